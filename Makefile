@@ -1,0 +1,39 @@
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+RUN_READY := $(VENV)/.ready-run
+DEV_READY := $(VENV)/.ready-dev
+
+.PHONY: run test lint dashboard bench clean
+
+run: $(RUN_READY)  ## profile this machine, plan, predict, run and compare; results in runs/latest
+	$(BIN)/kvoverlap validate --device auto --out runs/latest
+
+test: lint  ## style, types, import arrows, then every test
+	$(BIN)/pytest
+
+lint: $(DEV_READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+dashboard: $(RUN_READY)  ## predicted against measured, in the browser
+	$(BIN)/streamlit run dashboard
+
+bench: $(DEV_READY)  ## time the planner and the engine
+	$(BIN)/pytest benchmarks --benchmark-only --override-ini 'python_files=bench_*.py'
+
+clean:
+	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(RUN_READY): pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is not installed: use make PYTHON=python3 with Python 3.11 or newer"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[hw,dashboard]'
+	touch $@
+
+$(DEV_READY): $(RUN_READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@

@@ -1,0 +1,23 @@
+"""Profiles a device and runs task graphs on it with real tensors."""
+
+from hw.backends import DEVICES, open_backend, resolve_device
+from hw.cache import HostCache, prefill, prompt_ids, resident_decode
+from hw.executor import Executor, check_graph_fits
+from hw.profiler import balanced_link_bytes_per_s, profile_device
+from hw.weights import random_weights, weights_from_tensors
+
+__all__ = [
+    "DEVICES",
+    "Executor",
+    "HostCache",
+    "balanced_link_bytes_per_s",
+    "check_graph_fits",
+    "open_backend",
+    "prefill",
+    "profile_device",
+    "prompt_ids",
+    "random_weights",
+    "resident_decode",
+    "resolve_device",
+    "weights_from_tensors",
+]

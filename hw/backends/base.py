@@ -1,0 +1,66 @@
+"""What the executor and the profiler need of a device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, Self
+
+import torch
+from torch import Tensor
+
+
+class Marker(Protocol):
+    """The start and end of one piece of work issued to a lane."""
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Bytes a job may use."""
+
+    device_bytes: int
+    host_bytes: int
+
+
+class Backend(Protocol):
+    """A device whose lanes run issued work first in, first out.
+
+    Work issued to different lanes runs at the same time unless `after` says otherwise.
+    """
+
+    kind: str
+    device: torch.device
+
+    def host_empty(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        """Uninitialised host memory that the copy lanes can read and write asynchronously."""
+
+    def device_empty(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        """Uninitialised device memory."""
+
+    def memory(self) -> Memory:
+        """Bytes free now."""
+
+    def begin(self) -> None:
+        """Start a run: time zero of the markers that follow."""
+
+    def issue(self, lane: str, work: Callable[[], None], after: Sequence[Marker] = ()) -> Marker:
+        """Queue `work` on `lane`, to start once `after` and all earlier work of the lane is done.
+
+        `work` enqueues device operations; it must not wait for the device.
+        """
+
+    def copy(self, destination: Tensor, source: Tensor) -> None:
+        """Copy between host and device; to be called by work on a copy lane."""
+
+    def finish(self) -> None:
+        """Wait until all issued work is done; raises what a piece of work raised."""
+
+    def times_s(self, markers: Sequence[Marker]) -> list[tuple[float, float]]:
+        """Start and end of finished work, in seconds since `begin`."""
+
+    def environment(self) -> dict[str, Any]:
+        """What a reader needs to judge or repeat a measurement made here."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *exc: object) -> None: ...

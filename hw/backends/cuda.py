@@ -1,0 +1,100 @@
+"""An NVIDIA GPU: lanes are streams, dependencies are events, times are device times.
+
+Host memory of the copy lanes is pinned, nothing is allocated or synchronised while work is
+issued, and every operation is timed by a pair of events on its own stream, the first recorded
+after the stream's waits so that it marks the start of the operation and not of the waiting.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from hw.backends.base import Memory
+from hw.environment import cuda_environment, host_environment, host_memory_bytes
+from sim.graph import LANES
+
+
+def cuda_available() -> bool:
+    return torch.cuda.is_available()
+
+
+@dataclass(frozen=True, slots=True)
+class CudaMarker:
+    start: torch.cuda.Event
+    end: torch.cuda.Event
+
+
+class CudaBackend:
+    """The first visible CUDA device."""
+
+    kind = "cuda"
+
+    def __init__(self) -> None:
+        self.device = torch.device("cuda", torch.cuda.current_device())
+        self._streams = {lane: torch.cuda.Stream(self.device) for lane in LANES}
+        self._zero = torch.cuda.Event(enable_timing=True)
+
+    def host_empty(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        return torch.empty(tuple(shape), dtype=dtype, pin_memory=True)
+
+    def device_empty(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        return torch.empty(tuple(shape), dtype=dtype, device=self.device)
+
+    def memory(self) -> Memory:
+        free, _ = torch.cuda.mem_get_info(self.device)
+        return Memory(free, host_memory_bytes())
+
+    def begin(self) -> None:
+        """All streams start behind one event, which is time zero."""
+        torch.cuda.synchronize(self.device)
+        first = next(iter(self._streams.values()))
+        self._zero.record(first)
+        for stream in self._streams.values():
+            stream.wait_event(self._zero)
+
+    def issue(
+        self, lane: str, work: Callable[[], None], after: Sequence[CudaMarker] = ()
+    ) -> CudaMarker:
+        stream = self._streams[lane]
+        marker = CudaMarker(
+            torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        )
+        with torch.cuda.stream(stream), torch.inference_mode():
+            for earlier in after:
+                stream.wait_event(earlier.end)
+            marker.start.record(stream)
+            work()
+            marker.end.record(stream)
+        return marker
+
+    def copy(self, destination: Tensor, source: Tensor) -> None:
+        host = source if source.device.type == "cpu" else destination
+        if not host.is_pinned():
+            raise RuntimeError("a copy lane was given pageable host memory")
+        destination.copy_(source, non_blocking=True)
+
+    def finish(self) -> None:
+        torch.cuda.synchronize(self.device)
+
+    def times_s(self, markers: Sequence[CudaMarker]) -> list[tuple[float, float]]:
+        return [
+            (
+                max(0.0, self._zero.elapsed_time(marker.start) / 1e3),
+                max(0.0, self._zero.elapsed_time(marker.end) / 1e3),
+            )
+            for marker in markers
+        ]
+
+    def environment(self) -> dict[str, Any]:
+        return {**host_environment(), **cuda_environment(self.device)}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        torch.cuda.synchronize(self.device)

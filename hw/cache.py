@@ -1,0 +1,125 @@
+"""The KV cache and attention inputs in host memory, and the two ways to fill and check it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hw.backends import Backend
+from hw.kernels import Kernels
+from hw.weights import TORCH_DTYPE, Weights
+from sim.model_spec import ModelSpec
+from sim.workload import Workload
+
+PREFILL_TOKENS = 4096
+"""Prompt tokens that go through a layer together; bounds the activations' memory."""
+
+
+@dataclass(slots=True)
+class HostCache:
+    """K, V and X of every past token, in (pinned) host memory, token-major.
+
+    Args:
+        kv: for each layer [S, B, 2, H_kv, D].
+        x: for each layer [S, B, h], the inputs of the K/V projection.
+        next_tokens: [B], what the prompt's last position predicts; the first decode step's input.
+    """
+
+    kv: list[Tensor]
+    x: list[Tensor]
+    next_tokens: Tensor
+
+    @classmethod
+    def empty(cls, model: ModelSpec, workload: Workload, backend: Backend) -> HostCache:
+        dtype, rows = TORCH_DTYPE[model.dtype], (workload.max_tokens, workload.batch_size)
+        return cls(
+            kv=[
+                backend.host_empty((*rows, 2, model.n_kv_heads, model.head_dim), dtype)
+                for _ in range(model.n_layers)
+            ],
+            x=[
+                backend.host_empty((*rows, model.hidden_size), dtype) for _ in range(model.n_layers)
+            ],
+            next_tokens=torch.zeros(workload.batch_size, dtype=torch.int64),
+        )
+
+    def take_prefix(self, longer: HostCache, prompt_tokens: int) -> None:
+        """Fill from a cache of the same prompts (or more, or longer ones).
+
+        K, V and X of a token depend on nothing behind it and on no other sequence.
+        """
+        batch = self.next_tokens.shape[0]
+        for mine, theirs in zip([*self.kv, *self.x], [*longer.kv, *longer.x], strict=True):
+            mine[:prompt_tokens].copy_(theirs[:prompt_tokens, :batch])
+        self.next_tokens.copy_(longer.next_tokens[:batch])
+
+
+def prompt_ids(model: ModelSpec, workload: Workload, seed: int) -> Tensor:
+    """Seeded random prompts, [B, S]."""
+    generator = torch.Generator().manual_seed(seed)
+    shape = (workload.batch_size, workload.prompt_tokens)
+    return torch.randint(0, model.vocab_size, shape, generator=generator)
+
+
+@torch.inference_mode()
+def prefill(weights: Weights, prompts: Tensor, cache: HostCache) -> None:
+    """Run the prompts through the model and store K, V, X and the predicted next tokens.
+
+    Args:
+        prompts: [B, S] token ids.
+    """
+    n_sequences, n_tokens = prompts.shape
+    kernels = Kernels(weights, n_tokens)
+    model, device = weights.model, weights.device
+    together = max(1, PREFILL_TOKENS // n_tokens)
+    for first in range(0, n_sequences, together):
+        part = slice(first, min(first + together, n_sequences))
+        hidden = kernels.embed(prompts[part].to(device), 0)  # [B, S, h]
+        shape = (n_tokens, hidden.shape[0])
+        kv = hidden.new_empty((*shape, 2, model.n_kv_heads, model.head_dim))
+        x = hidden.new_empty((*shape, model.hidden_size))
+        for number, layer in enumerate(weights.layers):
+            kernels.causal_attention(layer, hidden, kv, x)
+            kernels.mlp(layer, hidden)
+            cache.kv[number][:n_tokens, part].copy_(kv)
+            cache.x[number][:n_tokens, part].copy_(x)
+        cache.next_tokens[part] = kernels.logits(hidden[:, -1]).argmax(dim=-1).cpu()
+
+
+@dataclass(slots=True)
+class ResidentDecode:
+    """What a decode without any offloading computes.
+
+    Args:
+        tokens: [steps, B], the token that each step predicts.
+        logits: [B, V] of the last step.
+        kv: for each layer [S, B, 2, H_kv, D], all tokens.
+    """
+
+    tokens: Tensor
+    logits: Tensor
+    kv: list[Tensor]
+
+
+@torch.inference_mode()
+def resident_decode(weights: Weights, cache: HostCache, workload: Workload) -> ResidentDecode:
+    """Decode greedily with the whole KV cache on the device: the reference for any plan."""
+    kernels = Kernels(weights, workload.max_tokens)
+    device = weights.device
+    kv = [layer_kv.to(device, copy=True) for layer_kv in cache.kv]
+    x = torch.empty_like(cache.x[0][0], device=device)
+    tokens = torch.empty((workload.gen_tokens, workload.batch_size), dtype=torch.int64)
+    current, logits = cache.next_tokens.to(device), torch.empty(0)
+    for step in range(workload.gen_tokens):
+        past = workload.context_tokens(step)
+        hidden = kernels.embed(current[:, None], past)[:, 0]
+        for number, layer in enumerate(weights.layers):
+            queries = kernels.qkv(layer, hidden, kv[number][past : past + 1], x, past)
+            kernels.attention(layer, hidden, queries, kv[number][: past + 1])
+            kernels.mlp(layer, hidden)
+        logits = kernels.logits(hidden)
+        current = logits.argmax(dim=-1)
+        tokens[step] = current.cpu()
+    return ResidentDecode(tokens, logits.cpu(), [layer_kv.cpu() for layer_kv in kv])

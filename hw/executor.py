@@ -1,0 +1,216 @@
+"""Run a task graph on a device with real tensors, and measure when each task ran."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hw.backends import Backend, Marker
+from hw.cache import HostCache, ResidentDecode
+from hw.kernels import Kernels
+from hw.weights import TORCH_DTYPE, Weights
+from sim.errors import Mismatch, NotSimulated, WrongNumbers
+from sim.graph import Task, TaskGraph
+from sim.memory import check_fits
+from sim.timeline import Timeline
+
+TOLERANCE = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1}
+"""Largest difference from the resident decode, relative to its largest magnitude."""
+
+
+class Executor:
+    """One graph with its device buffers, ready to run any number of times.
+
+    Args:
+        graph: what to run.
+        predicted_sha256: hash of the graph whose simulation passed.
+        weights: on the backend's device.
+        cache: K, V and X of the prompt; the run appends the new tokens behind it.
+
+    Raises:
+        NotSimulated: `predicted_sha256` is not this graph's hash.
+        Mismatch: the weights belong to another model, or the cache to another workload.
+        DoesNotFit: buffers exceed the free memory.
+    """
+
+    def __init__(
+        self,
+        graph: TaskGraph,
+        predicted_sha256: str,
+        weights: Weights,
+        cache: HostCache,
+        backend: Backend,
+    ) -> None:
+        if predicted_sha256 != graph.sha256:
+            raise NotSimulated(
+                f"graph {graph.sha256[:12]} has no passing simulation (found one of "
+                f"{predicted_sha256[:12]}); simulate the plan first."
+            )
+        if weights.model != graph.model:
+            raise Mismatch(
+                f"the plan is for model {graph.model.name} ({graph.model.dtype}), the weights are "
+                f"of {weights.model.name} ({weights.model.dtype}); plan for the loaded model."
+            )
+        expected = (graph.workload.max_tokens, graph.workload.batch_size)
+        if tuple(cache.kv[0].shape[:2]) != expected:
+            raise Mismatch(
+                f"the cache holds {tuple(cache.kv[0].shape[:2])} tokens x sequences, the plan "
+                f"needs {expected}."
+            )
+        self.graph = graph
+        self.weights = weights
+        self.cache = cache
+        self.backend = backend
+        model, job = graph.model, graph.workload
+        dtype, empty = TORCH_DTYPE[model.dtype], backend.device_empty
+        loads = [task for task in graph.tasks if task.op == "load_x"]
+        x_rows = max((task.n_tokens for task in loads), default=0)
+        batch, rows = job.batch_size, range(graph.slots)
+        self._kernels = Kernels(weights, job.max_tokens)
+        kv_shape = (job.max_tokens, batch, 2, model.n_kv_heads, model.head_dim)
+        self._kv = [empty(kv_shape, dtype) for _ in rows]
+        self._x = [empty((x_rows, batch, model.hidden_size), dtype) for _ in rows]
+        self._new_x = [empty((batch, model.hidden_size), dtype) for _ in rows]
+        self._hidden = empty((batch, model.hidden_size), dtype)
+        self._queries = empty((batch, model.n_heads, model.head_dim), dtype)
+        self._tokens = empty((job.gen_tokens + 1, batch), torch.int64)
+        self._logits = empty((batch, model.vocab_size), dtype)
+        self._ops: dict[str, Callable[[Task], None]] = {
+            "embed": self._embed,
+            "qkv": self._qkv,
+            "recompute": self._recompute,
+            "attention": self._attention,
+            "mlp": self._mlp,
+            "head": self._head,
+            "load_x": self._load_x,
+            "load_kv": self._load_kv,
+            "store_kv": self._store_kv,
+            "store_x": self._store_x,
+        }
+
+    def run(self) -> Timeline:
+        """Decode once; returns when every task ran."""
+        self._tokens[0].copy_(self.cache.next_tokens)
+        markers: list[Marker] = []
+        self.backend.begin()
+        for task, deps in zip(self.graph.tasks, self.graph.dep_indices, strict=True):
+            markers.append(
+                self.backend.issue(task.lane, self._work(task), [markers[dep] for dep in deps])
+            )
+        self.backend.finish()
+        times = self.backend.times_s(markers)
+        return Timeline(self.graph, tuple(a for a, _ in times), tuple(b for _, b in times))
+
+    @property
+    def tokens(self) -> Tensor:
+        """[steps, B], the token that each step of the last run predicted."""
+        return self._tokens[1:].cpu()
+
+    @property
+    def logits(self) -> Tensor:
+        """[B, V] of the last step of the last run."""
+        return self._logits.cpu()
+
+    def check(self, reference: ResidentDecode) -> dict[str, float | bool]:
+        """Compare what the last run computed with the resident decode.
+
+        Looked at are the greedy tokens, the last logits, the K and V appended to the host cache,
+        and all K and V, loaded and recomputed, that the slots still hold.
+
+        Raises:
+            WrongNumbers: tokens differ, or a tensor differs by more than `TOLERANCE`.
+        """
+        job = self.graph.workload
+        new = slice(job.prompt_tokens, job.max_tokens)
+        appended = max(
+            relative_difference(mine[new], theirs[new])
+            for mine, theirs in zip(self.cache.kv, reference.kv, strict=True)
+        )
+        last = {task.slot: task for task in self.graph.tasks if task.op == "attention"}
+        in_slots = max(
+            relative_difference(
+                self._kv[slot][: task.token_stop].cpu(), reference.kv[task.layer][: task.token_stop]
+            )
+            for slot, task in last.items()
+        )
+        result: dict[str, float | bool] = {
+            "tokens_equal": bool(torch.equal(self.tokens, reference.tokens)),
+            "logits_difference": relative_difference(self.logits, reference.logits),
+            "kv_appended_difference": appended,
+            "kv_in_slots_difference": in_slots,
+        }
+        limit = TOLERANCE[self.graph.model.dtype]
+        worst = max(value for value in result.values() if not isinstance(value, bool))
+        if not result["tokens_equal"] or not worst <= limit:
+            raise WrongNumbers(
+                f"the run of graph {self.graph.sha256[:12]} differs from the resident decode "
+                f"({result}); the limit is {limit}."
+            )
+        return result
+
+    def _work(self, task: Task) -> Callable[[], None]:
+        op = self._ops[task.op]
+        return lambda: op(task)
+
+    def _embed(self, task: Task) -> None:
+        tokens = self._tokens[task.step][:, None]
+        self._hidden.copy_(self._kernels.embed(tokens, task.token_start)[:, 0])
+
+    def _qkv(self, task: Task) -> None:
+        layer = self.weights.layers[task.layer]
+        row = self._kv[task.slot][task.token_start : task.token_stop]
+        new_x = self._new_x[task.slot]
+        queries = self._kernels.qkv(layer, self._hidden, row, new_x, task.token_start)
+        self._queries.copy_(queries)
+
+    def _recompute(self, task: Task) -> None:
+        layer = self.weights.layers[task.layer]
+        tokens = slice(task.token_start, task.token_stop)
+        self._kernels.project_kv(
+            layer, self._x[task.slot][tokens], self._kv[task.slot][tokens], task.token_start
+        )
+
+    def _attention(self, task: Task) -> None:
+        layer = self.weights.layers[task.layer]
+        kv = self._kv[task.slot][: task.token_stop]
+        self._kernels.attention(layer, self._hidden, self._queries, kv)
+
+    def _mlp(self, task: Task) -> None:
+        self._kernels.mlp(self.weights.layers[task.layer], self._hidden)
+
+    def _head(self, task: Task) -> None:
+        self._logits.copy_(self._kernels.logits(self._hidden))
+        torch.argmax(self._logits, dim=-1, out=self._tokens[task.step + 1])
+
+    def _load_x(self, task: Task) -> None:
+        tokens = slice(task.token_start, task.token_stop)
+        self.backend.copy(self._x[task.slot][tokens], self.cache.x[task.layer][tokens])
+
+    def _load_kv(self, task: Task) -> None:
+        tokens = slice(task.token_start, task.token_stop)
+        self.backend.copy(self._kv[task.slot][tokens], self.cache.kv[task.layer][tokens])
+
+    def _store_kv(self, task: Task) -> None:
+        tokens = slice(task.token_start, task.token_stop)
+        self.backend.copy(self.cache.kv[task.layer][tokens], self._kv[task.slot][tokens])
+
+    def _store_x(self, task: Task) -> None:
+        self.backend.copy(self.cache.x[task.layer][task.token_start], self._new_x[task.slot])
+
+
+def relative_difference(mine: Tensor, theirs: Tensor) -> float:
+    """Largest absolute difference over the largest magnitude of `theirs`; NaN never passes."""
+    return float((mine.float() - theirs.float()).abs().max() / theirs.float().abs().max())
+
+
+def check_graph_fits(graph: TaskGraph, backend: Backend) -> None:
+    """Refuse a graph that the device or host has no room for, before anything is allocated.
+
+    Raises:
+        DoesNotFit: names what is too large and what to lower.
+    """
+    memory = backend.memory()
+    check_fits(graph, memory.device_bytes, memory.host_bytes, f"this {backend.kind} device")

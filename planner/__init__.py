@@ -1,0 +1,7 @@
+"""Chooses what to load and what to recompute, and turns the choice into a task graph."""
+
+from planner.plan import Plan, StepSplit
+from planner.planning import SCHEDULES, make_plan
+from planner.policies import POLICIES
+
+__all__ = ["POLICIES", "SCHEDULES", "Plan", "StepSplit", "make_plan"]

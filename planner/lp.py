@@ -1,0 +1,269 @@
+"""The decode schedule as a linear program whose optimum is the makespan of the graph.
+
+Variables: the start of every task and, per step and layer, how many tokens are recomputed.
+Rows: a task starts after each of its deps and after its lane's previous task; the time of a task
+whose size is being chosen is at least every line of its convex cost hull. Where costs are
+straight lines the hull is the cost, and the optimum is the simulated makespan; elsewhere the hull
+lies below the cost and the optimum is a lower bound.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import pulp
+
+from sim.cost import CostModel
+from sim.errors import PlannerFailed
+from sim.graph import Task, TaskGraph
+
+SIZED_OPS = ("load_x", "load_kv", "recompute")
+"""Operations whose token count is a variable."""
+
+Cell = tuple[int, int]
+"""(step, layer)."""
+
+Line = tuple[float, float]
+"""Seconds at zero tokens and seconds a token more costs."""
+
+
+@dataclass(frozen=True)
+class Relaxation:
+    """Optimum of the LP over fractional token counts.
+
+    Args:
+        objective_s: end of the last task.
+        tokens: recomputed tokens of each (step, layer).
+        lane_share_s: for each lane, the derivative of the makespan with respect to stretching all
+            its tasks by the same factor, from the duals; a lane that decides everything has the
+            whole makespan, one that never holds anything up has zero.
+    """
+
+    objective_s: float
+    tokens: dict[Cell, float]
+    lane_share_s: dict[str, float]
+
+
+class CostLines:
+    """Convex piecewise-linear lower hulls of the cost of the operations sized by the LP."""
+
+    def __init__(self, costs: CostModel, max_tokens: int) -> None:
+        self._costs = costs
+        self._max_tokens = max_tokens
+        self._lines = {op: self._hull(op) for op in SIZED_OPS}
+
+    def __getitem__(self, op: str) -> list[Line]:
+        return self._lines[op]
+
+    def _hull(self, op: str) -> list[Line]:
+        points = [
+            (count, self.seconds(op, count))
+            for count in self._costs.token_knots(op, self._max_tokens)
+        ]
+        hull: list[tuple[float, float]] = []
+        for point in points:
+            while len(hull) > 1 and _turns_down(hull[-2], hull[-1], point):
+                hull.pop()
+            hull.append(point)
+        lines = []
+        for (x0, y0), (x1, y1) in pairwise(hull):
+            slope = (y1 - y0) / (x1 - x0)
+            lines.append((y0 - slope * x0, slope))
+        return lines
+
+    def seconds(self, op: str, count: int) -> float:
+        """Exact cost of `op` on `count` tokens; no tokens, no task, no time."""
+        if count == 0:
+            return 0.0
+        if op == "recompute":
+            return self._costs.compute(op, count, count).seconds
+        model = self._costs.model
+        one = model.x_token_bytes if op == "load_x" else model.kv_token_bytes
+        return self._costs.copy("h2d", self._costs.workload.batch_size * count * one).seconds
+
+
+def _turns_down(a: tuple[float, float], b: tuple[float, float], c: tuple[float, float]) -> bool:
+    """Whether b lies on or above the straight line from a to c, up to rounding."""
+    cross = (b[0] - a[0]) * (c[1] - a[1]) - (b[1] - a[1]) * (c[0] - a[0])
+    return cross <= 1e-12 * abs((c[0] - a[0]) * (c[1] - a[1]))
+
+
+class ScheduleLP:
+    """The LP of one row-schedule graph.
+
+    Args:
+        graph: a lowering in which every sized task exists; its counts are ignored.
+        contexts: past tokens of each step.
+        lines: cost hulls of the sized operations.
+        fixed_s: seconds of every task, in graph order; used for those that are not sized.
+        issued_s: when the host has issued each task.
+    """
+
+    def __init__(
+        self,
+        graph: TaskGraph,
+        contexts: Sequence[int],
+        lines: CostLines,
+        fixed_s: Sequence[float],
+        issued_s: Sequence[float],
+    ) -> None:
+        self.graph = graph
+        self._contexts = contexts
+        self._fixed_s = fixed_s
+        self.problem = pulp.LpProblem("decode_row", pulp.LpMinimize)
+        self._weights: dict[str, tuple[str, float, pulp.LpVariable | None, float]] = {}
+        add = self.problem.add_variable
+        self.tokens = {
+            (step, layer): add(f"recomputed_s{step}_L{layer}", 0, past)
+            for step, past in enumerate(contexts)
+            for layer in range(graph.model.n_layers)
+        }
+        self._start = [
+            add(f"start_{_name(task)}", ready)
+            for task, ready in zip(graph.tasks, issued_s, strict=True)
+        ]
+        self._duration = {
+            at: add(f"time_{_name(task)}", 0)
+            for at, task in enumerate(graph.tasks)
+            if task.op in SIZED_OPS
+        }
+        self.makespan = add("makespan", 0)
+        self.problem.setObjective(self.makespan)
+        self._cost_rows(lines)
+        self._order_rows()
+
+    def solve(self) -> Relaxation:
+        """Minimise the makespan, then choose the most even among the optimal splits.
+
+        Raises:
+            PlannerFailed: the solver stopped without an optimum.
+        """
+        self._run()
+        objective = float(self.makespan.value())
+        shares = self._lane_shares()
+        self._prefer_even(objective)
+        self._run()
+        tokens = {cell: float(variable.value()) for cell, variable in self.tokens.items()}
+        return Relaxation(objective, tokens, shares)
+
+    def _run(self) -> None:
+        status = self.problem.solve(pulp.HiGHS(msg=False))
+        if status != pulp.LpStatusOptimal:
+            raise PlannerFailed(
+                f"the LP of {self.graph.model.name} ended {pulp.LpStatus[status]!r} instead of "
+                "optimal; report the plan's inputs as a defect."
+            )
+
+    def _row(self, name: str, terms: list[tuple[pulp.LpVariable, float]], least: float) -> None:
+        expression = pulp.LpAffineExpression(terms)
+        self.problem.addConstraint(expression >= least, name)
+
+    def _cost_rows(self, lines: CostLines) -> None:
+        """time >= seconds at zero + slope * tokens, for each line of the hull."""
+        for at, duration in self._duration.items():
+            task = self.graph.tasks[at]
+            count = self.tokens[task.step, task.layer]
+            past = self._contexts[task.step]
+            for number, (base, slope) in enumerate(lines[task.op]):
+                if task.op == "load_kv":
+                    base, slope = base + slope * past, -slope
+                name = f"cost_{_name(task)}_{number}"
+                self._row(name, [(duration, 1.0), (count, -slope)], base)
+                self._weights[name] = (task.lane, base, count, slope)
+
+    def _order_rows(self) -> None:
+        """start(task) >= end of each dep and of the task before it on its lane."""
+        tasks = self.graph.tasks
+        followed: set[int] = set()
+        last_on_lane: dict[tuple[int, str], int] = {}
+        for at, task in enumerate(tasks):
+            before = {dep for dep in self.graph.dep_indices[at] if tasks[dep].lane != task.lane}
+            lane = (task.device, task.lane)
+            if lane in last_on_lane:
+                before.add(last_on_lane[lane])
+            for earlier in sorted(before):
+                self._after(earlier, self._start[at], _name(task))
+            followed |= before
+            last_on_lane[lane] = at
+        for at in range(len(tasks)):
+            if at not in followed:
+                self._after(at, self.makespan, "end")
+
+    def _after(self, earlier: int, target: pulp.LpVariable, target_name: str) -> None:
+        task = self.graph.tasks[earlier]
+        name = f"after_{_name(task)}__{target_name}"
+        terms = [(target, 1.0), (self._start[earlier], -1.0)]
+        if earlier in self._duration:
+            self._row(name, [*terms, (self._duration[earlier], -1.0)], 0.0)
+            return
+        self._row(name, terms, self._fixed_s[earlier])
+        self._weights[name] = (task.lane, self._fixed_s[earlier], None, 0.0)
+
+    def _lane_shares(self) -> dict[str, float]:
+        """d makespan / d (stretch of a lane): duals times the seconds that each row carries."""
+        shares: dict[str, float] = {}
+        for name, (lane, base, count, slope) in self._weights.items():
+            dual = self.problem.get_constraint_by_name(name).pi or 0.0
+            seconds = base + (slope * count.value() if count is not None else 0.0)
+            shares[lane] = shares.get(lane, 0.0) + dual * seconds
+        return shares
+
+    def _prefer_even(self, objective: float) -> None:
+        """Among optimal splits, ask for the one that changes least from layer to layer.
+
+        Optima are many: only the work of both lanes over all layers is tight. An even split
+        needs the smallest staging slots and suffers least when a real task is late.
+        """
+        self.makespan.upBound = objective * (1 + 1e-7)
+        changes = []
+        for before, after in pairwise(self.tokens):
+            change = self.problem.add_variable(f"change_s{after[0]}_L{after[1]}", 0)
+            for sign, side in ((1.0, "up"), (-1.0, "down")):
+                terms = [
+                    (change, 1.0),
+                    (self.tokens[after], -sign),
+                    (self.tokens[before], sign),
+                ]
+                self._row(f"{side}_s{after[0]}_L{after[1]}", terms, 0.0)
+            changes.append(change)
+        self.problem.setObjective(pulp.lpSum(changes))
+
+
+def lane_work_bound(
+    lines: CostLines, contexts: Sequence[int], n_layers: int, other_compute_s: float
+) -> float:
+    """A makespan that no split can beat: neither lane can do its own work faster.
+
+    All layers of a step share one count, which loses nothing because the hulls are convex.
+
+    Args:
+        other_compute_s: seconds of all compute tasks whose size is fixed.
+    """
+    problem = pulp.LpProblem("lane_work", pulp.LpMinimize)
+    makespan = problem.add_variable("makespan", 0)
+    problem.setObjective(makespan)
+    work: dict[str, list[tuple[pulp.LpVariable, float]]] = {op: [] for op in SIZED_OPS}
+    for step, past in enumerate(contexts):
+        count = problem.add_variable(f"recomputed_s{step}", 0, past)
+        for op in SIZED_OPS:
+            time = problem.add_variable(f"time_{op}_s{step}", 0)
+            work[op].append((time, -float(n_layers)))
+            for number, (base, slope) in enumerate(lines[op]):
+                if op == "load_kv":
+                    base, slope = base + slope * past, -slope
+                row = pulp.LpAffineExpression([(time, 1.0), (count, -slope)])
+                problem.addConstraint(row >= base, f"cost_{op}_s{step}_{number}")
+    link = pulp.LpAffineExpression([(makespan, 1.0), *work["load_x"], *work["load_kv"]])
+    problem.addConstraint(link >= 0.0, "link_work")
+    compute = pulp.LpAffineExpression([(makespan, 1.0), *work["recompute"]])
+    problem.addConstraint(compute >= other_compute_s, "compute_work")
+    status = problem.solve(pulp.HiGHS(msg=False))
+    if status != pulp.LpStatusOptimal:
+        raise PlannerFailed(f"the lane-work bound ended {pulp.LpStatus[status]!r}.")
+    return float(makespan.value())
+
+
+def _name(task: Task) -> str:
+    return task.id.replace(".", "_")

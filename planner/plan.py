@@ -1,0 +1,136 @@
+"""What to load and what to recompute, for one model, machine and workload: a file."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from planner.lower import lower_row
+from sim.errors import BadFile, BadInput, Mismatch
+from sim.files import STRICT_KEYS, parse, read_json, write_json
+from sim.graph import TaskGraph
+from sim.hardware import HardwareProfile
+from sim.model_spec import ModelSpec
+from sim.workload import Workload
+
+
+@dataclass(frozen=True, slots=True)
+class StepSplit:
+    """One decode step: tokens of every layer by how their K and V reach the attention.
+
+    The three counts of a layer add up to `context_tokens`.
+    """
+
+    __pydantic_config__ = STRICT_KEYS
+
+    step: int
+    context_tokens: int
+    recomputed_tokens: tuple[int, ...]
+    loaded_tokens: tuple[int, ...]
+    resident_tokens: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        rows = (self.recomputed_tokens, self.loaded_tokens, self.resident_tokens)
+        if len({len(row) for row in rows}) != 1:
+            raise BadInput(f"step {self.step}: the token lists must have one entry per layer.")
+        for layer, counts in enumerate(zip(*rows, strict=True)):
+            if min(counts) < 0 or sum(counts) != self.context_tokens:
+                raise BadInput(
+                    f"step {self.step}, layer {layer}: recomputed, loaded and resident tokens "
+                    f"{counts} must be at least 0 and add up to {self.context_tokens}."
+                )
+        if any(self.resident_tokens):
+            raise BadInput(f"step {self.step}: resident_tokens must be 0 in this version.")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A split with its prediction, and everything needed to lower and simulate it again.
+
+    Args:
+        lp_objective_s: the LP's value at these whole token counts: the longest path through the
+            graph, every task alone on its lane.
+        makespan_s: the simulated makespan, sharing and interference included.
+        lower_bound_s: no split of this workload on this machine is faster, by the LP.
+        baselines: simulated makespan of each policy.
+        bottleneck: what limits this plan and what 10 % more of it would save.
+        graph_sha256: hash of the graph that was simulated; a device runs no other.
+    """
+
+    __pydantic_config__ = STRICT_KEYS
+
+    policy: str
+    schedule: str
+    model: ModelSpec
+    hardware: HardwareProfile
+    workload: Workload
+    steps: tuple[StepSplit, ...]
+    makespan_s: float
+    lp_objective_s: float
+    lower_bound_s: float
+    baselines: dict[str, float]
+    bottleneck: str
+    graph_sha256: str
+
+    def lower(self) -> TaskGraph:
+        """The graph that realises this plan, built anew from the split."""
+        return lower_row(
+            self.model, self.workload, [step.recomputed_tokens for step in self.steps]
+        )
+
+    def simulated_graph(self) -> TaskGraph:
+        """The lowered graph, provided it is the one whose simulation this plan carries.
+
+        Raises:
+            Mismatch: the split was edited after the plan was simulated.
+        """
+        graph = self.lower()
+        if graph.sha256 != self.graph_sha256:
+            raise Mismatch(
+                f"the plan's split gives graph {graph.sha256[:12]} but its simulation was of "
+                f"{self.graph_sha256[:12]}: it was edited; run `kvoverlap simulate PLAN "
+                "--plan-out NEW` and use the new plan."
+            )
+        return graph
+
+    def to_dict(self) -> dict[str, Any]:
+        content = asdict(self)
+        content["hardware"] = self.hardware.to_dict()
+        return content
+
+    def save(self, path: Path | str) -> None:
+        write_json(path, "plan", self.to_dict())
+
+    @classmethod
+    def load(cls, path: Path | str) -> Plan:
+        """Read a plan file.
+
+        Raises:
+            BadFile: unreadable, of another kind, or with an unknown, absent or invalid key.
+        """
+        try:
+            plan = parse(cls, read_json(path, "plan"), str(path))
+            for number, step in enumerate(plan.steps):
+                if step.step != number or step.context_tokens != plan.workload.context_tokens(
+                    number
+                ):
+                    raise BadInput(f"steps[{number}] does not belong to this workload.")
+        except BadInput as error:
+            if isinstance(error, BadFile):
+                raise
+            raise BadFile(f"{path}: {error}") from None
+        return plan
+
+
+def step_splits(workload: Workload, split: list[list[int]]) -> tuple[StepSplit, ...]:
+    """Name the parts of every step of a split whose other tokens are loaded."""
+    steps = []
+    for number, row in enumerate(split):
+        past = workload.context_tokens(number)
+        steps.append(
+            StepSplit(
+                number, past, tuple(row), tuple(past - count for count in row), (0,) * len(row)
+            )
+        )
+    return tuple(steps)

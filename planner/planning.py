@@ -1,0 +1,236 @@
+"""Make a plan: split by policy, lower, simulate, bound, explain."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+from planner.lower import lower_row
+from planner.lp import CostLines, Relaxation, ScheduleLP, lane_work_bound
+from planner.plan import Plan, step_splits
+from planner.policies import BASELINES, baseline_split, fixed_tokens
+from sim.cost import CostModel
+from sim.engine import issue_times, simulate
+from sim.errors import BadInput, UnknownName
+from sim.graph import COMPUTE, TaskGraph
+from sim.hardware import HardwareProfile
+from sim.memory import check_fits
+from sim.model_spec import ModelSpec
+from sim.timeline import Timeline, earliest_schedule
+from sim.workload import Workload
+
+SCHEDULES = ("row",)
+MAX_LP_STEPS = 5
+"""A longer job is planned at this many steps, and in between by straight lines."""
+
+GAP_WORTH_POLISHING = 1e-3
+"""Relative distance between simulated makespan and lower bound below which search stops."""
+
+LANE_TERMS = {
+    "compute": ("compute", "compute speed"),
+    "h2d": ("h2d link", "bandwidth"),
+    "d2h": ("d2h link", "bandwidth"),
+}
+
+
+def make_plan(
+    model: ModelSpec,
+    hardware: HardwareProfile,
+    workload: Workload,
+    policy: str = "lp",
+    schedule: str = "row",
+) -> Plan:
+    """Plan a decode job and simulate it.
+
+    Raises:
+        BadInput: unknown policy or schedule, or a workload the model cannot take.
+        DoesNotFit: weights, staging slots or the host cache exceed the profile's memory.
+        PlannerFailed: the LP has no optimum.
+    """
+    fixed_tokens(policy)
+    if schedule not in SCHEDULES:
+        raise UnknownName("schedule", schedule, SCHEDULES)
+    check_workload(model, workload)
+    planner = RowPlanner(model, hardware, workload)
+    check_fits(
+        planner.lower(baseline_split("load-all", model, workload, hardware)),
+        hardware.memory.device_bytes,
+        hardware.memory.host_bytes,
+        hardware.name,
+    )
+    simulated = {
+        name: planner.simulate(baseline_split(name, model, workload, hardware))
+        for name in BASELINES
+    }
+    makespans = {name: timeline.makespan_s for name, timeline in simulated.items()}
+    lp_split = planner.best_split(makespans["load-all"])
+    simulated["lp"] = planner.simulate(lp_split)
+    if policy == "lp":
+        split = lp_split
+    else:
+        split = baseline_split(policy, model, workload, hardware)
+    chosen = simulated.get(policy) or planner.simulate(split)
+    graph = chosen.graph
+    check_fits(graph, hardware.memory.device_bytes, hardware.memory.host_bytes, hardware.name)
+    return Plan(
+        policy=policy,
+        schedule=schedule,
+        model=model,
+        hardware=hardware,
+        workload=workload,
+        steps=step_splits(workload, split),
+        makespan_s=chosen.makespan_s,
+        lp_objective_s=planner.longest_path_s(graph),
+        lower_bound_s=planner.lower_bound_s(),
+        baselines={name: timeline.makespan_s for name, timeline in simulated.items()},
+        bottleneck=planner.bottleneck(),
+        graph_sha256=graph.sha256,
+    )
+
+
+def check_workload(model: ModelSpec, workload: Workload) -> None:
+    """Refuse contexts the model has no positions for, or that its window would cut."""
+    if workload.max_tokens > model.max_positions:
+        raise BadInput(
+            f"prompt_tokens + gen_tokens (={workload.max_tokens}) must be at most the "
+            f"{model.max_positions} positions of {model.name}; lower --prompt or --gen."
+        )
+    if model.sliding_window is not None and workload.max_tokens > model.sliding_window:
+        raise BadInput(
+            f"prompt_tokens + gen_tokens (={workload.max_tokens}) exceeds the sliding window of "
+            f"{model.sliding_window} tokens of {model.name}, which is not modelled; lower --prompt."
+        )
+
+
+class RowPlanner:
+    """Splits, lowers and prices one row-schedule decode job."""
+
+    def __init__(self, model: ModelSpec, hardware: HardwareProfile, workload: Workload) -> None:
+        self.model = model
+        self.hardware = hardware
+        self.workload = workload
+        self.costs = CostModel(hardware, model, workload)
+        self.lines = CostLines(self.costs, workload.max_tokens)
+        self.planned_steps = _planned_steps(workload.gen_tokens)
+        self._contexts = [workload.context_tokens(step) for step in self.planned_steps]
+        self._relaxation: Relaxation | None = None
+
+    def lower(self, split: Sequence[Sequence[int]]) -> TaskGraph:
+        return lower_row(self.model, self.workload, split)
+
+    def simulate(self, split: Sequence[Sequence[int]]) -> Timeline:
+        return simulate(self.lower(split), self.hardware)
+
+    def longest_path_s(self, graph: TaskGraph) -> float:
+        """The LP's value at the graph's own token counts."""
+        durations = [self.costs.estimate(task).seconds for task in graph.tasks]
+        return earliest_schedule(graph, durations, issue_times(graph, self.costs)).makespan_s
+
+    @property
+    def relaxation(self) -> Relaxation:
+        """Optimum of the LP over the planned steps, solved once."""
+        if self._relaxation is None:
+            n_layers = self.model.n_layers
+            template = self._shortened([[1] * n_layers for _ in self._contexts])
+            fixed = [self.costs.estimate(task).seconds for task in template.tasks]
+            issued = issue_times(template, self.costs)
+            lp = ScheduleLP(template, self._contexts, self.lines, fixed, issued)
+            self._relaxation = lp.solve()
+        return self._relaxation
+
+    def lower_bound_s(self) -> float:
+        """Makespan that no split can beat: the LP's if it saw every step, else by lane work."""
+        if len(self.planned_steps) == self.workload.gen_tokens:
+            return self.relaxation.objective_s
+        contexts = [self.workload.context_tokens(t) for t in range(self.workload.gen_tokens)]
+        graph = self.lower([[0] * self.model.n_layers] * len(contexts))
+        compute = sum(
+            self.costs.estimate(task).seconds for task in graph.tasks if task.lane == COMPUTE
+        )
+        return lane_work_bound(self.lines, contexts, self.model.n_layers, compute)
+
+    def best_split(self, load_all_s: float) -> list[list[int]]:
+        """The LP's split in whole tokens, or a better one found near it by simulation.
+
+        The LP leaves out interference between lanes and bends of the cost curves that are not
+        convex. Where that costs more than a thousandth, whole-job shifts are tried in the
+        simulator, and loading everything is taken where it is no slower.
+        """
+        n_layers = self.model.n_layers
+        rows = [
+            [self.relaxation.tokens[step, layer] for layer in range(n_layers)]
+            for step in range(len(self._contexts))
+        ]
+        bound = self.relaxation.objective_s
+
+        def makespan(shift: int) -> float:
+            graph = self._shortened(self._whole(rows, shift))
+            return simulate(graph, self.hardware).makespan_s
+
+        best, best_s = 0, makespan(0)
+        stride = max(1, self.workload.max_tokens // 8)
+        while stride and best_s > bound * (1 + GAP_WORTH_POLISHING):
+            trials = {best + sign * stride: makespan(best + sign * stride) for sign in (-1, 1)}
+            nearest = min(trials, key=trials.__getitem__)
+            if trials[nearest] < best_s:
+                best, best_s = nearest, trials[nearest]
+            else:
+                stride //= 2
+        split = self._all_steps(self._whole(rows, best))
+        if self.simulate(split).makespan_s >= load_all_s:
+            return [[0] * n_layers for _ in split]
+        return split
+
+    def bottleneck(self) -> str:
+        """Which lane holds the optimum up and what 10 % more speed there would save."""
+        relaxation = self.relaxation
+        saved = {
+            lane: share * (1 - 1 / 1.1) / relaxation.objective_s
+            for lane, share in relaxation.lane_share_s.items()
+        }
+        lane = max(saved, key=saved.__getitem__)
+        name, what = LANE_TERMS[lane]
+        return f"{name} limits: 10 % more {what} saves {100 * saved[lane]:.1f} %"
+
+    def _shortened(self, split: list[list[int]]) -> TaskGraph:
+        return lower_row(self.model, self.workload, split, self._contexts)
+
+    def _whole(self, rows: list[list[float]], shift: int) -> list[list[int]]:
+        """Rows in whole tokens, moved by `shift`, rounding so that each row keeps its sum."""
+        whole = []
+        for past, row in zip(self._contexts, rows, strict=True):
+            debt = 0.0
+            counts = []
+            for value in row:
+                wanted = min(max(value + shift, 0.0), float(past)) + debt
+                count = min(max(round(wanted), 0), past)
+                debt = wanted - count
+                counts.append(count)
+            whole.append(counts)
+        return whole
+
+    def _all_steps(self, planned: list[list[int]]) -> list[list[int]]:
+        """Fill the steps between planned ones along straight lines.
+
+        Past tokens enter the LP's right-hand side linearly, so its optimum is piecewise linear in
+        them.
+        """
+        split = [planned[0]]
+        for (early, row), (late, next_row) in pairwise(zip(self.planned_steps, planned, strict=True)):
+            for step in range(early + 1, late + 1):
+                weight = (step - early) / (late - early)
+                past = self.workload.context_tokens(step)
+                split.append(
+                    [
+                        min(past, round(a + (b - a) * weight))
+                        for a, b in zip(row, next_row, strict=True)
+                    ]
+                )
+        return split
+
+
+def _planned_steps(gen_tokens: int) -> list[int]:
+    """All steps of a short job; the first two, the middle and the last two of a long one."""
+    if gen_tokens <= MAX_LP_STEPS:
+        return list(range(gen_tokens))
+    return [0, 1, gen_tokens // 2, gen_tokens - 2, gen_tokens - 1]

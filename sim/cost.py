@@ -1,0 +1,264 @@
+"""How long each task takes on a given machine, and where that number comes from.
+
+A task is broken into the kernels that its operation launches; each kernel is priced from the
+profile's measured table where there is one and from its rates where there is none.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from math import ceil, floor
+
+from sim.graph import COMPUTE, Task
+from sim.hardware import HardwareProfile, Source, weakest
+from sim.model_spec import ModelSpec
+from sim.workload import Workload
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """Predicted seconds, the weakest source among its terms, and whether all were calibrated."""
+
+    seconds: float
+    source: Source
+    in_range: bool
+
+
+@dataclass(frozen=True, slots=True)
+class MatMul:
+    """`[m, k] x [k, n]`."""
+
+    m: int
+    n: int
+    k: int
+
+    @property
+    def flops(self) -> int:
+        return 2 * self.m * self.n * self.k
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeAttention:
+    """One query token of `batch` sequences over `context` keys."""
+
+    batch: int
+    context: int
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """One element-wise kernel that reads and writes `bytes` in total."""
+
+    bytes: int
+
+
+Kernel = MatMul | DecodeAttention | Pass
+
+
+def kernels(task_op: str, n_tokens: int, context: int, model: ModelSpec, batch: int) -> list[Kernel]:
+    """The device kernels that one compute operation launches.
+
+    Args:
+        n_tokens: tokens per sequence that the operation works on.
+        context: keys per sequence that attention reads.
+    """
+    rows = batch * n_tokens
+    hidden = rows * model.x_token_bytes
+    keys = rows * model.kv_size * model.element_bytes
+    rotary: list[Kernel] = [Pass(2 * keys)] if model.rotary else []
+    key_norm: list[Kernel] = [Pass(2 * keys)] if model.qk_norm else []
+    match task_op:
+        case "embed":
+            return [Pass(2 * hidden)]
+        case "qkv":
+            queries = rows * model.q_size * model.element_bytes
+            query_passes = [Pass(2 * queries)] * (int(model.rotary) + int(model.qk_norm))
+            return [
+                Pass(2 * hidden),
+                MatMul(rows, model.q_size + 2 * model.kv_size, model.hidden_size),
+                *query_passes,
+                *rotary,
+                *key_norm,
+                Pass(4 * keys),
+            ]
+        case "recompute":
+            return [MatMul(rows, 2 * model.kv_size, model.hidden_size), *rotary, *key_norm]
+        case "attention":
+            return [
+                DecodeAttention(batch, context),
+                MatMul(rows, model.hidden_size, model.q_size),
+                Pass(3 * hidden),
+            ]
+        case "mlp":
+            inner = rows * model.intermediate_size * model.element_bytes
+            up = [MatMul(rows, model.intermediate_size, model.hidden_size)]
+            return [
+                Pass(2 * hidden),
+                *(up * 2 if model.gated_mlp else up),
+                Pass((3 if model.gated_mlp else 2) * inner),
+                MatMul(rows, model.hidden_size, model.intermediate_size),
+                Pass(3 * hidden),
+            ]
+        case "head":
+            logits = rows * model.vocab_size * model.element_bytes
+            return [Pass(2 * hidden), MatMul(rows, model.vocab_size, model.hidden_size), Pass(logits)]
+    raise ValueError(f"{task_op} is not a compute operation")
+
+
+def compute_flops(task_op: str, n_tokens: int, context: int, model: ModelSpec, batch: int) -> int:
+    """Floating-point operations of one compute operation: matrix products and attention."""
+    total = 0
+    for kernel in kernels(task_op, n_tokens, context, model, batch):
+        if isinstance(kernel, MatMul):
+            total += kernel.flops
+        elif isinstance(kernel, DecodeAttention):
+            total += 4 * kernel.batch * kernel.context * model.q_size
+    return total
+
+
+class CostModel:
+    """Prices the tasks of one model and workload on one machine."""
+
+    def __init__(self, hardware: HardwareProfile, model: ModelSpec, workload: Workload) -> None:
+        self.hardware = hardware
+        self.model = model
+        self.workload = workload
+        self._gemm_tables = {(table.n, table.k): table for table in hardware.gemm.tables}
+        self._attention_tables = {
+            (table.n_heads, table.n_kv_heads, table.head_dim): table
+            for table in hardware.attention.tables
+        }
+        self._cache: dict[tuple[str, int, int], Estimate] = {}
+        self._launches: dict[str, int] = {}
+
+    def estimate(self, task: Task) -> Estimate:
+        """Time of `task` alone on its lane, undisturbed by other lanes."""
+        if task.lane == COMPUTE:
+            return self.compute(task.op, task.n_tokens, task.token_stop)
+        return self.copy(task.lane, task.bytes)
+
+    def compute(self, op: str, n_tokens: int, context: int) -> Estimate:
+        """Time of a compute operation on `n_tokens` tokens that attends to `context` keys."""
+        key = (op, n_tokens, context if op == "attention" else 0)
+        if key not in self._cache:
+            parts = [
+                self._kernel(kernel)
+                for kernel in kernels(op, n_tokens, context, self.model, self.workload.batch_size)
+            ]
+            self._cache[key] = Estimate(
+                sum(part.seconds for part in parts),
+                weakest(*(part.source for part in parts)),
+                all(part.in_range for part in parts),
+            )
+        return self._cache[key]
+
+    def copy(self, lane: str, n_bytes: int) -> Estimate:
+        """Time of one copy in direction `lane`."""
+        key = (lane, n_bytes, 0)
+        if key not in self._cache:
+            link = getattr(self.hardware.links, lane)
+            if link.curve is None:
+                seconds = link.latency_s + n_bytes / link.bytes_per_s
+                self._cache[key] = Estimate(seconds, link.source, True)
+            else:
+                seconds, inside = link.curve.at(n_bytes)
+                self._cache[key] = Estimate(seconds, link.source, inside)
+        return self._cache[key]
+
+    def issue_s(self, task: Task) -> float:
+        """Host time to hand `task` to the device."""
+        cost = self.hardware.issue
+        if task.lane != COMPUTE:
+            return cost.task_s + cost.copy_s
+        if task.op not in self._launches:
+            self._launches[task.op] = len(kernels(task.op, 1, 1, self.model, 1))
+        return cost.task_s + cost.kernel_s * self._launches[task.op]
+
+    def token_knots(self, op: str, max_tokens: int) -> list[int]:
+        """Token counts in [0, max_tokens] between which the time of `op` is a straight line.
+
+        Count 0 means that the task does not exist. Knots that fall between two whole counts
+        are represented by both.
+        """
+        knots = {0.0, 1.0, float(max_tokens)}
+        batch = self.workload.batch_size
+        if op in ("load_kv", "load_x"):
+            link = self.hardware.links.h2d
+            unit = batch * (
+                self.model.kv_token_bytes if op == "load_kv" else self.model.x_token_bytes
+            )
+            if link.curve is not None:
+                knots.update(work / unit for work in link.curve.work)
+        else:
+            for kernel in kernels(op, 1, 1, self.model, batch):
+                knots.update(self._kernel_knots(kernel, batch))
+        whole = {bound for knot in knots for bound in (floor(knot), ceil(knot))}
+        return sorted(count for count in whole if 0 <= count <= max_tokens)
+
+    def _kernel_knots(self, kernel: Kernel, batch: int) -> list[float]:
+        if isinstance(kernel, MatMul):
+            table = self._gemm_tables.get((kernel.n, kernel.k))
+            if table is not None:
+                return [m / batch for m in table.curve.work]
+            return [self._roofline_ridge(kernel) / batch]
+        curve = self.hardware.elementwise.curve
+        if isinstance(kernel, Pass) and curve is not None:
+            return [work / kernel.bytes for work in curve.work]
+        return []
+
+    def _roofline_ridge(self, shape: MatMul) -> float:
+        """Rows at which a product of this shape turns from memory- to compute-bound."""
+        gemm = self.hardware.gemm
+        if gemm.bytes_per_s is None:
+            return 0.0
+        size = self.model.element_bytes
+        per_row = 2 * shape.n * shape.k / gemm.flops_per_s
+        per_row -= (shape.n + shape.k) * size / gemm.bytes_per_s
+        return shape.n * shape.k * size / gemm.bytes_per_s / per_row if per_row > 0 else 0.0
+
+    def _kernel(self, kernel: Kernel) -> Estimate:
+        if isinstance(kernel, MatMul):
+            return self._matmul(kernel)
+        if isinstance(kernel, DecodeAttention):
+            return self._attention(kernel)
+        costs = self.hardware.elementwise
+        if costs.curve is None:
+            return Estimate(kernel.bytes / costs.bytes_per_s, costs.source, True)
+        seconds, inside = costs.curve.at(kernel.bytes)
+        return Estimate(seconds, costs.source, inside)
+
+    def _matmul(self, shape: MatMul) -> Estimate:
+        gemm = self.hardware.gemm
+        table = self._gemm_tables.get((shape.n, shape.k))
+        if table is not None:
+            seconds, inside = table.curve.at(shape.m)
+            return Estimate(seconds, gemm.source, inside)
+        seconds = self._roofline(shape)
+        if not gemm.tables:
+            return Estimate(seconds, gemm.source, gemm.source == "datasheet")
+        nearest = min(
+            gemm.tables,
+            key=lambda known: abs(known.n * known.k / (shape.n * shape.k) - 1.0),
+        )
+        twin = replace(shape, n=nearest.n, k=nearest.k)
+        measured, _ = nearest.curve.at(shape.m)
+        return Estimate(seconds * measured / self._roofline(twin), weakest(gemm.source, "fitted"), False)
+
+    def _roofline(self, shape: MatMul) -> float:
+        gemm = self.hardware.gemm
+        seconds = shape.flops / gemm.flops_per_s
+        if gemm.bytes_per_s is not None:
+            elements = shape.n * shape.k + shape.m * (shape.n + shape.k)
+            seconds = max(seconds, elements * self.model.element_bytes / gemm.bytes_per_s)
+        return seconds
+
+    def _attention(self, kernel: DecodeAttention) -> Estimate:
+        costs = self.hardware.attention
+        model = self.model
+        table = self._attention_tables.get((model.n_heads, model.n_kv_heads, model.head_dim))
+        if table is not None:
+            seconds, inside = table.grid.at(kernel.batch, kernel.context)
+            return Estimate(seconds, costs.source, inside)
+        n_bytes = kernel.batch * kernel.context * model.kv_token_bytes
+        source = weakest(costs.source, "fitted") if costs.tables else costs.source
+        return Estimate(n_bytes / costs.bytes_per_s, source, not costs.tables)

@@ -1,0 +1,86 @@
+"""Measured samples and how to read between them.
+
+Inside the sampled range times are interpolated linearly: kernels and copies are close to
+`a + b * work`, and blending logarithms of a straight line is biased upwards. Above the range
+the achieved rate of the last sample is held, below it the first sample is a floor. Either way
+the answer says that it left the calibrated range.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from dataclasses import dataclass
+
+from sim.errors import BadInput
+from sim.files import STRICT_KEYS
+
+
+def locate(axis: tuple[float, ...], value: float) -> tuple[int, float, float, bool]:
+    """Where `value` falls on `axis`: lower index, blend weight, rate-holding scale, in range."""
+    if value <= axis[0]:
+        return 0, 0.0, 1.0, value == axis[0]
+    last = len(axis) - 1
+    if value >= axis[last]:
+        return max(last - 1, 0), 1.0 if last else 0.0, value / axis[last], value == axis[last]
+    low = bisect_right(axis, value) - 1
+    return low, (value - axis[low]) / (axis[low + 1] - axis[low]), 1.0, True
+
+
+def _check_axis(name: str, axis: tuple[float, ...]) -> None:
+    if not axis or axis[0] <= 0 or any(b <= a for a, b in zip(axis, axis[1:], strict=False)):
+        raise BadInput(f"{name}(={list(axis)}) must be positive and strictly increasing.")
+
+
+def _check_seconds(seconds: tuple[float, ...], n: int) -> None:
+    if len(seconds) != n or not all(0 < value < float("inf") for value in seconds):
+        raise BadInput(f"seconds must hold {n} positive finite values, one for each sample point.")
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """Seconds sampled along one axis of work (bytes, or rows of a matrix product)."""
+
+    __pydantic_config__ = STRICT_KEYS
+
+    work: tuple[float, ...]
+    seconds: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        _check_axis("work", self.work)
+        _check_seconds(self.seconds, len(self.work))
+
+    def at(self, work: float) -> tuple[float, bool]:
+        """Seconds for `work`, and whether it lies in the sampled range."""
+        low, weight, scale, inside = locate(self.work, work)
+        high = min(low + 1, len(self.work) - 1)
+        seconds = self.seconds[low] * (1.0 - weight) + self.seconds[high] * weight
+        return seconds * scale, inside
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """Seconds sampled over two axes, rows by columns."""
+
+    __pydantic_config__ = STRICT_KEYS
+
+    rows: tuple[float, ...]
+    columns: tuple[float, ...]
+    seconds: tuple[tuple[float, ...], ...]
+
+    def __post_init__(self) -> None:
+        _check_axis("rows", self.rows)
+        _check_axis("columns", self.columns)
+        if len(self.seconds) != len(self.rows):
+            raise BadInput(f"seconds must hold {len(self.rows)} rows.")
+        for row in self.seconds:
+            _check_seconds(row, len(self.columns))
+
+    def at(self, row: float, column: float) -> tuple[float, bool]:
+        """Seconds at (row, column), bilinear, and whether it lies in the sampled range."""
+        low, weight, scale, inside = locate(self.rows, row)
+        high = min(low + 1, len(self.rows) - 1)
+        below, inside_below = Curve(self.columns, self.seconds[low]).at(column)
+        if weight == 0.0:
+            return below * scale, inside and inside_below
+        above, _ = Curve(self.columns, self.seconds[high]).at(column)
+        return (below * (1.0 - weight) + above * weight) * scale, inside and inside_below

@@ -1,0 +1,67 @@
+"""Every failure a user can meet, as one family.
+
+The command line prints the message without a traceback and exits with status 2; code that
+uses kvoverlap as a library catches `KvOverlapError` or the branch it can act on::
+
+    KvOverlapError
+    ├── BadInput             a value breaks a rule the message states
+    │   ├── UnknownName      no shipped model, hardware or policy has that name
+    │   └── BadFile          a file is missing, corrupt, or holds an unknown or absent key
+    ├── DoesNotFit           the plan needs more memory than the device or host has
+    ├── Mismatch             two things that must belong together do not
+    ├── NotSimulated         a plan reached a device without a passing simulation
+    ├── DeviceUnavailable    the device asked for is not on this machine
+    ├── PlannerFailed        the solver ended without an optimal solution
+    └── WrongNumbers         a run produced other tokens or tensors than the resident run
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class KvOverlapError(Exception):
+    """Base of every expected failure."""
+
+
+class BadInput(KvOverlapError):
+    """A value breaks a rule; the message names argument, value, rule and next step."""
+
+
+class UnknownName(BadInput):
+    """A name is not among the ones that exist; the nearest one is suggested."""
+
+    def __init__(self, kind: str, name: str, known: Iterable[str], hint: str = "") -> None:
+        known = sorted(known)
+        close = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.5)
+        suggestion = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}."
+        super().__init__(f"{kind} {name!r} is unknown; {suggestion}{' ' + hint if hint else ''}")
+
+
+class BadFile(BadInput):
+    """A file cannot be used; the message names the file, the key and the reason."""
+
+
+class DoesNotFit(KvOverlapError):
+    """Memory is too small; the message names the largest consumer and what to lower."""
+
+
+class Mismatch(KvOverlapError):
+    """Two files or objects that must describe the same thing do not."""
+
+
+class NotSimulated(KvOverlapError):
+    """A graph was handed to a device without a passing simulation of the same hash."""
+
+
+class DeviceUnavailable(KvOverlapError):
+    """The requested device is not present or cannot be used."""
+
+
+class PlannerFailed(KvOverlapError):
+    """The LP solver stopped with a status other than optimal."""
+
+
+class WrongNumbers(KvOverlapError):
+    """The executed plan computed something else than the fully resident decode."""

@@ -1,0 +1,187 @@
+"""The waist: a static, hashed graph of tasks that simulator and device both execute.
+
+A lane is one engine that works first in, first out, such as the compute stream or one copy
+direction. A task starts when every task in `deps` is done and its lane is free. Nothing else
+orders tasks of different lanes: a staging buffer that is written again while somebody still
+reads it is prevented by a dep, visible here, and by nothing hidden in an executor.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any
+
+from sim.errors import BadInput
+from sim.files import STRICT_KEYS, parse
+from sim.model_spec import ModelSpec
+from sim.workload import Workload
+
+COMPUTE = "compute"
+H2D = "h2d"
+D2H = "d2h"
+COPY_LANES = (H2D, D2H)
+LANES = (COMPUTE, H2D, D2H)
+
+LANE_OF_OP = {
+    "embed": COMPUTE,
+    "qkv": COMPUTE,
+    "recompute": COMPUTE,
+    "attention": COMPUTE,
+    "mlp": COMPUTE,
+    "head": COMPUTE,
+    "load_x": H2D,
+    "load_kv": H2D,
+    "store_kv": D2H,
+    "store_x": D2H,
+}
+"""Which engine runs which operation.
+
+=========== ===================================================================================
+embed       token ids -> hidden state of the new tokens
+qkv         input norm, Q/K/V projection of the new tokens, append K and V to the slot
+recompute   K and V of `tokens` from their loaded attention inputs X
+attention   attention over all past tokens and the new one, output projection, residual
+mlp         norm, MLP, residual
+head        final norm, logits, greedy choice of the next token
+load_x      host X of `tokens` -> X staging slot
+load_kv     host K and V of `tokens` -> KV staging slot
+store_kv    the new token's K and V -> host cache
+store_x     the new token's X -> host cache
+=========== ===================================================================================
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One operation of one layer in one step on one lane.
+
+    Args:
+        id: unique, readable: `s0.L3.load_kv`.
+        op: a key of `LANE_OF_OP`.
+        lane: the engine that runs it.
+        step: decode step, from 0.
+        layer: layer index, or -1 for work outside the layers (embed, head).
+        token_start, token_stop: positions the task works on, half open, in each sequence.
+        slot: staging slot the task reads or writes, or -1.
+        bytes: bytes over the link for a copy, else 0.
+        flops: floating-point operations of a compute task, else 0.
+        deps: ids that must be done before it starts.
+        device: index of the device whose lanes it uses.
+    """
+
+    __pydantic_config__ = STRICT_KEYS
+
+    id: str
+    op: str
+    lane: str
+    step: int
+    layer: int
+    token_start: int
+    token_stop: int
+    slot: int
+    bytes: int
+    flops: int
+    deps: tuple[str, ...] = ()
+    device: int = 0
+
+    @property
+    def n_tokens(self) -> int:
+        return self.token_stop - self.token_start
+
+    def to_dict(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in _TASK_FIELDS}
+
+
+_TASK_FIELDS = tuple(Task.__dataclass_fields__)
+
+
+@dataclass(frozen=True)
+class TaskGraph:
+    """A validated graph with the model and workload its token ranges refer to.
+
+    `tasks` is in topological order, and each lane runs its tasks in that order.
+
+    Raises:
+        BadInput: a task is malformed, duplicated, or depends on one that does not precede it.
+    """
+
+    __pydantic_config__ = STRICT_KEYS
+
+    schedule: str
+    model: ModelSpec
+    workload: Workload
+    slots: int
+    tasks: tuple[Task, ...]
+
+    def __post_init__(self) -> None:
+        _check_tasks(self.tasks)
+
+    @cached_property
+    def sha256(self) -> str:
+        """Identity of the graph: two timelines are comparable only when theirs agree."""
+        text = json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    @cached_property
+    def index(self) -> dict[str, int]:
+        """Position of each task id in `tasks`."""
+        return {task.id: position for position, task in enumerate(self.tasks)}
+
+    @cached_property
+    def dep_indices(self) -> tuple[tuple[int, ...], ...]:
+        """For each task the positions of its deps."""
+        index = self.index
+        return tuple(tuple(index[dep] for dep in task.deps) for task in self.tasks)
+
+    @cached_property
+    def lanes(self) -> dict[tuple[int, str], list[int]]:
+        """Positions of the tasks of each (device, lane), in the order the lane runs them."""
+        queues: dict[tuple[int, str], list[int]] = {}
+        for position, task in enumerate(self.tasks):
+            queues.setdefault((task.device, task.lane), []).append(position)
+        return queues
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "schedule": self.schedule,
+            "model": asdict(self.model),
+            "workload": asdict(self.workload),
+            "slots": self.slots,
+            "tasks": [task.to_dict() for task in self.tasks],
+        }
+
+    @classmethod
+    def from_dict(cls, data: Any, where: str) -> TaskGraph:
+        """Rebuild a graph from `to_dict`'s content; `where` names the file in errors."""
+        return parse(cls, data, where)
+
+
+def _check_tasks(tasks: Iterable[Task]) -> None:
+    seen: set[str] = set()
+    for task in tasks:
+        if task.id in seen:
+            raise BadInput(f"task {task.id!r} appears twice; ids must be unique.")
+        if LANE_OF_OP.get(task.op) != task.lane:
+            raise BadInput(
+                f"task {task.id}: op {task.op!r} cannot run on lane {task.lane!r}; "
+                f"it belongs to {LANE_OF_OP.get(task.op, 'no lane: unknown op')!r}."
+            )
+        if task.token_start < 0 or task.token_stop < task.token_start:
+            raise BadInput(
+                f"task {task.id}: tokens [{task.token_start}, {task.token_stop}) is not a range."
+            )
+        if task.bytes < 0 or task.flops < 0 or (task.lane in COPY_LANES) != (task.bytes > 0):
+            raise BadInput(
+                f"task {task.id}: bytes(={task.bytes}) must be > 0 for a copy and 0 for compute, "
+                f"flops(={task.flops}) at least 0."
+            )
+        for dep in task.deps:
+            if dep not in seen:
+                raise BadInput(
+                    f"task {task.id} depends on {dep!r}, which does not precede it in the graph."
+                )
+        seen.add(task.id)

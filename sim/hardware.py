@@ -1,0 +1,339 @@
+"""A machine as the cost model sees it: rates, measured curves, links, memory, topology."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from sim.curves import Curve, Grid
+from sim.errors import BadFile, BadInput
+from sim.files import STRICT_KEYS, parse, read_json, write_json
+from sim.model_spec import DTYPE_BYTES
+
+Source = Literal["measured", "fitted", "datasheet"]
+SOURCES: tuple[Source, ...] = ("measured", "fitted", "datasheet")
+"""Where a number comes from, strongest first; a sum is as strong as its weakest term."""
+
+
+def weakest(*sources: Source) -> Source:
+    return max(sources, key=SOURCES.index)
+
+
+def _positive(where: str, **values: float | None) -> None:
+    for name, value in values.items():
+        if value is not None and not 0 < value < float("inf"):
+            raise BadInput(f"{where}.{name}(={value}) must be > 0 and finite.")
+
+
+@dataclass(frozen=True, slots=True)
+class GemmTable:
+    """Measured seconds of `[m, k] x [k, n]` over m for one weight shape."""
+
+    __pydantic_config__ = STRICT_KEYS
+
+    n: int
+    k: int
+    curve: Curve
+
+
+@dataclass(frozen=True, slots=True)
+class Gemm:
+    """Matrix products: rates for any shape, tables for the shapes that were measured.
+
+    A shape without a table costs `max(flops / flops_per_s, bytes / bytes_per_s)`.
+    """
+
+    __pydantic_config__ = STRICT_KEYS
+
+    source: Source
+    flops_per_s: float
+    bytes_per_s: float | None = None
+    tables: tuple[GemmTable, ...] = ()
+    note: str = ""
+
+    def __post_init__(self) -> None:
+        _positive("gemm", flops_per_s=self.flops_per_s, bytes_per_s=self.bytes_per_s)
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionTable:
+    """Measured seconds of one decode attention over (batch, context) for one head shape."""
+
+    __pydantic_config__ = STRICT_KEYS
+
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int
+    grid: Grid
+
+
+@dataclass(frozen=True, slots=True)
+class Attention:
+    """Decode attention: reads all K and V once; head shapes without a table cost bytes / rate."""
+
+    __pydantic_config__ = STRICT_KEYS
+
+    source: Source
+    bytes_per_s: float
+    tables: tuple[AttentionTable, ...] = ()
+    note: str = ""
+
+    def __post_init__(self) -> None:
+        _positive("attention", bytes_per_s=self.bytes_per_s)
+
+
+@dataclass(frozen=True, slots=True)
+class Elementwise:
+    """Norms, residuals, rotary embedding, activations: a memory rate or a curve over bytes."""
+
+    __pydantic_config__ = STRICT_KEYS
+
+    source: Source
+    bytes_per_s: float
+    curve: Curve | None = None
+    note: str = ""
+
+    def __post_init__(self) -> None:
+        _positive("elementwise", bytes_per_s=self.bytes_per_s)
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """One copy direction: `latency_s + bytes / bytes_per_s`, or a curve over bytes.
+
+    `paced_bytes_per_s` is set where the link is emulated: copies are real, and slowed down to
+    this rate.
+    """
+
+    __pydantic_config__ = STRICT_KEYS
+
+    source: Source
+    bytes_per_s: float
+    latency_s: float = 0.0
+    curve: Curve | None = None
+    paced_bytes_per_s: float | None = None
+    note: str = ""
+
+    def __post_init__(self) -> None:
+        _positive(
+            "link", bytes_per_s=self.bytes_per_s, paced_bytes_per_s=self.paced_bytes_per_s
+        )
+        if not 0 <= self.latency_s < float("inf"):
+            raise BadInput(f"link.latency_s(={self.latency_s}) must be at least 0.")
+
+
+@dataclass(frozen=True, slots=True)
+class Links:
+    """Host to device and device to host."""
+
+    __pydantic_config__ = STRICT_KEYS
+
+    h2d: Link
+    d2h: Link
+
+
+@dataclass(frozen=True, slots=True)
+class Interference:
+    """`lane` proceeds at `rate` of its own speed while `while_busy` of the same device works.
+
+    The both-ways factor of a PCIe link is `lane="h2d", while_busy="d2h"` and its mirror.
+    """
+
+    __pydantic_config__ = STRICT_KEYS
+
+    lane: str
+    while_busy: str
+    rate: float
+    source: Source
+
+    def __post_init__(self) -> None:
+        if not 0 < self.rate <= 1:
+            raise BadInput(f"interference.rate(={self.rate}) must be in (0, 1].")
+
+
+@dataclass(frozen=True, slots=True)
+class IssueCost:
+    """Host time to hand work to the device; a host that falls behind delays the lanes.
+
+    Every task costs `task_s`, and `kernel_s` for each kernel it launches or `copy_s` for its copy.
+    """
+
+    __pydantic_config__ = STRICT_KEYS
+
+    source: Source
+    task_s: float = 0.0
+    kernel_s: float = 0.0
+    copy_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("task_s", "kernel_s", "copy_s"):
+            if not 0 <= getattr(self, name) < 1:
+                raise BadInput(f"issue.{name}(={getattr(self, name)}) must be in [0, 1) seconds.")
+
+
+@dataclass(frozen=True, slots=True)
+class Uplink:
+    """A shared path, such as a PCIe switch's, that bounds the sum of its devices' copies."""
+
+    __pydantic_config__ = STRICT_KEYS
+
+    name: str
+    devices: tuple[int, ...]
+    h2d_bytes_per_s: float
+    d2h_bytes_per_s: float
+
+    def __post_init__(self) -> None:
+        _positive(
+            f"uplink {self.name}",
+            h2d_bytes_per_s=self.h2d_bytes_per_s,
+            d2h_bytes_per_s=self.d2h_bytes_per_s,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Bytes that a decode job may use on the device and on the host."""
+
+    __pydantic_config__ = STRICT_KEYS
+
+    source: Source
+    device_bytes: float
+    host_bytes: float
+
+    def __post_init__(self) -> None:
+        _positive("memory", device_bytes=self.device_bytes, host_bytes=self.host_bytes)
+
+
+@dataclass(frozen=True, slots=True)
+class HardwareProfile:
+    """One device with its host and links; every block says where its numbers come from.
+
+    `dtype` is the element type the compute figures hold for. `device_kind` names the backend
+    that can run plans made for it (`cpu`, `cuda`), or `none` for paper and datasheet profiles.
+    """
+
+    __pydantic_config__ = STRICT_KEYS
+
+    name: str
+    description: str
+    device_kind: Literal["cpu", "cuda", "none"]
+    dtype: str
+    memory: Memory
+    gemm: Gemm
+    attention: Attention
+    elementwise: Elementwise
+    links: Links
+    issue: IssueCost
+    interference: tuple[Interference, ...] = ()
+    uplinks: tuple[Uplink, ...] = ()
+    environment: dict[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPE_BYTES:
+            raise BadInput(f"dtype(={self.dtype!r}) must be one of {', '.join(DTYPE_BYTES)}.")
+
+    @property
+    def source(self) -> Source:
+        """The weakest source of any block."""
+        return weakest(
+            self.gemm.source,
+            self.attention.source,
+            self.elementwise.source,
+            self.links.h2d.source,
+            self.links.d2h.source,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        return {key: value for key, value in asdict(self).items() if value is not None}
+
+    @classmethod
+    def from_dict(cls, data: Any, where: str) -> HardwareProfile:
+        """Rebuild a profile; `where` names the file in errors."""
+        return parse(cls, data, where)
+
+    def save(self, path: Path | str) -> None:
+        write_json(path, "hardware-profile", self.to_dict())
+
+    @classmethod
+    def load(cls, path: Path | str) -> HardwareProfile:
+        """Read a profile file.
+
+        Raises:
+            BadFile: unreadable, of another kind, or with an unknown, absent or invalid key.
+        """
+        try:
+            return cls.from_dict(read_json(path, "hardware-profile"), str(path))
+        except BadInput as error:
+            if isinstance(error, BadFile):
+                raise
+            raise BadFile(f"{path}: {error}") from None
+
+    def with_faster(self, part: str, factor: float) -> HardwareProfile:
+        """The same machine with one part `factor` times as fast, for what-if questions.
+
+        Args:
+            part: `h2d`, `d2h`, `link` (both directions) or `compute`.
+            factor: speed multiple, above 0.
+        """
+        _positive(part, factor=factor)
+        if part == "compute":
+            return replace(
+                self,
+                gemm=replace(
+                    self.gemm,
+                    flops_per_s=self.gemm.flops_per_s * factor,
+                    bytes_per_s=self.gemm.bytes_per_s and self.gemm.bytes_per_s * factor,
+                    tables=tuple(
+                        replace(table, curve=_faster(table.curve, factor))
+                        for table in self.gemm.tables
+                    ),
+                ),
+                attention=replace(
+                    self.attention,
+                    bytes_per_s=self.attention.bytes_per_s * factor,
+                    tables=tuple(
+                        replace(
+                            table,
+                            grid=replace(
+                                table.grid,
+                                seconds=tuple(
+                                    tuple(value / factor for value in row)
+                                    for row in table.grid.seconds
+                                ),
+                            ),
+                        )
+                        for table in self.attention.tables
+                    ),
+                ),
+                elementwise=replace(
+                    self.elementwise,
+                    bytes_per_s=self.elementwise.bytes_per_s * factor,
+                    curve=self.elementwise.curve and _faster(self.elementwise.curve, factor),
+                ),
+            )
+        directions = {"h2d": ("h2d",), "d2h": ("d2h",), "link": ("h2d", "d2h")}.get(part)
+        if directions is None:
+            raise BadInput(f"part(={part!r}) must be one of h2d, d2h, link, compute.")
+        return replace(
+            self,
+            links=replace(
+                self.links,
+                **{name: _faster_link(getattr(self.links, name), factor) for name in directions},
+            ),
+        )
+
+
+def _faster(curve: Curve, factor: float) -> Curve:
+    return replace(curve, seconds=tuple(value / factor for value in curve.seconds))
+
+
+def _faster_link(link: Link, factor: float) -> Link:
+    return replace(
+        link,
+        bytes_per_s=link.bytes_per_s * factor,
+        latency_s=link.latency_s / factor,
+        curve=link.curve and _faster(link.curve, factor),
+        paced_bytes_per_s=link.paced_bytes_per_s and link.paced_bytes_per_s * factor,
+    )
+

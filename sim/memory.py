@@ -1,0 +1,84 @@
+"""How much device and host memory a decode job takes, before anything is allocated."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sim.errors import DoesNotFit
+from sim.graph import TaskGraph
+
+
+@dataclass(frozen=True, slots=True)
+class Footprint:
+    """Bytes by purpose; the sums are what is compared with a memory size."""
+
+    weight_bytes: int
+    kv_slot_bytes: int
+    x_slot_bytes: int
+    workspace_bytes: int
+    host_kv_bytes: int
+    host_x_bytes: int
+
+    @property
+    def device_bytes(self) -> int:
+        return self.weight_bytes + self.kv_slot_bytes + self.x_slot_bytes + self.workspace_bytes
+
+    @property
+    def host_bytes(self) -> int:
+        return self.host_kv_bytes + self.host_x_bytes
+
+
+def footprint(graph: TaskGraph) -> Footprint:
+    """Memory that executing `graph` takes: resident weights, staging slots, host cache.
+
+    The workspace is what one layer's activations need at decode (widest matrix output, in
+    32-bit for the logits) plus the new token's K, V and X.
+    """
+    model, job = graph.model, graph.workload
+    loads = [task for task in graph.tasks if task.op == "load_x"]
+    x_rows = max((task.token_stop - task.token_start for task in loads), default=0)
+    widest = max(
+        model.q_size + 2 * model.kv_size,
+        2 * model.intermediate_size if model.gated_mlp else model.intermediate_size,
+    )
+    workspace = job.batch_size * (
+        (widest + 4 * model.hidden_size) * model.element_bytes + 4 * model.vocab_size
+    )
+    token_rows = job.batch_size * job.max_tokens
+    return Footprint(
+        weight_bytes=model.weight_bytes,
+        kv_slot_bytes=graph.slots * token_rows * model.kv_token_bytes,
+        x_slot_bytes=graph.slots * job.batch_size * (x_rows + 1) * model.x_token_bytes,
+        workspace_bytes=workspace,
+        host_kv_bytes=model.n_layers * token_rows * model.kv_token_bytes,
+        host_x_bytes=model.n_layers * token_rows * model.x_token_bytes,
+    )
+
+
+def check_fits(graph: TaskGraph, device_bytes: float, host_bytes: float, where: str) -> Footprint:
+    """Refuse a graph that needs more memory than `where` has.
+
+    Raises:
+        DoesNotFit: names the largest part and what to lower.
+    """
+    need = footprint(graph)
+    if need.device_bytes > device_bytes:
+        slots = need.kv_slot_bytes + need.x_slot_bytes
+        if need.weight_bytes > slots:
+            blame = f"the weights alone take {_gib(need.weight_bytes)}: choose a smaller model"
+        else:
+            blame = f"staging slots take {_gib(slots)}: lower --batch or --prompt"
+        raise DoesNotFit(
+            f"{graph.model.name} needs {_gib(need.device_bytes)} of device memory and {where} has "
+            f"{_gib(device_bytes)}; {blame}."
+        )
+    if need.host_bytes > host_bytes:
+        raise DoesNotFit(
+            f"the KV cache and activations of {graph.model.name} need {_gib(need.host_bytes)} of "
+            f"host memory and {where} has {_gib(host_bytes)}; lower --batch or --prompt."
+        )
+    return need
+
+
+def _gib(n_bytes: float) -> str:
+    return f"{n_bytes / 2**30:.1f} GiB"

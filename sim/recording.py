@@ -1,0 +1,97 @@
+"""A timeline on disk: predicted or measured, with its graph, machine and environment."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any, Literal
+
+from sim.errors import BadFile, BadInput
+from sim.files import parse, read_json, write_json
+from sim.graph import TaskGraph
+from sim.hardware import HardwareProfile
+from sim.timeline import Timeline
+
+
+@dataclass(frozen=True)
+class Recording:
+    """One or more timelines of one graph from one source.
+
+    Args:
+        source: `predicted` by the simulator or `measured` on a device.
+        hardware: the profile the prediction was made with, or the plan that ran was made for.
+        runs: repeats; a prediction has one.
+        environment: machine and library versions of a measurement.
+        checks: numerical checks made during the measurement.
+    """
+
+    source: Literal["predicted", "measured"]
+    hardware: HardwareProfile
+    runs: tuple[Timeline, ...]
+    environment: dict[str, Any] = field(default_factory=dict)
+    checks: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.runs:
+            raise BadInput("a recording needs at least one run.")
+
+    @property
+    def graph(self) -> TaskGraph:
+        return self.runs[0].graph
+
+    @property
+    def makespan_s(self) -> float:
+        """Median over the runs."""
+        return median(run.makespan_s for run in self.runs)
+
+    @property
+    def spread_frac(self) -> float:
+        """(slowest - fastest) / median over the runs; 0 for a single run."""
+        makespans = [run.makespan_s for run in self.runs]
+        return (max(makespans) - min(makespans)) / self.makespan_s
+
+    @property
+    def typical(self) -> Timeline:
+        """The run whose makespan is nearest to the median."""
+        middle = self.makespan_s
+        return min(self.runs, key=lambda run: abs(run.makespan_s - middle))
+
+    def save(self, path: Path | str) -> None:
+        content = {
+            "source": self.source,
+            "graph_sha256": self.graph.sha256,
+            "hardware": self.hardware.to_dict(),
+            "environment": self.environment,
+            "checks": self.checks,
+            "graph": self.graph.to_dict(),
+            "runs": [{"start_s": run.start_s, "end_s": run.end_s} for run in self.runs],
+        }
+        write_json(path, "timeline", content)
+
+    @classmethod
+    def load(cls, path: Path | str) -> Recording:
+        """Read a timeline file.
+
+        Raises:
+            BadFile: unreadable, of another kind, or inconsistent with its own graph hash.
+        """
+        content = read_json(path, "timeline")
+        try:
+            graph = TaskGraph.from_dict(content["graph"], str(path))
+            if graph.sha256 != content["graph_sha256"]:
+                raise BadFile(f"{path}: the graph does not match its graph_sha256; it was edited.")
+            runs = parse(list[dict[str, tuple[float, ...]]], content["runs"], str(path))
+            return cls(
+                source=parse(Literal["predicted", "measured"], content["source"], str(path)),  # type: ignore[arg-type]
+                hardware=HardwareProfile.from_dict(content["hardware"], str(path)),
+                runs=tuple(Timeline(graph, run["start_s"], run["end_s"]) for run in runs),
+                environment=content["environment"],
+                checks=content["checks"],
+            )
+        except KeyError as error:
+            raise BadFile(f"{path}: key {error} is missing; write the file again.") from None
+        except BadInput as error:
+            if isinstance(error, BadFile):
+                raise
+            raise BadFile(f"{path}: {error}") from None

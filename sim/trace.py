@@ -1,0 +1,158 @@
+"""Timelines as Chrome Trace Event files in the dialect of PyTorch's Kineto profiler.
+
+Perfetto, chrome://tracing and HolisticTraceAnalysis open them. Every lane is one thread (stream),
+every task one complete event; times are microseconds. Format: "Trace Event Format", Google, and
+the traces that torch.profiler exports.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+from sim.errors import BadFile, Mismatch
+from sim.files import CREATED_BY, read_text, write_bytes
+from sim.graph import COMPUTE, D2H, H2D, TaskGraph
+from sim.timeline import Span, Timeline
+
+STREAM_OF_LANE = {COMPUTE: 7, H2D: 13, D2H: 14}
+HOST_PID = 1_000
+_COPY_NAME = {
+    H2D: "Memcpy HtoD (Pinned -> Device)",
+    D2H: "Memcpy DtoH (Device -> Pinned)",
+}
+
+
+def write_trace(timeline: Timeline, path: Path | str, title: str) -> None:
+    """Write `timeline` as a trace; a name ending in `.gz` compresses it.
+
+    Args:
+        title: what the process row is called, such as `predicted` or `measured`.
+    """
+    payload = json.dumps(trace_document(timeline, title)).encode()
+    write_bytes(path, gzip.compress(payload, mtime=0) if str(path).endswith(".gz") else payload)
+
+
+def trace_document(timeline: Timeline, title: str) -> dict[str, Any]:
+    """The trace as the object that `write_trace` serialises."""
+    events: list[dict[str, Any]] = []
+    devices = sorted({task.device for task in timeline.graph.tasks})
+    for device in devices:
+        label = f"{title}, device {device}"
+        events.append(_metadata("process_name", device, 0, {"name": label}))
+        events.append(_metadata("process_labels", device, 0, {"labels": f"GPU {device}"}))
+        for lane, stream in STREAM_OF_LANE.items():
+            events.append(_metadata("thread_name", device, stream, {"name": f"stream {stream} {lane}"}))
+    events.append(_metadata("process_name", HOST_PID, 0, {"name": f"{title}, host"}))
+    events += [_step_event(timeline, step) for step in range(timeline.graph.workload.gen_tokens)]
+    for number, span in enumerate(timeline.spans, start=1):
+        events += _task_events(span, number)
+    return {
+        "schemaVersion": 1,
+        "traceEvents": events,
+        "displayTimeUnit": "ms",
+        "deviceProperties": [{"id": device} for device in devices],
+        "distributedInfo": {"backend": "nccl", "rank": 0, "world_size": 1},
+        "otherData": {
+            "created_by": CREATED_BY,
+            "title": title,
+            "graph_sha256": timeline.graph.sha256,
+        },
+    }
+
+
+def read_trace(path: Path | str, graph: TaskGraph) -> Timeline:
+    """Read a trace written by `write_trace` back into a timeline of `graph`.
+
+    Raises:
+        BadFile: not a trace of ours, or a task is missing from it.
+        Mismatch: it is a trace of another graph.
+    """
+    try:
+        document = json.loads(read_text(path))
+        sha256 = document["otherData"]["graph_sha256"]
+        times = {
+            event["args"]["task_id"]: (event["args"]["start_s"], event["args"]["end_s"])
+            for event in document["traceEvents"]
+            if event["ph"] == "X" and "task_id" in event.get("args", {})
+        }
+    except (ValueError, KeyError, TypeError) as error:
+        raise BadFile(f"{path} is not a trace written by kvoverlap ({error!r}).") from None
+    if sha256 != graph.sha256:
+        raise Mismatch(f"{path} is a trace of graph {sha256[:12]}, not of {graph.sha256[:12]}.")
+    missing = next((task.id for task in graph.tasks if task.id not in times), None)
+    if missing is not None:
+        raise BadFile(f"{path}: task {missing} is missing; write the trace again.")
+    ordered = [times[task.id] for task in graph.tasks]
+    return Timeline(graph, tuple(a for a, _ in ordered), tuple(b for _, b in ordered))
+
+
+def is_trace(path: Path | str) -> bool:
+    """Whether the file looks like a Chrome trace rather than one of our own documents."""
+    return '"traceEvents"' in read_text(path)[:4096]
+
+
+def _metadata(name: str, pid: int, tid: int, args: dict[str, Any]) -> dict[str, Any]:
+    return {"ph": "M", "name": name, "pid": pid, "tid": tid, "ts": 0, "args": args}
+
+
+def _step_event(timeline: Timeline, step: int) -> dict[str, Any]:
+    mine = [span for span in timeline.spans if span.task.step == step]
+    compute = [span for span in mine if span.task.lane == COMPUTE]
+    start = min(span.start_s for span in compute)
+    return {
+        "ph": "X",
+        "cat": "user_annotation",
+        "name": f"ProfilerStep#{step}",
+        "pid": HOST_PID,
+        "tid": 1,
+        "ts": start * 1e6,
+        "dur": (max(span.end_s for span in compute) - start) * 1e6,
+        "args": {},
+    }
+
+
+def _task_events(span: Span, correlation: int) -> list[dict[str, Any]]:
+    """The device event of a task, and the host call that HTA pairs with it."""
+    task = span.task
+    copy = task.lane != COMPUTE
+    args: dict[str, Any] = {
+        "device": task.device,
+        "stream": STREAM_OF_LANE[task.lane],
+        "correlation": correlation,
+        "task_id": task.id,
+        "op": task.op,
+        "layer": task.layer,
+        "tokens": [task.token_start, task.token_stop],
+        "start_s": span.start_s,
+        "end_s": span.end_s,
+    }
+    if copy:
+        args["bytes"] = task.bytes
+        if span.duration_s > 0:
+            args["memory bandwidth (GB/s)"] = task.bytes / span.duration_s / 1e9
+    elif task.flops and span.duration_s > 0:
+        args["TFLOP/s"] = task.flops / span.duration_s / 1e12
+    device_event = {
+        "ph": "X",
+        "cat": "gpu_memcpy" if copy else "kernel",
+        "name": _COPY_NAME[task.lane] if copy else task.op,
+        "pid": task.device,
+        "tid": STREAM_OF_LANE[task.lane],
+        "ts": span.start_s * 1e6,
+        "dur": span.duration_s * 1e6,
+        "args": args,
+    }
+    host_event = {
+        "ph": "X",
+        "cat": "cuda_runtime",
+        "name": "cudaMemcpyAsync" if copy else "cudaLaunchKernel",
+        "pid": HOST_PID,
+        "tid": 1,
+        "ts": span.start_s * 1e6,
+        "dur": 0,
+        "args": {"correlation": correlation},
+    }
+    return [device_event, host_event]

@@ -77,7 +77,9 @@ class Kernels:
         turned = torch.cat((-x[..., half:], x[..., :half]), dim=-1)
         x.mul_(cos).add_(turned.mul_(sin))
 
-    def qkv(self, layer: Layer, hidden: Tensor, kv_row: Tensor, x_out: Tensor, position: int) -> Tensor:
+    def qkv(
+        self, layer: Layer, hidden: Tensor, kv_row: Tensor, x_out: Tensor, position: int
+    ) -> Tensor:
         """Project one new token of every sequence.
 
         Args:
@@ -165,9 +167,7 @@ def linear_into(linear: Linear, x: Tensor, out: Tensor) -> None:
         torch.addmm(linear.bias, x, linear.weight.t(), out=out)
 
 
-def rotary_tables(
-    model: ModelSpec, max_tokens: int, device: torch.device
-) -> tuple[Tensor, Tensor]:
+def rotary_tables(model: ModelSpec, max_tokens: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Cosines and sines, each [max_tokens, D], halves repeated, computed in 32 bit."""
     exponents = torch.arange(0, model.head_dim, 2, dtype=torch.float32, device=device)
     frequencies = model.rope_theta ** -(exponents / model.head_dim)

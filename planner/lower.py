@@ -42,9 +42,7 @@ def lower_row(
 
 def _check_split(model: ModelSpec, contexts: Sequence[int], split: Split) -> None:
     if len(split) != len(contexts) or any(len(row) != model.n_layers for row in split):
-        raise BadInput(
-            f"the split must hold {len(contexts)} steps of {model.n_layers} layers."
-        )
+        raise BadInput(f"the split must hold {len(contexts)} steps of {model.n_layers} layers.")
     for step, (past, row) in enumerate(zip(contexts, split, strict=True)):
         for layer, count in enumerate(row):
             if not 0 <= count <= past:

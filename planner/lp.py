@@ -18,6 +18,7 @@ import pulp
 from sim.cost import CostModel
 from sim.errors import PlannerFailed
 from sim.graph import Task, TaskGraph
+from sim.hardware import Dispatch
 
 SIZED_OPS = ("load_x", "load_kv", "recompute")
 """Operations whose token count is a variable."""
@@ -99,6 +100,7 @@ class ScheduleLP:
         lines: cost hulls of the sized operations.
         fixed_s: seconds of every task, in graph order; used for those that are not sized.
         issued_s: when the host has issued each task.
+        dispatch: pauses between the tasks of a lane and between lanes.
     """
 
     def __init__(
@@ -108,8 +110,10 @@ class ScheduleLP:
         lines: CostLines,
         fixed_s: Sequence[float],
         issued_s: Sequence[float],
+        dispatch: Dispatch,
     ) -> None:
         self.graph = graph
+        self._dispatch = dispatch
         self._contexts = contexts
         self._fixed_s = fixed_s
         self.problem = pulp.LpProblem("decode_row", pulp.LpMinimize)
@@ -184,21 +188,25 @@ class ScheduleLP:
             if lane in last_on_lane:
                 before.add(last_on_lane[lane])
             for earlier in sorted(before):
-                self._after(earlier, self._start[at], _name(task))
+                same = tasks[earlier].lane == task.lane
+                pause = self._dispatch.gap_s if same else self._dispatch.handover_s
+                self._after(earlier, self._start[at], _name(task), pause)
             followed |= before
             last_on_lane[lane] = at
         for at in range(len(tasks)):
             if at not in followed:
-                self._after(at, self.makespan, "end")
+                self._after(at, self.makespan, "end", 0.0)
 
-    def _after(self, earlier: int, target: pulp.LpVariable, target_name: str) -> None:
+    def _after(
+        self, earlier: int, target: pulp.LpVariable, target_name: str, pause_s: float
+    ) -> None:
         task = self.graph.tasks[earlier]
         name = f"after_{_name(task)}__{target_name}"
         terms = [(target, 1.0), (self._start[earlier], -1.0)]
         if earlier in self._duration:
-            self._row(name, [*terms, (self._duration[earlier], -1.0)], 0.0)
+            self._row(name, [*terms, (self._duration[earlier], -1.0)], pause_s)
             return
-        self._row(name, terms, self._fixed_s[earlier])
+        self._row(name, terms, self._fixed_s[earlier] + pause_s)
         self._weights[name] = (task.lane, self._fixed_s[earlier], None, 0.0)
 
     def _lane_shares(self) -> dict[str, float]:

@@ -75,9 +75,7 @@ class Plan:
 
     def lower(self) -> TaskGraph:
         """The graph that realises this plan, built anew from the split."""
-        return lower_row(
-            self.model, self.workload, [step.recomputed_tokens for step in self.steps]
-        )
+        return lower_row(self.model, self.workload, [step.recomputed_tokens for step in self.steps])
 
     def simulated_graph(self) -> TaskGraph:
         """The lowered graph, provided it is the one whose simulation this plan carries.

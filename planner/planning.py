@@ -58,17 +58,12 @@ def make_plan(
         hardware.memory.host_bytes,
         hardware.name,
     )
-    simulated = {
-        name: planner.simulate(baseline_split(name, model, workload, hardware))
-        for name in BASELINES
-    }
-    makespans = {name: timeline.makespan_s for name, timeline in simulated.items()}
-    lp_split = planner.best_split(makespans["load-all"])
-    simulated["lp"] = planner.simulate(lp_split)
-    if policy == "lp":
-        split = lp_split
-    else:
-        split = baseline_split(policy, model, workload, hardware)
+    splits = {name: baseline_split(name, model, workload, hardware) for name in BASELINES}
+    simulated = {name: planner.simulate(split) for name, split in splits.items()}
+    known = {name: (splits[name], simulated[name].makespan_s) for name in BASELINES}
+    splits["lp"] = planner.best_split(known)
+    simulated["lp"] = planner.simulate(splits["lp"])
+    split = splits.get(policy) or baseline_split(policy, model, workload, hardware)
     chosen = simulated.get(policy) or planner.simulate(split)
     graph = chosen.graph
     check_fits(graph, hardware.memory.device_bytes, hardware.memory.host_bytes, hardware.name)
@@ -124,7 +119,9 @@ class RowPlanner:
     def longest_path_s(self, graph: TaskGraph) -> float:
         """The LP's value at the graph's own token counts."""
         durations = [self.costs.estimate(task).seconds for task in graph.tasks]
-        return earliest_schedule(graph, durations, issue_times(graph, self.costs)).makespan_s
+        issued, pauses = issue_times(graph, self.costs), self.hardware.dispatch
+        timeline = earliest_schedule(graph, durations, issued, pauses.gap_s, pauses.handover_s)
+        return timeline.makespan_s
 
     @property
     def relaxation(self) -> Relaxation:
@@ -134,7 +131,8 @@ class RowPlanner:
             template = self._shortened([[1] * n_layers for _ in self._contexts])
             fixed = [self.costs.estimate(task).seconds for task in template.tasks]
             issued = issue_times(template, self.costs)
-            lp = ScheduleLP(template, self._contexts, self.lines, fixed, issued)
+            pauses = self.hardware.dispatch
+            lp = ScheduleLP(template, self._contexts, self.lines, fixed, issued, pauses)
             self._relaxation = lp.solve()
         return self._relaxation
 
@@ -149,12 +147,15 @@ class RowPlanner:
         )
         return lane_work_bound(self.lines, contexts, self.model.n_layers, compute)
 
-    def best_split(self, load_all_s: float) -> list[list[int]]:
-        """The LP's split in whole tokens, or a better one found near it by simulation.
+    def best_split(self, known: dict[str, tuple[list[list[int]], float]]) -> list[list[int]]:
+        """The LP's split in whole tokens, or a better one found by simulation.
 
         The LP leaves out interference between lanes and bends of the cost curves that are not
         convex. Where that costs more than a thousandth, whole-job shifts are tried in the
-        simulator, and loading everything is taken where it is no slower.
+        simulator; and a baseline that is no slower is taken instead.
+
+        Args:
+            known: split and simulated makespan of each baseline.
         """
         n_layers = self.model.n_layers
         rows = [
@@ -177,9 +178,8 @@ class RowPlanner:
             else:
                 stride //= 2
         split = self._all_steps(self._whole(rows, best))
-        if self.simulate(split).makespan_s >= load_all_s:
-            return [[0] * n_layers for _ in split]
-        return split
+        baseline, baseline_s = min(known.values(), key=lambda entry: entry[1])
+        return split if self.simulate(split).makespan_s < baseline_s else baseline
 
     def bottleneck(self) -> str:
         """Which lane holds the optimum up and what 10 % more speed there would save."""
@@ -216,7 +216,9 @@ class RowPlanner:
         them.
         """
         split = [planned[0]]
-        for (early, row), (late, next_row) in pairwise(zip(self.planned_steps, planned, strict=True)):
+        for (early, row), (late, next_row) in pairwise(
+            zip(self.planned_steps, planned, strict=True)
+        ):
             for step in range(early + 1, late + 1):
                 weight = (step - early) / (late - early)
                 past = self.workload.context_tokens(step)

@@ -55,7 +55,9 @@ class Pass:
 Kernel = MatMul | DecodeAttention | Pass
 
 
-def kernels(task_op: str, n_tokens: int, context: int, model: ModelSpec, batch: int) -> list[Kernel]:
+def kernels(
+    task_op: str, n_tokens: int, context: int, model: ModelSpec, batch: int
+) -> list[Kernel]:
     """The device kernels that one compute operation launches.
 
     Args:
@@ -101,7 +103,11 @@ def kernels(task_op: str, n_tokens: int, context: int, model: ModelSpec, batch: 
             ]
         case "head":
             logits = rows * model.vocab_size * model.element_bytes
-            return [Pass(2 * hidden), MatMul(rows, model.vocab_size, model.hidden_size), Pass(logits)]
+            return [
+                Pass(2 * hidden),
+                MatMul(rows, model.vocab_size, model.hidden_size),
+                Pass(logits),
+            ]
     raise ValueError(f"{task_op} is not a compute operation")
 
 
@@ -167,7 +173,7 @@ class CostModel:
 
     def issue_s(self, task: Task) -> float:
         """Host time to hand `task` to the device."""
-        cost = self.hardware.issue
+        cost = self.hardware.dispatch
         if task.lane != COMPUTE:
             return cost.task_s + cost.copy_s
         if task.op not in self._launches:
@@ -242,7 +248,9 @@ class CostModel:
         )
         twin = replace(shape, n=nearest.n, k=nearest.k)
         measured, _ = nearest.curve.at(shape.m)
-        return Estimate(seconds * measured / self._roofline(twin), weakest(gemm.source, "fitted"), False)
+        return Estimate(
+            seconds * measured / self._roofline(twin), weakest(gemm.source, "fitted"), False
+        )
 
     def _roofline(self, shape: MatMul) -> float:
         gemm = self.hardware.gemm

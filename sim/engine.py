@@ -23,7 +23,7 @@ def simulate(graph: TaskGraph, hardware: HardwareProfile) -> Timeline:
     """Predict when every task of `graph` starts and ends on `hardware`."""
     costs = CostModel(hardware, graph.model, graph.workload)
     durations = [costs.estimate(task).seconds for task in graph.tasks]
-    return _execute(graph, durations, issue_times(graph, costs), hardware)
+    return _Run(graph, durations, hardware, shared=True).timeline()
 
 
 def replay(graph: TaskGraph, durations_s: Sequence[float], hardware: HardwareProfile) -> Timeline:
@@ -37,8 +37,7 @@ def replay(graph: TaskGraph, durations_s: Sequence[float], hardware: HardwarePro
     """
     if len(durations_s) != len(graph.tasks):
         raise BadInput(f"{len(durations_s)} durations for {len(graph.tasks)} tasks.")
-    costs = CostModel(hardware, graph.model, graph.workload)
-    return _execute(graph, durations_s, issue_times(graph, costs), None)
+    return _Run(graph, durations_s, hardware, shared=False).timeline()
 
 
 def issue_times(graph: TaskGraph, costs: CostModel) -> list[float]:
@@ -46,34 +45,48 @@ def issue_times(graph: TaskGraph, costs: CostModel) -> list[float]:
     return list(accumulate(costs.issue_s(task) for task in graph.tasks))
 
 
-def _execute(
-    graph: TaskGraph,
-    durations_s: Sequence[float],
-    issued_s: Sequence[float],
-    hardware: HardwareProfile | None,
-) -> Timeline:
-    env = simpy.Environment()
-    machine = Machine(env, hardware) if hardware is not None else None
-    shared = machine is not None and machine.shares()
-    done = [env.event() for _ in graph.tasks]
-    start, end = [0.0] * len(done), [0.0] * len(done)
+class _Run:
+    def __init__(
+        self,
+        graph: TaskGraph,
+        durations_s: Sequence[float],
+        hardware: HardwareProfile,
+        shared: bool,
+    ) -> None:
+        self.graph = graph
+        self.durations_s = durations_s
+        self.issued_s = issue_times(graph, CostModel(hardware, graph.model, graph.workload))
+        self.dispatch = hardware.dispatch
+        self.env = simpy.Environment()
+        machine = Machine(self.env, hardware)
+        self.machine = machine if shared and machine.shares() else None
+        self.done = [self.env.event() for _ in graph.tasks]
+        self.start_s = [0.0] * len(graph.tasks)
+        self.end_s = [0.0] * len(graph.tasks)
 
-    def lane(queue: list[int]) -> Generator[simpy.Event, None, None]:
+    def timeline(self) -> Timeline:
+        for queue in self.graph.lanes.values():
+            self.env.process(self._lane(queue))
+        self.env.run()
+        return Timeline(self.graph, tuple(self.start_s), tuple(self.end_s))
+
+    def _lane(self, queue: list[int]) -> Generator[simpy.Event, None, None]:
+        env, tasks = self.env, self.graph.tasks
+        free_s = 0.0
         for at in queue:
-            for dep in graph.dep_indices[at]:
-                if not done[dep].processed:
-                    yield done[dep]
-            if issued_s[at] > env.now:
-                yield env.timeout(issued_s[at] - env.now)
-            start[at] = env.now
-            if shared and machine is not None:
-                yield machine.run(graph.tasks[at], durations_s[at])
+            earliest = max(free_s, self.issued_s[at])
+            for dep in self.graph.dep_indices[at]:
+                if not self.done[dep].processed:
+                    yield self.done[dep]
+                if tasks[dep].lane != tasks[at].lane:
+                    earliest = max(earliest, self.end_s[dep] + self.dispatch.handover_s)
+            if earliest > env.now:
+                yield env.timeout(earliest - env.now)
+            self.start_s[at] = env.now
+            if self.machine is not None:
+                yield self.machine.run(tasks[at], self.durations_s[at])
             else:
-                yield env.timeout(durations_s[at])
-            end[at] = env.now
-            done[at].succeed()
-
-    for queue in graph.lanes.values():
-        env.process(lane(queue))
-    env.run()
-    return Timeline(graph, tuple(start), tuple(end))
+                yield env.timeout(self.durations_s[at])
+            self.end_s[at] = env.now
+            self.done[at].succeed()
+            free_s = env.now + self.dispatch.gap_s

@@ -120,7 +120,9 @@ def parse(kind: type[T], data: Any, where: str) -> T:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"]) or "document"
         if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
-            raise BadFile(f"{where}: key {key!r} is unknown; remove it or fix its spelling.") from None
+            raise BadFile(
+                f"{where}: key {key!r} is unknown; remove it or fix its spelling."
+            ) from None
         if first["type"] in ("missing", "missing_argument"):
             raise BadFile(f"{where}: key {key!r} is missing; add it.") from None
         raise BadFile(f"{where}: {key}(={first['input']!r}): {first['msg']}.") from None

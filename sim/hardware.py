@@ -116,9 +116,7 @@ class Link:
     note: str = ""
 
     def __post_init__(self) -> None:
-        _positive(
-            "link", bytes_per_s=self.bytes_per_s, paced_bytes_per_s=self.paced_bytes_per_s
-        )
+        _positive("link", bytes_per_s=self.bytes_per_s, paced_bytes_per_s=self.paced_bytes_per_s)
         if not 0 <= self.latency_s < float("inf"):
             raise BadInput(f"link.latency_s(={self.latency_s}) must be at least 0.")
 
@@ -153,10 +151,12 @@ class Interference:
 
 
 @dataclass(frozen=True, slots=True)
-class IssueCost:
-    """Host time to hand work to the device; a host that falls behind delays the lanes.
+class Dispatch:
+    """What it costs to hand work to the device and from one lane to another.
 
-    Every task costs `task_s`, and `kernel_s` for each kernel it launches or `copy_s` for its copy.
+    The host spends `task_s` on every task and `kernel_s` on each kernel it launches or `copy_s` on
+    its copy; a host that falls behind delays the lanes. A lane starts its next task `gap_s` after
+    the one before, and `handover_s` after the end of a task of another lane that it waited for.
     """
 
     __pydantic_config__ = STRICT_KEYS
@@ -165,11 +165,13 @@ class IssueCost:
     task_s: float = 0.0
     kernel_s: float = 0.0
     copy_s: float = 0.0
+    gap_s: float = 0.0
+    handover_s: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("task_s", "kernel_s", "copy_s"):
+        for name in ("task_s", "kernel_s", "copy_s", "gap_s", "handover_s"):
             if not 0 <= getattr(self, name) < 1:
-                raise BadInput(f"issue.{name}(={getattr(self, name)}) must be in [0, 1) seconds.")
+                raise BadInput(f"dispatch.{name}(={getattr(self, name)}) must be in [0, 1) s.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,7 +226,7 @@ class HardwareProfile:
     attention: Attention
     elementwise: Elementwise
     links: Links
-    issue: IssueCost
+    dispatch: Dispatch
     interference: tuple[Interference, ...] = ()
     uplinks: tuple[Uplink, ...] = ()
     environment: dict[str, Any] | None = None
@@ -336,4 +338,3 @@ def _faster_link(link: Link, factor: float) -> Link:
         curve=link.curve and _faster(link.curve, factor),
         paced_bytes_per_s=link.paced_bytes_per_s and link.paced_bytes_per_s * factor,
     )
-

@@ -67,7 +67,9 @@ class ModelSpec:
         for field in sizes:
             value = getattr(self, field)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise BadInput(f"model {self.name}: {field}(={value!r}) must be a whole number > 0.")
+                raise BadInput(
+                    f"model {self.name}: {field}(={value!r}) must be a whole number > 0."
+                )
         if self.n_heads % self.n_kv_heads:
             raise BadInput(
                 f"model {self.name}: n_heads(={self.n_heads}) must be a multiple of "
@@ -149,9 +151,7 @@ def model_from_config(config: Mapping[str, Any], name: str) -> ModelSpec:
     """Translate the keys of a Hugging Face config (transformers 4 or 5 spelling)."""
     family = config.get("model_type")
     if family not in FAMILIES:
-        raise BadFile(
-            f"model_type {family!r} is not supported; supported: {', '.join(FAMILIES)}."
-        )
+        raise BadFile(f"model_type {family!r} is not supported; supported: {', '.join(FAMILIES)}.")
 
     def need(*keys: str) -> Any:
         for key in keys:

@@ -166,27 +166,35 @@ def _lane_predecessors(graph: TaskGraph) -> list[tuple[int, ...]]:
 
 
 def earliest_schedule(
-    graph: TaskGraph, durations_s: Sequence[float], ready_s: Sequence[float] | None = None
+    graph: TaskGraph,
+    durations_s: Sequence[float],
+    issued_s: Sequence[float],
+    gap_s: float = 0.0,
+    handover_s: float = 0.0,
 ) -> Timeline:
-    """The timeline in which every task starts as soon as its deps and its lane allow.
+    """The timeline in which every task starts as soon as host, deps and lane allow.
 
     This is the longest path through the graph: what the LP computes, and what the engine gives
     where nothing is shared.
 
     Args:
         durations_s: seconds of each task, in graph order.
-        ready_s: earliest start of each task for other reasons, such as the host's issue time.
+        issued_s: when the host has issued each task.
+        gap_s: pause of a lane between two tasks.
+        handover_s: from the end of a task to the start of one on another lane that waits for it.
     """
     start = [0.0] * len(graph.tasks)
     end = [0.0] * len(graph.tasks)
     free: dict[tuple[int, str], float] = {}
     for at, task in enumerate(graph.tasks):
         lane = (task.device, task.lane)
-        earliest = max(free.get(lane, 0.0), ready_s[at] if ready_s else 0.0)
+        earliest = max(free.get(lane, 0.0), issued_s[at])
         for dep in graph.dep_indices[at]:
-            earliest = max(earliest, end[dep])
+            if graph.tasks[dep].lane != task.lane:
+                earliest = max(earliest, end[dep] + handover_s)
         start[at] = earliest
-        end[at] = free[lane] = earliest + durations_s[at]
+        end[at] = earliest + durations_s[at]
+        free[lane] = end[at] + gap_s
     return Timeline(graph, tuple(start), tuple(end))
 
 

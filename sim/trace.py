@@ -44,7 +44,9 @@ def trace_document(timeline: Timeline, title: str) -> dict[str, Any]:
         events.append(_metadata("process_name", device, 0, {"name": label}))
         events.append(_metadata("process_labels", device, 0, {"labels": f"GPU {device}"}))
         for lane, stream in STREAM_OF_LANE.items():
-            events.append(_metadata("thread_name", device, stream, {"name": f"stream {stream} {lane}"}))
+            events.append(
+                _metadata("thread_name", device, stream, {"name": f"stream {stream} {lane}"})
+            )
     events.append(_metadata("process_name", HOST_PID, 0, {"name": f"{title}, host"}))
     events += [_step_event(timeline, step) for step in range(timeline.graph.workload.gen_tokens)]
     for number, span in enumerate(timeline.spans, start=1):

@@ -43,7 +43,7 @@ class Backend(Protocol):
     def begin(self) -> None:
         """Start a run: time zero of the markers that follow."""
 
-    def issue(self, lane: str, work: Callable[[], None], after: Sequence[Marker] = ()) -> Marker:
+    def issue(self, lane: str, work: Callable[[], object], after: Sequence[Marker] = ()) -> Marker:
         """Queue `work` on `lane`, to start once `after` and all earlier work of the lane is done.
 
         `work` enqueues device operations; it must not wait for the device.

@@ -31,7 +31,7 @@ class CpuMarker:
     end_s: float = 0.0
 
 
-Job = tuple[Callable[[], None], Sequence[CpuMarker], CpuMarker]
+Job = tuple[Callable[[], object], Sequence[CpuMarker], CpuMarker]
 
 
 class CpuBackend:
@@ -76,7 +76,7 @@ class CpuBackend:
         self._zero_s = time.perf_counter()
 
     def issue(
-        self, lane: str, work: Callable[[], None], after: Sequence[CpuMarker] = ()
+        self, lane: str, work: Callable[[], object], after: Sequence[CpuMarker] = ()
     ) -> CpuMarker:
         marker = CpuMarker()
         self._last.append(marker)

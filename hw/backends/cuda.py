@@ -58,7 +58,7 @@ class CudaBackend:
             stream.wait_event(self._zero)
 
     def issue(
-        self, lane: str, work: Callable[[], None], after: Sequence[CudaMarker] = ()
+        self, lane: str, work: Callable[[], object], after: Sequence[CudaMarker] = ()
     ) -> CudaMarker:
         stream = self._streams[lane]
         marker = CudaMarker(

@@ -1,0 +1,94 @@
+"""Everything the command prints: results on stdout, progress and notes on stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+out = Console(highlight=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def print_json(content: Any) -> None:
+    """The machine-readable answer, alone on stdout."""
+    sys.stdout.write(json.dumps(content, indent=1, allow_nan=False) + "\n")
+
+
+def say(text: str) -> None:
+    """One line of the answer."""
+    out.print(escape(text))
+
+
+def note(text: str) -> None:
+    """Something the reader should know that is not the answer."""
+    err.print(f"[dim]note:[/dim] {escape(text)}")
+
+
+def fail(text: str) -> None:
+    """Why the command did not do what was asked."""
+    err.print(f"[bold red]error:[/bold red] {escape(text)}")
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table whose first column is text and whose other columns are numbers."""
+    grid = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
+    for position, column in enumerate(columns):
+        grid.add_column(column, justify="left" if position == 0 else "right", no_wrap=True)
+    for row in rows:
+        grid.add_row(*(escape(cell) for cell in row))
+    width = None if out.is_terminal else 160
+    out.print(grid, width=width)
+
+
+class Steps(Protocol):
+    """Where long work says how far it is."""
+
+    def __call__(self, text: str, done: float | None = None) -> None:
+        """Say what is done now and which fraction of the whole is behind."""
+
+
+@contextmanager
+def progress(title: str) -> Iterator[Steps]:
+    """A progress bar on stderr; without a terminal, a line whenever the text changes."""
+    if not err.is_terminal:
+        seen: set[str] = set()
+
+        def say_once(text: str, done: float | None = None) -> None:  # noqa: ARG001
+            if text not in seen:
+                seen.add(text)
+                err.print(f"{title}: {text}")
+
+        yield say_once
+        return
+    bar = Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TimeElapsedColumn(),
+        console=err,
+        transient=True,
+    )
+    with bar:
+        job = bar.add_task(title, total=None)
+
+        def update(text: str, done: float | None = None) -> None:
+            total = None if done is None else 1.0
+            bar.update(job, description=f"{title}: {text}", completed=done or 0.0, total=total)
+
+        yield update
+
+
+def ms(seconds: float) -> str:
+    return f"{seconds * 1e3:,.1f} ms" if seconds >= 1e-4 else f"{seconds * 1e6:,.1f} us"
+
+
+def percent(fraction: float, signed: bool = False) -> str:
+    return f"{100 * fraction:+.1f} %" if signed else f"{100 * fraction:.1f} %"

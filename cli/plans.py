@@ -1,0 +1,324 @@
+"""`kvoverlap plan`, `simulate` and `compare`: no device needed."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from cli.output import ms, note, percent, print_json, say, table
+from cli.quantities import parse_count, parse_rate
+from planner import Plan, make_plan
+from sim.catalog import find_hardware, find_model
+from sim.compare import Comparison, compare
+from sim.engine import simulate
+from sim.errors import BadInput, Mismatch
+from sim.hardware import HardwareProfile
+from sim.model_spec import DTYPE_BYTES, ModelSpec
+from sim.recording import Recording
+from sim.trace import is_trace, read_trace, write_trace
+from sim.workload import Workload
+
+Output = Annotated[Path | None, Parameter(name=["--output", "-o"])]
+SETTINGS = {
+    "link.bandwidth": ("link", lambda hardware: hardware.links.h2d.bytes_per_s),
+    "link.h2d.bandwidth": ("h2d", lambda hardware: hardware.links.h2d.bytes_per_s),
+    "link.d2h.bandwidth": ("d2h", lambda hardware: hardware.links.d2h.bytes_per_s),
+    "compute.flops": ("compute", lambda hardware: hardware.gemm.flops_per_s),
+}
+"""What `--set` can change: the part of the machine and its present rate."""
+
+
+def plan(
+    *,
+    model: str,
+    hardware: str,
+    batch: str,
+    prompt: str,
+    gen: str = "1",
+    policy: str = "lp",
+    schedule: str = "row",
+    dtype: str | None = None,
+    set: Annotated[tuple[str, ...], Parameter(negative="")] = (),  # noqa: A002
+    output: Output = None,
+    json: bool = False,
+) -> None:
+    """Decide what to load and what to recompute, and predict how long decoding takes.
+
+    The answer is the split of every layer and step, its simulated makespan beside a lower bound
+    that no split can beat, the makespan of every other policy, and what limits it.
+
+    Examples:
+      kvoverlap plan --model opt-13b --hardware kvpr-a100 --batch 32 --prompt 1K
+      kvoverlap plan --model opt-13b --hardware kvpr-a100 --batch 32 --prompt 1K --set link.bandwidth=64GB/s
+      kvoverlap plan --model ./config.json --hardware profile.json --batch 8 --prompt 512 --gen 16 -o plan.json
+
+    Parameters
+    ----------
+    model
+        Name of a shipped model (`kvoverlap models`) or path of a config.json.
+    hardware
+        Name of a shipped profile (`kvoverlap hardware`) or path of a profile.json.
+    batch
+        Sequences decoded together.
+    prompt
+        Tokens of each sequence whose KV is in host memory; 4K means 4096.
+    gen
+        Decode steps.
+    policy
+        lp, kvpr, load-all, recompute-all, or fixed:<tokens>.
+    schedule
+        row: all layers of a step, then the next step; weights stay on the device.
+    dtype
+        float32, float16 or bfloat16; by default the model's, or the profile's if its size differs.
+    set
+        What-if change of the hardware, such as link.bandwidth=64GB/s or compute.flops=600TFLOP/s.
+    output
+        Write the plan here, for simulate and run.
+    json
+        Print JSON instead of text.
+    """
+    workload = Workload(
+        parse_count("--batch", batch), parse_count("--prompt", prompt), parse_count("--gen", gen)
+    )
+    machine = find_hardware(hardware)
+    for setting in set:
+        machine = apply_setting(machine, setting)
+    spec = match_dtype(find_model(model, dtype), machine, chosen=dtype is not None)
+    made = make_plan(spec, machine, workload, policy, schedule)
+    if output is not None:
+        made.save(output)
+    if json:
+        print_json(plan_answer(made))
+        return
+    print_plan(made)
+    if output is not None:
+        say(f"\nplan written to {output}; next: kvoverlap simulate {output}")
+
+
+def plan_answer(made: Plan) -> dict[str, object]:
+    """The plan as `--json` prints it: the file's content with the machine by name."""
+    content = made.to_dict()
+    content["model"] = made.model.name
+    content["hardware"] = made.hardware.name
+    return content
+
+
+def apply_setting(hardware: HardwareProfile, setting: str) -> HardwareProfile:
+    """Apply one `--set key=rate` to a profile.
+
+    Raises:
+        BadInput: no `=`, an unknown key, or a value that is not a rate.
+    """
+    key, equals, value = setting.partition("=")
+    if not equals or key not in SETTINGS:
+        raise BadInput(f"--set {setting}: must be KEY=RATE with KEY one of {', '.join(SETTINGS)}.")
+    part, rate = SETTINGS[key]
+    return hardware.with_faster(part, parse_rate(f"--set {key}", value) / rate(hardware))
+
+
+def match_dtype(model: ModelSpec, hardware: HardwareProfile, chosen: bool) -> ModelSpec:
+    """The model in the profile's element size, unless the user chose a dtype that it lacks.
+
+    Raises:
+        BadInput: the chosen dtype has another size than the profile's figures are for.
+    """
+    if DTYPE_BYTES[model.dtype] == DTYPE_BYTES[hardware.dtype]:
+        return model
+    if chosen:
+        raise BadInput(
+            f"--dtype {model.dtype}: profile {hardware.name} holds for {hardware.dtype}; leave "
+            "--dtype out or use a profile measured with it."
+        )
+    note(f"using {hardware.dtype}, which profile {hardware.name} was made for, not {model.dtype}")
+    return replace(model, dtype=hardware.dtype)
+
+
+def print_plan(made: Plan) -> None:
+    """The plan in words and tables."""
+    first = made.steps[0]
+    split = sorted(first.recomputed_tokens)
+    middle = split[len(split) // 2]
+    say(
+        f"{made.model.name} ({made.model.dtype}) on {made.hardware.name}: batch "
+        f"{made.workload.batch_size}, prompt {made.workload.prompt_tokens}, "
+        f"{made.workload.gen_tokens} step(s), policy {made.policy}, schedule {made.schedule}"
+    )
+    say(
+        f"recompute {middle} of {first.context_tokens} past tokens in the median layer "
+        f"(from {split[0]} to {split[-1]}), load the rest"
+    )
+    say(
+        f"predicted {ms(made.makespan_s)} (LP objective {ms(made.lp_objective_s)}, no split can "
+        f"beat {ms(made.lower_bound_s)}); hardware figures: {made.hardware.source}"
+    )
+    say(made.bottleneck)
+    say("")
+    base = made.baselines["load-all"]
+    rows = [(name, ms(value), f"{value / base:.3f}") for name, value in made.baselines.items()]
+    if made.policy not in made.baselines:
+        rows.append((made.policy, ms(made.makespan_s), f"{made.makespan_s / base:.3f}"))
+    table("Policies", ("policy", "makespan", "x load-all"), rows)
+
+
+def simulate_verb(
+    plan: Path,
+    *,
+    output: Output = None,
+    trace: Path | None = None,
+    plan_out: Path | None = None,
+    json: bool = False,
+) -> None:
+    """Predict the timeline of a plan: when every load, recomputation and layer runs.
+
+    Examples:
+      kvoverlap simulate plan.json
+      kvoverlap simulate plan.json -o predicted.json --trace predicted.trace.json.gz
+      kvoverlap simulate edited-plan.json --plan-out new-plan.json
+
+    Parameters
+    ----------
+    plan
+        A plan written by `kvoverlap plan -o`.
+    output
+        Write the predicted timeline here, for compare.
+    trace
+        Write a Chrome trace here; open it at ui.perfetto.dev.
+    plan_out
+        Write the plan here with the simulation of its present split, after editing one by hand.
+    json
+        Print JSON instead of text.
+    """
+    loaded = Plan.load(plan)
+    graph = loaded.lower() if plan_out is not None else loaded.simulated_graph()
+    timeline = simulate(graph, loaded.hardware)
+    if output is not None:
+        Recording("predicted", loaded.hardware, (timeline,)).save(output)
+    if trace is not None:
+        write_trace(timeline, trace, "predicted")
+    if plan_out is not None:
+        edited = replace(
+            loaded,
+            policy="edited" if graph.sha256 != loaded.graph_sha256 else loaded.policy,
+            graph_sha256=graph.sha256,
+            makespan_s=timeline.makespan_s,
+        )
+        edited.save(plan_out)
+    report_timeline("predicted", Recording("predicted", loaded.hardware, (timeline,)), json)
+
+
+def report_timeline(what: str, recording: Recording, json: bool) -> None:
+    """Print the measures of a timeline."""
+    timeline = recording.typical
+    parts = timeline.breakdown
+    lanes = {lane: timeline.busy_s(lane) for _, lane in timeline.graph.lanes}
+    answer = {
+        "graph_sha256": timeline.graph.sha256,
+        "makespan_s": recording.makespan_s,
+        "spread_frac": recording.spread_frac,
+        "repeats": len(recording.runs),
+        "overlap_frac": timeline.overlap_frac,
+        "exposed_copy_s": timeline.exposed_copy_s,
+        "busy_s": lanes,
+        "breakdown": {
+            "compute_s": parts.compute_s,
+            "exposed_copy_s": parts.exposed_copy_s,
+            "idle_s": parts.idle_s,
+        },
+        "idle_s": {lane: timeline.idle_by_cause(lane) for lane in lanes},
+        "critical_path": [timeline.graph.tasks[at].id for at in timeline.critical_path],
+        "checks": recording.checks,
+        "environment": recording.environment,
+    }
+    if json:
+        print_json(answer)
+        return
+    spread = f" (spread {percent(recording.spread_frac)} over {len(recording.runs)} runs)"
+    say(f"{what} makespan {ms(recording.makespan_s)}{spread if len(recording.runs) > 1 else ''}")
+    say(
+        f"= compute {ms(parts.compute_s)} + exposed copy {ms(parts.exposed_copy_s)} + idle "
+        f"{ms(parts.idle_s)}; overlap {percent(timeline.overlap_frac)} of copy time"
+    )
+    rows = []
+    for lane, busy in lanes.items():
+        causes = sorted(timeline.idle_by_cause(lane).items(), key=lambda cause: -cause[1])
+        idle = ", ".join(f"{name} {ms(value)}" for name, value in causes) or "never idle"
+        rows.append((lane, ms(busy), percent(busy / timeline.makespan_s), idle))
+    table("\nLanes", ("lane", "busy", "of makespan", "idle"), rows)
+
+
+def compare_verb(
+    predicted: Path, measured: Path, *, gate: float | None = None, json: bool = False
+) -> int:
+    """Compare a predicted and a measured timeline of the same graph, task by task.
+
+    Errors are predicted minus measured. With --gate the exit status is 1 when the makespan error
+    exceeds it.
+
+    Examples:
+      kvoverlap compare predicted.json measured.json
+      kvoverlap compare predicted.json measured.trace.json.gz
+      kvoverlap compare predicted.json measured.json --gate 5
+
+    Parameters
+    ----------
+    predicted
+        A timeline written by `kvoverlap simulate -o`.
+    measured
+        A timeline written by `kvoverlap run -o`, or a trace of it written by `--trace`.
+    gate
+        Largest makespan error in per cent for exit status 0.
+    json
+        Print JSON instead of text.
+    """
+    if gate is not None and not gate >= 0:
+        raise BadInput(f"--gate(={gate}) must be a percentage of at least 0.")
+    guess = Recording.load(predicted)
+    if is_trace(measured):
+        truth = Recording("measured", guess.hardware, (read_trace(measured, guess.graph),))
+    else:
+        truth = Recording.load(measured)
+    if (guess.source, truth.source) != ("predicted", "measured"):
+        raise Mismatch(
+            f"{predicted} is {guess.source} and {measured} is {truth.source}; give the predicted "
+            "timeline first and the measured one second."
+        )
+    result = compare(guess, truth)
+    passed = gate is None or abs(result.makespan_error_frac) * 100 <= gate
+    if json:
+        print_json({**result.to_dict(), "passed": passed})
+    else:
+        print_comparison(result)
+        if gate is not None:
+            say(f"\ngate {gate:g} %: {'passed' if passed else 'FAILED'}")
+    return 0 if passed else 1
+
+
+def print_comparison(result: Comparison) -> None:
+    say(
+        f"predicted {ms(result.predicted_makespan_s)}, measured {ms(result.measured_makespan_s)}, "
+        f"{percent(result.makespan_error_frac, signed=True)} "
+        f"(repeat spread {percent(result.measured_spread_frac)})"
+    )
+    say(
+        f"overlap {percent(result.overlap_predicted_frac)} predicted, "
+        f"{percent(result.overlap_measured_frac)} measured; exposed copy "
+        f"{ms(result.exposed_copy_predicted_s)} and {ms(result.exposed_copy_measured_s)}"
+    )
+    say(
+        f"given the measured task times: {percent(result.teacher_forced_error_frac, signed=True)}; "
+        f"max(copy, compute) alone: {percent(result.naive_error_frac, signed=True)}"
+    )
+    rows = [
+        (
+            error.task_id,
+            ms(error.predicted_s),
+            ms(error.measured_s),
+            f"{error.error_s * 1e3:+.2f} ms",
+            percent(error.error_frac, signed=True),
+        )
+        for error in result.worst_tasks
+    ]
+    table("\nWorst tasks", ("task", "predicted", "measured", "error", "error"), rows)

@@ -1,0 +1,43 @@
+"""Numbers as people write them: 32K tokens, 0.4GB/s, 24GiB."""
+
+from __future__ import annotations
+
+import re
+
+from sim.errors import BadInput
+
+_BINARY = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+_DECIMAL = {"": 1.0, "k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
+
+
+def parse_count(name: str, text: str) -> int:
+    """A whole number of at least 1; `K` and `M` are 1024 and 1024**2, as with context lengths.
+
+    Raises:
+        BadInput: not a whole number, or below 1.
+    """
+    match = re.fullmatch(r"([+-]?\d+(?:\.\d+)?)([KkMm]?)", text.strip())
+    value = float(match[1]) * _BINARY[match[2].upper()] if match else float("nan")
+    if not value >= 1 or value != int(value):
+        raise BadInput(f"{name}(={text}) must be a whole number of at least 1, such as 32 or 4K.")
+    return int(value)
+
+
+def parse_counts(name: str, text: str) -> list[int]:
+    """Comma-separated counts, in rising order and without repeats."""
+    return sorted({parse_count(name, part) for part in text.split(",")})
+
+
+def parse_rate(name: str, text: str) -> float:
+    """Bytes per second (`25GB/s`, `24GiB/s`) or operations per second (`312TFLOP/s`).
+
+    Raises:
+        BadInput: not a positive number with one of these units.
+    """
+    match = re.fullmatch(
+        r"(\d+(?:\.\d+)?(?:e[+-]?\d+)?)\s*([kKMGT]?)(i?)(B|FLOP)?(?:/s)?", text.strip()
+    )
+    if not match or not float(match[1]) > 0:
+        raise BadInput(f"{name}(={text}) must be a rate above 0, such as 25GB/s or 312TFLOP/s.")
+    scale = _BINARY[match[2].upper()] if match[3] else _DECIMAL[match[2]]
+    return float(match[1]) * scale

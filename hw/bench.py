@@ -1,0 +1,223 @@
+"""Timing single operations on the lanes of a backend, under the conditions a decode finds.
+
+Operands are random (zeros run faster than data), weights take turns so that they are as cold as a
+real layer's, and what a decode receives over the link is copied over the link just before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import count
+from math import prod
+from time import perf_counter
+
+import torch
+from torch import Tensor
+
+from hw.backends import Backend, Marker
+from hw.kernels import linear_into
+from hw.weights import Linear
+from sim.graph import COMPUTE, H2D
+
+REPEATS = 3
+"""Samples of one point in one pass."""
+
+SAMPLE_S = 2e-3
+"""Short work is repeated inside one sample until it takes this long."""
+
+SLOTS = 2
+"""Staging buffers that take turns, as in the executor."""
+
+EVICT_BYTES = 64 * 2**20
+"""About what a layer reads between two uses of the same data."""
+
+ROTATION_BYTES = 192 * 2**20
+"""Memory over which the weights of one shape take turns."""
+
+Work = Callable[[int], object]
+"""Work on a lane; the argument counts all calls ever made, so that operands take turns."""
+
+
+class Bench:
+    """Random operands on a backend and samplers of what work on them takes.
+
+    Every sampler returns seconds of several runs; the first runs after a start are dropped.
+
+    Args:
+        largest_operand: elements of the largest matrix that will be asked for.
+        largest_slot: elements of the largest staging slot that will be asked for.
+    """
+
+    def __init__(
+        self, backend: Backend, dtype: torch.dtype, largest_operand: int, largest_slot: int
+    ) -> None:
+        self.backend = backend
+        self.dtype = dtype
+        generator = torch.Generator(device=backend.device).manual_seed(0)
+        self._calls = count()
+        self._rotations: dict[tuple[int, ...], list[Tensor]] = {}
+        self._pool = torch.empty(largest_operand, dtype=dtype, device=backend.device)
+        self._pool.normal_(generator=generator)
+        self._outs = [torch.empty_like(self._pool) for _ in range(SLOTS)]
+        self._host = backend.host_empty((largest_slot,), dtype)
+        self._host.normal_()
+        self._slots = [backend.device_empty((largest_slot,), dtype) for _ in range(SLOTS)]
+        for slot in self._slots:
+            slot.copy_(self._host)
+
+    def random(self, *shape: int) -> Tensor:
+        """A random operand; equal shapes share their memory."""
+        return self._pool[: prod(shape)].view(shape)
+
+    def rotation(self, *shape: int) -> list[Tensor]:
+        """Different random operands of one shape, each allocated by itself as a layer's are."""
+        if shape not in self._rotations:
+            size = prod(shape)
+            copies = max(2, min(256, ROTATION_BYTES // (size * self.dtype.itemsize)))
+            self._rotations[shape] = [self.random(*shape).clone() for _ in range(copies)]
+        return self._rotations[shape]
+
+    def linears(self, n: int, k: int) -> list[Linear]:
+        return [Linear(weight, self.random(n)) for weight in self.rotation(n, k)]
+
+    def out(self, *shape: int) -> Tensor:
+        return self._outs[0][: prod(shape)].view(shape)
+
+    def alone(self, lane: str, work: Work) -> list[float]:
+        """Seconds of `work(i)` called in a row on `lane`."""
+        once = self._samples(lane, work, 1, 2)[-1]
+        inner = max(1, min(200, round(SAMPLE_S / max(once, 1e-7))))
+        return [sample / inner for sample in self._samples(lane, work, inner, REPEATS)]
+
+    def cold(self, work: Work) -> list[float]:
+        """Seconds of `work(i)` on the compute lane after a layer's worth of other data each time.
+
+        A small kernel in a tight loop finds code and data in the nearest cache, which it never
+        does between the matrix products of a layer.
+        """
+        markers = []
+        self.backend.begin()
+        for _ in range(2 + 4 * REPEATS):
+            self.backend.issue(COMPUTE, self._evict)
+            markers.append(self.backend.issue(COMPUTE, self._once(work)))
+        return self._finish(markers)[2:]
+
+    def fed(self, shape: Sequence[int], work: Callable[[int, Tensor], object]) -> list[float]:
+        """Seconds of `work(i, slot)` when slot was filled over the link, but not just now."""
+        size = prod(shape)
+        host, slots = self._host[:size], [slot[:size] for slot in self._slots]
+
+        markers: list[Marker] = []
+        self.backend.begin()
+        for number in range(2 + REPEATS):
+            slot = slots[number % SLOTS]
+            filled = self.backend.issue(
+                H2D, partial(slot.copy_, host, non_blocking=True), markers[-1:]
+            )
+            self.backend.issue(COMPUTE, self._evict, [filled])
+            use = partial(work, next(self._calls), slot.view(*shape))
+            markers.append(self.backend.issue(COMPUTE, use))
+        return self._finish(markers)[2:]
+
+    def matmul(self, m: int, n: int, k: int) -> list[float]:
+        """Seconds of `[m, k] x [k, n]` on activations that are still in a cache."""
+        linears, x, out = self.linears(n, k), self.random(m, k), self.out(m, n)
+        return self.alone(COMPUTE, lambda call: linear_into(linears[call % len(linears)], x, out))
+
+    def matmul_fed(self, m: int, n: int, k: int) -> list[float]:
+        """Seconds of `[m, k] x [k, n]` when x just came over the link, as in a recomputation."""
+        linears, outs = self.linears(n, k), [out[: m * n].view(m, n) for out in self._outs]
+
+        def work(call: int, x: Tensor) -> None:
+            linear_into(linears[call % len(linears)], x, outs[call % SLOTS])
+
+        return self.fed((m, k), work)
+
+    def copy_work(self, lane: str, n_bytes: int) -> Work:
+        """A copy of `n_bytes` between host and device in the direction of `lane`."""
+        n = n_bytes // self.dtype.itemsize
+        host, device = self._host[:n], self._slots[0][:n]
+        if lane == H2D:
+            return lambda _: self.backend.copy(device, host)
+        return lambda _: self.backend.copy(host, device)
+
+    def pace_beside(self, lane: str, work: Work, other: str, other_work: Work) -> list[float]:
+        """Pace of `lane`, relative to working alone, while `other` works too.
+
+        Alone and together take turns, so that a machine that drifts slows both.
+        """
+        once = self.alone(lane, work)[0]
+        calls = max(3, round(0.1 / once))
+        beside = max(3, round(1.5 * calls * once / self.alone(other, other_work)[0]))
+        paces = []
+        for _ in range(REPEATS):
+            alone = self._burst(lane, work, calls)
+            self.backend.begin()
+            for _ in range(beside):
+                self.backend.issue(other, self._once(other_work))
+            paces.append(alone / self._burst(lane, work, calls, begun=True))
+        return paces
+
+    def issue_s(self, lane: str, work: Work) -> list[float]:
+        """Host seconds to issue one piece of work; the device has none of it to wait for."""
+        n, samples = 200, []
+        for _ in range(REPEATS):
+            self.backend.begin()
+            start = perf_counter()
+            for _ in range(n):
+                self.backend.issue(lane, self._once(work))
+            samples.append((perf_counter() - start) / n)
+            self.backend.finish()
+        return samples
+
+    def gap_s(self) -> list[float]:
+        """Seconds between the end of a matrix product and the start of the next on its lane."""
+        return self._gaps(lambda _: COMPUTE)
+
+    def handover_s(self) -> list[float]:
+        """Seconds between the end of work on one lane and the start of work that waits for it."""
+        return self._gaps(lambda call: (COMPUTE, H2D)[call % 2])
+
+    def _gaps(self, lane_of: Callable[[int], str]) -> list[float]:
+        a, b, c = self.random(256, 1024), self.random(1024, 1024), self.out(256, 1024)
+        copy = self.copy_work(H2D, 2**20)
+        works: dict[str, Work] = {COMPUTE: lambda _: torch.mm(a, b, out=c), H2D: copy}
+        markers = []
+        self.backend.begin()
+        for call in range(20):
+            lane = lane_of(call)
+            markers.append(self.backend.issue(lane, self._once(works[lane]), markers[-1:]))
+        self.backend.finish()
+        times = self.backend.times_s(markers)
+        return [
+            max(0.0, start - end)
+            for (_, end), (start, _) in zip(times[2:], times[3:], strict=False)
+        ]
+
+    def _evict(self) -> None:
+        self._pool[: EVICT_BYTES // self.dtype.itemsize].sum()
+
+    def _samples(self, lane: str, work: Work, inner: int, repeats: int) -> list[float]:
+        def several() -> None:
+            for _ in range(inner):
+                work(next(self._calls))
+
+        self.backend.begin()
+        markers = [self.backend.issue(lane, several) for _ in range(repeats + 1)]
+        return self._finish(markers)[1:]
+
+    def _burst(self, lane: str, work: Work, calls: int, begun: bool = False) -> float:
+        if not begun:
+            self.backend.begin()
+        markers = [self.backend.issue(lane, self._once(work)) for _ in range(calls)]
+        self.backend.finish()
+        times = self.backend.times_s(markers)
+        return times[-1][1] - times[0][0]
+
+    def _finish(self, markers: Sequence[Marker]) -> list[float]:
+        self.backend.finish()
+        return [end - start for start, end in self.backend.times_s(markers)]
+
+    def _once(self, work: Work) -> Callable[[], object]:
+        return partial(work, next(self._calls))

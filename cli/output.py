@@ -13,7 +13,10 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-out = Console(highlight=False, soft_wrap=True)
+PLAIN_WIDTH = 160
+"""Columns of tables that go to a file or a pipe."""
+
+out = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else PLAIN_WIDTH)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
@@ -44,8 +47,7 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> 
         grid.add_column(column, justify="left" if position == 0 else "right", no_wrap=True)
     for row in rows:
         grid.add_row(*(escape(cell) for cell in row))
-    width = None if out.is_terminal else 160
-    out.print(grid, width=width)
+    out.print(grid)
 
 
 class Steps(Protocol):

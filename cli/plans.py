@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -22,7 +23,7 @@ from sim.trace import is_trace, read_trace, write_trace
 from sim.workload import Workload
 
 Output = Annotated[Path | None, Parameter(name=["--output", "-o"])]
-SETTINGS = {
+SETTINGS: dict[str, tuple[str, Callable[[HardwareProfile], float]]] = {
     "link.bandwidth": ("link", lambda hardware: hardware.links.h2d.bytes_per_s),
     "link.h2d.bandwidth": ("h2d", lambda hardware: hardware.links.h2d.bytes_per_s),
     "link.d2h.bandwidth": ("d2h", lambda hardware: hardware.links.d2h.bytes_per_s),
@@ -41,7 +42,7 @@ def plan(
     policy: str = "lp",
     schedule: str = "row",
     dtype: str | None = None,
-    set: Annotated[tuple[str, ...], Parameter(negative="")] = (),  # noqa: A002
+    set: tuple[str, ...] = (),  # noqa: A002
     output: Output = None,
     json: bool = False,
 ) -> None:
@@ -52,8 +53,10 @@ def plan(
 
     Examples:
       kvoverlap plan --model opt-13b --hardware kvpr-a100 --batch 32 --prompt 1K
-      kvoverlap plan --model opt-13b --hardware kvpr-a100 --batch 32 --prompt 1K --set link.bandwidth=64GB/s
-      kvoverlap plan --model ./config.json --hardware profile.json --batch 8 --prompt 512 --gen 16 -o plan.json
+      kvoverlap plan --model opt-13b --hardware kvpr-a100 --batch 32 --prompt 1K \\
+        --set link.bandwidth=64GB/s
+      kvoverlap plan --model ./config.json --hardware profile.json --batch 8 --prompt 512 \\
+        --gen 16 -o plan.json
 
     Parameters
     ----------

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from itertools import count
+from itertools import count, pairwise
 from math import prod
 from time import perf_counter
 
@@ -183,17 +183,14 @@ class Bench:
         a, b, c = self.random(256, 1024), self.random(1024, 1024), self.out(256, 1024)
         copy = self.copy_work(H2D, 2**20)
         works: dict[str, Work] = {COMPUTE: lambda _: torch.mm(a, b, out=c), H2D: copy}
-        markers = []
+        markers: list[Marker] = []
         self.backend.begin()
         for call in range(20):
             lane = lane_of(call)
             markers.append(self.backend.issue(lane, self._once(works[lane]), markers[-1:]))
         self.backend.finish()
         times = self.backend.times_s(markers)
-        return [
-            max(0.0, start - end)
-            for (_, end), (start, _) in zip(times[2:], times[3:], strict=False)
-        ]
+        return [max(0.0, start - end) for (_, end), (start, _) in pairwise(times[2:])]
 
     def _evict(self) -> None:
         self._pool[: EVICT_BYTES // self.dtype.itemsize].sum()

@@ -168,7 +168,8 @@ class _Profiler:
 
     def _gemm_points(self) -> dict[Key, Sampler]:
         """Every matrix shape of the models over decode rows, the K/V projection over all rows."""
-        bench, points = self.bench, {}
+        bench = self.bench
+        points: dict[Key, Sampler] = {}
         rows = sorted(
             {*self.batches, self.max_rows}
             | {2**power for power in range(4, self.max_rows.bit_length())}
@@ -205,7 +206,8 @@ class _Profiler:
 
     def _elementwise_points(self) -> dict[Key, Sampler]:
         """The input norm over growing numbers of rows stands for all element-wise kernels."""
-        model, points = self.models[0], {}
+        model = self.models[0]
+        points: dict[Key, Sampler] = {}
         layer = _one_layer(model, self.backend)
         count = 1
         while count <= self.max_rows:

@@ -1,7 +1,7 @@
 """Decoder weights in the layout the kernels read, random or from named tensors.
 
 Letters in shape comments, here and in the other files of `hw`: B sequences, S tokens of each,
-L layers, h hidden size, H query heads, H_kv key/value heads, D head size, f MLP width, V vocabulary.
+L layers, h hidden size, H query heads, H_kv key/value heads, D head size, f MLP width, V words.
 """
 
 from __future__ import annotations

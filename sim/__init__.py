@@ -1,4 +1,4 @@
-"""The vocabulary of kvoverlap and its model of the machine: specs, costs, graph, engine, timeline."""
+"""The vocabulary of kvoverlap and its model of the machine, from specs to timelines."""
 
 from sim.catalog import find_hardware, find_model, hardware_names, model_names
 from sim.compare import Comparison, compare

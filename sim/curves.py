@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from dataclasses import dataclass
+from itertools import pairwise
 
 from sim.errors import BadInput
 from sim.files import STRICT_KEYS
@@ -27,7 +28,7 @@ def locate(axis: tuple[float, ...], value: float) -> tuple[int, float, float, bo
 
 
 def _check_axis(name: str, axis: tuple[float, ...]) -> None:
-    if not axis or axis[0] <= 0 or any(b <= a for a, b in zip(axis, axis[1:], strict=False)):
+    if not axis or axis[0] <= 0 or any(b <= a for a, b in pairwise(axis)):
         raise BadInput(f"{name}(={list(axis)}) must be positive and strictly increasing.")
 
 

@@ -6,9 +6,10 @@ import gzip
 import json
 import os
 import tempfile
+from collections.abc import Hashable
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
@@ -104,7 +105,7 @@ def read_json(path: Path | str, kind: str) -> dict[str, Any]:
 
 
 @cache
-def _adapter(kind: type[T]) -> TypeAdapter[T]:
+def _adapter(kind: Any) -> TypeAdapter[Any]:
     return TypeAdapter(kind)
 
 
@@ -115,7 +116,8 @@ def parse(kind: type[T], data: Any, where: str) -> T:
         BadFile: names `where`, the first offending key and the rule it breaks.
     """
     try:
-        return _adapter(kind).validate_python(data)
+        made: T = _adapter(cast(Hashable, kind)).validate_python(data)
+        return made
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"]) or "document"

@@ -12,6 +12,16 @@ from sim.errors import BadFile, BadInput
 from sim.files import STRICT_KEYS, read_text
 
 DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+_SIZES = (
+    "n_layers",
+    "hidden_size",
+    "n_heads",
+    "n_kv_heads",
+    "head_dim",
+    "intermediate_size",
+    "vocab_size",
+    "max_positions",
+)
 FAMILIES = ("opt", "llama", "mistral", "qwen2", "qwen3")
 
 
@@ -62,14 +72,10 @@ class ModelSpec:
     sliding_window: int | None = None
 
     def __post_init__(self) -> None:
-        sizes = ("n_layers", "hidden_size", "n_heads", "n_kv_heads", "head_dim")
-        sizes += ("intermediate_size", "vocab_size", "max_positions")
-        for field in sizes:
+        for field in _SIZES:
             value = getattr(self, field)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise BadInput(
-                    f"model {self.name}: {field}(={value!r}) must be a whole number > 0."
-                )
+                raise BadInput(f"model {self.name}: {field}(={value!r}) must be an integer > 0.")
         if self.n_heads % self.n_kv_heads:
             raise BadInput(
                 f"model {self.name}: n_heads(={self.n_heads}) must be a multiple of "
@@ -77,7 +83,8 @@ class ModelSpec:
             )
         if self.dtype not in DTYPE_BYTES:
             raise BadInput(
-                f"model {self.name}: dtype(={self.dtype!r}) must be one of {', '.join(DTYPE_BYTES)}."
+                f"model {self.name}: dtype(={self.dtype!r}) must be one of "
+                f"{', '.join(DTYPE_BYTES)}."
             )
 
     @property

@@ -1,0 +1,203 @@
+"""`kvoverlap profile` and `run`: what needs a device."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from cli.output import note, percent, print_json, progress, say, table
+from cli.plans import Output, report_timeline
+from cli.quantities import parse_rate
+from planner import Plan
+from sim.catalog import find_model
+from sim.errors import BadInput
+from sim.hardware import HardwareProfile
+from sim.model_spec import ModelSpec
+from sim.recording import Recording
+from sim.trace import write_trace
+
+DEFAULT_MODELS = {"cpu": ("opt-125m",), "cuda": ("opt-1.3b", "opt-6.7b", "opt-13b", "llama-3.1-8b")}
+DEFAULT_DTYPE = {"cpu": "float32", "cuda": "float16"}
+SAMPLED = {"cpu": {"max_batch": 8, "max_rows": 4096}, "cuda": {"max_batch": 64, "max_rows": 65536}}
+"""Largest batch and recomputation that `profile` samples."""
+
+
+def profile(
+    *,
+    output: Annotated[Path, Parameter(name=["--output", "-o"])],
+    device: str = "auto",
+    model: tuple[str, ...] = (),
+    link: str | None = None,
+    json: bool = False,
+) -> None:
+    """Measure this machine and write a hardware profile to plan with.
+
+    Measured are matrix products over rows, decode attention over batch and context, element-wise
+    kernels, both copy directions over size, how lanes slow each other down, and the time to issue
+    and hand over work. On the CPU device it takes about 40 seconds.
+
+    Examples:
+      kvoverlap profile -o profile.json
+      kvoverlap profile --device cpu --link 0.4GB/s -o profile.json
+      kvoverlap profile --device cuda --model opt-13b --model llama-3.1-8b -o profile.json
+
+    Parameters
+    ----------
+    output
+        Write the profile here.
+    device
+        auto, cpu or cuda.
+    model
+        Model whose matrix shapes are measured; repeat for several. Default: opt-125m on cpu,
+        opt-1.3b, 6.7b, 13b and llama-3.1-8b on cuda.
+    link
+        Pace of the emulated link of the cpu device, such as 0.4GB/s; by default one at which
+        recomputing about half of the cache is worth while.
+    json
+        Print JSON instead of text.
+    """
+    from hw import resolve_device
+
+    kind = resolve_device(device)
+    specs = [find_model(name, DEFAULT_DTYPE[kind]) for name in model or DEFAULT_MODELS[kind]]
+    made = measure_profile(kind, specs, output.name.partition(".")[0], link)
+    made.save(output)
+    if json:
+        print_json(made.to_dict())
+        return
+    print_profile(made)
+    say(f"\nprofile written to {output}; next: kvoverlap plan --hardware {output} ...")
+
+
+def measure_profile(
+    kind: str, specs: list[ModelSpec], name: str, link: str | None
+) -> HardwareProfile:
+    """Profile the device `kind` for the shapes of `specs`, choosing a link pace where needed."""
+    from hw import balanced_link_bytes_per_s, open_backend, profile_device
+
+    if link is not None and kind != "cpu":
+        raise BadInput(f"--link(={link}) paces the cpu device only; leave it out on {kind}.")
+    pace = parse_rate("--link", link) if link is not None else None
+    if kind == "cpu" and pace is None:
+        with open_backend("cpu") as backend:
+            pace = balanced_link_bytes_per_s(backend, specs[0])
+    with progress("profile") as steps, open_backend(kind, pace) as backend:
+        return profile_device(
+            backend,
+            specs,
+            name,
+            **SAMPLED[kind],
+            link_bytes_per_s=pace,
+            progress=steps,
+        )
+
+
+def print_profile(made: HardwareProfile) -> None:
+    """The profile's main figures."""
+    pace = made.links.h2d.paced_bytes_per_s
+    rows = [
+        ("matrix products, best", f"{made.gemm.flops_per_s / 1e12:.3g} TFLOP/s"),
+        ("attention, best", f"{made.attention.bytes_per_s / 1e9:.3g} GB/s"),
+        ("h2d link", f"{made.links.h2d.bytes_per_s / 1e9:.3g} GB/s"),
+        ("d2h link", f"{made.links.d2h.bytes_per_s / 1e9:.3g} GB/s"),
+        ("lane gap", f"{made.dispatch.gap_s * 1e6:.1f} us"),
+        ("hand-over between lanes", f"{made.dispatch.handover_s * 1e6:.1f} us"),
+    ]
+    rows += [
+        (f"{entry.lane} while {entry.while_busy} works", percent(entry.rate))
+        for entry in made.interference
+    ]
+    table(f"{made.name}: {made.description}, {made.dtype}", ("figure", "measured"), rows)
+    if pace is not None:
+        say(f"the link is emulated: real copies, paced to {pace / 1e9:g} GB/s")
+
+
+def run(
+    plan: Path,
+    *,
+    device: str = "auto",
+    repeats: int = 5,
+    seed: int = 0,
+    output: Output = None,
+    trace: Path | None = None,
+    json: bool = False,
+) -> None:
+    """Run a plan on a device with real tensors and measure when each task ran.
+
+    The model's architecture is real, its weights and prompts are random from --seed. The numbers
+    are checked against a decode with the whole cache resident: the run fails if they differ.
+
+    Examples:
+      kvoverlap run plan.json -o measured.json
+      kvoverlap run plan.json --device cuda --repeats 9 --trace measured.trace.json.gz
+
+    Parameters
+    ----------
+    plan
+        A plan written by `kvoverlap plan -o`; it carries the simulation that must precede a run.
+    device
+        auto, cpu or cuda; auto is the device that the plan's profile was measured on, if it was.
+    repeats
+        Measured repetitions after one warm-up.
+    seed
+        Seed of weights and prompts.
+    output
+        Write the measured timelines here, for compare.
+    trace
+        Write a Chrome trace of the typical run here; open it at ui.perfetto.dev.
+    json
+        Print JSON instead of text.
+    """
+    if repeats < 1:
+        raise BadInput(f"--repeats(={repeats}) must be at least 1.")
+    loaded = Plan.load(plan)
+    recording = run_plan(loaded, device, repeats, seed)
+    if output is not None:
+        recording.save(output)
+    if trace is not None:
+        write_trace(recording.typical, trace, "measured")
+    report_timeline("measured", recording, json)
+
+
+def run_plan(loaded: Plan, device: str, repeats: int, seed: int) -> Recording:
+    """Execute a simulated plan `repeats` times and check its numbers."""
+    from hw import (
+        Executor,
+        HostCache,
+        check_graph_fits,
+        open_backend,
+        prefill,
+        prompt_ids,
+        random_weights,
+        resident_decode,
+        resolve_device,
+    )
+
+    made_for = loaded.hardware.device_kind
+    kind = resolve_device(made_for if device == "auto" and made_for != "none" else device)
+    if kind != made_for:
+        note(
+            f"the plan was made for {loaded.hardware.name}; what is measured is this {kind} device"
+        )
+    graph = loaded.simulated_graph()
+    pace = loaded.hardware.links.h2d.paced_bytes_per_s
+    with progress("run") as steps, open_backend(kind, pace) as backend:
+        check_graph_fits(graph, backend)
+        steps("making weights")
+        weights = random_weights(loaded.model, seed, backend.device)
+        cache = HostCache.empty(loaded.model, loaded.workload, backend)
+        steps("prefilling prompts")
+        prefill(weights, prompt_ids(loaded.model, loaded.workload, seed), cache)
+        executor = Executor(graph, loaded.graph_sha256, weights, cache, backend)
+        steps("warming up")
+        executor.run()
+        runs = []
+        for number in range(repeats):
+            steps(f"repeat {number + 1} of {repeats}", number / repeats)
+            runs.append(executor.run())
+        steps("checking the numbers")
+        checks = executor.check(resident_decode(weights, cache, loaded.workload))
+        environment = backend.environment()
+    return Recording("measured", loaded.hardware, tuple(runs), environment, checks)

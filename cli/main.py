@@ -1,0 +1,75 @@
+"""The `kvoverlap` command: one verb per function, one exit status per kind of end.
+
+0: done. 1: a gate failed. 2: an expected failure, told in one sentence on stderr.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from cyclopts import App, CycloptsError, Parameter
+
+from cli.catalogue import hardware, models
+from cli.devices import profile, run
+from cli.output import err, fail, out
+from cli.plans import compare_verb, plan, simulate_verb
+from cli.validation import validate
+from sim.errors import KvOverlapError
+
+VERSION = "0.1.0"
+
+app = App(
+    name="kvoverlap",
+    help=(
+        "Decide what to load and what to recompute when a KV cache does not fit the GPU; predict "
+        "the timeline, run the identical plan, and see how far the prediction was off."
+    ),
+    version=VERSION,
+    help_epilogue=(
+        "Start with `kvoverlap validate`: the whole loop on this machine. Then plan -> simulate -> "
+        "run -> compare, each taking the file of the one before."
+    ),
+    help_format="plaintext",
+    default_parameter=Parameter(negative="", show_default=False),
+    console=out,
+    error_console=err,
+)
+app.command(plan)
+app.command(simulate_verb, name="simulate")
+app.command(profile)
+app.command(run)
+app.command(compare_verb, name="compare")
+app.command(validate)
+app.command(models)
+app.command(hardware)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    try:
+        result = app(
+            arguments if arguments is None else list(arguments),
+            exit_on_error=False,
+            print_error=False,
+            result_action="return_value",
+        )
+    except CycloptsError as error:
+        fail(" ".join(str(error).split()) + " Try `kvoverlap --help`.")
+        return 2
+    except KvOverlapError as error:
+        fail(str(error))
+        return 2
+    except ModuleNotFoundError as error:
+        if error.name not in ("torch", "numpy"):
+            raise
+        fail(f"{error.name} is not installed; this verb needs it: pip install 'kvoverlap[hw]'.")
+        return 2
+    except KeyboardInterrupt:
+        fail("interrupted; nothing was written.")
+        return 2
+    return result if isinstance(result, int) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -57,7 +57,8 @@ class Bench:
         generator = torch.Generator(device=backend.device).manual_seed(0)
         self._calls = count()
         self._rotations: dict[tuple[int, ...], list[Tensor]] = {}
-        self._pool = torch.empty(largest_operand, dtype=dtype, device=backend.device)
+        n = max(largest_operand, EVICT_BYTES // dtype.itemsize)
+        self._pool = torch.empty(n, dtype=dtype, device=backend.device)
         self._pool.normal_(generator=generator)
         self._outs = [torch.empty_like(self._pool) for _ in range(SLOTS)]
         self._host = backend.host_empty((largest_slot,), dtype)
@@ -193,7 +194,7 @@ class Bench:
         return [max(0.0, start - end) for (_, end), (start, _) in pairwise(times[2:])]
 
     def _evict(self) -> None:
-        self._pool[: EVICT_BYTES // self.dtype.itemsize].sum()
+        self._pool[: EVICT_BYTES // self.dtype.itemsize].max()
 
     def _samples(self, lane: str, work: Work, inner: int, repeats: int) -> list[float]:
         def several() -> None:

@@ -35,8 +35,10 @@ class UnknownName(BadInput):
     def __init__(self, kind: str, name: str, known: Iterable[str], hint: str = "") -> None:
         known = sorted(known)
         close = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.5)
-        suggestion = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}."
-        super().__init__(f"{kind} {name!r} is unknown; {suggestion}{' ' + hint if hint else ''}")
+        parts = [f"did you mean {close[0]!r}?"] if close else []
+        if not close or len(known) <= 6:
+            parts.append(f"known: {', '.join(known)}.")
+        super().__init__(" ".join([f"{kind} {name!r} is unknown;", *parts, hint]).rstrip())
 
 
 class BadFile(BadInput):

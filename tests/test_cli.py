@@ -1,0 +1,201 @@
+"""The verbs as scripts use them: JSON keys, files from one to the next, exit statuses."""
+
+import gzip
+import json
+
+import pytest
+
+from cli.main import main
+
+TINY = {
+    "model_type": "llama",
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 8,
+    "num_hidden_layers": 4,
+    "vocab_size": 128,
+    "max_position_embeddings": 512,
+    "rms_norm_eps": 1e-5,
+    "torch_dtype": "float16",
+}
+
+
+@pytest.fixture
+def call(capsys):
+    """Run the command; returns (exit status, stdout, stderr)."""
+
+    def run(*arguments):
+        status = main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture
+def tiny(tmp_path):
+    path = tmp_path / "tiny.json"
+    path.write_text(json.dumps(TINY))
+    return path
+
+
+@pytest.fixture
+def plan_file(call, tiny, tmp_path):
+    path = tmp_path / "plan.json"
+    arguments = ["--hardware", "kvpr-a100", "--batch", "2", "--prompt", "48", "--gen", "2", "-o"]
+    assert call("plan", "--model", tiny, *arguments, path)[0] == 0
+    return path
+
+
+KVPR = "plan --model opt-13b --hardware kvpr-a100 --batch 32 --prompt 1024 --gen 1 --policy kvpr"
+
+
+@pytest.mark.parametrize(
+    ("change", "tokens"), [((), 671), (("--set", "link.bandwidth=64GB/s"), 499)]
+)
+def test_kvpr_split_of_the_paper(call, change, tokens):
+    status, stdout, _ = call(*KVPR.split(), *change, "--json")
+    assert status == 0
+    assert json.loads(stdout)["steps"][0]["recomputed_tokens"] == [tokens] * 40
+
+
+def test_kvpr_split_with_a_profile_file_of_doubled_link(call, tmp_path):
+    from sim.catalog import find_hardware
+
+    find_hardware("kvpr-a100").with_faster("link", 2).save(tmp_path / "doubled.json")
+    status, stdout, _ = call(
+        *KVPR.replace("kvpr-a100", str(tmp_path / "doubled.json")).split(), "--json"
+    )
+    assert status == 0
+    assert set(json.loads(stdout)["steps"][0]["recomputed_tokens"]) == {499}
+
+
+def test_plan_json_has_the_keys_that_scripts_use(call):
+    arguments = "plan --model opt-1.3b --hardware kvpr-a100 --batch 8 --prompt 1K --gen 3 --json"
+    status, stdout, _ = call(*arguments.split())
+    answer = json.loads(stdout)
+    assert status == 0
+    assert {"policy", "schedule", "steps", "makespan_s", "lp_objective_s", "lower_bound_s"} <= set(
+        answer
+    )
+    assert set(answer["baselines"]) == {"lp", "kvpr", "load-all", "recompute-all"}
+    assert len(answer["graph_sha256"]) == 64
+    assert "10 % more" in answer["bottleneck"]
+    for number, step in enumerate(answer["steps"]):
+        assert step["step"] == number
+        assert step["context_tokens"] == 1024 + number
+        parts = zip(
+            step["recomputed_tokens"], step["loaded_tokens"], step["resident_tokens"], strict=True
+        )
+        assert [sum(part) for part in parts] == [1024 + number] * 24
+
+
+def test_text_answer_names_bound_bottleneck_and_policies(call, plan_file):
+    status, stdout, _ = call("simulate", plan_file)
+    assert status == 0
+    assert "overlap" in stdout
+    arguments = "plan --model opt-13b --hardware kvpr-a100 --batch 32 --prompt 1K"
+    stdout = call(*arguments.split())[1]
+    for word in ("load-all", "recompute-all", "kvpr", "no split can beat", "limits"):
+        assert word in stdout
+
+
+def test_simulate_run_compare_pass_files_on(call, plan_file, tmp_path):
+    predicted, measured = tmp_path / "predicted.json", tmp_path / "measured.json.gz"
+    trace = tmp_path / "measured.trace.json.gz"
+    status, stdout, _ = call("simulate", plan_file, "-o", predicted, "--json")
+    simulated = json.loads(stdout)
+    assert status == 0
+    assert simulated["makespan_s"] == json.loads(plan_file.read_text())["makespan_s"]
+    status, stdout, stderr = call(
+        "run",
+        plan_file,
+        "--device",
+        "cpu",
+        "--repeats",
+        2,
+        "-o",
+        measured,
+        "--trace",
+        trace,
+        "--json",
+    )
+    ran = json.loads(stdout)
+    assert status == 0
+    assert "made for kvpr-a100" in stderr
+    assert ran["checks"]["tokens_equal"] is True
+    assert ran["repeats"] == 2
+    status, stdout, _ = call("compare", predicted, measured, "--json")
+    answer = json.loads(stdout)
+    assert status == 0
+    assert answer["graph_sha256"] == ran["graph_sha256"] == simulated["graph_sha256"]
+    assert answer["measured_makespan_s"] == ran["makespan_s"]
+    expected = answer["predicted_makespan_s"] / answer["measured_makespan_s"] - 1
+    assert answer["makespan_error_frac"] == pytest.approx(expected)
+    assert {
+        "measured_spread_frac",
+        "overlap_predicted_frac",
+        "overlap_measured_frac",
+        "exposed_copy_predicted_s",
+        "exposed_copy_measured_s",
+        "teacher_forced_error_frac",
+        "worst_tasks",
+    } <= set(answer)
+    assert call("compare", predicted, measured, "--gate", "0.001")[0] == 1
+    assert call("compare", predicted, measured, "--gate", "1e9")[0] == 0
+    assert call("compare", predicted, trace, "--json")[0] == 0
+    with gzip.open(trace) as file:
+        assert "traceEvents" in json.load(file)
+
+
+def test_edited_plan_runs_only_after_a_new_simulation(call, plan_file, tmp_path):
+    content = json.loads(plan_file.read_text())
+    content["steps"][0]["recomputed_tokens"][0] = 7
+    content["steps"][0]["loaded_tokens"][0] = 41
+    edited, accepted = tmp_path / "edited.json", tmp_path / "accepted.json"
+    edited.write_text(json.dumps(content))
+    status, _, stderr = call("run", edited, "--device", "cpu")
+    assert status == 2
+    assert "simulate" in stderr
+    assert call("simulate", edited, "--plan-out", accepted)[0] == 0
+    assert json.loads(accepted.read_text())["policy"] == "edited"
+    assert call("run", accepted, "--device", "cpu", "--repeats", 1)[0] == 0
+
+
+def test_profile_of_a_tiny_model_can_be_planned_with(call, tiny, tmp_path, monkeypatch):
+    import hw.profiler
+
+    monkeypatch.setattr(hw.profiler, "PASSES", 1)
+    monkeypatch.setattr(hw.profiler, "LINK_BYTES", (2**14, 2**18, 2**22))
+    path = tmp_path / "profile.json"
+    status, _, stderr = call(
+        "profile", "--device", "cpu", "--model", tiny, "--link", "2GB/s", "-o", path
+    )
+    assert status == 0
+    assert "pass 1 of 1" in stderr
+    arguments = ["plan", "--model", tiny, "--hardware", path, "--batch", 2, "--prompt", 32]
+    status, stdout, _ = call(*arguments, "--json")
+    assert status == 0
+    assert json.loads(stdout)["makespan_s"] > 0
+
+
+def test_models_and_hardware_list_what_is_shipped(call):
+    names = {entry["name"] for entry in json.loads(call("models", "--json")[1])}
+    assert {"opt-125m", "opt-30b", "llama-3.1-70b", "qwen3-8b", "mistral-7b"} <= names
+    (entry,) = (e for e in json.loads(call("hardware", "--json")[1]) if e["name"] == "kvpr-a100")
+    assert entry["gemm_flops_per_s"] == 312e12
+    assert entry["h2d_bytes_per_s"] == 32e9
+    assert entry["source"] == "datasheet"
+    assert "kvpr-a100" in call("hardware")[1]
+    assert "opt-13b" in call("models")[1]
+
+
+@pytest.mark.parametrize(
+    "verb", ["plan", "simulate", "profile", "run", "compare", "validate", "models", "hardware"]
+)
+def test_help_shows_examples(call, verb):
+    status, stdout, _ = call(verb, "--help")
+    assert status == 0
+    assert f"kvoverlap {verb}" in stdout
+    assert "--json" in stdout

@@ -105,10 +105,14 @@ class ResidentDecode:
 
 @torch.inference_mode()
 def resident_decode(weights: Weights, cache: HostCache, workload: Workload) -> ResidentDecode:
-    """Decode greedily with the whole KV cache on the device: the reference for any plan."""
+    """Decode greedily on the full KV cache, layer by layer: the reference for any plan.
+
+    Nothing is recomputed, split or overlapped. Each layer's cache is on the device while the
+    layer runs, all of it at once where host and device are the same memory.
+    """
     kernels = Kernels(weights, workload.max_tokens)
     device = weights.device
-    kv = [layer_kv.to(device, copy=True) for layer_kv in cache.kv]
+    kv = [layer_kv.clone() for layer_kv in cache.kv]
     x = torch.empty_like(cache.x[0][0], device=device)
     tokens = torch.empty((workload.gen_tokens, workload.batch_size), dtype=torch.int64)
     current, logits = cache.next_tokens.to(device), torch.empty(0)
@@ -116,10 +120,12 @@ def resident_decode(weights: Weights, cache: HostCache, workload: Workload) -> R
         past = workload.context_tokens(step)
         hidden = kernels.embed(current[:, None], past)[:, 0]
         for number, layer in enumerate(weights.layers):
-            queries = kernels.qkv(layer, hidden, kv[number][past : past + 1], x, past)
-            kernels.attention(layer, hidden, queries, kv[number][: past + 1])
+            layer_kv = kv[number][: past + 1].to(device)
+            queries = kernels.qkv(layer, hidden, layer_kv[past:], x, past)
+            kernels.attention(layer, hidden, queries, layer_kv)
             kernels.mlp(layer, hidden)
+            kv[number][past].copy_(layer_kv[past])
         logits = kernels.logits(hidden)
         current = logits.argmax(dim=-1)
         tokens[step] = current.cpu()
-    return ResidentDecode(tokens, logits.cpu(), [layer_kv.cpu() for layer_kv in kv])
+    return ResidentDecode(tokens, logits.cpu(), kv)

@@ -99,7 +99,7 @@ class ScheduleLP:
         contexts: past tokens of each step.
         lines: cost hulls of the sized operations.
         fixed_s: seconds of every task, in graph order; used for those that are not sized.
-        issued_s: when the host has issued each task.
+        issued_s: when the host has issued each task, the sized ones at no cost.
         dispatch: pauses between the tasks of a lane and between lanes.
     """
 
@@ -188,14 +188,23 @@ class ScheduleLP:
             if lane in last_on_lane:
                 before.add(last_on_lane[lane])
             for earlier in sorted(before):
-                same = tasks[earlier].lane == task.lane
-                pause = self._dispatch.gap_s if same else self._dispatch.handover_s
-                self._after(earlier, self._start[at], _name(task), pause)
+                pause_s = self._pause_s(tasks[earlier], task)
+                self._after(earlier, self._start[at], _name(task), pause_s)
             followed |= before
             last_on_lane[lane] = at
         for at in range(len(tasks)):
             if at not in followed:
                 self._after(at, self.makespan, "end", 0.0)
+
+    def _pause_s(self, earlier: Task, later: Task) -> float:
+        """Pause between two tasks that exist in every split; none around one that may vanish.
+
+        Of a layer's two loads at least one exists, and so does one pause of the link lane.
+        """
+        if earlier.lane != later.lane:
+            return 0.0 if later.op in SIZED_OPS else self._dispatch.handover_s
+        vanishes = earlier.op == "load_x" or later.op == "recompute"
+        return 0.0 if vanishes else self._dispatch.gap_s
 
     def _after(
         self, earlier: int, target: pulp.LpVariable, target_name: str, pause_s: float

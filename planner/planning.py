@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 from planner.lower import lower_row
-from planner.lp import CostLines, Relaxation, ScheduleLP, lane_work_bound
+from planner.lp import SIZED_OPS, CostLines, Relaxation, ScheduleLP, lane_work_bound
 from planner.plan import Plan, step_splits
 from planner.policies import BASELINES, baseline_split, fixed_tokens
 from sim.cost import CostModel
@@ -130,9 +130,11 @@ class RowPlanner:
             n_layers = self.model.n_layers
             template = self._shortened([[1] * n_layers for _ in self._contexts])
             fixed = [self.costs.estimate(task).seconds for task in template.tasks]
-            issued = issue_times(template, self.costs)
+            issued = accumulate(
+                0.0 if task.op in SIZED_OPS else self.costs.issue_s(task) for task in template.tasks
+            )
             pauses = self.hardware.dispatch
-            lp = ScheduleLP(template, self._contexts, self.lines, fixed, issued, pauses)
+            lp = ScheduleLP(template, self._contexts, self.lines, fixed, list(issued), pauses)
             self._relaxation = lp.solve()
         return self._relaxation
 
@@ -196,13 +198,17 @@ class RowPlanner:
         return lower_row(self.model, self.workload, split, self._contexts)
 
     def _whole(self, rows: list[list[float]], shift: int) -> list[list[int]]:
-        """Rows in whole tokens, moved by `shift`, rounding so that each row keeps its sum."""
+        """Rows in whole tokens, moved by `shift`, rounding so that each row keeps its sum.
+
+        A layer that recomputes nothing stays that way: its first token costs a launch and a copy.
+        """
         whole = []
         for past, row in zip(self._contexts, rows, strict=True):
             debt = 0.0
             counts = []
             for value in row:
-                wanted = min(max(value + shift, 0.0), float(past)) + debt
+                moved = value + shift if value >= 0.5 else 0.0
+                wanted = min(max(moved, 0.0), float(past)) + debt
                 count = min(max(round(wanted), 0), past)
                 debt = wanted - count
                 counts.append(count)

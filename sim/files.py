@@ -6,6 +6,7 @@ import gzip
 import json
 import os
 import tempfile
+import zlib
 from collections.abc import Hashable
 from functools import cache
 from pathlib import Path
@@ -72,7 +73,7 @@ def read_text(path: Path | str) -> str:
         return payload.decode()
     except FileNotFoundError:
         raise BadFile(f"{path} does not exist; check the path.") from None
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
         raise BadFile(f"{path} cannot be read ({error}); it is corrupt or not ours.") from None
 
 
@@ -89,6 +90,8 @@ def read_json(path: Path | str, kind: str) -> dict[str, Any]:
         raise BadFile(
             f"{path} is not valid JSON (line {error.lineno}: {error.msg}); write it again."
         ) from None
+    except RecursionError:
+        raise BadFile(f"{path} is nested too deeply to be a file of ours.") from None
     if not isinstance(document, dict) or document.get("kind") != kind:
         found = document.get("kind") if isinstance(document, dict) else type(document).__name__
         raise BadFile(f"{path} holds {found!r}, not a kvoverlap {kind!r} document.")

@@ -8,10 +8,20 @@ from statistics import median
 from typing import Any, Literal
 
 from sim.errors import BadFile, BadInput
-from sim.files import parse, read_json, write_json
+from sim.files import STRICT_KEYS, parse, read_json, write_json
 from sim.graph import TaskGraph
 from sim.hardware import HardwareProfile
 from sim.timeline import Timeline
+
+
+@dataclass(frozen=True, slots=True)
+class _Times:
+    """One run in the file; the graph gives the order of the tasks."""
+
+    __pydantic_config__ = STRICT_KEYS
+
+    start_s: tuple[float, ...]
+    end_s: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -33,8 +43,8 @@ class Recording:
     checks: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not self.runs:
-            raise BadInput("a recording needs at least one run.")
+        if not self.runs or any(run.makespan_s <= 0 for run in self.runs):
+            raise BadInput("a recording needs at least one run, and every run must take time.")
 
     @property
     def graph(self) -> TaskGraph:
@@ -81,13 +91,13 @@ class Recording:
             graph = TaskGraph.from_dict(content["graph"], str(path))
             if graph.sha256 != content["graph_sha256"]:
                 raise BadFile(f"{path}: the graph does not match its graph_sha256; it was edited.")
-            runs = parse(list[dict[str, tuple[float, ...]]], content["runs"], str(path))
+            runs = parse(list[_Times], content["runs"], str(path))
             return cls(
                 source=parse(Literal["predicted", "measured"], content["source"], str(path)),  # type: ignore[arg-type]
                 hardware=HardwareProfile.from_dict(content["hardware"], str(path)),
-                runs=tuple(Timeline(graph, run["start_s"], run["end_s"]) for run in runs),
-                environment=content["environment"],
-                checks=content["checks"],
+                runs=tuple(Timeline(graph, run.start_s, run.end_s) for run in runs),
+                environment=parse(dict[str, Any], content["environment"], f"{path}: environment"),
+                checks=parse(dict[str, Any], content["checks"], f"{path}: checks"),
             )
         except KeyError as error:
             raise BadFile(f"{path}: key {error} is missing; write the file again.") from None

@@ -7,14 +7,14 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from cli.output import note, percent, print_json, progress, say, table
+from cli.output import note, print_json, progress, say, table
 from cli.plans import Output, report_timeline
-from cli.quantities import parse_rate
 from planner import Plan
 from sim.catalog import find_model
 from sim.errors import BadInput
 from sim.hardware import HardwareProfile
 from sim.model_spec import ModelSpec
+from sim.quantities import parse_rate, percent
 from sim.recording import Recording
 from sim.trace import write_trace
 

@@ -86,11 +86,3 @@ def progress(title: str) -> Iterator[Steps]:
             bar.update(job, description=f"{title}: {text}", completed=done or 0.0, total=total)
 
         yield update
-
-
-def ms(seconds: float) -> str:
-    return f"{seconds * 1e3:,.1f} ms" if seconds >= 1e-4 else f"{seconds * 1e6:,.1f} us"
-
-
-def percent(fraction: float, signed: bool = False) -> str:
-    return f"{100 * fraction:+.1f} %" if signed else f"{100 * fraction:.1f} %"

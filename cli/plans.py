@@ -9,8 +9,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from cli.output import ms, note, percent, print_json, say, table
-from cli.quantities import parse_count, parse_rate
+from cli.output import note, print_json, say, table
 from planner import Plan, make_plan
 from sim.catalog import find_hardware, find_model
 from sim.compare import Comparison, compare
@@ -18,6 +17,7 @@ from sim.engine import simulate
 from sim.errors import BadInput, Mismatch
 from sim.hardware import HardwareProfile
 from sim.model_spec import DTYPE_BYTES, ModelSpec
+from sim.quantities import ms, parse_count, parse_rate, percent
 from sim.recording import Recording
 from sim.trace import is_trace, read_trace, write_trace
 from sim.workload import Workload

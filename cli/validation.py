@@ -10,8 +10,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from cli.devices import DEFAULT_DTYPE, measure_profile
-from cli.output import ms, percent, print_json, progress, say, table
-from cli.quantities import parse_count, parse_counts
+from cli.output import print_json, progress, say, table
 from planner import Plan, make_plan
 from sim.catalog import find_model
 from sim.compare import Comparison, compare
@@ -21,6 +20,7 @@ from sim.files import read_json, write_json
 from sim.hardware import HardwareProfile
 from sim.memory import check_fits
 from sim.model_spec import ModelSpec
+from sim.quantities import ms, parse_count, parse_counts, percent
 from sim.recording import Recording
 from sim.workload import Workload
 

@@ -11,6 +11,7 @@ import pandas as pd
 from dashboard.runs import MEASURED, PLAN, Case
 from sim.compare import Comparison
 from sim.graph import LANES
+from sim.quantities import ms, percent
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,14 +22,6 @@ class Metric:
     value: str
     below: str
     meaning: str
-
-
-def ms(seconds: float) -> str:
-    return f"{seconds * 1e3:,.1f} ms" if abs(seconds) >= 1e-4 else f"{seconds * 1e6:,.1f} us"
-
-
-def percent(fraction: float, signed: bool = False) -> str:
-    return f"{100 * fraction:+.1f} %" if signed else f"{100 * fraction:.1f} %"
 
 
 def answer(comparison: Comparison) -> str:

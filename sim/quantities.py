@@ -1,4 +1,4 @@
-"""Numbers as people write them: 32K tokens, 0.4GB/s, 24GiB."""
+"""Numbers as people write them (32K tokens, 0.4GB/s) and as they read them (41.2 ms, 6.1 %)."""
 
 from __future__ import annotations
 
@@ -41,3 +41,12 @@ def parse_rate(name: str, text: str) -> float:
         raise BadInput(f"{name}(={text}) must be a rate above 0, such as 25GB/s or 312TFLOP/s.")
     scale = _BINARY[match[2].upper()] if match[3] else _DECIMAL[match[2]]
     return float(match[1]) * scale
+
+
+def ms(seconds: float) -> str:
+    """Milliseconds, or microseconds below a tenth of one."""
+    return f"{seconds * 1e3:,.1f} ms" if abs(seconds) >= 1e-4 else f"{seconds * 1e6:,.1f} us"
+
+
+def percent(fraction: float, signed: bool = False) -> str:
+    return f"{100 * fraction:+.1f} %" if signed else f"{100 * fraction:.1f} %"

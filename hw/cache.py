@@ -48,7 +48,8 @@ class HostCache:
     def take_prefix(self, longer: HostCache, prompt_tokens: int) -> None:
         """Fill from a cache of the same prompts (or more, or longer ones).
 
-        K, V and X of a token depend on nothing behind it and on no other sequence.
+        K, V and X of a token depend on nothing behind it and on no other sequence. The next tokens
+        are those of the longer prompts: any token serves as the first step's input.
         """
         batch = self.next_tokens.shape[0]
         for mine, theirs in zip([*self.kv, *self.x], [*longer.kv, *longer.x], strict=True):

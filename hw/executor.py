@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -31,8 +32,7 @@ class Executor:
 
     Raises:
         NotSimulated: `predicted_sha256` is not this graph's hash.
-        Mismatch: the weights belong to another model, or the cache to another workload.
-        DoesNotFit: buffers exceed the free memory.
+        Mismatch: the weights or the cache belong to another model or workload.
     """
 
     def __init__(
@@ -53,12 +53,7 @@ class Executor:
                 f"the plan is for model {graph.model.name} ({graph.model.dtype}), the weights are "
                 f"of {weights.model.name} ({weights.model.dtype}); plan for the loaded model."
             )
-        expected = (graph.workload.max_tokens, graph.workload.batch_size)
-        if tuple(cache.kv[0].shape[:2]) != expected:
-            raise Mismatch(
-                f"the cache holds {tuple(cache.kv[0].shape[:2])} tokens x sequences, the plan "
-                f"needs {expected}."
-            )
+        _check_cache(cache, graph)
         self.graph = graph
         self.weights = weights
         self.cache = cache
@@ -91,8 +86,14 @@ class Executor:
         }
 
     def run(self) -> Timeline:
-        """Decode once; returns when every task ran."""
+        """Decode once; returns when every task ran.
+
+        What earlier runs stored behind the prompt is wiped first, so that a store that does not
+        happen cannot pass for one that did.
+        """
         self._tokens[0].copy_(self.cache.next_tokens)
+        for stored in (*self.cache.kv, *self.cache.x):
+            stored[self.graph.workload.prompt_tokens :] = math.nan
         markers: list[Marker] = []
         self.backend.begin()
         for task, deps in zip(self.graph.tasks, self.graph.dep_indices, strict=True):
@@ -200,9 +201,24 @@ class Executor:
         self.backend.copy(self.cache.x[task.layer][task.token_start], self._new_x[task.slot])
 
 
+def _check_cache(cache: HostCache, graph: TaskGraph) -> None:
+    """Refuse a cache whose layers, shapes or dtype are not the graph's."""
+    model, job = graph.model, graph.workload
+    rows = (job.max_tokens, job.batch_size)
+    kv = ((*rows, 2, model.n_kv_heads, model.head_dim), TORCH_DTYPE[model.dtype])
+    x = ((*rows, model.hidden_size), TORCH_DTYPE[model.dtype])
+    held = [(tuple(tensor.shape), tensor.dtype) for tensor in (*cache.kv, *cache.x)]
+    if held != [kv] * model.n_layers + [x] * model.n_layers:
+        raise Mismatch(
+            f"the cache holds {len(cache.kv)} layers of K/V {held[0]}, the plan needs "
+            f"{model.n_layers} of {kv}: it belongs to another model or workload."
+        )
+
+
 def relative_difference(mine: Tensor, theirs: Tensor) -> float:
-    """Largest absolute difference over the largest magnitude of `theirs`; NaN never passes."""
-    return float((mine.float() - theirs.float()).abs().max() / theirs.float().abs().max())
+    """Largest absolute difference over the largest magnitude of `theirs`; infinite for NaN."""
+    difference = float((mine.float() - theirs.float()).abs().max() / theirs.float().abs().max())
+    return math.inf if math.isnan(difference) else difference
 
 
 def check_graph_fits(graph: TaskGraph, backend: Backend) -> None:

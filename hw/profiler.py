@@ -16,7 +16,7 @@ import torch
 from hw.backends import Backend
 from hw.bench import Bench
 from hw.kernels import Kernels
-from hw.weights import TORCH_DTYPE, random_weights
+from hw.weights import TORCH_DTYPE, Norm, random_weights
 from sim.cost import MatMul, kernels
 from sim.curves import Curve, Grid
 from sim.graph import COMPUTE, D2H, H2D
@@ -37,7 +37,7 @@ from sim.model_spec import ModelSpec
 
 PASSES = 3
 CONTEXTS = (64, 256, 512, 1024, 2048)
-LINK_BYTES = tuple(4**power for power in range(7, 14))
+LINK_BYTES = tuple(4**power for power in range(5, 14))
 WARM_UP_S = 1.0
 INTERFERING = ((H2D, D2H), (D2H, H2D), (COMPUTE, H2D), (H2D, COMPUTE))
 """Which lane may slow down while which other works."""
@@ -105,7 +105,8 @@ def balanced_link_bytes_per_s(backend: Backend, model: ModelSpec) -> float:
     """
     rows, n = 2048, 2 * model.kv_size
     with torch.inference_mode():
-        bench = Bench(backend, TORCH_DTYPE[model.dtype], n * max(rows, model.hidden_size), rows * n)
+        slot = rows * max(n, model.hidden_size)
+        bench = Bench(backend, TORCH_DTYPE[model.dtype], max(slot, n * model.hidden_size), slot)
         seconds = median(bench.matmul_fed(rows, n, model.hidden_size))
     return float(f"{rows * (model.x_token_bytes + model.kv_token_bytes) / seconds:.1e}")
 
@@ -207,16 +208,18 @@ class _Profiler:
     def _elementwise_points(self) -> dict[Key, Sampler]:
         """The input norm over growing numbers of rows stands for all element-wise kernels."""
         model = self.models[0]
-        points: dict[Key, Sampler] = {}
         layer = _one_layer(model, self.backend)
-        count = 1
-        while count <= self.max_rows:
-            xs = self.bench.rotation(count, model.hidden_size)
-            points["elementwise", 2 * count * model.x_token_bytes] = _sampler(
+        widest, narrowest = model.hidden_size, min(other.kv_size for other in self.models)
+        shapes = {(1, min(widest, narrowest)), (self.max_rows, widest)}
+        shapes |= {(4**power, widest) for power in range(10) if 4**power < self.max_rows}
+        points: dict[Key, Sampler] = {}
+        for rows, width in sorted(shapes):
+            xs = self.bench.rotation(rows, width)
+            norm = _narrowed(layer.weights.final_norm, width)
+            points["elementwise", 2 * rows * width * model.element_bytes] = _sampler(
                 self.bench.cold,
-                lambda call, xs=xs: layer.norm(layer.weights.final_norm, xs[call % len(xs)]),
+                lambda call, xs=xs, norm=norm: layer.norm(norm, xs[call % len(xs)]),
             )
-            count *= 4
         return points
 
     def _link_points(self) -> dict[Key, Sampler]:
@@ -261,6 +264,10 @@ def _sampler(function: Callable[..., list[float]], *args: object) -> Sampler:
 def _one_layer(model: ModelSpec, backend: Backend) -> Kernels:
     tiny = replace(model, n_layers=1, vocab_size=8, intermediate_size=8, max_positions=8)
     return Kernels(random_weights(tiny, 0, backend.device), 1)
+
+
+def _narrowed(norm: Norm, width: int) -> Norm:
+    return Norm(norm.weight[:width], None if norm.bias is None else norm.bias[:width])
 
 
 def _contexts(model: ModelSpec) -> list[int]:

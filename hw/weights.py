@@ -103,13 +103,15 @@ def random_weights(model: ModelSpec, seed: int, device: torch.device) -> Weights
             down=linear(h, model.intermediate_size, model.mlp_bias),
         )
 
-    embed = draw(model.vocab_size, h, std=1.0)
+    # With a tied head, an embedding that stood out would answer every token with itself.
+    embed_std = h**-0.5 if model.tie_embeddings else 1.0
+    embed = draw(model.vocab_size, h, std=embed_std)
     return Weights(
         model=model,
         embed=embed,
         positions=None
         if model.rotary
-        else draw(model.max_positions + OPT_POSITION_OFFSET, h, std=0.5),
+        else draw(model.max_positions + OPT_POSITION_OFFSET, h, std=embed_std),
         layers=[layer() for _ in range(model.n_layers)],
         final_norm=norm(h, layer_norm),
         head=embed if model.tie_embeddings else draw(model.vocab_size, h, std=h**-0.5),

@@ -1,0 +1,90 @@
+"""Samplers give positive times of what they say they time."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+import torch
+
+import hw.bench
+from hw import open_backend
+from hw.bench import REPEATS, Bench
+from sim.graph import COMPUTE, D2H, H2D
+
+PACE = 50e6
+
+
+@pytest.fixture
+def bench(monkeypatch):
+    monkeypatch.setattr(hw.bench, "SAMPLE_S", 1e-4)
+    with open_backend("cpu") as backend:
+        yield Bench(backend, torch.float32, largest_operand=2**20, largest_slot=2**18)
+
+
+def test_a_sampler_of_lone_work_gives_seconds_of_one_call(bench):
+    samples = bench.alone(COMPUTE, lambda _call: time.sleep(0.005))
+    assert len(samples) == REPEATS
+    assert all(0.005 <= sample < 1 for sample in samples)
+
+
+def test_short_work_is_repeated_inside_a_sample_and_reported_for_one_call(bench, monkeypatch):
+    monkeypatch.setattr(hw.bench, "SAMPLE_S", 0.04)
+    calls: list[int] = []
+    samples = bench.alone(COMPUTE, lambda call: (calls.append(call), time.sleep(0.001)))
+    assert len(calls) > 4 * REPEATS
+    assert calls == sorted(set(calls))
+    assert 0.001 <= min(samples) < 0.02
+
+
+def test_equal_shapes_of_random_operands_share_memory_and_rotated_ones_do_not(bench):
+    assert bench.random(8, 4).data_ptr() == bench.random(8, 4).data_ptr()
+    rotated = bench.rotation(8, 4)
+    assert len({tensor.data_ptr() for tensor in rotated}) == len(rotated) >= 2
+    assert bench.rotation(8, 4) is rotated
+
+
+def test_work_on_fed_data_finds_the_host_data_in_turning_slots(bench):
+    found: list[tuple[int, torch.Tensor]] = []
+    samples = bench.fed((16, 4), lambda _call, slot: found.append((slot.data_ptr(), slot.clone())))
+    assert len(samples) == REPEATS
+    assert found[0][1].any()
+    assert all(data.equal(found[0][1]) for _, data in found)
+    assert found[0][0] != found[1][0]
+    assert found[0][0] == found[2][0]
+
+
+@pytest.mark.parametrize("sampler", ["matmul", "matmul_fed"])
+def test_a_larger_product_takes_longer(bench, sampler):
+    small, large = (min(getattr(bench, sampler)(m, 256, 256)) for m in (1, 1024))
+    assert 0 < small < large
+
+
+@pytest.mark.parametrize("lane", [H2D, D2H])
+def test_a_copy_of_some_bytes_takes_their_time_at_the_pace(lane):
+    with open_backend("cpu", PACE) as backend:
+        bench = Bench(backend, torch.float32, largest_operand=1024, largest_slot=2**18)
+        samples = bench.alone(lane, bench.copy_work(lane, 2**20))
+    assert all(sample >= 2**20 / PACE for sample in samples)
+
+
+def test_cold_work_is_sampled_one_call_at_a_time(bench):
+    calls: list[int] = []
+    samples = bench.cold(calls.append)
+    assert len(samples) == len(calls) - 2
+    assert calls == sorted(set(calls))
+
+
+def test_lanes_that_do_not_disturb_each_other_keep_their_pace(bench):
+    def nap(_call: int) -> None:
+        time.sleep(0.01)
+
+    for pace in bench.pace_beside(COMPUTE, nap, H2D, nap):
+        assert 0.2 < pace < 5
+
+
+def test_pauses_between_tasks_and_time_to_issue_are_short_and_not_negative(bench):
+    gaps, handovers = bench.gap_s(), bench.handover_s()
+    assert min(gaps + handovers) >= 0
+    assert sorted(gaps)[len(gaps) // 2] < 0.1
+    assert all(0 < seconds < 0.1 for seconds in bench.issue_s(COMPUTE, lambda _call: None))

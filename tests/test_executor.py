@@ -1,0 +1,282 @@
+"""The executor runs the simulated graph, in order, and its check can fail."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny import CPU, JOB, LLAMA, MODELS, OPT, DecodeCase, decode_case, filled_cache
+
+from hw import Executor, check_graph_fits, open_backend, prompt_ids, random_weights
+from hw.executor import relative_difference
+from planner.lower import lower_row
+from sim import TaskGraph, Workload, find_model
+from sim.errors import DoesNotFit, Mismatch, NotSimulated, WrongNumbers
+from sim.graph import LANE_OF_OP
+
+RECOMPUTE_ALL = 10**6
+
+
+@pytest.fixture
+def cpu():
+    with open_backend("cpu") as backend:
+        yield backend
+
+
+def executor_of(case: DecodeCase, backend, graph: TaskGraph | None = None) -> Executor:
+    graph = graph or case.graph
+    return Executor(graph, graph.sha256, case.weights, case.cache, backend)
+
+
+def test_a_graph_without_its_simulation_is_not_run(cpu):
+    case = decode_case(cpu)
+    other = decode_case(cpu, split=6)
+    with pytest.raises(NotSimulated, match="simulate the plan first"):
+        Executor(case.graph, other.graph.sha256, case.weights, case.cache, cpu)
+
+
+def test_weights_of_another_model_are_refused(cpu):
+    case = decode_case(cpu)
+    with pytest.raises(Mismatch, match=r"tiny-opt.*tiny-llama"):
+        Executor(case.graph, case.graph.sha256, random_weights(LLAMA, 0, CPU), case.cache, cpu)
+
+
+@pytest.mark.parametrize(
+    "job", [replace(JOB, batch_size=3), replace(JOB, prompt_tokens=14), replace(JOB, gen_tokens=2)]
+)
+def test_a_cache_of_another_workload_is_refused(cpu, job):
+    case = decode_case(cpu)
+    with pytest.raises(Mismatch, match="the cache holds"):
+        Executor(
+            case.graph,
+            case.graph.sha256,
+            case.weights,
+            filled_cache(case.weights, job, cpu),
+            cpu,
+        )
+
+
+@pytest.mark.parametrize("split", [0, 5, RECOMPUTE_ALL])
+@pytest.mark.parametrize("model", MODELS, ids=lambda model: model.name)
+def test_a_run_passes_its_check(cpu, model, split):
+    case = decode_case(cpu, model, split=split)
+    executor = executor_of(case, cpu)
+    executor.run()
+    found = executor.check(case.reference)
+    assert found.pop("tokens_equal") is True
+    assert all(0 <= value < 1e-4 for value in found.values())
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_a_run_in_half_precision_passes_its_check(cpu, dtype):
+    case = decode_case(cpu, replace(LLAMA, dtype=dtype))
+    executor = executor_of(case, cpu)
+    executor.run()
+    executor.check(case.reference)
+
+
+SPLITS = st.tuples(
+    *(
+        st.lists(
+            st.integers(0, JOB.context_tokens(step)),
+            min_size=LLAMA.n_layers,
+            max_size=LLAMA.n_layers,
+        )
+        for step in range(JOB.gen_tokens)
+    )
+)
+
+
+@settings(max_examples=25, deadline=None)
+@given(split=SPLITS)
+def test_any_split_of_any_layer_and_step_passes_its_check(split):
+    with open_backend("cpu") as backend:
+        case = decode_case(backend, LLAMA, split=split)
+        executor = executor_of(case, backend)
+        executor.run()
+        executor.check(case.reference)
+
+
+def test_recomputing_generated_tokens_uses_every_operation(cpu):
+    job = Workload(batch_size=2, prompt_tokens=6, gen_tokens=6)
+    case = decode_case(cpu, job=job, split=RECOMPUTE_ALL)
+    assert {task.op for task in case.graph.tasks} == set(LANE_OF_OP) - {"load_kv"}
+    executor = executor_of(case, cpu)
+    executor.run()
+    executor.check(case.reference)
+
+
+def test_x_of_generated_tokens_is_stored_where_it_is_recomputed_from(cpu):
+    case = decode_case(cpu, split=RECOMPUTE_ALL)
+    new = slice(JOB.prompt_tokens, JOB.max_tokens - 1)  # the last token's X is never needed
+    for x in case.cache.x:
+        x[JOB.prompt_tokens :] = math.nan
+    executor_of(case, cpu).run()
+    longer = replace(JOB, prompt_tokens=JOB.max_tokens - 1, gen_tokens=1)
+    first = case.cache.next_tokens[:, None]
+    generated = torch.cat((first, case.reference.tokens[:-2].T), 1)
+    prompts = torch.cat((prompt_ids(OPT, JOB, 1), generated), 1)
+    prefilled = filled_cache(case.weights, longer, cpu, prompts)
+    for mine, theirs in zip(case.cache.x, prefilled.x, strict=True):
+        torch.testing.assert_close(mine[new], theirs[new])
+
+
+def test_running_twice_gives_the_same_tokens(cpu):
+    case = decode_case(cpu, split=RECOMPUTE_ALL)
+    executor = executor_of(case, cpu)
+    executor.run()
+    first, logits = executor.tokens, executor.logits
+    executor.run()
+    assert executor.tokens.equal(first)
+    assert executor.logits.equal(logits)
+    executor.check(case.reference)
+
+
+def test_the_measured_timeline_has_the_order_of_the_graph():
+    with open_backend("cpu", 20e6) as backend:
+        case = decode_case(backend, LLAMA)
+        timeline = executor_of(case, backend).run()
+    graph = case.graph
+    assert [span.task for span in timeline.spans] == list(graph.tasks)
+    for at, deps in enumerate(graph.dep_indices):
+        assert all(timeline.end_s[dep] <= timeline.start_s[at] for dep in deps)
+    for queue in graph.lanes.values():
+        assert all(timeline.end_s[a] <= timeline.start_s[b] for a, b in pairwise(queue))
+
+
+def test_a_paced_copy_takes_its_time_in_the_timeline():
+    with open_backend("cpu", 20e6) as backend:
+        case = decode_case(backend, LLAMA)
+        timeline = executor_of(case, backend).run()
+    assert all(span.duration_s >= span.task.bytes / 20e6 for span in timeline.spans)
+
+
+# The check must be able to fail, or passing it says nothing.
+
+
+def corrupt_kv(case: DecodeCase) -> None:
+    case.cache.kv[1][3] += 1.0
+
+
+def corrupt_x(case: DecodeCase) -> None:
+    case.cache.x[1][3] += 1.0
+
+
+def corrupt_weight(case: DecodeCase) -> None:
+    case.weights.layers[1].up.weight[0] += 1.0
+
+
+def corrupt_next_token(case: DecodeCase) -> None:
+    case.cache.next_tokens[1] += 1
+
+
+def nan_in_kv(case: DecodeCase) -> None:
+    case.cache.kv[0][3, 1, 1, 0, 2] = math.nan
+
+
+def nan_in_x(case: DecodeCase) -> None:
+    case.cache.x[2][3, 1, 7] = math.nan
+
+
+@pytest.mark.parametrize(
+    ("split", "corrupt"),
+    [
+        (0, corrupt_kv),
+        (0, nan_in_kv),
+        (RECOMPUTE_ALL, corrupt_x),
+        (RECOMPUTE_ALL, nan_in_x),
+        (5, corrupt_weight),
+        (5, corrupt_next_token),
+    ],
+)
+@pytest.mark.parametrize("model", [OPT, LLAMA], ids=lambda model: model.name)
+def test_corrupted_data_fails_the_check(cpu, model, split, corrupt):
+    case = decode_case(cpu, model, split=split)
+    corrupt(case)
+    executor = executor_of(case, cpu)
+    executor.run()
+    with pytest.raises(WrongNumbers, match="differs from the resident decode"):
+        executor.check(case.reference)
+
+
+def test_each_part_of_the_check_can_fail_alone(cpu):
+    case = decode_case(cpu)
+    executor = executor_of(case, cpu)
+    executor.run()
+    reference = case.reference
+    old = [kv.clone() for kv in reference.kv]
+    old[-1][3] += 1.0  # a prompt token, which only a slot can disagree about
+    new = [kv.clone() for kv in reference.kv]
+    new[0][-1] += 1.0  # a generated token of a layer that no slot holds any more
+    wrong = (
+        replace(reference, tokens=reference.tokens + 1),
+        replace(reference, logits=reference.logits + 0.1),
+        replace(reference, kv=old),
+        replace(reference, kv=new),
+    )
+    for other in wrong:
+        with pytest.raises(WrongNumbers):
+            executor.check(other)
+    executor.check(reference)
+
+
+@pytest.mark.parametrize(("split", "unused"), [(0, "x"), (RECOMPUTE_ALL, "kv")])
+def test_prompt_data_that_a_plan_does_not_load_does_not_matter(cpu, split, unused):
+    case = decode_case(cpu, split=split)
+    for tensor in getattr(case.cache, unused):
+        tensor[: JOB.prompt_tokens] = math.nan
+    executor = executor_of(case, cpu)
+    executor.run()
+    executor.check(case.reference)
+
+
+def shortened(graph: TaskGraph, op: str, layer: int) -> TaskGraph:
+    """The graph in which one layer's `op` leaves out its last token in the last step."""
+    wrong = [(graph.workload.gen_tokens - 1, layer, op)]
+    return replace(
+        graph,
+        tasks=tuple(
+            replace(task, token_stop=task.token_stop - 1)
+            if (task.step, task.layer, task.op) in wrong
+            else task
+            for task in graph.tasks
+        ),
+    )
+
+
+@pytest.mark.parametrize("op", ["load_kv", "recompute", "store_kv"])
+@pytest.mark.parametrize("layer", range(LLAMA.n_layers))
+def test_a_graph_that_leaves_out_one_token_fails_the_check(cpu, op, layer):
+    case = decode_case(cpu, LLAMA, split=9)
+    for kv in case.cache.kv:
+        kv[JOB.prompt_tokens :] = 0.0
+    executor = executor_of(case, cpu, shortened(case.graph, op, layer))
+    executor.run()
+    with pytest.raises(WrongNumbers):
+        executor.check(case.reference)
+
+
+@pytest.mark.parametrize("layer", range(OPT.n_layers))
+def test_nan_appended_to_the_cache_of_any_layer_fails_the_check(cpu, layer):
+    case = decode_case(cpu)
+    executor = executor_of(case, cpu)
+    executor.run()
+    case.cache.kv[layer][-1] = math.nan
+    with pytest.raises(WrongNumbers):
+        executor.check(case.reference)
+
+
+def test_relative_difference_is_relative_to_the_largest_magnitude():
+    assert relative_difference(torch.tensor([1.0, -8.0]), torch.tensor([2.0, -8.0])) == 1 / 8
+
+
+def test_a_graph_too_large_for_the_device_is_refused_before_it_is_run(cpu):
+    check_graph_fits(decode_case(cpu).graph, cpu)
+    model, job = find_model("opt-30b"), Workload(10_000, 2000, 1)
+    with pytest.raises(DoesNotFit, match="this cpu device"):
+        check_graph_fits(lower_row(model, job, [[0] * model.n_layers]), cpu)

@@ -1,0 +1,150 @@
+"""A profile measured here is complete, honest about where it came from, and readable again."""
+
+from __future__ import annotations
+
+import os
+import platform
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from tiny import LLAMA, OPT
+
+import hw.bench
+import hw.profiler
+from hw import balanced_link_bytes_per_s, open_backend, profile_device
+from planner import make_plan
+from planner.lower import lower_row
+from sim import CostModel, HardwareProfile, Workload, simulate
+from sim.cost import MatMul, kernels
+from sim.graph import D2H, H2D
+
+PACE = 2e8
+MAX_BATCH, MAX_ROWS = 4, 256
+JOB = Workload(batch_size=4, prompt_tokens=40, gen_tokens=2)
+MODELS = (OPT, LLAMA)
+
+
+@pytest.fixture(scope="module")
+def measured():
+    """A profile of both models over reduced ranges, and the progress reported meanwhile."""
+    seen: list[tuple[str, float]] = []
+    with pytest.MonkeyPatch.context() as patch, open_backend("cpu", PACE) as backend:
+        patch.setattr(hw.profiler, "PASSES", 1)
+        patch.setattr(hw.profiler, "WARM_UP_S", 0.01)
+        patch.setattr(hw.profiler, "CONTEXTS", (16, 64))
+        patch.setattr(hw.profiler, "LINK_BYTES", (256, 4096, 2**16, 2**20))
+        patch.setattr(hw.bench, "REPEATS", 1)
+        patch.setattr(hw.bench, "SAMPLE_S", 1e-4)
+        patch.setattr(hw.bench, "ROTATION_BYTES", 2**22)
+        profile = profile_device(
+            backend,
+            MODELS,
+            "here",
+            max_batch=MAX_BATCH,
+            max_rows=MAX_ROWS,
+            link_bytes_per_s=PACE,
+            progress=lambda text, done: seen.append((text, done)),
+        )
+    return profile, seen
+
+
+@pytest.fixture
+def profile(measured) -> HardwareProfile:
+    return measured[0]
+
+
+def test_every_block_is_measured(profile):
+    blocks = (profile.memory, profile.gemm, profile.attention, profile.elementwise)
+    blocks += (profile.links.h2d, profile.links.d2h, profile.dispatch, *profile.interference)
+    assert {block.source for block in blocks} == {"measured"}
+    assert profile.source == "measured"
+    assert (profile.name, profile.device_kind, profile.dtype) == ("here", "cpu", "float32")
+
+
+def test_a_profile_file_holds_all_of_the_profile(profile, tmp_path):
+    profile.save(tmp_path / "here.json")
+    assert HardwareProfile.load(tmp_path / "here.json") == profile
+
+
+@pytest.mark.parametrize("model", MODELS, ids=lambda model: model.name)
+def test_every_matrix_and_head_shape_of_the_models_has_a_table(profile, model):
+    tables = {(table.n, table.k) for table in profile.gemm.tables}
+    for op in ("qkv", "recompute", "attention", "mlp", "head"):
+        for kernel in kernels(op, 1, 1, model, 1):
+            assert not isinstance(kernel, MatMul) or (kernel.n, kernel.k) in tables
+    heads = {
+        (table.n_heads, table.n_kv_heads, table.head_dim) for table in profile.attention.tables
+    }
+    assert (model.n_heads, model.n_kv_heads, model.head_dim) in heads
+
+
+@pytest.mark.parametrize("recomputed", [0, 20, 40])
+@pytest.mark.parametrize("model", MODELS, ids=lambda model: model.name)
+def test_every_task_of_a_decode_in_the_sampled_range_has_a_measured_cost(
+    profile, model, recomputed
+):
+    graph = lower_row(model, JOB, [[recomputed] * model.n_layers] * JOB.gen_tokens)
+    costs = CostModel(profile, model, JOB)
+    for task in graph.tasks:
+        cost = costs.estimate(task)
+        assert cost.seconds > 0
+        assert (task.id, cost.source, cost.in_range) == (task.id, "measured", True)
+
+
+@pytest.mark.parametrize("model", [OPT, LLAMA], ids=lambda model: model.name)
+def test_computing_for_a_batch_of_one_is_in_the_sampled_range(profile, model):
+    job = replace(JOB, batch_size=1)
+    costs = CostModel(profile, model, job)
+    for task in lower_row(model, job, [[20] * model.n_layers] * job.gen_tokens).tasks:
+        if task.lane == "compute":
+            assert (task.id, costs.estimate(task).in_range) == (task.id, True)
+
+
+def test_a_context_beyond_the_sampled_ones_is_out_of_range(profile):
+    costs = CostModel(profile, OPT, JOB)
+    assert costs.compute("attention", 1, 64).in_range
+    assert not costs.compute("attention", 1, 65).in_range
+
+
+@pytest.mark.parametrize("policy", ["lp", "recompute-all"])
+def test_a_measured_profile_plans_and_simulates(profile, policy):
+    plan = make_plan(MODELS[0], profile, JOB, policy)
+    assert simulate(plan.simulated_graph(), profile).makespan_s == pytest.approx(plan.makespan_s)
+
+
+def test_times_over_the_link_grow_with_size_and_keep_the_pace(profile):
+    for link in (profile.links.h2d, profile.links.d2h):
+        assert link.paced_bytes_per_s == PACE
+        assert link.bytes_per_s <= PACE
+        assert link.curve.seconds[0] < link.curve.seconds[-1]
+
+
+def test_interference_names_both_directions_and_compute(profile):
+    pairs = {(entry.lane, entry.while_busy) for entry in profile.interference}
+    assert {(H2D, D2H), (D2H, H2D)} <= pairs
+    assert len(pairs) == 4
+
+
+def test_progress_rises_from_nothing_and_never_passes_one(measured):
+    fractions = [done for _, done in measured[1]]
+    assert fractions[0] == 0
+    assert fractions == sorted(fractions)
+    assert fractions[-1] <= 1
+    assert len(set(fractions)) > 10
+
+
+def test_the_environment_names_the_machine_and_nobody(profile):
+    environment = profile.environment
+    assert {"processor", "torch", "measured_at", "device", "link_bytes_per_s"} <= set(environment)
+    text = " ".join(map(str, environment.values()))
+    assert str(Path.cwd()) not in text
+    assert not {platform.node(), os.environ.get("USER"), str(Path.home())} & set(text.split())
+
+
+@pytest.mark.parametrize("model", [OPT, LLAMA], ids=lambda model: model.name)
+def test_the_balanced_pace_is_positive_and_has_two_digits(model):
+    with open_backend("cpu") as backend:
+        pace = balanced_link_bytes_per_s(backend, model)
+    assert 0 < pace < float("inf")
+    assert pace == float(f"{pace:.1e}")

@@ -1,0 +1,107 @@
+"""Models small enough that a whole decode takes milliseconds, and decode jobs of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from hw import HostCache, prefill, prompt_ids, random_weights, resident_decode
+from hw.backends import Backend
+from hw.cache import ResidentDecode
+from hw.weights import Weights
+from planner.lower import lower_row
+from sim import ModelSpec, TaskGraph, Workload
+from sim.model_spec import Llama3RopeScaling
+
+CPU = torch.device("cpu")
+
+OPT = ModelSpec(
+    name="tiny-opt",
+    family="opt",
+    n_layers=3,
+    hidden_size=64,
+    n_heads=4,
+    n_kv_heads=4,
+    head_dim=16,
+    intermediate_size=96,
+    vocab_size=211,
+    max_positions=128,
+    dtype="float32",
+    gated_mlp=False,
+    rotary=False,
+    norm_eps=1e-5,
+    qkv_bias=True,
+    out_bias=True,
+    mlp_bias=True,
+    qk_norm=False,
+    tie_embeddings=True,
+)
+"""Multi-head attention, learned positions, biases everywhere, tied embeddings."""
+
+LLAMA = replace(
+    OPT,
+    name="tiny-llama",
+    family="llama",
+    n_heads=8,
+    n_kv_heads=2,
+    head_dim=8,
+    gated_mlp=True,
+    rotary=True,
+    norm_eps=1e-6,
+    qkv_bias=False,
+    out_bias=False,
+    mlp_bias=False,
+    tie_embeddings=False,
+    rope_scaling=Llama3RopeScaling(8.0, 1.0, 4.0, 64),
+)
+"""Grouped-query attention, scaled rotary positions, no biases."""
+
+QWEN2 = replace(LLAMA, name="tiny-qwen2", family="qwen2", qkv_bias=True, rope_scaling=None)
+
+QWEN3 = replace(LLAMA, name="tiny-qwen3", family="qwen3", head_dim=16, qk_norm=True)
+"""Query and key norms, and heads that are wider together than the hidden state."""
+
+MODELS = (OPT, LLAMA, QWEN2, QWEN3)
+
+JOB = Workload(batch_size=2, prompt_tokens=13, gen_tokens=3)
+
+
+def filled_cache(
+    weights: Weights, job: Workload, backend: Backend, prompts: torch.Tensor | None = None
+) -> HostCache:
+    """A host cache after the prefill of `prompts`, by default the job's seeded ones."""
+    cache = HostCache.empty(weights.model, job, backend)
+    prefill(weights, prompt_ids(weights.model, job, 1) if prompts is None else prompts, cache)
+    return cache
+
+
+@dataclass
+class DecodeCase:
+    """A graph, everything needed to run it, and what it must compute."""
+
+    graph: TaskGraph
+    weights: Weights
+    cache: HostCache
+    reference: ResidentDecode
+
+
+def decode_case(
+    backend: Backend,
+    model: ModelSpec = OPT,
+    job: Workload = JOB,
+    split: Sequence[Sequence[int]] | int = 5,
+) -> DecodeCase:
+    """A decode job of random weights.
+
+    Args:
+        split: recomputed tokens `[step][layer]`, or one count for all, at most the past tokens.
+    """
+    if isinstance(split, int):
+        pasts = [job.context_tokens(step) for step in range(job.gen_tokens)]
+        split = [[min(split, past)] * model.n_layers for past in pasts]
+    graph = lower_row(model, job, split)
+    weights = random_weights(model, 0, backend.device)
+    cache = filled_cache(weights, job, backend)
+    return DecodeCase(graph, weights, cache, resident_decode(weights, cache, job))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Annotated, Any
@@ -10,23 +9,14 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from cli.devices import DEFAULT_DTYPE, measure_profile
+from cli.grid import STEADY_FRAC, Case, GridResult, GridRun, plan_grid
 from cli.output import print_json, progress, say, table
-from planner import Plan, make_plan
 from sim.catalog import find_model
-from sim.compare import Comparison, compare
-from sim.engine import simulate
 from sim.errors import BadInput
 from sim.files import read_json, write_json
 from sim.hardware import HardwareProfile
-from sim.memory import check_fits
-from sim.model_spec import ModelSpec
 from sim.quantities import ms, parse_count, parse_counts, percent
-from sim.recording import Recording
 from sim.workload import Workload
-
-POLICIES = ("lp", "kvpr", "load-all", "recompute-all")
-FIXED_PARTS = (0.25, 0.75)
-"""Fixed splits of the grid, as parts of the prompt."""
 
 DEFAULT_GRID = {
     "cpu": {"model": "opt-125m", "prompts": "300,500", "batches": "4,7"},
@@ -35,31 +25,6 @@ DEFAULT_GRID = {
 """Cases between the points that `profile` samples, not on them."""
 
 REPORT = "report.json"
-
-
-@dataclass(frozen=True)
-class Case:
-    """One plan of the grid with its measurement."""
-
-    name: str
-    plan: Plan
-    predicted: Recording
-    measured: Recording
-    comparison: Comparison
-
-    def to_dict(self) -> dict[str, Any]:
-        job = self.plan.workload
-        return {
-            "name": self.name,
-            "policy": self.plan.policy,
-            "batch_size": job.batch_size,
-            "prompt_tokens": job.prompt_tokens,
-            "gen_tokens": job.gen_tokens,
-            "recomputed_tokens": list(self.plan.steps[0].recomputed_tokens),
-            "lower_bound_s": self.plan.lower_bound_s,
-            "lp_objective_s": self.plan.lp_objective_s,
-            **self.comparison.to_dict(),
-        }
 
 
 def validate(
@@ -112,7 +77,7 @@ def validate(
     json
         Print JSON instead of text.
     """
-    from hw import resolve_device
+    from hw import open_backend, resolve_device
 
     if repeats < 1:
         raise BadInput(f"--repeats(={repeats}) must be at least 1.")
@@ -130,17 +95,19 @@ def validate(
     if out is not None:
         check_out_folder(out)
     hardware = measure_profile(kind, [spec], f"this-{kind}", link)
-    plans = {job: plan_grid(spec, hardware, job) for job in jobs}
-    cases, checks, environment = measure(plans, kind, hardware, repeats, seed)
-    report = summary(cases, checks, hardware, environment)
+    grid = plan_grid(spec, hardware, jobs)
+    pace = hardware.links.h2d.paced_bytes_per_s
+    with progress("validate") as tell, open_backend(kind, pace) as backend:
+        result = GridRun(spec, hardware, backend, repeats, seed, tell).measure(grid)
+    report = summary(result, hardware)
     if out is not None:
-        write_run(out, hardware, cases, report)
+        write_run(out, hardware, result.cases, report)
     worst = float(report["max_abs_error_frac"])
     passed = gate is None or worst * 100 <= gate
     if json:
         print_json({**report, "passed": passed})
     else:
-        print_report(report, cases)
+        print_report(report, result.cases)
         if gate is not None:
             say(f"gate {gate:g} %: {'passed' if passed else 'FAILED'}")
         if out is not None:
@@ -148,89 +115,9 @@ def validate(
     return 0 if passed else 1
 
 
-def plan_grid(spec: ModelSpec, hardware: HardwareProfile, job: Workload) -> dict[str, Plan]:
-    """One plan per policy and fixed split, by case name."""
-    fixed = [f"fixed:{round(part * job.prompt_tokens)}" for part in FIXED_PARTS]
-    shape = f"b{job.batch_size}-s{job.prompt_tokens}"
-    return {
-        f"{shape}-{policy.replace(':', '')}": make_plan(spec, hardware, job, policy)
-        for policy in (*POLICIES, *fixed)
-    }
-
-
-def measure(
-    plans: dict[Workload, dict[str, Plan]],
-    kind: str,
-    hardware: HardwareProfile,
-    repeats: int,
-    seed: int,
-) -> tuple[list[Case], dict[str, dict[str, Any]], dict[str, Any]]:
-    """Run every plan; the cases of one shape take turns, so that a drifting machine shows."""
-    from hw import (
-        Executor,
-        HostCache,
-        open_backend,
-        prefill,
-        prompt_ids,
-        random_weights,
-        resident_decode,
-    )
-
-    cases: list[Case] = []
-    checks: dict[str, dict[str, Any]] = {}
-    pace = hardware.links.h2d.paced_bytes_per_s
-    total = sum(len(group) for group in plans.values())
-    with progress("validate") as steps, open_backend(kind, pace) as backend:
-        spec = next(iter(next(iter(plans.values())).values())).model
-        longest = Workload(
-            max(job.batch_size for job in plans), max(job.prompt_tokens for job in plans), 1
-        )
-        memory = backend.memory()
-        for group in plans.values():
-            for plan in group.values():
-                graph = plan.simulated_graph()
-                check_fits(graph, memory.device_bytes, memory.host_bytes / 2, f"this {kind} device")
-        steps("making weights", 0.0)
-        weights = random_weights(spec, seed, backend.device)
-        source = HostCache.empty(spec, longest, backend)
-        steps("prefilling prompts", 0.0)
-        prefill(weights, prompt_ids(spec, longest, seed), source)
-        for job, group in plans.items():
-            cache = HostCache.empty(spec, job, backend)
-            cache.take_prefix(source, job.prompt_tokens)
-            reference = resident_decode(weights, cache, job)
-            graphs = {name: plan.simulated_graph() for name, plan in group.items()}
-            executors = {
-                name: Executor(graph, group[name].graph_sha256, weights, cache, backend)
-                for name, graph in graphs.items()
-            }
-            for executor in executors.values():
-                executor.run()
-            runs: dict[str, list[Any]] = {name: [] for name in group}
-            for number in range(repeats):
-                for name, executor in executors.items():
-                    done = (len(cases) + len(group) * number / repeats) / total
-                    steps(f"{name.rsplit('-', 1)[0]}, repeat {number + 1} of {repeats}", done)
-                    runs[name].append(executor.run())
-                    if number == repeats - 1:
-                        checks[name] = executor.check(reference)
-            environment = backend.environment()
-            for name, plan in group.items():
-                predicted = Recording("predicted", hardware, (simulate(graphs[name], hardware),))
-                measured = Recording(
-                    "measured", hardware, tuple(runs[name]), environment, checks[name]
-                )
-                cases.append(Case(name, plan, predicted, measured, compare(predicted, measured)))
-    return cases, checks, environment
-
-
-def summary(
-    cases: list[Case],
-    checks: dict[str, dict[str, Any]],
-    hardware: HardwareProfile,
-    environment: dict[str, Any],
-) -> dict[str, Any]:
+def summary(result: GridResult, hardware: HardwareProfile) -> dict[str, Any]:
     """The report: errors per case and over all, regret of the LP's plans, equality of numbers."""
+    cases = result.cases
     errors = [abs(case.comparison.makespan_error_frac) for case in cases]
     overlaps = [
         abs(case.comparison.overlap_predicted_frac - case.comparison.overlap_measured_frac)
@@ -246,7 +133,7 @@ def summary(
         for group in shapes.values()
     ]
     return {
-        "device": environment["device"],
+        "device": result.environment["device"],
         "model": cases[0].plan.model.name,
         "dtype": cases[0].plan.model.dtype,
         "link_bytes_per_s": hardware.links.h2d.bytes_per_s,
@@ -260,8 +147,11 @@ def summary(
         "median_naive_error_frac": median(abs(case.comparison.naive_error_frac) for case in cases),
         "lp_measured_regret_frac": max(regrets),
         "lp_fastest_in": f"{sum(regret <= 0 for regret in regrets)} of {len(regrets)} shapes",
-        "checks": checks,
-        "environment": environment,
+        "repeats": len(cases[0].measured.runs),
+        "runs": len(result.drifts_frac),
+        "disturbed_runs": sum(drift > STEADY_FRAC for drift in result.drifts_frac),
+        "checks": result.checks,
+        "environment": result.environment,
         "cases": [case.to_dict() for case in cases],
     }
 
@@ -312,6 +202,12 @@ def print_report(report: dict[str, Any], cases: list[Case]) -> None:
     say(
         f"the lp plan was the fastest measured in {report['lp_fastest_in']}; at worst "
         f"{percent(max(0.0, report['lp_measured_regret_frac']))} slower than the best"
+    )
+    runs, disturbed = report["runs"], report["disturbed_runs"]
+    say(
+        f"{disturbed} of {runs} runs were disturbed (a reference product beside them was more than "
+        f"{percent(STEADY_FRAC)} off its profiled time); of each case the {report['repeats']} "
+        "steadiest count"
     )
     n = len(report["checks"])
     say(f"numbers: tokens, logits, K and V equal the resident decode in all {n} cases")

@@ -39,6 +39,7 @@ PASSES = 3
 CONTEXTS = (64, 256, 512, 1024, 2048)
 LINK_BYTES = tuple(4**power for power in range(5, 14))
 WARM_UP_S = 1.0
+PULSE_ROWS = 1024
 INTERFERING = ((H2D, D2H), (D2H, H2D), (COMPUTE, H2D), (H2D, COMPUTE))
 """Which lane may slow down while which other works."""
 
@@ -109,6 +110,23 @@ def balanced_link_bytes_per_s(backend: Backend, model: ModelSpec) -> float:
         bench = Bench(backend, TORCH_DTYPE[model.dtype], max(slot, n * model.hidden_size), slot)
         seconds = median(bench.matmul_fed(rows, n, model.hidden_size))
     return float(f"{rows * (model.x_token_bytes + model.kv_token_bytes) / seconds:.1e}")
+
+
+class Pulse:
+    """A reference product that tells whether the machine is as fast as when it was profiled."""
+
+    def __init__(self, backend: Backend, model: ModelSpec, hardware: HardwareProfile) -> None:
+        self._n, self._k = 2 * model.kv_size, model.hidden_size
+        tables = {(table.n, table.k): table.curve for table in hardware.gemm.tables}
+        self._profiled_s, _ = tables[self._n, self._k].at(PULSE_ROWS)
+        slot = PULSE_ROWS * max(self._n, self._k)
+        self._bench = Bench(backend, TORCH_DTYPE[model.dtype], max(slot, self._n * self._k), slot)
+
+    def drift_frac(self) -> float:
+        """Time of the product now / its time in the profile - 1."""
+        with torch.inference_mode():
+            now_s = median(self._bench.matmul_fed(PULSE_ROWS, self._n, self._k))
+        return now_s / self._profiled_s - 1.0
 
 
 class _Profiler:

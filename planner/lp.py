@@ -20,6 +20,9 @@ from sim.errors import PlannerFailed
 from sim.graph import Task, TaskGraph
 from sim.hardware import Dispatch
 
+MAKESPAN_UNITS = 1e3
+"""Times are rescaled to about this many units, far above the solver's absolute tolerances."""
+
 SIZED_OPS = ("load_x", "load_kv", "recompute")
 """Operations whose token count is a variable."""
 
@@ -115,6 +118,7 @@ class ScheduleLP:
         self.graph = graph
         self._dispatch = dispatch
         self._contexts = contexts
+        self._unit_s = max(sum(fixed_s), 1e-12) / MAKESPAN_UNITS
         self._fixed_s = fixed_s
         self.problem = pulp.LpProblem("decode_row", pulp.LpMinimize)
         self._weights: dict[str, tuple[str, float, pulp.LpVariable | None, float]] = {}
@@ -125,7 +129,7 @@ class ScheduleLP:
             for layer in range(graph.model.n_layers)
         }
         self._start = [
-            add(f"start_{_name(task)}", ready)
+            add(f"start_{_name(task)}", ready / self._unit_s)
             for task, ready in zip(graph.tasks, issued_s, strict=True)
         ]
         self._duration = {
@@ -145,12 +149,12 @@ class ScheduleLP:
             PlannerFailed: the solver stopped without an optimum.
         """
         self._run()
-        objective = float(self.makespan.value())
+        objective_s = float(self.makespan.value()) * self._unit_s
         shares = self._lane_shares()
-        self._prefer_even(objective)
+        self._prefer_even()
         self._run()
         tokens = {cell: float(variable.value()) for cell, variable in self.tokens.items()}
-        return Relaxation(objective, tokens, shares)
+        return Relaxation(objective_s, tokens, shares)
 
     def _run(self) -> None:
         status = self.problem.solve(pulp.HiGHS(msg=False))
@@ -164,6 +168,11 @@ class ScheduleLP:
         expression = pulp.LpAffineExpression(terms)
         self.problem.addConstraint(expression >= least, name)
 
+    def _time_row(
+        self, name: str, terms: list[tuple[pulp.LpVariable, float]], least_s: float
+    ) -> None:
+        self._row(name, terms, least_s / self._unit_s)
+
     def _cost_rows(self, lines: CostLines) -> None:
         """time >= seconds at zero + slope * tokens, for each line of the hull."""
         for at, duration in self._duration.items():
@@ -174,7 +183,8 @@ class ScheduleLP:
                 if task.op == "load_kv":
                     base, slope = base + slope * past, -slope
                 name = f"cost_{_name(task)}_{number}"
-                self._row(name, [(duration, 1.0), (count, -slope)], base)
+                terms = [(duration, 1.0), (count, -slope / self._unit_s)]
+                self._time_row(name, terms, base)
                 self._weights[name] = (task.lane, base, count, slope)
 
     def _order_rows(self) -> None:
@@ -213,9 +223,9 @@ class ScheduleLP:
         name = f"after_{_name(task)}__{target_name}"
         terms = [(target, 1.0), (self._start[earlier], -1.0)]
         if earlier in self._duration:
-            self._row(name, [*terms, (self._duration[earlier], -1.0)], pause_s)
+            self._time_row(name, [*terms, (self._duration[earlier], -1.0)], pause_s)
             return
-        self._row(name, terms, self._fixed_s[earlier] + pause_s)
+        self._time_row(name, terms, self._fixed_s[earlier] + pause_s)
         self._weights[name] = (task.lane, self._fixed_s[earlier], None, 0.0)
 
     def _lane_shares(self) -> dict[str, float]:
@@ -227,13 +237,13 @@ class ScheduleLP:
             shares[lane] = shares.get(lane, 0.0) + dual * seconds
         return shares
 
-    def _prefer_even(self, objective: float) -> None:
+    def _prefer_even(self) -> None:
         """Among optimal splits, ask for the one that changes least from layer to layer.
 
         Optima are many: only the work of both lanes over all layers is tight. An even split
         needs the smallest staging slots and suffers least when a real task is late.
         """
-        self.makespan.upBound = objective * (1 + 1e-7)
+        self.makespan.upBound = self.makespan.value() * (1 + 1e-7)
         changes = []
         for before, after in pairwise(self.tokens):
             change = self.problem.add_variable(f"change_s{after[0]}_L{after[1]}", 0)
@@ -258,6 +268,7 @@ def lane_work_bound(
     Args:
         other_compute_s: seconds of all compute tasks whose size is fixed.
     """
+    unit_s = max(other_compute_s, 1e-12) / MAKESPAN_UNITS
     problem = pulp.LpProblem("lane_work", pulp.LpMinimize)
     makespan = problem.add_variable("makespan", 0)
     problem.setObjective(makespan)
@@ -270,16 +281,16 @@ def lane_work_bound(
             for number, (base, slope) in enumerate(lines[op]):
                 if op == "load_kv":
                     base, slope = base + slope * past, -slope
-                row = pulp.LpAffineExpression([(time, 1.0), (count, -slope)])
-                problem.addConstraint(row >= base, f"cost_{op}_s{step}_{number}")
+                row = pulp.LpAffineExpression([(time, 1.0), (count, -slope / unit_s)])
+                problem.addConstraint(row >= base / unit_s, f"cost_{op}_s{step}_{number}")
     link = pulp.LpAffineExpression([(makespan, 1.0), *work["load_x"], *work["load_kv"]])
     problem.addConstraint(link >= 0.0, "link_work")
     compute = pulp.LpAffineExpression([(makespan, 1.0), *work["recompute"]])
-    problem.addConstraint(compute >= other_compute_s, "compute_work")
+    problem.addConstraint(compute >= other_compute_s / unit_s, "compute_work")
     status = problem.solve(pulp.HiGHS(msg=False))
     if status != pulp.LpStatusOptimal:
         raise PlannerFailed(f"the lane-work bound ended {pulp.LpStatus[status]!r}.")
-    return float(makespan.value())
+    return float(makespan.value()) * unit_s
 
 
 def _name(task: Task) -> str:

@@ -109,6 +109,13 @@ class Plan:
         """
         try:
             plan = parse(cls, read_json(path, "plan"), str(path))
+            if plan.schedule != "row":
+                raise BadInput(f"schedule {plan.schedule!r} is not one this version can lower.")
+            if len(plan.steps) != plan.workload.gen_tokens:
+                raise BadInput(
+                    f"steps must hold {plan.workload.gen_tokens} entries, one per generated token, "
+                    f"not {len(plan.steps)}."
+                )
             for number, step in enumerate(plan.steps):
                 if step.step != number or step.context_tokens != plan.workload.context_tokens(
                     number

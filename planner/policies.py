@@ -31,7 +31,7 @@ def fixed_tokens(policy: str) -> int | None:
     if policy in POLICIES:
         return None
     head, _, tail = policy.partition(":")
-    if head == "fixed" and tail.isdigit():
+    if head == "fixed" and tail.isascii() and tail.isdigit():
         return int(tail)
     if head == "fixed":
         raise BadInput(f"policy {policy!r}: fixed:<tokens> needs a whole number, as in fixed:256.")

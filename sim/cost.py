@@ -6,9 +6,10 @@ profile's measured table where there is one and from its rates where there is no
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import ceil, floor
 
+from sim.curves import Curve
 from sim.graph import COMPUTE, Task
 from sim.hardware import HardwareProfile, Source, weakest
 from sim.model_spec import ModelSpec
@@ -129,7 +130,8 @@ class CostModel:
         self.hardware = hardware
         self.model = model
         self.workload = workload
-        self._gemm_tables = {(table.n, table.k): table for table in hardware.gemm.tables}
+        self._gemm_curves = {(table.n, table.k): table.curve for table in hardware.gemm.tables}
+        self._measured_shapes = frozenset(self._gemm_curves)
         self._attention_tables = {
             (table.n_heads, table.n_kv_heads, table.head_dim): table
             for table in hardware.attention.tables
@@ -203,9 +205,9 @@ class CostModel:
 
     def _kernel_knots(self, kernel: Kernel, batch: int) -> list[float]:
         if isinstance(kernel, MatMul):
-            table = self._gemm_tables.get((kernel.n, kernel.k))
-            if table is not None:
-                return [m / batch for m in table.curve.work]
+            gemm_curve = self._gemm_curve(kernel.n, kernel.k)
+            if gemm_curve is not None:
+                return [m / batch for m in gemm_curve.work]
             return [self._roofline_ridge(kernel) / batch]
         curve = self.hardware.elementwise.curve
         if isinstance(kernel, Pass) and curve is not None:
@@ -235,22 +237,29 @@ class CostModel:
 
     def _matmul(self, shape: MatMul) -> Estimate:
         gemm = self.hardware.gemm
-        table = self._gemm_tables.get((shape.n, shape.k))
-        if table is not None:
-            seconds, inside = table.curve.at(shape.m)
+        curve = self._gemm_curve(shape.n, shape.k)
+        if curve is None:
+            return Estimate(self._roofline(shape), gemm.source, True)
+        seconds, inside = curve.at(shape.m)
+        if (shape.n, shape.k) in self._measured_shapes:
             return Estimate(seconds, gemm.source, inside)
-        seconds = self._roofline(shape)
-        if not gemm.tables:
-            return Estimate(seconds, gemm.source, gemm.source == "datasheet")
-        nearest = min(
-            gemm.tables,
-            key=lambda known: abs(known.n * known.k / (shape.n * shape.k) - 1.0),
-        )
-        twin = replace(shape, n=nearest.n, k=nearest.k)
-        measured, _ = nearest.curve.at(shape.m)
-        return Estimate(
-            seconds * measured / self._roofline(twin), weakest(gemm.source, "fitted"), False
-        )
+        return Estimate(seconds, weakest(gemm.source, "fitted"), False)
+
+    def _gemm_curve(self, n: int, k: int) -> Curve | None:
+        """Seconds over rows: measured, or with the measured utilisation of the nearest shape."""
+        if (n, k) not in self._gemm_curves and self._measured_shapes:
+            near = min(
+                self._measured_shapes, key=lambda known: abs(known[0] * known[1] / n / k - 1)
+            )
+            curve = self._gemm_curves[near]
+            scaled = tuple(
+                seconds
+                * self._roofline(MatMul(int(m), n, k))
+                / self._roofline(MatMul(int(m), *near))
+                for m, seconds in zip(curve.work, curve.seconds, strict=True)
+            )
+            self._gemm_curves[n, k] = Curve(curve.work, scaled)
+        return self._gemm_curves.get((n, k))
 
     def _roofline(self, shape: MatMul) -> float:
         gemm = self.hardware.gemm

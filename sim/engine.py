@@ -66,19 +66,20 @@ class _Run:
 
     def timeline(self) -> Timeline:
         for queue in self.graph.lanes.values():
-            self.env.process(self._lane(queue))
+            self.env.process(self._work(queue))
         self.env.run()
         return Timeline(self.graph, tuple(self.start_s), tuple(self.end_s))
 
-    def _lane(self, queue: list[int]) -> Generator[simpy.Event, None, None]:
+    def _work(self, queue: list[int]) -> Generator[simpy.Event, None, None]:
         env, tasks = self.env, self.graph.tasks
         free_s = 0.0
+        mine = (tasks[queue[0]].device, tasks[queue[0]].lane)
         for at in queue:
             earliest = max(free_s, self.issued_s[at])
             for dep in self.graph.dep_indices[at]:
                 if not self.done[dep].processed:
                     yield self.done[dep]
-                if tasks[dep].lane != tasks[at].lane:
+                if (tasks[dep].device, tasks[dep].lane) != mine:
                     earliest = max(earliest, self.end_s[dep] + self.dispatch.handover_s)
             if earliest > env.now:
                 yield env.timeout(earliest - env.now)

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from sim.curves import Curve, Grid
 from sim.errors import BadFile, BadInput
 from sim.files import STRICT_KEYS, parse, read_json, write_json
+from sim.graph import LANES
 from sim.model_spec import DTYPE_BYTES
 
 Source = Literal["measured", "fitted", "datasheet"]
@@ -146,6 +147,9 @@ class Interference:
     source: Source
 
     def __post_init__(self) -> None:
+        for lane in (self.lane, self.while_busy):
+            if lane not in LANES:
+                raise BadInput(f"interference: lane {lane!r} must be one of {', '.join(LANES)}.")
         if not 0 < self.rate <= 1:
             raise BadInput(f"interference.rate(={self.rate}) must be in (0, 1].")
 

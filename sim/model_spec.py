@@ -81,7 +81,7 @@ class ModelSpec:
                 f"model {self.name}: n_heads(={self.n_heads}) must be a multiple of "
                 f"n_kv_heads(={self.n_kv_heads})."
             )
-        if self.dtype not in DTYPE_BYTES:
+        if not isinstance(self.dtype, str) or self.dtype not in DTYPE_BYTES:
             raise BadInput(
                 f"model {self.name}: dtype(={self.dtype!r}) must be one of "
                 f"{', '.join(DTYPE_BYTES)}."
@@ -212,7 +212,7 @@ def model_from_config(config: Mapping[str, Any], name: str) -> ModelSpec:
         intermediate_size=need("intermediate_size"),
         gated_mlp=True,
         rotary=True,
-        norm_eps=float(need("rms_norm_eps")),
+        norm_eps=_number("rms_norm_eps", need("rms_norm_eps")),
         qkv_bias=family == "qwen2" or attention_bias,
         out_bias=attention_bias,
         mlp_bias=bool(config.get("mlp_bias", False)),
@@ -227,25 +227,37 @@ def model_from_config(config: Mapping[str, Any], name: str) -> ModelSpec:
 def _rope(config: Mapping[str, Any]) -> tuple[float, Llama3RopeScaling | None]:
     """Base and scaling of the rotary embedding; transformers 5 nests both in rope_parameters."""
     parameters = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    theta = float(parameters.get("rope_theta") or config.get("rope_theta") or 10_000.0)
+    if not isinstance(parameters, Mapping):
+        raise BadFile(f"rope_scaling(={parameters!r}) must be an object with a rope_type.")
+    theta = parameters.get("rope_theta") or config.get("rope_theta") or 10_000.0
     kind = parameters.get("rope_type") or parameters.get("type") or "default"
     if kind == "default":
-        return theta, None
+        return _number("rope_theta", theta), None
     if kind != "llama3":
         raise BadFile(f"rope type {kind!r} is not supported; supported: default, llama3.")
-    try:
-        scaling = Llama3RopeScaling(
-            factor=float(parameters["factor"]),
-            low_freq_factor=float(parameters["low_freq_factor"]),
-            high_freq_factor=float(parameters["high_freq_factor"]),
-            original_max_positions=int(parameters["original_max_position_embeddings"]),
-        )
-    except KeyError as error:
-        raise BadFile(f"rope scaling lacks the field {error}; add it to the config.") from None
-    return theta, scaling
+
+    def need(key: str) -> float:
+        if key not in parameters:
+            raise BadFile(f"rope scaling lacks the field {key!r}; add it to the config.")
+        return _number(key, parameters[key])
+
+    scaling = Llama3RopeScaling(
+        factor=need("factor"),
+        low_freq_factor=need("low_freq_factor"),
+        high_freq_factor=need("high_freq_factor"),
+        original_max_positions=int(need("original_max_position_embeddings")),
+    )
+    return _number("rope_theta", theta), scaling
+
+
+def _number(key: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
+        raise BadFile(f"{key}(={value!r}) must be a number > 0.")
+    return float(value)
 
 
 def _sliding_window(config: Mapping[str, Any], family: str) -> int | None:
     if family.startswith("qwen") and not config.get("use_sliding_window", False):
         return None
-    return config.get("sliding_window")
+    window = config.get("sliding_window")
+    return None if window is None else int(_number("sliding_window", window))

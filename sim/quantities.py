@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 from sim.errors import BadInput
@@ -18,7 +19,7 @@ def parse_count(name: str, text: str) -> int:
     """
     match = re.fullmatch(r"([+-]?\d+(?:\.\d+)?)([KkMm]?)", text.strip())
     value = float(match[1]) * _BINARY[match[2].upper()] if match else float("nan")
-    if not value >= 1 or value != int(value):
+    if not 1 <= value < math.inf or value != int(value):
         raise BadInput(f"{name}(={text}) must be a whole number of at least 1, such as 32 or 4K.")
     return int(value)
 
@@ -37,7 +38,7 @@ def parse_rate(name: str, text: str) -> float:
     match = re.fullmatch(
         r"(\d+(?:\.\d+)?(?:e[+-]?\d+)?)\s*([kKMGT]?)(i?)(B|FLOP)?(?:/s)?", text.strip()
     )
-    if not match or not float(match[1]) > 0:
+    if not match or not 0 < float(match[1]) < math.inf:
         raise BadInput(f"{name}(={text}) must be a rate above 0, such as 25GB/s or 312TFLOP/s.")
     scale = _BINARY[match[2].upper()] if match[3] else _DECIMAL[match[2]]
     return float(match[1]) * scale

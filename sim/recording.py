@@ -45,6 +45,8 @@ class Recording:
     def __post_init__(self) -> None:
         if not self.runs or any(run.makespan_s <= 0 for run in self.runs):
             raise BadInput("a recording needs at least one run, and every run must take time.")
+        if len({run.graph.sha256 for run in self.runs}) != 1:
+            raise BadInput("the runs of a recording must all be of one graph.")
 
     @property
     def graph(self) -> TaskGraph:

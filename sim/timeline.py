@@ -190,7 +190,7 @@ def earliest_schedule(
         lane = (task.device, task.lane)
         earliest = max(free.get(lane, 0.0), issued_s[at])
         for dep in graph.dep_indices[at]:
-            if graph.tasks[dep].lane != task.lane:
+            if (graph.tasks[dep].device, graph.tasks[dep].lane) != lane:
                 earliest = max(earliest, end[dep] + handover_s)
         start[at] = earliest
         end[at] = earliest + durations_s[at]

@@ -1,7 +1,8 @@
 """Timelines as Chrome Trace Event files in the dialect of PyTorch's Kineto profiler.
 
 Perfetto, chrome://tracing and HolisticTraceAnalysis open them. Every lane is one thread (stream),
-every task one complete event; times are microseconds. Format: "Trace Event Format", Google, and
+every task one complete event; times are microseconds. There are no host events, because nothing
+of the host was timed. Format: "Trace Event Format", Google, and
 the traces that torch.profiler exports.
 """
 
@@ -47,10 +48,10 @@ def trace_document(timeline: Timeline, title: str) -> dict[str, Any]:
             events.append(
                 _metadata("thread_name", device, stream, {"name": f"stream {stream} {lane}"})
             )
-    events.append(_metadata("process_name", HOST_PID, 0, {"name": f"{title}, host"}))
-    events += [_step_event(timeline, step) for step in range(timeline.graph.workload.gen_tokens)]
+    events.append(_metadata("process_name", HOST_PID, 0, {"name": f"{title}, steps"}))
+    events += _step_events(timeline)
     for number, span in enumerate(timeline.spans, start=1):
-        events += _task_events(span, number)
+        events.append(_task_event(span, number))
     return {
         "schemaVersion": 1,
         "traceEvents": events,
@@ -100,24 +101,29 @@ def _metadata(name: str, pid: int, tid: int, args: dict[str, Any]) -> dict[str, 
     return {"ph": "M", "name": name, "pid": pid, "tid": tid, "ts": 0, "args": args}
 
 
-def _step_event(timeline: Timeline, step: int) -> dict[str, Any]:
-    mine = [span for span in timeline.spans if span.task.step == step]
-    compute = [span for span in mine if span.task.lane == COMPUTE]
-    start = min(span.start_s for span in compute)
-    return {
-        "ph": "X",
-        "cat": "user_annotation",
-        "name": f"ProfilerStep#{step}",
-        "pid": HOST_PID,
-        "tid": 1,
-        "ts": start * 1e6,
-        "dur": (max(span.end_s for span in compute) - start) * 1e6,
-        "args": {},
-    }
+def _step_events(timeline: Timeline) -> list[dict[str, Any]]:
+    """One annotation for the compute of each decode step; loads may start before their step."""
+    limits: dict[int, tuple[float, float]] = {}
+    for span in timeline.spans:
+        if span.task.lane == COMPUTE:
+            start, end = limits.get(span.task.step, (span.start_s, span.end_s))
+            limits[span.task.step] = (min(start, span.start_s), max(end, span.end_s))
+    return [
+        {
+            "ph": "X",
+            "cat": "user_annotation",
+            "name": f"decode step {step}",
+            "pid": HOST_PID,
+            "tid": 1,
+            "ts": start * 1e6,
+            "dur": (end - start) * 1e6,
+            "args": {},
+        }
+        for step, (start, end) in limits.items()
+    ]
 
 
-def _task_events(span: Span, correlation: int) -> list[dict[str, Any]]:
-    """The device event of a task, and the host call that HTA pairs with it."""
+def _task_event(span: Span, correlation: int) -> dict[str, Any]:
     task = span.task
     copy = task.lane != COMPUTE
     args: dict[str, Any] = {
@@ -137,7 +143,7 @@ def _task_events(span: Span, correlation: int) -> list[dict[str, Any]]:
             args["memory bandwidth (GB/s)"] = task.bytes / span.duration_s / 1e9
     elif task.flops and span.duration_s > 0:
         args["TFLOP/s"] = task.flops / span.duration_s / 1e12
-    device_event = {
+    return {
         "ph": "X",
         "cat": "gpu_memcpy" if copy else "kernel",
         "name": _COPY_NAME[task.lane] if copy else task.op,
@@ -147,14 +153,3 @@ def _task_events(span: Span, correlation: int) -> list[dict[str, Any]]:
         "dur": span.duration_s * 1e6,
         "args": args,
     }
-    host_event = {
-        "ph": "X",
-        "cat": "cuda_runtime",
-        "name": "cudaMemcpyAsync" if copy else "cudaLaunchKernel",
-        "pid": HOST_PID,
-        "tid": 1,
-        "ts": span.start_s * 1e6,
-        "dur": 0,
-        "args": {"correlation": correlation},
-    }
-    return [device_event, host_event]

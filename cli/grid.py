@@ -1,0 +1,194 @@
+"""A grid of plans, measured shape by shape: the work behind `kvoverlap validate`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from cli.output import Steps
+from planner import Plan, make_plan
+from sim.compare import Comparison, compare
+from sim.engine import simulate
+from sim.hardware import HardwareProfile
+from sim.memory import check_fits
+from sim.model_spec import ModelSpec
+from sim.recording import Recording
+from sim.timeline import Timeline
+from sim.workload import Workload
+
+if TYPE_CHECKING:
+    from hw import HostCache, Pulse
+    from hw.backends import Backend
+    from hw.weights import Weights
+
+POLICIES = ("lp", "kvpr", "load-all", "recompute-all")
+FIXED_PARTS = (0.25, 0.75)
+"""Fixed splits of the grid, as parts of the prompt."""
+
+STEADY_FRAC = 0.05
+"""A run counts as disturbed when a reference product beside it drifts by more."""
+
+PlanGroup = dict[str, Plan]
+"""Plans of one workload by case name."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One plan of the grid with its measurement."""
+
+    name: str
+    plan: Plan
+    measured: Recording
+    comparison: Comparison
+
+    def to_dict(self) -> dict[str, Any]:
+        job = self.plan.workload
+        return {
+            "name": self.name,
+            "policy": self.plan.policy,
+            "batch_size": job.batch_size,
+            "prompt_tokens": job.prompt_tokens,
+            "gen_tokens": job.gen_tokens,
+            "recomputed_tokens": list(self.plan.steps[0].recomputed_tokens),
+            "lower_bound_s": self.plan.lower_bound_s,
+            "lp_objective_s": self.plan.lp_objective_s,
+            **self.comparison.to_dict(),
+        }
+
+
+@dataclass
+class GridResult:
+    """What measuring a grid gave.
+
+    Args:
+        checks: result of the numerical checks, by case.
+        drifts_frac: for each run, how far the reference product was off its profiled time beside
+            it.
+    """
+
+    cases: list[Case] = field(default_factory=list)
+    checks: dict[str, dict[str, float | bool]] = field(default_factory=dict)
+    drifts_frac: list[float] = field(default_factory=list)
+    environment: dict[str, Any] = field(default_factory=dict)
+
+
+def shape_name(job: Workload) -> str:
+    return f"b{job.batch_size}-s{job.prompt_tokens}"
+
+
+def plan_grid(
+    model: ModelSpec, hardware: HardwareProfile, jobs: Sequence[Workload]
+) -> dict[Workload, PlanGroup]:
+    """One plan per job, policy and fixed split."""
+    grid = {}
+    for job in jobs:
+        fixed = [f"fixed:{round(part * job.prompt_tokens)}" for part in FIXED_PARTS]
+        grid[job] = {
+            f"{shape_name(job)}-{policy.replace(':', '')}": make_plan(model, hardware, job, policy)
+            for policy in (*POLICIES, *fixed)
+        }
+    return grid
+
+
+class GridRun:
+    """Runs every plan of a grid on one backend.
+
+    The cases of one shape take turns. A reference product before and after each run tells whether
+    something else slowed the machine; disturbed runs are repeated, at most as often as `repeats`,
+    and the steadiest are kept.
+    """
+
+    def __init__(
+        self,
+        model: ModelSpec,
+        hardware: HardwareProfile,
+        backend: Backend,
+        repeats: int,
+        seed: int,
+        steps: Steps,
+    ) -> None:
+        self.model = model
+        self.hardware = hardware
+        self.backend = backend
+        self.repeats = repeats
+        self.seed = seed
+        self.steps = steps
+        self.result = GridResult()
+
+    def measure(self, grid: dict[Workload, PlanGroup]) -> GridResult:
+        """Measure and compare every plan.
+
+        Raises:
+            DoesNotFit: a case needs more memory than there is; nothing has run then.
+            WrongNumbers: a run computed something else than the resident decode.
+        """
+        from hw import HostCache, Pulse, prefill, prompt_ids, random_weights
+
+        self._check_memory(grid)
+        longest = Workload(
+            max(job.batch_size for job in grid), max(job.prompt_tokens for job in grid), 1
+        )
+        self.steps("making weights", 0.0)
+        weights = random_weights(self.model, self.seed, self.backend.device)
+        source = HostCache.empty(self.model, longest, self.backend)
+        self.steps("prefilling prompts", 0.0)
+        prefill(weights, prompt_ids(self.model, longest, self.seed), source)
+        pulse = Pulse(self.backend, self.model, self.hardware)
+        for number, (job, group) in enumerate(grid.items()):
+            self._measure_shape(job, group, weights, source, pulse, number / len(grid))
+        self.result.environment = self.backend.environment()
+        return self.result
+
+    def _check_memory(self, grid: dict[Workload, PlanGroup]) -> None:
+        """Every case fits beside the prompts' cache and the reference's copy of it."""
+        memory = self.backend.memory()
+        where = f"this {self.backend.kind} device"
+        for group in grid.values():
+            for plan in group.values():
+                check_fits(plan.lower(), memory.device_bytes, memory.host_bytes / 3, where)
+
+    def _measure_shape(
+        self,
+        job: Workload,
+        group: PlanGroup,
+        weights: Weights,
+        source: HostCache,
+        pulse: Pulse,
+        done: float,
+    ) -> None:
+        from hw import Executor, HostCache, resident_decode
+
+        cache = HostCache.empty(self.model, job, self.backend)
+        cache.take_prefix(source, job.prompt_tokens)
+        reference = resident_decode(weights, cache, job)
+        graphs = {name: plan.simulated_graph() for name, plan in group.items()}
+        executors = {
+            name: Executor(graph, group[name].graph_sha256, weights, cache, self.backend)
+            for name, graph in graphs.items()
+        }
+        for executor in executors.values():
+            executor.run()
+        runs: dict[str, list[tuple[float, Timeline]]] = {name: [] for name in group}
+        for number in range(2 * self.repeats):
+            self.steps(f"{shape_name(job)}, round {number + 1}", done)
+            before = abs(pulse.drift_frac())
+            for name, executor in executors.items():
+                if sum(drift <= STEADY_FRAC for drift, _ in runs[name]) < self.repeats:
+                    timeline = executor.run()
+                    self.result.checks[name] = executor.check(reference)
+                    after = abs(pulse.drift_frac())
+                    runs[name].append((max(before, after), timeline))
+                    before = after
+        for name, plan in group.items():
+            self.result.drifts_frac += [drift for drift, _ in runs[name]]
+            steadiest = sorted(runs[name], key=lambda run: run[0])[: self.repeats]
+            measured = Recording(
+                "measured",
+                self.hardware,
+                tuple(timeline for _, timeline in steadiest),
+                self.backend.environment(),
+                self.result.checks[name],
+            )
+            guess = Recording("predicted", self.hardware, (simulate(graphs[name], self.hardware),))
+            self.result.cases.append(Case(name, plan, measured, compare(guess, measured)))

@@ -193,8 +193,12 @@ class ScheduleLP:
         followed: set[int] = set()
         last_on_lane: dict[tuple[int, str], int] = {}
         for at, task in enumerate(tasks):
-            before = {dep for dep in self.graph.dep_indices[at] if tasks[dep].lane != task.lane}
             lane = (task.device, task.lane)
+            before = {
+                dep
+                for dep in self.graph.dep_indices[at]
+                if (tasks[dep].device, tasks[dep].lane) != lane
+            }
             if lane in last_on_lane:
                 before.add(last_on_lane[lane])
             for earlier in sorted(before):

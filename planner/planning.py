@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
+from math import floor
 
 from planner.lower import lower_row
 from planner.lp import SIZED_OPS, CostLines, Relaxation, ScheduleLP, lane_work_bound
@@ -209,7 +210,7 @@ class RowPlanner:
             for value in row:
                 moved = value + shift if value >= 0.5 else 0.0
                 wanted = min(max(moved, 0.0), float(past)) + debt
-                count = min(max(round(wanted), 0), past)
+                count = min(max(floor(wanted + 0.5), 0), past)
                 debt = wanted - count
                 counts.append(count)
             whole.append(counts)

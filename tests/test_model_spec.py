@@ -170,6 +170,7 @@ def test_an_unknown_architecture_lists_the_known_ones(value):
         (llama, {"rope_scaling": {"rope_type": "llama3"}}, "'factor'"),
         (llama, {"rope_scaling": [8]}, "rope_scaling"),
         (llama, {"model_type": "mistral", "sliding_window": "wide"}, "sliding_window"),
+        (llama, {"model_type": "mistral", "sliding_window": float("inf")}, "sliding_window"),
         (opt, {"do_layer_norm_before": False}, "post-norm"),
         (opt, {"word_embed_proj_dim": 512}, "post-norm"),
         (opt, {"activation_function": "gelu"}, "activation_function"),

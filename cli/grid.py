@@ -27,7 +27,10 @@ FIXED_PARTS = (0.25, 0.75)
 """Fixed splits of the grid, as parts of the prompt."""
 
 STEADY_FRAC = 0.05
-"""A run counts as disturbed when a reference product beside it drifts by more."""
+"""A run counts as disturbed when a reference product beside it is slower by more."""
+
+EXTRA_ROUNDS = 2
+"""Rounds of runs in which disturbed ones get another chance."""
 
 PlanGroup = dict[str, Plan]
 """Plans of one workload by case name."""
@@ -63,13 +66,13 @@ class GridResult:
 
     Args:
         checks: result of the numerical checks, by case.
-        drifts_frac: for each run, how far the reference product was off its profiled time beside
-            it.
+        slowdowns_frac: for each run, how much slower a reference product was beside it than when
+            nothing else ran.
     """
 
     cases: list[Case] = field(default_factory=list)
     checks: dict[str, dict[str, float | bool]] = field(default_factory=dict)
-    drifts_frac: list[float] = field(default_factory=list)
+    slowdowns_frac: list[float] = field(default_factory=list)
     environment: dict[str, Any] = field(default_factory=dict)
 
 
@@ -95,8 +98,8 @@ class GridRun:
     """Runs every plan of a grid on one backend.
 
     The cases of one shape take turns. A reference product before and after each run tells whether
-    something else slowed the machine; disturbed runs are repeated, at most as often as `repeats`,
-    and the steadiest are kept.
+    something else slowed the machine; disturbed runs are repeated in `EXTRA_ROUNDS` at most, and the
+    steadiest are kept.
     """
 
     def __init__(
@@ -134,7 +137,7 @@ class GridRun:
         source = HostCache.empty(self.model, longest, self.backend)
         self.steps("prefilling prompts", 0.0)
         prefill(weights, prompt_ids(self.model, longest, self.seed), source)
-        pulse = Pulse(self.backend, self.model, self.hardware)
+        pulse = Pulse(self.backend, self.model)
         for number, (job, group) in enumerate(grid.items()):
             self._measure_shape(job, group, weights, source, pulse, number / len(grid))
         self.result.environment = self.backend.environment()
@@ -170,18 +173,18 @@ class GridRun:
         for executor in executors.values():
             executor.run()
         runs: dict[str, list[tuple[float, Timeline]]] = {name: [] for name in group}
-        for number in range(2 * self.repeats):
+        for number in range(self.repeats + EXTRA_ROUNDS):
             self.steps(f"{shape_name(job)}, round {number + 1}", done)
-            before = abs(pulse.drift_frac())
+            before = pulse.slowdown_frac()
             for name, executor in executors.items():
-                if sum(drift <= STEADY_FRAC for drift, _ in runs[name]) < self.repeats:
+                if sum(slow <= STEADY_FRAC for slow, _ in runs[name]) < self.repeats:
                     timeline = executor.run()
                     self.result.checks[name] = executor.check(reference)
-                    after = abs(pulse.drift_frac())
+                    after = pulse.slowdown_frac()
                     runs[name].append((max(before, after), timeline))
                     before = after
         for name, plan in group.items():
-            self.result.drifts_frac += [drift for drift, _ in runs[name]]
+            self.result.slowdowns_frac += [slow for slow, _ in runs[name]]
             steadiest = sorted(runs[name], key=lambda run: run[0])[: self.repeats]
             measured = Recording(
                 "measured",

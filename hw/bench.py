@@ -35,6 +35,9 @@ EVICT_BYTES = 64 * 2**20
 ROTATION_BYTES = 192 * 2**20
 """Memory over which the weights of one shape take turns."""
 
+MIN_ROTATION = 4
+"""Copies of a matrix so large that it fills the rotation alone, such as the output head."""
+
 Work = Callable[[int], object]
 """Work on a lane; the argument counts all calls ever made, so that operands take turns."""
 
@@ -75,7 +78,8 @@ class Bench:
         """Different random operands of one shape, each allocated by itself as a layer's are."""
         if shape not in self._rotations:
             size = prod(shape)
-            copies = max(2, min(256, ROTATION_BYTES // (size * self.dtype.itemsize)))
+            copies = ROTATION_BYTES // (size * self.dtype.itemsize)
+            copies = max(MIN_ROTATION, min(256, copies))
             self._rotations[shape] = [self.random(*shape).clone() for _ in range(copies)]
         return self._rotations[shape]
 

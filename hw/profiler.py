@@ -113,20 +113,22 @@ def balanced_link_bytes_per_s(backend: Backend, model: ModelSpec) -> float:
 
 
 class Pulse:
-    """A reference product that tells whether the machine is as fast as when it was profiled."""
+    """A reference product that tells whether something else slows the machine down right now."""
 
-    def __init__(self, backend: Backend, model: ModelSpec, hardware: HardwareProfile) -> None:
-        self._n, self._k = 2 * model.kv_size, model.hidden_size
-        tables = {(table.n, table.k): table.curve for table in hardware.gemm.tables}
-        self._profiled_s, _ = tables[self._n, self._k].at(PULSE_ROWS)
-        slot = PULSE_ROWS * max(self._n, self._k)
-        self._bench = Bench(backend, TORCH_DTYPE[model.dtype], max(slot, self._n * self._k), slot)
+    def __init__(self, backend: Backend, model: ModelSpec) -> None:
+        self._shape = (PULSE_ROWS, 2 * model.kv_size, model.hidden_size)
+        m, n, k = self._shape
+        slot = m * max(n, k)
+        self._bench = Bench(backend, TORCH_DTYPE[model.dtype], max(slot, n * k), slot)
+        self._steady_s = min(self._seconds() for _ in range(PASSES))
 
-    def drift_frac(self) -> float:
-        """Time of the product now / its time in the profile - 1."""
+    def slowdown_frac(self) -> float:
+        """Time of the product now / its time when the pulse was first taken - 1."""
+        return self._seconds() / self._steady_s - 1.0
+
+    def _seconds(self) -> float:
         with torch.inference_mode():
-            now_s = median(self._bench.matmul_fed(PULSE_ROWS, self._n, self._k))
-        return now_s / self._profiled_s - 1.0
+            return median(self._bench.matmul_fed(*self._shape))
 
 
 class _Profiler:

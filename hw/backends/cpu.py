@@ -6,6 +6,7 @@ a plan computes the right numbers in the predicted order and time. It predicts n
 
 from __future__ import annotations
 
+import os
 import queue
 import threading
 import time
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from hw.backends.base import Memory
 from hw.environment import host_environment, host_memory_bytes
-from sim.graph import LANES
+from sim.graph import COMPUTE, LANES
 
 CHUNK_BYTES = 512 * 1024
 """Bytes copied at memory speed before the pace is kept by sleeping."""
@@ -50,7 +51,7 @@ class CpuBackend:
             lane: queue.SimpleQueue() for lane in LANES
         }
         self._threads = [
-            threading.Thread(target=self._work, args=(jobs,), name=f"lane-{lane}", daemon=True)
+            threading.Thread(target=self._work, args=(lane, jobs), name=f"lane-{lane}", daemon=True)
             for lane, jobs in self._queues.items()
         ]
         self._last: list[CpuMarker] = []
@@ -124,8 +125,9 @@ class CpuBackend:
         for thread in self._threads:
             thread.join()
 
-    def _work(self, jobs: queue.SimpleQueue[Job | None]) -> None:
+    def _work(self, lane: str, jobs: queue.SimpleQueue[Job | None]) -> None:
         torch.set_num_threads(1)
+        _keep_to_own_cores(lane)
         with torch.inference_mode():
             while (job := jobs.get()) is not None:
                 work, after, marker = job
@@ -139,3 +141,15 @@ class CpuBackend:
                         self._failure = failure
                 marker.end_s = time.perf_counter() - self._zero_s
                 marker.done.set()
+
+
+def _keep_to_own_cores(lane: str) -> None:
+    """Give the calling thread the last core if it computes, the others if it copies.
+
+    A copy that lands on the compute core takes its caches with it, which no device does.
+    """
+    if not hasattr(os, "sched_setaffinity"):
+        return
+    *others, last = sorted(os.sched_getaffinity(0))
+    if others:
+        os.sched_setaffinity(0, {last} if lane == COMPUTE else set(others))

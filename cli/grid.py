@@ -98,8 +98,8 @@ class GridRun:
     """Runs every plan of a grid on one backend.
 
     The cases of one shape take turns. A reference product before and after each run tells whether
-    something else slowed the machine; disturbed runs are repeated in `EXTRA_ROUNDS` at most, and the
-    steadiest are kept.
+    something else slowed the machine; disturbed runs are repeated in up to `EXTRA_ROUNDS` more
+    rounds, and the steadiest are kept.
     """
 
     def __init__(

@@ -139,6 +139,7 @@ def summary(result: GridResult, hardware: HardwareProfile) -> dict[str, Any]:
         "link_bytes_per_s": hardware.links.h2d.bytes_per_s,
         "median_abs_error_frac": median(errors),
         "max_abs_error_frac": max(errors),
+        "median_overlap_error_points": 100 * median(overlaps),
         "max_overlap_error_points": 100 * max(overlaps),
         "median_spread_frac": median(case.comparison.measured_spread_frac for case in cases),
         "median_teacher_forced_error_frac": median(
@@ -194,8 +195,9 @@ def print_report(report: dict[str, Any], cases: list[Case]) -> None:
     say("max() error: what max(copy, compute) would have predicted instead")
     say(
         f"median |error| {percent(report['median_abs_error_frac'])}, worst "
-        f"{percent(report['max_abs_error_frac'])}, overlap within "
-        f"{report['max_overlap_error_points']:.1f} points; median spread "
+        f"{percent(report['max_abs_error_frac'])}; overlap off by "
+        f"{report['median_overlap_error_points']:.1f} points, worst "
+        f"{report['max_overlap_error_points']:.1f}; median spread "
         f"{percent(report['median_spread_frac'])}; given measured task times "
         f"{percent(report['median_teacher_forced_error_frac'])}"
     )

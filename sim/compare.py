@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from statistics import median
 from typing import Any
 
 from sim.engine import replay
@@ -35,7 +36,8 @@ class Comparison:
     Args:
         measured_makespan_s: median over the repeats.
         measured_spread_frac: (slowest - fastest) / median of the repeats.
-        overlap_*_frac: overlapped copy time / copy time.
+        overlap_*_frac: overlapped copy time / copy time; measured, the median over the repeats, as
+            is the exposed copy time.
         teacher_forced_error_frac: makespan error when the engine is given the measured task
             times: what is left is scheduling, what is gone is the error of the task times.
         naive_error_frac: error of `max(copy time, compute time)` from the predicted tasks.
@@ -83,9 +85,9 @@ def compare(predicted: Recording, measured: Recording) -> Comparison:
         makespan_error_frac=predicted.makespan_s / measured_s - 1.0,
         measured_spread_frac=measured.spread_frac,
         overlap_predicted_frac=guess.overlap_frac,
-        overlap_measured_frac=truth.overlap_frac,
+        overlap_measured_frac=median(run.overlap_frac for run in measured.runs),
         exposed_copy_predicted_s=guess.exposed_copy_s,
-        exposed_copy_measured_s=truth.exposed_copy_s,
+        exposed_copy_measured_s=median(run.exposed_copy_s for run in measured.runs),
         teacher_forced_error_frac=forced.makespan_s / truth.makespan_s - 1.0,
         naive_error_frac=naive_s / measured_s - 1.0,
         lane_busy_error_frac={

@@ -29,8 +29,8 @@ SAMPLE_S = 2e-3
 SLOTS = 2
 """Staging buffers that take turns, as in the executor."""
 
-EVICT_BYTES = 64 * 2**20
-"""About what a layer reads between two uses of the same data."""
+MOST_EVICTED_BYTES = 256 * 2**20
+"""More than any cache holds; a layer whose weights are larger is stood in for by this much."""
 
 ROTATION_BYTES = 192 * 2**20
 """Memory over which the weights of one shape take turns."""
@@ -50,17 +50,25 @@ class Bench:
     Args:
         largest_operand: elements of the largest matrix that will be asked for.
         largest_slot: elements of the largest staging slot that will be asked for.
+        layer_bytes: weights of one layer, which pass through the caches between two uses of
+            the same data.
     """
 
     def __init__(
-        self, backend: Backend, dtype: torch.dtype, largest_operand: int, largest_slot: int
+        self,
+        backend: Backend,
+        dtype: torch.dtype,
+        largest_operand: int,
+        largest_slot: int,
+        layer_bytes: int,
     ) -> None:
         self.backend = backend
         self.dtype = dtype
         generator = torch.Generator(device=backend.device).manual_seed(0)
         self._calls = count()
         self._rotations: dict[tuple[int, ...], list[Tensor]] = {}
-        n = max(largest_operand, EVICT_BYTES // dtype.itemsize)
+        self._evicted = min(layer_bytes, MOST_EVICTED_BYTES) // dtype.itemsize
+        n = max(largest_operand, self._evicted, 1024 * 1024)
         self._pool = torch.empty(n, dtype=dtype, device=backend.device)
         self._pool.normal_(generator=generator)
         self._outs = [torch.empty_like(self._pool) for _ in range(SLOTS)]
@@ -198,7 +206,7 @@ class Bench:
         return [max(0.0, start - end) for (_, end), (start, _) in pairwise(times[2:])]
 
     def _evict(self) -> None:
-        self._pool[: EVICT_BYTES // self.dtype.itemsize].max()
+        self._pool[: self._evicted].max()
 
     def _samples(self, lane: str, work: Work, inner: int, repeats: int) -> list[float]:
         def several() -> None:

@@ -107,7 +107,8 @@ def balanced_link_bytes_per_s(backend: Backend, model: ModelSpec) -> float:
     rows, n = 2048, 2 * model.kv_size
     with torch.inference_mode():
         slot = rows * max(n, model.hidden_size)
-        bench = Bench(backend, TORCH_DTYPE[model.dtype], max(slot, n * model.hidden_size), slot)
+        largest = max(slot, n * model.hidden_size)
+        bench = Bench(backend, TORCH_DTYPE[model.dtype], largest, slot, model.layer_weight_bytes)
         seconds = median(bench.matmul_fed(rows, n, model.hidden_size))
     return float(f"{rows * (model.x_token_bytes + model.kv_token_bytes) / seconds:.1e}")
 
@@ -119,7 +120,8 @@ class Pulse:
         self._shape = (PULSE_ROWS, 2 * model.kv_size, model.hidden_size)
         m, n, k = self._shape
         slot = m * max(n, k)
-        self._bench = Bench(backend, TORCH_DTYPE[model.dtype], max(slot, n * k), slot)
+        dtype, layer_bytes = TORCH_DTYPE[model.dtype], model.layer_weight_bytes
+        self._bench = Bench(backend, dtype, max(slot, n * k), slot, layer_bytes)
         self._steady_s = min(self._seconds() for _ in range(PASSES))
 
     def slowdown_frac(self) -> float:
@@ -159,7 +161,8 @@ class _Profiler:
         )
         dtype = TORCH_DTYPE[models[0].dtype]
         slot = max(slot, LINK_BYTES[-1] // dtype.itemsize)
-        self.bench = Bench(backend, dtype, max(widest, rows_out), slot)
+        layer_bytes = min(model.layer_weight_bytes for model in models)
+        self.bench = Bench(backend, dtype, max(widest, rows_out), slot, layer_bytes)
 
     def measure(self, progress: Progress) -> dict[Key, float]:
         """Sample every point in `PASSES` passes; returns medians by point."""
@@ -191,8 +194,13 @@ class _Profiler:
         """Every matrix shape of the models over decode rows, the K/V projection over all rows."""
         bench = self.bench
         points: dict[Key, Sampler] = {}
+        # Kernels for a few rows go in steps; every count is sampled before the steps get wide.
+        decode_rows = sorted(
+            {*range(1, min(8, self.batches[-1]) + 1), *self.batches}
+            | {3 * batch // 2 for batch in self.batches if 8 <= batch < self.batches[-1]}
+        )
         rows = sorted(
-            {*self.batches, self.max_rows}
+            {*decode_rows, self.max_rows}
             | {2**power for power in range(4, self.max_rows.bit_length())}
             | {3 * 2**power for power in range(7, 14) if 3 * 2**power < self.max_rows}
         )
@@ -200,7 +208,7 @@ class _Profiler:
             for op in ("qkv", "attention", "mlp", "head"):
                 for kernel in kernels(op, 1, 1, model, 1):
                     if isinstance(kernel, MatMul):
-                        for m in self.batches:
+                        for m in decode_rows:
                             points["gemm", kernel.n, kernel.k, m] = _sampler(
                                 bench.matmul, m, kernel.n, kernel.k
                             )

@@ -19,7 +19,9 @@ PACE = 50e6
 def bench(monkeypatch):
     monkeypatch.setattr(hw.bench, "SAMPLE_S", 1e-4)
     with open_backend("cpu") as backend:
-        yield Bench(backend, torch.float32, largest_operand=2**20, largest_slot=2**18)
+        yield Bench(
+            backend, torch.float32, largest_operand=2**20, largest_slot=2**18, layer_bytes=2**20
+        )
 
 
 def test_a_sampler_of_lone_work_gives_seconds_of_one_call(bench):
@@ -63,7 +65,9 @@ def test_a_larger_product_takes_longer(bench, sampler):
 @pytest.mark.parametrize("lane", [H2D, D2H])
 def test_a_copy_of_some_bytes_takes_their_time_at_the_pace(lane):
     with open_backend("cpu", PACE) as backend:
-        bench = Bench(backend, torch.float32, largest_operand=1024, largest_slot=2**18)
+        bench = Bench(
+            backend, torch.float32, largest_operand=1024, largest_slot=2**18, layer_bytes=2**20
+        )
         samples = bench.alone(lane, bench.copy_work(lane, 2**20))
     assert all(sample >= 2**20 / PACE for sample in samples)
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from planner.lower import lower_row
-from sim.errors import BadFile, BadInput, Mismatch
-from sim.files import STRICT_KEYS, parse, read_json, write_json
+from sim.errors import BadInput, Mismatch
+from sim.files import STRICT_KEYS, blaming, parse, read_json, write_json
 from sim.graph import TaskGraph
 from sim.hardware import HardwareProfile
 from sim.model_spec import ModelSpec
@@ -107,25 +107,23 @@ class Plan:
         Raises:
             BadFile: unreadable, of another kind, or with an unknown, absent or invalid key.
         """
-        try:
+        with blaming(str(path)):
             plan = parse(cls, read_json(path, "plan"), str(path))
-            if plan.schedule != "row":
-                raise BadInput(f"schedule {plan.schedule!r} is not one this version can lower.")
-            if len(plan.steps) != plan.workload.gen_tokens:
-                raise BadInput(
-                    f"steps must hold {plan.workload.gen_tokens} entries, one per generated token, "
-                    f"not {len(plan.steps)}."
-                )
-            for number, step in enumerate(plan.steps):
-                if step.step != number or step.context_tokens != plan.workload.context_tokens(
-                    number
-                ):
-                    raise BadInput(f"steps[{number}] does not belong to this workload.")
-        except BadInput as error:
-            if isinstance(error, BadFile):
-                raise
-            raise BadFile(f"{path}: {error}") from None
+            plan.check_steps()
         return plan
+
+    def check_steps(self) -> None:
+        """Refuse steps that do not belong to the workload, or a schedule of another version."""
+        if self.schedule != "row":
+            raise BadInput(f"schedule {self.schedule!r} is not one this version can lower.")
+        if len(self.steps) != self.workload.gen_tokens:
+            raise BadInput(
+                f"steps must hold {self.workload.gen_tokens} entries, one per generated token, "
+                f"not {len(self.steps)}."
+            )
+        for number, step in enumerate(self.steps):
+            if (step.step, step.context_tokens) != (number, self.workload.context_tokens(number)):
+                raise BadInput(f"steps[{number}] does not belong to this workload.")
 
 
 def step_splits(workload: Workload, split: list[list[int]]) -> tuple[StepSplit, ...]:

@@ -7,14 +7,15 @@ import json
 import os
 import tempfile
 import zlib
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from sim.errors import BadFile
+from sim.errors import BadFile, BadInput
 
 SCHEMA_VERSION = 1
 CREATED_BY = "kvoverlap 0.1.0"
@@ -107,6 +108,17 @@ def read_json(path: Path | str, kind: str) -> dict[str, Any]:
     }
 
 
+@contextmanager
+def blaming(where: str) -> Iterator[None]:
+    """Turn a broken rule about content of the file `where` into a `BadFile` that names it."""
+    try:
+        yield
+    except BadFile:
+        raise
+    except BadInput as error:
+        raise BadFile(f"{where}: {error}") from None
+
+
 @cache
 def _adapter(kind: Any) -> TypeAdapter[Any]:
     return TypeAdapter(kind)
@@ -119,7 +131,8 @@ def parse(kind: type[T], data: Any, where: str) -> T:
         BadFile: names `where`, the first offending key and the rule it breaks.
     """
     try:
-        made: T = _adapter(cast(Hashable, kind)).validate_python(data)
+        with blaming(where):
+            made: T = _adapter(cast(Hashable, kind)).validate_python(data)
         return made
     except ValidationError as error:
         first = error.errors()[0]

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sim.curves import Curve, Grid
-from sim.errors import BadFile, BadInput
+from sim.errors import BadInput
 from sim.files import STRICT_KEYS, parse, read_json, write_json
 from sim.graph import LANES
 from sim.model_spec import DTYPE_BYTES
@@ -268,12 +268,7 @@ class HardwareProfile:
         Raises:
             BadFile: unreadable, of another kind, or with an unknown, absent or invalid key.
         """
-        try:
-            return cls.from_dict(read_json(path, "hardware-profile"), str(path))
-        except BadInput as error:
-            if isinstance(error, BadFile):
-                raise
-            raise BadFile(f"{path}: {error}") from None
+        return cls.from_dict(read_json(path, "hardware-profile"), str(path))
 
     def with_faster(self, part: str, factor: float) -> HardwareProfile:
         """The same machine with one part `factor` times as fast, for what-if questions.

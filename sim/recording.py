@@ -8,7 +8,7 @@ from statistics import median
 from typing import Any, Literal
 
 from sim.errors import BadFile, BadInput
-from sim.files import STRICT_KEYS, parse, read_json, write_json
+from sim.files import STRICT_KEYS, blaming, parse, read_json, write_json
 from sim.graph import TaskGraph
 from sim.hardware import HardwareProfile
 from sim.timeline import Timeline
@@ -22,6 +22,21 @@ class _Times:
 
     start_s: tuple[float, ...]
     end_s: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Content:
+    """The file."""
+
+    __pydantic_config__ = STRICT_KEYS
+
+    source: Literal["predicted", "measured"]
+    graph_sha256: str
+    hardware: HardwareProfile
+    environment: dict[str, Any]
+    checks: dict[str, Any]
+    graph: TaskGraph
+    runs: tuple[_Times, ...]
 
 
 @dataclass(frozen=True)
@@ -88,22 +103,14 @@ class Recording:
         Raises:
             BadFile: unreadable, of another kind, or inconsistent with its own graph hash.
         """
-        content = read_json(path, "timeline")
-        try:
-            graph = TaskGraph.from_dict(content["graph"], str(path))
-            if graph.sha256 != content["graph_sha256"]:
+        content = parse(_Content, read_json(path, "timeline"), str(path))
+        with blaming(str(path)):
+            if content.graph.sha256 != content.graph_sha256:
                 raise BadFile(f"{path}: the graph does not match its graph_sha256; it was edited.")
-            runs = parse(list[_Times], content["runs"], str(path))
             return cls(
-                source=parse(Literal["predicted", "measured"], content["source"], str(path)),  # type: ignore[arg-type]
-                hardware=HardwareProfile.from_dict(content["hardware"], str(path)),
-                runs=tuple(Timeline(graph, run.start_s, run.end_s) for run in runs),
-                environment=parse(dict[str, Any], content["environment"], f"{path}: environment"),
-                checks=parse(dict[str, Any], content["checks"], f"{path}: checks"),
+                source=content.source,
+                hardware=content.hardware,
+                runs=tuple(Timeline(content.graph, run.start_s, run.end_s) for run in content.runs),
+                environment=content.environment,
+                checks=content.checks,
             )
-        except KeyError as error:
-            raise BadFile(f"{path}: key {error} is missing; write the file again.") from None
-        except BadInput as error:
-            if isinstance(error, BadFile):
-                raise
-            raise BadFile(f"{path}: {error}") from None

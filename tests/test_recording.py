@@ -125,7 +125,7 @@ def drop_key(*where):
         (set_key("runs", 0, "end_s", 0, value="late"), "late"),
         (set_key("runs", value="none"), "none"),
         (set_key("hardware", "links", "h2d", "bytes_per_s", value=-1), "must be > 0"),
-        (drop_key("hardware", "gemm"), "'gemm' is missing"),
+        (drop_key("hardware", "gemm"), "gemm' is missing"),
         (drop_key("graph"), "'graph' is missing"),
         (drop_key("runs"), "'runs' is missing"),
         (drop_key("runs", 0, "start_s"), "start_s' is missing"),

@@ -7,10 +7,12 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from cli.grid import WARM_UPS
 from cli.output import note, print_json, progress, say, table
 from cli.plans import Output, report_timeline
 from planner import Plan
 from sim.catalog import find_model
+from sim.engine import simulate
 from sim.errors import BadInput
 from sim.hardware import HardwareProfile
 from sim.model_spec import ModelSpec
@@ -20,8 +22,11 @@ from sim.trace import write_trace
 
 DEFAULT_MODELS = {"cpu": ("opt-125m",), "cuda": ("opt-1.3b", "opt-6.7b", "opt-13b", "llama-3.1-8b")}
 DEFAULT_DTYPE = {"cpu": "float32", "cuda": "float16"}
-SAMPLED = {"cpu": {"max_batch": 8, "max_rows": 4096}, "cuda": {"max_batch": 64, "max_rows": 65536}}
-"""Largest batch and recomputation that `profile` samples."""
+SAMPLED = {
+    "cpu": {"max_batch": 8, "max_rows": 4096, "max_copy_bytes": 2**26},
+    "cuda": {"max_batch": 32, "max_rows": 32768, "max_copy_bytes": 2**30},
+}
+"""Largest batch, recomputation and copy that `profile` samples."""
 
 
 def profile(
@@ -191,9 +196,12 @@ def run_plan(loaded: Plan, device: str, repeats: int, seed: int) -> Recording:
         steps("prefilling prompts and decoding them for reference")
         prefill(weights, prompt_ids(loaded.model, loaded.workload, seed), cache)
         reference = resident_decode(weights, cache, loaded.workload)
-        executor = Executor(graph, loaded.graph_sha256, weights, cache, backend)
+        predicted = simulate(graph, loaded.hardware)
+        follow = None if loaded.model.dtype == "float32" else reference.tokens
+        executor = Executor(graph, predicted.graph.sha256, weights, cache, backend, follow)
         steps("warming up")
-        executor.run()
+        for _ in range(WARM_UPS[kind]):
+            executor.run()
         runs = []
         for number in range(repeats):
             steps(f"repeat {number + 1} of {repeats}", number / repeats)

@@ -1,10 +1,11 @@
 """The `kvoverlap` command: one verb per function, one exit status per kind of end.
 
-0: done. 1: a gate failed. 2: an expected failure, told in one sentence on stderr.
+0: done. 1: a gate failed. 2: an expected failure, told in one sentence on stderr. 3: a defect.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -16,8 +17,7 @@ from cli.output import err, fail, out
 from cli.plans import compare_verb, plan, simulate_verb
 from cli.validation import validate
 from sim.errors import KvOverlapError
-
-VERSION = "0.1.0"
+from sim.files import VERSION
 
 app = App(
     name="kvoverlap",
@@ -66,8 +66,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         fail(f"{error.name} is not installed; this verb needs it: pip install 'kvoverlap[hw]'.")
         return 2
     except KeyboardInterrupt:
-        fail("interrupted; nothing was written.")
+        fail("interrupted.")
         return 2
+    except Exception as error:
+        if os.environ.get("KVOVERLAP_TRACEBACK"):
+            raise
+        fail(
+            f"this is a defect in kvoverlap: {type(error).__name__}: {error}. Set "
+            "KVOVERLAP_TRACEBACK=1 to see where, and report it."
+        )
+        return 3
     return result if isinstance(result, int) else 0
 
 

@@ -10,7 +10,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from cli.output import note, print_json, say, table
-from planner import Plan, make_plan
+from planner import Plan, make_plan, plan_split
 from sim.catalog import find_hardware, find_model
 from sim.compare import Comparison, compare
 from sim.engine import simulate
@@ -155,8 +155,14 @@ def print_plan(made: Plan) -> None:
     )
     say(
         f"predicted {ms(made.makespan_s)} (LP objective {ms(made.lp_objective_s)}, no split can "
-        f"beat {ms(made.lower_bound_s)}); hardware figures: {made.hardware.source}"
+        f"beat {ms(made.lower_bound_s)}); hardware figures: {made.source}"
     )
+    if made.out_of_range_tasks:
+        n_tasks = len(made.lower().tasks)
+        say(
+            f"{made.out_of_range_tasks} of {n_tasks} tasks lie outside what {made.hardware.name} "
+            "was measured for: their times hold the rate of the nearest sample"
+        )
     say(made.bottleneck)
     say("")
     base = made.baselines["load-all"]
@@ -202,13 +208,8 @@ def simulate_verb(
     if trace is not None:
         write_trace(timeline, trace, "predicted")
     if plan_out is not None:
-        edited = replace(
-            loaded,
-            policy="edited" if graph.sha256 != loaded.graph_sha256 else loaded.policy,
-            graph_sha256=graph.sha256,
-            makespan_s=timeline.makespan_s,
-        )
-        edited.save(plan_out)
+        split = [step.recomputed_tokens for step in loaded.steps]
+        plan_split(loaded.model, loaded.hardware, loaded.workload, split).save(plan_out)
     report_timeline("predicted", Recording("predicted", loaded.hardware, (timeline,)), json)
 
 
@@ -280,7 +281,8 @@ def compare_verb(
         raise BadInput(f"--gate(={gate}) must be a percentage of at least 0.")
     guess = Recording.load(predicted)
     if is_trace(measured):
-        truth = Recording("measured", guess.hardware, (read_trace(measured, guess.graph),))
+        timeline = read_trace(measured, guess.graph, "measured")
+        truth = Recording("measured", guess.hardware, (timeline,))
     else:
         truth = Recording.load(measured)
     if (guess.source, truth.source) != ("predicted", "measured"):
@@ -324,4 +326,4 @@ def print_comparison(result: Comparison) -> None:
         )
         for error in result.worst_tasks
     ]
-    table("\nWorst tasks", ("task", "predicted", "measured", "error", "error"), rows)
+    table("\nWorst tasks", ("task", "predicted", "measured", "error", "relative"), rows)

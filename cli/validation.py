@@ -20,9 +20,9 @@ from sim.workload import Workload
 
 DEFAULT_GRID = {
     "cpu": {"model": "opt-125m", "prompts": "300,500", "batches": "4,7"},
-    "cuda": {"model": "opt-6.7b", "prompts": "500,1000", "batches": "12,24"},
+    "cuda": {"model": "opt-6.7b", "prompts": "500,1000", "batches": "10,20"},
 }
-"""Cases between the points that `profile` samples, not on them."""
+"""No attention and no recomputation of these cases is of a size that `profile` samples."""
 
 REPORT = "report.json"
 

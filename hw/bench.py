@@ -35,6 +35,10 @@ MOST_EVICTED_BYTES = 256 * 2**20
 ROTATION_BYTES = 192 * 2**20
 """Memory over which the weights of one shape take turns."""
 
+BURST_S = 0.1
+MOST_CALLS = 300
+"""Length of a burst, and calls in it: fewer than a device's launch queue holds."""
+
 MIN_ROTATION = 4
 """Copies of a matrix so large that it fills the rotation alone, such as the output head."""
 
@@ -73,10 +77,10 @@ class Bench:
         self._pool.normal_(generator=generator)
         self._outs = [torch.empty_like(self._pool) for _ in range(SLOTS)]
         self._host = backend.host_empty((largest_slot,), dtype)
-        self._host.normal_()
         self._slots = [backend.device_empty((largest_slot,), dtype) for _ in range(SLOTS)]
         for slot in self._slots:
-            slot.copy_(self._host)
+            slot.normal_(generator=generator)
+        self._host.copy_(self._slots[0])
 
     def random(self, *shape: int) -> Tensor:
         """A random operand; equal shapes share their memory."""
@@ -150,27 +154,43 @@ class Bench:
     def copy_work(self, lane: str, n_bytes: int) -> Work:
         """A copy of `n_bytes` between host and device in the direction of `lane`."""
         n = n_bytes // self.dtype.itemsize
-        host, device = self._host[:n], self._slots[0][:n]
         if lane == H2D:
-            return lambda _: self.backend.copy(device, host)
-        return lambda _: self.backend.copy(host, device)
+            return lambda _: self.backend.copy(self._slots[0][:n], self._host[:n])
+        return lambda _: self.backend.copy(self._host[-n:], self._slots[1][-n:])
 
     def pace_beside(self, lane: str, work: Work, other: str, other_work: Work) -> list[float]:
         """Pace of `lane`, relative to working alone, while `other` works too.
 
-        Alone and together take turns, so that a machine that drifts slows both.
+        Alone and together take turns, so that a machine that drifts slows both. `other` gets half
+        as much work again, so that it lasts for as long as `lane` works even if it is not slowed.
         """
-        once = self.alone(lane, work)[0]
-        calls = max(3, round(0.1 / once))
-        beside = max(3, round(1.5 * calls * once / self.alone(other, other_work)[0]))
+        once_s, other_s = self.alone(lane, work)[0], self.alone(other, other_work)[0]
+        calls = max(3, min(MOST_CALLS, round(BURST_S / once_s)))
+        beside = max(3, round(1.5 * calls * once_s / other_s))
         paces = []
         for _ in range(REPEATS):
-            alone = self._burst(lane, work, calls)
-            self.backend.begin()
-            for _ in range(beside):
-                self.backend.issue(other, self._once(other_work))
-            paces.append(alone / self._burst(lane, work, calls, begun=True))
+            alone_s, _ = self._bursts({lane: (work, calls)})
+            both_s, covered = self._bursts({lane: (work, calls), other: (other_work, beside)})
+            paces.append(1.0 - (1.0 - alone_s / both_s) / covered)
         return paces
+
+    def _bursts(self, works: dict[str, tuple[Work, int]]) -> tuple[float, float]:
+        """Time of the first lane's burst, and the part of it in which the last lane worked too."""
+
+        def several(work: Work, calls: int) -> None:
+            for _ in range(calls):
+                work(next(self._calls))
+
+        self.backend.begin()
+        markers = [
+            self.backend.issue(lane, partial(several, *burst))
+            for lane, burst in reversed(works.items())
+        ]
+        self.backend.finish()
+        times = self.backend.times_s(markers)
+        (start, end), (other_start, other_end) = times[-1], times[0]
+        shared = min(end, other_end) - max(start, other_start)
+        return end - start, max(shared / (end - start), 0.1)
 
     def issue_s(self, lane: str, work: Work) -> list[float]:
         """Host seconds to issue one piece of work; the device has none of it to wait for."""
@@ -216,14 +236,6 @@ class Bench:
         self.backend.begin()
         markers = [self.backend.issue(lane, several) for _ in range(repeats + 1)]
         return self._finish(markers)[1:]
-
-    def _burst(self, lane: str, work: Work, calls: int, begun: bool = False) -> float:
-        if not begun:
-            self.backend.begin()
-        markers = [self.backend.issue(lane, self._once(work)) for _ in range(calls)]
-        self.backend.finish()
-        times = self.backend.times_s(markers)
-        return times[-1][1] - times[0][0]
 
     def _finish(self, markers: Sequence[Marker]) -> list[float]:
         self.backend.finish()

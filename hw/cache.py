@@ -95,11 +95,13 @@ class ResidentDecode:
 
     Args:
         tokens: [steps, B], the token that each step predicts.
+        margins: [steps, B], how far the best logit led the second, relative to the largest.
         logits: [B, V] of the last step.
         kv: for each layer [S, B, 2, H_kv, D], all tokens.
     """
 
     tokens: Tensor
+    margins: Tensor
     logits: Tensor
     kv: list[Tensor]
 
@@ -116,6 +118,7 @@ def resident_decode(weights: Weights, cache: HostCache, workload: Workload) -> R
     kv = [layer_kv.clone() for layer_kv in cache.kv]
     x = torch.empty_like(cache.x[0][0], device=device)
     tokens = torch.empty((workload.gen_tokens, workload.batch_size), dtype=torch.int64)
+    margins = torch.empty((workload.gen_tokens, workload.batch_size))
     current, logits = cache.next_tokens.to(device), torch.empty(0)
     for step in range(workload.gen_tokens):
         past = workload.context_tokens(step)
@@ -129,4 +132,6 @@ def resident_decode(weights: Weights, cache: HostCache, workload: Workload) -> R
         logits = kernels.logits(hidden)
         current = logits.argmax(dim=-1)
         tokens[step] = current.cpu()
-    return ResidentDecode(tokens, logits.cpu(), kv)
+        best, second = logits.float().topk(2, dim=-1).values.unbind(-1)
+        margins[step] = ((best - second) / logits.float().abs().max()).cpu()
+    return ResidentDecode(tokens, margins, logits.cpu(), kv)

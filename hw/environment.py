@@ -10,15 +10,21 @@ from typing import Any
 
 import torch
 
+CGROUP = Path("/sys/fs/cgroup")
+
 
 def host_memory_bytes() -> int:
-    """Host memory that can be used without swapping."""
+    """Host memory that can be used without swapping or breaking a container's limit."""
+    available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     meminfo = Path("/proc/meminfo")
     if meminfo.is_file():
         for line in meminfo.read_text().splitlines():
             if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+                available = int(line.split()[1]) * 1024
+    limit, used = CGROUP / "memory.max", CGROUP / "memory.current"
+    if limit.is_file() and used.is_file() and limit.read_text().strip().isdigit():
+        available = min(available, int(limit.read_text()) - int(used.read_text()))
+    return available
 
 
 def host_environment() -> dict[str, Any]:
@@ -46,9 +52,12 @@ def cuda_environment(device: torch.device) -> dict[str, Any]:
         import pynvml
     except ModuleNotFoundError:
         return content
-    pynvml.nvmlInit()
     try:
-        handle = pynvml.nvmlDeviceGetHandleByIndex(device.index or 0)
+        pynvml.nvmlInit()
+    except pynvml.NVMLError as error:
+        return {**content, "nvml": str(error)}
+    try:
+        handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{properties.uuid}")
         content |= {
             "driver": pynvml.nvmlSystemGetDriverVersion(),
             "sm_clock_mhz": pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_SM),

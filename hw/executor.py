@@ -29,6 +29,8 @@ class Executor:
         predicted_sha256: hash of the graph whose simulation passed.
         weights: on the backend's device.
         cache: K, V and X of the prompt; the run appends the new tokens behind it.
+        follow: [steps, B], tokens to feed instead of the run's own, so that a reference stays
+            comparable in precisions whose rounding can turn a close choice over.
 
     Raises:
         NotSimulated: `predicted_sha256` is not this graph's hash.
@@ -42,6 +44,7 @@ class Executor:
         weights: Weights,
         cache: HostCache,
         backend: Backend,
+        follow: Tensor | None = None,
     ) -> None:
         if predicted_sha256 != graph.sha256:
             raise NotSimulated(
@@ -72,6 +75,7 @@ class Executor:
         self._queries = empty((batch, model.n_heads, model.head_dim), dtype)
         self._tokens = empty((job.gen_tokens + 1, batch), torch.int64)
         self._logits = empty((batch, model.vocab_size), dtype)
+        self._follow = None if follow is None else follow.to(backend.device)
         self._ops: dict[str, Callable[[Task], None]] = {
             "embed": self._embed,
             "qkv": self._qkv,
@@ -117,13 +121,14 @@ class Executor:
     def check(self, reference: ResidentDecode) -> dict[str, float | bool]:
         """Compare what the last run computed with the resident decode.
 
-        Looked at are the greedy tokens, the last logits, the K and V appended to the host cache,
+        Looked at are the greedy tokens (below 32 bit only where the reference's choice was clear),
+        the last logits, the K and V appended to the host cache,
         and all K and V, loaded and recomputed, that the slots still hold.
 
         Raises:
             WrongNumbers: tokens differ, or a tensor differs by more than `TOLERANCE`.
         """
-        job = self.graph.workload
+        job, limit = self.graph.workload, TOLERANCE[self.graph.model.dtype]
         new = slice(job.prompt_tokens, job.max_tokens)
         appended = max(
             relative_difference(mine[new], theirs[new])
@@ -136,13 +141,14 @@ class Executor:
             )
             for slot, task in last.items()
         )
+        differ = self.tokens != reference.tokens
+        clear = reference.margins > (0.0 if self.graph.model.dtype == "float32" else limit)
         result: dict[str, float | bool] = {
-            "tokens_equal": bool(torch.equal(self.tokens, reference.tokens)),
+            "tokens_equal": not bool((differ & clear).any()),
             "logits_difference": relative_difference(self.logits, reference.logits),
             "kv_appended_difference": appended,
             "kv_in_slots_difference": in_slots,
         }
-        limit = TOLERANCE[self.graph.model.dtype]
         worst = max(value for value in result.values() if not isinstance(value, bool))
         if not result["tokens_equal"] or not worst <= limit:
             raise WrongNumbers(
@@ -156,7 +162,10 @@ class Executor:
         return lambda: op(task)
 
     def _embed(self, task: Task) -> None:
-        tokens = self._tokens[task.step][:, None]
+        tokens = self._tokens[task.step]
+        if self._follow is not None and task.step > 0:
+            tokens = self._follow[task.step - 1]
+        tokens = tokens[:, None]
         self._hidden.copy_(self._kernels.embed(tokens, task.token_start)[:, 0])
 
     def _qkv(self, task: Task) -> None:

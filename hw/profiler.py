@@ -37,7 +37,9 @@ from sim.model_spec import ModelSpec
 
 PASSES = 3
 CONTEXTS = (64, 256, 512, 1024, 2048)
-LINK_BYTES = tuple(4**power for power in range(5, 14))
+LINK_BYTES = tuple(4**power for power in range(5, 16))
+"""Copies of 1 KiB to 1 GiB."""
+
 WARM_UP_S = 1.0
 PULSE_ROWS = 1024
 INTERFERING = ((H2D, D2H), (D2H, H2D), (COMPUTE, H2D), (H2D, COMPUTE))
@@ -54,6 +56,7 @@ def profile_device(
     name: str,
     max_batch: int = 8,
     max_rows: int = 4096,
+    max_copy_bytes: int = 2**26,
     link_bytes_per_s: float | None = None,
     progress: Progress = lambda _text, _done: None,
 ) -> HardwareProfile:
@@ -62,16 +65,17 @@ def profile_device(
     Args:
         max_batch: largest batch whose decode steps are sampled.
         max_rows: largest `batch * tokens` of a recomputation that is sampled.
+        max_copy_bytes: largest copy that is sampled.
         link_bytes_per_s: pace of an emulated link, recorded as such.
         progress: called with what is measured and the fraction done.
     """
     batches = [2**power for power in range(max_batch.bit_length()) if 2**power <= max_batch]
+    copies = [size for size in LINK_BYTES if size <= max_copy_bytes]
+    memory, environment = backend.memory(), backend.environment()
     with torch.inference_mode():
-        profiler = _Profiler(backend, models, batches, max_rows)
+        profiler = _Profiler(backend, models, batches, max_rows, copies)
         figures = profiler.measure(progress)
-    links = _links(figures, link_bytes_per_s)
-    memory = backend.memory()
-    environment = backend.environment()
+    links = _links(figures, copies, link_bytes_per_s)
     return HardwareProfile(
         name=name,
         description=f"measured on {environment['device']}",
@@ -89,6 +93,7 @@ def profile_device(
             copy_s=max(0.0, figures["copy",] - figures["task",]),
             gap_s=figures["gap",],
             handover_s=figures["handover",],
+            head_start_s=backend.head_start_s(),
         ),
         interference=tuple(
             Interference(lane, other, min(1.0, figures["pace", lane, other]), "measured")
@@ -142,7 +147,9 @@ class _Profiler:
         models: Sequence[ModelSpec],
         batches: Sequence[int],
         max_rows: int,
+        copies: Sequence[int],
     ) -> None:
+        self.copies = copies
         self.backend = backend
         self.models = models
         self.batches = batches
@@ -160,7 +167,7 @@ class _Profiler:
             for model in models
         )
         dtype = TORCH_DTYPE[models[0].dtype]
-        slot = max(slot, LINK_BYTES[-1] // dtype.itemsize)
+        slot = max(slot, copies[-1] // dtype.itemsize)
         layer_bytes = min(model.layer_weight_bytes for model in models)
         self.bench = Bench(backend, dtype, max(widest, rows_out), slot, layer_bytes)
 
@@ -237,9 +244,10 @@ class _Profiler:
         """The input norm over growing numbers of rows stands for all element-wise kernels."""
         model = self.models[0]
         layer = _one_layer(model, self.backend)
-        widest, narrowest = model.hidden_size, min(other.kv_size for other in self.models)
-        shapes = {(1, min(widest, narrowest)), (self.max_rows, widest)}
-        shapes |= {(4**power, widest) for power in range(10) if 4**power < self.max_rows}
+        widest = model.hidden_size
+        narrowest = min(other.kv_size for other in self.models) // 2
+        shapes = {(1, max(1, min(widest, narrowest))), (2 * self.max_rows, widest)}
+        shapes |= {(4**power, widest) for power in range(10) if 4**power < 2 * self.max_rows}
         points: dict[Key, Sampler] = {}
         for rows, width in sorted(shapes):
             xs = self.bench.rotation(rows, width)
@@ -254,7 +262,7 @@ class _Profiler:
         return {
             ("link", lane, size): _sampler(self.bench.alone, lane, self.bench.copy_work(lane, size))
             for lane in (H2D, D2H)
-            for size in LINK_BYTES
+            for size in self.copies
         }
 
     def _lane_points(self) -> dict[Key, Sampler]:
@@ -338,14 +346,16 @@ def _elementwise(figures: dict[Key, float]) -> Elementwise:
     return Elementwise("measured", best, _curve(points))
 
 
-def _links(figures: dict[Key, float], paced_bytes_per_s: float | None) -> Links:
+def _links(
+    figures: dict[Key, float], copies: Sequence[int], paced_bytes_per_s: float | None
+) -> Links:
     links = {}
     for lane in (H2D, D2H):
-        points = {size: figures["link", lane, size] for size in LINK_BYTES}
+        points = {size: figures["link", lane, size] for size in copies}
         links[lane] = Link(
             "measured",
-            bytes_per_s=LINK_BYTES[-1] / points[LINK_BYTES[-1]],
-            latency_s=points[LINK_BYTES[0]],
+            bytes_per_s=copies[-1] / points[copies[-1]],
+            latency_s=points[copies[0]],
             curve=_curve(points),
             paced_bytes_per_s=paced_bytes_per_s,
         )

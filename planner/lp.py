@@ -39,7 +39,7 @@ class Relaxation:
 
     Args:
         objective_s: end of the last task.
-        tokens: recomputed tokens of each (step, layer).
+        tokens: recomputed tokens of each (step, layer); empty where the counts were given.
         lane_share_s: for each lane, the derivative of the makespan with respect to stretching all
             its tasks by the same factor, from the duals; a lane that decides everything has the
             whole makespan, one that never holds anything up has zero.
@@ -98,9 +98,11 @@ class ScheduleLP:
     """The LP of one row-schedule graph.
 
     Args:
-        graph: a lowering in which every sized task exists; its counts are ignored.
+        graph: a lowering in which every sized task exists; its counts are ignored unless `lines`
+            is None.
         contexts: past tokens of each step.
-        lines: cost hulls of the sized operations.
+        lines: cost hulls of the sized operations; None keeps the graph's own counts, so that the
+            LP only schedules, with every task at its time in `fixed_s`.
         fixed_s: seconds of every task, in graph order; used for those that are not sized.
         issued_s: when the host has issued each task, the sized ones at no cost.
         dispatch: pauses between the tasks of a lane and between lanes.
@@ -110,12 +112,13 @@ class ScheduleLP:
         self,
         graph: TaskGraph,
         contexts: Sequence[int],
-        lines: CostLines,
+        lines: CostLines | None,
         fixed_s: Sequence[float],
         issued_s: Sequence[float],
         dispatch: Dispatch,
     ) -> None:
         self.graph = graph
+        self._sized = SIZED_OPS if lines is not None else ()
         self._dispatch = dispatch
         self._contexts = contexts
         self._unit_s = max(sum(fixed_s), 1e-12) / MAKESPAN_UNITS
@@ -127,6 +130,7 @@ class ScheduleLP:
             (step, layer): add(f"recomputed_s{step}_L{layer}", 0, past)
             for step, past in enumerate(contexts)
             for layer in range(graph.model.n_layers)
+            if lines is not None
         }
         self._start = [
             add(f"start_{_name(task)}", ready / self._unit_s)
@@ -135,11 +139,12 @@ class ScheduleLP:
         self._duration = {
             at: add(f"time_{_name(task)}", 0)
             for at, task in enumerate(graph.tasks)
-            if task.op in SIZED_OPS
+            if task.op in self._sized
         }
         self.makespan = add("makespan", 0)
         self.problem.setObjective(self.makespan)
-        self._cost_rows(lines)
+        if lines is not None:
+            self._cost_rows(lines)
         self._order_rows()
 
     def solve(self) -> Relaxation:
@@ -151,8 +156,9 @@ class ScheduleLP:
         self._run()
         objective_s = float(self.makespan.value()) * self._unit_s
         shares = self._lane_shares()
-        self._prefer_even()
-        self._run()
+        if self.tokens:
+            self._prefer_even()
+            self._run()
         tokens = {cell: float(variable.value()) for cell, variable in self.tokens.items()}
         return Relaxation(objective_s, tokens, shares)
 
@@ -216,8 +222,8 @@ class ScheduleLP:
         Of a layer's two loads at least one exists, and so does one pause of the link lane.
         """
         if earlier.lane != later.lane:
-            return 0.0 if later.op in SIZED_OPS else self._dispatch.handover_s
-        vanishes = earlier.op == "load_x" or later.op == "recompute"
+            return 0.0 if later.op in self._sized else self._dispatch.handover_s
+        vanishes = bool(self._sized) and (earlier.op == "load_x" or later.op == "recompute")
         return 0.0 if vanishes else self._dispatch.gap_s
 
     def _after(

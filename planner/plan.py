@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from planner.lower import lower_row
 from sim.errors import BadInput, Mismatch
 from sim.files import STRICT_KEYS, blaming, parse, read_json, write_json
 from sim.graph import TaskGraph
-from sim.hardware import HardwareProfile
+from sim.hardware import HardwareProfile, Source
 from sim.model_spec import ModelSpec
 from sim.workload import Workload
 
@@ -49,12 +50,15 @@ class Plan:
     """A split with its prediction, and everything needed to lower and simulate it again.
 
     Args:
-        lp_objective_s: the LP's value at these whole token counts: the longest path through the
-            graph, every task alone on its lane.
+        lp_objective_s: the LP's value at these whole token counts, every task alone on its lane;
+            of a job longer than the LP sees, the longest path through all of it, which is the same.
         makespan_s: the simulated makespan, sharing and interference included.
         lower_bound_s: no split of this workload on this machine is faster, by the LP.
         baselines: simulated makespan of each policy.
-        bottleneck: what limits this plan and what 10 % more of it would save.
+        bottleneck: what limits this plan and what 10 % more of it would save; the split of an
+            `lp` plan would follow the change, any other is kept.
+        source: weakest source of any task's time.
+        out_of_range_tasks: tasks whose time was extrapolated beyond what the profile holds.
         graph_sha256: hash of the graph that was simulated; a device runs no other.
     """
 
@@ -71,6 +75,8 @@ class Plan:
     lower_bound_s: float
     baselines: dict[str, float]
     bottleneck: str
+    source: Source
+    out_of_range_tasks: int
     graph_sha256: str
 
     def lower(self) -> TaskGraph:
@@ -126,7 +132,7 @@ class Plan:
                 raise BadInput(f"steps[{number}] does not belong to this workload.")
 
 
-def step_splits(workload: Workload, split: list[list[int]]) -> tuple[StepSplit, ...]:
+def step_splits(workload: Workload, split: Sequence[Sequence[int]]) -> tuple[StepSplit, ...]:
     """Name the parts of every step of a split whose other tokens are loaded."""
     steps = []
     for number, row in enumerate(split):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import accumulate, pairwise
+from functools import cached_property
+from itertools import pairwise
 from math import floor
 
 from planner.lower import lower_row
@@ -14,7 +15,7 @@ from sim.cost import CostModel
 from sim.engine import issue_times, simulate
 from sim.errors import BadInput, UnknownName
 from sim.graph import COMPUTE, TaskGraph
-from sim.hardware import HardwareProfile
+from sim.hardware import HardwareProfile, weakest
 from sim.memory import check_fits
 from sim.model_spec import ModelSpec
 from sim.timeline import Timeline, earliest_schedule
@@ -51,37 +52,24 @@ def make_plan(
     fixed_tokens(policy)
     if schedule not in SCHEDULES:
         raise UnknownName("schedule", schedule, SCHEDULES)
-    check_workload(model, workload)
     planner = RowPlanner(model, hardware, workload)
-    check_fits(
-        planner.lower(baseline_split("load-all", model, workload, hardware)),
-        hardware.memory.device_bytes,
-        hardware.memory.host_bytes,
-        hardware.name,
-    )
-    splits = {name: baseline_split(name, model, workload, hardware) for name in BASELINES}
-    simulated = {name: planner.simulate(split) for name, split in splits.items()}
-    known = {name: (splits[name], simulated[name].makespan_s) for name in BASELINES}
-    splits["lp"] = planner.best_split(known)
-    simulated["lp"] = planner.simulate(splits["lp"])
-    split = splits.get(policy) or baseline_split(policy, model, workload, hardware)
-    chosen = simulated.get(policy) or planner.simulate(split)
-    graph = chosen.graph
-    check_fits(graph, hardware.memory.device_bytes, hardware.memory.host_bytes, hardware.name)
-    return Plan(
-        policy=policy,
-        schedule=schedule,
-        model=model,
-        hardware=hardware,
-        workload=workload,
-        steps=step_splits(workload, split),
-        makespan_s=chosen.makespan_s,
-        lp_objective_s=planner.longest_path_s(graph),
-        lower_bound_s=planner.lower_bound_s(),
-        baselines={name: timeline.makespan_s for name, timeline in simulated.items()},
-        bottleneck=planner.bottleneck(),
-        graph_sha256=graph.sha256,
-    )
+    if policy == "lp":
+        return planner.plan(policy, planner.best_split)
+    return planner.plan(policy, baseline_split(policy, model, workload, hardware))
+
+
+def plan_split(
+    model: ModelSpec,
+    hardware: HardwareProfile,
+    workload: Workload,
+    split: Sequence[Sequence[int]],
+) -> Plan:
+    """The plan of a split that somebody chose by hand, with policy name `edited`.
+
+    Raises:
+        BadInput, DoesNotFit, PlannerFailed: as `make_plan`.
+    """
+    return RowPlanner(model, hardware, workload).plan("edited", split)
 
 
 def check_workload(model: ModelSpec, workload: Workload) -> None:
@@ -99,9 +87,15 @@ def check_workload(model: ModelSpec, workload: Workload) -> None:
 
 
 class RowPlanner:
-    """Splits, lowers and prices one row-schedule decode job."""
+    """Splits, lowers and prices one row-schedule decode job.
+
+    Raises:
+        BadInput: the model has too few positions for the workload.
+        DoesNotFit: not even loading everything fits the profile's memory.
+    """
 
     def __init__(self, model: ModelSpec, hardware: HardwareProfile, workload: Workload) -> None:
+        check_workload(model, workload)
         self.model = model
         self.hardware = hardware
         self.workload = workload
@@ -109,7 +103,57 @@ class RowPlanner:
         self.lines = CostLines(self.costs, workload.max_tokens)
         self.planned_steps = _planned_steps(workload.gen_tokens)
         self._contexts = [workload.context_tokens(step) for step in self.planned_steps]
-        self._relaxation: Relaxation | None = None
+        self._check_fits(self.lower(baseline_split("load-all", model, workload, hardware)))
+
+    def plan(self, policy: str, split: Sequence[Sequence[int]]) -> Plan:
+        """The plan of `split`, with its prediction beside the bound and every policy's."""
+        timeline = self.simulate(split)
+        graph = timeline.graph
+        self._check_fits(graph)
+        best_s = self.simulate(self.best_split).makespan_s
+        fixed = self._at_counts(split)
+        estimates = [self.costs.estimate(task) for task in graph.tasks]
+        return Plan(
+            policy=policy,
+            schedule="row",
+            model=self.model,
+            hardware=self.hardware,
+            workload=self.workload,
+            steps=step_splits(self.workload, split),
+            makespan_s=timeline.makespan_s,
+            lp_objective_s=fixed.objective_s if self._sees_all else self.longest_path_s(graph),
+            lower_bound_s=self.lower_bound_s(),
+            baselines={name: s for name, (_, s) in self.baselines.items()} | {"lp": best_s},
+            bottleneck=bottleneck(self.relaxation if policy == "lp" else fixed),
+            source=weakest(*(estimate.source for estimate in estimates)),
+            out_of_range_tasks=sum(not estimate.in_range for estimate in estimates),
+            graph_sha256=graph.sha256,
+        )
+
+    @property
+    def _sees_all(self) -> bool:
+        """Whether the LP plans every step of the job."""
+        return len(self.planned_steps) == self.workload.gen_tokens
+
+    @cached_property
+    def baselines(self) -> dict[str, tuple[list[list[int]], float]]:
+        """Split and simulated makespan of each baseline policy."""
+        splits = {
+            name: baseline_split(name, self.model, self.workload, self.hardware)
+            for name in BASELINES
+        }
+        return {name: (split, self.simulate(split).makespan_s) for name, split in splits.items()}
+
+    def _check_fits(self, graph: TaskGraph) -> None:
+        memory = self.hardware.memory
+        check_fits(graph, memory.device_bytes, memory.host_bytes, self.hardware.name)
+
+    def _at_counts(self, split: Sequence[Sequence[int]]) -> Relaxation:
+        """The LP with the counts of `split` given, over the planned steps."""
+        graph = self._shortened([split[step] for step in self.planned_steps])
+        durations = [self.costs.estimate(task).seconds for task in graph.tasks]
+        issued, pauses = issue_times(graph, self.costs), self.hardware.dispatch
+        return ScheduleLP(graph, self._contexts, None, durations, issued, pauses).solve()
 
     def lower(self, split: Sequence[Sequence[int]]) -> TaskGraph:
         return lower_row(self.model, self.workload, split)
@@ -124,24 +168,18 @@ class RowPlanner:
         timeline = earliest_schedule(graph, durations, issued, pauses.gap_s, pauses.handover_s)
         return timeline.makespan_s
 
-    @property
+    @cached_property
     def relaxation(self) -> Relaxation:
-        """Optimum of the LP over the planned steps, solved once."""
-        if self._relaxation is None:
-            n_layers = self.model.n_layers
-            template = self._shortened([[1] * n_layers for _ in self._contexts])
-            fixed = [self.costs.estimate(task).seconds for task in template.tasks]
-            issued = accumulate(
-                0.0 if task.op in SIZED_OPS else self.costs.issue_s(task) for task in template.tasks
-            )
-            pauses = self.hardware.dispatch
-            lp = ScheduleLP(template, self._contexts, self.lines, fixed, list(issued), pauses)
-            self._relaxation = lp.solve()
-        return self._relaxation
+        """Optimum of the LP over the planned steps."""
+        template = self._shortened([[1] * self.model.n_layers for _ in self._contexts])
+        fixed = [self.costs.estimate(task).seconds for task in template.tasks]
+        issued = issue_times(template, self.costs, free_ops=SIZED_OPS)
+        pauses = self.hardware.dispatch
+        return ScheduleLP(template, self._contexts, self.lines, fixed, issued, pauses).solve()
 
     def lower_bound_s(self) -> float:
         """Makespan that no split can beat: the LP's if it saw every step, else by lane work."""
-        if len(self.planned_steps) == self.workload.gen_tokens:
+        if self._sees_all:
             return self.relaxation.objective_s
         contexts = [self.workload.context_tokens(t) for t in range(self.workload.gen_tokens)]
         graph = self.lower([[0] * self.model.n_layers] * len(contexts))
@@ -150,15 +188,13 @@ class RowPlanner:
         )
         return lane_work_bound(self.lines, contexts, self.model.n_layers, compute)
 
-    def best_split(self, known: dict[str, tuple[list[list[int]], float]]) -> list[list[int]]:
+    @cached_property
+    def best_split(self) -> list[list[int]]:
         """The LP's split in whole tokens, or a better one found by simulation.
 
         The LP leaves out interference between lanes and bends of the cost curves that are not
         convex. Where that costs more than a thousandth, whole-job shifts are tried in the
         simulator; and a baseline that is no slower is taken instead.
-
-        Args:
-            known: split and simulated makespan of each baseline.
         """
         n_layers = self.model.n_layers
         rows = [
@@ -181,21 +217,10 @@ class RowPlanner:
             else:
                 stride //= 2
         split = self._all_steps(self._whole(rows, best))
-        baseline, baseline_s = min(known.values(), key=lambda entry: entry[1])
+        baseline, baseline_s = min(self.baselines.values(), key=lambda entry: entry[1])
         return split if self.simulate(split).makespan_s < baseline_s else baseline
 
-    def bottleneck(self) -> str:
-        """Which lane holds the optimum up and what 10 % more speed there would save."""
-        relaxation = self.relaxation
-        saved = {
-            lane: share * (1 - 1 / 1.1) / relaxation.objective_s
-            for lane, share in relaxation.lane_share_s.items()
-        }
-        lane = max(saved, key=saved.__getitem__)
-        name, what = LANE_TERMS[lane]
-        return f"{name} limits: 10 % more {what} saves {100 * saved[lane]:.1f} %"
-
-    def _shortened(self, split: list[list[int]]) -> TaskGraph:
+    def _shortened(self, split: Sequence[Sequence[int]]) -> TaskGraph:
         return lower_row(self.model, self.workload, split, self._contexts)
 
     def _whole(self, rows: list[list[float]], shift: int) -> list[list[int]]:
@@ -236,6 +261,17 @@ class RowPlanner:
                     ]
                 )
         return split
+
+
+def bottleneck(relaxation: Relaxation) -> str:
+    """Which lane holds a schedule up and what 10 % more speed there would save, by the duals."""
+    saved = {
+        lane: share * (1 - 1 / 1.1) / relaxation.objective_s
+        for lane, share in relaxation.lane_share_s.items()
+    }
+    lane = max(saved, key=saved.__getitem__)
+    name, what = LANE_TERMS[lane]
+    return f"{name} limits: 10 % more {what} saves {100 * saved[lane]:.1f} %"
 
 
 def _planned_steps(gen_tokens: int) -> list[int]:

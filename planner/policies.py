@@ -47,7 +47,12 @@ def baseline_split(
     for step in range(workload.gen_tokens):
         past = workload.context_tokens(step)
         if fixed is not None:
-            count = min(fixed, past)
+            if fixed > workload.prompt_tokens:
+                raise BadInput(
+                    f"policy {policy!r}: at most the {workload.prompt_tokens} tokens of the prompt "
+                    "can be recomputed in every step."
+                )
+            count = fixed
         elif policy == "load-all":
             count = 0
         elif policy == "recompute-all":

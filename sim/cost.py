@@ -68,24 +68,24 @@ def kernels(
     rows = batch * n_tokens
     hidden = rows * model.x_token_bytes
     keys = rows * model.kv_size * model.element_bytes
-    rotary: list[Kernel] = [Pass(2 * keys)] if model.rotary else []
-    key_norm: list[Kernel] = [Pass(2 * keys)] if model.qk_norm else []
+    queries = rows * model.q_size * model.element_bytes
     match task_op:
         case "embed":
-            return [Pass(2 * hidden)]
+            positions = [] if model.rotary else [Pass(3 * hidden)]
+            return [Pass(2 * hidden), *positions, Pass(2 * hidden)]
         case "qkv":
-            queries = rows * model.q_size * model.element_bytes
-            query_passes = [Pass(2 * queries)] * (int(model.rotary) + int(model.qk_norm))
             return [
                 Pass(2 * hidden),
+                Pass(2 * hidden),
                 MatMul(rows, model.q_size + 2 * model.kv_size, model.hidden_size),
-                *query_passes,
-                *rotary,
-                *key_norm,
                 Pass(4 * keys),
+                *_norm_and_rotate(model, keys, in_place=True),
+                *_norm_and_rotate(model, queries, in_place=False),
+                Pass(2 * queries),
             ]
         case "recompute":
-            return [MatMul(rows, 2 * model.kv_size, model.hidden_size), *rotary, *key_norm]
+            product = MatMul(rows, 2 * model.kv_size, model.hidden_size)
+            return [product, *_norm_and_rotate(model, keys, in_place=True)]
         case "attention":
             return [
                 DecodeAttention(batch, context),
@@ -98,18 +98,26 @@ def kernels(
             return [
                 Pass(2 * hidden),
                 *(up * 2 if model.gated_mlp else up),
-                Pass((3 if model.gated_mlp else 2) * inner),
+                Pass(2 * inner),
+                *([Pass(3 * inner)] if model.gated_mlp else []),
                 MatMul(rows, model.hidden_size, model.intermediate_size),
                 Pass(3 * hidden),
             ]
         case "head":
             logits = rows * model.vocab_size * model.element_bytes
-            return [
-                Pass(2 * hidden),
-                MatMul(rows, model.vocab_size, model.hidden_size),
-                Pass(logits),
-            ]
+            product = MatMul(rows, model.vocab_size, model.hidden_size)
+            return [Pass(2 * hidden), product, Pass(2 * logits), Pass(logits)]
     raise ValueError(f"{task_op} is not a compute operation")
+
+
+def _norm_and_rotate(model: ModelSpec, n_bytes: int, in_place: bool) -> list[Kernel]:
+    """Passes of the head norm and the rotary embedding over heads of `n_bytes` in total.
+
+    Rotary: negate one half, join the halves, scale both terms, add.
+    """
+    norm = [Pass(2 * n_bytes)] * (1 + in_place) if model.qk_norm else []
+    rotary = [Pass(part * n_bytes) for part in (1, 2, 2, 2, 3)] if model.rotary else []
+    return [*norm, *rotary]
 
 
 def compute_flops(task_op: str, n_tokens: int, context: int, model: ModelSpec, batch: int) -> int:

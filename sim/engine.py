@@ -6,7 +6,7 @@ runs it on the machine at whatever pace sharing allows, and announces that it is
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Collection, Generator, Sequence
 from itertools import accumulate
 
 import simpy
@@ -40,9 +40,15 @@ def replay(graph: TaskGraph, durations_s: Sequence[float], hardware: HardwarePro
     return _Run(graph, durations_s, hardware, shared=False).timeline()
 
 
-def issue_times(graph: TaskGraph, costs: CostModel) -> list[float]:
-    """When the host, which issues tasks one after another in graph order, has issued each."""
-    return list(accumulate(costs.issue_s(task) for task in graph.tasks))
+def issue_times(graph: TaskGraph, costs: CostModel, free_ops: Collection[str] = ()) -> list[float]:
+    """When the host, which issues tasks one after another in graph order, has issued each.
+
+    Args:
+        free_ops: operations that are issued at no cost.
+    """
+    ahead_s = costs.hardware.dispatch.head_start_s
+    spent = accumulate(0.0 if task.op in free_ops else costs.issue_s(task) for task in graph.tasks)
+    return [max(0.0, seconds - ahead_s) for seconds in spent]
 
 
 class _Run:

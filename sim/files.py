@@ -18,7 +18,8 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from sim.errors import BadFile, BadInput
 
 SCHEMA_VERSION = 1
-CREATED_BY = "kvoverlap 0.1.0"
+VERSION = "0.1.0"
+CREATED_BY = f"kvoverlap {VERSION}"
 STRICT_KEYS = ConfigDict(extra="forbid")
 """Set as `__pydantic_config__` on a dataclass so that its files reject unknown keys."""
 
@@ -78,21 +79,29 @@ def read_text(path: Path | str) -> str:
         raise BadFile(f"{path} cannot be read ({error}); it is corrupt or not ours.") from None
 
 
-def read_json(path: Path | str, kind: str) -> dict[str, Any]:
-    """A document written by `write_json`, without its envelope.
+def decode_json(path: Path | str) -> Any:
+    """The content of any JSON file.
 
     Raises:
-        BadFile: not JSON, another kind of document, or a schema this version cannot read.
+        BadFile: unreadable, or not JSON.
     """
-    text = read_text(path)
     try:
-        document = json.loads(text)
+        return json.loads(read_text(path))
     except json.JSONDecodeError as error:
         raise BadFile(
             f"{path} is not valid JSON (line {error.lineno}: {error.msg}); write it again."
         ) from None
     except RecursionError:
         raise BadFile(f"{path} is nested too deeply to be a file of ours.") from None
+
+
+def read_json(path: Path | str, kind: str) -> dict[str, Any]:
+    """A document written by `write_json`, without its envelope.
+
+    Raises:
+        BadFile: not JSON, another kind of document, or a schema this version cannot read.
+    """
+    document = decode_json(path)
     if not isinstance(document, dict) or document.get("kind") != kind:
         found = document.get("kind") if isinstance(document, dict) else type(document).__name__
         raise BadFile(f"{path} holds {found!r}, not a kvoverlap {kind!r} document.")

@@ -161,6 +161,7 @@ class Dispatch:
     The host spends `task_s` on every task and `kernel_s` on each kernel it launches or `copy_s` on
     its copy; a host that falls behind delays the lanes. A lane starts its next task `gap_s` after
     the one before, and `handover_s` after the end of a task of another lane that it waited for.
+    Lanes are held for `head_start_s` while the host already issues.
     """
 
     __pydantic_config__ = STRICT_KEYS
@@ -171,9 +172,10 @@ class Dispatch:
     copy_s: float = 0.0
     gap_s: float = 0.0
     handover_s: float = 0.0
+    head_start_s: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("task_s", "kernel_s", "copy_s", "gap_s", "handover_s"):
+        for name in ("task_s", "kernel_s", "copy_s", "gap_s", "handover_s", "head_start_s"):
             if not 0 <= getattr(self, name) < 1:
                 raise BadInput(f"dispatch.{name}(={getattr(self, name)}) must be in [0, 1) s.")
 
@@ -329,11 +331,18 @@ def _faster(curve: Curve, factor: float) -> Curve:
     return replace(curve, seconds=tuple(value / factor for value in curve.seconds))
 
 
+def _faster_beyond_start(curve: Curve, factor: float) -> Curve:
+    """A link's latency, which its smallest copy shows, does not shrink with its bandwidth."""
+    start_s = min(curve.seconds)
+    return replace(
+        curve, seconds=tuple(start_s + (value - start_s) / factor for value in curve.seconds)
+    )
+
+
 def _faster_link(link: Link, factor: float) -> Link:
     return replace(
         link,
         bytes_per_s=link.bytes_per_s * factor,
-        latency_s=link.latency_s / factor,
-        curve=link.curve and _faster(link.curve, factor),
+        curve=link.curve and _faster_beyond_start(link.curve, factor),
         paced_bytes_per_s=link.paced_bytes_per_s and link.paced_bytes_per_s * factor,
     )

@@ -65,17 +65,19 @@ def check_fits(graph: TaskGraph, device_bytes: float, host_bytes: float, where: 
     if need.device_bytes > device_bytes:
         slots = need.kv_slot_bytes + need.x_slot_bytes
         if need.weight_bytes > slots:
-            blame = f"the weights alone take {_gib(need.weight_bytes)}: choose a smaller model"
+            blame = (
+                f"the weights alone take {_gib(need.weight_bytes)}: choose a smaller model or dtype"
+            )
         else:
             blame = f"staging slots take {_gib(slots)}: lower --batch or --prompt"
         raise DoesNotFit(
             f"{graph.model.name} needs {_gib(need.device_bytes)} of device memory and {where} has "
-            f"{_gib(device_bytes)}; {blame}."
+            f"{_gib(device_bytes)} for it; {blame}."
         )
     if need.host_bytes > host_bytes:
         raise DoesNotFit(
             f"the KV cache and activations of {graph.model.name} need {_gib(need.host_bytes)} of "
-            f"host memory and {where} has {_gib(host_bytes)}; lower --batch or --prompt."
+            f"host memory and {where} has {_gib(host_bytes)} for it; lower --batch or --prompt."
         )
     return need
 

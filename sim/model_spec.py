@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sim.errors import BadFile, BadInput
-from sim.files import STRICT_KEYS, read_text
+from sim.files import STRICT_KEYS, decode_json
 
 DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 _SIZES = (
@@ -82,6 +81,10 @@ class ModelSpec:
                 f"model {self.name}: n_heads(={self.n_heads}) must be a multiple of "
                 f"n_kv_heads(={self.n_kv_heads})."
             )
+        if self.rotary and self.head_dim % 2:
+            raise BadInput(
+                f"model {self.name}: head_dim(={self.head_dim}) must be even for rotary positions."
+            )
         if not isinstance(self.dtype, str) or self.dtype not in DTYPE_BYTES:
             raise BadInput(
                 f"model {self.name}: dtype(={self.dtype!r}) must be one of "
@@ -142,10 +145,7 @@ def load_model_config(path: Path | str, name: str | None = None) -> ModelSpec:
     path = Path(path)
     if path.is_dir():
         path = path / "config.json"
-    try:
-        config = json.loads(read_text(path))
-    except json.JSONDecodeError as error:
-        raise BadFile(f"{path} is not valid JSON (line {error.lineno}: {error.msg}).") from None
+    config = decode_json(path)
     if not isinstance(config, dict):
         raise BadFile(f"{path} holds a {type(config).__name__}, not a model's config.json object.")
     label = name or (path.parent.name if path.name == "config.json" else path.stem)

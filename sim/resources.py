@@ -84,7 +84,7 @@ class Machine:
 
     def run(self, task: Task, alone_s: float) -> simpy.Event:
         """Start `task`, which takes `alone_s` undisturbed; the event fires when it is done."""
-        if not self.shares() or alone_s <= 0.0:
+        if alone_s <= 0.0:
             return self.env.timeout(alone_s)
         running = _Running(
             task, alone_s, task.bytes / alone_s, self.env.event(), since_s=self.env.now

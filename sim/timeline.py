@@ -135,7 +135,8 @@ class Timeline:
         """Idle seconds of a lane, by what it was waiting for.
 
         Keys: `waits for <lane>` for the lane of the dep that finished last, `hand-over` for the
-        time between that dep's end and the start, `drained` once the lane has no more work.
+        time between that dep's end and the start (pauses, and a host that is late to issue),
+        `drained` once the lane has no more work.
         """
         idle: dict[str, float] = {}
 

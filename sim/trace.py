@@ -66,16 +66,16 @@ def trace_document(timeline: Timeline, title: str) -> dict[str, Any]:
     }
 
 
-def read_trace(path: Path | str, graph: TaskGraph) -> Timeline:
-    """Read a trace written by `write_trace` back into a timeline of `graph`.
+def read_trace(path: Path | str, graph: TaskGraph, title: str) -> Timeline:
+    """Read a trace that `write_trace` wrote under `title` back into a timeline of `graph`.
 
     Raises:
         BadFile: not a trace of ours, or a task is missing from it.
-        Mismatch: it is a trace of another graph.
+        Mismatch: it is a trace of another graph, or has another title.
     """
     try:
         document = json.loads(read_text(path))
-        sha256 = document["otherData"]["graph_sha256"]
+        sha256, found = (document["otherData"][key] for key in ("graph_sha256", "title"))
         times = {
             event["args"]["task_id"]: (event["args"]["start_s"], event["args"]["end_s"])
             for event in document["traceEvents"]
@@ -85,6 +85,8 @@ def read_trace(path: Path | str, graph: TaskGraph) -> Timeline:
         raise BadFile(f"{path} is not a trace written by kvoverlap ({error!r}).") from None
     if sha256 != graph.sha256:
         raise Mismatch(f"{path} is a trace of graph {sha256[:12]}, not of {graph.sha256[:12]}.")
+    if found != title:
+        raise Mismatch(f"{path} is a trace of something {found}, not {title}.")
     missing = next((task.id for task in graph.tasks if task.id not in times), None)
     if missing is not None:
         raise BadFile(f"{path}: task {missing} is missing; write the trace again.")

@@ -93,7 +93,7 @@ def machine(
 
 def unit_machine(**changes) -> HardwareProfile:
     """One byte a second over each link, one token a second through `embed`."""
-    token_bytes = 2 * tiny_model().x_token_bytes
+    token_bytes = 4 * tiny_model().x_token_bytes
     return machine(memory_bytes_per_s=token_bytes, h2d=1.0, d2h=1.0, **changes)
 
 
@@ -113,7 +113,7 @@ def task(name: str, lane: str, seconds: int, *deps: str, device: int = 0, step: 
 
 
 def graph(*tasks: Task, workload: Workload = JOB) -> TaskGraph:
-    return TaskGraph("row", tiny_model(), workload, 2, tasks)
+    return TaskGraph("row", tiny_model(rotary=True), workload, 2, tasks)
 
 
 def times(timeline) -> dict[str, tuple[float, float]]:

@@ -87,7 +87,14 @@ def test_a_load_waits_until_its_staging_slot_has_been_read():
 def test_the_host_issues_in_graph_order_and_late_issue_delays_a_lane():
     costs = dispatch(task_s=0.5, copy_s=0.25, kernel_s=0.125)
     done = run(task("a", H2D, 1), task("b", COMPUTE, 1), task("c", D2H, 1), dispatch=costs)
-    assert done == {"a": (0.75, 1.75), "b": (1.375, 2.375), "c": (2.125, 3.125)}
+    # `embed` launches two kernels.
+    assert done == {"a": (0.75, 1.75), "b": (1.5, 2.5), "c": (2.25, 3.25)}
+
+
+def test_lanes_that_are_held_give_the_host_a_head_start():
+    costs = dispatch(task_s=0.5, copy_s=0.25, head_start_s=1.0)
+    done = run(task("a", H2D, 1), task("c", D2H, 1), dispatch=costs)
+    assert done == {"a": (0.0, 1.0), "c": (0.5, 1.5)}
 
 
 def test_issue_costs_vanish_behind_a_busy_lane():

@@ -73,7 +73,7 @@ def test_baselines_split_every_step_by_their_own_rule():
 
     assert split("load-all") == [[0, 0]] * 3
     assert split("recompute-all") == [[10, 10], [11, 11], [12, 12]]
-    assert split("fixed:11") == [[10, 10], [11, 11], [11, 11]]
+    assert split("fixed:7") == [[7, 7]] * 3
     assert split("fixed:0") == split("load-all")
     # Recomputing is free here, but only X of the prompt is kept.
     assert split("kvpr") == [[10, 10]] * 3

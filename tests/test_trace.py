@@ -47,7 +47,7 @@ def device_events(document):
 @pytest.mark.parametrize("timeline", [PREDICTED, MEASURED], ids=["predicted", "measured"])
 def test_a_trace_read_back_is_the_timeline(tmp_path, name, timeline):
     write_trace(timeline, tmp_path / name, "any")
-    assert read_trace(tmp_path / name, GRAPH) == timeline
+    assert read_trace(tmp_path / name, GRAPH, "any") == timeline
     assert is_trace(tmp_path / name)
 
 
@@ -129,7 +129,13 @@ def test_a_copy_states_its_bytes_and_rate_and_a_kernel_its_flops():
 def test_a_trace_of_another_graph_is_refused(tmp_path):
     write_trace(PREDICTED, tmp_path / "a.json", "any")
     with pytest.raises(Mismatch, match=GRAPH.sha256[:12]):
-        read_trace(tmp_path / "a.json", decode_graph())
+        read_trace(tmp_path / "a.json", decode_graph(), "any")
+
+
+def test_a_predicted_trace_does_not_pass_for_a_measured_one(tmp_path):
+    write_trace(PREDICTED, tmp_path / "a.json", "predicted")
+    with pytest.raises(Mismatch, match="predicted, not measured"):
+        read_trace(tmp_path / "a.json", GRAPH, "measured")
 
 
 def test_a_trace_that_lacks_a_task_is_refused(tmp_path):
@@ -137,14 +143,14 @@ def test_a_trace_that_lacks_a_task_is_refused(tmp_path):
     document["traceEvents"].remove(device_events(document)[3])
     (tmp_path / "a.json").write_text(json.dumps(document))
     with pytest.raises(BadFile, match=rf"{GRAPH.tasks[3].id} is missing"):
-        read_trace(tmp_path / "a.json", GRAPH)
+        read_trace(tmp_path / "a.json", GRAPH, "any")
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", "null", '{"otherData": 1, "traceEvents": []}'])
 def test_a_file_that_is_no_trace_of_ours_is_refused(tmp_path, text):
     (tmp_path / "a.json").write_text(text)
     with pytest.raises(BadFile, match="not a trace written by kvoverlap"):
-        read_trace(tmp_path / "a.json", GRAPH)
+        read_trace(tmp_path / "a.json", GRAPH, "any")
     assert not is_trace(tmp_path / "a.json") or "traceEvents" in text
 
 
@@ -152,7 +158,7 @@ def test_a_step_without_compute_can_still_be_written(tmp_path):
     made = graph(task("a", H2D, 2), workload=Workload(1, 8, 2))
     timeline = simulate(made, unit_machine())
     write_trace(timeline, tmp_path / "a.json", "any")
-    assert read_trace(tmp_path / "a.json", made) == timeline
+    assert read_trace(tmp_path / "a.json", made, "any") == timeline
 
 
 @pytest.mark.filterwarnings("ignore:The inplace keyword")

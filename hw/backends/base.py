@@ -42,6 +42,9 @@ class Backend(Protocol):
     def begin(self) -> None:
         """Start a run: time zero of the markers that follow."""
 
+    def head_start_s(self) -> float:
+        """Seconds between `begin` and time zero, in which work can be issued but none runs."""
+
     def issue(self, lane: str, work: Callable[[], object], after: Sequence[Marker] = ()) -> Marker:
         """Queue `work` on `lane`, to start once `after` and all earlier work of the lane is done.
 

@@ -71,6 +71,9 @@ class CpuBackend:
         half = host_memory_bytes() // 2
         return Memory(half, half)
 
+    def head_start_s(self) -> float:
+        return 0.0
+
     def begin(self) -> None:
         self._last = []
         self._failure = None

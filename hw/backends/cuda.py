@@ -1,8 +1,9 @@
 """An NVIDIA GPU: lanes are streams, dependencies are events, times are device times.
 
-Host memory of the copy lanes is pinned, nothing is allocated or synchronised while work is
-issued, and every operation is timed by a pair of events on its own stream, the first recorded
-after the stream's waits so that it marks the start of the operation and not of the waiting.
+Host memory of the copy lanes is pinned, nothing is synchronised while work is issued, and kernels
+take their temporaries from the compute stream's own pool. Every operation is timed by a pair of
+events on its own stream, the first recorded after the stream's waits so that it marks the start of
+the operation and not of the waiting.
 """
 
 from __future__ import annotations
@@ -29,8 +30,17 @@ class CudaMarker:
     end: torch.cuda.Event
 
 
+HOLD_CYCLES = 10_000_000
+"""Device cycles (about 5 ms) that every run is held for while the host already issues work.
+
+Without it short work would be timed at the speed of the host that issues it. It must end by
+itself: a launch queue holds about a thousand entries, and a host that waits for room in it while
+the device waits for the host would never return.
+"""
+
+
 class CudaBackend:
-    """The first visible CUDA device."""
+    """The current CUDA device."""
 
     kind = "cuda"
 
@@ -47,12 +57,27 @@ class CudaBackend:
 
     def memory(self) -> Memory:
         free, _ = torch.cuda.mem_get_info(self.device)
-        return Memory(free, host_memory_bytes())
+        cached = torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
+        return Memory(free + cached, host_memory_bytes())
 
-    def begin(self) -> None:
-        """All streams start behind one event, which is time zero."""
+    def head_start_s(self) -> float:
+        """Measured length of the hold."""
+        start = torch.cuda.Event(enable_timing=True)
         torch.cuda.synchronize(self.device)
         first = next(iter(self._streams.values()))
+        with torch.cuda.stream(first):
+            start.record(first)
+            torch.cuda._sleep(HOLD_CYCLES)
+            self._zero.record(first)
+        torch.cuda.synchronize(self.device)
+        return start.elapsed_time(self._zero) / 1e3
+
+    def begin(self) -> None:
+        """All streams start behind one event, time zero, which comes after the hold."""
+        torch.cuda.synchronize(self.device)
+        first = next(iter(self._streams.values()))
+        with torch.cuda.stream(first):
+            torch.cuda._sleep(HOLD_CYCLES)
         self._zero.record(first)
         for stream in self._streams.values():
             stream.wait_event(self._zero)
@@ -98,3 +123,4 @@ class CudaBackend:
 
     def __exit__(self, *exc: object) -> None:
         torch.cuda.synchronize(self.device)
+        torch.cuda.empty_cache()

@@ -92,9 +92,9 @@ def test_the_host_issues_in_graph_order_and_late_issue_delays_a_lane():
 
 
 def test_lanes_that_are_held_give_the_host_a_head_start():
-    costs = dispatch(task_s=0.5, copy_s=0.25, head_start_s=1.0)
+    costs = dispatch(task_s=0.5, copy_s=0.25, head_start_s=0.875)
     done = run(task("a", H2D, 1), task("c", D2H, 1), dispatch=costs)
-    assert done == {"a": (0.0, 1.0), "c": (0.5, 1.5)}
+    assert done == {"a": (0.0, 1.0), "c": (0.625, 1.625)}
 
 
 def test_issue_costs_vanish_behind_a_busy_lane():

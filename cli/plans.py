@@ -9,7 +9,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from cli.output import note, print_json, say, table
+from cli.output import note, print_json, progress, say, table
 from planner import Plan, make_plan, plan_split
 from sim.catalog import find_hardware, find_model
 from sim.compare import Comparison, compare
@@ -21,6 +21,9 @@ from sim.quantities import ms, parse_count, parse_rate, percent
 from sim.recording import Recording
 from sim.trace import is_trace, read_trace, write_trace
 from sim.workload import Workload
+
+LONG_JOB_LAYERS = 1000
+"""Layers over all steps from which planning takes long enough to say so."""
 
 Output = Annotated[Path | None, Parameter(name=["--output", "-o"])]
 SETTINGS: dict[str, tuple[str, Callable[[HardwareProfile], float]]] = {
@@ -90,7 +93,12 @@ def plan(
     for setting in set:
         machine = apply_setting(machine, setting)
     spec = match_dtype(find_model(model, dtype), machine, chosen=dtype is not None)
-    made = make_plan(spec, machine, workload, policy, schedule)
+    if workload.gen_tokens * spec.n_layers >= LONG_JOB_LAYERS:
+        with progress("plan") as tell:
+            tell("solving and simulating")
+            made = make_plan(spec, machine, workload, policy, schedule)
+    else:
+        made = make_plan(spec, machine, workload, policy, schedule)
     if output is not None:
         made.save(output)
     if json:

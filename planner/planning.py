@@ -110,7 +110,7 @@ class RowPlanner:
         timeline = self.simulate(split)
         graph = timeline.graph
         self._check_fits(graph)
-        best_s = self.simulate(self.best_split).makespan_s
+        best = timeline if policy == "lp" else self.simulate(self.best_split)
         fixed = self._at_counts(split)
         estimates = [self.costs.estimate(task) for task in graph.tasks]
         return Plan(
@@ -123,7 +123,8 @@ class RowPlanner:
             makespan_s=timeline.makespan_s,
             lp_objective_s=fixed.objective_s if self._sees_all else self.longest_path_s(graph),
             lower_bound_s=self.lower_bound_s(),
-            baselines={name: s for name, (_, s) in self.baselines.items()} | {"lp": best_s},
+            baselines={name: s for name, (_, s) in self.baselines.items()}
+            | {"lp": best.makespan_s},
             bottleneck=bottleneck(self.relaxation if policy == "lp" else fixed),
             source=weakest(*(estimate.source for estimate in estimates)),
             out_of_range_tasks=sum(not estimate.in_range for estimate in estimates),

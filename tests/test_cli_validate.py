@@ -1,0 +1,85 @@
+"""`kvoverlap validate` from profile to report, on a tiny model and a short profile."""
+
+import json
+
+import pytest
+
+import hw.profiler
+from cli.main import main
+from planner import Plan
+from sim import Recording, compare, find_hardware, simulate
+
+POLICIES = {"lp", "kvpr", "load-all", "recompute-all"}
+CONFIG = {
+    "model_type": "opt",
+    "hidden_size": 64,
+    "ffn_dim": 128,
+    "num_attention_heads": 8,
+    "num_hidden_layers": 4,
+    "vocab_size": 128,
+    "max_position_embeddings": 512,
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("validate")
+
+
+@pytest.fixture
+def validate(folder, capsys, monkeypatch):
+    """Run a small grid; returns (exit status, stdout, stderr)."""
+    (folder / "tiny.json").write_text(json.dumps(CONFIG))
+    monkeypatch.setattr(hw.profiler, "PASSES", 1)
+    monkeypatch.setattr(hw.profiler, "WARM_UP_S", 0.05)
+    monkeypatch.setattr(hw.profiler, "LINK_BYTES", (2**10, 2**14, 2**18))
+    monkeypatch.setattr(hw.profiler, "CONTEXTS", (16, 64))
+    grid = f"--model {folder / 'tiny.json'} --batches 2,3 --repeats 2 --link 0.2GB/s"
+
+    def call(*more, prompts="24,40"):
+        arguments = ["validate", "--device", "cpu", "--prompts", prompts, *grid.split()]
+        status = main([*arguments, *map(str, more)])
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    return call
+
+
+def test_json_answer_folder_and_progress(validate, folder):
+    out = folder / "run"
+    status, stdout, stderr = validate("--out", out, "--json")
+    answer = json.loads(stdout)
+    assert status == 0
+    assert "profile: pass 1 of 1" in stderr
+    assert "validate: b3-s40, round 1" in stderr
+    cases = answer["cases"]
+    assert len(cases) == 2 * 2 * (len(POLICIES) + 2)
+    assert {case["policy"] for case in cases} >= POLICIES
+    errors = sorted(abs(case["makespan_error_frac"]) for case in cases)
+    assert answer["max_abs_error_frac"] == errors[-1]
+    assert errors[0] <= answer["median_abs_error_frac"] <= errors[-1]
+    assert answer["lp_measured_regret_frac"] >= 0
+    assert answer["device"].startswith("cpu")
+    assert set(answer["checks"]) == {case["name"] for case in cases}
+    assert all(check["tokens_equal"] is True for check in answer["checks"].values())
+    assert answer["runs"] >= 2 * len(cases)
+    profile = find_hardware(str(out / "profile.json"))
+    for case in cases:
+        plan = Plan.load(out / "cases" / case["name"] / "plan.json")
+        measured = Recording.load(out / "cases" / case["name"] / "measured.json.gz")
+        assert plan.hardware == measured.hardware == profile
+        assert len(measured.runs) == 2
+        timeline = simulate(plan.simulated_graph(), profile)
+        again = compare(Recording("predicted", profile, (timeline,)), measured)
+        assert again.makespan_error_frac == pytest.approx(case["makespan_error_frac"])
+
+
+def test_a_second_run_replaces_the_first_and_the_gate_decides_the_status(validate, folder):
+    out = folder / "again"
+    assert validate("--out", out, "--gate", 1e9)[0] == 0
+    status, stdout, _ = validate("--out", out, "--gate", 0, prompts="24")
+    assert status == 1
+    assert "FAILED" in stdout
+    for words in ("median |error|", "fastest measured", "numbers: tokens, logits", "disturbed"):
+        assert words in stdout
+    assert {path.name.split("-")[1] for path in (out / "cases").iterdir()} == {"s24"}

@@ -27,12 +27,12 @@ FIXED_PARTS = (0.25, 0.75)
 """Fixed splits of the grid, as parts of the prompt."""
 
 STEADY_FRAC = 0.05
-"""A run counts as disturbed when a reference product beside it is slower by more."""
+"""A run counts as disturbed when a reference product beside it is slower than usual by more."""
 
 WARM_UPS = {"cpu": 1, "cuda": 3}
 """Runs of each case that do not count."""
 
-EXTRA_ROUNDS = 2
+EXTRA_ROUNDS = 1
 """Rounds of runs in which disturbed ones get another chance."""
 
 PlanGroup = dict[str, Plan]
@@ -69,13 +69,14 @@ class GridResult:
 
     Args:
         checks: result of the numerical checks, by case.
-        slowdowns_frac: for each run, how much slower a reference product was beside it than when
-            nothing else ran.
+        slowdowns_frac: for each run, how much slower than usual a reference product was beside it.
+        drift_frac: how much slower its usual time was than before the runs.
     """
 
     cases: list[Case] = field(default_factory=list)
     checks: dict[str, dict[str, float | bool]] = field(default_factory=dict)
     slowdowns_frac: list[float] = field(default_factory=list)
+    drift_frac: float = 0.0
     environment: dict[str, Any] = field(default_factory=dict)
 
 
@@ -143,6 +144,7 @@ class GridRun:
         pulse = Pulse(self.backend, self.model)
         for number, (job, group) in enumerate(grid.items()):
             self._measure_shape(job, group, weights, source, pulse, number / len(grid))
+        self.result.drift_frac = pulse.drift_frac
         self.result.environment = self.backend.environment()
         return self.result
 

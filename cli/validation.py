@@ -150,6 +150,7 @@ def summary(result: GridResult, hardware: HardwareProfile) -> dict[str, Any]:
         "lp_fastest_in": f"{sum(regret <= 0 for regret in regrets)} of {len(regrets)} shapes",
         "repeats": len(cases[0].measured.runs),
         "runs": len(result.slowdowns_frac),
+        "machine_drift_frac": result.drift_frac,
         "disturbed_runs": sum(slow > STEADY_FRAC for slow in result.slowdowns_frac),
         "checks": result.checks,
         "environment": result.environment,
@@ -208,8 +209,9 @@ def print_report(report: dict[str, Any], cases: list[Case]) -> None:
     runs, disturbed = report["runs"], report["disturbed_runs"]
     say(
         f"{disturbed} of {runs} runs were disturbed (a reference product beside them was more than "
-        f"{percent(STEADY_FRAC)} slower than at its best); of each case the {report['repeats']} "
-        "steadiest count"
+        f"{percent(STEADY_FRAC)} slower than usual); of each case the {report['repeats']} steadiest "
+        f"count; the machine itself was {percent(report['machine_drift_frac'], signed=True)} slower "
+        "than after profiling"
     )
     n = len(report["checks"])
     say(f"numbers: tokens, logits, K and V equal the resident decode in all {n} cases")

@@ -127,11 +127,18 @@ class Pulse:
         slot = m * max(n, k)
         dtype, layer_bytes = TORCH_DTYPE[model.dtype], model.layer_weight_bytes
         self._bench = Bench(backend, dtype, max(slot, n * k), slot, layer_bytes)
-        self._steady_s = min(self._seconds() for _ in range(PASSES))
+        self._seen_s = [self._seconds() for _ in range(PASSES)]
 
     def slowdown_frac(self) -> float:
-        """Time of the product now / its time when the pulse was first taken - 1."""
-        return self._seconds() / self._steady_s - 1.0
+        """Time of the product now / its usual time so far - 1."""
+        usual_s, now_s = median(self._seen_s), self._seconds()
+        self._seen_s.append(now_s)
+        return now_s / usual_s - 1.0
+
+    @property
+    def drift_frac(self) -> float:
+        """Usual time of the product since the pulse was first taken / its time then - 1."""
+        return median(self._seen_s) / median(self._seen_s[:PASSES]) - 1.0
 
     def _seconds(self) -> float:
         with torch.inference_mode():

@@ -208,7 +208,7 @@ def print_report(report: dict[str, Any], cases: list[Case]) -> None:
     )
     runs, disturbed = report["runs"], report["disturbed_runs"]
     say(
-        f"{disturbed} of {runs} runs were disturbed (a reference product beside them took more than "
+        f"{disturbed} of {runs} runs were disturbed (a reference product beside them took over "
         f"{percent(STEADY_FRAC)} longer than usual); of each case the {report['repeats']} "
         "steadiest count"
     )

@@ -216,8 +216,11 @@ def simulate_verb(
     if trace is not None:
         write_trace(timeline, trace, "predicted")
     if plan_out is not None:
-        split = [step.recomputed_tokens for step in loaded.steps]
-        plan_split(loaded.model, loaded.hardware, loaded.workload, split).save(plan_out)
+        edited = loaded
+        if graph.sha256 != loaded.graph_sha256:
+            split = [step.recomputed_tokens for step in loaded.steps]
+            edited = plan_split(loaded.model, loaded.hardware, loaded.workload, split)
+        edited.save(plan_out)
     report_timeline("predicted", Recording("predicted", loaded.hardware, (timeline,)), json)
 
 

@@ -165,7 +165,7 @@ class _Profiler:
             max(model.vocab_size, 2 * model.intermediate_size) * model.hidden_size
             for model in models
         )
-        rows_out = max(max_rows * 2 * model.kv_size for model in models)
+        tall = max(2 * max_rows * max(model.kv_size, model.hidden_size) for model in models)
         slot = max(
             max(
                 max_rows * model.hidden_size,
@@ -176,7 +176,7 @@ class _Profiler:
         dtype = TORCH_DTYPE[models[0].dtype]
         slot = max(slot, copies[-1] // dtype.itemsize)
         layer_bytes = min(model.layer_weight_bytes for model in models)
-        self.bench = Bench(backend, dtype, max(widest, rows_out), slot, layer_bytes)
+        self.bench = Bench(backend, dtype, max(widest, tall), slot, layer_bytes)
 
     def measure(self, progress: Progress) -> dict[Key, float]:
         """Sample every point in `PASSES` passes; returns medians by point."""

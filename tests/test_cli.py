@@ -161,6 +161,13 @@ def test_edited_plan_runs_only_after_a_new_simulation(call, plan_file, tmp_path)
     assert call("simulate", edited, "--plan-out", accepted)[0] == 0
     assert json.loads(accepted.read_text())["policy"] == "edited"
     assert call("run", accepted, "--device", "cpu", "--repeats", 1)[0] == 0
+    stated = json.loads(accepted.read_text())
+    assert stated["lp_objective_s"] == pytest.approx(stated["makespan_s"], rel=1e-6)
+
+
+def test_a_plan_that_was_not_edited_stays_what_it_is(call, plan_file, tmp_path):
+    assert call("simulate", plan_file, "--plan-out", tmp_path / "same.json")[0] == 0
+    assert (tmp_path / "same.json").read_text() == plan_file.read_text()
 
 
 def test_profile_of_a_tiny_model_can_be_planned_with(call, tiny, tmp_path, monkeypatch):

@@ -25,10 +25,8 @@ JOB = Workload(batch_size=4, prompt_tokens=40, gen_tokens=2)
 MODELS = (OPT, LLAMA)
 
 
-@pytest.fixture(scope="module")
-def measured():
-    """A profile of both models over reduced ranges, and the progress reported meanwhile."""
-    seen: list[tuple[str, float]] = []
+def reduced_profile(models, max_rows, progress=lambda _text, _done: None):
+    """A profile of `models` over reduced ranges."""
     with pytest.MonkeyPatch.context() as patch, open_backend("cpu", PACE) as backend:
         patch.setattr(hw.profiler, "PASSES", 1)
         patch.setattr(hw.profiler, "WARM_UP_S", 0.01)
@@ -37,21 +35,34 @@ def measured():
         patch.setattr(hw.bench, "REPEATS", 1)
         patch.setattr(hw.bench, "SAMPLE_S", 1e-4)
         patch.setattr(hw.bench, "ROTATION_BYTES", 2**22)
-        profile = profile_device(
+        return profile_device(
             backend,
-            MODELS,
+            models,
             "here",
             max_batch=MAX_BATCH,
-            max_rows=MAX_ROWS,
+            max_rows=max_rows,
             link_bytes_per_s=PACE,
-            progress=lambda text, done: seen.append((text, done)),
+            progress=progress,
         )
+
+
+@pytest.fixture(scope="module")
+def measured():
+    """A reduced profile, and the progress reported meanwhile."""
+    seen: list[tuple[str, float]] = []
+    profile = reduced_profile(MODELS, MAX_ROWS, lambda text, done: seen.append((text, done)))
     return profile, seen
 
 
 @pytest.fixture
 def profile(measured) -> HardwareProfile:
     return measured[0]
+
+
+def test_more_rows_of_x_than_any_matrix_has_elements_can_be_sampled():
+    made = reduced_profile((LLAMA,), 2**14)
+    (table,) = (t for t in made.gemm.tables if (t.n, t.k) == (2 * LLAMA.kv_size, LLAMA.hidden_size))
+    assert table.curve.work[-1] == 2**14
 
 
 def test_every_block_is_measured(profile):

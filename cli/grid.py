@@ -26,13 +26,13 @@ POLICIES = ("lp", "kvpr", "load-all", "recompute-all")
 FIXED_PARTS = (0.25, 0.75)
 """Fixed splits of the grid, as parts of the prompt."""
 
-STEADY_FRAC = 0.05
-"""A run counts as disturbed when a reference product beside it is slower than usual by more."""
+STEADY_FRAC = 0.04
+"""A run counts as disturbed when the machine's speed beside it is off by more from the plan's."""
 
 WARM_UPS = {"cpu": 1, "cuda": 3}
 """Runs of each case that do not count."""
 
-EXTRA_ROUNDS = 1
+EXTRA_ROUNDS = 2
 """Rounds of runs in which disturbed ones get another chance."""
 
 PlanGroup = dict[str, Plan]
@@ -69,14 +69,15 @@ class GridResult:
 
     Args:
         checks: result of the numerical checks, by case.
-        slowdowns_frac: for each run, how much slower than usual a reference product was beside it.
-        drift_frac: how much slower its usual time was than before the runs.
+        deviations_frac: for each run, how far the machine's speed beside it was off the plan's.
+        drifts_frac: for each shape, how much slower than when it was profiled the machine was
+            before its plans were made, which they allow for.
     """
 
     cases: list[Case] = field(default_factory=list)
     checks: dict[str, dict[str, float | bool]] = field(default_factory=dict)
-    slowdowns_frac: list[float] = field(default_factory=list)
-    drift_frac: float = 0.0
+    deviations_frac: list[float] = field(default_factory=list)
+    drifts_frac: dict[str, float] = field(default_factory=dict)
     environment: dict[str, Any] = field(default_factory=dict)
 
 
@@ -84,26 +85,22 @@ def shape_name(job: Workload) -> str:
     return f"b{job.batch_size}-s{job.prompt_tokens}"
 
 
-def plan_grid(
-    model: ModelSpec, hardware: HardwareProfile, jobs: Sequence[Workload]
-) -> dict[Workload, PlanGroup]:
-    """One plan per job, policy and fixed split."""
-    grid = {}
-    for job in jobs:
-        fixed = [f"fixed:{round(part * job.prompt_tokens)}" for part in FIXED_PARTS]
-        grid[job] = {
-            f"{shape_name(job)}-{policy.replace(':', '')}": make_plan(model, hardware, job, policy)
-            for policy in (*POLICIES, *fixed)
-        }
-    return grid
+def plan_shape(model: ModelSpec, hardware: HardwareProfile, job: Workload) -> PlanGroup:
+    """One plan per policy and fixed split."""
+    fixed = [f"fixed:{round(part * job.prompt_tokens)}" for part in FIXED_PARTS]
+    return {
+        f"{shape_name(job)}-{policy.replace(':', '')}": make_plan(model, hardware, job, policy)
+        for policy in (*POLICIES, *fixed)
+    }
 
 
 class GridRun:
-    """Runs every plan of a grid on one backend.
+    """Plans and runs every case of a grid on one backend, shape by shape.
 
-    The cases of one shape take turns. A reference product before and after each run tells whether
-    something else slowed the machine; disturbed runs are repeated in up to `EXTRA_ROUNDS` more
-    rounds, and the steadiest are kept.
+    A machine's speed drifts: just before a shape is planned, a reference product tells how fast
+    the machine is against its profile, and the plans are for a machine of that speed. The cases of
+    a shape then take turns, with the product before and after each run. Runs beside which it was
+    off are repeated in up to `EXTRA_ROUNDS` more rounds, and the steadiest are kept.
     """
 
     def __init__(
@@ -123,8 +120,8 @@ class GridRun:
         self.steps = steps
         self.result = GridResult()
 
-    def measure(self, grid: dict[Workload, PlanGroup]) -> GridResult:
-        """Measure and compare every plan.
+    def measure(self, jobs: Sequence[Workload]) -> GridResult:
+        """Plan, measure and compare every case.
 
         Raises:
             DoesNotFit: a case needs more memory than there is; nothing has run then.
@@ -132,34 +129,32 @@ class GridRun:
         """
         from hw import HostCache, Pulse, prefill, prompt_ids, random_weights
 
-        self._check_memory(grid)
+        self._check_memory(jobs)
         longest = Workload(
-            max(job.batch_size for job in grid), max(job.prompt_tokens for job in grid), 1
+            max(job.batch_size for job in jobs), max(job.prompt_tokens for job in jobs), 1
         )
         self.steps("making weights", 0.0)
         weights = random_weights(self.model, self.seed, self.backend.device)
         source = HostCache.empty(self.model, longest, self.backend)
         self.steps("prefilling prompts", 0.0)
         prefill(weights, prompt_ids(self.model, longest, self.seed), source)
-        pulse = Pulse(self.backend, self.model)
-        for number, (job, group) in enumerate(grid.items()):
-            self._measure_shape(job, group, weights, source, pulse, number / len(grid))
-        self.result.drift_frac = pulse.drift_frac
+        pulse = Pulse(self.backend, self.model, self.hardware)
+        for number, job in enumerate(jobs):
+            self._measure_shape(job, weights, source, pulse, number / len(jobs))
         self.result.environment = self.backend.environment()
         return self.result
 
-    def _check_memory(self, grid: dict[Workload, PlanGroup]) -> None:
-        """Every case fits beside the prompts' cache and the reference's copy of it."""
+    def _check_memory(self, jobs: Sequence[Workload]) -> None:
+        """Every shape fits beside the prompts' cache and the reference's copy of it."""
         memory = self.backend.memory()
         where = f"this {self.backend.kind} device"
-        for group in grid.values():
-            for plan in group.values():
-                check_fits(plan.lower(), memory.device_bytes, memory.host_bytes / 3, where)
+        for job in jobs:
+            largest = make_plan(self.model, self.hardware, job, "recompute-all")
+            check_fits(largest.lower(), memory.device_bytes, memory.host_bytes / 3, where)
 
     def _measure_shape(
         self,
         job: Workload,
-        group: PlanGroup,
         weights: Weights,
         source: HostCache,
         pulse: Pulse,
@@ -171,8 +166,12 @@ class GridRun:
         cache.take_prefix(source, job.prompt_tokens)
         reference = resident_decode(weights, cache, job)
         follow = None if self.model.dtype == "float32" else reference.tokens
+        self.steps(f"{shape_name(job)}, planning", done)
+        drift_frac = self.result.drifts_frac[shape_name(job)] = pulse.drift_frac()
+        hardware = self.hardware.with_faster("compute", 1 / (1 + drift_frac))
+        group = plan_shape(self.model, hardware, job)
         graphs = {name: plan.simulated_graph() for name, plan in group.items()}
-        predicted = {name: simulate(graph, self.hardware) for name, graph in graphs.items()}
+        predicted = {name: simulate(graph, hardware) for name, graph in graphs.items()}
         executors = {
             name: Executor(
                 graph, predicted[name].graph.sha256, weights, cache, self.backend, follow
@@ -185,23 +184,23 @@ class GridRun:
         runs: dict[str, list[tuple[float, Timeline]]] = {name: [] for name in group}
         for number in range(self.repeats + EXTRA_ROUNDS):
             self.steps(f"{shape_name(job)}, round {number + 1}", done)
-            before = pulse.slowdown_frac()
+            before = pulse.slowdown_frac() - drift_frac
             for name, executor in executors.items():
-                if sum(slow <= STEADY_FRAC for slow, _ in runs[name]) < self.repeats:
+                if sum(off <= STEADY_FRAC for off, _ in runs[name]) < self.repeats:
                     timeline = executor.run()
                     self.result.checks[name] = executor.check(reference)
-                    after = pulse.slowdown_frac()
-                    runs[name].append((max(before, after), timeline))
+                    after = pulse.slowdown_frac() - drift_frac
+                    runs[name].append((max(abs(before), abs(after)), timeline))
                     before = after
         for name, plan in group.items():
-            self.result.slowdowns_frac += [slow for slow, _ in runs[name]]
+            self.result.deviations_frac += [off for off, _ in runs[name]]
             steadiest = sorted(runs[name], key=lambda run: run[0])[: self.repeats]
             measured = Recording(
                 "measured",
-                self.hardware,
+                hardware,
                 tuple(timeline for _, timeline in steadiest),
                 self.backend.environment(),
                 self.result.checks[name],
             )
-            guess = Recording("predicted", self.hardware, (predicted[name],))
+            guess = Recording("predicted", hardware, (predicted[name],))
             self.result.cases.append(Case(name, plan, measured, compare(guess, measured)))

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from cli.devices import DEFAULT_DTYPE, measure_profile
-from cli.grid import STEADY_FRAC, Case, GridResult, GridRun, plan_grid
+from cli.grid import STEADY_FRAC, Case, GridResult, GridRun
 from cli.output import print_json, progress, say, table
 from sim.catalog import find_model
 from sim.errors import BadInput
@@ -95,10 +95,9 @@ def validate(
     if out is not None:
         check_out_folder(out)
     hardware = measure_profile(kind, [spec], f"this-{kind}", link)
-    grid = plan_grid(spec, hardware, jobs)
     pace = hardware.links.h2d.paced_bytes_per_s
     with progress("validate") as tell, open_backend(kind, pace) as backend:
-        result = GridRun(spec, hardware, backend, repeats, seed, tell).measure(grid)
+        result = GridRun(spec, hardware, backend, repeats, seed, tell).measure(jobs)
     report = summary(result, hardware)
     if out is not None:
         write_run(out, hardware, result.cases, report)
@@ -149,9 +148,9 @@ def summary(result: GridResult, hardware: HardwareProfile) -> dict[str, Any]:
         "lp_measured_regret_frac": max(regrets),
         "lp_fastest_in": f"{sum(regret <= 0 for regret in regrets)} of {len(regrets)} shapes",
         "repeats": len(cases[0].measured.runs),
-        "runs": len(result.slowdowns_frac),
-        "machine_drift_frac": result.drift_frac,
-        "disturbed_runs": sum(slow > STEADY_FRAC for slow in result.slowdowns_frac),
+        "runs": len(result.deviations_frac),
+        "disturbed_runs": sum(off > STEADY_FRAC for off in result.deviations_frac),
+        "machine_drifts_frac": result.drifts_frac,
         "checks": result.checks,
         "environment": result.environment,
         "cases": [case.to_dict() for case in cases],
@@ -208,14 +207,11 @@ def print_report(report: dict[str, Any], cases: list[Case]) -> None:
     )
     runs, disturbed = report["runs"], report["disturbed_runs"]
     say(
-        f"{disturbed} of {runs} runs were disturbed (a reference product beside them took over "
-        f"{percent(STEADY_FRAC)} longer than usual); of each case the {report['repeats']} "
-        "steadiest count"
+        f"{disturbed} of {runs} runs were disturbed (a reference product beside them was off by "
+        f"over {percent(STEADY_FRAC)}); of each case the {report['repeats']} steadiest count"
     )
-    say(
-        "drift since profiling: "
-        f"{percent(report['machine_drift_frac'], signed=True)} in the time of that product"
-    )
+    drifts = [percent(drift, signed=True) for drift in report["machine_drifts_frac"].values()]
+    say(f"time of that product before each shape, against the profile: {', '.join(drifts)}")
     n = len(report["checks"])
     say(f"numbers: tokens, logits, K and V equal the resident decode in all {n} cases")
     say(f"device: {report['device']}")

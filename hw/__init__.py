@@ -3,7 +3,8 @@
 from hw.backends import DEVICES, open_backend, resolve_device
 from hw.cache import HostCache, prefill, prompt_ids, resident_decode
 from hw.executor import Executor, check_graph_fits
-from hw.profiler import Pulse, balanced_link_bytes_per_s, profile_device
+from hw.profiler import balanced_link_bytes_per_s, profile_device
+from hw.pulse import Pulse
 from hw.weights import random_weights, weights_from_tensors
 
 __all__ = [

@@ -16,6 +16,7 @@ import torch
 from hw.backends import Backend
 from hw.bench import Bench
 from hw.kernels import Kernels
+from hw.pulse import pulse_shape
 from hw.weights import TORCH_DTYPE, Norm, random_weights
 from sim.cost import MatMul, kernels
 from sim.curves import Curve, Grid
@@ -36,12 +37,14 @@ from sim.hardware import (
 from sim.model_spec import ModelSpec
 
 PASSES = 3
+PULSE_EVERY = 12
+"""Points between two samples of the pulse, whose time must stand for the whole of a pass."""
+
 CONTEXTS = (64, 256, 512, 1024, 2048)
 LINK_BYTES = tuple(4**power for power in range(5, 16))
 """Copies of 1 KiB to 1 GiB."""
 
 WARM_UP_S = 1.0
-PULSE_ROWS = 1024
 INTERFERING = ((H2D, D2H), (D2H, H2D), (COMPUTE, H2D), (H2D, COMPUTE))
 """Which lane may slow down while which other works."""
 
@@ -118,33 +121,6 @@ def balanced_link_bytes_per_s(backend: Backend, model: ModelSpec) -> float:
     return float(f"{rows * (model.x_token_bytes + model.kv_token_bytes) / seconds:.1e}")
 
 
-class Pulse:
-    """A reference product that tells whether something else slows the machine down right now."""
-
-    def __init__(self, backend: Backend, model: ModelSpec) -> None:
-        self._shape = (PULSE_ROWS, 2 * model.kv_size, model.hidden_size)
-        m, n, k = self._shape
-        slot = m * max(n, k)
-        dtype, layer_bytes = TORCH_DTYPE[model.dtype], model.layer_weight_bytes
-        self._bench = Bench(backend, dtype, max(slot, n * k), slot, layer_bytes)
-        self._seen_s = [self._seconds() for _ in range(PASSES)]
-
-    def slowdown_frac(self) -> float:
-        """Time of the product now / its usual time so far - 1."""
-        usual_s, now_s = median(self._seen_s), self._seconds()
-        self._seen_s.append(now_s)
-        return now_s / usual_s - 1.0
-
-    @property
-    def drift_frac(self) -> float:
-        """Usual time of the product since the pulse was first taken / its time then - 1."""
-        return median(self._seen_s) / median(self._seen_s[:PASSES]) - 1.0
-
-    def _seconds(self) -> float:
-        with torch.inference_mode():
-            return median(self._bench.matmul_fed(*self._shape))
-
-
 class _Profiler:
     """The list of points to sample for some models, and the medians of sampling them."""
 
@@ -180,13 +156,16 @@ class _Profiler:
 
     def measure(self, progress: Progress) -> dict[Key, float]:
         """Sample every point in `PASSES` passes; returns medians by point."""
-        points = self._points()
+        m, n, k = pulse_shape(self.models[0], self.max_rows)
+        pulse: dict[Key, Sampler] = {("gemm", n, k, m): _sampler(self.bench.matmul_fed, m, n, k)}
+        points = {**self._points(), **pulse}
         samples: dict[Key, list[float]] = {key: [] for key in points}
         self._warm_up()
         for number in range(PASSES):
-            for done, (key, sampler) in enumerate(points.items()):
+            for done, point in enumerate(points.items()):
                 progress(f"pass {number + 1} of {PASSES}", (number + done / len(points)) / PASSES)
-                samples[key] += sampler()
+                for key, sampler in [point, *(pulse.items() if done % PULSE_EVERY == 0 else ())]:
+                    samples[key] += sampler()
         return {key: median(values) for key, values in samples.items()}
 
     def _warm_up(self) -> None:

@@ -234,7 +234,7 @@ class CostModel:
 
     def _kernel(self, kernel: Kernel) -> Estimate:
         if isinstance(kernel, MatMul):
-            return self._matmul(kernel)
+            return self.matmul(kernel)
         if isinstance(kernel, DecodeAttention):
             return self._attention(kernel)
         costs = self.hardware.elementwise
@@ -243,7 +243,8 @@ class CostModel:
         seconds, inside = costs.curve.at(kernel.bytes)
         return Estimate(seconds, costs.source, inside)
 
-    def _matmul(self, shape: MatMul) -> Estimate:
+    def matmul(self, shape: MatMul) -> Estimate:
+        """Time of one matrix product."""
         gemm = self.hardware.gemm
         curve = self._gemm_curve(shape.n, shape.k)
         if curve is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from statistics import mean
 from typing import TYPE_CHECKING, Any
 
 from cli.output import Steps
@@ -32,7 +33,7 @@ STEADY_FRAC = 0.04
 WARM_UPS = {"cpu": 1, "cuda": 3}
 """Runs of each case that do not count."""
 
-EXTRA_ROUNDS = 2
+EXTRA_ROUNDS = 1
 """Rounds of runs in which disturbed ones get another chance."""
 
 PlanGroup = dict[str, Plan]
@@ -70,14 +71,14 @@ class GridResult:
     Args:
         checks: result of the numerical checks, by case.
         deviations_frac: for each run, how far the machine's speed beside it was off the plan's.
-        drifts_frac: for each shape, how much slower than when it was profiled the machine was
-            before its plans were made, which they allow for.
+        drifts: for each shape, how long products bound by `flops` and by `hbm` took before its
+            plans were made, against the profile; the plans are for a machine of that speed.
     """
 
     cases: list[Case] = field(default_factory=list)
     checks: dict[str, dict[str, float | bool]] = field(default_factory=dict)
     deviations_frac: list[float] = field(default_factory=list)
-    drifts_frac: dict[str, float] = field(default_factory=dict)
+    drifts: dict[str, dict[str, float]] = field(default_factory=dict)
     environment: dict[str, Any] = field(default_factory=dict)
 
 
@@ -97,9 +98,9 @@ def plan_shape(model: ModelSpec, hardware: HardwareProfile, job: Workload) -> Pl
 class GridRun:
     """Plans and runs every case of a grid on one backend, shape by shape.
 
-    A machine's speed drifts: just before a shape is planned, a reference product tells how fast
-    the machine is against its profile, and the plans are for a machine of that speed. The cases of
-    a shape then take turns, with the product before and after each run. Runs beside which it was
+    A machine's speed drifts: just before a shape is planned, reference products tell how fast the
+    machine is against its profile, and the plans are for a machine of that speed. The cases of a
+    shape then take turns, with the products before and after each run. Runs beside which they were
     off are repeated in up to `EXTRA_ROUNDS` more rounds, and the steadiest are kept.
     """
 
@@ -167,8 +168,10 @@ class GridRun:
         reference = resident_decode(weights, cache, job)
         follow = None if self.model.dtype == "float32" else reference.tokens
         self.steps(f"{shape_name(job)}, planning", done)
-        drift_frac = self.result.drifts_frac[shape_name(job)] = pulse.drift_frac()
-        hardware = self.hardware.with_faster("compute", 1 / (1 + drift_frac))
+        drift = self.result.drifts[shape_name(job)] = pulse.drift()
+        hardware = self.hardware
+        for part, ratio in drift.items():
+            hardware = hardware.with_faster(part, 1 / ratio)
         group = plan_shape(self.model, hardware, job)
         graphs = {name: plan.simulated_graph() for name, plan in group.items()}
         predicted = {name: simulate(graph, hardware) for name, graph in graphs.items()}
@@ -184,13 +187,13 @@ class GridRun:
         runs: dict[str, list[tuple[float, Timeline]]] = {name: [] for name in group}
         for number in range(self.repeats + EXTRA_ROUNDS):
             self.steps(f"{shape_name(job)}, round {number + 1}", done)
-            before = pulse.slowdown_frac() - drift_frac
+            before = _off_frac(pulse.beat(), drift)
             for name, executor in executors.items():
                 if sum(off <= STEADY_FRAC for off, _ in runs[name]) < self.repeats:
                     timeline = executor.run()
                     self.result.checks[name] = executor.check(reference)
-                    after = pulse.slowdown_frac() - drift_frac
-                    runs[name].append((max(abs(before), abs(after)), timeline))
+                    after = _off_frac(pulse.beat(), drift)
+                    runs[name].append((max(before, after), timeline))
                     before = after
         for name, plan in group.items():
             self.result.deviations_frac += [off for off, _ in runs[name]]
@@ -204,3 +207,8 @@ class GridRun:
             )
             guess = Recording("predicted", hardware, (predicted[name],))
             self.result.cases.append(Case(name, plan, measured, compare(guess, measured)))
+
+
+def _off_frac(beat: dict[str, float], drift: dict[str, float]) -> float:
+    """How far the machine's speed is off the one that was planned for."""
+    return abs(mean(beat[part] / drift[part] for part in drift) - 1.0)

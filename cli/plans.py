@@ -30,7 +30,8 @@ SETTINGS: dict[str, tuple[str, Callable[[HardwareProfile], float]]] = {
     "link.bandwidth": ("link", lambda hardware: hardware.links.h2d.bytes_per_s),
     "link.h2d.bandwidth": ("h2d", lambda hardware: hardware.links.h2d.bytes_per_s),
     "link.d2h.bandwidth": ("d2h", lambda hardware: hardware.links.d2h.bytes_per_s),
-    "compute.flops": ("compute", lambda hardware: hardware.gemm.flops_per_s),
+    "compute.flops": ("flops", lambda hardware: hardware.gemm.flops_per_s),
+    "hbm.bandwidth": ("hbm", lambda hardware: hardware.attention.bytes_per_s),
 }
 """What `--set` can change: the part of the machine and its present rate."""
 

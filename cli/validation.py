@@ -150,7 +150,7 @@ def summary(result: GridResult, hardware: HardwareProfile) -> dict[str, Any]:
         "repeats": len(cases[0].measured.runs),
         "runs": len(result.deviations_frac),
         "disturbed_runs": sum(off > STEADY_FRAC for off in result.deviations_frac),
-        "machine_drifts_frac": result.drifts_frac,
+        "machine_drifts": result.drifts,
         "checks": result.checks,
         "environment": result.environment,
         "cases": [case.to_dict() for case in cases],
@@ -207,11 +207,14 @@ def print_report(report: dict[str, Any], cases: list[Case]) -> None:
     )
     runs, disturbed = report["runs"], report["disturbed_runs"]
     say(
-        f"{disturbed} of {runs} runs were disturbed (a reference product beside them was off by "
+        f"{disturbed} of {runs} runs were disturbed (reference products beside them were off by "
         f"over {percent(STEADY_FRAC)}); of each case the {report['repeats']} steadiest count"
     )
-    drifts = [percent(drift, signed=True) for drift in report["machine_drifts_frac"].values()]
-    say(f"time of that product before each shape, against the profile: {', '.join(drifts)}")
+    for part, what in (("flops", "large"), ("hbm", "small")):
+        drifts = [
+            percent(drift[part] - 1, signed=True) for drift in report["machine_drifts"].values()
+        ]
+        say(f"time of {what} products before each shape, against the profile: {', '.join(drifts)}")
     n = len(report["checks"])
     say(f"numbers: tokens, logits, K and V equal the resident decode in all {n} cases")
     say(f"device: {report['device']}")

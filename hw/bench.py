@@ -35,6 +35,10 @@ MOST_EVICTED_BYTES = 256 * 2**20
 ROTATION_BYTES = 192 * 2**20
 """Memory over which the weights of one shape take turns."""
 
+CHAIN = 4
+SHORTEST_S = 1e-7
+"""Kernels in one chain between matrix products, and the least that one of them is said to take."""
+
 BURST_S = 0.1
 MOST_CALLS = 300
 """Length of a burst, and calls in it: fewer than a device's launch queue holds."""
@@ -107,18 +111,30 @@ class Bench:
         inner = max(1, min(200, round(SAMPLE_S / max(once, 1e-7))))
         return [sample / inner for sample in self._samples(lane, work, inner, REPEATS)]
 
-    def cold(self, work: Work) -> list[float]:
-        """Seconds of `work(i)` on the compute lane after a layer's worth of other data each time.
+    def between(self, n: int, work: Work) -> list[float]:
+        """Seconds that `work(i)` adds between `[1, n] x [n, n]` products of one task.
 
-        A small kernel in a tight loop finds code and data in the nearest cache, which it never
-        does between the matrix products of a layer.
+        Element-wise kernels run like this. Alone in a loop they would find code and data in the
+        nearest cache, and as tasks of their own they would also pay for waking up their lane.
         """
+        linears, x, out = self.linears(n, n), self.random(1, n), self.out(1, n)
+
+        def chain(call: int, extra: bool) -> None:
+            for number in range(call, call + CHAIN):
+                linear_into(linears[number % len(linears)], x, out)
+                if extra:
+                    work(number)
+
         markers = []
         self.backend.begin()
-        for _ in range(2 + 4 * REPEATS):
-            self.backend.issue(COMPUTE, self._evict)
-            markers.append(self.backend.issue(COMPUTE, self._once(work)))
-        return self._finish(markers)[2:]
+        for _ in range(1 + 2 * REPEATS):
+            for extra in (False, True):
+                markers.append(self.backend.issue(COMPUTE, self._once(partial(chain, extra=extra))))
+        seconds = self._finish(markers)[2:]
+        return [
+            max(SHORTEST_S, (full - bare) / CHAIN)
+            for bare, full in zip(seconds[::2], seconds[1::2], strict=True)
+        ]
 
     def fed(self, shape: Sequence[int], work: Callable[[int, Tensor], object]) -> list[float]:
         """Seconds of `work(i, slot)` when slot was filled over the link, but not just now."""

@@ -16,7 +16,7 @@ import torch
 from hw.backends import Backend
 from hw.bench import Bench
 from hw.kernels import Kernels
-from hw.pulse import pulse_shape
+from hw.pulse import pulse_points
 from hw.weights import TORCH_DTYPE, Norm, random_weights
 from sim.cost import MatMul, kernels
 from sim.curves import Curve, Grid
@@ -36,9 +36,10 @@ from sim.hardware import (
 )
 from sim.model_spec import ModelSpec
 
-PASSES = 3
-PULSE_EVERY = 12
-"""Points between two samples of the pulse, whose time must stand for the whole of a pass."""
+PASSES = 8
+LANES_EVERY = 3
+"""Passes over all kernels, and in every which of them the lanes are sampled too: copies vary less
+than products that wait for memory, and take longer."""
 
 CONTEXTS = (64, 256, 512, 1024, 2048)
 LINK_BYTES = tuple(4**power for power in range(5, 16))
@@ -156,16 +157,21 @@ class _Profiler:
 
     def measure(self, progress: Progress) -> dict[Key, float]:
         """Sample every point in `PASSES` passes; returns medians by point."""
-        m, n, k = pulse_shape(self.models[0], self.max_rows)
-        pulse: dict[Key, Sampler] = {("gemm", n, k, m): _sampler(self.bench.matmul_fed, m, n, k)}
-        points = {**self._points(), **pulse}
-        samples: dict[Key, list[float]] = {key: [] for key in points}
+        kernel_points = {
+            **self._gemm_points(),
+            **self._attention_points(),
+            **self._elementwise_points(),
+        }
+        lane_points = {**self._link_points(), **self._lane_points()}
+        samples: dict[Key, list[float]] = {key: [] for key in (*kernel_points, *lane_points)}
         self._warm_up()
         for number in range(PASSES):
-            for done, point in enumerate(points.items()):
+            points = kernel_points
+            if number % LANES_EVERY == 0:
+                points = {**kernel_points, **lane_points}
+            for done, (key, sampler) in enumerate(points.items()):
                 progress(f"pass {number + 1} of {PASSES}", (number + done / len(points)) / PASSES)
-                for key, sampler in [point, *(pulse.items() if done % PULSE_EVERY == 0 else ())]:
-                    samples[key] += sampler()
+                samples[key] += sampler()
         return {key: median(values) for key, values in samples.items()}
 
     def _warm_up(self) -> None:
@@ -174,41 +180,37 @@ class _Profiler:
         while perf_counter() < until:
             self.bench.matmul(1024, 1024, 1024)
 
-    def _points(self) -> dict[Key, Sampler]:
-        return {
-            **self._gemm_points(),
-            **self._attention_points(),
-            **self._elementwise_points(),
-            **self._link_points(),
-            **self._lane_points(),
-        }
-
     def _gemm_points(self) -> dict[Key, Sampler]:
-        """Every matrix shape of the models over decode rows, the K/V projection over all rows."""
-        bench = self.bench
-        points: dict[Key, Sampler] = {}
-        # Kernels for a few rows go in steps; every count is sampled before the steps get wide.
-        decode_rows = sorted(
-            {*range(1, min(8, self.batches[-1]) + 1), *self.batches}
-            | {3 * batch // 2 for batch in self.batches if 8 <= batch < self.batches[-1]}
-        )
+        """Products of decode steps, and the K/V projection over all rows."""
+        points: dict[Key, Sampler] = {
+            ("gemm", kernel.n, kernel.k, m): _sampler(self.bench.matmul, m, kernel.n, kernel.k)
+            for model in self.models
+            for op in ("qkv", "attention", "mlp", "head")
+            for kernel in kernels(op, 1, 1, model, 1)
+            if isinstance(kernel, MatMul)
+            for m in self._decode_rows
+        }
         rows = sorted(
-            {*decode_rows, self.max_rows}
+            {*self._decode_rows, self.max_rows}
             | {2**power for power in range(4, self.max_rows.bit_length())}
             | {3 * 2**power for power in range(7, 14) if 3 * 2**power < self.max_rows}
         )
         for model in self.models:
-            for op in ("qkv", "attention", "mlp", "head"):
-                for kernel in kernels(op, 1, 1, model, 1):
-                    if isinstance(kernel, MatMul):
-                        for m in decode_rows:
-                            points["gemm", kernel.n, kernel.k, m] = _sampler(
-                                bench.matmul, m, kernel.n, kernel.k
-                            )
+            n, k = 2 * model.kv_size, model.hidden_size
             for m in rows:
-                n, k = 2 * model.kv_size, model.hidden_size
-                points["gemm", n, k, m] = _sampler(bench.matmul_fed, m, n, k)
+                points["gemm", n, k, m] = _sampler(self.bench.matmul_fed, m, n, k)
+            for pulses in pulse_points(self.bench, model, self.max_rows).values():
+                for shape, sampler in pulses.items():
+                    points["gemm", shape.n, shape.k, shape.m] = sampler
         return points
+
+    @property
+    def _decode_rows(self) -> list[int]:
+        """Kernels for a few rows go in steps; every count is sampled before they get wide."""
+        return sorted(
+            {*range(1, min(8, self.batches[-1]) + 1), *self.batches}
+            | {3 * batch // 2 for batch in self.batches if 8 <= batch < self.batches[-1]}
+        )
 
     def _attention_points(self) -> dict[Key, Sampler]:
         points: dict[Key, Sampler] = {}
@@ -236,11 +238,11 @@ class _Profiler:
         shapes |= {(4**power, widest) for power in range(10) if 4**power < 2 * self.max_rows}
         points: dict[Key, Sampler] = {}
         for rows, width in sorted(shapes):
-            xs = self.bench.rotation(rows, width)
-            norm = _narrowed(layer.weights.final_norm, width)
+            x, norm = self.bench.random(rows, width), _narrowed(layer.weights.final_norm, width)
             points["elementwise", 2 * rows * width * model.element_bytes] = _sampler(
-                self.bench.cold,
-                lambda call, xs=xs, norm=norm: layer.norm(norm, xs[call % len(xs)]),
+                self.bench.between,
+                model.hidden_size,
+                lambda _, x=x, norm=norm: layer.norm(norm, x),
             )
         return points
 

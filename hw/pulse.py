@@ -1,7 +1,11 @@
-"""Whether the machine is as fast now as when it was profiled, told by one matrix product."""
+"""How fast the machine is now against its profile, told by a few matrix products."""
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Callable
+from dataclasses import astuple
+from functools import partial
 from statistics import median
 
 import torch
@@ -9,42 +13,73 @@ import torch
 from hw.backends import Backend
 from hw.bench import Bench
 from hw.weights import TORCH_DTYPE
-from sim.cost import CostModel, MatMul
+from sim.cost import CostModel, MatMul, kernels
 from sim.hardware import HardwareProfile
 from sim.model_spec import ModelSpec
 from sim.workload import Workload
 
-PULSE_ROWS = 1024
+RECOMPUTED_ROWS = 1024
+DECODED_ROWS = 4
 BEATS = 12
-"""Samples whose median is taken for the present speed."""
+"""Beats taken before something is planned."""
+
+RECENT_BEATS = 36
+"""Beats whose median is the present speed."""
+
+Sampler = Callable[[], list[float]]
 
 
-def pulse_shape(model: ModelSpec, most_rows: int = PULSE_ROWS) -> tuple[int, int, int]:
-    """(m, n, k) of the reference product, a recomputation of up to `PULSE_ROWS` rows."""
-    return min(PULSE_ROWS, most_rows), 2 * model.kv_size, model.hidden_size
+def pulse_points(
+    bench: Bench, model: ModelSpec, most_rows: int
+) -> dict[str, dict[MatMul, Sampler]]:
+    """Products by what bounds them: one of a recomputation (`flops`), those of a decode (`hbm`).
+
+    Args:
+        most_rows: rows of the largest recomputation that the profile knows.
+    """
+    recomputed = MatMul(min(RECOMPUTED_ROWS, most_rows), 2 * model.kv_size, model.hidden_size)
+    decoded = {
+        MatMul(DECODED_ROWS, kernel.n, kernel.k)
+        for op in ("qkv", "attention", "mlp")
+        for kernel in kernels(op, 1, 1, model, 1)
+        if isinstance(kernel, MatMul)
+    }
+    return {
+        "flops": {recomputed: partial(bench.matmul_fed, *astuple(recomputed))},
+        "hbm": {shape: partial(bench.matmul, *astuple(shape)) for shape in decoded},
+    }
 
 
 class Pulse:
-    """The reference product, timed again and again beside what is measured."""
+    """The products of `pulse_points`, timed again and again beside what is measured."""
 
     def __init__(self, backend: Backend, model: ModelSpec, hardware: HardwareProfile) -> None:
-        self._shape = m, n, k = pulse_shape(model)
-        slot = m * max(n, k)
-        dtype, layer_bytes = TORCH_DTYPE[model.dtype], model.layer_weight_bytes
-        self._bench = Bench(backend, dtype, max(slot, n * k), slot, layer_bytes)
-        costs = CostModel(hardware, model, Workload(1, m, 1))
-        self._profiled_s = costs.matmul(MatMul(m, n, k)).seconds
-        self._seen_s: list[float] = []
+        tables = {(table.n, table.k): table for table in hardware.gemm.tables}
+        table = tables.get((2 * model.kv_size, model.hidden_size))
+        most_rows = RECOMPUTED_ROWS if table is None else int(table.curve.work[-1])
+        costs = CostModel(hardware, model, Workload(1, 1, 1))
+        slot = RECOMPUTED_ROWS * max(2 * model.kv_size, model.hidden_size)
+        largest = max(slot, model.layer_weight_bytes // model.element_bytes)
+        bench = Bench(backend, TORCH_DTYPE[model.dtype], largest, slot, model.layer_weight_bytes)
+        self._points = pulse_points(bench, model, most_rows)
+        self._profiled_s = {
+            part: sum(costs.matmul(shape).seconds for shape in points)
+            for part, points in self._points.items()
+        }
+        self._recent: deque[dict[str, float]] = deque(maxlen=RECENT_BEATS)
 
-    def slowdown_frac(self) -> float:
-        """Time of the product now / its time in the profile - 1."""
+    def beat(self) -> dict[str, float]:
+        """For each part: time of its products now / their time in the profile."""
         with torch.inference_mode():
-            now_s = median(self._bench.matmul_fed(*self._shape))
-        self._seen_s.append(now_s)
-        return now_s / self._profiled_s - 1.0
+            ratios = {
+                part: sum(median(sample()) for sample in points.values()) / self._profiled_s[part]
+                for part, points in self._points.items()
+            }
+        self._recent.append(ratios)
+        return ratios
 
-    def drift_frac(self) -> float:
-        """Usual time of the product since profiling / its time in the profile - 1."""
+    def drift(self) -> dict[str, float]:
+        """The same ratios, medians over some beats now and the last ones before."""
         for _ in range(BEATS):
-            self.slowdown_frac()
-        return median(self._seen_s) / self._profiled_s - 1.0
+            self.beat()
+        return {part: median(beat[part] for beat in self._recent) for part in self._points}

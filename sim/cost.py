@@ -271,12 +271,8 @@ class CostModel:
         return self._gemm_curves.get((n, k))
 
     def _roofline(self, shape: MatMul) -> float:
-        gemm = self.hardware.gemm
-        seconds = shape.flops / gemm.flops_per_s
-        if gemm.bytes_per_s is not None:
-            elements = shape.n * shape.k + shape.m * (shape.n + shape.k)
-            seconds = max(seconds, elements * self.model.element_bytes / gemm.bytes_per_s)
-        return seconds
+        size = self.model.element_bytes
+        return self.hardware.gemm.roofline_s(shape.m, shape.n, shape.k, size)
 
     def _attention(self, kernel: DecodeAttention) -> Estimate:
         costs = self.hardware.attention

@@ -56,6 +56,14 @@ class Gemm:
     def __post_init__(self) -> None:
         _positive("gemm", flops_per_s=self.flops_per_s, bytes_per_s=self.bytes_per_s)
 
+    def roofline_s(self, m: int, n: int, k: int, element_bytes: int) -> float:
+        """`max(flops / flops_per_s, bytes / bytes_per_s)` of `[m, k] x [k, n]`."""
+        seconds = 2 * m * n * k / self.flops_per_s
+        if self.bytes_per_s is not None:
+            elements = n * k + m * (n + k)
+            seconds = max(seconds, elements * element_bytes / self.bytes_per_s)
+        return seconds
+
 
 @dataclass(frozen=True, slots=True)
 class AttentionTable:
@@ -275,49 +283,39 @@ class HardwareProfile:
     def with_faster(self, part: str, factor: float) -> HardwareProfile:
         """The same machine with one part `factor` times as fast, for what-if questions.
 
+        A measured matrix product keeps its distance from the roofline
+        `max(flops / flops_per_s, bytes / bytes_per_s)`, whose two sides `flops` and `hbm` move.
+
         Args:
-            part: `h2d`, `d2h`, `link` (both directions) or `compute`.
+            part: `h2d`, `d2h`, `link` (both directions), `flops`, `hbm` (device memory), or
+                `compute` (flops and hbm).
             factor: speed multiple, above 0.
         """
         _positive(part, factor=factor)
-        if part == "compute":
+        if part in ("compute", "flops", "hbm"):
+            hbm = 1.0 if part == "flops" else factor
             return replace(
                 self,
-                gemm=replace(
-                    self.gemm,
-                    flops_per_s=self.gemm.flops_per_s * factor,
-                    bytes_per_s=self.gemm.bytes_per_s and self.gemm.bytes_per_s * factor,
-                    tables=tuple(
-                        replace(table, curve=_faster(table.curve, factor))
-                        for table in self.gemm.tables
-                    ),
+                gemm=_faster_gemm(
+                    self.gemm, 1.0 if part == "hbm" else factor, hbm, DTYPE_BYTES[self.dtype]
                 ),
                 attention=replace(
                     self.attention,
-                    bytes_per_s=self.attention.bytes_per_s * factor,
+                    bytes_per_s=self.attention.bytes_per_s * hbm,
                     tables=tuple(
-                        replace(
-                            table,
-                            grid=replace(
-                                table.grid,
-                                seconds=tuple(
-                                    tuple(value / factor for value in row)
-                                    for row in table.grid.seconds
-                                ),
-                            ),
-                        )
+                        replace(table, grid=_faster_grid(table.grid, hbm))
                         for table in self.attention.tables
                     ),
                 ),
                 elementwise=replace(
                     self.elementwise,
-                    bytes_per_s=self.elementwise.bytes_per_s * factor,
-                    curve=self.elementwise.curve and _faster(self.elementwise.curve, factor),
+                    bytes_per_s=self.elementwise.bytes_per_s * hbm,
+                    curve=self.elementwise.curve and _faster(self.elementwise.curve, hbm),
                 ),
             )
         directions = {"h2d": ("h2d",), "d2h": ("d2h",), "link": ("h2d", "d2h")}.get(part)
         if directions is None:
-            raise BadInput(f"part(={part!r}) must be one of h2d, d2h, link, compute.")
+            raise BadInput(f"part(={part!r}) must be one of h2d, d2h, link, flops, hbm, compute.")
         return replace(
             self,
             links=replace(
@@ -325,6 +323,31 @@ class HardwareProfile:
                 **{name: _faster_link(getattr(self.links, name), factor) for name in directions},
             ),
         )
+
+
+def _faster_gemm(gemm: Gemm, flops: float, hbm: float, element_bytes: int) -> Gemm:
+    after = replace(
+        gemm,
+        flops_per_s=gemm.flops_per_s * flops,
+        bytes_per_s=gemm.bytes_per_s and gemm.bytes_per_s * hbm,
+    )
+
+    def move(table: GemmTable) -> GemmTable:
+        seconds = tuple(
+            value
+            * after.roofline_s(int(m), table.n, table.k, element_bytes)
+            / gemm.roofline_s(int(m), table.n, table.k, element_bytes)
+            for m, value in zip(table.curve.work, table.curve.seconds, strict=True)
+        )
+        return replace(table, curve=replace(table.curve, seconds=seconds))
+
+    return replace(after, tables=tuple(map(move, gemm.tables)))
+
+
+def _faster_grid(grid: Grid, factor: float) -> Grid:
+    return replace(
+        grid, seconds=tuple(tuple(value / factor for value in row) for row in grid.seconds)
+    )
 
 
 def _faster(curve: Curve, factor: float) -> Curve:

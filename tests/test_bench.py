@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from statistics import median
 
 import pytest
 import torch
@@ -72,11 +73,10 @@ def test_a_copy_of_some_bytes_takes_their_time_at_the_pace(lane):
     assert all(sample >= 2**20 / PACE for sample in samples)
 
 
-def test_cold_work_is_sampled_one_call_at_a_time(bench):
-    calls: list[int] = []
-    samples = bench.cold(calls.append)
-    assert len(samples) == len(calls) - 2
-    assert calls == sorted(set(calls))
+def test_work_between_products_is_charged_what_it_adds(bench):
+    samples = bench.between(64, lambda _call: time.sleep(0.002))
+    assert all(sample >= 0.0015 for sample in samples)
+    assert median(bench.between(64, lambda _call: None)) < 0.001
 
 
 def test_lanes_that_do_not_disturb_each_other_keep_their_pace(bench):

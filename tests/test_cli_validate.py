@@ -67,8 +67,10 @@ def test_json_answer_folder_and_progress(validate, folder):
     for case in cases:
         plan = Plan.load(out / "cases" / case["name"] / "plan.json")
         measured = Recording.load(out / "cases" / case["name"] / "measured.json.gz")
-        drift = answer["machine_drifts_frac"]["-".join(case["name"].split("-")[:2])]
-        now = profile.with_faster("compute", 1 / (1 + drift))
+        now = profile
+        drift = answer["machine_drifts"]["-".join(case["name"].split("-")[:2])]
+        for part in ("flops", "hbm"):
+            now = now.with_faster(part, 1 / drift[part])
         assert plan.hardware == measured.hardware == now
         assert len(measured.runs) == 2
         timeline = simulate(plan.simulated_graph(), now)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
 
+from cli.checks import print_checks
 from cli.grid import WARM_UPS
 from cli.output import note, print_json, progress, say, table
 from cli.plans import Output, report_timeline
@@ -15,6 +17,7 @@ from sim.catalog import find_model
 from sim.engine import simulate
 from sim.errors import BadInput
 from sim.hardware import HardwareProfile
+from sim.leave_one_out import leave_one_out
 from sim.model_spec import ModelSpec
 from sim.quantities import parse_rate, percent
 from sim.recording import Recording
@@ -35,17 +38,18 @@ def profile(
     device: str = "auto",
     model: tuple[str, ...] = (),
     link: str | None = None,
+    check: bool = False,
     json: bool = False,
 ) -> None:
     """Measure this machine and write a hardware profile to plan with.
 
     Measured are matrix products over rows, decode attention over batch and context, element-wise
     kernels, both copy directions over size, how lanes slow each other down, and the time to issue
-    and hand over work. On the CPU device it takes about 40 seconds.
+    and hand over work. On the CPU device it takes about a minute.
 
     Examples:
       kvoverlap profile -o profile.json
-      kvoverlap profile --device cpu --link 0.4GB/s -o profile.json
+      kvoverlap profile --device cpu --link 0.4GB/s --check -o profile.json
       kvoverlap profile --device cuda --model opt-13b --model llama-3.1-8b -o profile.json
 
     Parameters
@@ -60,6 +64,8 @@ def profile(
     link
         Pace of the emulated link of the cpu device, such as 0.4GB/s; by default one at which
         recomputing about half of the cache is worth while.
+    check
+        Also say how well the tables predict their own points, each left out in turn.
     json
         Print JSON instead of text.
     """
@@ -69,10 +75,14 @@ def profile(
     specs = [find_model(name, DEFAULT_DTYPE[kind]) for name in model or DEFAULT_MODELS[kind]]
     made = measure_profile(kind, specs, output.name.partition(".")[0], link)
     made.save(output)
+    errors = leave_one_out(made) if check else ()
     if json:
-        print_json(made.to_dict())
+        print_json({**made.to_dict(), "checks": [asdict(kind) for kind in errors]})
         return
     print_profile(made)
+    if check:
+        say("")
+        print_checks(errors)
     say(f"\nprofile written to {output}; next: kvoverlap plan --hardware {output} ...")
 
 

@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from pathlib import Path
 from statistics import mean
 from typing import TYPE_CHECKING, Any
 
 from cli.output import Steps
 from planner import Plan, make_plan
+from sim.accuracy import MEASURED, RecordedCase, loosest_tolerance_frac
 from sim.compare import Comparison, compare
 from sim.engine import simulate
 from sim.hardware import HardwareProfile
-from sim.memory import check_fits
+from sim.memory import check_fits, footprint
 from sim.model_spec import ModelSpec
 from sim.recording import Recording
 from sim.timeline import Timeline
 from sim.workload import Workload
 
 if TYPE_CHECKING:
-    from hw import HostCache, Pulse
+    from hw import HostCache
     from hw.backends import Backend
-    from hw.weights import Weights
 
 POLICIES = ("lp", "kvpr", "load-all", "recompute-all")
 FIXED_PARTS = (0.25, 0.75)
@@ -49,6 +50,12 @@ class Case:
     measured: Recording
     comparison: Comparison
 
+    def save(self, folder: Path) -> None:
+        """Write the measurement and, last, what says that it is whole."""
+        self.measured.save(folder / MEASURED)
+        tolerance_frac = loosest_tolerance_frac(self.measured)
+        RecordedCase(self.plan.policy, tolerance_frac).save(folder)
+
     def to_dict(self) -> dict[str, Any]:
         job = self.plan.workload
         return {
@@ -64,34 +71,37 @@ class Case:
         }
 
 
-@dataclass
-class GridResult:
-    """What measuring a grid gave.
+@dataclass(frozen=True)
+class ShapeResult:
+    """What measuring the cases of one workload gave.
 
     Args:
-        checks: result of the numerical checks, by case.
+        drift: how long products bound by `flops` and by `hbm` took just before the plans were
+            made, against the profile; the plans are for a machine of that speed.
         deviations_frac: for each run, how far the machine's speed beside it was off the plan's.
-        drifts: for each shape, how long products bound by `flops` and by `hbm` took before its
-            plans were made, against the profile; the plans are for a machine of that speed.
     """
 
-    cases: list[Case] = field(default_factory=list)
-    checks: dict[str, dict[str, float | bool]] = field(default_factory=dict)
-    deviations_frac: list[float] = field(default_factory=list)
-    drifts: dict[str, dict[str, float]] = field(default_factory=dict)
-    environment: dict[str, Any] = field(default_factory=dict)
+    cases: list[Case]
+    drift: dict[str, float]
+    deviations_frac: list[float]
 
 
 def shape_name(job: Workload) -> str:
     return f"b{job.batch_size}-s{job.prompt_tokens}"
 
 
-def plan_shape(model: ModelSpec, hardware: HardwareProfile, job: Workload) -> PlanGroup:
-    """One plan per policy and fixed split."""
+def plan_names(job: Workload) -> dict[str, str]:
+    """Case name and policy of every plan of a shape."""
     fixed = [f"fixed:{round(part * job.prompt_tokens)}" for part in FIXED_PARTS]
     return {
-        f"{shape_name(job)}-{policy.replace(':', '')}": make_plan(model, hardware, job, policy)
-        for policy in (*POLICIES, *fixed)
+        f"{shape_name(job)}-{policy.replace(':', '')}": policy for policy in (*POLICIES, *fixed)
+    }
+
+
+def plan_shape(model: ModelSpec, hardware: HardwareProfile, job: Workload) -> PlanGroup:
+    """One plan per policy and fixed split."""
+    return {
+        name: make_plan(model, hardware, job, policy) for name, policy in plan_names(job).items()
     }
 
 
@@ -109,66 +119,65 @@ class GridRun:
         model: ModelSpec,
         hardware: HardwareProfile,
         backend: Backend,
+        jobs: Sequence[Workload],
         repeats: int,
         seed: int,
         steps: Steps,
     ) -> None:
+        """Make the weights, and the prompts' cache of which every job takes its part.
+
+        Raises:
+            DoesNotFit: a job needs more memory than there is; nothing has been allocated then.
+        """
+        from hw import HostCache, Pulse, prefill, prompt_ids, random_weights
+
         self.model = model
         self.hardware = hardware
         self.backend = backend
         self.repeats = repeats
-        self.seed = seed
         self.steps = steps
-        self.result = GridResult()
-
-    def measure(self, jobs: Sequence[Workload]) -> GridResult:
-        """Plan, measure and compare every case.
-
-        Raises:
-            DoesNotFit: a case needs more memory than there is; nothing has run then.
-            WrongNumbers: a run computed something else than the resident decode.
-        """
-        from hw import HostCache, Pulse, prefill, prompt_ids, random_weights
-
-        self._check_memory(jobs)
         longest = Workload(
-            max(job.batch_size for job in jobs), max(job.prompt_tokens for job in jobs), 1
+            max(job.batch_size for job in jobs),
+            max(job.prompt_tokens for job in jobs),
+            jobs[0].gen_tokens,
         )
-        self.steps("making weights", 0.0)
-        weights = random_weights(self.model, self.seed, self.backend.device)
-        source = HostCache.empty(self.model, longest, self.backend)
-        self.steps("prefilling prompts", 0.0)
-        prefill(weights, prompt_ids(self.model, longest, self.seed), source)
-        pulse = Pulse(self.backend, self.model, self.hardware)
-        for number, job in enumerate(jobs):
-            self._measure_shape(job, weights, source, pulse, number / len(jobs))
-        self.result.environment = self.backend.environment()
-        return self.result
+        self._check_memory([longest, *jobs])
+        steps(f"{model.name}, making weights", 0.0)
+        self._weights = random_weights(model, seed, backend.device)
+        self._longest, self._source = longest, HostCache.empty(model, longest, backend)
+        steps(f"{model.name}, prefilling prompts", 0.0)
+        prefill(self._weights, prompt_ids(model, longest, seed), self._source)
+        self._pulse = Pulse(backend, model, hardware)
 
     def _check_memory(self, jobs: Sequence[Workload]) -> None:
-        """Every shape fits beside the prompts' cache and the reference's copy of it."""
+        """Every job fits beside the prompts' cache, of which a job smaller than it takes a copy."""
         memory = self.backend.memory()
         where = f"this {self.backend.kind} device"
+        host_bytes = memory.host_bytes
         for job in jobs:
-            largest = make_plan(self.model, self.hardware, job, "recompute-all")
-            check_fits(largest.lower(), memory.device_bytes, memory.host_bytes / 3, where)
+            largest = make_plan(self.model, self.hardware, job, "recompute-all").lower()
+            if job != jobs[0]:
+                check_fits(largest, memory.device_bytes, host_bytes, where)
+            else:
+                host_bytes -= footprint(largest).host_bytes
 
-    def _measure_shape(
-        self,
-        job: Workload,
-        weights: Weights,
-        source: HostCache,
-        pulse: Pulse,
-        done: float,
-    ) -> None:
-        from hw import Executor, HostCache, resident_decode
+    def measure(self, job: Workload, done: float) -> ShapeResult:
+        """Plan, run and compare the cases of one job.
 
-        cache = HostCache.empty(self.model, job, self.backend)
-        cache.take_prefix(source, job.prompt_tokens)
-        reference = resident_decode(weights, cache, job)
+        Args:
+            done: fraction of all jobs that is behind, for whom it may concern.
+
+        Raises:
+            WrongNumbers: a run computed something else than the resident decode.
+        """
+        from hw import Executor, resident_decode
+
+        name_of_shape = f"{self.model.name} {shape_name(job)}"
+        self.steps(f"{name_of_shape}, planning", done)
+        cache = self._cache(job)
+        reference = resident_decode(self._weights, cache, job)
         follow = None if self.model.dtype == "float32" else reference.tokens
-        self.steps(f"{shape_name(job)}, planning", done)
-        drift = self.result.drifts[shape_name(job)] = pulse.drift()
+        drift = self._pulse.drift()
         hardware = self.hardware
         for part, ratio in drift.items():
             hardware = hardware.with_faster(part, 1 / ratio)
@@ -177,7 +186,7 @@ class GridRun:
         predicted = {name: simulate(graph, hardware) for name, graph in graphs.items()}
         executors = {
             name: Executor(
-                graph, predicted[name].graph.sha256, weights, cache, self.backend, follow
+                graph, predicted[name].graph.sha256, self._weights, cache, self.backend, follow
             )
             for name, graph in graphs.items()
         }
@@ -185,28 +194,35 @@ class GridRun:
             for _ in range(WARM_UPS[self.backend.kind]):
                 executor.run()
         runs: dict[str, list[tuple[float, Timeline]]] = {name: [] for name in group}
+        checks: dict[str, dict[str, float | bool]] = {}
         for number in range(self.repeats + EXTRA_ROUNDS):
-            self.steps(f"{shape_name(job)}, round {number + 1}", done)
-            before = _off_frac(pulse.beat(), drift)
+            self.steps(f"{name_of_shape}, round {number + 1}", done)
+            before = _off_frac(self._pulse.beat(), drift)
             for name, executor in executors.items():
                 if sum(off <= STEADY_FRAC for off, _ in runs[name]) < self.repeats:
                     timeline = executor.run()
-                    self.result.checks[name] = executor.check(reference)
-                    after = _off_frac(pulse.beat(), drift)
+                    checks[name] = executor.check(reference)
+                    after = _off_frac(self._pulse.beat(), drift)
                     runs[name].append((max(before, after), timeline))
                     before = after
+        environment = self.backend.environment()
+        cases = []
         for name, plan in group.items():
-            self.result.deviations_frac += [off for off, _ in runs[name]]
             steadiest = sorted(runs[name], key=lambda run: run[0])[: self.repeats]
-            measured = Recording(
-                "measured",
-                hardware,
-                tuple(timeline for _, timeline in steadiest),
-                self.backend.environment(),
-                self.result.checks[name],
-            )
+            timelines = tuple(timeline for _, timeline in steadiest)
+            measured = Recording("measured", hardware, timelines, environment, checks[name])
             guess = Recording("predicted", hardware, (predicted[name],))
-            self.result.cases.append(Case(name, plan, measured, compare(guess, measured)))
+            cases.append(Case(name, plan, measured, compare(guess, measured)))
+        return ShapeResult(cases, drift, [off for some in runs.values() for off, _ in some])
+
+    def _cache(self, job: Workload) -> HostCache:
+        from hw import HostCache
+
+        if job == self._longest:
+            return self._source
+        cache = HostCache.empty(self.model, job, self.backend)
+        cache.take_prefix(self._source, job.prompt_tokens)
+        return cache
 
 
 def _off_frac(beat: dict[str, float], drift: dict[str, float]) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -38,6 +39,12 @@ def note(text: str) -> None:
 def fail(text: str) -> None:
     """Why the command did not do what was asked."""
     err.print(f"[bold red]error:[/bold red] {escape(text)}")
+
+
+def annotate(title: str, text: str) -> None:
+    """Mark a fault for GitHub Actions, where the command runs there."""
+    if os.environ.get("GITHUB_ACTIONS") == "true":
+        sys.stderr.write(f"::error title={title}::{text}\n")
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -10,7 +10,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from cli.output import note, print_json, progress, say, table
-from planner import Plan, make_plan, plan_split
+from planner import PARTS, Plan, make_plan, plan_split
 from sim.catalog import find_hardware, find_model
 from sim.compare import Comparison, compare
 from sim.engine import simulate
@@ -179,6 +179,17 @@ def print_plan(made: Plan) -> None:
     if made.policy not in made.baselines:
         rows.append((made.policy, ms(made.makespan_s), f"{made.makespan_s / base:.3f}"))
     table("Policies", ("policy", "makespan", "x load-all"), rows)
+    say("")
+    worth = sorted(made.sensitivities, key=lambda one: -one.saved_frac)
+    rows = [
+        (
+            f"{PARTS[one.part][0]}, 10 % more {PARTS[one.part][1]}",
+            percent(one.saved_by_duals_frac),
+            percent(one.saved_frac),
+        )
+        for one in worth
+    ]
+    table("What would help", ("part", "saves, by the duals", "solved again"), rows)
 
 
 def simulate_verb(
@@ -237,6 +248,7 @@ def report_timeline(what: str, recording: Recording, json: bool) -> None:
         "repeats": len(recording.runs),
         "overlap_frac": timeline.overlap_frac,
         "exposed_copy_s": timeline.exposed_copy_s,
+        "busiest_lane_s": timeline.busiest_lane_s,
         "busy_s": lanes,
         "breakdown": {
             "compute_s": parts.compute_s,
@@ -256,6 +268,11 @@ def report_timeline(what: str, recording: Recording, json: bool) -> None:
     say(
         f"= compute {ms(parts.compute_s)} + exposed copy {ms(parts.exposed_copy_s)} + idle "
         f"{ms(parts.idle_s)}; overlap {percent(timeline.overlap_frac)} of copy time"
+    )
+    ratio = timeline.makespan_s / timeline.busiest_lane_s
+    say(
+        f"= {ratio:.3f} x max(copy, compute) of its own tasks, "
+        f"{ms(timeline.makespan_s / timeline.graph.workload.gen_tokens)} a step"
     )
     rows = []
     for lane, busy in lanes.items():

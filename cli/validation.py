@@ -9,8 +9,9 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from cli.devices import DEFAULT_DTYPE, measure_profile
-from cli.grid import STEADY_FRAC, Case, GridResult, GridRun
+from cli.grid import STEADY_FRAC, Case, GridRun, ShapeResult, shape_name
 from cli.output import print_json, progress, say, table
+from sim.accuracy import CASE, CASES, MEASURED
 from sim.catalog import find_model
 from sim.errors import BadInput
 from sim.files import read_json, write_json
@@ -25,6 +26,7 @@ DEFAULT_GRID = {
 """No attention and no recomputation of these cases is of a size that `profile` samples."""
 
 REPORT = "report.json"
+PLAN = "plan.json"
 
 
 def validate(
@@ -97,16 +99,18 @@ def validate(
     hardware = measure_profile(kind, [spec], f"this-{kind}", link)
     pace = hardware.links.h2d.paced_bytes_per_s
     with progress("validate") as tell, open_backend(kind, pace) as backend:
-        result = GridRun(spec, hardware, backend, repeats, seed, tell).measure(jobs)
-    report = summary(result, hardware)
+        grid = GridRun(spec, hardware, backend, jobs, repeats, seed, tell)
+        shapes = [grid.measure(job, number / len(jobs)) for number, job in enumerate(jobs)]
+    report = summary(shapes, hardware)
+    cases = [case for shape in shapes for case in shape.cases]
     if out is not None:
-        write_run(out, hardware, result.cases, report)
+        write_run(out, hardware, cases, report)
     worst = float(report["max_abs_error_frac"])
     passed = gate is None or worst * 100 <= gate
     if json:
         print_json({**report, "passed": passed})
     else:
-        print_report(report, result.cases)
+        print_report(report, cases)
         if gate is not None:
             say(f"gate {gate:g} %: {'passed' if passed else 'FAILED'}")
         if out is not None:
@@ -114,25 +118,24 @@ def validate(
     return 0 if passed else 1
 
 
-def summary(result: GridResult, hardware: HardwareProfile) -> dict[str, Any]:
+def summary(shapes: list[ShapeResult], hardware: HardwareProfile) -> dict[str, Any]:
     """The report: errors per case and over all, regret of the LP's plans, equality of numbers."""
-    cases = result.cases
+    cases = [case for shape in shapes for case in shape.cases]
     errors = [abs(case.comparison.makespan_error_frac) for case in cases]
     overlaps = [
         abs(case.comparison.overlap_predicted_frac - case.comparison.overlap_measured_frac)
         for case in cases
     ]
-    shapes: dict[Workload, list[Case]] = {}
-    for case in cases:
-        shapes.setdefault(case.plan.workload, []).append(case)
     regrets = [
-        next(c for c in group if c.plan.policy == "lp").measured.makespan_s
-        / min(c.measured.makespan_s for c in group)
+        next(case for case in shape.cases if case.plan.policy == "lp").measured.makespan_s
+        / min(case.measured.makespan_s for case in shape.cases)
         - 1.0
-        for group in shapes.values()
+        for shape in shapes
     ]
+    deviations = [off for shape in shapes for off in shape.deviations_frac]
+    environment = cases[0].measured.environment
     return {
-        "device": result.environment["device"],
+        "device": environment["device"],
         "model": cases[0].plan.model.name,
         "dtype": cases[0].plan.model.dtype,
         "link_bytes_per_s": hardware.links.h2d.bytes_per_s,
@@ -148,11 +151,13 @@ def summary(result: GridResult, hardware: HardwareProfile) -> dict[str, Any]:
         "lp_measured_regret_frac": max(regrets),
         "lp_fastest_in": f"{sum(regret <= 0 for regret in regrets)} of {len(regrets)} shapes",
         "repeats": len(cases[0].measured.runs),
-        "runs": len(result.deviations_frac),
-        "disturbed_runs": sum(off > STEADY_FRAC for off in result.deviations_frac),
-        "machine_drifts": result.drifts,
-        "checks": result.checks,
-        "environment": result.environment,
+        "runs": len(deviations),
+        "disturbed_runs": sum(off > STEADY_FRAC for off in deviations),
+        "machine_drifts": {
+            shape_name(shape.cases[0].plan.workload): shape.drift for shape in shapes
+        },
+        "checks": {case.name: case.measured.checks for case in cases},
+        "environment": environment,
         "cases": [case.to_dict() for case in cases],
     }
 
@@ -191,7 +196,7 @@ def print_report(report: dict[str, Any], cases: list[Case]) -> None:
     link = report["link_bytes_per_s"] / 1e9
     table(f"{report['model']} ({report['dtype']}), link {link:.2g} GB/s", columns, rows)
     say("")
-    say("error: predicted - measured; spread: slowest - fastest repeat (* covers the error);")
+    say("error: predicted - measured; spread: interquartile range of the repeats, * covers error;")
     say("max() error: what max(copy, compute) would have predicted instead")
     say(
         f"median |error| {percent(report['median_abs_error_frac'])}, worst "
@@ -237,13 +242,13 @@ def write_run(
     (out / REPORT).unlink(missing_ok=True)
     hardware.save(out / "profile.json")
     known = {case.name for case in cases}
-    if (out / "cases").is_dir():
-        for old in (out / "cases").iterdir():
+    if (out / CASES).is_dir():
+        for old in (out / CASES).iterdir():
             if old.name not in known:
-                for name in ("plan.json", "measured.json.gz"):
+                for name in (PLAN, MEASURED, CASE):
                     (old / name).unlink(missing_ok=True)
                 old.rmdir()
     for case in cases:
-        case.plan.save(out / "cases" / case.name / "plan.json")
-        case.measured.save(out / "cases" / case.name / "measured.json.gz")
+        case.plan.save(out / CASES / case.name / PLAN)
+        case.save(out / CASES / case.name)
     write_json(out / REPORT, "validation", report)

@@ -17,6 +17,10 @@ PREFILL_TOKENS = 4096
 """Prompt tokens that go through a layer together; bounds the activations' memory."""
 
 
+MOST_SLOTS = 2
+"""Staging slots that a graph may have; as many layers are kept whole for comparison."""
+
+
 @dataclass(slots=True)
 class HostCache:
     """K, V and X of every past token, in (pinned) host memory, token-major.
@@ -97,41 +101,52 @@ class ResidentDecode:
         tokens: [steps, B], the token that each step predicts.
         margins: [steps, B], how far the best logit led the second, relative to the largest.
         logits: [B, V] of the last step.
-        kv: for each layer [S, B, 2, H_kv, D], all tokens.
+        new_kv: for each layer [steps, B, 2, H_kv, D], the tokens decoded.
+        last_kv: by layer, [S, B, 2, H_kv, D], all tokens of the layers that staging slots hold at
+            the end of a run.
     """
 
     tokens: Tensor
     margins: Tensor
     logits: Tensor
-    kv: list[Tensor]
+    new_kv: list[Tensor]
+    last_kv: dict[int, Tensor]
 
 
 @torch.inference_mode()
 def resident_decode(weights: Weights, cache: HostCache, workload: Workload) -> ResidentDecode:
     """Decode greedily on the full KV cache, layer by layer: the reference for any plan.
 
-    Nothing is recomputed, split or overlapped. Each layer's cache is on the device while the
-    layer runs, all of it at once where host and device are the same memory.
+    Nothing is recomputed, split or overlapped. Each layer's cache is put together on the device
+    while the layer runs; the host cache stays as it is.
     """
     kernels = Kernels(weights, workload.max_tokens)
-    device = weights.device
-    kv = [layer_kv.clone() for layer_kv in cache.kv]
+    model, device, prompt = weights.model, weights.device, workload.prompt_tokens
+    batch, steps = workload.batch_size, workload.gen_tokens
+    kv_shape = (batch, 2, model.n_kv_heads, model.head_dim)
+    new_kv = [layer_kv.new_empty((steps, *kv_shape)) for layer_kv in cache.kv]
+    layer_kv = torch.empty((workload.max_tokens, *kv_shape), dtype=cache.kv[0].dtype, device=device)
     x = torch.empty_like(cache.x[0][0], device=device)
-    tokens = torch.empty((workload.gen_tokens, workload.batch_size), dtype=torch.int64)
-    margins = torch.empty((workload.gen_tokens, workload.batch_size))
+    tokens = torch.empty((steps, batch), dtype=torch.int64)
+    margins = torch.empty((steps, batch))
     current, logits = cache.next_tokens.to(device), torch.empty(0)
-    for step in range(workload.gen_tokens):
+    for step in range(steps):
         past = workload.context_tokens(step)
         hidden = kernels.embed(current[:, None], past)[:, 0]
         for number, layer in enumerate(weights.layers):
-            layer_kv = kv[number][: past + 1].to(device)
-            queries = kernels.qkv(layer, hidden, layer_kv[past:], x, past)
-            kernels.attention(layer, hidden, queries, layer_kv)
+            layer_kv[:prompt].copy_(cache.kv[number][:prompt])
+            layer_kv[prompt:past].copy_(new_kv[number][:step])
+            queries = kernels.qkv(layer, hidden, layer_kv[past : past + 1], x, past)
+            kernels.attention(layer, hidden, queries, layer_kv[: past + 1])
             kernels.mlp(layer, hidden)
-            kv[number][past].copy_(layer_kv[past])
+            new_kv[number][step].copy_(layer_kv[past])
         logits = kernels.logits(hidden)
         current = logits.argmax(dim=-1)
         tokens[step] = current.cpu()
         best, second = logits.float().topk(2, dim=-1).values.unbind(-1)
         margins[step] = ((best - second) / logits.float().abs().max()).cpu()
-    return ResidentDecode(tokens, margins, logits.cpu(), kv)
+    last_kv = {
+        number: torch.cat((cache.kv[number][:prompt], new_kv[number]))
+        for number in range(max(0, model.n_layers - MOST_SLOTS), model.n_layers)
+    }
+    return ResidentDecode(tokens, margins, logits.cpu(), new_kv, last_kv)

@@ -131,13 +131,14 @@ class Executor:
         job, limit = self.graph.workload, TOLERANCE[self.graph.model.dtype]
         new = slice(job.prompt_tokens, job.max_tokens)
         appended = max(
-            relative_difference(mine[new], theirs[new])
-            for mine, theirs in zip(self.cache.kv, reference.kv, strict=True)
+            relative_difference(mine[new], theirs)
+            for mine, theirs in zip(self.cache.kv, reference.new_kv, strict=True)
         )
         last = {task.slot: task for task in self.graph.tasks if task.op == "attention"}
         in_slots = max(
             relative_difference(
-                self._kv[slot][: task.token_stop].cpu(), reference.kv[task.layer][: task.token_stop]
+                self._kv[slot][: task.token_stop].cpu(),
+                reference.last_kv[task.layer][: task.token_stop],
             )
             for slot, task in last.items()
         )

@@ -17,7 +17,7 @@ import pulp
 
 from sim.cost import CostModel
 from sim.errors import PlannerFailed
-from sim.graph import Task, TaskGraph
+from sim.graph import LANES, Task, TaskGraph
 from sim.hardware import Dispatch
 
 MAKESPAN_UNITS = 1e3
@@ -40,13 +40,16 @@ class Relaxation:
     Args:
         objective_s: end of the last task.
         tokens: recomputed tokens of each (step, layer); empty where the counts were given.
+        task_weights: derivative of the makespan with respect to the seconds of each task of the
+            LP's graph, from the duals; 1 where a task holds everything up, 0 where it has slack.
         lane_share_s: for each lane, the derivative of the makespan with respect to stretching all
-            its tasks by the same factor, from the duals; a lane that decides everything has the
-            whole makespan, one that never holds anything up has zero.
+            its tasks by the same factor; a lane that decides everything has the whole makespan,
+            one that never holds anything up has zero.
     """
 
     objective_s: float
     tokens: dict[Cell, float]
+    task_weights: tuple[float, ...]
     lane_share_s: dict[str, float]
 
 
@@ -60,6 +63,10 @@ class CostLines:
 
     def __getitem__(self, op: str) -> list[Line]:
         return self._lines[op]
+
+    def at(self, op: str, count: float) -> float:
+        """Seconds of `op` on `count` tokens by the hull."""
+        return max(base + slope * count for base, slope in self._lines[op])
 
     def _hull(self, op: str) -> list[Line]:
         points = [
@@ -124,7 +131,7 @@ class ScheduleLP:
         self._unit_s = max(sum(fixed_s), 1e-12) / MAKESPAN_UNITS
         self._fixed_s = fixed_s
         self.problem = pulp.LpProblem("decode_row", pulp.LpMinimize)
-        self._weights: dict[str, tuple[str, float, pulp.LpVariable | None, float]] = {}
+        self._timed: dict[str, tuple[int, float, pulp.LpVariable | None, float]] = {}
         add = self.problem.add_variable
         self.tokens = {
             (step, layer): add(f"recomputed_s{step}_L{layer}", 0, past)
@@ -147,20 +154,38 @@ class ScheduleLP:
             self._cost_rows(lines)
         self._order_rows()
 
-    def solve(self) -> Relaxation:
+    def solve(self, even: bool = True) -> Relaxation:
         """Minimise the makespan, then choose the most even among the optimal splits.
+
+        Args:
+            even: False skips the second choice, where only the makespan is wanted.
 
         Raises:
             PlannerFailed: the solver stopped without an optimum.
         """
         self._run()
         objective_s = float(self.makespan.value()) * self._unit_s
-        shares = self._lane_shares()
-        if self.tokens:
+        weights, shares = self._duals()
+        if self.tokens and even:
             self._prefer_even()
             self._run()
         tokens = {cell: float(variable.value()) for cell, variable in self.tokens.items()}
-        return Relaxation(objective_s, tokens, shares)
+        return Relaxation(objective_s, tokens, weights, shares)
+
+    def seconds(self, tokens: dict[Cell, float], costs: CostModel, lines: CostLines) -> list[float]:
+        """Seconds of every task at the given fractional counts, for other costs than its own."""
+        return [
+            self._sized_s(task, tokens, lines)
+            if task.op in self._sized
+            else costs.estimate(task).seconds
+            for task in self.graph.tasks
+        ]
+
+    def _sized_s(self, task: Task, tokens: dict[Cell, float], lines: CostLines) -> float:
+        count = tokens[task.step, task.layer]
+        if task.op == "load_kv":
+            count = self._contexts[task.step] - count
+        return lines.at(task.op, count)
 
     def _run(self) -> None:
         status = self.problem.solve(pulp.HiGHS(msg=False))
@@ -191,7 +216,7 @@ class ScheduleLP:
                 name = f"cost_{_name(task)}_{number}"
                 terms = [(duration, 1.0), (count, -slope / self._unit_s)]
                 self._time_row(name, terms, base)
-                self._weights[name] = (task.lane, base, count, slope)
+                self._timed[name] = (at, base, count, slope)
 
     def _order_rows(self) -> None:
         """start(task) >= end of each dep and of the task before it on its lane."""
@@ -236,16 +261,17 @@ class ScheduleLP:
             self._time_row(name, [*terms, (self._duration[earlier], -1.0)], pause_s)
             return
         self._time_row(name, terms, self._fixed_s[earlier] + pause_s)
-        self._weights[name] = (task.lane, self._fixed_s[earlier], None, 0.0)
+        self._timed[name] = (earlier, self._fixed_s[earlier], None, 0.0)
 
-    def _lane_shares(self) -> dict[str, float]:
-        """d makespan / d (stretch of a lane): duals times the seconds that each row carries."""
-        shares: dict[str, float] = {}
-        for name, (lane, base, count, slope) in self._weights.items():
+    def _duals(self) -> tuple[tuple[float, ...], dict[str, float]]:
+        """Weight of each task and share of each lane: duals of the rows that carry task times."""
+        weights, shares = [0.0] * len(self.graph.tasks), dict.fromkeys(LANES, 0.0)
+        for name, (at, base, count, slope) in self._timed.items():
             dual = self.problem.get_constraint_by_name(name).pi or 0.0
             seconds = base + (slope * count.value() if count is not None else 0.0)
-            shares[lane] = shares.get(lane, 0.0) + dual * seconds
-        return shares
+            weights[at] += dual
+            shares[self.graph.tasks[at].lane] += dual * seconds
+        return tuple(weights), shares
 
     def _prefer_even(self) -> None:
         """Among optimal splits, ask for the one that changes least from layer to layer.

@@ -45,6 +45,23 @@ class StepSplit:
             raise BadInput(f"step {self.step}: resident_tokens must be 0 in this version.")
 
 
+@dataclass(frozen=True, slots=True)
+class Sensitivity:
+    """What 10 % more of one part of the machine would save, as fractions of the LP's makespan.
+
+    Args:
+        part: `h2d`, `d2h`, `flops` or `hbm`, as in `HardwareProfile.with_faster`.
+        saved_by_duals_frac: to first order, from the duals of the LP.
+        saved_frac: found by solving the LP again for the faster machine.
+    """
+
+    __pydantic_config__ = STRICT_KEYS
+
+    part: str
+    saved_by_duals_frac: float
+    saved_frac: float
+
+
 @dataclass(frozen=True)
 class Plan:
     """A split with its prediction, and everything needed to lower and simulate it again.
@@ -55,8 +72,9 @@ class Plan:
         makespan_s: the simulated makespan, sharing and interference included.
         lower_bound_s: no split of this workload on this machine is faster, by the LP.
         baselines: simulated makespan of each policy.
-        bottleneck: what limits this plan and what 10 % more of it would save; the split of an
-            `lp` plan would follow the change, any other is kept.
+        sensitivities: what 10 % more of each part of the machine would save; the split of an `lp`
+            plan would follow the change, any other is kept.
+        bottleneck: the largest of them, as a sentence.
         source: weakest source of any task's time.
         out_of_range_tasks: tasks whose time was extrapolated beyond what the profile holds.
         graph_sha256: hash of the graph that was simulated; a device runs no other.
@@ -74,6 +92,7 @@ class Plan:
     lp_objective_s: float
     lower_bound_s: float
     baselines: dict[str, float]
+    sensitivities: tuple[Sensitivity, ...]
     bottleneck: str
     source: Source
     out_of_range_tasks: int

@@ -9,7 +9,7 @@ from math import floor
 
 from planner.lower import lower_row
 from planner.lp import SIZED_OPS, CostLines, Relaxation, ScheduleLP, lane_work_bound
-from planner.plan import Plan, step_splits
+from planner.plan import Plan, Sensitivity, step_splits
 from planner.policies import BASELINES, baseline_split, fixed_tokens
 from sim.cost import CostModel
 from sim.engine import issue_times, simulate
@@ -28,11 +28,16 @@ MAX_LP_STEPS = 5
 GAP_WORTH_POLISHING = 1e-3
 """Relative distance between simulated makespan and lower bound below which search stops."""
 
-LANE_TERMS = {
-    "compute": ("compute", "compute speed"),
+PARTS = {
     "h2d": ("h2d link", "bandwidth"),
     "d2h": ("d2h link", "bandwidth"),
+    "flops": ("compute", "FLOP/s"),
+    "hbm": ("device memory", "HBM bandwidth"),
 }
+"""Parts of a machine that could be faster, and how to speak of them."""
+
+MORE, NUDGE = 0.1, 1e-3
+"""How much faster a part is imagined, and the step over which derivatives are taken."""
 
 
 def make_plan(
@@ -91,7 +96,6 @@ class RowPlanner:
 
     Raises:
         BadInput: the model has too few positions for the workload.
-        DoesNotFit: not even loading everything fits the profile's memory.
     """
 
     def __init__(self, model: ModelSpec, hardware: HardwareProfile, workload: Workload) -> None:
@@ -103,13 +107,14 @@ class RowPlanner:
         self.lines = CostLines(self.costs, workload.max_tokens)
         self.planned_steps = _planned_steps(workload.gen_tokens)
         self._contexts = [workload.context_tokens(step) for step in self.planned_steps]
-        self._check_fits(self.lower(baseline_split("load-all", model, workload, hardware)))
+        self._timelines: dict[tuple[tuple[int, ...], ...], Timeline] = {}
 
     def plan(self, policy: str, split: Sequence[Sequence[int]]) -> Plan:
         """The plan of `split`, with its prediction beside the bound and every policy's."""
         timeline = self.simulate(split)
         graph = timeline.graph
         self._check_fits(graph)
+        worth = self.sensitivities(None if policy == "lp" else split)
         best = timeline if policy == "lp" else self.simulate(self.best_split)
         fixed = self._at_counts(split)
         estimates = [self.costs.estimate(task) for task in graph.tasks]
@@ -125,7 +130,8 @@ class RowPlanner:
             lower_bound_s=self.lower_bound_s(),
             baselines={name: s for name, (_, s) in self.baselines.items()}
             | {"lp": best.makespan_s},
-            bottleneck=bottleneck(self.relaxation if policy == "lp" else fixed),
+            sensitivities=worth,
+            bottleneck=bottleneck(worth),
             source=weakest(*(estimate.source for estimate in estimates)),
             out_of_range_tasks=sum(not estimate.in_range for estimate in estimates),
             graph_sha256=graph.sha256,
@@ -149,18 +155,59 @@ class RowPlanner:
         memory = self.hardware.memory
         check_fits(graph, memory.device_bytes, memory.host_bytes, self.hardware.name)
 
+    def program(self, split: Sequence[Sequence[int]] | None = None) -> ScheduleLP:
+        """The LP over the planned steps, with the counts of `split` given or all of them free."""
+        issued_free = SIZED_OPS if split is None else ()
+        counts = [[1] * self.model.n_layers for _ in self._contexts]
+        if split is not None:
+            counts = [list(split[step]) for step in self.planned_steps]
+        graph = self._shortened(counts)
+        durations = [self.costs.estimate(task).seconds for task in graph.tasks]
+        issued = issue_times(graph, self.costs, free_ops=issued_free)
+        lines = self.lines if split is None else None
+        return ScheduleLP(graph, self._contexts, lines, durations, issued, self.hardware.dispatch)
+
     def _at_counts(self, split: Sequence[Sequence[int]]) -> Relaxation:
         """The LP with the counts of `split` given, over the planned steps."""
-        graph = self._shortened([split[step] for step in self.planned_steps])
-        durations = [self.costs.estimate(task).seconds for task in graph.tasks]
-        issued, pauses = issue_times(graph, self.costs), self.hardware.dispatch
-        return ScheduleLP(graph, self._contexts, None, durations, issued, pauses).solve()
+        return self.program(split).solve()
+
+    def sensitivities(self, split: Sequence[Sequence[int]] | None) -> tuple[Sensitivity, ...]:
+        """What 10 % more of each part of the machine saves, over the planned steps.
+
+        Args:
+            split: counts that stay as they are; None lets the LP choose them anew.
+        """
+        lp = self.program(split)
+        now = self.relaxation if split is None else lp.solve(even=False)
+        seconds = lp.seconds(now.tokens, self.costs, self.lines)
+        found = []
+        for part in PARTS:
+            nudged = RowPlanner(
+                self.model, self.hardware.with_faster(part, 1 + NUDGE), self.workload
+            )
+            later = lp.seconds(now.tokens, nudged.costs, nudged.lines)
+            gained_s = sum(
+                weight * (before - after)
+                for weight, before, after in zip(now.task_weights, seconds, later, strict=True)
+            )
+            by_duals_s = gained_s / (1 - 1 / (1 + NUDGE)) * (1 - 1 / (1 + MORE))
+            more = RowPlanner(self.model, self.hardware.with_faster(part, 1 + MORE), self.workload)
+            resolved_s = now.objective_s - more.program(split).solve(even=False).objective_s
+            found.append(
+                Sensitivity(part, by_duals_s / now.objective_s, resolved_s / now.objective_s)
+            )
+        return tuple(found)
 
     def lower(self, split: Sequence[Sequence[int]]) -> TaskGraph:
-        return lower_row(self.model, self.workload, split)
+        return self.simulate(split).graph
 
     def simulate(self, split: Sequence[Sequence[int]]) -> Timeline:
-        return simulate(self.lower(split), self.hardware)
+        """The whole job under `split`; the same split is lowered and simulated once."""
+        key = tuple(map(tuple, split))
+        if key not in self._timelines:
+            graph = lower_row(self.model, self.workload, split)
+            self._timelines[key] = simulate(graph, self.hardware)
+        return self._timelines[key]
 
     def longest_path_s(self, graph: TaskGraph) -> float:
         """The LP's value at the graph's own token counts."""
@@ -172,11 +219,7 @@ class RowPlanner:
     @cached_property
     def relaxation(self) -> Relaxation:
         """Optimum of the LP over the planned steps."""
-        template = self._shortened([[1] * self.model.n_layers for _ in self._contexts])
-        fixed = [self.costs.estimate(task).seconds for task in template.tasks]
-        issued = issue_times(template, self.costs, free_ops=SIZED_OPS)
-        pauses = self.hardware.dispatch
-        return ScheduleLP(template, self._contexts, self.lines, fixed, issued, pauses).solve()
+        return self.program().solve()
 
     def lower_bound_s(self) -> float:
         """Makespan that no split can beat: the LP's if it saw every step, else by lane work."""
@@ -264,15 +307,11 @@ class RowPlanner:
         return split
 
 
-def bottleneck(relaxation: Relaxation) -> str:
-    """Which lane holds a schedule up and what 10 % more speed there would save, by the duals."""
-    saved = {
-        lane: share * (1 - 1 / 1.1) / relaxation.objective_s
-        for lane, share in relaxation.lane_share_s.items()
-    }
-    lane = max(saved, key=saved.__getitem__)
-    name, what = LANE_TERMS[lane]
-    return f"{name} limits: 10 % more {what} saves {100 * saved[lane]:.1f} %"
+def bottleneck(sensitivities: Sequence[Sensitivity]) -> str:
+    """Which part of the machine holds the schedule up and what 10 % more of it saves, by duals."""
+    most = max(sensitivities, key=lambda one: one.saved_by_duals_frac)
+    name, what = PARTS[most.part]
+    return f"{name} limits: 10 % more {what} saves {100 * most.saved_by_duals_frac:.1f} %"
 
 
 def _planned_steps(gen_tokens: int) -> list[int]:

@@ -35,7 +35,7 @@ class Comparison:
 
     Args:
         measured_makespan_s: median over the repeats.
-        measured_spread_frac: (slowest - fastest) / median of the repeats.
+        measured_spread_frac: interquartile range / median of the repeats.
         overlap_*_frac: overlapped copy time / copy time; measured, the median over the repeats, as
             is the exposed copy time.
         teacher_forced_error_frac: makespan error when the engine is given the measured task
@@ -77,7 +77,7 @@ def compare(predicted: Recording, measured: Recording) -> Comparison:
     guess, truth = predicted.typical, measured.typical
     forced = replay(graph, truth.duration_s, predicted.hardware)
     measured_s = measured.makespan_s
-    naive_s = max(guess.busy_s(lane) for lane in LANES)
+    naive_s = guess.busiest_lane_s
     return Comparison(
         graph_sha256=graph.sha256,
         predicted_makespan_s=predicted.makespan_s,

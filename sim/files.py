@@ -9,6 +9,7 @@ import tempfile
 import zlib
 from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -24,6 +25,8 @@ STRICT_KEYS = ConfigDict(extra="forbid")
 """Set as `__pydantic_config__` on a dataclass so that its files reject unknown keys."""
 
 T = TypeVar("T")
+
+_fields = cache(fields)
 
 
 def write_bytes(path: Path | str, payload: bytes) -> None:
@@ -114,6 +117,15 @@ def read_json(path: Path | str, kind: str) -> dict[str, Any]:
         key: value
         for key, value in document.items()
         if key not in ("kind", "schema_version", "created_by")
+    }
+
+
+def set_fields(one: Any) -> dict[str, Any]:
+    """The fields of a dataclass that do not have their default value, dataclasses inside too."""
+    return {
+        field.name: set_fields(value) if is_dataclass(value) else value
+        for field in _fields(type(one))
+        if (value := getattr(one, field.name)) != field.default
     }
 
 

@@ -11,12 +11,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 from sim.errors import BadInput
-from sim.files import STRICT_KEYS, parse
+from sim.files import STRICT_KEYS, parse, set_fields
 from sim.model_spec import ModelSpec
 from sim.workload import Workload
 
@@ -92,13 +92,6 @@ class Task:
     def n_tokens(self) -> int:
         return self.token_stop - self.token_start
 
-    def to_dict(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in _TASK_FIELDS}
-
-
-_TASK_FIELDS = tuple(Task.__dataclass_fields__)
-
-
 @dataclass(frozen=True)
 class TaskGraph:
     """A validated graph with the model and workload its token ranges refer to.
@@ -122,9 +115,13 @@ class TaskGraph:
 
     @cached_property
     def sha256(self) -> str:
-        """Identity of the graph: two timelines are comparable only when theirs agree."""
-        text = json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(text.encode()).hexdigest()
+        """Identity of the graph: two timelines are comparable only when theirs agree.
+
+        As in the file, a field that a later version adds counts only where it is not its default.
+        """
+        setting = [self.schedule, self.slots, set_fields(self.model), set_fields(self.workload)]
+        lines = [json.dumps(setting, sort_keys=True), *map(_identity, self.tasks)]
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
     @cached_property
     def index(self) -> dict[str, int]:
@@ -146,18 +143,30 @@ class TaskGraph:
         return queues
 
     def to_dict(self) -> dict[str, Any]:
+        """The graph as it is hashed and written.
+
+        Fields that have their default value are left out, so that a field which a later version
+        adds changes neither hash nor file of a graph that does not use it.
+        """
         return {
             "schedule": self.schedule,
-            "model": asdict(self.model),
-            "workload": asdict(self.workload),
+            "model": set_fields(self.model),
+            "workload": set_fields(self.workload),
             "slots": self.slots,
-            "tasks": [task.to_dict() for task in self.tasks],
+            "tasks": [set_fields(task) for task in self.tasks],
         }
 
     @classmethod
     def from_dict(cls, data: Any, where: str) -> TaskGraph:
         """Rebuild a graph from `to_dict`'s content; `where` names the file in errors."""
         return parse(cls, data, where)
+
+
+def _identity(task: Task) -> str:
+    return (
+        f"{task.id} {task.op} {task.lane} {task.step} {task.layer} {task.token_start} "
+        f"{task.token_stop} {task.slot} {task.bytes} {task.flops} {task.deps} {task.device}"
+    )
 
 
 def _check_tasks(tasks: Iterable[Task]) -> None:

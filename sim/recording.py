@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import median
+from statistics import median, quantiles
 from typing import Any, Literal
 
 from sim.errors import BadFile, BadInput
@@ -74,9 +74,11 @@ class Recording:
 
     @property
     def spread_frac(self) -> float:
-        """(slowest - fastest) / median over the runs; 0 for a single run."""
-        makespans = [run.makespan_s for run in self.runs]
-        return (max(makespans) - min(makespans)) / self.makespan_s
+        """Interquartile range / median over the runs; 0 for a single run."""
+        if len(self.runs) == 1:
+            return 0.0
+        low, _, high = quantiles((run.makespan_s for run in self.runs), n=4, method="inclusive")
+        return (high - low) / self.makespan_s
 
     @property
     def typical(self) -> Timeline:

@@ -89,6 +89,11 @@ class Timeline:
         return length(self.intervals([lane], device))
 
     @cached_property
+    def busiest_lane_s(self) -> float:
+        """`max(copy, compute)` of its own tasks: a makespan that no order of them can beat."""
+        return max((self.busy_s(lane, device) for device, lane in self.graph.lanes), default=0.0)
+
+    @cached_property
     def copy_s(self) -> float:
         """Time in which at least one copy of device 0 runs."""
         return length(self.intervals(COPY_LANES))

@@ -51,7 +51,7 @@ def test_json_answer_folder_and_progress(validate, folder):
     answer = json.loads(stdout)
     assert status == 0
     assert "profile: pass 1 of 1" in stderr
-    assert "validate: b3-s40, round 1" in stderr
+    assert "validate: tiny b3-s40, round 1" in stderr
     cases = answer["cases"]
     assert len(cases) == 2 * 2 * (len(POLICIES) + 2)
     assert {case["policy"] for case in cases} >= POLICIES

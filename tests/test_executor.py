@@ -209,15 +209,16 @@ def test_each_part_of_the_check_can_fail_alone(cpu):
     executor = executor_of(case, cpu)
     executor.run()
     reference = case.reference
-    old = [kv.clone() for kv in reference.kv]
-    old[-1][3] += 1.0  # a prompt token, which only a slot can disagree about
-    new = [kv.clone() for kv in reference.kv]
+    last = OPT.n_layers - 1
+    old = {**reference.last_kv, last: reference.last_kv[last].clone()}
+    old[last][3] += 1.0  # a prompt token, which only a slot can disagree about
+    new = [kv.clone() for kv in reference.new_kv]
     new[0][-1] += 1.0  # a generated token of a layer that no slot holds any more
     wrong = (
         replace(reference, tokens=reference.tokens + 1),
         replace(reference, logits=reference.logits + 0.1),
-        replace(reference, kv=old),
-        replace(reference, kv=new),
+        replace(reference, last_kv=old),
+        replace(reference, new_kv=new),
     )
     for other in wrong:
         with pytest.raises(WrongNumbers):

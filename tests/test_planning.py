@@ -21,7 +21,7 @@ from builders import (
 from hypothesis import given
 from hypothesis import strategies as st
 
-from planner.planning import MAX_LP_STEPS, RowPlanner, make_plan
+from planner.planning import MAX_LP_STEPS, PARTS, RowPlanner, make_plan
 from planner.policies import BASELINES, POLICIES
 from sim.catalog import find_hardware, find_model
 from sim.engine import simulate
@@ -134,7 +134,7 @@ def test_a_baseline_plan_has_the_makespan_it_is_listed_with(policy):
     [
         (machine(h2d=1e3), "h2d link limits: 10 % more bandwidth"),
         (machine(d2h=1e2), "d2h link limits: 10 % more bandwidth"),
-        (machine(flops_per_s=1e3), "compute limits: 10 % more compute speed"),
+        (machine(flops_per_s=1e3), "compute limits: 10 % more FLOP/s"),
     ],
 )
 def test_the_lane_that_holds_everything_up_is_named_with_its_worth(hardware, limit):
@@ -143,6 +143,39 @@ def test_the_lane_that_holds_everything_up_is_named_with_its_worth(hardware, lim
     assert plan.bottleneck.startswith(limit)
     saves = float(plan.bottleneck.split("saves ")[1].removesuffix(" %"))
     assert 5.0 < saves <= 9.1
+
+
+@given(models(), straight_machines(), workloads(), st.sampled_from(sorted(PARTS)))
+@examples(60)
+def test_duals_agree_with_finite_differences(model, hardware, job, part):
+    def solve(speed):
+        return RowPlanner(model, hardware.with_faster(part, speed), job)
+
+    def derivative(planner):
+        """Seconds saved by a speed that grows by all of itself, if times fell in a line."""
+        (found,) = (one for one in planner.sensitivities(None) if one.part == part)
+        return found.saved_by_duals_frac / (1 - 1 / 1.1) * planner.relaxation.objective_s
+
+    step = 1e-3
+    before, after = solve(1.0), solve(1 + step)
+    saved = before.relaxation.objective_s - after.relaxation.objective_s
+    # Where what is tight changes within the step, the difference lies between the derivatives.
+    low, high = sorted(derivative(planner) * (1 - 1 / (1 + step)) for planner in (before, after))
+    slack = 1e-7 * before.relaxation.objective_s
+    assert 0.95 * low - slack <= saved <= 1.05 * high + slack
+
+
+@given(models(4), bent_machines(), workloads())
+@examples(20)
+def test_a_saving_is_what_planning_the_faster_machine_saves(model, hardware, job):
+    planner = RowPlanner(model, hardware, job)
+    plan = make_plan(model, hardware, job)
+    assert [one.part for one in plan.sensitivities] == list(PARTS)
+    for one in plan.sensitivities:
+        faster = RowPlanner(model, hardware.with_faster(one.part, 1.1), job)
+        saved = planner.relaxation.objective_s - faster.relaxation.objective_s
+        assert one.saved_frac == pytest.approx(saved / planner.relaxation.objective_s, abs=1e-9)
+        assert -1e-9 <= one.saved_frac <= 1 - 1 / 1.1 + 1e-9
 
 
 @pytest.mark.parametrize("rate", [0.3, 0.5, 0.7])

@@ -48,9 +48,9 @@ def test_a_name_in_gz_is_compressed_and_the_same_every_time(tmp_path):
 
 
 def test_the_makespan_is_the_median_and_the_spread_is_relative_to_it():
-    recording = measured(4.0, 2.0, 2.5)
+    recording = measured(4.0, 2.0, 2.5, 9.0, 2.2)
     assert recording.makespan_s == 2.5
-    assert recording.spread_frac == pytest.approx((4.0 - 2.0) / 2.5)
+    assert recording.spread_frac == pytest.approx((4.0 - 2.2) / 2.5)  # the middle half
     assert recording.typical is recording.runs[2]
 
 

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from hw.backends.base import Memory
 from hw.environment import host_environment, host_memory_bytes
+from sim.errors import DoesNotFit
 from sim.graph import COMPUTE, LANES
 
 CHUNK_BYTES = 512 * 1024
@@ -123,10 +124,22 @@ class CpuBackend:
         return self
 
     def __exit__(self, *exc: object) -> None:
+        """End the lanes.
+
+        Raises:
+            DoesNotFit: memory ran out in the work done here.
+        """
         for jobs in self._queues.values():
             jobs.put(None)
         for thread in self._threads:
             thread.join()
+        for failure in exc:
+            if isinstance(failure, MemoryError) or "DefaultCPUAllocator" in str(failure):
+                raise DoesNotFit(
+                    "this cpu device ran out of memory at work: weights, both caches and "
+                    "activations share the host's; lower --batch or --prompt, or choose a smaller "
+                    "model or --dtype."
+                ) from None
 
     def _work(self, lane: str, jobs: queue.SimpleQueue[Job | None]) -> None:
         torch.set_num_threads(1)

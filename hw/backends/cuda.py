@@ -8,8 +8,11 @@ the operation and not of the waiting.
 
 from __future__ import annotations
 
+import mmap
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any, Self
 
 import torch
@@ -17,6 +20,7 @@ from torch import Tensor
 
 from hw.backends.base import Memory
 from hw.environment import cuda_environment, host_environment, host_memory_bytes
+from sim.errors import DoesNotFit
 from sim.graph import LANES
 
 
@@ -28,6 +32,10 @@ def cuda_available() -> bool:
 class CudaMarker:
     start: torch.cuda.Event
     end: torch.cuda.Event
+
+
+class _Pages(mmap.mmap):
+    """Anonymous pages; the tensor on them keeps them alive, and their end unlocks them."""
 
 
 HOLD_CYCLES = 10_000_000
@@ -50,7 +58,24 @@ class CudaBackend:
         self._zero = torch.cuda.Event(enable_timing=True)
 
     def host_empty(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-        return torch.empty(tuple(shape), dtype=dtype, pin_memory=True)
+        """Pinned memory of exactly this size; torch's own rounds it up to a power of two.
+
+        Raises:
+            DoesNotFit: the system will not lock that many pages.
+        """
+        n_bytes = prod(shape) * dtype.itemsize
+        if n_bytes == 0:
+            return torch.empty(tuple(shape), dtype=dtype, pin_memory=True)
+        pages = _Pages(-1, n_bytes)
+        flat = torch.frombuffer(pages, dtype=dtype, count=prod(shape))
+        status = torch.cuda.cudart().cudaHostRegister(flat.data_ptr(), n_bytes, 0)
+        if int(status) != 0:
+            raise DoesNotFit(
+                f"{n_bytes / 2**30:.1f} GiB of host memory cannot be pinned (CUDA error "
+                f"{int(status)}); lower --batch or --prompt, or raise the limit of `ulimit -l`."
+            )
+        weakref.finalize(pages, torch.cuda.cudart().cudaHostUnregister, flat.data_ptr())
+        return flat.view(tuple(shape))
 
     def device_empty(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         return torch.empty(tuple(shape), dtype=dtype, device=self.device)
@@ -122,5 +147,21 @@ class CudaBackend:
         return self
 
     def __exit__(self, *exc: object) -> None:
+        """Wait for the device and give its cached memory back.
+
+        Raises:
+            DoesNotFit: device or host memory ran out in the work done here.
+        """
         torch.cuda.synchronize(self.device)
         torch.cuda.empty_cache()
+        for failure in exc:
+            if isinstance(failure, torch.OutOfMemoryError):
+                where = f"this GPU of {torch.cuda.mem_get_info(self.device)[1] / 2**30:.1f} GiB"
+            elif isinstance(failure, MemoryError) or "DefaultCPUAllocator" in str(failure):
+                where = "the host"
+            else:
+                continue
+            raise DoesNotFit(
+                f"{where} ran out of memory at work; lower --batch or --prompt, or choose a "
+                "smaller model or --dtype."
+            ) from None

@@ -1,0 +1,149 @@
+"""How much slower the LP's plan is than the best split that search finds in the simulator.
+
+    python benchmarks/regret.py [--cases 200] [--seed 0] [--json]
+
+Each case draws a model, a machine and a job. Search tries the same split in every layer at 65
+points and then improves the best of them: all layers, the first, the last and each half of the
+others move up and down by strides that halve. Regret is the LP plan's simulated makespan over the
+least one found, minus 1. The `kvpr` closed form stands beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from statistics import median
+
+from planner import make_plan
+from planner.lower import lower_row
+from planner.planning import RowPlanner
+from sim import HardwareProfile, ModelSpec, find_hardware, find_model, simulate
+from sim.hardware import Dispatch, Interference
+from sim.workload import Workload
+
+MODELS = ("opt-125m", "opt-1.3b", "opt-6.7b", "opt-13b", "opt-30b", "llama-2-7b", "llama-3.1-8b")
+GRID = 65
+BOTH_WAYS = tuple(
+    Interference(lane, other, 0.81, "datasheet") for lane, other in (("h2d", "d2h"), ("d2h", "h2d"))
+)
+
+Split = list[list[int]]
+
+
+def draw_case(rng: random.Random) -> tuple[ModelSpec, HardwareProfile, Workload]:
+    """A shipped model on a machine between a quarter and four times an A100 with PCIe 4."""
+    model = find_model(rng.choice(MODELS))
+    machine = find_hardware("kvpr-a100")
+    for part in ("h2d", "d2h", "flops", "hbm"):
+        machine = machine.with_faster(part, 4 ** rng.uniform(-1, 1))
+    pauses = rng.choice((0.0, 2e-6, 8e-6))
+    machine = replace(
+        machine,
+        memory=replace(machine.memory, device_bytes=1e12, host_bytes=1e13),
+        dispatch=Dispatch("datasheet", kernel_s=pauses, gap_s=pauses, handover_s=pauses),
+        interference=rng.choice(((), BOTH_WAYS)),
+    )
+    job = Workload(
+        batch_size=rng.choice((1, 4, 8, 16, 32, 64)),
+        prompt_tokens=rng.randint(32, 1900),
+        gen_tokens=rng.choice((1, 1, 2)),
+    )
+    return model, machine, job
+
+
+def search(model: ModelSpec, machine: HardwareProfile, job: Workload) -> float:
+    """The least makespan over the uniform grid and a local search from its best."""
+    pasts = [job.context_tokens(step) for step in range(job.gen_tokens)]
+
+    def makespan(split: Split) -> float:
+        return simulate(lower_row(model, job, split), machine).makespan_s
+
+    def uniform(part: float) -> Split:
+        return [[round(part * past)] * model.n_layers for past in pasts]
+
+    best_s, best = min(
+        (makespan(split), split) for split in (uniform(at / (GRID - 1)) for at in range(GRID))
+    )
+    last, middle = model.n_layers - 1, model.n_layers // 2
+    groups = (range(last + 1), (0,), (last,), range(1, middle), range(middle, last))
+    stride = max(1, job.prompt_tokens // (GRID - 1))
+    while stride:
+        improved = False
+        for layers in groups:
+            for sign in (-1, 1):
+                split = moved(best, pasts, layers, sign * stride)
+                if (trial_s := makespan(split)) < best_s:
+                    best_s, best, improved = trial_s, split, True
+        if not improved:
+            stride //= 2
+    return best_s
+
+
+def moved(split: Split, pasts: Sequence[int], layers: Sequence[int], by: int) -> Split:
+    """The split with some layers' counts changed, each kept between 0 and its past tokens."""
+    return [
+        [min(max(count + by * (at in layers), 0), past) for at, count in enumerate(row)]
+        for row, past in zip(split, pasts, strict=True)
+    ]
+
+
+def timed(work: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    arguments.add_argument("--cases", type=int, default=200)
+    arguments.add_argument("--seed", type=int, default=0)
+    arguments.add_argument("--json", action="store_true")
+    options = arguments.parse_args()
+    rng = random.Random(options.seed)  # noqa: S311
+    regrets, kvpr_regrets, solves_s = [], [], []
+    for number in range(options.cases):
+        model, machine, job = draw_case(rng)
+        plan = make_plan(model, machine, job)
+        least_s = min(search(model, machine, job), plan.makespan_s)
+        regrets.append(plan.makespan_s / least_s - 1)
+        kvpr_regrets.append(plan.baselines["kvpr"] / least_s - 1)
+        planner = RowPlanner(model, machine, job)
+        if model.n_layers == 48 and job.gen_tokens == 1:
+            program = planner.program()
+            solves_s.append(timed(lambda program=program: program.solve(even=False)))
+        if sys.stderr.isatty():
+            print(f"\r{number + 1} of {options.cases}", end="", file=sys.stderr)
+    found = {
+        "cases": options.cases,
+        "median_regret_frac": median(regrets),
+        "max_regret_frac": max(regrets),
+        "kvpr_median_regret_frac": median(kvpr_regrets),
+        "kvpr_max_regret_frac": max(kvpr_regrets),
+        "lp_solve_median_s": median(solves_s),
+        "lp_solves": len(solves_s),
+    }
+    if options.json:
+        print(json.dumps(found, indent=1))
+        return
+    print(f"{found['cases']} cases, row schedule, against {GRID} uniform splits and local search")
+    print(
+        f"lp    median regret {found['median_regret_frac']:.3%}, "
+        f"worst {found['max_regret_frac']:.3%}"
+    )
+    print(
+        f"kvpr  median regret {found['kvpr_median_regret_frac']:.1%}, "
+        f"worst {found['kvpr_max_regret_frac']:.1%}"
+    )
+    print(
+        f"LP of 48 layers: {1e3 * found['lp_solve_median_s']:.1f} ms, median of "
+        f"{found['lp_solves']} solves"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,153 @@
+"""`kvoverlap record` on a tiny model: whole, broken off, resumed, and refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+
+import pytest
+
+import cli.record
+import hw.profiler
+from cli.main import main
+from sim import HardwareProfile, Recording
+
+CONFIG = {
+    "model_type": "opt",
+    "hidden_size": 64,
+    "ffn_dim": 128,
+    "num_attention_heads": 8,
+    "num_hidden_layers": 4,
+    "vocab_size": 128,
+    "max_position_embeddings": 512,
+}
+SHAPES = ((2, 24), (3, 40))
+CASES_OF_A_SHAPE = 6
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("record")
+
+
+@pytest.fixture
+def record(folder, capsys, monkeypatch):
+    """Run `record --out NAME`; returns (exit status, stdout, stderr)."""
+    tiny = folder / "tiny.json"
+    tiny.write_text(json.dumps(CONFIG))
+    monkeypatch.setattr(hw.profiler, "PASSES", 1)
+    monkeypatch.setattr(hw.profiler, "WARM_UP_S", 0.05)
+    monkeypatch.setattr(hw.profiler, "LINK_BYTES", (2**10, 2**14, 2**18))
+    monkeypatch.setattr(hw.profiler, "CONTEXTS", (16, 64))
+    monkeypatch.setattr(cli.record, "GRID", {"cpu": {str(tiny): SHAPES}})
+    monkeypatch.setattr(cli.record, "PEER_SHAPES", {"cpu": {"tiny": SHAPES[0]}})
+    monkeypatch.setattr(cli.record, "SETUP_S", {"cpu": 1.0})
+
+    def call(name, *more):
+        repeats = () if "--repeats" in more else ("--repeats", "2")
+        arguments = ["record", "--device", "cpu", "--out", str(folder / name), *repeats]
+        status = main([*arguments, *map(str, more)])
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    return call
+
+
+@pytest.fixture
+def whole(record, folder):
+    """A finished recording, made once."""
+    if not (folder / "whole").exists():
+        assert record("whole", "--link", "0.2GB/s")[0] == 0
+    return folder / "whole"
+
+
+def test_a_recording_holds_profile_cases_peers_and_environment_but_no_prediction(whole, capsys):
+    profile = HardwareProfile.load(whole / "profile.json")
+    cases = sorted((whole / "cases").iterdir())
+    assert len(cases) == CASES_OF_A_SHAPE * len(SHAPES)
+    for case in cases:
+        assert {path.name for path in case.iterdir()} == {"case.json", "measured.json.gz"}
+        measured = Recording.load(case / "measured.json.gz")
+        assert measured.source == "measured"
+        assert len(measured.runs) == 2
+        assert measured.hardware.name == profile.name
+        assert measured.checks["tokens_equal"] is True
+        assert measured.environment["torch"]
+    peers = json.loads((whole / "tiny-peers.json").read_text())["peers"]
+    ran = {peer["name"] for peer in peers if peer["not_run"] is None}
+    assert {"load-all", "kvpr", "lp"} <= ran
+    assert all(peer["tokens_equal"] for peer in peers if peer["name"] in ran)
+    about = json.loads((whole / "recording.json").read_text())
+    assert about["left_out"] == []
+    capsys.readouterr()
+    assert main(["accuracy", "--recordings", str(whole), "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["cases"]) == len(cases)
+
+
+def test_a_broken_off_recording_goes_on_where_it_stopped(whole, folder, record):
+    half = folder / "half"
+    shutil.copytree(whole, half)
+    (half / "recording.json").unlink()
+    for case in (half / "cases").glob("tiny-b3-s40-*"):
+        (case / "case.json").unlink()
+    kept = {path: path.stat().st_mtime_ns for path in half.glob("cases/tiny-b2-s24-*/*")}
+    status, stdout, stderr = record("half")
+    assert status == 0
+    assert "holds 6 finished cases" in stderr
+    assert "tiny b3-s40, round 1" in stderr
+    assert "tiny b2-s24" not in stderr
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    assert len(list(half.glob("cases/*/case.json"))) == CASES_OF_A_SHAPE * len(SHAPES)
+    assert "12 cases: median |error|" in stdout
+
+
+def test_what_the_time_does_not_allow_is_left_out_and_named(whole, folder, record, monkeypatch):
+    short = folder / "short"
+    shutil.copytree(whole, short)
+    for path in short.glob("cases/tiny-b3-s40-*/case.json"):
+        path.unlink()
+    monkeypatch.setattr(cli.record, "SETUP_S", {"cpu": 1000.0})
+    status, _, stderr = record("short", "--minutes", 1)
+    assert status == 0
+    assert "tiny-b3-s40 left out: " in stderr
+    (left_out,) = json.loads((short / "recording.json").read_text())["left_out"]
+    assert "s of --minutes were left" in left_out
+
+
+def test_a_recording_of_another_machine_is_not_gone_on_with(whole, folder, record):
+    other = folder / "other"
+    shutil.copytree(whole, other)
+    profile = HardwareProfile.load(other / "profile.json")
+    replace(profile, environment={**profile.environment, "device": "a GPU"}).save(
+        other / "profile.json"
+    )
+    status, _, stderr = record("other")
+    assert status == 2
+    assert "was begun with device 'a GPU'" in stderr
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (("--repeats", 0), "--repeats(=0)"),
+        (("--minutes", 0), "--minutes(=0.0) must be above 0"),
+        (("--minutes", "nan"), "--minutes(=nan)"),
+        (("--link", "fast"), "--link(=fast)"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_writes_nothing(record, folder, more, words):
+    status, stdout, stderr = record("bad", *more)
+    assert (status, stdout) == (2, "")
+    assert words in stderr
+    assert "Traceback" not in stderr
+    assert not (folder / "bad").exists()
+
+
+def test_a_folder_with_other_files_is_refused(record, folder):
+    (folder / "mine").mkdir()
+    (folder / "mine" / "thesis.txt").write_text("words")
+    status, _, stderr = record("mine")
+    assert status == 2
+    assert "holds something else; name a new folder" in stderr
+    assert [path.name for path in (folder / "mine").iterdir()] == ["thesis.txt"]

@@ -6,7 +6,7 @@ Run with `make bench`; pytest-benchmark prints median and spread of each.
 import pytest
 
 from planner import make_plan
-from planner.planning import RowPlanner
+from planner.planning import DecodePlanner
 from sim import Workload, find_hardware, find_model, simulate
 
 CASES = {
@@ -23,7 +23,7 @@ def case(request):
 
 @pytest.mark.benchmark(group="lp")
 def test_lp_relaxation(benchmark, case):
-    relaxation = benchmark(lambda: RowPlanner(*case).relaxation)
+    relaxation = benchmark(lambda: DecodePlanner(*case).relaxation)
     assert relaxation.objective_s > 0
 
 

@@ -20,8 +20,8 @@ from dataclasses import replace
 from statistics import median
 
 from planner import make_plan
-from planner.lower import lower_row
-from planner.planning import RowPlanner
+from planner.lower import lower
+from planner.planning import DecodePlanner
 from sim import HardwareProfile, ModelSpec, find_hardware, find_model, simulate
 from sim.hardware import Dispatch, Interference
 from sim.workload import Workload
@@ -61,7 +61,7 @@ def search(model: ModelSpec, machine: HardwareProfile, job: Workload) -> float:
     pasts = [job.context_tokens(step) for step in range(job.gen_tokens)]
 
     def makespan(split: Split) -> float:
-        return simulate(lower_row(model, job, split), machine).makespan_s
+        return simulate(lower("row", model, job, split), machine).makespan_s
 
     def uniform(part: float) -> Split:
         return [[round(part * past)] * model.n_layers for past in pasts]
@@ -112,7 +112,7 @@ def main() -> None:
         least_s = min(search(model, machine, job), plan.makespan_s)
         regrets.append(plan.makespan_s / least_s - 1)
         kvpr_regrets.append(plan.baselines["kvpr"] / least_s - 1)
-        planner = RowPlanner(model, machine, job)
+        planner = DecodePlanner(model, machine, job)
         if model.n_layers == 48 and job.gen_tokens == 1:
             program = planner.program()
             solves_s.append(timed(lambda program=program: program.solve(even=False)))

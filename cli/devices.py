@@ -180,11 +180,9 @@ def run_plan(loaded: Plan, device: str, repeats: int, seed: int) -> Recording:
     """Execute a simulated plan `repeats` times and check its numbers."""
     from hw import (
         Executor,
-        HostCache,
         check_graph_fits,
         open_backend,
-        prefill,
-        prompt_ids,
+        prefilled_caches,
         random_weights,
         resident_decode,
         resolve_device,
@@ -202,13 +200,13 @@ def run_plan(loaded: Plan, device: str, repeats: int, seed: int) -> Recording:
         check_graph_fits(graph, backend)
         steps("making weights")
         weights = random_weights(loaded.model, seed, backend.device)
-        cache = HostCache.empty(loaded.model, loaded.workload, backend)
         steps("prefilling prompts and decoding them for reference")
-        prefill(weights, prompt_ids(loaded.model, loaded.workload, seed), cache)
-        reference = resident_decode(weights, cache, loaded.workload)
+        caches = prefilled_caches(weights, loaded.workload, seed, backend)
+        references = [resident_decode(weights, cache, loaded.workload) for cache in caches]
         predicted = simulate(graph, loaded.hardware)
-        follow = None if loaded.model.dtype == "float32" else reference.tokens
-        executor = Executor(graph, predicted.graph.sha256, weights, cache, backend, follow)
+        tokens = [reference.tokens for reference in references]
+        follow = None if loaded.model.dtype == "float32" else tokens
+        executor = Executor(graph, predicted.graph.sha256, weights, caches, backend, follow)
         steps("warming up")
         for _ in range(WARM_UPS[kind]):
             executor.run()
@@ -217,6 +215,6 @@ def run_plan(loaded: Plan, device: str, repeats: int, seed: int) -> Recording:
             steps(f"repeat {number + 1} of {repeats}", number / repeats)
             runs.append(executor.run())
         steps("checking the numbers")
-        checks = executor.check(reference)
+        checks = executor.check(references)
         environment = backend.environment()
     return Recording("measured", loaded.hardware, tuple(runs), environment, checks)

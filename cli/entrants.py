@@ -154,11 +154,11 @@ def our_entrants(
     from hw import Executor
     from hw.peers import PlanPeer
 
-    follow = None if weights.model.dtype == "float32" else reference.tokens
+    follow = None if weights.model.dtype == "float32" else [reference.tokens]
     entrants = []
     for policy, graph in graphs.items():
         predicted = simulate(graph, hardware).graph.sha256
-        executor = Executor(graph, predicted, weights, cache, backend, follow)
+        executor = Executor(graph, predicted, weights, [cache], backend, follow)
         entrants.append(Entrant(policy, PLANS[policy], PlanPeer(executor)))
     return entrants
 

@@ -9,7 +9,7 @@ from statistics import mean
 from typing import TYPE_CHECKING, Any
 
 from cli.output import Steps
-from planner import Plan, make_plan
+from planner import Plan, baseline_split, lower, make_plan
 from sim.accuracy import MEASURED, RecordedCase, loosest_tolerance_frac
 from sim.compare import Comparison, compare
 from sim.engine import simulate
@@ -87,7 +87,8 @@ class ShapeResult:
 
 
 def shape_name(job: Workload) -> str:
-    return f"b{job.batch_size}-s{job.prompt_tokens}"
+    batches = f"{job.n_batches}x" if job.n_batches > 1 else ""
+    return f"b{batches}{job.batch_size}-s{job.prompt_tokens}"
 
 
 def plan_names(job: Workload) -> dict[str, str]:
@@ -98,10 +99,13 @@ def plan_names(job: Workload) -> dict[str, str]:
     }
 
 
-def plan_shape(model: ModelSpec, hardware: HardwareProfile, job: Workload) -> PlanGroup:
+def plan_shape(
+    model: ModelSpec, hardware: HardwareProfile, job: Workload, schedule: str
+) -> PlanGroup:
     """One plan per policy and fixed split."""
     return {
-        name: make_plan(model, hardware, job, policy) for name, policy in plan_names(job).items()
+        name: make_plan(model, hardware, job, policy, schedule)
+        for name, policy in plan_names(job).items()
     }
 
 
@@ -123,6 +127,7 @@ class GridRun:
         repeats: int,
         seed: int,
         steps: Steps,
+        schedule: str = "row",
     ) -> None:
         """Make the weights, and the prompts' cache of which every job takes its part.
 
@@ -136,12 +141,13 @@ class GridRun:
         self.backend = backend
         self.repeats = repeats
         self.steps = steps
+        self.schedule = schedule
         longest = Workload(
-            max(job.batch_size for job in jobs),
+            max(job.batch_size * job.n_batches for job in jobs),
             max(job.prompt_tokens for job in jobs),
             jobs[0].gen_tokens,
         )
-        self._check_memory([longest, *jobs])
+        self._check_memory(longest, jobs)
         steps(f"{model.name}, making weights", 0.0)
         self._weights = random_weights(model, seed, backend.device)
         self._longest, self._source = longest, HostCache.empty(model, longest, backend)
@@ -149,17 +155,20 @@ class GridRun:
         prefill(self._weights, prompt_ids(model, longest, seed), self._source)
         self._pulse = Pulse(backend, model, hardware)
 
-    def _check_memory(self, jobs: Sequence[Workload]) -> None:
+    def _check_memory(self, longest: Workload, jobs: Sequence[Workload]) -> None:
         """Every job fits beside the prompts' cache, of which a job smaller than it takes a copy."""
         memory = self.backend.memory()
         where = f"this {self.backend.kind} device"
-        host_bytes = memory.host_bytes
+        source = lower("row", self.model, longest, self._recompute_all(longest))
         for job in jobs:
-            largest = make_plan(self.model, self.hardware, job, "recompute-all").lower()
-            if job != jobs[0]:
-                check_fits(largest, memory.device_bytes, host_bytes, where)
-            else:
-                host_bytes -= footprint(largest).host_bytes
+            host_bytes = memory.host_bytes
+            if job != longest:
+                host_bytes -= footprint(source).host_bytes
+            largest = lower(self.schedule, self.model, job, self._recompute_all(job))
+            check_fits(largest, memory.device_bytes, host_bytes, where)
+
+    def _recompute_all(self, job: Workload) -> list[list[int]]:
+        return baseline_split("recompute-all", self.model, job, self.hardware)
 
     def measure(self, job: Workload, done: float) -> ShapeResult:
         """Plan, run and compare the cases of one job.
@@ -174,19 +183,20 @@ class GridRun:
 
         name_of_shape = f"{self.model.name} {shape_name(job)}"
         self.steps(f"{name_of_shape}, planning", done)
-        cache = self._cache(job)
-        reference = resident_decode(self._weights, cache, job)
-        follow = None if self.model.dtype == "float32" else reference.tokens
+        caches = self._caches(job)
+        references = [resident_decode(self._weights, cache, job) for cache in caches]
+        tokens = [reference.tokens for reference in references]
+        follow = None if self.model.dtype == "float32" else tokens
         drift = self._pulse.drift()
         hardware = self.hardware
         for part, ratio in drift.items():
             hardware = hardware.with_faster(part, 1 / ratio)
-        group = plan_shape(self.model, hardware, job)
+        group = plan_shape(self.model, hardware, job, self.schedule)
         graphs = {name: plan.simulated_graph() for name, plan in group.items()}
         predicted = {name: simulate(graph, hardware) for name, graph in graphs.items()}
         executors = {
             name: Executor(
-                graph, predicted[name].graph.sha256, self._weights, cache, self.backend, follow
+                graph, predicted[name].graph.sha256, self._weights, caches, self.backend, follow
             )
             for name, graph in graphs.items()
         }
@@ -201,7 +211,7 @@ class GridRun:
             for name, executor in executors.items():
                 if sum(off <= STEADY_FRAC for off, _ in runs[name]) < self.repeats:
                     timeline = executor.run()
-                    checks[name] = executor.check(reference)
+                    checks[name] = executor.check(references)
                     after = _off_frac(self._pulse.beat(), drift)
                     runs[name].append((max(before, after), timeline))
                     before = after
@@ -215,14 +225,16 @@ class GridRun:
             cases.append(Case(name, plan, measured, compare(guess, measured)))
         return ShapeResult(cases, drift, [off for some in runs.values() for off, _ in some])
 
-    def _cache(self, job: Workload) -> HostCache:
+    def _caches(self, job: Workload) -> list[HostCache]:
+        """One cache for each batch of a job."""
         from hw import HostCache
 
         if job == self._longest:
-            return self._source
-        cache = HostCache.empty(self.model, job, self.backend)
-        cache.take_prefix(self._source, job.prompt_tokens)
-        return cache
+            return [self._source]
+        caches = [HostCache.empty(self.model, job, self.backend) for _ in range(job.n_batches)]
+        for number, cache in enumerate(caches):
+            cache.take_prefix(self._source, job.prompt_tokens, number * job.batch_size)
+        return caches
 
 
 def _off_frac(beat: dict[str, float], drift: dict[str, float]) -> float:

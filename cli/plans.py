@@ -10,7 +10,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from cli.output import note, print_json, progress, say, table
-from planner import PARTS, Plan, make_plan, plan_split
+from planner import PARTS, Plan, choose_schedule, make_plan, plan_split
 from sim.catalog import find_hardware, find_model
 from sim.compare import Comparison, compare
 from sim.engine import simulate
@@ -45,6 +45,7 @@ def plan(
     gen: str = "1",
     policy: str = "lp",
     schedule: str = "row",
+    n_batches: str = "1",
     dtype: str | None = None,
     set: tuple[str, ...] = (),  # noqa: A002
     output: Output = None,
@@ -59,6 +60,8 @@ def plan(
       kvoverlap plan --model opt-13b --hardware kvpr-a100 --batch 32 --prompt 1K
       kvoverlap plan --model opt-13b --hardware kvpr-a100 --batch 32 --prompt 1K \\
         --set link.bandwidth=64GB/s
+      kvoverlap plan --model opt-30b --hardware kvpr-a100 --batch 32 --prompt 512 \\
+        --schedule column --n-batches 8
       kvoverlap plan --model ./config.json --hardware profile.json --batch 8 --prompt 512 \\
         --gen 16 -o plan.json
 
@@ -77,7 +80,11 @@ def plan(
     policy
         lp, kvpr, load-all, recompute-all, or fixed:<tokens>.
     schedule
-        row: all layers of a step, then the next step; weights stay on the device.
+        row: all layers of a step, then the next step; weights stay on the device. column: weights
+        come from host memory, and --n-batches batches pass through each layer before the next is
+        loaded. auto: whichever makes more tokens a second.
+    n_batches
+        Batches of --batch sequences that share each loaded layer (column).
     dtype
         float32, float16 or bfloat16; by default the model's, or the profile's if its size differs.
     set
@@ -88,18 +95,23 @@ def plan(
         Print JSON instead of text.
     """
     workload = Workload(
-        parse_count("--batch", batch), parse_count("--prompt", prompt), parse_count("--gen", gen)
+        parse_count("--batch", batch),
+        parse_count("--prompt", prompt),
+        parse_count("--gen", gen),
+        parse_count("--n-batches", n_batches),
     )
     machine = find_hardware(hardware)
     for setting in set:
         machine = apply_setting(machine, setting)
     spec = match_dtype(find_model(model, dtype), machine, chosen=dtype is not None)
-    if workload.gen_tokens * spec.n_layers >= LONG_JOB_LAYERS:
-        with progress("plan") as tell:
+    with progress("plan") as tell:
+        if workload.gen_tokens * workload.n_batches * spec.n_layers >= LONG_JOB_LAYERS:
             tell("solving and simulating")
+        if schedule == "auto":
+            made, reason = choose_schedule(spec, machine, workload, policy)
+            note(reason)
+        else:
             made = make_plan(spec, machine, workload, policy, schedule)
-    else:
-        made = make_plan(spec, machine, workload, policy, schedule)
     if output is not None:
         made.save(output)
     if json:
@@ -154,9 +166,10 @@ def print_plan(made: Plan) -> None:
     split = sorted(first.recomputed_tokens)
     middle = split[len(split) // 2]
     say(
-        f"{made.model.name} ({made.model.dtype}) on {made.hardware.name}: batch "
-        f"{made.workload.batch_size}, prompt {made.workload.prompt_tokens}, "
-        f"{made.workload.gen_tokens} step(s), policy {made.policy}, schedule {made.schedule}"
+        f"{made.model.name} ({made.model.dtype}) on {made.hardware.name}: "
+        f"{made.workload.n_batches} x batch {made.workload.batch_size}, prompt "
+        f"{made.workload.prompt_tokens}, {made.workload.gen_tokens} step(s), policy {made.policy}, "
+        f"schedule {made.schedule}"
     )
     say(
         f"recompute {middle} of {first.context_tokens} past tokens in the median layer "
@@ -164,7 +177,8 @@ def print_plan(made: Plan) -> None:
     )
     say(
         f"predicted {ms(made.makespan_s)} (LP objective {ms(made.lp_objective_s)}, no split can "
-        f"beat {ms(made.lower_bound_s)}); hardware figures: {made.source}"
+        f"beat {ms(made.lower_bound_s)}); {made.tokens_per_s:,.1f} tokens/s; hardware figures: "
+        f"{made.source}"
     )
     if made.out_of_range_tasks:
         n_tasks = len(made.lower().tasks)
@@ -231,7 +245,9 @@ def simulate_verb(
         edited = loaded
         if graph.sha256 != loaded.graph_sha256:
             split = [step.recomputed_tokens for step in loaded.steps]
-            edited = plan_split(loaded.model, loaded.hardware, loaded.workload, split)
+            edited = plan_split(
+                loaded.model, loaded.hardware, loaded.workload, split, loaded.schedule
+            )
         edited.save(plan_out)
     report_timeline("predicted", Recording("predicted", loaded.hardware, (timeline,)), json)
 

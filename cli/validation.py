@@ -36,6 +36,8 @@ def validate(
     prompts: str | None = None,
     batches: str | None = None,
     gen: str = "2",
+    schedule: str = "row",
+    n_batches: str = "1",
     repeats: int = 5,
     link: str | None = None,
     seed: int = 0,
@@ -52,6 +54,7 @@ def validate(
     Examples:
       kvoverlap validate
       kvoverlap validate --device cpu --link 0.4GB/s --out runs/slow-link
+      kvoverlap validate --schedule column --n-batches 2 --batches 3,5 --prompts 200,350
       kvoverlap validate --device cuda --model llama-2-7b --batches 8,16 --prompts 512,2K --gate 5
 
     Parameters
@@ -66,6 +69,10 @@ def validate(
         Comma-separated batch sizes.
     gen
         Decode steps of every case.
+    schedule
+        row, or column with --n-batches batches that share each loaded layer.
+    n_batches
+        Batches that pass through each layer (column).
     repeats
         Measured repetitions of every case, in turn with the other cases of its shape.
     link
@@ -90,7 +97,7 @@ def validate(
     spec = find_model(model or default["model"], DEFAULT_DTYPE[kind])
     steps = parse_count("--gen", gen)
     jobs = [
-        Workload(batch, prompt, steps)
+        Workload(batch, prompt, steps, parse_count("--n-batches", n_batches))
         for prompt in parse_counts("--prompts", prompts or default["prompts"])
         for batch in parse_counts("--batches", batches or default["batches"])
     ]
@@ -99,7 +106,7 @@ def validate(
     hardware = measure_profile(kind, [spec], f"this-{kind}", link)
     pace = hardware.links.h2d.paced_bytes_per_s
     with progress("validate") as tell, open_backend(kind, pace) as backend:
-        grid = GridRun(spec, hardware, backend, jobs, repeats, seed, tell)
+        grid = GridRun(spec, hardware, backend, jobs, repeats, seed, tell, schedule)
         shapes = [grid.measure(job, number / len(jobs)) for number, job in enumerate(jobs)]
     report = summary(shapes, hardware)
     cases = [case for shape in shapes for case in shape.cases]

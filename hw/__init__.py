@@ -1,7 +1,7 @@
 """Profiles a device and runs task graphs on it with real tensors."""
 
 from hw.backends import DEVICES, open_backend, resolve_device
-from hw.cache import HostCache, prefill, prompt_ids, resident_decode
+from hw.cache import HostCache, prefill, prefilled_caches, prompt_ids, resident_decode
 from hw.executor import Executor, check_graph_fits
 from hw.profiler import balanced_link_bytes_per_s, profile_device
 from hw.pulse import Pulse
@@ -16,6 +16,7 @@ __all__ = [
     "check_graph_fits",
     "open_backend",
     "prefill",
+    "prefilled_caches",
     "profile_device",
     "prompt_ids",
     "random_weights",

@@ -49,23 +49,37 @@ class HostCache:
             next_tokens=torch.zeros(workload.batch_size, dtype=torch.int64),
         )
 
-    def take_prefix(self, longer: HostCache, prompt_tokens: int) -> None:
+    def take_prefix(self, longer: HostCache, prompt_tokens: int, first: int = 0) -> None:
         """Fill from a cache of the same prompts (or more, or longer ones).
 
         K, V and X of a token depend on nothing behind it and on no other sequence. The next tokens
         are those of the longer prompts: any token serves as the first step's input.
+
+        Args:
+            first: the first sequence to take.
         """
-        batch = self.next_tokens.shape[0]
+        taken = slice(first, first + self.next_tokens.shape[0])
         for mine, theirs in zip([*self.kv, *self.x], [*longer.kv, *longer.x], strict=True):
-            mine[:prompt_tokens].copy_(theirs[:prompt_tokens, :batch])
-        self.next_tokens.copy_(longer.next_tokens[:batch])
+            mine[:prompt_tokens].copy_(theirs[:prompt_tokens, taken])
+        self.next_tokens.copy_(longer.next_tokens[taken])
 
 
 def prompt_ids(model: ModelSpec, workload: Workload, seed: int) -> Tensor:
-    """Seeded random prompts, [B, S]."""
+    """Seeded random prompts of all batches, [n_batches * B, S]."""
     generator = torch.Generator().manual_seed(seed)
-    shape = (workload.batch_size, workload.prompt_tokens)
+    shape = (workload.n_batches * workload.batch_size, workload.prompt_tokens)
     return torch.randint(0, model.vocab_size, shape, generator=generator)
+
+
+def prefilled_caches(
+    weights: Weights, workload: Workload, seed: int, backend: Backend
+) -> list[HostCache]:
+    """For each batch a cache of its seeded random prompts."""
+    caches = []
+    for prompts in prompt_ids(weights.model, workload, seed).split(workload.batch_size):
+        caches.append(HostCache.empty(weights.model, workload, backend))
+        prefill(weights, prompts, caches[-1])
+    return caches
 
 
 @torch.inference_mode()

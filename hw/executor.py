@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from torch import Tensor
 from hw.backends import Backend, Marker
 from hw.cache import HostCache, ResidentDecode
 from hw.kernels import Kernels
+from hw.offload import OffloadedLayers
 from hw.weights import TORCH_DTYPE, Weights
 from sim.errors import Mismatch, NotSimulated, WrongNumbers
 from sim.graph import Task, TaskGraph
@@ -28,9 +29,9 @@ class Executor:
         graph: what to run.
         predicted_sha256: hash of the graph whose simulation passed.
         weights: on the backend's device.
-        cache: K, V and X of the prompt; the run appends the new tokens behind it.
-        follow: [steps, B], tokens to feed instead of the run's own, so that a reference stays
-            comparable in precisions whose rounding can turn a close choice over.
+        caches: K, V and X of each batch's prompts; the run appends the new tokens behind them.
+        follow: for each batch [steps, B], tokens to feed instead of the run's own, so that a
+            reference stays comparable in precisions whose rounding can turn a close choice over.
 
     Raises:
         NotSimulated: `predicted_sha256` is not this graph's hash.
@@ -42,9 +43,9 @@ class Executor:
         graph: TaskGraph,
         predicted_sha256: str,
         weights: Weights,
-        cache: HostCache,
+        caches: Sequence[HostCache],
         backend: Backend,
-        follow: Tensor | None = None,
+        follow: Sequence[Tensor] | None = None,
     ) -> None:
         if predicted_sha256 != graph.sha256:
             raise NotSimulated(
@@ -56,26 +57,36 @@ class Executor:
                 f"the plan is for model {graph.model.name} ({graph.model.dtype}), the weights are "
                 f"of {weights.model.name} ({weights.model.dtype}); plan for the loaded model."
             )
-        _check_cache(cache, graph)
+        _check_caches(caches, graph)
         self.graph = graph
         self.weights = weights
-        self.cache = cache
+        self.caches = caches
         self.backend = backend
         model, job = graph.model, graph.workload
         dtype, empty = TORCH_DTYPE[model.dtype], backend.device_empty
         loads = [task for task in graph.tasks if task.op == "load_x"]
         x_rows = max((task.n_tokens for task in loads), default=0)
-        batch, rows = job.batch_size, range(graph.slots)
+        batch, rows, batches = job.batch_size, range(graph.slots), range(job.n_batches)
         self._kernels = Kernels(weights, job.max_tokens)
         kv_shape = (job.max_tokens, batch, 2, model.n_kv_heads, model.head_dim)
         self._kv = [empty(kv_shape, dtype) for _ in rows]
         self._x = [empty((x_rows, batch, model.hidden_size), dtype) for _ in rows]
         self._new_x = [empty((batch, model.hidden_size), dtype) for _ in rows]
-        self._hidden = empty((batch, model.hidden_size), dtype)
+        self._hidden = [empty((batch, model.hidden_size), dtype) for _ in batches]
         self._queries = empty((batch, model.n_heads, model.head_dim), dtype)
-        self._tokens = empty((job.gen_tokens + 1, batch), torch.int64)
-        self._logits = empty((batch, model.vocab_size), dtype)
-        self._follow = None if follow is None else follow.to(backend.device)
+        self._tokens = [empty((job.gen_tokens + 1, batch), torch.int64) for _ in batches]
+        self._logits = [empty((batch, model.vocab_size), dtype) for _ in batches]
+        self._follow = follow and [tokens.to(backend.device) for tokens in follow]
+        self._layers = {
+            (step, at): layer
+            for step in range(job.gen_tokens)
+            for at, layer in enumerate(weights.layers)
+        }
+        self._offloaded: OffloadedLayers | None = None
+        brought = {(t.step, t.layer): t.slot for t in graph.tasks if t.op == "load_weights"}
+        if brought:
+            offloaded = self._offloaded = OffloadedLayers(weights, backend)
+            self._layers = {at: offloaded.layer(at[1], slot) for at, slot in brought.items()}
         self._ops: dict[str, Callable[[Task], None]] = {
             "embed": self._embed,
             "qkv": self._qkv,
@@ -83,6 +94,8 @@ class Executor:
             "attention": self._attention,
             "mlp": self._mlp,
             "head": self._head,
+            "load_kv_weights": self._load_kv_weights,
+            "load_weights": self._load_weights,
             "load_x": self._load_x,
             "load_kv": self._load_kv,
             "store_kv": self._store_kv,
@@ -95,9 +108,10 @@ class Executor:
         What earlier runs stored behind the prompt is wiped first, so that a store that does not
         happen cannot pass for one that did.
         """
-        self._tokens[0].copy_(self.cache.next_tokens)
-        for stored in (*self.cache.kv, *self.cache.x):
-            stored[self.graph.workload.prompt_tokens :] = math.nan
+        for tokens, cache in zip(self._tokens, self.caches, strict=True):
+            tokens[0].copy_(cache.next_tokens)
+            for stored in (*cache.kv, *cache.x):
+                stored[self.graph.workload.prompt_tokens :] = math.nan
         markers: list[Marker] = []
         self.backend.begin()
         for task, deps in zip(self.graph.tasks, self.graph.dep_indices, strict=True):
@@ -109,17 +123,17 @@ class Executor:
         return Timeline(self.graph, tuple(a for a, _ in times), tuple(b for _, b in times))
 
     @property
-    def tokens(self) -> Tensor:
-        """[steps, B], the token that each step of the last run predicted."""
-        return self._tokens[1:].cpu()
+    def tokens(self) -> list[Tensor]:
+        """For each batch [steps, B], the token that each step of the last run predicted."""
+        return [tokens[1:].cpu() for tokens in self._tokens]
 
     @property
-    def logits(self) -> Tensor:
-        """[B, V] of the last step of the last run."""
-        return self._logits.cpu()
+    def logits(self) -> list[Tensor]:
+        """For each batch [B, V] of the last step of the last run."""
+        return [logits.cpu() for logits in self._logits]
 
-    def check(self, reference: ResidentDecode) -> dict[str, float | bool]:
-        """Compare what the last run computed with the resident decode.
+    def check(self, references: Sequence[ResidentDecode]) -> dict[str, float | bool]:
+        """Compare what the last run computed with the resident decode of each batch.
 
         Looked at are the greedy tokens (below 32 bit only where the reference's choice was clear),
         the last logits, the K and V appended to the host cache,
@@ -132,21 +146,28 @@ class Executor:
         new = slice(job.prompt_tokens, job.max_tokens)
         appended = max(
             relative_difference(mine[new], theirs)
-            for mine, theirs in zip(self.cache.kv, reference.new_kv, strict=True)
+            for cache, reference in zip(self.caches, references, strict=True)
+            for mine, theirs in zip(cache.kv, reference.new_kv, strict=True)
         )
         last = {task.slot: task for task in self.graph.tasks if task.op == "attention"}
         in_slots = max(
             relative_difference(
                 self._kv[slot][: task.token_stop].cpu(),
-                reference.last_kv[task.layer][: task.token_stop],
+                references[task.batch].last_kv[task.layer][: task.token_stop],
             )
             for slot, task in last.items()
         )
-        differ = self.tokens != reference.tokens
-        clear = reference.margins > (0.0 if self.graph.model.dtype == "float32" else limit)
+        least_margin = 0.0 if self.graph.model.dtype == "float32" else limit
+        tokens_equal = not any(
+            bool(((mine != theirs.tokens) & (theirs.margins > least_margin)).any())
+            for mine, theirs in zip(self.tokens, references, strict=True)
+        )
         result: dict[str, float | bool] = {
-            "tokens_equal": not bool((differ & clear).any()),
-            "logits_difference": relative_difference(self.logits, reference.logits),
+            "tokens_equal": tokens_equal,
+            "logits_difference": max(
+                relative_difference(mine, theirs.logits)
+                for mine, theirs in zip(self.logits, references, strict=True)
+            ),
             "kv_appended_difference": appended,
             "kv_in_slots_difference": in_slots,
         }
@@ -163,56 +184,78 @@ class Executor:
         return lambda: op(task)
 
     def _embed(self, task: Task) -> None:
-        tokens = self._tokens[task.step]
+        tokens = self._tokens[task.batch][task.step]
         if self._follow is not None and task.step > 0:
-            tokens = self._follow[task.step - 1]
-        tokens = tokens[:, None]
-        self._hidden.copy_(self._kernels.embed(tokens, task.token_start)[:, 0])
+            tokens = self._follow[task.batch][task.step - 1]
+        embedded = self._kernels.embed(tokens[:, None], task.token_start)
+        self._hidden[task.batch].copy_(embedded[:, 0])
 
     def _qkv(self, task: Task) -> None:
-        layer = self.weights.layers[task.layer]
+        layer = self._layers[task.step, task.layer]
         row = self._kv[task.slot][task.token_start : task.token_stop]
         new_x = self._new_x[task.slot]
-        queries = self._kernels.qkv(layer, self._hidden, row, new_x, task.token_start)
+        hidden = self._hidden[task.batch]
+        queries = self._kernels.qkv(layer, hidden, row, new_x, task.token_start)
         self._queries.copy_(queries)
 
     def _recompute(self, task: Task) -> None:
-        layer = self.weights.layers[task.layer]
+        layer = self._layers[task.step, task.layer]
         tokens = slice(task.token_start, task.token_stop)
         self._kernels.project_kv(
             layer, self._x[task.slot][tokens], self._kv[task.slot][tokens], task.token_start
         )
 
     def _attention(self, task: Task) -> None:
-        layer = self.weights.layers[task.layer]
+        layer = self._layers[task.step, task.layer]
         kv = self._kv[task.slot][: task.token_stop]
-        self._kernels.attention(layer, self._hidden, self._queries, kv)
+        self._kernels.attention(layer, self._hidden[task.batch], self._queries, kv)
 
     def _mlp(self, task: Task) -> None:
-        self._kernels.mlp(self.weights.layers[task.layer], self._hidden)
+        self._kernels.mlp(self._layers[task.step, task.layer], self._hidden[task.batch])
 
     def _head(self, task: Task) -> None:
-        self._logits.copy_(self._kernels.logits(self._hidden))
-        torch.argmax(self._logits, dim=-1, out=self._tokens[task.step + 1])
+        logits = self._logits[task.batch]
+        logits.copy_(self._kernels.logits(self._hidden[task.batch]))
+        torch.argmax(logits, dim=-1, out=self._tokens[task.batch][task.step + 1])
+
+    def _load_kv_weights(self, task: Task) -> None:
+        if self._offloaded is not None:
+            self._offloaded.load_kv_weights(task.layer, task.slot)
+
+    def _load_weights(self, task: Task) -> None:
+        if self._offloaded is not None:
+            self._offloaded.load_weights(task.layer, task.slot)
 
     def _load_x(self, task: Task) -> None:
         tokens = slice(task.token_start, task.token_stop)
-        self.backend.copy(self._x[task.slot][tokens], self.cache.x[task.layer][tokens])
+        self.backend.copy(self._x[task.slot][tokens], self._cache(task).x[task.layer][tokens])
 
     def _load_kv(self, task: Task) -> None:
         tokens = slice(task.token_start, task.token_stop)
-        self.backend.copy(self._kv[task.slot][tokens], self.cache.kv[task.layer][tokens])
+        self.backend.copy(self._kv[task.slot][tokens], self._cache(task).kv[task.layer][tokens])
 
     def _store_kv(self, task: Task) -> None:
         tokens = slice(task.token_start, task.token_stop)
-        self.backend.copy(self.cache.kv[task.layer][tokens], self._kv[task.slot][tokens])
+        self.backend.copy(self._cache(task).kv[task.layer][tokens], self._kv[task.slot][tokens])
 
     def _store_x(self, task: Task) -> None:
-        self.backend.copy(self.cache.x[task.layer][task.token_start], self._new_x[task.slot])
+        x = self._cache(task).x[task.layer]
+        self.backend.copy(x[task.token_start], self._new_x[task.slot])
+
+    def _cache(self, task: Task) -> HostCache:
+        return self.caches[task.batch]
+
+
+def _check_caches(caches: Sequence[HostCache], graph: TaskGraph) -> None:
+    """Refuse caches whose number, layers, shapes or dtype are not the graph's."""
+    n_batches = graph.workload.n_batches
+    if len(caches) != n_batches:
+        raise Mismatch(f"the plan decodes {n_batches} batches, there are {len(caches)} caches.")
+    for cache in caches:
+        _check_cache(cache, graph)
 
 
 def _check_cache(cache: HostCache, graph: TaskGraph) -> None:
-    """Refuse a cache whose layers, shapes or dtype are not the graph's."""
     model, job = graph.model, graph.workload
     rows = (job.max_tokens, job.batch_size)
     kv = ((*rows, 2, model.n_kv_heads, model.head_dim), TORCH_DTYPE[model.dtype])

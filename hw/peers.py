@@ -104,7 +104,7 @@ class PlanPeer:
         Raises:
             WrongNumbers: as `Executor.check`.
         """
-        self.executor.check(reference)
+        self.executor.check([reference])
         return Agreement(True, int(_clear(reference, self.executor.graph.model).sum()))
 
     def release(self) -> None:
@@ -144,12 +144,17 @@ class TransformersPeer:
         self._backend = backend
         self._offloading = offloading
         self._past: Any = None
+        self._stream: Any = None
         self._chosen: list[Tensor] = []
 
     @torch.inference_mode()
     def prepare(self) -> None:
         hf, device = import_module("transformers"), self._backend.device
         self._past = hf.DynamicCache(config=self._built.config, offloading=self._offloading)
+        if self._offloading:
+            # Memory that torch keeps for one stream serves no other: all repeats share the first's.
+            self._stream = self._stream or self._past.prefetch_stream
+            self._past.prefetch_stream = self._stream
         for number, kv in enumerate(self._cache.kv):
             prompt = kv[: self._job.prompt_tokens].to(device)
             keys, values = (

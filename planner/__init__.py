@@ -1,7 +1,19 @@
 """Chooses what to load and what to recompute, and turns the choice into a task graph."""
 
+from planner.lower import SCHEDULES, lower
 from planner.plan import Plan, StepSplit
-from planner.planning import PARTS, SCHEDULES, make_plan, plan_split
-from planner.policies import POLICIES
+from planner.planning import PARTS, choose_schedule, make_plan, plan_split
+from planner.policies import POLICIES, baseline_split
 
-__all__ = ["PARTS", "POLICIES", "SCHEDULES", "Plan", "StepSplit", "make_plan", "plan_split"]
+__all__ = [
+    "PARTS",
+    "POLICIES",
+    "SCHEDULES",
+    "Plan",
+    "StepSplit",
+    "baseline_split",
+    "choose_schedule",
+    "lower",
+    "make_plan",
+    "plan_split",
+]

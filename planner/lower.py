@@ -1,8 +1,12 @@
 """From a split (how many tokens each layer recomputes) to the graph that realises it.
 
-Row schedule: weights stay on the device, every layer of a step runs before the next step. Layer
-after layer, in every step, the link loads X of the recomputed tokens and then K and V of the
-others into one of `slots` staging slots, while the compute lane works on earlier layers.
+A cell is one layer of one batch in one step. Cell after cell the link loads X of the recomputed
+tokens and then K and V of the others into one of `slots` staging slots, while the compute lane
+works on earlier cells.
+
+Row schedule: weights stay on the device, every layer of a step runs before the next step. Column
+schedule: weights come from host memory, the K and V projections first so that recomputation can
+start before the rest has arrived, and all batches pass through a layer before the next is loaded.
 """
 
 from __future__ import annotations
@@ -10,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from sim.cost import compute_flops
-from sim.errors import BadInput
+from sim.errors import BadInput, UnknownName
 from sim.graph import LANE_OF_OP, Task, TaskGraph
 from sim.model_spec import ModelSpec
 from sim.workload import Workload
@@ -19,25 +23,39 @@ Split = Sequence[Sequence[int]]
 """Recomputed tokens, `split[step][layer]`; the tokens behind them are loaded."""
 
 SLOTS = 2
+SCHEDULES = ("row", "column")
 
 
-def lower_row(
-    model: ModelSpec, workload: Workload, split: Split, contexts: Sequence[int] | None = None
+def lower(
+    schedule: str,
+    model: ModelSpec,
+    workload: Workload,
+    split: Split,
+    contexts: Sequence[int] | None = None,
 ) -> TaskGraph:
-    """The row-schedule decode graph in which layer i of step t recomputes `split[t][i]` tokens.
+    """The decode graph in which layer i of step t recomputes `split[t][i]` tokens of every batch.
 
     Args:
+        schedule: `row` or `column`.
         contexts: past tokens of each step, by default every step of the workload. The planner
             shortens long jobs to a few representative steps this way; such a graph is for
             costing only.
 
     Raises:
-        BadInput: the split has the wrong shape or recomputes more tokens than there are.
+        BadInput: the split has the wrong shape or recomputes more tokens than there are, or the
+            schedule is unknown or cannot take several batches.
     """
+    if schedule not in SCHEDULES:
+        raise UnknownName("schedule", schedule, SCHEDULES)
+    if schedule == "row" and workload.n_batches > 1:
+        raise BadInput(
+            f"n_batches(={workload.n_batches}): the row schedule decodes one batch; use the column "
+            "schedule for several."
+        )
     if contexts is None:
         contexts = [workload.context_tokens(step) for step in range(workload.gen_tokens)]
     _check_split(model, contexts, split)
-    return _RowLowering(model, workload, split, contexts).graph()
+    return _Lowering(schedule, model, workload, split, contexts).graph()
 
 
 def _check_split(model: ModelSpec, contexts: Sequence[int], split: Split) -> None:
@@ -52,84 +70,134 @@ def _check_split(model: ModelSpec, contexts: Sequence[int], split: Split) -> Non
                 )
 
 
-class _RowLowering:
+Cell = tuple[int, int, int]
+"""(step, layer, batch)."""
+
+
+class _Lowering:
     def __init__(
-        self, model: ModelSpec, workload: Workload, split: Split, contexts: Sequence[int]
+        self,
+        schedule: str,
+        model: ModelSpec,
+        workload: Workload,
+        split: Split,
+        contexts: Sequence[int],
     ) -> None:
+        self.schedule = schedule
         self.model = model
         self.workload = workload
         self.split = split
         self.contexts = contexts
         self.x_needed = _most_needed_later(split)
         self.flops: dict[tuple[str, int, int], int] = {}
-        self.slots = min(SLOTS, model.n_layers)
+        self.cells: list[Cell] = [
+            (step, layer, batch)
+            for step in range(len(contexts))
+            for layer in range(model.n_layers)
+            for batch in range(workload.n_batches)
+        ]
+        self.slots = min(SLOTS, model.n_layers * workload.n_batches)
+        self.slot_of = {cell: at % self.slots for at, cell in enumerate(self.cells)}
         self.tasks: list[Task] = []
         self.kv_readers: list[list[str]] = [[] for _ in range(self.slots)]
         self.x_readers: list[list[str]] = [[] for _ in range(self.slots)]
         self.new_x_readers: list[list[str]] = [[] for _ in range(self.slots)]
-        self.stored_kv: list[str | None] = [None] * model.n_layers
-        self.stored_x: list[str | None] = [None] * model.n_layers
+        self.weight_readers: list[list[str]] = [[] for _ in range(SLOTS)]
+        self.stored_kv: dict[tuple[int, int], str] = {}
+        self.stored_x: dict[tuple[int, int], str] = {}
 
     def graph(self) -> TaskGraph:
-        n_layers, n_steps = self.model.n_layers, len(self.contexts)
-        for ahead in range(self.slots):
-            self._loads(0, ahead)
-        hidden: tuple[str, ...] = ()
-        for step in range(n_steps):
-            hidden = (self._compute(step, -1, "embed", hidden),)
-            for layer in range(n_layers):
-                hidden = (self._layer(step, layer, hidden),)
-                ahead = step * n_layers + layer + self.slots
-                if ahead < n_steps * n_layers:
-                    self._loads(*divmod(ahead, n_layers))
-            hidden = (self._compute(step, -1, "head", hidden),)
-        return TaskGraph("row", self.model, self.workload, self.slots, tuple(self.tasks))
+        batches = range(self.workload.n_batches)
+        last_layer = self.model.n_layers - 1
+        hidden: dict[int, str] = {}
+        for cell in self.cells[: self.slots]:
+            self._loads(cell)
+        for at, cell in enumerate(self.cells):
+            step, layer, batch = cell
+            if layer == batch == 0:
+                for each in batches:
+                    before = (hidden[each],) if each in hidden else ()
+                    hidden[each] = self._compute((step, -1, each), "embed", before)
+            hidden[batch] = self._layer(cell, hidden[batch])
+            if at + self.slots < len(self.cells):
+                self._loads(self.cells[at + self.slots])
+            if layer == last_layer and batch == batches[-1]:
+                for each in batches:
+                    hidden[each] = self._compute((step, -1, each), "head", (hidden[each],))
+        return TaskGraph(self.schedule, self.model, self.workload, self.slots, tuple(self.tasks))
 
-    def _slot(self, step: int, layer: int) -> int:
-        return (step * self.model.n_layers + layer) % self.slots
+    def _loads(self, cell: Cell) -> None:
+        """Bring X and KV of one cell's past tokens into its slot, once the slot is free.
 
-    def _loads(self, step: int, layer: int) -> None:
-        """Bring X and KV of one layer's past tokens into its slot, once the slot is free."""
-        slot = self._slot(step, layer)
-        past = self.contexts[step]
-        recomputed = self.split[step][layer]
+        Before the first batch of a layer in the column schedule come the layer's weights.
+        """
+        step, layer, batch = cell
+        slot = self.slot_of[cell]
+        past, recomputed = self.contexts[step], self.split[step][layer]
+        weights = self.schedule == "column" and batch == 0
+        if weights:
+            self._load_weights(cell, "load_kv_weights")
         if recomputed:
             deps = list(self.x_readers[slot])
-            if recomputed > self.workload.prompt_tokens:
-                deps += filter(None, [self.stored_x[layer]])
-            self._copy(step, layer, "load_x", (0, recomputed), deps)
+            if recomputed > self.workload.prompt_tokens and (layer, batch) in self.stored_x:
+                deps.append(self.stored_x[layer, batch])
+            self._copy(cell, "load_x", (0, recomputed), deps)
+        if weights:
+            self._load_weights(cell, "load_weights")
         if recomputed < past:
             deps = list(self.kv_readers[slot])
-            if past > self.workload.prompt_tokens:
-                deps += filter(None, [self.stored_kv[layer]])
-            self._copy(step, layer, "load_kv", (recomputed, past), deps)
+            if past > self.workload.prompt_tokens and (layer, batch) in self.stored_kv:
+                deps.append(self.stored_kv[layer, batch])
+            self._copy(cell, "load_kv", (recomputed, past), deps)
 
-    def _layer(self, step: int, layer: int, hidden: tuple[str, ...]) -> str:
-        """The layer's compute and the new token's way back to the host; returns its last task."""
-        slot = self._slot(step, layer)
-        past = self.contexts[step]
-        recomputed = self.split[step][layer]
-        free = (*self.kv_readers[slot], *self.new_x_readers[slot])
-        qkv = self._compute(step, layer, "qkv", (*hidden, *free))
-        ready = [qkv]
-        if recomputed:
-            loaded = _id(step, layer, "load_x")
-            ready.append(self._compute(step, layer, "recompute", (loaded, *self.kv_readers[slot])))
-            self.x_readers[slot] = [ready[-1]]
+    def _load_weights(self, cell: Cell, op: str) -> None:
+        n_bytes = self.model.kv_weight_bytes
+        if op == "load_weights":
+            n_bytes = self.model.layer_weight_bytes - n_bytes
+        slot = weight_slot(self.model, *cell[:2])
+        self._add(cell, op, (0, 0), n_bytes, 0, self.weight_readers[slot], slot)
+
+    def _layer(self, cell: Cell, hidden: str) -> str:
+        """The cell's compute and the new token's way back to the host; returns its last task."""
+        step, layer, batch = cell
+        slot = self.slot_of[cell]
+        past, recomputed = self.contexts[step], self.split[step][layer]
+        arrived = [self._id((step, layer, 0), op) for op in ("load_kv_weights", "load_weights")]
+        if self.schedule == "row":
+            arrived = []
+        ready, free = [], self.kv_readers[slot]
+        if recomputed and arrived:
+            ready.append(self._recompute(cell, [*free, arrived[0]]))
+        new_free = [*free, *self.new_x_readers[slot]]
+        qkv = self._compute(cell, "qkv", (hidden, *arrived, *new_free))
+        ready.append(qkv)
+        if recomputed and not arrived:
+            ready.append(self._recompute(cell, free))
         new = (past, past + 1)
-        store = self._copy(step, layer, "store_kv", new, [qkv])
-        self.stored_kv[layer] = store
+        store = self._copy(cell, "store_kv", new, [qkv])
+        self.stored_kv[layer, batch] = store
         self.new_x_readers[slot] = []
         if self.x_needed[step][layer] > past:
-            self.stored_x[layer] = self._copy(step, layer, "store_x", new, [qkv])
-            self.new_x_readers[slot] = [_id(step, layer, "store_x")]
+            stored = self._copy(cell, "store_x", new, [qkv])
+            self.stored_x[layer, batch] = stored
+            self.new_x_readers[slot] = [stored]
         if recomputed < past:
-            ready.append(_id(step, layer, "load_kv"))
-        attention = self._compute(step, layer, "attention", tuple(ready))
+            ready.append(self._id(cell, "load_kv"))
+        attention = self._compute(cell, "attention", tuple(ready))
         self.kv_readers[slot] = [attention, store]
-        return self._compute(step, layer, "mlp", (attention,))
+        done = self._compute(cell, "mlp", (attention,))
+        if arrived and batch == self.workload.n_batches - 1:
+            self.weight_readers[weight_slot(self.model, step, layer)] = [done]
+        return done
 
-    def _compute(self, step: int, layer: int, op: str, deps: tuple[str, ...]) -> str:
+    def _recompute(self, cell: Cell, deps: Sequence[str]) -> str:
+        slot = self.slot_of[cell]
+        made = self._compute(cell, "recompute", (self._id(cell, "load_x"), *deps))
+        self.x_readers[slot] = [made]
+        return made
+
+    def _compute(self, cell: Cell, op: str, deps: tuple[str, ...]) -> str:
+        step, layer, _ = cell
         past = self.contexts[step]
         start, stop = (past, past + 1)
         if op == "recompute":
@@ -137,32 +205,45 @@ class _RowLowering:
         key = (op, stop - start, stop)
         if key not in self.flops:
             self.flops[key] = compute_flops(*key, self.model, self.workload.batch_size)
-        return self._add(step, layer, op, (start, stop), 0, self.flops[key], deps)
+        return self._add(cell, op, (start, stop), 0, self.flops[key], deps)
 
-    def _copy(
-        self, step: int, layer: int, op: str, tokens: tuple[int, int], deps: Sequence[str]
-    ) -> str:
+    def _copy(self, cell: Cell, op: str, tokens: tuple[int, int], deps: Sequence[str]) -> str:
         one = self.model.x_token_bytes if op.endswith("_x") else self.model.kv_token_bytes
         n_bytes = self.workload.batch_size * (tokens[1] - tokens[0]) * one
-        return self._add(step, layer, op, tokens, n_bytes, 0, deps)
+        return self._add(cell, op, tokens, n_bytes, 0, deps)
 
     def _add(
         self,
-        step: int,
-        layer: int,
+        cell: Cell,
         op: str,
         tokens: tuple[int, int],
         n_bytes: int,
         flops: int,
         deps: Sequence[str],
+        slot: int | None = None,
     ) -> str:
-        slot = self._slot(step, layer) if layer >= 0 else -1
-        name = _id(step, layer, op)
-        unique = tuple(dict.fromkeys(deps))
+        step, layer, batch = cell
+        if slot is None:
+            slot = self.slot_of.get(cell, -1)
+        name, lane, unique = self._id(cell, op), LANE_OF_OP[op], tuple(dict.fromkeys(deps))
         self.tasks.append(
-            Task(name, op, LANE_OF_OP[op], step, layer, *tokens, slot, n_bytes, flops, unique)
+            Task(name, op, lane, step, layer, *tokens, slot, n_bytes, flops, unique, 0, batch)
         )
         return name
+
+    def _id(self, cell: Cell, op: str) -> str:
+        step, layer, batch = cell
+        parts = [f"s{step}"]
+        if layer >= 0:
+            parts.append(f"L{layer}")
+        if self.workload.n_batches > 1 and not op.endswith("weights"):
+            parts.append(f"b{batch}")
+        return ".".join((*parts, op))
+
+
+def weight_slot(model: ModelSpec, step: int, layer: int) -> int:
+    """Which of the two weight slots a layer's weights come into, in the column schedule."""
+    return (step * model.n_layers + layer) % SLOTS
 
 
 def _most_needed_later(split: Split) -> list[list[int]]:
@@ -171,7 +252,3 @@ def _most_needed_later(split: Split) -> list[list[int]]:
     for row in reversed(split[1:]):
         needed.append([max(pair) for pair in zip(needed[-1], row, strict=True)])
     return needed[::-1]
-
-
-def _id(step: int, layer: int, op: str) -> str:
-    return f"s{step}.L{layer}.{op}" if layer >= 0 else f"s{step}.{op}"

@@ -130,7 +130,7 @@ class ScheduleLP:
         self._contexts = contexts
         self._unit_s = max(sum(fixed_s), 1e-12) / MAKESPAN_UNITS
         self._fixed_s = fixed_s
-        self.problem = pulp.LpProblem("decode_row", pulp.LpMinimize)
+        self.problem = pulp.LpProblem("decode", pulp.LpMinimize)
         self._timed: dict[str, tuple[int, float, pulp.LpVariable | None, float]] = {}
         add = self.problem.add_variable
         self.tokens = {
@@ -248,8 +248,10 @@ class ScheduleLP:
         """
         if earlier.lane != later.lane:
             return 0.0 if later.op in self._sized else self._dispatch.handover_s
-        vanishes = bool(self._sized) and (earlier.op == "load_x" or later.op == "recompute")
-        return 0.0 if vanishes else self._dispatch.gap_s
+        vanishes = earlier.op == "load_x" or later.op in ("load_kv", "recompute")
+        if vanishes and self._sized:
+            return 0.0
+        return self._dispatch.gap_s
 
     def _after(
         self, earlier: int, target: pulp.LpVariable, target_name: str, pause_s: float
@@ -295,14 +297,20 @@ class ScheduleLP:
 
 
 def lane_work_bound(
-    lines: CostLines, contexts: Sequence[int], n_layers: int, other_compute_s: float
+    lines: CostLines,
+    contexts: Sequence[int],
+    cells: int,
+    other_compute_s: float,
+    other_link_s: float,
 ) -> float:
     """A makespan that no split can beat: neither lane can do its own work faster.
 
     All layers of a step share one count, which loses nothing because the hulls are convex.
 
     Args:
+        cells: layers times batches of one step.
         other_compute_s: seconds of all compute tasks whose size is fixed.
+        other_link_s: seconds of all loads whose size is fixed: weights.
     """
     unit_s = max(other_compute_s, 1e-12) / MAKESPAN_UNITS
     problem = pulp.LpProblem("lane_work", pulp.LpMinimize)
@@ -313,14 +321,14 @@ def lane_work_bound(
         count = problem.add_variable(f"recomputed_s{step}", 0, past)
         for op in SIZED_OPS:
             time = problem.add_variable(f"time_{op}_s{step}", 0)
-            work[op].append((time, -float(n_layers)))
+            work[op].append((time, -float(cells)))
             for number, (base, slope) in enumerate(lines[op]):
                 if op == "load_kv":
                     base, slope = base + slope * past, -slope
                 row = pulp.LpAffineExpression([(time, 1.0), (count, -slope / unit_s)])
                 problem.addConstraint(row >= base / unit_s, f"cost_{op}_s{step}_{number}")
     link = pulp.LpAffineExpression([(makespan, 1.0), *work["load_x"], *work["load_kv"]])
-    problem.addConstraint(link >= 0.0, "link_work")
+    problem.addConstraint(link >= other_link_s / unit_s, "link_work")
     compute = pulp.LpAffineExpression([(makespan, 1.0), *work["recompute"]])
     problem.addConstraint(compute >= other_compute_s / unit_s, "compute_work")
     status = problem.solve(pulp.HiGHS(msg=False))

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from planner.lower import lower_row
+from planner.lower import SCHEDULES, lower
 from sim.errors import BadInput, Mismatch
 from sim.files import STRICT_KEYS, blaming, parse, read_json, write_json
 from sim.graph import TaskGraph
@@ -98,9 +98,16 @@ class Plan:
     out_of_range_tasks: int
     graph_sha256: str
 
+    @property
+    def tokens_per_s(self) -> float:
+        """Tokens generated a second over all sequences."""
+        job = self.workload
+        return job.n_batches * job.batch_size * job.gen_tokens / self.makespan_s
+
     def lower(self) -> TaskGraph:
         """The graph that realises this plan, built anew from the split."""
-        return lower_row(self.model, self.workload, [step.recomputed_tokens for step in self.steps])
+        split = [step.recomputed_tokens for step in self.steps]
+        return lower(self.schedule, self.model, self.workload, split)
 
     def simulated_graph(self) -> TaskGraph:
         """The lowered graph, provided it is the one whose simulation this plan carries.
@@ -139,7 +146,7 @@ class Plan:
 
     def check_steps(self) -> None:
         """Refuse steps that do not belong to the workload, or a schedule of another version."""
-        if self.schedule != "row":
+        if self.schedule not in SCHEDULES:
             raise BadInput(f"schedule {self.schedule!r} is not one this version can lower.")
         if len(self.steps) != self.workload.gen_tokens:
             raise BadInput(

@@ -3,27 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from itertools import pairwise
 from math import floor
 
-from planner.lower import lower_row
+from planner.lower import SCHEDULES, lower
 from planner.lp import SIZED_OPS, CostLines, Relaxation, ScheduleLP, lane_work_bound
 from planner.plan import Plan, Sensitivity, step_splits
 from planner.policies import BASELINES, baseline_split, fixed_tokens
 from sim.cost import CostModel
 from sim.engine import issue_times, simulate
-from sim.errors import BadInput, UnknownName
-from sim.graph import COMPUTE, TaskGraph
+from sim.errors import BadInput, DoesNotFit, UnknownName
+from sim.graph import COMPUTE, H2D, TaskGraph
 from sim.hardware import HardwareProfile, weakest
 from sim.memory import check_fits
 from sim.model_spec import ModelSpec
 from sim.timeline import Timeline, earliest_schedule
 from sim.workload import Workload
 
-SCHEDULES = ("row",)
 MAX_LP_STEPS = 5
 """A longer job is planned at this many steps, and in between by straight lines."""
+
+MAX_LP_CELLS = 400
+"""Cells (layers of a batch in a step) in one LP; beyond, only the first and last step are in it."""
 
 GAP_WORTH_POLISHING = 1e-3
 """Relative distance between simulated makespan and lower bound below which search stops."""
@@ -55,12 +58,42 @@ def make_plan(
         PlannerFailed: the LP has no optimum.
     """
     fixed_tokens(policy)
-    if schedule not in SCHEDULES:
-        raise UnknownName("schedule", schedule, SCHEDULES)
-    planner = RowPlanner(model, hardware, workload)
+    planner = DecodePlanner(model, hardware, workload, schedule)
     if policy == "lp":
         return planner.plan(policy, planner.best_split)
     return planner.plan(policy, baseline_split(policy, model, workload, hardware))
+
+
+def choose_schedule(
+    model: ModelSpec, hardware: HardwareProfile, workload: Workload, policy: str = "lp"
+) -> tuple[Plan, str]:
+    """The plan of the schedule that makes more tokens a second, and why, in one sentence.
+
+    A row schedule decodes the batches one after another, each as long as one alone. Where only one
+    schedule fits the memory, it is taken.
+
+    Raises:
+        DoesNotFit: neither fits.
+    """
+    one_batch = replace(workload, n_batches=1)
+    plans: dict[str, Plan] = {}
+    refused: dict[str, DoesNotFit] = {}
+    for schedule, job in (("row", one_batch), ("column", workload)):
+        try:
+            plans[schedule] = make_plan(model, hardware, job, policy, schedule)
+        except DoesNotFit as error:
+            refused[schedule] = error
+    if not plans:
+        raise refused["column"]
+    if refused:
+        (left,), (gone,) = plans, refused
+        return plans[left], f"{left} schedule: {gone} does not fit: {refused[gone]}"
+    best = max(plans, key=lambda schedule: plans[schedule].tokens_per_s)
+    rates = {schedule: f"{plan.tokens_per_s:,.1f} tokens/s" for schedule, plan in plans.items()}
+    return plans[best], (
+        f"{best} schedule: row makes {rates['row']} (batch after batch, weights resident), column "
+        f"{rates['column']} ({workload.n_batches} batches to each loaded layer)."
+    )
 
 
 def plan_split(
@@ -68,13 +101,14 @@ def plan_split(
     hardware: HardwareProfile,
     workload: Workload,
     split: Sequence[Sequence[int]],
+    schedule: str = "row",
 ) -> Plan:
     """The plan of a split that somebody chose by hand, with policy name `edited`.
 
     Raises:
         BadInput, DoesNotFit, PlannerFailed: as `make_plan`.
     """
-    return RowPlanner(model, hardware, workload).plan("edited", split)
+    return DecodePlanner(model, hardware, workload, schedule).plan("edited", split)
 
 
 def check_workload(model: ModelSpec, workload: Workload) -> None:
@@ -91,21 +125,33 @@ def check_workload(model: ModelSpec, workload: Workload) -> None:
         )
 
 
-class RowPlanner:
-    """Splits, lowers and prices one row-schedule decode job.
+class DecodePlanner:
+    """Splits, lowers and prices one decode job.
 
     Raises:
         BadInput: the model has too few positions for the workload.
+        UnknownName: no such schedule.
     """
 
-    def __init__(self, model: ModelSpec, hardware: HardwareProfile, workload: Workload) -> None:
+    def __init__(
+        self,
+        model: ModelSpec,
+        hardware: HardwareProfile,
+        workload: Workload,
+        schedule: str = "row",
+    ) -> None:
+        if schedule not in SCHEDULES:
+            raise UnknownName("schedule", schedule, SCHEDULES)
         check_workload(model, workload)
+        self.schedule = schedule
         self.model = model
         self.hardware = hardware
         self.workload = workload
         self.costs = CostModel(hardware, model, workload)
         self.lines = CostLines(self.costs, workload.max_tokens)
-        self.planned_steps = _planned_steps(workload.gen_tokens)
+        self.planned_steps = _planned_steps(
+            workload.gen_tokens, model.n_layers * workload.n_batches
+        )
         self._contexts = [workload.context_tokens(step) for step in self.planned_steps]
         self._timelines: dict[tuple[tuple[int, ...], ...], Timeline] = {}
 
@@ -120,7 +166,7 @@ class RowPlanner:
         estimates = [self.costs.estimate(task) for task in graph.tasks]
         return Plan(
             policy=policy,
-            schedule="row",
+            schedule=self.schedule,
             model=self.model,
             hardware=self.hardware,
             workload=self.workload,
@@ -182,21 +228,23 @@ class RowPlanner:
         seconds = lp.seconds(now.tokens, self.costs, self.lines)
         found = []
         for part in PARTS:
-            nudged = RowPlanner(
-                self.model, self.hardware.with_faster(part, 1 + NUDGE), self.workload
-            )
+            nudged = self._on(self.hardware.with_faster(part, 1 + NUDGE))
             later = lp.seconds(now.tokens, nudged.costs, nudged.lines)
             gained_s = sum(
                 weight * (before - after)
                 for weight, before, after in zip(now.task_weights, seconds, later, strict=True)
             )
             by_duals_s = gained_s / (1 - 1 / (1 + NUDGE)) * (1 - 1 / (1 + MORE))
-            more = RowPlanner(self.model, self.hardware.with_faster(part, 1 + MORE), self.workload)
+            more = self._on(self.hardware.with_faster(part, 1 + MORE))
             resolved_s = now.objective_s - more.program(split).solve(even=False).objective_s
             found.append(
                 Sensitivity(part, by_duals_s / now.objective_s, resolved_s / now.objective_s)
             )
         return tuple(found)
+
+    def _on(self, hardware: HardwareProfile) -> DecodePlanner:
+        """The same job on another machine."""
+        return DecodePlanner(self.model, hardware, self.workload, self.schedule)
 
     def lower(self, split: Sequence[Sequence[int]]) -> TaskGraph:
         return self.simulate(split).graph
@@ -205,7 +253,7 @@ class RowPlanner:
         """The whole job under `split`; the same split is lowered and simulated once."""
         key = tuple(map(tuple, split))
         if key not in self._timelines:
-            graph = lower_row(self.model, self.workload, split)
+            graph = lower(self.schedule, self.model, self.workload, split)
             self._timelines[key] = simulate(graph, self.hardware)
         return self._timelines[key]
 
@@ -227,10 +275,12 @@ class RowPlanner:
             return self.relaxation.objective_s
         contexts = [self.workload.context_tokens(t) for t in range(self.workload.gen_tokens)]
         graph = self.lower([[0] * self.model.n_layers] * len(contexts))
-        compute = sum(
-            self.costs.estimate(task).seconds for task in graph.tasks if task.lane == COMPUTE
-        )
-        return lane_work_bound(self.lines, contexts, self.model.n_layers, compute)
+        fixed_s = {COMPUTE: 0.0, H2D: 0.0}
+        for task in graph.tasks:
+            if task.lane in fixed_s and task.op not in SIZED_OPS:
+                fixed_s[task.lane] += self.costs.estimate(task).seconds
+        cells = self.model.n_layers * self.workload.n_batches
+        return lane_work_bound(self.lines, contexts, cells, fixed_s[COMPUTE], fixed_s[H2D])
 
     @cached_property
     def best_split(self) -> list[list[int]]:
@@ -265,7 +315,7 @@ class RowPlanner:
         return split if self.simulate(split).makespan_s < baseline_s else baseline
 
     def _shortened(self, split: Sequence[Sequence[int]]) -> TaskGraph:
-        return lower_row(self.model, self.workload, split, self._contexts)
+        return lower(self.schedule, self.model, self.workload, split, self._contexts)
 
     def _whole(self, rows: list[list[float]], shift: int) -> list[list[int]]:
         """Rows in whole tokens, moved by `shift`, rounding so that each row keeps its sum.
@@ -314,8 +364,14 @@ def bottleneck(sensitivities: Sequence[Sensitivity]) -> str:
     return f"{name} limits: 10 % more {what} saves {100 * most.saved_by_duals_frac:.1f} %"
 
 
-def _planned_steps(gen_tokens: int) -> list[int]:
-    """All steps of a short job; the first two, the middle and the last two of a long one."""
+def _planned_steps(gen_tokens: int, cells: int) -> list[int]:
+    """All steps of a short job; the first two, the middle and the last two of a long one.
+
+    Args:
+        cells: layers times batches of one step.
+    """
+    if gen_tokens > 1 and min(gen_tokens, MAX_LP_STEPS) * cells > MAX_LP_CELLS:
+        return [0, gen_tokens - 1]
     if gen_tokens <= MAX_LP_STEPS:
         return list(range(gen_tokens))
     return [0, 1, gen_tokens // 2, gen_tokens - 2, gen_tokens - 1]

@@ -124,7 +124,7 @@ def set_fields(one: Any) -> dict[str, Any]:
     """The fields of a dataclass that do not have their default value, dataclasses inside too."""
     return {
         field.name: set_fields(value) if is_dataclass(value) else value
-        for field in _fields(type(one))
+        for field in _fields(cast(Hashable, type(one)))
         if (value := getattr(one, field.name)) != field.default
     }
 

@@ -33,6 +33,8 @@ LANE_OF_OP = {
     "attention": COMPUTE,
     "mlp": COMPUTE,
     "head": COMPUTE,
+    "load_kv_weights": H2D,
+    "load_weights": H2D,
     "load_x": H2D,
     "load_kv": H2D,
     "store_kv": D2H,
@@ -47,6 +49,8 @@ recompute   K and V of `tokens` from their loaded attention inputs X
 attention   attention over all past tokens and the new one, output projection, residual
 mlp         norm, MLP, residual
 head        final norm, logits, greedy choice of the next token
+load_kv_weights  K and V projection of the layer -> weight slot
+load_weights     the layer's other matrices -> weight slot
 load_x      host X of `tokens` -> X staging slot
 load_kv     host K and V of `tokens` -> KV staging slot
 store_kv    the new token's K and V -> host cache
@@ -71,6 +75,7 @@ class Task:
         flops: floating-point operations of a compute task, else 0.
         deps: ids that must be done before it starts.
         device: index of the device whose lanes it uses.
+        batch: which of the workload's batches it works on.
     """
 
     __pydantic_config__ = STRICT_KEYS
@@ -87,10 +92,12 @@ class Task:
     flops: int
     deps: tuple[str, ...] = ()
     device: int = 0
+    batch: int = 0
 
     @property
     def n_tokens(self) -> int:
         return self.token_stop - self.token_start
+
 
 @dataclass(frozen=True)
 class TaskGraph:
@@ -163,10 +170,11 @@ class TaskGraph:
 
 
 def _identity(task: Task) -> str:
-    return (
+    text = (
         f"{task.id} {task.op} {task.lane} {task.step} {task.layer} {task.token_start} "
         f"{task.token_stop} {task.slot} {task.bytes} {task.flops} {task.deps} {task.device}"
     )
+    return f"{text} batch {task.batch}" if task.batch else text
 
 
 def _check_tasks(tasks: Iterable[Task]) -> None:

@@ -18,6 +18,7 @@ class Footprint:
     workspace_bytes: int
     host_kv_bytes: int
     host_x_bytes: int
+    host_weight_bytes: int
 
     @property
     def device_bytes(self) -> int:
@@ -25,12 +26,13 @@ class Footprint:
 
     @property
     def host_bytes(self) -> int:
-        return self.host_kv_bytes + self.host_x_bytes
+        return self.host_kv_bytes + self.host_x_bytes + self.host_weight_bytes
 
 
 def footprint(graph: TaskGraph) -> Footprint:
-    """Memory that executing `graph` takes: resident weights, staging slots, host cache.
+    """Memory that executing `graph` takes: weights, staging slots, host cache.
 
+    A column schedule keeps two layers' weights on the device and all layers' on the host.
     The workspace is what one layer's activations need at decode (widest matrix output, in
     32-bit for the logits) plus the new token's K, V and X.
     """
@@ -45,13 +47,18 @@ def footprint(graph: TaskGraph) -> Footprint:
         (widest + 4 * model.hidden_size) * model.element_bytes + 4 * model.vocab_size
     )
     token_rows = job.batch_size * job.max_tokens
+    all_rows = token_rows * job.n_batches
+    layer_weights = model.n_layers * model.layer_weight_bytes
+    offloaded = layer_weights if graph.schedule == "column" else 0
+    slots = min(2, model.n_layers) * model.layer_weight_bytes if offloaded else 0
     return Footprint(
-        weight_bytes=model.weight_bytes,
+        weight_bytes=model.weight_bytes - offloaded + slots,
         kv_slot_bytes=graph.slots * token_rows * model.kv_token_bytes,
         x_slot_bytes=graph.slots * job.batch_size * (x_rows + 1) * model.x_token_bytes,
         workspace_bytes=workspace,
-        host_kv_bytes=model.n_layers * token_rows * model.kv_token_bytes,
-        host_x_bytes=model.n_layers * token_rows * model.x_token_bytes,
+        host_kv_bytes=model.n_layers * all_rows * model.kv_token_bytes,
+        host_x_bytes=model.n_layers * all_rows * model.x_token_bytes,
+        host_weight_bytes=offloaded,
     )
 
 

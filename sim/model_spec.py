@@ -124,6 +124,11 @@ class ModelSpec:
         return (attention + mlp) * self.element_bytes
 
     @property
+    def kv_weight_bytes(self) -> int:
+        """Bytes of one layer's K and V projections."""
+        return 2 * self.kv_size * self.hidden_size * self.element_bytes
+
+    @property
     def weight_bytes(self) -> int:
         """Bytes of all layers, the embeddings and the output head."""
         tables = self.vocab_size * (1 if self.tie_embeddings else 2)

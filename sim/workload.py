@@ -10,12 +10,13 @@ from sim.files import STRICT_KEYS
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """One decode job: `batch_size` sequences with equally long prompts.
+    """One decode job: `n_batches` batches of `batch_size` sequences with equally long prompts.
 
     Args:
         batch_size: sequences decoded together, B.
         prompt_tokens: tokens of each sequence whose KV lies in host memory at the start, S.
         gen_tokens: decode steps; step t attends to `prompt_tokens + t` past tokens and itself.
+        n_batches: batches that take turns in every layer (column schedule).
 
     Raises:
         BadInput: a count is not a positive whole number.
@@ -26,9 +27,10 @@ class Workload:
     batch_size: int
     prompt_tokens: int
     gen_tokens: int
+    n_batches: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "prompt_tokens", "gen_tokens"):
+        for name in ("batch_size", "prompt_tokens", "gen_tokens", "n_batches"):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise BadInput(f"{name}(={value!r}) must be a whole number of at least 1.")

@@ -11,7 +11,7 @@ from dataclasses import replace
 from hypothesis import settings
 from hypothesis import strategies as st
 
-from planner.lower import lower_row
+from planner.lower import lower
 from sim.graph import COMPUTE, D2H, H2D, Task, TaskGraph
 from sim.hardware import (
     Attention,
@@ -131,7 +131,7 @@ def decode_graph(recomputed: int = 3, model: ModelSpec | None = None, **job: int
     """A lowered row-schedule decode with the same split everywhere."""
     model = model or tiny_model()
     workload = Workload(**{"batch_size": 2, "prompt_tokens": 8, "gen_tokens": 2, **job})
-    return lower_row(model, workload, uniform(model, workload, recomputed))
+    return lower("row", model, workload, uniform(model, workload, recomputed))
 
 
 @st.composite

@@ -205,7 +205,7 @@ def test_cuda_times_follow_lanes_and_dependencies():
 def test_cuda_decode_equals_the_resident_one(model):
     with open_backend("cuda") as backend:
         case = decode_case(backend, model, split=5)
-        executor = Executor(case.graph, case.graph.sha256, case.weights, case.cache, backend)
+        executor = Executor(case.graph, case.graph.sha256, case.weights, [case.cache], backend)
         for _ in range(3):
             executor.run()
-            executor.check(case.reference)
+            executor.check([case.reference])

@@ -17,7 +17,7 @@ def cpu():
 
 
 def following(case, backend, tokens):
-    return Executor(case.graph, case.graph.sha256, case.weights, case.cache, backend, tokens)
+    return Executor(case.graph, case.graph.sha256, case.weights, [case.cache], backend, [tokens])
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -26,7 +26,7 @@ def test_a_run_that_follows_the_reference_passes_its_check(cpu, model, dtype):
     case = decode_case(cpu, replace(model, dtype=dtype))
     executor = following(case, cpu, case.reference.tokens)
     executor.run()
-    assert executor.check(case.reference)["tokens_equal"] is True
+    assert executor.check([case.reference])["tokens_equal"] is True
 
 
 def test_tokens_that_are_followed_are_the_ones_that_are_fed(cpu):
@@ -35,7 +35,7 @@ def test_tokens_that_are_followed_are_the_ones_that_are_fed(cpu):
     executor = following(case, cpu, others)
     executor.run()
     with pytest.raises(WrongNumbers):
-        executor.check(case.reference)
+        executor.check([case.reference])
 
 
 @pytest.mark.parametrize(("margin", "accepted"), [(0.0, True), (1.0, False)])
@@ -49,10 +49,10 @@ def test_only_a_clear_choice_must_agree(cpu, margin, accepted):
     margins[0, 0] = margin
     reference = replace(case.reference, tokens=turned, margins=margins)
     if accepted:
-        assert executor.check(reference)["tokens_equal"] is True
+        assert executor.check([reference])["tokens_equal"] is True
     else:
         with pytest.raises(WrongNumbers):
-            executor.check(reference)
+            executor.check([reference])
 
 
 def test_in_32_bit_the_smallest_margin_must_agree(cpu):
@@ -63,4 +63,4 @@ def test_in_32_bit_the_smallest_margin_must_agree(cpu):
     turned[-1, 0] = (turned[-1, 0] + 1) % case.graph.model.vocab_size
     margins = torch.full_like(case.reference.margins, 1e-9)
     with pytest.raises(WrongNumbers):
-        executor.check(replace(case.reference, tokens=turned, margins=margins))
+        executor.check([replace(case.reference, tokens=turned, margins=margins)])

@@ -10,7 +10,7 @@ from builders import MHA, decode_graph, examples, machine, models, splits, tiny_
 from hypothesis import given
 from hypothesis import strategies as st
 
-from planner.lower import SLOTS, lower_row
+from planner.lower import SLOTS, lower
 from sim.cost import compute_flops
 from sim.engine import simulate
 from sim.errors import BadInput
@@ -23,7 +23,7 @@ def cases(draw, max_layers=5):
     """Model, job, split and the graph of the split."""
     model, job = draw(models(max_layers)), draw(workloads(max_prompt=6))
     split = draw(splits(model, job))
-    return model, job, split, lower_row(model, job, split)
+    return model, job, split, lower("row", model, job, split)
 
 
 def ancestors(graph):
@@ -206,7 +206,7 @@ def test_the_link_loads_x_before_keys_and_values_layer_by_layer():
 
 def test_loads_run_ahead_of_compute_by_as_many_layers_as_there_are_slots():
     model = tiny_model(n_layers=4)
-    graph = lower_row(model, Workload(1, 8, 1), [[0] * 4])
+    graph = lower("row", model, Workload(1, 8, 1), [[0] * 4])
     waits = {one.id: one.deps for one in graph.tasks if one.op == "load_kv"}
     assert waits == {
         "s0.L0.load_kv": (),
@@ -219,10 +219,10 @@ def test_loads_run_ahead_of_compute_by_as_many_layers_as_there_are_slots():
 @pytest.mark.parametrize("split", [[], [[0, 0]], [[0, 0], [0]], [[0, 0], [0, 0], [0, 0]]])
 def test_a_split_of_the_wrong_shape_is_refused(split):
     with pytest.raises(BadInput, match="2 steps of 2 layers"):
-        lower_row(tiny_model(**MHA), Workload(1, 8, 2), split)
+        lower("row", tiny_model(**MHA), Workload(1, 8, 2), split)
 
 
 @pytest.mark.parametrize("count", [-1, 9])
 def test_recomputing_other_than_past_tokens_is_refused_with_the_place(count):
     with pytest.raises(BadInput, match=rf"recomputed_tokens\(={count}\) of step 0, layer 1"):
-        lower_row(tiny_model(), Workload(1, 8, 2), [[0, count], [0, 9]])
+        lower("row", tiny_model(), Workload(1, 8, 2), [[0, count], [0, 9]])

@@ -20,9 +20,9 @@ from builders import (
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from planner.lower import lower_row
+from planner.lower import lower
 from planner.lp import SIZED_OPS, CostLines, ScheduleLP, lane_work_bound
-from planner.planning import RowPlanner, make_plan
+from planner.planning import DecodePlanner, make_plan
 from sim.catalog import find_hardware, find_model
 from sim.cost import CostModel
 from sim.engine import issue_times
@@ -36,7 +36,7 @@ JOBS = workloads(max_gen=2)
 def schedule_lp(model, hardware, job):
     """The LP of every step of a job, and its cost model."""
     costs = CostModel(hardware, model, job)
-    template = lower_row(model, job, uniform(model, job, 1))
+    template = lower("row", model, job, uniform(model, job, 1))
     contexts = [job.context_tokens(step) for step in range(job.gen_tokens)]
     seconds = [costs.estimate(one).seconds for one in template.tasks]
     lines = CostLines(costs, job.max_tokens)
@@ -76,7 +76,7 @@ def test_with_its_counts_fixed_the_lp_is_the_longest_path(model, hardware, job, 
     lp = schedule_lp(model, hardware, job)
     for (_, layer), count in lp.tokens.items():
         count.lowBound = count.upBound = row[layer]
-    planner = RowPlanner(model, hardware, job)
+    planner = DecodePlanner(model, hardware, job)
     path_s = planner.longest_path_s(planner.lower(split))
     assert lp.solve().objective_s == pytest.approx(path_s, rel=1e-6)
 
@@ -84,7 +84,7 @@ def test_with_its_counts_fixed_the_lp_is_the_longest_path(model, hardware, job, 
 @given(models(), straight_machines(), JOBS)
 @examples(25)
 def test_no_uniform_split_beats_the_plan(model, hardware, job):
-    plan, planner = make_plan(model, hardware, job), RowPlanner(model, hardware, job)
+    plan, planner = make_plan(model, hardware, job), DecodePlanner(model, hardware, job)
     rounding = one_token_s(model, hardware, job)
     for point in range(33):
         split = uniform(model, job, round(point * job.max_tokens / 32))
@@ -96,7 +96,7 @@ def test_no_uniform_split_beats_the_plan(model, hardware, job):
 @given(models(max_layers=1), straight_machines(), workloads(max_gen=1))
 @examples(150)
 def test_of_one_layer_the_plan_takes_the_best_whole_count(model, hardware, job):
-    plan, planner = make_plan(model, hardware, job), RowPlanner(model, hardware, job)
+    plan, planner = make_plan(model, hardware, job), DecodePlanner(model, hardware, job)
     counts = range(job.prompt_tokens + 1)
     best_s = min(planner.simulate([[count]]).makespan_s for count in counts)
     assert plan.makespan_s <= best_s * 1.001 + 0.5 * one_token_s(model, hardware, job)
@@ -105,7 +105,7 @@ def test_of_one_layer_the_plan_takes_the_best_whole_count(model, hardware, job):
 @given(models(), bent_machines(), JOBS, st.data())
 @examples(40)
 def test_where_costs_are_bent_the_bound_still_holds_for_any_split(model, hardware, job, data):
-    planner = RowPlanner(model, hardware, job)
+    planner = DecodePlanner(model, hardware, job)
     split = data.draw(splits(model, job))
     assert planner.lower_bound_s() <= planner.simulate(split).makespan_s * (1 + 1e-9)
 
@@ -167,7 +167,7 @@ def test_a_large_model_with_many_equal_optima_gets_an_even_split():
     model, hardware = find_model("opt-13b"), find_hardware("kvpr-a100")
     plan = make_plan(model, hardware, job)
     (counts,) = (step.recomputed_tokens for step in plan.steps)
-    relaxed = RowPlanner(model, hardware, job).relaxation.tokens
+    relaxed = DecodePlanner(model, hardware, job).relaxation.tokens
     assert sum(counts) == pytest.approx(sum(relaxed.values()), abs=0.51)
     middle = counts[2:-2]
     assert max(middle) - min(middle) <= 0.05 * 1024
@@ -199,7 +199,7 @@ def test_an_lp_without_a_solution_is_an_error_and_not_a_plan_of_zeros():
 def test_a_lane_bound_without_a_solution_is_an_error_too():
     lines = CostLines(CostModel(machine(), tiny_model(), Workload(1, 8, 1)), 9)
     with pytest.raises(PlannerFailed, match="bound ended 'Infeasible'"):
-        lane_work_bound(lines, [-8], 2, 0.0)
+        lane_work_bound(lines, [-8], 2, 0.0, 0.0)
 
 
 @pytest.mark.parametrize("other_s", [0.0, 0.001, 1.0])
@@ -215,20 +215,23 @@ def test_the_lane_bound_is_the_best_balance_of_link_and_compute(other_s):
     tokens = min(max(even, 0.0), past)
     link_s = layers * (tokens * x_s + (past - tokens) * kv_s)
     expected = max(link_s, other_s + layers * tokens * recompute_s)
-    assert lane_work_bound(lines, [50, 51], layers, other_s) == pytest.approx(expected, rel=1e-5)
+    assert lane_work_bound(lines, [50, 51], layers, other_s, 0.0) == pytest.approx(
+        expected, rel=1e-5
+    )
 
 
 @given(models(), bent_machines(), workloads(max_gen=4), st.data())
 @examples(40)
 def test_no_split_beats_the_work_of_its_lanes(model, hardware, job, data):
     costs = CostModel(hardware, model, job)
-    graph = lower_row(model, job, data.draw(splits(model, job)))
+    graph = lower("row", model, job, data.draw(splits(model, job)))
     fixed = [one for one in graph.tasks if one.lane == COMPUTE and one.op not in SIZED_OPS]
     other_s = sum(costs.estimate(one).seconds for one in fixed)
     contexts = [job.context_tokens(step) for step in range(job.gen_tokens)]
-    bound_s = lane_work_bound(CostLines(costs, job.max_tokens), contexts, model.n_layers, other_s)
+    lines = CostLines(costs, job.max_tokens)
+    bound_s = lane_work_bound(lines, contexts, model.n_layers, other_s, 0.0)
     assert bound_s >= other_s * (1 - 1e-9)
-    makespan_s = RowPlanner(model, hardware, job).simulate(graph_split(graph)).makespan_s
+    makespan_s = DecodePlanner(model, hardware, job).simulate(graph_split(graph)).makespan_s
     assert bound_s <= makespan_s * (1 + 1e-9)
 
 

@@ -9,7 +9,7 @@ from builders import decode_graph, examples, models, splits, tiny_model, workloa
 from hypothesis import given
 from hypothesis import strategies as st
 
-from planner.lower import lower_row
+from planner.lower import lower
 from sim.errors import DoesNotFit
 from sim.memory import check_fits, footprint
 
@@ -46,7 +46,7 @@ def test_one_layer_takes_one_slot():
 @given(models(4), workloads(), st.data())
 @examples(40)
 def test_no_load_is_larger_than_the_slot_it_goes_into(model, job, data):
-    graph = lower_row(model, job, data.draw(splits(model, job)))
+    graph = lower("row", model, job, data.draw(splits(model, job)))
     need = footprint(graph)
     for op, room in (("load_kv", need.kv_slot_bytes), ("load_x", need.x_slot_bytes)):
         largest = max((one.bytes for one in graph.tasks if one.op == op), default=0)
@@ -57,8 +57,8 @@ def test_no_load_is_larger_than_the_slot_it_goes_into(model, job, data):
 @examples(20)
 def test_a_larger_batch_never_needs_less(model, job, data):
     split = data.draw(splits(model, job))
-    small = footprint(lower_row(model, job, split))
-    large = footprint(lower_row(model, replace(job, batch_size=2 * job.batch_size), split))
+    small = footprint(lower("row", model, job, split))
+    large = footprint(lower("row", model, replace(job, batch_size=2 * job.batch_size), split))
     assert large.device_bytes > small.device_bytes
     assert large.host_bytes == 2 * small.host_bytes
 

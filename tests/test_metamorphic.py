@@ -9,7 +9,7 @@ from builders import bent_machines, dispatch, examples, models, slowed, splits, 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from planner.lower import lower_row
+from planner.lower import lower
 from planner.planning import make_plan
 from sim.cost import CostModel
 from sim.engine import simulate
@@ -29,7 +29,7 @@ def cases(draw):
     """A lowered job and a machine with host costs and pauses."""
     model, job = draw(models(5)), draw(JOBS)
     hardware = replace(draw(bent_machines()), dispatch=dispatch(**draw(PAUSES)))
-    return lower_row(model, job, draw(splits(model, job))), hardware
+    return lower("row", model, job, draw(splits(model, job))), hardware
 
 
 @given(cases(), PARTS, st.floats(1.0, 10.0))
@@ -92,8 +92,8 @@ def test_a_longer_context_with_the_same_recomputed_tokens_is_never_faster(
     # Recomputing a generated token would cost a store that a prompt token does not need.
     split = data.draw(splits(model, replace(job, gen_tokens=1))) * job.gen_tokens
     longer = replace(job, prompt_tokens=job.prompt_tokens + more)
-    short_s = simulate(lower_row(model, job, split), hardware).makespan_s
-    long_s = simulate(lower_row(model, longer, split), hardware).makespan_s
+    short_s = simulate(lower("row", model, job, split), hardware).makespan_s
+    long_s = simulate(lower("row", model, longer, split), hardware).makespan_s
     assert long_s >= short_s / ROUNDING
 
 
@@ -102,7 +102,7 @@ def test_a_longer_context_with_the_same_recomputed_tokens_is_never_faster(
 def test_one_more_step_takes_longer_than_the_steps_before_it(model, hardware, job, data):
     longer = replace(job, gen_tokens=job.gen_tokens + 1)
     split = data.draw(splits(model, longer))
-    graphs = lower_row(model, job, split[:-1]), lower_row(model, longer, split)
+    graphs = lower("row", model, job, split[:-1]), lower("row", model, longer, split)
     before, after = (simulate(graph, hardware) for graph in graphs)
     assert after.makespan_s > before.makespan_s / ROUNDING
 

@@ -127,11 +127,17 @@ def test_the_offloaded_cache_copies_the_bytes_that_are_reported(cpu, model, monk
     monkeypatch.setattr(torch.cuda, "default_stream", lambda _: Stream())
     monkeypatch.setattr(DynamicLayer, "offload", offload)
     monkeypatch.setattr(DynamicLayer, "prefetch", prefetch)
-    peer.prepare()
-    moved.clear()
-    peer.decode()
-    assert peer.check(reference).equal
-    assert sum(moved) == peer.copied_bytes == offloaded_bytes(model, JOB)
+    streams = set()
+    for _ in range(2):
+        away.clear()
+        peer.prepare()
+        moved.clear()
+        peer.decode()
+        assert peer.check(reference).equal
+        assert sum(moved) == peer.copied_bytes == offloaded_bytes(model, JOB)
+        streams.add(peer._past.prefetch_stream)
+        peer.release()
+    assert len(streams) == 1
 
 
 def reference_with(margins):

@@ -81,7 +81,7 @@ def test_an_edited_model_no_longer_belongs_to_its_simulation(tmp_path):
         (lambda plan: plan.update(makespan_s="soon"), "makespan_s(='soon')"),
         (lambda plan: plan.update(kind="timeline"), "holds 'timeline'"),
         (lambda plan: plan.update(schema_version=2), "schema_version 2"),
-        (lambda plan: plan.update(schedule="column"), "schedule"),
+        (lambda plan: plan.update(schedule="diagonal"), "schedule"),
     ],
 )
 def test_a_broken_plan_is_refused_with_the_file_and_the_reason(tmp_path, change, reason):

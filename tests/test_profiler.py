@@ -14,7 +14,7 @@ import hw.bench
 import hw.profiler
 from hw import balanced_link_bytes_per_s, open_backend, profile_device
 from planner import make_plan
-from planner.lower import lower_row
+from planner.lower import lower
 from sim import CostModel, HardwareProfile, Workload, simulate
 from sim.cost import MatMul, kernels
 from sim.graph import D2H, H2D
@@ -95,7 +95,7 @@ def test_every_matrix_and_head_shape_of_the_models_has_a_table(profile, model):
 def test_every_task_of_a_decode_in_the_sampled_range_has_a_measured_cost(
     profile, model, recomputed
 ):
-    graph = lower_row(model, JOB, [[recomputed] * model.n_layers] * JOB.gen_tokens)
+    graph = lower("row", model, JOB, [[recomputed] * model.n_layers] * JOB.gen_tokens)
     costs = CostModel(profile, model, JOB)
     for task in graph.tasks:
         cost = costs.estimate(task)
@@ -107,7 +107,7 @@ def test_every_task_of_a_decode_in_the_sampled_range_has_a_measured_cost(
 def test_computing_for_a_batch_of_one_is_in_the_sampled_range(profile, model):
     job = replace(JOB, batch_size=1)
     costs = CostModel(profile, model, job)
-    for task in lower_row(model, job, [[20] * model.n_layers] * job.gen_tokens).tasks:
+    for task in lower("row", model, job, [[20] * model.n_layers] * job.gen_tokens).tasks:
         if task.lane == "compute":
             assert (task.id, costs.estimate(task).in_range) == (task.id, True)
 

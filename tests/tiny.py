@@ -11,7 +11,7 @@ from hw import HostCache, prefill, prompt_ids, random_weights, resident_decode
 from hw.backends import Backend
 from hw.cache import ResidentDecode
 from hw.weights import Weights
-from planner.lower import lower_row
+from planner.lower import lower
 from sim import ModelSpec, TaskGraph, Workload
 from sim.model_spec import Llama3RopeScaling
 
@@ -101,7 +101,7 @@ def decode_case(
     if isinstance(split, int):
         pasts = [job.context_tokens(step) for step in range(job.gen_tokens)]
         split = [[min(split, past)] * model.n_layers for past in pasts]
-    graph = lower_row(model, job, split)
+    graph = lower("row", model, job, split)
     weights = random_weights(model, 0, backend.device)
     cache = filled_cache(weights, job, backend)
     return DecodeCase(graph, weights, cache, resident_decode(weights, cache, job))

@@ -15,6 +15,7 @@ from cyclopts import App, CycloptsError, Parameter
 from cli.accuracy import accuracy
 from cli.catalogue import hardware, models
 from cli.devices import profile, run
+from cli.generation import generate
 from cli.output import err, fail, out
 from cli.peers import peers
 from cli.plans import compare_verb, plan, simulate_verb
@@ -47,6 +48,7 @@ app.command(plan)
 app.command(simulate_verb, name="simulate")
 app.command(profile)
 app.command(run)
+app.command(generate)
 app.command(compare_verb, name="compare")
 app.command(validate)
 app.command(record)
@@ -73,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         fail(str(error))
         return 2
     except ModuleNotFoundError as error:
-        if error.name not in ("torch", "numpy"):
+        if error.name not in ("torch", "numpy", "safetensors", "tokenizers"):
             raise
         fail(f"{error.name} is not installed; this verb needs it: pip install 'kvoverlap[hw]'.")
         return 2

@@ -46,6 +46,7 @@ def plan(
     policy: str = "lp",
     schedule: str = "row",
     n_batches: str = "1",
+    gpus: str = "1",
     dtype: str | None = None,
     set: tuple[str, ...] = (),  # noqa: A002
     output: Output = None,
@@ -85,6 +86,8 @@ def plan(
         loaded. auto: whichever makes more tokens a second.
     n_batches
         Batches of --batch sequences that share each loaded layer (column).
+    gpus
+        Identical jobs, one to a GPU, that share the profile's uplinks.
     dtype
         float32, float16 or bfloat16; by default the model's, or the profile's if its size differs.
     set
@@ -100,6 +103,7 @@ def plan(
         parse_count("--gen", gen),
         parse_count("--n-batches", n_batches),
     )
+    n_gpus = parse_count("--gpus", gpus)
     machine = find_hardware(hardware)
     for setting in set:
         machine = apply_setting(machine, setting)
@@ -108,10 +112,10 @@ def plan(
         if workload.gen_tokens * workload.n_batches * spec.n_layers >= LONG_JOB_LAYERS:
             tell("solving and simulating")
         if schedule == "auto":
-            made, reason = choose_schedule(spec, machine, workload, policy)
+            made, reason = choose_schedule(spec, machine, workload, policy, n_gpus)
             note(reason)
         else:
-            made = make_plan(spec, machine, workload, policy, schedule)
+            made = make_plan(spec, machine, workload, policy, schedule, n_gpus)
     if output is not None:
         made.save(output)
     if json:
@@ -170,6 +174,7 @@ def print_plan(made: Plan) -> None:
         f"{made.workload.n_batches} x batch {made.workload.batch_size}, prompt "
         f"{made.workload.prompt_tokens}, {made.workload.gen_tokens} step(s), policy {made.policy}, "
         f"schedule {made.schedule}"
+        f"{f', {made.gpus} GPUs at once' if made.gpus > 1 else ''}"
     )
     say(
         f"recompute {middle} of {first.context_tokens} past tokens in the median layer "

@@ -57,6 +57,11 @@ class Executor:
                 f"the plan is for model {graph.model.name} ({graph.model.dtype}), the weights are "
                 f"of {weights.model.name} ({weights.model.dtype}); plan for the loaded model."
             )
+        if graph.n_devices > 1:
+            raise Mismatch(
+                f"the plan is for {graph.n_devices} GPUs that share links, which can only be "
+                "simulated; plan with --gpus 1 to run."
+            )
         _check_caches(caches, graph)
         self.graph = graph
         self.weights = weights

@@ -6,7 +6,7 @@ L layers, h hidden size, H query heads, H_kv key/value heads, D head size, f MLP
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -126,41 +126,66 @@ def weights_from_tensors(
     Raises:
         Mismatch: a tensor that the config calls for is absent or has another shape.
     """
+    return assemble_weights(model, tensors.get, device)
+
+
+def assemble_weights(
+    model: ModelSpec, read: Callable[[str], Tensor | None], device: torch.device
+) -> Weights:
+    """Copy the tensors that `model` calls for to the device, one by one, into our layout.
+
+    Args:
+        read: the tensor of a Hugging Face name, anywhere and in any float dtype; None if absent.
+
+    Raises:
+        Mismatch: a tensor that the config calls for is absent or has another shape.
+    """
     dtype = TORCH_DTYPE[model.dtype]
     opt = model.family == "opt"
 
-    def get(name: str, *shape: int) -> Tensor:
-        if name not in tensors:
-            raise Mismatch(f"the checkpoint has no tensor {name!r}; it and config.json disagree.")
-        tensor = tensors[name]
-        if tuple(tensor.shape) != shape:
+    def empty(*shape: int) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device=device)
+
+    def fill(out: Tensor, name: str) -> Tensor:
+        tensor = read(name)
+        if tensor is None:
             raise Mismatch(
-                f"tensor {name!r} has shape {tuple(tensor.shape)} and config.json asks for {shape}."
+                f"the checkpoint has no tensor {name!r}, which its config.json asks for; use the "
+                "config.json of these weights, or all of the weight files."
             )
-        return tensor.to(device=device, dtype=dtype)
+        if tensor.shape != out.shape:
+            raise Mismatch(
+                f"tensor {name!r} has shape {tuple(tensor.shape)} and config.json asks for "
+                f"{tuple(out.shape)}; use the config.json of these weights."
+            )
+        return out.copy_(tensor)
 
     def linear(name: str, out_size: int, in_size: int, biased: bool) -> Linear:
-        bias = get(f"{name}.bias", out_size) if biased else None
-        return Linear(get(f"{name}.weight", out_size, in_size), bias)
+        bias = fill(empty(out_size), f"{name}.bias") if biased else None
+        return Linear(fill(empty(out_size, in_size), f"{name}.weight"), bias)
 
     def norm(name: str, size: int) -> Norm:
-        return Norm(get(f"{name}.weight", size), get(f"{name}.bias", size) if opt else None)
+        bias = fill(empty(size), f"{name}.bias") if opt else None
+        return Norm(fill(empty(size), f"{name}.weight"), bias)
 
     h, f = model.hidden_size, model.intermediate_size
     root = "model.decoder" if opt else "model"
+    qkv_sizes = [model.q_size, model.kv_size, model.kv_size]
+
+    def fused(at: str) -> Linear:
+        made = Linear(empty(sum(qkv_sizes), h), empty(sum(qkv_sizes)) if model.qkv_bias else None)
+        for kind, whole in (("weight", made.weight), ("bias", made.bias)):
+            if whole is not None:
+                for letter, part in zip("qkv", whole.split(qkv_sizes), strict=True):
+                    fill(part, f"{at}.{letter}_proj.{kind}")
+        return made
 
     def layer(number: int) -> Layer:
         at = f"{root}.layers.{number}"
-        parts = [
-            linear(f"{at}.self_attn.{name}_proj", size, h, model.qkv_bias)
-            for name, size in (("q", model.q_size), ("k", model.kv_size), ("v", model.kv_size))
-        ]
-        biases = [part.bias for part in parts if part.bias is not None]
-        fused = Linear(torch.cat([p.weight for p in parts]), torch.cat(biases) if biases else None)
         mlp = at if opt else f"{at}.mlp"
         return Layer(
             input_norm=norm(f"{at}.{'self_attn_layer_norm' if opt else 'input_layernorm'}", h),
-            qkv=fused,
+            qkv=fused(f"{at}.self_attn"),
             q_norm=norm(f"{at}.self_attn.q_norm", model.head_dim) if model.qk_norm else None,
             k_norm=norm(f"{at}.self_attn.k_norm", model.head_dim) if model.qk_norm else None,
             out=linear(
@@ -172,13 +197,19 @@ def weights_from_tensors(
             down=linear(f"{mlp}.{'fc2' if opt else 'down_proj'}", h, f, model.mlp_bias),
         )
 
-    embed = get(f"{root}.embed_tokens.weight", model.vocab_size, h)
-    rows = model.max_positions + OPT_POSITION_OFFSET
+    embed = fill(empty(model.vocab_size, h), f"{root}.embed_tokens.weight")
+    positions = None
+    if opt:
+        rows = model.max_positions + OPT_POSITION_OFFSET
+        positions = fill(empty(rows, h), f"{root}.embed_positions.weight")
+    head = embed
+    if not model.tie_embeddings:
+        head = fill(empty(model.vocab_size, h), "lm_head.weight")
     return Weights(
         model=model,
         embed=embed,
-        positions=get(f"{root}.embed_positions.weight", rows, h) if opt else None,
+        positions=positions,
         layers=[layer(number) for number in range(model.n_layers)],
         final_norm=norm(f"{root}.{'final_layer_norm' if opt else 'norm'}", h),
-        head=embed if model.tie_embeddings else get("lm_head.weight", model.vocab_size, h),
+        head=head,
     )

@@ -12,6 +12,7 @@ start before the rest has arrived, and all batches pass through a layer before t
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from sim.cost import compute_flops
 from sim.errors import BadInput, UnknownName
@@ -56,6 +57,25 @@ def lower(
         contexts = [workload.context_tokens(step) for step in range(workload.gen_tokens)]
     _check_split(model, contexts, split)
     return _Lowering(schedule, model, workload, split, contexts).graph()
+
+
+def replicate(graph: TaskGraph, devices: int) -> TaskGraph:
+    """The graph of `devices` identical decoders, each with its own requests on its own device.
+
+    Tasks of device 0 keep their names, those of device d are called `g<d>.<name>`.
+    """
+    tasks = list(graph.tasks)
+    for device in range(1, devices):
+        tasks += [
+            replace(
+                task,
+                id=f"g{device}.{task.id}",
+                deps=tuple(f"g{device}.{dep}" for dep in task.deps),
+                device=device,
+            )
+            for task in graph.tasks
+        ]
+    return replace(graph, tasks=tuple(tasks))
 
 
 def _check_split(model: ModelSpec, contexts: Sequence[int], split: Split) -> None:

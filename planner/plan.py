@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from planner.lower import SCHEDULES, lower
+from planner.lower import SCHEDULES, lower, replicate
 from sim.errors import BadInput, Mismatch
 from sim.files import STRICT_KEYS, blaming, parse, read_json, write_json
 from sim.graph import TaskGraph
@@ -69,6 +69,7 @@ class Plan:
     Args:
         lp_objective_s: the LP's value at these whole token counts, every task alone on its lane;
             of a job longer than the LP sees, the longest path through all of it, which is the same.
+            Of several GPUs, with links as fast as when all of them copy at once.
         makespan_s: the simulated makespan, sharing and interference included.
         lower_bound_s: no split of this workload on this machine is faster, by the LP.
         baselines: simulated makespan of each policy.
@@ -78,6 +79,7 @@ class Plan:
         source: weakest source of any task's time.
         out_of_range_tasks: tasks whose time was extrapolated beyond what the profile holds.
         graph_sha256: hash of the graph that was simulated; a device runs no other.
+        gpus: identical decoders, one to a GPU, that share uplinks and host memory.
     """
 
     __pydantic_config__ = STRICT_KEYS
@@ -97,17 +99,18 @@ class Plan:
     source: Source
     out_of_range_tasks: int
     graph_sha256: str
+    gpus: int = 1
 
     @property
     def tokens_per_s(self) -> float:
-        """Tokens generated a second over all sequences."""
+        """Tokens generated a second over all sequences of all GPUs."""
         job = self.workload
-        return job.n_batches * job.batch_size * job.gen_tokens / self.makespan_s
+        return self.gpus * job.n_batches * job.batch_size * job.gen_tokens / self.makespan_s
 
     def lower(self) -> TaskGraph:
         """The graph that realises this plan, built anew from the split."""
         split = [step.recomputed_tokens for step in self.steps]
-        return lower(self.schedule, self.model, self.workload, split)
+        return replicate(lower(self.schedule, self.model, self.workload, split), self.gpus)
 
     def simulated_graph(self) -> TaskGraph:
         """The lowered graph, provided it is the one whose simulation this plan carries.
@@ -148,6 +151,8 @@ class Plan:
         """Refuse steps that do not belong to the workload, or a schedule of another version."""
         if self.schedule not in SCHEDULES:
             raise BadInput(f"schedule {self.schedule!r} is not one this version can lower.")
+        if self.gpus < 1:
+            raise BadInput(f"gpus(={self.gpus}) must be at least 1.")
         if len(self.steps) != self.workload.gen_tokens:
             raise BadInput(
                 f"steps must hold {self.workload.gen_tokens} entries, one per generated token, "

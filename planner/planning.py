@@ -8,17 +8,18 @@ from functools import cached_property
 from itertools import pairwise
 from math import floor
 
-from planner.lower import SCHEDULES, lower
+from planner.lower import SCHEDULES, lower, replicate
 from planner.lp import SIZED_OPS, CostLines, Relaxation, ScheduleLP, lane_work_bound
 from planner.plan import Plan, Sensitivity, step_splits
 from planner.policies import BASELINES, baseline_split, fixed_tokens
 from sim.cost import CostModel
 from sim.engine import issue_times, simulate
 from sim.errors import BadInput, DoesNotFit, UnknownName
-from sim.graph import COMPUTE, H2D, TaskGraph
+from sim.graph import COMPUTE, D2H, H2D, TaskGraph
 from sim.hardware import HardwareProfile, weakest
 from sim.memory import check_fits
 from sim.model_spec import ModelSpec
+from sim.resources import streaming_share
 from sim.timeline import Timeline, earliest_schedule
 from sim.workload import Workload
 
@@ -49,8 +50,12 @@ def make_plan(
     workload: Workload,
     policy: str = "lp",
     schedule: str = "row",
+    gpus: int = 1,
 ) -> Plan:
     """Plan a decode job and simulate it.
+
+    Args:
+        gpus: identical jobs, one to a GPU, that share the machine's uplinks.
 
     Raises:
         BadInput: unknown policy or schedule, or a workload the model cannot take.
@@ -58,14 +63,18 @@ def make_plan(
         PlannerFailed: the LP has no optimum.
     """
     fixed_tokens(policy)
-    planner = DecodePlanner(model, hardware, workload, schedule)
+    planner = DecodePlanner(model, hardware, workload, schedule, gpus)
     if policy == "lp":
         return planner.plan(policy, planner.best_split)
     return planner.plan(policy, baseline_split(policy, model, workload, hardware))
 
 
 def choose_schedule(
-    model: ModelSpec, hardware: HardwareProfile, workload: Workload, policy: str = "lp"
+    model: ModelSpec,
+    hardware: HardwareProfile,
+    workload: Workload,
+    policy: str = "lp",
+    gpus: int = 1,
 ) -> tuple[Plan, str]:
     """The plan of the schedule that makes more tokens a second, and why, in one sentence.
 
@@ -80,7 +89,7 @@ def choose_schedule(
     refused: dict[str, DoesNotFit] = {}
     for schedule, job in (("row", one_batch), ("column", workload)):
         try:
-            plans[schedule] = make_plan(model, hardware, job, policy, schedule)
+            plans[schedule] = make_plan(model, hardware, job, policy, schedule, gpus)
         except DoesNotFit as error:
             refused[schedule] = error
     if not plans:
@@ -139,15 +148,25 @@ class DecodePlanner:
         hardware: HardwareProfile,
         workload: Workload,
         schedule: str = "row",
+        gpus: int = 1,
     ) -> None:
         if schedule not in SCHEDULES:
             raise UnknownName("schedule", schedule, SCHEDULES)
+        if gpus < 1:
+            raise BadInput(f"gpus(={gpus}) must be at least 1.")
+        self.gpus = gpus
         check_workload(model, workload)
         self.schedule = schedule
         self.model = model
         self.hardware = hardware
         self.workload = workload
-        self.costs = CostModel(hardware, model, workload)
+        # The LP knows one GPU; its links are as fast as when all GPUs copy at once.
+        streaming = hardware
+        for lane in (H2D, D2H):
+            share = streaming_share(hardware, lane, gpus)
+            if share < 1.0:
+                streaming = streaming.with_faster(lane, share)
+        self.costs = CostModel(streaming, model, workload)
         self.lines = CostLines(self.costs, workload.max_tokens)
         self.planned_steps = _planned_steps(
             workload.gen_tokens, model.n_layers * workload.n_batches
@@ -181,6 +200,7 @@ class DecodePlanner:
             source=weakest(*(estimate.source for estimate in estimates)),
             out_of_range_tasks=sum(not estimate.in_range for estimate in estimates),
             graph_sha256=graph.sha256,
+            gpus=self.gpus,
         )
 
     @property
@@ -244,7 +264,14 @@ class DecodePlanner:
 
     def _on(self, hardware: HardwareProfile) -> DecodePlanner:
         """The same job on another machine."""
-        return DecodePlanner(self.model, hardware, self.workload, self.schedule)
+        return DecodePlanner(self.model, hardware, self.workload, self.schedule, self.gpus)
+
+    @cached_property
+    def _alone(self) -> DecodePlanner:
+        """The same job on one GPU whose neighbours are still."""
+        if self.gpus == 1:
+            return self
+        return DecodePlanner(self.model, self.hardware, self.workload, self.schedule)
 
     def lower(self, split: Sequence[Sequence[int]]) -> TaskGraph:
         return self.simulate(split).graph
@@ -254,7 +281,7 @@ class DecodePlanner:
         key = tuple(map(tuple, split))
         if key not in self._timelines:
             graph = lower(self.schedule, self.model, self.workload, split)
-            self._timelines[key] = simulate(graph, self.hardware)
+            self._timelines[key] = simulate(replicate(graph, self.gpus), self.hardware)
         return self._timelines[key]
 
     def longest_path_s(self, graph: TaskGraph) -> float:
@@ -271,6 +298,8 @@ class DecodePlanner:
 
     def lower_bound_s(self) -> float:
         """Makespan that no split can beat: the LP's if it saw every step, else by lane work."""
+        if self.gpus > 1:
+            return self._alone.lower_bound_s()
         if self._sees_all:
             return self.relaxation.objective_s
         contexts = [self.workload.context_tokens(t) for t in range(self.workload.gen_tokens)]
@@ -295,11 +324,11 @@ class DecodePlanner:
             [self.relaxation.tokens[step, layer] for layer in range(n_layers)]
             for step in range(len(self._contexts))
         ]
-        bound = self.relaxation.objective_s
+        bound = self._alone.relaxation.objective_s
 
         def makespan(shift: int) -> float:
             graph = self._shortened(self._whole(rows, shift))
-            return simulate(graph, self.hardware).makespan_s
+            return simulate(replicate(graph, self.gpus), self.hardware).makespan_s
 
         best, best_s = 0, makespan(0)
         stride = max(1, self.workload.max_tokens // 8)

@@ -7,7 +7,6 @@ runs it on the machine at whatever pace sharing allows, and announces that it is
 from __future__ import annotations
 
 from collections.abc import Collection, Generator, Sequence
-from itertools import accumulate
 
 import simpy
 
@@ -41,14 +40,19 @@ def replay(graph: TaskGraph, durations_s: Sequence[float], hardware: HardwarePro
 
 
 def issue_times(graph: TaskGraph, costs: CostModel, free_ops: Collection[str] = ()) -> list[float]:
-    """When the host, which issues tasks one after another in graph order, has issued each.
+    """When each task has been issued: for every device a host thread issues one after another.
 
     Args:
         free_ops: operations that are issued at no cost.
     """
     ahead_s = costs.hardware.dispatch.head_start_s
-    spent = accumulate(0.0 if task.op in free_ops else costs.issue_s(task) for task in graph.tasks)
-    return [max(0.0, seconds - ahead_s) for seconds in spent]
+    spent: dict[int, float] = {}
+    issued = []
+    for task in graph.tasks:
+        cost_s = 0.0 if task.op in free_ops else costs.issue_s(task)
+        spent[task.device] = spent.get(task.device, 0.0) + cost_s
+        issued.append(max(0.0, spent[task.device] - ahead_s))
+    return issued
 
 
 class _Run:

@@ -142,6 +142,10 @@ class TaskGraph:
         return tuple(tuple(index[dep] for dep in task.deps) for task in self.tasks)
 
     @cached_property
+    def n_devices(self) -> int:
+        return 1 + max((task.device for task in self.tasks), default=0)
+
+    @cached_property
     def lanes(self) -> dict[tuple[int, str], list[int]]:
         """Positions of the tasks of each (device, lane), in the order the lane runs them."""
         queues: dict[tuple[int, str], list[int]] = {}

@@ -30,7 +30,7 @@ class Footprint:
 
 
 def footprint(graph: TaskGraph) -> Footprint:
-    """Memory that executing `graph` takes: weights, staging slots, host cache.
+    """Memory that executing `graph` takes: of each device, and of the host for all of them.
 
     A column schedule keeps two layers' weights on the device and all layers' on the host.
     The workspace is what one layer's activations need at decode (widest matrix output, in
@@ -47,7 +47,7 @@ def footprint(graph: TaskGraph) -> Footprint:
         (widest + 4 * model.hidden_size) * model.element_bytes + 4 * model.vocab_size
     )
     token_rows = job.batch_size * job.max_tokens
-    all_rows = token_rows * job.n_batches
+    all_rows = token_rows * job.n_batches * graph.n_devices
     layer_weights = model.n_layers * model.layer_weight_bytes
     offloaded = layer_weights if graph.schedule == "column" else 0
     slots = min(2, model.n_layers) * model.layer_weight_bytes if offloaded else 0

@@ -53,6 +53,20 @@ def max_min_share(
     return rates
 
 
+def streaming_share(hardware: HardwareProfile, lane: str, devices: int) -> float:
+    """Part of its own link rate that each device keeps when all copy in one direction at once.
+
+    Of unequal devices the smallest part.
+    """
+    rate: float = getattr(hardware.links, lane).bytes_per_s
+    paths = [
+        [uplink.name for uplink in hardware.uplinks if device in uplink.devices]
+        for device in range(devices)
+    ]
+    capacity = {uplink.name: _capacity(uplink, lane) for uplink in hardware.uplinks}
+    return min(max_min_share([rate] * devices, paths, capacity)) / rate
+
+
 @dataclass(slots=True)
 class _Running:
     task: Task

@@ -17,7 +17,7 @@ from sim.engine import simulate
 from sim.errors import BadInput, Mismatch
 from sim.hardware import HardwareProfile
 from sim.model_spec import DTYPE_BYTES, ModelSpec
-from sim.quantities import ms, parse_count, parse_rate, percent
+from sim.quantities import ms, parse_bytes, parse_count, parse_rate, percent
 from sim.recording import Recording
 from sim.trace import is_trace, read_trace, write_trace
 from sim.workload import Workload
@@ -47,6 +47,8 @@ def plan(
     schedule: str = "row",
     n_batches: str = "1",
     gpus: str = "1",
+    gpu_memory: str | None = None,
+    host_memory: str | None = None,
     dtype: str | None = None,
     set: tuple[str, ...] = (),  # noqa: A002
     output: Output = None,
@@ -88,6 +90,10 @@ def plan(
         Batches of --batch sequences that share each loaded layer (column).
     gpus
         Identical jobs, one to a GPU, that share the profile's uplinks.
+    gpu_memory
+        What if a GPU had this much memory for the job, such as 24GiB.
+    host_memory
+        What if the host had this much for it.
     dtype
         float32, float16 or bfloat16; by default the model's, or the profile's if its size differs.
     set
@@ -107,6 +113,12 @@ def plan(
     machine = find_hardware(hardware)
     for setting in set:
         machine = apply_setting(machine, setting)
+    if gpu_memory is not None:
+        size = parse_bytes("--gpu-memory", gpu_memory)
+        machine = replace(machine, memory=replace(machine.memory, device_bytes=size))
+    if host_memory is not None:
+        size = parse_bytes("--host-memory", host_memory)
+        machine = replace(machine, memory=replace(machine.memory, host_bytes=size))
     spec = match_dtype(find_model(model, dtype), machine, chosen=dtype is not None)
     with progress("plan") as tell:
         if workload.gen_tokens * workload.n_batches * spec.n_layers >= LONG_JOB_LAYERS:

@@ -66,25 +66,33 @@ def check_fits(graph: TaskGraph, device_bytes: float, host_bytes: float, where: 
     """Refuse a graph that needs more memory than `where` has.
 
     Raises:
-        DoesNotFit: names the largest part and what to lower.
+        DoesNotFit: names the memory that does not suffice, what fills it, and the smallest change.
     """
-    need = footprint(graph)
+    need, batch = footprint(graph), graph.workload.batch_size
     if need.device_bytes > device_bytes:
-        slots = need.kv_slot_bytes + need.x_slot_bytes
-        if need.weight_bytes > slots:
-            blame = (
-                f"the weights alone take {_gib(need.weight_bytes)}: choose a smaller model or dtype"
-            )
+        staging = need.device_bytes - need.weight_bytes
+        most = int((device_bytes - need.weight_bytes) * batch // staging)
+        if most >= 1:
+            advice = f"lower --batch to {most}, or --prompt"
         else:
-            blame = f"staging slots take {_gib(slots)}: lower --batch or --prompt"
+            advice = "the weights alone are too large: choose a smaller model or dtype"
+            if graph.schedule == "row":
+                advice += ", or --schedule column, which keeps two layers on the device"
         raise DoesNotFit(
-            f"{graph.model.name} needs {_gib(need.device_bytes)} of device memory and {where} has "
-            f"{_gib(device_bytes)} for it; {blame}."
+            f"{graph.model.name} needs {_gib(need.device_bytes)} of device memory (weights "
+            f"{_gib(need.weight_bytes)}, staging slots and workspace {_gib(staging)}) and {where} "
+            f"has {_gib(device_bytes)} for it; {advice}."
         )
     if need.host_bytes > host_bytes:
+        caches = need.host_kv_bytes + need.host_x_bytes
+        most = int((host_bytes - need.host_weight_bytes) * batch // caches)
+        advice = f"lower --batch to {most}, or --prompt"
+        if most < 1:
+            advice = "lower --prompt or --n-batches, or choose a smaller model"
         raise DoesNotFit(
-            f"the KV cache and activations of {graph.model.name} need {_gib(need.host_bytes)} of "
-            f"host memory and {where} has {_gib(host_bytes)} for it; lower --batch or --prompt."
+            f"{graph.model.name} needs {_gib(need.host_bytes)} of host memory (KV cache and "
+            f"activations {_gib(caches)}, weights {_gib(need.host_weight_bytes)}) and {where} has "
+            f"{_gib(host_bytes)} for it; {advice}."
         )
     return need
 

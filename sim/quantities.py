@@ -44,6 +44,18 @@ def parse_rate(name: str, text: str) -> float:
     return float(match[1]) * scale
 
 
+def parse_bytes(name: str, text: str) -> float:
+    """A memory size: `24GiB`, `40GB` or bytes.
+
+    Raises:
+        BadInput: not a positive number of bytes.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?(?:e\d+)?)\s*([kKMGT]?)(i?)B?", text.strip())
+    if not match or not 0 < float(match[1]) < math.inf or (match[3] and not match[2]):
+        raise BadInput(f"{name}(={text}) must be a size above 0, such as 24GiB or 40GB.")
+    return float(match[1]) * (_BINARY[match[2].upper()] if match[3] else _DECIMAL[match[2]])
+
+
 def ms(seconds: float) -> str:
     """Milliseconds, or microseconds below a tenth of one."""
     return f"{seconds * 1e3:,.1f} ms" if abs(seconds) >= 1e-4 else f"{seconds * 1e6:,.1f} us"

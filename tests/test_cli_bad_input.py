@@ -57,7 +57,7 @@ def edited(path, change):
         ("--model opt-125m --batch 2 --set link.bandwidth=-3", ["rate above 0"]),
         ("--model opt-125m --batch 2 --gen 4K", ["2048 positions"]),
         ("--model opt-30b --batch 2", ["40.0 GiB", "smaller model"]),
-        ("--model opt-13b --batch 60000", ["lower --batch or --prompt"]),
+        ("--model opt-13b --batch 60000", ["lower --batch to 4152, or --prompt"]),
         ("--model opt-125m --batch 2 --bach 3", ["--batch"]),
         ("--batch 2", ["--model"]),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -66,14 +67,32 @@ def test_a_larger_batch_never_needs_less(model, job, data):
 def test_memory_that_just_suffices_is_enough():
     need = footprint(GRAPH)
     assert check_fits(GRAPH, need.device_bytes, need.host_bytes, "here") == need
-    with pytest.raises(DoesNotFit, match=r"tiny needs .* of device memory and here has"):
+    with pytest.raises(DoesNotFit, match=r"tiny needs .* of device memory .* and here has"):
         check_fits(GRAPH, need.device_bytes - 1, need.host_bytes, "here")
-    with pytest.raises(DoesNotFit, match=r"host memory and here has .*; lower --batch or --prompt"):
+    with pytest.raises(DoesNotFit, match=r"host memory .* and here has .*; lower --batch to 1,"):
         check_fits(GRAPH, need.device_bytes, need.host_bytes - 1, "here")
 
 
-def test_the_largest_consumer_is_blamed():
-    with pytest.raises(DoesNotFit, match=r"the weights alone take .*: choose a smaller model"):
+@given(st.integers(2, 64), st.floats(0.1, 0.99), st.booleans())
+@examples(30)
+def test_the_batch_it_names_is_the_largest_that_fits(batch, part, on_device):
+    graph = decode_graph(batch_size=batch, prompt_tokens=500)
+    need = footprint(graph)
+    device, host = float(need.device_bytes), float(need.host_bytes)
+    if on_device:
+        device = need.weight_bytes + part * (need.device_bytes - need.weight_bytes)
+    else:
+        host *= part
+    with pytest.raises(DoesNotFit) as refused:
+        check_fits(graph, device, host, "here")
+    named = re.search(r"lower --batch to (\d+)", str(refused.value))
+    most = int(named[1]) if named else 0
+    if most:
+        check_fits(decode_graph(batch_size=most, prompt_tokens=500), device, host, "here")
+    with pytest.raises(DoesNotFit):
+        check_fits(decode_graph(batch_size=most + 1, prompt_tokens=500), device, host, "here")
+
+
+def test_weights_that_do_not_fit_are_blamed():
+    with pytest.raises(DoesNotFit, match=r"the weights alone are too large: .*--schedule column"):
         check_fits(decode_graph(), 1, 1e9, "here")
-    with pytest.raises(DoesNotFit, match=r"staging slots take .*: lower --batch or --prompt"):
-        check_fits(decode_graph(batch_size=64, prompt_tokens=500), 1, 1e9, "here")

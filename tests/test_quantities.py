@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from sim.errors import BadInput
-from sim.quantities import ms, parse_count, parse_counts, parse_rate, percent
+from sim.quantities import ms, parse_bytes, parse_count, parse_counts, parse_rate, percent
 
 
 @pytest.mark.parametrize(
@@ -79,3 +79,17 @@ def test_fractions_are_shown_as_percent():
         "+6.1 %",
         "-2.0 %",
     )
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("24GiB", 24 * 2**30), ("40GB", 40e9), ("1.5 TiB", 1.5 * 2**40), ("1024", 1024.0)],
+)
+def test_sizes_are_read(text, size):
+    assert parse_bytes("memory", text) == size
+
+
+@pytest.mark.parametrize("text", ["", "GB", "-1GB", "0", "4 iB", "24GiB/s", "many"])
+def test_what_is_no_size_is_refused(text):
+    with pytest.raises(BadInput, match="must be a size above 0"):
+        parse_bytes("memory", text)

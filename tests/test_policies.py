@@ -114,3 +114,17 @@ def test_the_lp_is_no_baseline():
     assert "lp" not in BASELINES
     with pytest.raises(BadInput, match="needs the LP"):
         baseline_split("lp", tiny_model(), Workload(1, 8, 1), machine())
+
+
+@pytest.mark.parametrize(
+    ("name", "ceiling"), [("opt-6.7b", 0.648), ("opt-13b", 0.672), ("opt-30b", 0.712)]
+)
+def test_the_formula_reaches_its_own_ceiling(name, ceiling):
+    """X first, then recomputation beside the rest: `1 - l*/(2 s')` of loading everything."""
+    model, job = find_model(name), Workload(32, 1024, 1)
+    tokens = baseline_split("kvpr", model, job, A100)[0][0]
+    link = A100.links.h2d.bytes_per_s
+    x_s, kv_s = (32 * size / link for size in (model.x_token_bytes, model.kv_token_bytes))
+    recompute_s = 4 * 32 * model.hidden_size * model.kv_size / A100.gemm.flops_per_s
+    split_s = tokens * x_s + max(tokens * recompute_s, (1024 - tokens) * kv_s)
+    assert split_s / (1024 * kv_s) == pytest.approx(ceiling, abs=6e-4)

@@ -1,0 +1,112 @@
+"""How long the dashboard takes to answer, in a real browser on this machine.
+
+Run with `python benchmarks/bench_dashboard.py`; needs a system Chromium. Printed are medians: from
+the click on a case of 10,000 tasks to its bars on the page, and from the key press on a what-if
+slider to the new number and to the new curve.
+"""
+
+import argparse
+import sys
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+
+sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))
+
+from browser import browser, chromium, make_run, serve, settle
+
+from dashboard.figures import paired_lanes
+from dashboard.runs import load_case
+from sim import Workload
+
+LARGE = Workload(16, 512, 45)
+SMALL = Workload(16, 128, 1)
+BARS = "document.querySelectorAll('.st-key-lanes .barlayer .point').length"
+CURVE = "document.querySelector('.st-key-split .scatterlayer .js-line')?.getAttribute('d')"
+
+
+def seconds_since(start: float) -> float:
+    return time.perf_counter() - start
+
+
+def time_timeline(page, address: str, cases: dict[str, str], repeats: int) -> list[float]:
+    """From choosing the large case in the menu to its bars."""
+    found = []
+    for _ in range(repeats):
+        page.goto(f"{address}/?run=large&case={cases['small']}")
+        settle(page)
+        few = page.evaluate(BARS)
+        page.get_by_role("combobox", name="Case").click()
+        option = page.get_by_role("option", name=cases["large"])
+        start = time.perf_counter()
+        option.click()
+        page.wait_for_function(f"() => {BARS} > {few} + 200", polling=20, timeout=60_000)
+        found.append(seconds_since(start))
+    return found
+
+
+def time_slider(page, address: str, repeats: int) -> tuple[list[float], list[float]]:
+    """From a key press on the link slider to the new number, and to the new curve.
+
+    Every press asks for a rate that was not asked for before.
+    """
+    page.goto(f"{address}/what_if")
+    settle(page)
+    slider = page.get_by_role("slider", name="Link to the device")
+    numbers, curves = [], []
+    for _ in range(repeats):
+        slider.focus()
+        header = page.locator("h2").first.inner_text()
+        curve = page.evaluate(CURVE)
+        start = time.perf_counter()
+        page.keyboard.press("ArrowRight")
+        page.wait_for_function(
+            "old => document.querySelector('h2').innerText !== old", arg=header, polling=10
+        )
+        numbers.append(seconds_since(start))
+        page.wait_for_function(f"old => {CURVE} !== old", arg=curve, polling=10)
+        curves.append(seconds_since(start))
+        settle(page)
+    return numbers, curves
+
+
+def time_server(folder: Path, repeats: int) -> tuple[int, int, list[float]]:
+    """Without a browser: from the files to the figure; tasks, bars and seconds."""
+    found = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        case = load_case(folder)
+        figure = paired_lanes(case.predicted.typical, case.measured.typical)
+        found.append(seconds_since(start))
+    return len(case.graph.tasks), sum(len(trace.x) for trace in figure.data), found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--repeats", type=int, default=5, choices=range(2, 6))
+    repeats = parser.parse_args().repeats
+    if chromium() is None:
+        sys.exit("no Chromium found; install one to time the pages in it.")
+    cases = {
+        name: f"b{job.batch_size}-s{job.prompt_tokens}-lp"
+        for name, job in (("large", LARGE), ("small", SMALL))
+    }
+    with tempfile.TemporaryDirectory() as name:
+        folder = make_run(Path(name) / "runs" / "large", [LARGE, SMALL], "opt-6.7b")
+        n_tasks, n_bars, server = time_server(folder / "cases" / cases["large"], repeats)
+        with serve(Path(name)) as address, browser() as opened:
+            page = opened.new_page(viewport={"width": 1440, "height": 900})
+            shown = time_timeline(page, address, cases, repeats)
+            numbers, curves = time_slider(page, address, repeats)
+    print(f"timeline of {n_tasks:,} tasks, {n_bars:,} bars")
+    print(f"  files to figure, without a browser     {median(server):6.2f} s")
+    print(f"  click to bars, first time              {shown[0]:6.2f} s")
+    print(f"  click to bars, case read before        {median(shown[1:]):6.2f} s")
+    print("what-if slider (opt-13b, batch 32, prompt 1024)")
+    print(f"  key press to new number                {median(numbers):6.2f} s")
+    print(f"  key press to new curve                 {median(curves):6.2f} s")
+
+
+if __name__ == "__main__":
+    main()

@@ -81,7 +81,8 @@ def plan(
     gen
         Decode steps.
     policy
-        lp, kvpr, load-all, recompute-all, or fixed:<tokens>.
+        lp, kvpr, load-all, recompute-all, fixed:<tokens>; or, to compare with: resident,
+        hf-offloaded.
     schedule
         row: all layers of a step, then the next step; weights stay on the device. column: weights
         come from host memory, and --n-batches batches pass through each layer before the next is

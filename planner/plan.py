@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from planner.lower import SCHEDULES, lower, replicate
+from planner.rivals import RIVALS, rival_graph
 from sim.errors import BadInput, Mismatch
 from sim.files import STRICT_KEYS, blaming, parse, read_json, write_json
 from sim.graph import TaskGraph
@@ -41,8 +42,6 @@ class StepSplit:
                     f"step {self.step}, layer {layer}: recomputed, loaded and resident tokens "
                     f"{counts} must be at least 0 and add up to {self.context_tokens}."
                 )
-        if any(self.resident_tokens):
-            raise BadInput(f"step {self.step}: resident_tokens must be 0 in this version.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,8 +108,12 @@ class Plan:
 
     def lower(self) -> TaskGraph:
         """The graph that realises this plan, built anew from the split."""
-        split = [step.recomputed_tokens for step in self.steps]
-        return replicate(lower(self.schedule, self.model, self.workload, split), self.gpus)
+        if self.policy in RIVALS:
+            graph = rival_graph(self.policy, self.model, self.workload)
+        else:
+            split = [step.recomputed_tokens for step in self.steps]
+            graph = lower(self.schedule, self.model, self.workload, split)
+        return replicate(graph, self.gpus)
 
     def simulated_graph(self) -> TaskGraph:
         """The lowered graph, provided it is the one whose simulation this plan carries.
@@ -161,16 +164,20 @@ class Plan:
         for number, step in enumerate(self.steps):
             if (step.step, step.context_tokens) != (number, self.workload.context_tokens(number)):
                 raise BadInput(f"steps[{number}] does not belong to this workload.")
+            if self.policy != "resident" and any(step.resident_tokens):
+                raise BadInput(
+                    f"steps[{number}]: resident_tokens must be 0 except under policy resident."
+                )
 
 
-def step_splits(workload: Workload, split: Sequence[Sequence[int]]) -> tuple[StepSplit, ...]:
-    """Name the parts of every step of a split whose other tokens are loaded."""
+def step_splits(
+    workload: Workload, split: Sequence[Sequence[int]], resident: bool = False
+) -> tuple[StepSplit, ...]:
+    """Name the parts of every step of a split whose other tokens are loaded, or stay resident."""
     steps = []
     for number, row in enumerate(split):
         past = workload.context_tokens(number)
-        steps.append(
-            StepSplit(
-                number, past, tuple(row), tuple(past - count for count in row), (0,) * len(row)
-            )
-        )
+        others, none = tuple(past - count for count in row), (0,) * len(row)
+        loaded, kept = (none, others) if resident else (others, none)
+        steps.append(StepSplit(number, past, tuple(row), loaded, kept))
     return tuple(steps)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
 from itertools import pairwise
@@ -12,6 +13,7 @@ from planner.lower import SCHEDULES, lower, replicate
 from planner.lp import SIZED_OPS, CostLines, Relaxation, ScheduleLP, lane_work_bound
 from planner.plan import Plan, Sensitivity, step_splits
 from planner.policies import BASELINES, baseline_split, fixed_tokens
+from planner.rivals import RIVALS, rival_graph
 from sim.cost import CostModel
 from sim.engine import issue_times, simulate
 from sim.errors import BadInput, DoesNotFit, UnknownName
@@ -176,12 +178,16 @@ class DecodePlanner:
 
     def plan(self, policy: str, split: Sequence[Sequence[int]]) -> Plan:
         """The plan of `split`, with its prediction beside the bound and every policy's."""
-        timeline = self.simulate(split)
+        rival = policy in RIVALS
+        if rival and self.schedule != "row":
+            raise BadInput(f"policy {policy!r} has a schedule of its own; leave --schedule at row.")
+        timeline = self.simulate_rival(policy) if rival else self.simulate(split)
         graph = timeline.graph
         self._check_fits(graph)
-        worth = self.sensitivities(None if policy == "lp" else split)
+        program = self.rival_program(policy) if rival else None
+        worth = self.sensitivities(None if policy == "lp" else split, program)
         best = timeline if policy == "lp" else self.simulate(self.best_split)
-        fixed = self._at_counts(split)
+        fixed = None if rival or not self._sees_all else self._at_counts(split)
         estimates = [self.costs.estimate(task) for task in graph.tasks]
         return Plan(
             policy=policy,
@@ -189,12 +195,13 @@ class DecodePlanner:
             model=self.model,
             hardware=self.hardware,
             workload=self.workload,
-            steps=step_splits(self.workload, split),
+            steps=step_splits(self.workload, split, resident=policy == "resident"),
             makespan_s=timeline.makespan_s,
-            lp_objective_s=fixed.objective_s if self._sees_all else self.longest_path_s(graph),
+            lp_objective_s=fixed.objective_s if fixed else self.longest_path_s(graph),
             lower_bound_s=self.lower_bound_s(),
             baselines={name: s for name, (_, s) in self.baselines.items()}
-            | {"lp": best.makespan_s},
+            | {"lp": best.makespan_s}
+            | self.rivals,
             sensitivities=worth,
             bottleneck=bottleneck(worth),
             source=weakest(*(estimate.source for estimate in estimates)),
@@ -217,33 +224,65 @@ class DecodePlanner:
         }
         return {name: (split, self.simulate(split).makespan_s) for name, split in splits.items()}
 
+    @cached_property
+    def rivals(self) -> dict[str, float]:
+        """Simulated makespan of each rival that fits; of a long job none, they take their time."""
+        cells = self.workload.gen_tokens * self.model.n_layers
+        if self.schedule != "row" or cells > MAX_LP_CELLS:
+            return {}
+        found = {}
+        for policy in RIVALS:
+            with suppress(DoesNotFit):
+                timeline = self.simulate_rival(policy)
+                self._check_fits(timeline.graph)
+                found[policy] = timeline.makespan_s
+        return found
+
+    def simulate_rival(self, policy: str) -> Timeline:
+        """The whole job as a rival runs it."""
+        graph = rival_graph(policy, self.model, self.workload)
+        return simulate(replicate(graph, self.gpus), self.hardware)
+
+    def rival_program(self, policy: str) -> ScheduleLP:
+        """The LP of a rival's first two steps, in which nothing is to be chosen."""
+        steps = min(2, self.workload.gen_tokens)
+        return self._fixed(
+            rival_graph(policy, self.model, replace(self.workload, gen_tokens=steps))
+        )
+
+    def _fixed(self, graph: TaskGraph) -> ScheduleLP:
+        durations = [self.costs.estimate(task).seconds for task in graph.tasks]
+        issued, pauses = issue_times(graph, self.costs), self.hardware.dispatch
+        return ScheduleLP(graph, self._contexts, None, durations, issued, pauses)
+
     def _check_fits(self, graph: TaskGraph) -> None:
         memory = self.hardware.memory
         check_fits(graph, memory.device_bytes, memory.host_bytes, self.hardware.name)
 
     def program(self, split: Sequence[Sequence[int]] | None = None) -> ScheduleLP:
         """The LP over the planned steps, with the counts of `split` given or all of them free."""
-        issued_free = SIZED_OPS if split is None else ()
-        counts = [[1] * self.model.n_layers for _ in self._contexts]
         if split is not None:
-            counts = [list(split[step]) for step in self.planned_steps]
-        graph = self._shortened(counts)
+            return self._fixed(self._shortened([split[step] for step in self.planned_steps]))
+        graph = self._shortened([[1] * self.model.n_layers for _ in self._contexts])
         durations = [self.costs.estimate(task).seconds for task in graph.tasks]
-        issued = issue_times(graph, self.costs, free_ops=issued_free)
-        lines = self.lines if split is None else None
-        return ScheduleLP(graph, self._contexts, lines, durations, issued, self.hardware.dispatch)
+        issued = issue_times(graph, self.costs, free_ops=SIZED_OPS)
+        pauses = self.hardware.dispatch
+        return ScheduleLP(graph, self._contexts, self.lines, durations, issued, pauses)
 
     def _at_counts(self, split: Sequence[Sequence[int]]) -> Relaxation:
         """The LP with the counts of `split` given, over the planned steps."""
         return self.program(split).solve()
 
-    def sensitivities(self, split: Sequence[Sequence[int]] | None) -> tuple[Sensitivity, ...]:
+    def sensitivities(
+        self, split: Sequence[Sequence[int]] | None, rival: ScheduleLP | None = None
+    ) -> tuple[Sensitivity, ...]:
         """What 10 % more of each part of the machine saves, over the planned steps.
 
         Args:
             split: counts that stay as they are; None lets the LP choose them anew.
+            rival: the LP of a rival's graph, which no split describes.
         """
-        lp = self.program(split)
+        lp = rival or self.program(split)
         now = self.relaxation if split is None else lp.solve(even=False)
         seconds = lp.seconds(now.tokens, self.costs, self.lines)
         found = []
@@ -256,7 +295,8 @@ class DecodePlanner:
             )
             by_duals_s = gained_s / (1 - 1 / (1 + NUDGE)) * (1 - 1 / (1 + MORE))
             more = self._on(self.hardware.with_faster(part, 1 + MORE))
-            resolved_s = now.objective_s - more.program(split).solve(even=False).objective_s
+            again = more._fixed(rival.graph) if rival else more.program(split)
+            resolved_s = now.objective_s - again.solve(even=False).objective_s
             found.append(
                 Sensitivity(part, by_duals_s / now.objective_s, resolved_s / now.objective_s)
             )

@@ -6,6 +6,8 @@ kvpr            closed form of KVPR (arXiv 2411.17089, section 3.2), at most the
 load-all        load K and V of every token
 recompute-all   recompute K and V of every token from X
 fixed:<tokens>  the same number of recomputed tokens in every layer and step
+resident        nothing is moved: what offloading is measured against (planner/rivals.py)
+hf-offloaded    transformers' offloaded cache (planner/rivals.py)
 =============== =============================================================================
 """
 
@@ -13,12 +15,13 @@ from __future__ import annotations
 
 from math import ceil, floor
 
+from planner.rivals import RIVALS
 from sim.errors import BadInput, UnknownName
 from sim.hardware import HardwareProfile
 from sim.model_spec import ModelSpec
 from sim.workload import Workload
 
-POLICIES = ("lp", "kvpr", "load-all", "recompute-all")
+POLICIES = ("lp", "kvpr", "load-all", "recompute-all", *RIVALS)
 BASELINES = ("load-all", "recompute-all", "kvpr")
 
 
@@ -53,7 +56,7 @@ def baseline_split(
                     "can be recomputed in every step."
                 )
             count = fixed
-        elif policy == "load-all":
+        elif policy in ("load-all", *RIVALS):
             count = 0
         elif policy == "recompute-all":
             count = past

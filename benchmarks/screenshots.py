@@ -1,0 +1,65 @@
+"""Pictures of every page, in light and dark, wide and tall, for docs/img and for a look at them.
+
+Run with `python benchmarks/screenshots.py`; needs a system Chromium and a run or a recording.
+"""
+
+import argparse
+import sys
+from io import BytesIO
+from pathlib import Path
+
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.append(str(ROOT / "tests"))
+
+from browser import browser, chromium, serve, settle
+
+PAGES = {
+    "timeline": "",
+    "plan": "plan",
+    "what-if": "what_if?view=Crossover",
+    "accuracy": "accuracy",
+    "hardware": "hardware",
+    "your-machine": "your_machine",
+}
+SIZES = {"wide": (1440, 900), "tall": (820, 1180)}
+MAX_BYTES = 200_000
+
+
+def small_png(picture: bytes) -> bytes:
+    """The picture in 256 colours, which screenshots of pages lose little by."""
+    out = BytesIO()
+    image = Image.open(BytesIO(picture)).convert("RGB")
+    image.quantize(256, dither=Image.Dither.NONE).save(out, "PNG", optimize=True)
+    return out.getvalue()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--folder", type=Path, default=ROOT, help="where the dashboard starts")
+    parser.add_argument("--run", help="label of the run to show; by default the first")
+    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "img")
+    options = parser.parse_args()
+    if chromium() is None:
+        sys.exit("no Chromium found; install one to take pictures in it.")
+    options.out.mkdir(parents=True, exist_ok=True)
+    run = f"run={options.run}" if options.run else ""
+    with serve(options.folder) as address, browser() as opened:
+        for theme in ("light", "dark"):
+            for size, (width, height) in SIZES.items():
+                view = {"width": width, "height": height}
+                page = opened.new_page(viewport=view, color_scheme=theme)
+                for name, path in PAGES.items():
+                    page.goto(f"{address}/{path}{'&' if '?' in path else '?'}{run}")
+                    settle(page)
+                    page.wait_for_timeout(800)
+                    target = options.out / f"{name}-{theme}-{size}.png"
+                    target.write_bytes(small_png(page.screenshot()))
+                    n_bytes = target.stat().st_size
+                    print(f"{target} {n_bytes:,} bytes{' TOO LARGE' * (n_bytes > MAX_BYTES)}")
+                page.close()
+
+
+if __name__ == "__main__":
+    main()

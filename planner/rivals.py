@@ -1,0 +1,118 @@
+"""What users would compare with, as graphs of the same tasks.
+
+============ ====================================================================================
+resident     the whole KV cache stays on the device, nothing is copied: the upper bound wherever
+             it fits (gpt-fast and any runtime that does not offload)
+hf-offloaded transformers' `DynamicCache(offloading=True)` (5.x): while a layer computes, the next
+             one's whole KV is loaded; after the new token's K and V are appended, the whole layer
+             is stored back ahead of its attention, on the compute stream. What appending by
+             concatenation costs in device memory traffic is left out
+============ ====================================================================================
+"""
+
+from __future__ import annotations
+
+from sim.cost import compute_flops
+from sim.errors import BadInput
+from sim.graph import LANE_OF_OP, Task, TaskGraph
+from sim.model_spec import ModelSpec
+from sim.workload import Workload
+
+RIVALS = ("resident", "hf-offloaded")
+SLOTS = 2
+
+
+def rival_graph(policy: str, model: ModelSpec, workload: Workload) -> TaskGraph:
+    """The decode graph of a rival, layer after layer and step after step.
+
+    Raises:
+        BadInput: several batches, which these do not interleave.
+    """
+    if workload.n_batches > 1:
+        raise BadInput(
+            f"policy {policy!r} decodes one batch; n_batches(={workload.n_batches}) must be 1."
+        )
+    return _Rival(policy, model, workload).graph()
+
+
+class _Rival:
+    def __init__(self, policy: str, model: ModelSpec, workload: Workload) -> None:
+        self.offloaded = policy == "hf-offloaded"
+        self.model = model
+        self.workload = workload
+        self.slots = min(SLOTS, model.n_layers) if self.offloaded else model.n_layers
+        self.tasks: list[Task] = []
+        self.stored: dict[int, str] = {}
+        self.readers: dict[int, tuple[str, ...]] = {}
+
+    def graph(self) -> TaskGraph:
+        hidden: tuple[str, ...] = ()
+        cells = [
+            (step, layer)
+            for step in range(self.workload.gen_tokens)
+            for layer in range(self.model.n_layers)
+        ]
+        if self.offloaded:
+            for cell in cells[: self.slots]:
+                self._load(cell)
+        for at, (step, layer) in enumerate(cells):
+            if layer == 0:
+                hidden = (self._compute(step, -1, "embed", hidden),)
+            hidden = (self._layer(step, layer, hidden),)
+            if self.offloaded and at + self.slots < len(cells):
+                self._load(cells[at + self.slots])
+            if layer == self.model.n_layers - 1:
+                hidden = (self._compute(step, -1, "head", hidden),)
+        return TaskGraph("row", self.model, self.workload, self.slots, tuple(self.tasks))
+
+    def _slot(self, step: int, layer: int) -> int:
+        return (step * self.model.n_layers + layer) % self.slots if self.offloaded else layer
+
+    def _load(self, cell: tuple[int, int]) -> None:
+        step, layer = cell
+        free = self.readers.get(self._slot(step, layer), ())
+        stored = (self.stored[layer],) if layer in self.stored else ()
+        past = self.workload.context_tokens(step)
+        self._copy(step, layer, "load_kv", (0, past), (*free, *stored))
+
+    def _layer(self, step: int, layer: int, hidden: tuple[str, ...]) -> str:
+        slot, past = self._slot(step, layer), self.workload.context_tokens(step)
+        qkv = self._compute(step, layer, "qkv", (*hidden, *self.readers.get(slot, ())))
+        ready = (qkv,)
+        if self.offloaded:
+            loaded = f"s{step}.L{layer}.load_kv"
+            ready = (self._copy(step, layer, "store_kv", (0, past + 1), (qkv, loaded)),)
+            self.stored[layer] = ready[0]
+        attention = self._compute(step, layer, "attention", ready)
+        if self.offloaded:
+            self.readers[slot] = (attention,)
+        return self._compute(step, layer, "mlp", (attention,))
+
+    def _compute(self, step: int, layer: int, op: str, deps: tuple[str, ...]) -> str:
+        past = self.workload.context_tokens(step)
+        flops = compute_flops(op, 1, past + 1, self.model, self.workload.batch_size)
+        return self._add(step, layer, op, (past, past + 1), 0, flops, deps)
+
+    def _copy(
+        self, step: int, layer: int, op: str, tokens: tuple[int, int], deps: tuple[str, ...]
+    ) -> str:
+        rows = self.workload.batch_size * (tokens[1] - tokens[0])
+        return self._add(step, layer, op, tokens, rows * self.model.kv_token_bytes, 0, deps)
+
+    def _add(
+        self,
+        step: int,
+        layer: int,
+        op: str,
+        tokens: tuple[int, int],
+        n_bytes: int,
+        flops: int,
+        deps: tuple[str, ...],
+    ) -> str:
+        name = f"s{step}.L{layer}.{op}" if layer >= 0 else f"s{step}.{op}"
+        slot = self._slot(step, layer) if layer >= 0 else -1
+        unique = tuple(dict.fromkeys(deps))
+        self.tasks.append(
+            Task(name, op, LANE_OF_OP[op], step, layer, *tokens, slot, n_bytes, flops, unique)
+        )
+        return name

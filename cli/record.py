@@ -225,9 +225,13 @@ class Recorder:
         """Let other runtimes decode one shape, unless they have."""
         path = self.output / f"{spec.name}-{PEERS}"
         if not path.is_file() and self._affordable(spec, job, "peers of "):
-            report = measure_peers(
-                spec, self.hardware, self.backend, job, self.repeats, self.seed, self.tell
-            )
+            try:
+                report = measure_peers(
+                    spec, self.hardware, self.backend, job, self.repeats, self.seed, self.tell
+                )
+            except DoesNotFit as error:
+                self.left_out.append(f"peers of {spec.name} left out: {error}")
+                return
             write_json(path, "peers", report)
 
     def _affordable(self, spec: ModelSpec, job: Workload, what: str) -> bool:

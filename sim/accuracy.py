@@ -136,7 +136,8 @@ class Accuracy:
     def rank_agreement_frac(self) -> float | None:
         """Of all pairs of policies measured on one shape, how many are predicted in their order.
 
-        None where no pair is further apart than `DISTINCT_FRAC`.
+        Left out are pairs measured no further apart than `DISTINCT_FRAC` and pairs of one graph,
+        which have one prediction; None where no other is left.
         """
         pairs = [
             (one.measured_makespan_s - other.measured_makespan_s)
@@ -144,6 +145,7 @@ class Accuracy:
             for group in self._shapes()
             for one, other in combinations(group, 2)
             if abs(one.measured_makespan_s / other.measured_makespan_s - 1) > DISTINCT_FRAC
+            and one.predicted_makespan_s != other.predicted_makespan_s
         ]
         return sum(pair > 0 for pair in pairs) / len(pairs) if pairs else None
 

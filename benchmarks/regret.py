@@ -3,9 +3,9 @@
     python benchmarks/regret.py [--cases 200] [--seed 0] [--json]
 
 Each case draws a schedule, a model, a machine and a job. Search tries the same split in every
-layer at 65 points and then improves the best of them: all layers, the first, the last and each half of the
-others move up and down by strides that halve. Regret is the LP plan's simulated makespan over the
-least one found, minus 1. The `kvpr` closed form stands beside it.
+layer at 65 points and then improves the best of them: all layers, the first, the last and each
+half of the others move up and down by strides that halve. Regret is the LP plan's simulated
+makespan over the least one found, minus 1. The `kvpr` closed form stands beside it.
 """
 
 from __future__ import annotations

@@ -10,11 +10,11 @@ from pathlib import Path
 
 from PIL import Image
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.append(str(ROOT / "tests"))
+sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))
 
 from browser import browser, chromium, serve, settle
 
+ROOT = Path(__file__).resolve().parent.parent
 PAGES = {
     "timeline": "",
     "plan": "plan",

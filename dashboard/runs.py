@@ -1,36 +1,42 @@
 """Run folders: where they are, which cases they hold, and one case ready to be shown.
 
-A run folder is what `kvoverlap validate --out FOLDER` writes: `profile.json`, `report.json`, and
-for every case a plan and the timelines measured of it. Predictions are not stored: the plan is
-simulated again, so what is shown is what this version of the simulator says.
+A run folder is what `kvoverlap validate --out FOLDER` writes, a recording what is shipped of one:
+`profile.json`, and for every case the timelines that were measured and whose plan they are of.
+Predictions are not stored: the recorded graph is simulated again, so that what is shown is what
+this version of the simulator says.
 """
 
 from __future__ import annotations
 
-import gzip
-import json
+import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
-from planner import Plan
+from planner import Plan, make_plan, plan_split
+from sim.accuracy import CASE, CASES, MEASURED, RecordedCase
 from sim.catalog import DATA
 from sim.compare import Comparison, compare
+from sim.cost import CostModel, Estimate
 from sim.engine import simulate
-from sim.errors import BadFile
+from sim.errors import BadFile, BadInput
+from sim.graph import TaskGraph
 from sim.recording import Recording
-from sim.timeline import Timeline
-from sim.trace import trace_document
 
-CASES = "cases"
 PLAN = "plan.json"
-MEASURED = "measured.json.gz"
+PROFILE = "profile.json"
 REPORT = "report.json"
+RECORDING = "recording.json"
 
 OWN_RUNS = Path("runs")
 """Of the folder in which the dashboard was started."""
 
 SHIPPED_RUNS = DATA / "recordings"
+
+UNKNOWN_POLICY = "unknown"
+POLICY_ORDER = ("lp", "kvpr", "load-all", "recompute-all")
+"""Of the cases of one shape in a menu; the lp plan is what a visitor sees first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,36 +48,59 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """Whether its report, which is written last, is there."""
-        return (self.folder / REPORT).is_file()
+        """Whether what is written last is there."""
+        return any((self.folder / name).is_file() for name in (REPORT, RECORDING))
 
     def case_names(self) -> list[str]:
-        """The cases it holds, by name.
+        """The cases it holds: shape by shape, the lp plan of each first.
 
         Raises:
             BadFile: there are none, or the folder cannot be listed.
         """
         folder = self.folder / CASES
         try:
-            names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
+            names = [entry.name for entry in folder.iterdir() if entry.is_dir()]
         except OSError as error:
             raise BadFile(f"{folder} cannot be read ({error.strerror}).") from None
         if not names:
             raise BadFile(f"{folder} is empty; run kvoverlap validate --out {self.folder} again.")
-        return names
+        return sorted(names, key=_menu_place)
 
     def case_folder(self, case: str) -> Path:
         return self.folder / CASES / case
 
 
+def _menu_place(name: str) -> tuple[str, int, str]:
+    for rank, policy in enumerate(POLICY_ORDER):
+        if name.endswith(f"-{policy}"):
+            return name.removesuffix(f"-{policy}"), rank, name
+    return re.sub(r"-[^-]*$", "", name), len(POLICY_ORDER), name
+
+
 @dataclass(frozen=True)
 class Case:
-    """One plan with its prediction, its measurement and how far they are apart."""
+    """One measured plan with its prediction and how far they are apart.
 
-    plan: Plan
+    Args:
+        policy: whose split it is.
+        tolerance_frac: most that the prediction may be off, where one was set.
+    """
+
+    policy: str
+    tolerance_frac: float | None
     predicted: Recording
     measured: Recording
     comparison: Comparison
+
+    @property
+    def graph(self) -> TaskGraph:
+        return self.measured.graph
+
+    @cached_property
+    def estimates(self) -> list[Estimate]:
+        """Of every task alone, in graph order."""
+        costs = CostModel(self.measured.hardware, self.graph.model, self.graph.workload)
+        return [costs.estimate(task) for task in self.graph.tasks]
 
 
 def find_runs(own: Path, shipped: Path) -> list[Run]:
@@ -89,24 +118,70 @@ def _run_folders(root: Path) -> Iterable[Path]:
 
 def case_stamp(folder: Path) -> tuple[int, ...]:
     """Changes whenever the files of a case do; 0 stands for an absent file."""
-    files = (folder / PLAN, folder / MEASURED)
+    files = (folder / CASE, folder / PLAN, folder / MEASURED)
     return tuple(file.stat().st_mtime_ns if file.is_file() else 0 for file in files)
+
+
+def run_stamp(run: Run) -> tuple[int, ...]:
+    """Changes whenever the files of any case of a run do."""
+    folders = sorted(run.folder.glob(f"{CASES}/*"))
+    return tuple(part for folder in folders for part in case_stamp(folder))
 
 
 def load_case(folder: Path) -> Case:
     """Read one case and predict it anew.
 
     Raises:
-        BadFile: the plan or the measurement is absent, unreadable or inconsistent.
-        Mismatch: the plan was edited, or what was measured is not this plan.
+        BadFile: the measurement, or what says whose plan it is, is unreadable or inconsistent.
     """
-    plan = Plan.load(folder / PLAN)
     measured = Recording.load(folder / MEASURED)
-    timeline = simulate(plan.simulated_graph(), plan.hardware)
-    predicted = Recording("predicted", plan.hardware, (timeline,))
-    return Case(plan, predicted, measured, compare(predicted, measured))
+    if (folder / CASE).is_file():
+        known = RecordedCase.load(folder)
+        return case_of(measured, known.policy, known.tolerance_frac)
+    if (folder / PLAN).is_file():
+        return case_of(measured, Plan.load(folder / PLAN).policy)
+    return case_of(measured)
 
 
-def trace_bytes(timeline: Timeline, title: str) -> bytes:
-    """The timeline as a gzipped Chrome trace, as `kvoverlap simulate --trace` writes it."""
-    return gzip.compress(json.dumps(trace_document(timeline, title)).encode(), mtime=0)
+def case_of(
+    measured: Recording, policy: str = UNKNOWN_POLICY, tolerance_frac: float | None = None
+) -> Case:
+    """Predict what was measured and compare.
+
+    Raises:
+        BadInput: it is a prediction.
+    """
+    if measured.source != "measured":
+        raise BadInput(
+            "this timeline was predicted, not measured; kvoverlap run -o writes a measured one."
+        )
+    timeline = simulate(measured.graph, measured.hardware)
+    predicted = Recording("predicted", measured.hardware, (timeline,))
+    return Case(policy, tolerance_frac, predicted, measured, compare(predicted, measured))
+
+
+def split_of(graph: TaskGraph) -> list[list[int]]:
+    """Recomputed tokens `[step][layer]` of a graph, as its loads of X tell."""
+    split = [[0] * graph.model.n_layers for _ in range(graph.workload.gen_tokens)]
+    for task in graph.tasks:
+        if task.op == "recompute":
+            split[task.step][task.layer] = task.n_tokens
+    return split
+
+
+def plan_of(case: Case) -> Plan:
+    """The plan that was run, with its bound, baselines and bottleneck worked out again.
+
+    Raises:
+        KvOverlapError: this version cannot plan such a graph.
+    """
+    graph, hardware = case.graph, case.measured.hardware
+    job, gpus = graph.workload, 1 + max(task.device for task in graph.tasks)
+    if case.policy != UNKNOWN_POLICY:
+        plan = make_plan(graph.model, hardware, job, case.policy, graph.schedule, gpus)
+        if plan.graph_sha256 == graph.sha256:
+            return plan
+    if gpus > 1:
+        raise BadInput(f"this version makes another plan for {gpus} GPUs than the recorded one.")
+    made = plan_split(graph.model, hardware, job, split_of(graph), graph.schedule)
+    return replace(made, policy=f"{case.policy}, as recorded")

@@ -2,8 +2,19 @@
 
 import streamlit as st
 
-st.set_page_config(page_title="kvoverlap", layout="wide")
-pages = [
-    st.Page("app_pages/timeline.py", title="Timeline"),
-]
-st.navigation(pages, position="top").run()
+from dashboard.widgets import narrow_windows
+
+page = st.navigation(
+    [
+        st.Page("app_pages/timeline.py", title="Timeline", default=True),
+        st.Page("app_pages/plan.py", title="Plan"),
+        st.Page("app_pages/what_if.py", title="What-if"),
+        st.Page("app_pages/accuracy.py", title="Accuracy"),
+        st.Page("app_pages/hardware.py", title="Hardware"),
+        st.Page("app_pages/your_machine.py", title="Your machine"),
+    ],
+    position="top",
+)
+st.set_page_config(page_title=f"{page.title} - kvoverlap", layout="wide")
+narrow_windows()
+page.run()

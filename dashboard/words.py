@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
-from dashboard.runs import MEASURED, PLAN, Case
+from dashboard.runs import PLAN, SHIPPED_RUNS, Case
+from planner import Plan
+from sim.accuracy import MEASURED, Accuracy
 from sim.compare import Comparison
-from sim.graph import LANES
 from sim.quantities import ms, percent
 
 
@@ -22,6 +24,11 @@ class Metric:
     value: str
     below: str
     meaning: str
+
+
+def plain(text: str) -> str:
+    """Free text of a file, so that a page shows its characters and follows none of its links."""
+    return re.sub(r"([\\`*_{}\[\]()#+!|<>$~:])", r"\\\1", text)
 
 
 def answer(comparison: Comparison) -> str:
@@ -36,17 +43,18 @@ def answer(comparison: Comparison) -> str:
 
 def circumstances(case: Case) -> str:
     """What was planned, on what, and how often it ran."""
-    plan, job = case.plan, case.plan.workload
+    model, job, hardware = case.graph.model, case.graph.workload, case.measured.hardware
     return (
-        f"{plan.model.name} ({plan.model.dtype}), batch {job.batch_size}, "
-        f"prompt {job.prompt_tokens}, {_count(job.gen_tokens, 'step')}, policy {plan.policy}, "
-        f"on {plan.hardware.name} ({plan.hardware.source} figures), "
-        f"measured {_count(len(case.measured.runs), 'time')}. {plan.bottleneck}"
+        f"{plain(model.name)} ({model.dtype}), batch {job.batch_size}, "
+        f"prompt {job.prompt_tokens}, {count_of(job.gen_tokens, 'step')}, policy {case.policy}, "
+        f"on {plain(hardware.name)} ({hardware.source} figures), "
+        f"measured {count_of(len(case.measured.runs), 'time')}, "
+        f"{count_of(len(case.graph.tasks), 'task')}."
     )
 
 
-def _count(number: int, thing: str) -> str:
-    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
+def count_of(number: int, thing: str) -> str:
+    return f"{number:,} {thing}" if number == 1 else f"{number:,} {thing}s"
 
 
 def metrics(comparison: Comparison) -> list[Metric]:
@@ -65,7 +73,7 @@ def metrics(comparison: Comparison) -> list[Metric]:
             "Copy time during which the compute lane waits.",
         ),
         Metric(
-            "Error given measured task times",
+            "Error, task times given",
             percent(comparison.teacher_forced_error_frac, signed=True),
             "what scheduling alone gets wrong",
             "Makespan error when the simulator is given every task's measured time: the rest of "
@@ -80,51 +88,90 @@ def metrics(comparison: Comparison) -> list[Metric]:
     ]
 
 
-def worst_tasks(comparison: Comparison) -> pd.DataFrame:
-    """The tasks whose times were predicted worst, largest error first."""
-    return pd.DataFrame(
-        [
-            {
-                "task": error.task_id,
-                "lane": error.lane,
-                "predicted (ms)": error.predicted_s * 1e3,
-                "measured (ms)": error.measured_s * 1e3,
-                "error (ms)": error.error_s * 1e3,
-                "error (%)": error.error_frac * 100,
-            }
-            for error in comparison.worst_tasks
-        ]
+def task_errors(case: Case) -> pd.DataFrame:
+    """Every task with its predicted and measured time, largest error first."""
+    tasks = case.graph.tasks
+    table = pd.DataFrame(
+        {
+            "task": [task.id for task in tasks],
+            "lane": [task.lane for task in tasks],
+            "predicted (ms)": [1e3 * value for value in case.predicted.typical.duration_s],
+            "measured (ms)": [1e3 * value for value in case.measured.typical.duration_s],
+        }
     )
-
-
-def lane_times(case: Case) -> pd.DataFrame:
-    """What each lane did with the makespan: worked, or waited, and for what."""
-    shares: dict[tuple[str, str], dict[str, float]] = {}
-    for recording in (case.predicted, case.measured):
-        timeline = recording.typical
-        for _, lane in timeline.graph.lanes:
-            spent = {"works": timeline.busy_s(lane), **timeline.idle_by_cause(lane)}
-            for what, seconds in spent.items():
-                row = shares.setdefault((lane, what), {"predicted": 0.0, "measured": 0.0})
-                row[recording.source] = seconds
-    ordered = sorted(shares.items(), key=lambda share: LANES.index(share[0][0]))
-    return pd.DataFrame(
-        [
-            {
-                "lane": lane,
-                "does": what,
-                "predicted (ms)": row["predicted"] * 1e3,
-                "measured (ms)": row["measured"] * 1e3,
-            }
-            for (lane, what), row in ordered
-        ]
-    )
+    predicted, measured = table["predicted (ms)"], table["measured (ms)"]
+    table["error (ms)"] = predicted - measured
+    table["error (%)"] = 100 * (predicted / measured.where(measured > 0) - 1)
+    table["op"] = [task.op for task in tasks]
+    table["layer"] = [task.layer for task in tasks]
+    table["step"] = [task.step for task in tasks]
+    order = table["error (ms)"].abs().sort_values(ascending=False, kind="stable").index
+    return table.loc[order].reset_index(drop=True)
 
 
 def compare_command(folder: Path) -> str:
-    """The commands that give the answer line of the case in `folder` without a browser."""
+    """The commands that give the answer line of the case in `folder` without a browser.
+
+    A recording holds no plan; its graph is simulated by `kvoverlap accuracy`.
+    """
+    if not (folder / PLAN).is_file():
+        return accuracy_command(folder.parent.parent)
     plan, measured = (shlex.quote(str(folder / name)) for name in (PLAN, MEASURED))
     return (
         f"kvoverlap simulate {plan} --output predicted.json\n"
         f"kvoverlap compare predicted.json {measured}"
+    )
+
+
+def run_accuracy(found: Accuracy) -> str:
+    """How far off the predictions of all cases of a run are, in one sentence."""
+    return (
+        f"All {count_of(len(found.cases), 'case')} of this run: median error "
+        f"{percent(found.median_abs_error_frac)}, nine of ten within "
+        f"{percent(found.p90_abs_error_frac)}."
+    )
+
+
+def accuracy_command(root: Path) -> str:
+    """The command that assesses the recordings in `root` without a browser."""
+    if root == SHIPPED_RUNS:
+        return "kvoverlap accuracy"
+    return f"kvoverlap accuracy --recordings {shlex.quote(str(root))}"
+
+
+def plan_answer(plan: Plan) -> str:
+    """How much a plan recomputes and how long it takes, in one line."""
+    first = plan.steps[0]
+    split = sorted(first.recomputed_tokens)
+    return (
+        f"recompute {split[len(split) // 2]:,} of {first.context_tokens:,} past tokens in the "
+        f"median layer, {ms(plan.makespan_s)}"
+    )
+
+
+def plan_circumstances(plan: Plan) -> str:
+    """What was planned, on what, and how good the answer is."""
+    job = plan.workload
+    split = sorted(plan.steps[0].recomputed_tokens)
+    gap = max(0.0, plan.makespan_s / plan.lower_bound_s - 1) if plan.lower_bound_s > 0 else 0.0
+    spread = f"From {split[0]:,} to {split[-1]:,} tokens a layer"
+    if split[0] == split[-1]:
+        spread = f"{split[0]:,} tokens in every layer"
+    return (
+        f"{plain(plan.model.name)} ({plan.model.dtype}), batch {job.batch_size}, prompt "
+        f"{job.prompt_tokens:,}, {count_of(job.gen_tokens, 'step')}, policy {plan.policy}, on "
+        f"{plain(plan.hardware.name)} ({plan.source} figures). {spread}; "
+        f"{percent(gap)} above {ms(plan.lower_bound_s)}, "
+        "which no split can beat."
+    )
+
+
+def beyond_calibration(plan: Plan) -> str | None:
+    """A warning where tasks of a plan lie outside what its machine was measured for."""
+    if not plan.out_of_range_tasks:
+        return None
+    return (
+        f"{plan.out_of_range_tasks:,} of {count_of(len(plan.lower().tasks), 'task')} lie outside "
+        f"the calibrated range of {plain(plan.hardware.name)}: their times hold the rate of "
+        "the nearest sample."
     )

@@ -49,7 +49,8 @@ class Sensitivity:
     """What 10 % more of one part of the machine would save, as fractions of the LP's makespan.
 
     Args:
-        part: `h2d`, `d2h`, `flops` or `hbm`, as in `HardwareProfile.with_faster`.
+        part: `h2d`, `d2h`, `flops`, `hbm` or (where there are any) `uplink`, as in
+            `HardwareProfile.with_faster`.
         saved_by_duals_frac: to first order, from the duals of the LP.
         saved_frac: found by solving the LP again for the faster machine.
     """

@@ -31,6 +31,9 @@ MAX_LP_STEPS = 5
 MAX_LP_CELLS = 400
 """Cells (layers of a batch in a step) in one LP; beyond, only the first and last step are in it."""
 
+LEAST_SAVING_FRAC = 5e-4
+"""Where no part saves more, two in series hold the schedule up, such as a link and its switch."""
+
 GAP_WORTH_POLISHING = 1e-3
 """Relative distance between simulated makespan and lower bound below which search stops."""
 
@@ -39,8 +42,9 @@ PARTS = {
     "d2h": ("d2h link", "bandwidth"),
     "flops": ("compute", "FLOP/s"),
     "hbm": ("device memory", "HBM bandwidth"),
+    "uplink": ("shared uplink", "bandwidth"),
 }
-"""Parts of a machine that could be faster, and how to speak of them."""
+"""Parts of a machine that could be faster, and how to speak of them; uplinks where some share."""
 
 MORE, NUDGE = 0.1, 1e-3
 """How much faster a part is imagined, and the step over which derivatives are taken."""
@@ -287,6 +291,8 @@ class DecodePlanner:
         seconds = lp.seconds(now.tokens, self.costs, self.lines)
         found = []
         for part in PARTS:
+            if part == "uplink" and not self.hardware.uplinks:
+                continue
             nudged = self._on(self.hardware.with_faster(part, 1 + NUDGE))
             later = lp.seconds(now.tokens, nudged.costs, nudged.lines)
             gained_s = sum(
@@ -429,6 +435,8 @@ class DecodePlanner:
 def bottleneck(sensitivities: Sequence[Sensitivity]) -> str:
     """Which part of the machine holds the schedule up and what 10 % more of it saves, by duals."""
     most = max(sensitivities, key=lambda one: one.saved_by_duals_frac)
+    if most.saved_by_duals_frac < LEAST_SAVING_FRAC:
+        return "no single part limits: 10 % more of any one saves next to nothing"
     name, what = PARTS[most.part]
     return f"{name} limits: 10 % more {what} saves {100 * most.saved_by_duals_frac:.1f} %"
 

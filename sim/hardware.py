@@ -287,8 +287,8 @@ class HardwareProfile:
         `max(flops / flops_per_s, bytes / bytes_per_s)`, whose two sides `flops` and `hbm` move.
 
         Args:
-            part: `h2d`, `d2h`, `link` (both directions), `flops`, `hbm` (device memory), or
-                `compute` (flops and hbm).
+            part: `h2d`, `d2h`, `link` (both directions), `uplink` (all that are shared), `flops`,
+                `hbm` (device memory), or `compute` (flops and hbm).
             factor: speed multiple, above 0.
         """
         _positive(part, factor=factor)
@@ -313,9 +313,13 @@ class HardwareProfile:
                     curve=self.elementwise.curve and _faster(self.elementwise.curve, hbm),
                 ),
             )
+        if part == "uplink":
+            return replace(self, uplinks=tuple(_faster_uplink(one, factor) for one in self.uplinks))
         directions = {"h2d": ("h2d",), "d2h": ("d2h",), "link": ("h2d", "d2h")}.get(part)
         if directions is None:
-            raise BadInput(f"part(={part!r}) must be one of h2d, d2h, link, flops, hbm, compute.")
+            raise BadInput(
+                f"part(={part!r}) must be one of h2d, d2h, link, uplink, flops, hbm, compute."
+            )
         return replace(
             self,
             links=replace(
@@ -359,6 +363,14 @@ def _faster_beyond_start(curve: Curve, factor: float) -> Curve:
     start_s = min(curve.seconds)
     return replace(
         curve, seconds=tuple(start_s + (value - start_s) / factor for value in curve.seconds)
+    )
+
+
+def _faster_uplink(uplink: Uplink, factor: float) -> Uplink:
+    return replace(
+        uplink,
+        h2d_bytes_per_s=uplink.h2d_bytes_per_s * factor,
+        d2h_bytes_per_s=uplink.d2h_bytes_per_s * factor,
     )
 
 

@@ -79,7 +79,7 @@ def test_plan_json_has_the_keys_that_scripts_use(call):
     assert {"policy", "schedule", "steps", "makespan_s", "lp_objective_s", "lower_bound_s"} <= set(
         answer
     )
-    assert set(answer["baselines"]) == {"lp", "kvpr", "load-all", "recompute-all"}
+    assert set(answer["baselines"]) >= {"lp", "kvpr", "load-all", "recompute-all"}
     assert len(answer["graph_sha256"]) == 64
     assert "10 % more" in answer["bottleneck"]
     for number, step in enumerate(answer["steps"]):

@@ -34,6 +34,7 @@ from sim.workload import Workload
 
 A100 = find_hardware("kvpr-a100")
 SPLITS = ("lp", *BASELINES)
+MACHINE_PARTS = [part for part in PARTS if part != "uplink"]
 BOTH_WAYS = (slowed(H2D, D2H, 0.6), slowed(D2H, H2D, 0.6))
 
 
@@ -147,7 +148,7 @@ def test_the_lane_that_holds_everything_up_is_named_with_its_worth(hardware, lim
     assert 5.0 < saves <= 9.1
 
 
-@given(models(), straight_machines(), workloads(), st.sampled_from(sorted(PARTS)))
+@given(models(), straight_machines(), workloads(), st.sampled_from(MACHINE_PARTS))
 @examples(60)
 def test_duals_agree_with_finite_differences(model, hardware, job, part):
     def solve(speed):
@@ -172,7 +173,7 @@ def test_duals_agree_with_finite_differences(model, hardware, job, part):
 def test_a_saving_is_what_planning_the_faster_machine_saves(model, hardware, job):
     planner = DecodePlanner(model, hardware, job)
     plan = make_plan(model, hardware, job)
-    assert [one.part for one in plan.sensitivities] == list(PARTS)
+    assert [one.part for one in plan.sensitivities] == MACHINE_PARTS
     for one in plan.sensitivities:
         faster = DecodePlanner(model, hardware.with_faster(one.part, 1.1), job)
         saved = planner.relaxation.objective_s - faster.relaxation.objective_s

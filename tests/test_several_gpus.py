@@ -130,6 +130,14 @@ def test_the_plan_changes_when_the_neighbour_streams():
     assert two.makespan_s < kept.makespan_s
 
 
+def test_behind_a_switch_it_is_the_switch_that_limits():
+    hardware, model = find_hardware("kvpr-a100-4gpu"), find_model("opt-6.7b")
+    plan = make_plan(model, hardware, Workload(32, 1024, 1), "load-all", gpus=2)
+    assert plan.bottleneck.startswith("shared uplink limits: 10 % more bandwidth saves 9.")
+    alone = make_plan(model, hardware, Workload(32, 1024, 1), "load-all")
+    assert alone.bottleneck.startswith("no single part limits")  # link and port are equally fast
+
+
 def test_host_memory_must_hold_the_cache_of_all():
     hardware, model = find_hardware("kvpr-a100-4gpu"), find_model("opt-6.7b")
     job = Workload(32, 1024, 1)

@@ -1,0 +1,179 @@
+"""How far predictions are off over every recording, and under which circumstances."""
+
+from dataclasses import asdict
+
+import pandas as pd
+import streamlit as st
+
+from dashboard import runs as run_folders
+from dashboard.figures import errors_by_case, predicted_against_measured
+from dashboard.runs import Run, case_stamp, run_stamp
+from dashboard.session import all_runs, stored_accuracy, stored_case
+from dashboard.widgets import cards, chart, pair, show_invitation, table_downloads
+from dashboard.words import Metric, accuracy_command
+from sim.accuracy import Accuracy
+from sim.errors import KvOverlapError
+from sim.quantities import percent
+
+SHIPPED = "every shipped recording"
+
+
+def show_page() -> None:
+    """Which recordings, then their errors."""
+    runs = all_runs()
+    if not runs:
+        show_invitation()
+        return
+    shipped = [run for run in runs if run.folder.parent == run_folders.SHIPPED_RUNS]
+    groups: dict[str, list[Run]] = {run.label: [run] for run in runs}
+    if shipped:
+        groups = {SHIPPED: shipped, **groups}
+    left, rest = st.columns([2, 4], vertical_alignment="bottom")
+    rest.caption("How far predictions are off, over every recorded case.")
+    label = left.selectbox("Accuracy of", list(groups), key="recordings", bind="query-params")
+    chosen = groups[label]
+    root = run_folders.SHIPPED_RUNS if label == SHIPPED else chosen[0].folder
+    stamp = tuple(part for run in chosen for part in run_stamp(run))
+    try:
+        found = stored_accuracy(root, stamp)
+    except KvOverlapError as error:
+        st.error(str(error))
+        return
+    for sentence in found.unreadable:
+        st.warning(sentence)
+    if found.cases:
+        show_summary(found)
+        show_figures(found)
+        show_cases(found, {run.folder.name: run for run in chosen})
+    show_environments(chosen)
+    st.subheader("The same without this page", anchor=False)
+    st.code(accuracy_command(root), language="bash")
+
+
+def show_summary(found: Accuracy) -> None:
+    """The errors of all cases in a line and four figures."""
+    passed = sum(case.passed for case in found.cases)
+    st.header(
+        f"median error {percent(found.median_abs_error_frac)}, nine of ten cases within "
+        f"{percent(found.p90_abs_error_frac)}",
+        anchor=False,
+    )
+    st.caption(
+        "Every recorded graph is simulated again by this version, on the machine it was recorded "
+        "on. No prediction is stored."
+    )
+    agreement = found.rank_agreement_frac
+    naive = found.median_naive_error_frac
+    ratio = naive / found.median_abs_error_frac if found.median_abs_error_frac else float("inf")
+    cards(
+        [
+            Metric(
+                "Within tolerance",
+                f"{passed} of {len(found.cases)}",
+                "makespan, overlap and exposed copy",
+                "Each case is held to the tolerance that stands beside its recording.",
+            ),
+            Metric(
+                "Rank agreement",
+                "no pair" if agreement is None else percent(agreement),
+                "policies predicted in measured order",
+                "Of all pairs of policies measured on one shape and over 1 % apart.",
+            ),
+            Metric(
+                "Error of max(copy, compute)",
+                percent(naive),
+                f"{ratio:.1f} x ours",
+                "Median error of the busiest lane's predicted time alone.",
+            ),
+            Metric(
+                "Error, task times given",
+                percent(_median_forced(found)),
+                "what scheduling alone gets wrong",
+                "Median error when the simulator is given every task's measured time.",
+            ),
+        ]
+    )
+
+
+def _median_forced(found: Accuracy) -> float:
+    errors = pd.Series([abs(case.teacher_forced_error_frac) for case in found.cases])
+    return float(errors.median())
+
+
+def show_figures(found: Accuracy) -> None:
+    """Predicted against measured, and the error of each case."""
+    left, right = pair("figures")
+    with left:
+        st.subheader("Predicted against measured", anchor=False)
+        alt = "Predicted over measured makespan of every case"
+        chart(predicted_against_measured(found.cases), alt, "scatter")
+    with right:
+        st.subheader("Error of each case", anchor=False)
+        chart(errors_by_case(found.cases), "Signed error of every case", "errors")
+
+
+def show_cases(found: Accuracy, runs: dict[str, Run]) -> None:
+    """The figures as a table, whose rows open the case."""
+    st.subheader("Every case", anchor=False)
+    table = pd.DataFrame([asdict(case) for case in found.cases])
+    shown = pd.DataFrame(
+        {
+            "case": table["name"],
+            "passed": table["passed"],
+            "policy": table["policy"],
+            "predicted (ms)": 1e3 * table["predicted_makespan_s"],
+            "measured (ms)": 1e3 * table["measured_makespan_s"],
+            "error (%)": 100 * table["makespan_error_frac"],
+            "spread (%)": 100 * table["spread_frac"],
+            "tolerance (%)": 100 * table["tolerance_frac"],
+            "overlap error (pts)": table["overlap_error_points"],
+            "max() error (%)": 100 * table["naive_error_frac"],
+        }
+    )
+    number = st.column_config.NumberColumn
+    signed = {name: number(format="%+.1f") for name in shown.columns if "error (" in name}
+    plain = {name: number(format="%.1f") for name in shown.columns if "(ms)" in name}
+    plain |= {name: number(format="%.1f") for name in ("spread (%)", "tolerance (%)")}
+    picked = st.dataframe(
+        shown,
+        hide_index=True,
+        column_config=signed | plain,
+        on_select="rerun",
+        selection_mode="single-row",
+        key="cases",
+    )
+    rows = picked["selection"]["rows"]
+    if rows:
+        show_link(found.cases[rows[0]].name, runs)
+    else:
+        st.caption("Choose a row to open its timeline.")
+    for case in found.cases:
+        if case.reason:
+            st.warning(case.reason)
+    table_downloads(lambda: table, "accuracy")
+
+
+def show_link(name: str, runs: dict[str, Run]) -> None:
+    """A link to the timeline of a case named `<recording>/<case>`."""
+    folder, _, case = name.partition("/")
+    if folder in runs:
+        query = {"run": runs[folder].label, "case": case}
+        st.page_link("app_pages/timeline.py", label=f"Timeline of {name}", query_params=query)
+
+
+def show_environments(runs: list[Run]) -> None:
+    """Where and when each recording was made."""
+    rows = []
+    for run in runs:
+        try:
+            folder = run.case_folder(run.case_names()[0])
+            environment = stored_case(folder, case_stamp(folder)).measured.environment
+        except KvOverlapError:
+            continue
+        rows.append({"recording": run.label, **{k: str(v) for k, v in environment.items()}})
+    if rows:
+        st.subheader("Recorded in", anchor=False)
+        st.dataframe(pd.DataFrame(rows), hide_index=True)
+
+
+show_page()

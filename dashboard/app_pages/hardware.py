@@ -1,0 +1,140 @@
+"""What is known about a machine, where it comes from, and how well it predicts what ran there."""
+
+from collections.abc import Callable
+
+import pandas as pd
+import streamlit as st
+
+from dashboard.calibration import key_figures, measured_tasks, residual_table, subjects
+from dashboard.figures import rate_curves, residual_dots
+from dashboard.machines import Machine
+from dashboard.runs import Run, case_stamp, run_stamp
+from dashboard.session import all_machines, stored_case
+from dashboard.widgets import chart, pair, table_downloads
+from dashboard.words import plain
+from sim.errors import KvOverlapError
+from sim.hardware import HardwareProfile
+
+NOTHING = "nothing"
+
+
+def show_page() -> None:
+    """Menus of one machine and of another to hold against it, then both."""
+    machines = {machine.label: machine for machine in all_machines()}
+    labels = list(machines)
+    profiled = [at for at, machine in enumerate(machines.values()) if machine.run is not None]
+    left, right, rest = st.columns([2, 2, 2], vertical_alignment="bottom")
+    rest.caption("What is known about a machine, where it comes from, and how well it predicts.")
+    label = left.selectbox(
+        "Machine",
+        labels,
+        index=profiled[0] if profiled else 0,
+        key="machine",
+        bind="query-params",
+    )
+    others = [NOTHING, *(name for name in labels if name != label)]
+    against = right.selectbox("Compare with", others, key="against", bind="query-params")
+    try:
+        chosen = machines[label]
+        profile = chosen.load()
+        other = None if against == NOTHING else (against, machines[against].load())
+        show_profile(profile)
+        show_curves(chosen, profile, other)
+        show_figures(profile, None if other is None else other[1])
+        if chosen.run is not None:
+            show_residuals(run_tasks(chosen.run))
+    except KvOverlapError as error:
+        st.error(str(error))
+
+
+def show_profile(profile: HardwareProfile) -> None:
+    """What the machine is, and when and how it was measured."""
+    st.header(plain(profile.name), anchor=False)
+    environment = profile.environment or {}
+    when = environment.get("measured_at")
+    dated = f"Measured at {when}." if when else "Not measured: figures from papers and datasheets."
+    st.caption(f"{plain(profile.description)}, {profile.dtype}. {plain(dated)}")
+
+
+def show_figures(profile: HardwareProfile, other: HardwareProfile | None) -> None:
+    """The main figures, beside those of another machine, with their sources."""
+    table = key_figures(profile)
+    number = st.column_config.NumberColumn
+    columns = {"value": number(format="%.4g"), "other": number(format="%.4g")}
+    if other is not None:
+        theirs = key_figures(other).set_index("figure")["value"]
+        table.insert(2, "other", table["figure"].map(theirs))
+        table.insert(3, "ratio", table["other"] / table["value"])
+        columns["ratio"] = number(format="%.3g", help="other / this")
+    if not table["note"].any():
+        table = table.drop(columns="note")
+    left, right = pair("figures", (2, 1))
+    left.subheader("Figures and where they come from", anchor=False)
+    left.dataframe(table, hide_index=True, column_config=columns, height="content")
+    right.subheader("Measured in", anchor=False)
+    if profile.environment:
+        items = [(name, str(value)) for name, value in profile.environment.items()]
+        right.dataframe(pd.DataFrame(items, columns=["what", "value"]), hide_index=True)
+    else:
+        right.write("No environment: nothing of this profile was measured here.")
+    st.caption(
+        "A figure is measured, fitted or from a datasheet; every estimate carries the weakest "
+        "source among its terms."
+    )
+
+
+def show_curves(
+    machine: Machine, profile: HardwareProfile, other: tuple[str, HardwareProfile] | None
+) -> None:
+    """One kind of work: its rate over size, and the tasks that ran."""
+    known = {subject.name: subject for subject in subjects(profile)}
+    st.subheader("Rates over size", anchor=False)
+    name = st.selectbox("Of", list(known), key="of_work", bind="query-params")
+    subject = known[name]
+    curves = [subject.curve(profile, machine.label)]
+    if other is not None:
+        curves.append(subject.curve(other[1], other[0]))
+    tasks = run_tasks(machine.run) if machine.run is not None else None
+    of_subject = tasks[tasks["subject"] == subject.lane_or_op] if tasks is not None else None
+    figure = rate_curves(subject, curves, of_subject)
+    chart(figure, f"Rate of {subject.name} over size", "rates")
+    if tasks is None:
+        st.caption(
+            "No run was measured with this profile, so there are no residuals. A profile keeps the "
+            "median of each sampled point."
+        )
+        return
+    if of_subject is not None and len(of_subject):
+        chart(residual_dots(subject, of_subject, curves), "Residuals over size", "residuals")
+        st.caption(
+            "Each dot is a task that ran after the profile was made, against its estimate alone on "
+            "its lane. A copy that another lane slowed down lies below zero."
+        )
+
+
+def show_residuals(tasks: pd.DataFrame) -> None:
+    """Errors of the estimates by operation, and those of every task as a file."""
+    st.subheader("How well tasks were predicted, by operation", anchor=False)
+    table = residual_table(tasks)
+    number = st.column_config.NumberColumn
+    formats = {name: number(format="%+.1f") for name in table.columns if "(%)" in name}
+    formats["part of all task time (%)"] = number(format="%.1f")
+    st.dataframe(table, hide_index=True, column_config=formats, height="content")
+    table_downloads(lambda: tasks, "residuals")
+
+
+def run_tasks(run: Run) -> pd.DataFrame:
+    """Every task of a run with its residual, worked out once."""
+    return _stored_tasks(run, run_stamp(run))
+
+
+def _tasks(run: Run, stamp: tuple[int, ...]) -> pd.DataFrame:  # noqa: ARG001
+    folders = [run.case_folder(name) for name in run.case_names()]
+    return measured_tasks([stored_case(folder, case_stamp(folder)) for folder in folders])
+
+
+_stored_tasks: Callable[[Run, tuple[int, ...]], pd.DataFrame] = st.cache_data(
+    _tasks, max_entries=4, show_spinner="Reading every case of the run"
+)
+
+show_page()

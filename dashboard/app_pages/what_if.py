@@ -1,0 +1,194 @@
+"""What would another link, machine, batch or prompt change? Every view is a link."""
+
+from collections.abc import Callable, Sequence
+
+import pandas as pd
+import streamlit as st
+
+from dashboard.controls import ask_question
+from dashboard.figures import MEASURES, crossover_curves, heat_map, split_curve
+from dashboard.machines import profile_key
+from dashboard.points import (
+    AXES,
+    Axis,
+    grid_points,
+    kvpr_count,
+    plain_table,
+    recomputed_frac,
+    split_points,
+)
+from dashboard.question import Question
+from dashboard.session import answer_to
+from dashboard.widgets import (
+    cards,
+    chart,
+    show_command,
+    table_downloads,
+)
+from dashboard.words import Metric, beyond_calibration, plain
+from planner import Plan
+from sim.errors import KvOverlapError
+from sim.hardware import HardwareProfile
+from sim.quantities import ms, percent
+
+SPLIT, CROSSOVER, MAP = "Split", "Crossover", "Map of two inputs"
+AXIS_NAMES = [axis.name for axis in AXES]
+
+
+def show_page() -> None:
+    """Controls on the left, the answer on the right."""
+    st.caption("Change the job or the machine: the plan is made again at once.")
+    controls, answer = st.columns([1, 2.8], gap="large")
+    try:
+        with controls:
+            question = ask_question(changeable=True)
+        with answer, st.spinner("Planning"):
+            plan = answer_to(question)
+    except KvOverlapError as error:
+        answer.error(plain(str(error)))
+        return
+    with answer:
+        show_answer(plan)
+        show_view(question, plan)
+        st.subheader("The same without this page", anchor=False)
+        show_command(question)
+
+
+def show_answer(plan: Plan) -> None:
+    """The LP's answer, every policy beside it, and what limits it."""
+    base_s = plan.baselines["load-all"]
+    share = percent(recomputed_frac(plan.steps))
+    rate = f"{plan.tokens_per_s:,.4g} tokens/s"
+    st.header(
+        f"{ms(plan.makespan_s)}, {rate}, {share} recomputed",
+        anchor=False,
+    )
+    st.markdown(
+        f"**{plan.bottleneck}** (figures: {plan.source}). The address of this page is a link to "
+        "this view."
+    )
+    warning = beyond_calibration(plan)
+    if warning is not None:
+        st.warning(warning)
+    meanings = {
+        "lp": "The exact linear program, with its own split for every layer.",
+        "kvpr": "KVPR's closed formula.",
+        "load-all": "Load K and V of every token.",
+        "recompute-all": "Recompute K and V of every token.",
+    }
+    cards(
+        [
+            Metric(
+                name,
+                ms(plan.baselines[name]),
+                f"{plan.baselines[name] / base_s:.3f} x load-all",
+                meaning,
+            )
+            for name, meaning in meanings.items()
+        ]
+    )
+
+
+def show_view(question: Question, plan: Plan) -> None:
+    """The chosen figure with its table."""
+    view = st.segmented_control(
+        "View",
+        [SPLIT, CROSSOVER, MAP],
+        default=SPLIT,
+        required=True,
+        key="view",
+        bind="query-params",
+        label_visibility="collapsed",
+    )
+    if view == SPLIT:
+        points = show_split(question, plan)
+    elif view == CROSSOVER:
+        points = show_crossover(question)
+    else:
+        points = show_map(question)
+    if points is None:
+        return
+    with st.expander(f"The {len(points)} points as a table"):
+        st.dataframe(plain_table(points), hide_index=True)
+        table_downloads(lambda: plain_table(points), f"what-if-{view.split()[0].lower()}")
+
+
+def show_split(question: Question, plan: Plan) -> pd.DataFrame:
+    """Makespan over an even split."""
+    kvpr = kvpr_count(plan)
+    points = stored_split(question, kvpr, plan)
+    best = points.loc[points["makespan_s"].idxmin()]
+    marks = {"best even split": (float(best["tokens"]), float(best["makespan_s"]))}
+    at_kvpr = points.loc[points["tokens"] == kvpr, "makespan_s"]
+    if len(at_kvpr):
+        marks["kvpr"] = (float(kvpr), float(at_kvpr.iloc[0]))
+    levels = {"lp": plan.makespan_s, "no split is faster": plan.lower_bound_s}
+    chart(split_curve(points, marks, levels), "Makespan over recomputed tokens", "split")
+    return points
+
+
+def _split(question: Question, kvpr: int, _plan: Plan) -> pd.DataFrame:  # noqa: ARG001
+    return split_points(_plan, [kvpr])
+
+
+stored_split: Callable[[Question, int, Plan], pd.DataFrame] = st.cache_data(
+    _split, show_spinner=False, max_entries=64, hash_funcs={HardwareProfile: profile_key}
+)
+
+
+def show_crossover(question: Question) -> pd.DataFrame | None:
+    """Every policy over one input."""
+    name = st.selectbox("Over", AXIS_NAMES, key="over", bind="query-params")
+    axis = _axis(name)
+    points = swept(question, [axis])
+    if points is None:
+        return None
+    chart(crossover_curves(points, axis.title, axis.shown(question)), "Makespan of policies", "x")
+    st.caption(
+        "Both axes are logarithmic: halving is the same distance everywhere. Where load-all meets "
+        "recompute-all neither extreme is better; the LP is never above either."
+    )
+    return points
+
+
+def show_map(question: Question) -> pd.DataFrame | None:
+    """One measure over two inputs."""
+    columns = st.columns([1, 1, 1.4])
+    across = columns[0].selectbox("Across", AXIS_NAMES, key="across", bind="query-params")
+    rest = [name for name in AXIS_NAMES if name != across]
+    up = columns[1].selectbox("Up", rest, index=len(rest) - 2, key="up", bind="query-params")
+    labels = [measure.label for measure in MEASURES]
+    label = columns[2].selectbox("Show", labels, key="show", bind="query-params")
+    axes = [_axis(across).coarse, _axis(up).coarse]
+    points = swept(question, axes)
+    if points is None:
+        return None
+    measure = MEASURES[labels.index(label)]
+    chart(heat_map(points, measure, axes[0].title, axes[1].title), "Map over two inputs", "map")
+    return points
+
+
+def _axis(name: str) -> Axis:
+    return AXES[AXIS_NAMES.index(name)]
+
+
+def swept(question: Question, axes: Sequence[Axis]) -> pd.DataFrame | None:
+    """The points of a sweep, with a bar while it is worked out; None where nothing fits."""
+    key = (repr(question), profile_key(question.hardware), *(axis for axis in axes))
+    kept = st.session_state.setdefault("sweeps", {})
+    if key not in kept:
+        bar = st.progress(0.0, "Planning every point")
+        rows: list[dict[str, object]] = []
+        for done, rows in grid_points(question, axes, answer_to):
+            bar.progress(done, f"Planned {len(rows)} points")
+        bar.empty()
+        kept.clear()
+        kept[key] = pd.DataFrame(rows)
+    points: pd.DataFrame = kept[key]
+    if points.empty:
+        st.info("No point of this sweep fits the model and the machine.")
+        return None
+    return points
+
+
+show_page()

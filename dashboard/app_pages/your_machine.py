@@ -1,0 +1,140 @@
+"""Measure this machine from the browser, or bring files that were measured elsewhere."""
+
+from collections.abc import Callable
+
+import streamlit as st
+
+from dashboard import runs as run_folders
+from dashboard.jobs import Job, Order
+from dashboard.session import jobs, keep_upload, uploads
+from dashboard.uploads import MAX_UPLOAD_MB, read_upload
+from dashboard.widgets import pair
+from dashboard.words import plain
+from sim.catalog import model_names
+from sim.errors import KvOverlapError
+
+DEFAULT_MODEL = "the device's default"
+REFRESH_S = 2.0
+WHERE_SHOWN = {
+    "profile": ("Plan, What-if and Hardware, as a machine", "app_pages/hardware.py"),
+    "plan": ("Plan, as an uploaded plan", "app_pages/plan.py"),
+    "recording": ("Timeline, as a run", "app_pages/timeline.py"),
+}
+
+
+def show_page() -> None:
+    """Running on the left, uploading on the right."""
+    left, right = pair("ways")
+    with left:
+        st.header("Run it here", anchor=False)
+        show_run()
+    with right:
+        st.header("Bring your own files", anchor=False)
+        show_uploads()
+
+
+def show_run() -> None:
+    """The form that starts a measurement, or the one that is going on."""
+    st.write(
+        "Profiles this machine, plans a grid of cases, predicts each, runs it with real tensors "
+        "and compares. It takes about four minutes as set here and needs no GPU."
+    )
+    latest = jobs().latest
+    if latest is not None and latest.running:
+        follow(latest)
+        return
+    if latest is not None:
+        show_end(latest)
+    order = ask_order()
+    if order is not None:
+        try:
+            jobs().start(order, run_folders.OWN_RUNS)
+        except KvOverlapError as error:
+            st.error(str(error))
+            return
+        st.rerun()
+
+
+def ask_order() -> Order | None:
+    """The form; the order once it is sent."""
+    with st.form("order"):
+        name = st.text_input(
+            "Name of the run", "my-machine", help="The folder in runs/ that it fills."
+        )
+        first, second = st.columns(2)
+        device = first.selectbox("Device", ["auto", "cpu", "cuda"])
+        model = second.selectbox("Model", [DEFAULT_MODEL, *model_names()])
+        prompts = first.text_input("Prompts (tokens)", "300,500", help="Comma-separated.")
+        batches = second.text_input("Batches (sequences)", "4,7", help="Comma-separated.")
+        repeats = st.slider("Repeats of each case", 1, 9, 5)
+        st.caption("Leave the machine alone meanwhile: other work shows as spread and as error.")
+        sent = st.form_submit_button("Start measuring", type="primary")
+    if not sent:
+        return None
+    chosen = None if model == DEFAULT_MODEL else model
+    return Order(name.strip(), device, prompts, batches, repeats, chosen)
+
+
+def _follow(job: Job) -> None:
+    """Progress of a running measurement, looked at again and again, and the button to stop it."""
+    if not job.running:
+        st.rerun()
+    progress = job.progress
+    st.progress(progress.done_frac, f"{job.order.name}: {progress.doing}")
+    st.caption(f"{job.elapsed_s:,.0f} s so far")
+    if st.button("Stop"):
+        job.stop()
+        st.rerun()
+    with st.expander("What it says"):
+        st.code("\n".join(job.lines()[-20:]) or "nothing yet", language=None)
+
+
+follow: Callable[[Job], None] = st.fragment(_follow, run_every=REFRESH_S)
+
+
+def show_end(job: Job) -> None:
+    """How the last measurement ended."""
+    if job.stopped:
+        st.info(f"{job.order.name} was stopped after {job.elapsed_s:,.0f} s; nothing was kept.")
+    elif job.process.returncode == 0:
+        st.success(f"{job.order.name} was measured in {job.elapsed_s:,.0f} s.")
+        st.page_link(
+            "app_pages/timeline.py",
+            label=f"Show run {job.order.name} in Timeline",
+            query_params={"run": job.order.name},
+        )
+    else:
+        st.error(f"{job.order.name} ended early: {job.reason}")
+
+
+def show_uploads() -> None:
+    """The uploader, the reason for a refusal, and what was accepted."""
+    st.write(
+        "A profile (`kvoverlap profile -o`), a plan (`kvoverlap plan -o`) or a recording "
+        "(`kvoverlap run -o`), plain or gzipped. It stays in this browser session: it is checked, "
+        "shown and then forgotten."
+    )
+    file = st.file_uploader(
+        "Profile, plan or recording",
+        type=["json", "gz"],
+        max_upload_size=MAX_UPLOAD_MB,
+        key="upload_file",
+        label_visibility="collapsed",
+    )
+    if file is not None:
+        try:
+            upload = read_upload(file.name, file.getvalue())
+        except KvOverlapError as error:
+            st.error(f"Refused: {plain(str(error))}")
+        else:
+            keep_upload(upload)
+            st.success(f"{upload.name} is a {upload.kind}.")
+    for upload in reversed(uploads().values()):
+        where, page = WHERE_SHOWN[upload.kind]
+        with st.container(border=True):
+            st.markdown(f"**{upload.name}**, {upload.kind}")
+            st.caption(plain(upload.summary))
+            st.page_link(page, label=f"Shown in {where}")
+
+
+show_page()

@@ -1,0 +1,281 @@
+"""What a profile says about a machine, and how well that predicts the tasks of a run.
+
+A profile keeps the median of every sampled point, not the samples behind it. The tasks that ran
+later are samples of the same work under real conditions, so that their residuals tell how good
+the curves are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import pandas as pd
+
+from dashboard.runs import Case
+from sim.cost import MatMul, kernels
+from sim.curves import Curve
+from sim.graph import D2H, H2D
+from sim.hardware import HardwareProfile
+from sim.model_spec import DTYPE_BYTES
+
+COPY_BYTES = tuple(float(4**power) for power in range(5, 16))
+ROWS = tuple(float(2**power) for power in range(15))
+CONTEXTS = tuple(float(2**power) for power in range(6, 14))
+PASS_BYTES = tuple(float(4**power) for power in range(5, 14))
+"""Where a rate without samples is drawn."""
+
+BETWEEN = 12
+"""Points at which the curve is read between two samples."""
+
+
+@dataclass(frozen=True, slots=True)
+class RateCurve:
+    """A rate over the size of the work.
+
+    Args:
+        sample_x, sample_rate: what was measured; empty where the profile holds one rate.
+        x, rate: what the cost model reads.
+    """
+
+    name: str
+    source: str
+    x: tuple[float, ...]
+    rate: tuple[float, ...]
+    sample_x: tuple[float, ...] = ()
+    sample_rate: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """One kind of work whose rate is drawn.
+
+    Args:
+        name: in menus and in links.
+        x_title, rate_title: with units.
+        curve: of a profile, under a name.
+        lane_or_op: of the tasks that are this work and nothing else; None where there are none.
+    """
+
+    name: str
+    x_title: str
+    rate_title: str
+    curve: Callable[[HardwareProfile, str], RateCurve]
+    lane_or_op: str | None = None
+
+
+def _read(
+    name: str,
+    source: str,
+    curve: Curve | None,
+    formula: Callable[[float], float],
+    amount: Callable[[float], float],
+    axis: Sequence[float],
+) -> RateCurve:
+    """The rate `amount(x) / seconds(x)` of a sampled curve, or of a formula along `axis`."""
+    if curve is None:
+        return RateCurve(name, source, tuple(axis), tuple(amount(x) / formula(x) for x in axis))
+    x = [*_dense(curve.work)]
+    return RateCurve(
+        name,
+        source,
+        tuple(x),
+        tuple(amount(value) / curve.at(value)[0] for value in x),
+        curve.work,
+        tuple(amount(w) / s for w, s in zip(curve.work, curve.seconds, strict=True)),
+    )
+
+
+def _dense(axis: Sequence[float]) -> Iterable[float]:
+    """The axis with points between every two, evenly spaced by factors."""
+    for low, high in pairwise(axis):
+        for step in range(BETWEEN):
+            yield low * (high / low) ** (step / BETWEEN)
+    yield axis[-1]
+
+
+def _link(direction: str) -> Callable[[HardwareProfile, str], RateCurve]:
+    def curve(profile: HardwareProfile, name: str) -> RateCurve:
+        link = getattr(profile.links, direction)
+        return _read(
+            name,
+            link.source,
+            link.curve,
+            lambda n_bytes: link.latency_s + n_bytes / link.bytes_per_s,
+            lambda n_bytes: n_bytes / 1e9,
+            COPY_BYTES,
+        )
+
+    return curve
+
+
+def _product(n: int, k: int) -> Callable[[HardwareProfile, str], RateCurve]:
+    def curve(profile: HardwareProfile, name: str) -> RateCurve:
+        tables = {(table.n, table.k): table.curve for table in profile.gemm.tables}
+        size = DTYPE_BYTES[profile.dtype]
+        return _read(
+            name,
+            profile.gemm.source,
+            tables.get((n, k)),
+            lambda rows: profile.gemm.roofline_s(int(rows), n, k, size),
+            lambda rows: 2 * rows * n * k / 1e12,
+            ROWS,
+        )
+
+    return curve
+
+
+def _attention(heads: tuple[int, int, int], batch: float) -> Callable[..., RateCurve]:
+    def curve(profile: HardwareProfile, name: str) -> RateCurve:
+        n_bytes = 2 * heads[1] * heads[2] * DTYPE_BYTES[profile.dtype]
+        sampled = None
+        for table in profile.attention.tables:
+            if (table.n_heads, table.n_kv_heads, table.head_dim) == heads:
+                rows = dict(zip(table.grid.rows, table.grid.seconds, strict=True))
+                if batch in rows:
+                    sampled = Curve(table.grid.columns, rows[batch])
+        return _read(
+            name,
+            profile.attention.source,
+            sampled,
+            lambda context: batch * context * n_bytes / profile.attention.bytes_per_s,
+            lambda context: batch * context * n_bytes / 1e9,
+            CONTEXTS,
+        )
+
+    return curve
+
+
+def _passes(profile: HardwareProfile, name: str) -> RateCurve:
+    costs = profile.elementwise
+    return _read(
+        name,
+        costs.source,
+        costs.curve,
+        lambda n_bytes: n_bytes / costs.bytes_per_s,
+        lambda n_bytes: n_bytes / 1e9,
+        PASS_BYTES,
+    )
+
+
+def subjects(profile: HardwareProfile) -> list[Subject]:
+    """The kinds of work that a profile prices, those it has samples of in detail."""
+    found = [
+        Subject("copies to the device (h2d)", "bytes", "GB/s", _link(H2D), H2D),
+        Subject("copies from the device (d2h)", "bytes", "GB/s", _link(D2H), D2H),
+    ]
+    shapes = [(table.n, table.k) for table in profile.gemm.tables] or [(4096, 4096)]
+    found += [
+        Subject(
+            f"products, [rows, {k}] x [{k}, {n}]",
+            "rows",
+            "TFLOP/s",
+            _product(n, k),
+            f"recompute {n} {k}",
+        )
+        for n, k in shapes
+    ]
+    for table in profile.attention.tables:
+        heads = (table.n_heads, table.n_kv_heads, table.head_dim)
+        found += [
+            Subject(
+                f"attention, {heads[0]} heads, {heads[1]} of KV, batch {batch:g}",
+                "keys of each sequence",
+                "GB/s",
+                _attention(heads, batch),
+            )
+            for batch in table.grid.rows
+        ]
+    return [*found, Subject("element-wise passes", "bytes", "GB/s", _passes)]
+
+
+def measured_tasks(cases: Sequence[Case]) -> pd.DataFrame:
+    """Every task of the typical runs with its estimate, undisturbed by other lanes.
+
+    Columns `op`, `subject` (as in `Subject.lane_or_op`, empty for work of several kinds), `x`,
+    `rate`, `measured_s`, `predicted_s`, `error_frac`, `in_range`.
+    """
+    rows = []
+    for case in cases:
+        model, job = case.graph.model, case.graph.workload
+        durations = case.measured.typical.duration_s
+        for task, estimate, seconds in zip(
+            case.graph.tasks, case.estimates, durations, strict=True
+        ):
+            if seconds <= 0:
+                continue
+            subject, x, amount = "", 0.0, 0.0
+            if task.bytes:
+                subject, x, amount = task.lane, float(task.bytes), task.bytes / 1e9
+            elif task.op == "recompute":
+                parts = kernels(task.op, task.n_tokens, task.token_stop, model, job.batch_size)
+                if len(parts) == 1 and isinstance(parts[0], MatMul):
+                    product = parts[0]
+                    subject = f"recompute {product.n} {product.k}"
+                    x, amount = float(product.m), product.flops / 1e12
+            error = estimate.seconds / seconds - 1
+            times = seconds, estimate.seconds, error, estimate.in_range
+            rows.append((task.op, subject, x, amount / seconds, *times))
+    names = ["op", "subject", "x", "rate", "measured_s", "predicted_s", "error_frac", "in_range"]
+    return pd.DataFrame(rows, columns=names)
+
+
+def residual_table(tasks: pd.DataFrame) -> pd.DataFrame:
+    """Residuals by operation, the one that takes most of the time first."""
+    groups = tasks.groupby("op")
+    table = pd.DataFrame(
+        {
+            "tasks": groups.size(),
+            "median error (%)": 100 * groups["error_frac"].median(),
+            "10th percentile (%)": 100 * groups["error_frac"].quantile(0.1),
+            "90th percentile (%)": 100 * groups["error_frac"].quantile(0.9),
+            "part of all task time (%)": 100
+            * groups["measured_s"].sum()
+            / tasks["measured_s"].sum(),
+        }
+    )
+    order = table["part of all task time (%)"].sort_values(ascending=False).index
+    return table.loc[order].reset_index(names="operation")
+
+
+def key_figures(profile: HardwareProfile) -> pd.DataFrame:
+    """The profile's main figures with their units and sources."""
+    gemm, links, dispatch = profile.gemm, profile.links, profile.dispatch
+    rows: list[tuple[str, float | None, str, str, str]] = [
+        ("matrix products", gemm.flops_per_s / 1e12, "TFLOP/s", gemm.source, gemm.note),
+        ("weights, read", _per(gemm.bytes_per_s, 1e9), "GB/s", gemm.source, ""),
+        (
+            "attention, K and V read",
+            profile.attention.bytes_per_s / 1e9,
+            "GB/s",
+            profile.attention.source,
+            profile.attention.note,
+        ),
+        (
+            "element-wise passes",
+            profile.elementwise.bytes_per_s / 1e9,
+            "GB/s",
+            profile.elementwise.source,
+            profile.elementwise.note,
+        ),
+        ("link, h2d", links.h2d.bytes_per_s / 1e9, "GB/s", links.h2d.source, links.h2d.note),
+        ("link, d2h", links.d2h.bytes_per_s / 1e9, "GB/s", links.d2h.source, links.d2h.note),
+        ("link, latency", links.h2d.latency_s * 1e6, "us", links.h2d.source, ""),
+    ]
+    rows += [
+        (f"{entry.lane} while {entry.while_busy} works", entry.rate, "x", entry.source, "")
+        for entry in profile.interference
+    ]
+    memory = profile.memory
+    rows += [
+        ("gap between tasks", dispatch.gap_s * 1e6, "us", dispatch.source, ""),
+        ("hand-over between lanes", dispatch.handover_s * 1e6, "us", dispatch.source, ""),
+        ("device memory", memory.device_bytes / 2**30, "GiB", memory.source, ""),
+        ("host memory", memory.host_bytes / 2**30, "GiB", memory.source, ""),
+    ]
+    return pd.DataFrame(rows, columns=["figure", "value", "unit", "source", "note"])
+
+
+def _per(value: float | None, unit: float) -> float | None:
+    return None if value is None else value / unit

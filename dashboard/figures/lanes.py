@@ -1,0 +1,291 @@
+"""Two timelines of one graph, lane by lane, as bars on one axis of milliseconds.
+
+`px.timeline` would turn the times into dates. A browser draws every bar as an element of its
+own, so that neighbours too short to be told apart are drawn as one bar where there are many.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+
+import plotly.graph_objects as go
+
+from dashboard.figures.style import (
+    LATE_COLOUR,
+    OP_COLOUR,
+    OTHER_OP_COLOUR,
+    darker,
+    style_rows,
+)
+from sim.cost import Estimate
+from sim.graph import COMPUTE, LANE_OF_OP, LANES, Task
+from sim.timeline import Timeline
+
+SOURCES = ("predicted", "measured")
+PAIR_PITCH = 2.4
+"""Distance between lanes in rows: the two rows of one lane are 1 apart, lanes a little more."""
+
+MAX_SINGLE_BARS = 2_000
+"""Tasks up to which every one is a bar of its own, however short."""
+
+SHORTEST_PART = 1 / 700
+"""Of the time shown, what neighbours are merged into: about a pixel and a half."""
+
+NOTABLE_ERROR_FRAC = 0.05
+NOTABLE_PART = 1e-3
+"""A task's time is notably off by over 5 % of itself and over a thousandth of what is shown."""
+
+FADED = 0.18
+EARLY_COLOUR = "#5aa02c"
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """What of a graph is shown: one step or all, some layers or all.
+
+    Args:
+        step: decode step, by default all.
+        layers: first and last layer, by default all and what lies outside the layers.
+        device: of several GPUs the one whose lanes are shown.
+    """
+
+    step: int | None = None
+    layers: tuple[int, int] | None = None
+    device: int = 0
+
+    def positions(self, tasks: Sequence[Task]) -> list[int]:
+        """Of the tasks shown, in graph order."""
+        return [at for at, task in enumerate(tasks) if self._shows(task)]
+
+    def _shows(self, task: Task) -> bool:
+        if task.device != self.device or (self.step is not None and task.step != self.step):
+            return False
+        return self.layers is None or self.layers[0] <= task.layer <= self.layers[1]
+
+    @property
+    def whole(self) -> bool:
+        return self.step is None and self.layers is None
+
+    def __str__(self) -> str:
+        if self.whole:
+            return "the start of the run"
+        step = None if self.step is None else f"step {self.step}"
+        layers = None
+        if self.layers is not None:
+            first, last = self.layers
+            layers = f"layer {first}" if first == last else f"layers {first} to {last}"
+        return f"the first task of {', '.join(filter(None, (step, layers)))}"
+
+
+WHOLE = View()
+
+
+@dataclass(slots=True)
+class _Bars:
+    """The bars of one operation, in columns as plotly takes them."""
+
+    base_ms: list[float] = field(default_factory=list)
+    length_ms: list[float] = field(default_factory=list)
+    row: list[float] = field(default_factory=list)
+    hover: list[str] = field(default_factory=list)
+    opacity: list[float] = field(default_factory=list)
+    edge: list[str] = field(default_factory=list)
+    edge_px: list[float] = field(default_factory=list)
+
+
+def paired_lanes(
+    predicted: Timeline,
+    measured: Timeline,
+    view: View = WHOLE,
+    estimates: Sequence[Estimate] | None = None,
+    critical_only: bool = False,
+    outline_errors: bool = True,
+) -> go.Figure:
+    """Both runs of one graph on one time axis: each lane's prediction above its measurement.
+
+    Args:
+        view: the tasks to show; unless these are all, time counts in each run from the start of
+            the first of them, so that what went before does not shift them.
+        estimates: of every task, for the hover.
+        critical_only: fade what is not on the run's critical path.
+        outline_errors: outline measured tasks whose time is notably off.
+    """
+    return _LaneFigure(
+        (predicted, measured), view, estimates, critical_only, outline_errors
+    ).figure()
+
+
+class _LaneFigure:
+    def __init__(
+        self,
+        timelines: tuple[Timeline, Timeline],
+        view: View,
+        estimates: Sequence[Estimate] | None,
+        critical_only: bool,
+        outline_errors: bool,
+    ) -> None:
+        self.timelines = timelines
+        self.tasks = timelines[0].graph.tasks
+        self.view = view
+        self.estimates = estimates
+        self.outline_errors = outline_errors
+        self.chosen = view.positions(self.tasks)
+        self.critical: tuple[Collection[int], ...] = ((), ())
+        if critical_only:
+            self.critical = tuple(frozenset(run.critical_path) for run in timelines)
+        lanes = [lane for lane in LANES if any(self.tasks[at].lane == lane for at in self.chosen)]
+        self.rows = {
+            (lane, source): position * PAIR_PITCH + offset
+            for position, lane in enumerate(lanes)
+            for offset, source in enumerate(SOURCES)
+        }
+        self.origins_s = [
+            0.0 if view.whole else min((run.start_s[at] for at in self.chosen), default=0.0)
+            for run in timelines
+        ]
+        self.shown_s = max(
+            (
+                run.end_s[at] - origin_s
+                for run, origin_s in zip(timelines, self.origins_s, strict=True)
+                for at in self.chosen
+            ),
+            default=0.0,
+        )
+
+    def figure(self) -> go.Figure:
+        bars: dict[str, _Bars] = {}
+        for which, source in enumerate(SOURCES):
+            queues: dict[str, list[int]] = {}
+            for at in self.chosen:
+                queues.setdefault(self.tasks[at].lane, []).append(at)
+            for lane, queue in queues.items():
+                for group in self._groups(which, queue):
+                    op = self._main_op(which, group)
+                    self._add(bars.setdefault(op, _Bars()), which, self.rows[lane, source], group)
+        figure = go.Figure()
+        for op in sorted(bars, key=list(LANE_OF_OP).index):
+            figure.add_trace(_trace(op, bars[op]))
+        labels = [f"{lane} {source}" for lane, source in self.rows]
+        style_rows(figure, labels, list(self.rows.values()) or [0.0])
+        figure.update_xaxes(title=f"time since {self.view} (ms)")
+        return figure
+
+    def _groups(self, which: int, queue: Sequence[int]) -> list[list[int]]:
+        """Tasks of one lane, each alone or merged with neighbours too short to be seen."""
+        if len(self.chosen) <= MAX_SINGLE_BARS:
+            return [[at] for at in queue]
+        run, shortest_s = self.timelines[which], SHORTEST_PART * self.shown_s
+        groups: list[list[int]] = []
+        for at in queue:
+            if groups and run.end_s[at] - run.start_s[groups[-1][0]] <= shortest_s:
+                groups[-1].append(at)
+            else:
+                groups.append([at])
+        return groups
+
+    def _main_op(self, which: int, group: Sequence[int]) -> str:
+        """The operation that takes most of a bar's time."""
+        if len(group) == 1:
+            return self.tasks[group[0]].op
+        spent: dict[str, float] = {}
+        for at in group:
+            op = self.tasks[at].op
+            spent[op] = spent.get(op, 0.0) + self.timelines[which].duration_s[at]
+        return max(spent, key=spent.__getitem__)
+
+    def _add(self, bars: _Bars, which: int, row: float, group: Sequence[int]) -> None:
+        run, origin_s = self.timelines[which], self.origins_s[which]
+        first, last = group[0], group[-1]
+        bars.base_ms.append((run.start_s[first] - origin_s) * 1e3)
+        bars.length_ms.append((run.end_s[last] - run.start_s[first]) * 1e3)
+        bars.row.append(row)
+        critical = self.critical[which]
+        bars.opacity.append(1.0 if not critical or any(at in critical for at in group) else FADED)
+        colour, width_px = self._edge(which, group)
+        bars.edge.append(colour)
+        bars.edge_px.append(width_px)
+        bars.hover.append(
+            self._task_hover(which, first) if len(group) == 1 else self._group_hover(which, group)
+        )
+
+    def _edge(self, which: int, group: Sequence[int]) -> tuple[str, float]:
+        """Colour and width of a bar's outline, which tells a notable error."""
+        plain = darker(OP_COLOUR.get(self._main_op(which, group), OTHER_OP_COLOUR)), 0.5
+        if not self.outline_errors or SOURCES[which] != "measured":
+            return plain
+        guess_s, truth_s = (sum(run.duration_s[at] for at in group) for run in self.timelines)
+        late_s = truth_s - guess_s
+        if abs(late_s) <= max(NOTABLE_ERROR_FRAC * truth_s, NOTABLE_PART * self.shown_s):
+            return plain
+        return (LATE_COLOUR if late_s > 0 else EARLY_COLOUR), 2.0
+
+    def _task_hover(self, which: int, at: int) -> str:
+        task = self.tasks[at]
+        predicted_s, measured_s = (run.duration_s[at] for run in self.timelines)
+        error = f", {100 * (predicted_s / measured_s - 1):+.1f} %" if measured_s > 0 else ""
+        lines = [
+            f"<b>{task.id}</b> ({SOURCES[which]})",
+            ", ".join(_place(task)),
+            _rate(task, (predicted_s, measured_s)[which]),
+            f"predicted {predicted_s * 1e3:,.3f} ms, measured {measured_s * 1e3:,.3f} ms{error}",
+        ]
+        if self.estimates is not None:
+            estimate = self.estimates[at]
+            beyond = "" if estimate.in_range else ", outside the calibrated range"
+            lines.append(f"estimate from {estimate.source} figures{beyond}")
+        return "<br>".join(lines)
+
+    def _group_hover(self, which: int, group: Sequence[int]) -> str:
+        guess_s, truth_s = (sum(run.duration_s[at] for at in group) for run in self.timelines)
+        counts = Counter(self.tasks[at].op for at in group)
+        return "<br>".join(
+            [
+                f"<b>{len(group)} tasks</b> ({SOURCES[which]})",
+                f"{self.tasks[group[0]].id} to {self.tasks[group[-1]].id}",
+                ", ".join(f"{count} {op}" for op, count in counts.most_common()),
+                f"predicted {guess_s * 1e3:,.3f} ms, measured {truth_s * 1e3:,.3f} ms",
+                "choose a step or layers to part them",
+            ]
+        )
+
+
+def _trace(op: str, bars: _Bars) -> go.Bar:
+    """Every task of one operation, in both runs, as one entry of the legend."""
+    return go.Bar(
+        name=op,
+        orientation="h",
+        base=bars.base_ms,
+        x=bars.length_ms,
+        y=bars.row,
+        width=0.94,
+        hovertext=bars.hover,
+        hovertemplate="%{hovertext}<extra></extra>",
+        marker={
+            "color": OP_COLOUR.get(op, OTHER_OP_COLOUR),
+            "opacity": bars.opacity,
+            "line": {"color": bars.edge, "width": bars.edge_px},
+        },
+    )
+
+
+def _place(task: Task) -> list[str]:
+    """Where in the model and in the job a task belongs."""
+    return [
+        *([f"layer {task.layer}"] if task.layer >= 0 else []),
+        f"step {task.step}",
+        *([f"batch {task.batch}"] if task.batch else []),
+        *([f"tokens {task.token_start:,} to {task.token_stop:,}"] if task.n_tokens else []),
+    ]
+
+
+def _rate(task: Task, seconds: float) -> str:
+    """How much the task moves or computes, and how fast it did."""
+    if task.lane == COMPUTE:
+        size = f"{task.flops / 1e9:,.4g} GFLOP"
+        rate = f"{task.flops / seconds / 1e12:,.3g} TFLOP/s" if seconds > 0 else "no time"
+    else:
+        size = f"{task.bytes / 1e6:,.4g} MB"
+        rate = f"{task.bytes / seconds / 1e9:,.3g} GB/s" if seconds > 0 else "no time"
+    return f"{size} at {rate}"

@@ -1,0 +1,85 @@
+"""Handing a trace to ui.perfetto.dev in another tab, as its documentation asks for.
+
+The trace is part of the page, so that nothing is fetched before the button is pressed; then a tab
+is opened, asked with PING until it answers PONG, and given the trace by postMessage. It is read in
+the visitor's browser and not sent anywhere. Source: "Deep linking to the Perfetto UI",
+perfetto.dev/docs/visualization/deep-linking-to-perfetto-ui.
+"""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import json
+
+import streamlit as st
+
+from sim.timeline import Timeline
+from sim.trace import trace_document
+
+MEASURED_PID_SHIFT = 10_000
+"""Keeps the processes of the two runs apart in one trace."""
+
+HTML = '<button type="button">Open both in Perfetto</button>'
+
+CSS = """
+button {
+  font: inherit;
+  color: var(--st-text-color);
+  background: var(--st-background-color);
+  border: 1px solid var(--st-border-color);
+  border-radius: var(--st-button-radius);
+  padding: 0.25rem 0.75rem;
+  min-height: 2.5rem;
+  cursor: pointer;
+}
+button:hover { color: var(--st-primary-color); border-color: var(--st-primary-color); }
+"""
+
+JS = """
+export default function ({ parentElement, data }) {
+  const origin = "https://ui.perfetto.dev";
+  const button = parentElement.querySelector("button");
+  button.title = "Both timelines in one trace, in a new tab; needs access to ui.perfetto.dev";
+  button.onclick = () => {
+    const viewer = window.open(origin);
+    if (!viewer) return;
+    const ask = setInterval(() => viewer.postMessage("PING", origin), 100);
+    const giveUp = setTimeout(() => clearInterval(ask), 60000);
+    const answer = (event) => {
+      if (event.origin !== origin || event.data !== "PONG") return;
+      clearInterval(ask);
+      clearTimeout(giveUp);
+      window.removeEventListener("message", answer);
+      const bytes = Uint8Array.from(atob(data.trace), (letter) => letter.charCodeAt(0));
+      const perfetto = { buffer: bytes.buffer, title: data.title, fileName: data.file_name };
+      viewer.postMessage({ perfetto }, origin, [bytes.buffer]);
+    };
+    window.addEventListener("message", answer);
+  };
+}
+"""
+
+_component = st.components.v2.component("kvoverlap_perfetto", html=HTML, css=CSS, js=JS)
+
+
+def perfetto_button(trace: bytes, title: str) -> None:
+    """A button that opens a gzipped trace in Perfetto."""
+    data = {
+        "trace": base64.b64encode(trace).decode(),
+        "title": title,
+        "file_name": f"{title}.json.gz",
+    }
+    _component(key="perfetto", data=data, width="content", height="content")
+
+
+def joint_trace(predicted: Timeline, measured: Timeline) -> bytes:
+    """Both runs in one gzipped trace, each with processes of its own."""
+    document = trace_document(predicted, "predicted")
+    other = trace_document(measured, "measured")
+    shifted = [
+        {**event, "pid": event["pid"] + MEASURED_PID_SHIFT} for event in other["traceEvents"]
+    ]
+    document["traceEvents"] = document["traceEvents"] + shifted
+    document["otherData"]["title"] = "predicted and measured"
+    return gzip.compress(json.dumps(document).encode(), mtime=0)

@@ -1,0 +1,119 @@
+"""A dashboard server and a real browser to look at it, for tests, timings and pictures."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import dashboard
+from planner import make_plan
+from sim import Recording, Timeline, Workload, find_hardware, find_model, simulate
+from sim.accuracy import RecordedCase
+from sim.files import write_json
+
+FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking")
+NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+START_S = 60.0
+IDLE = "[data-testid=stApp][data-test-script-state=notRunning]"
+
+
+def chromium() -> str | None:
+    """The system's Chromium, if there is one."""
+    return next(filter(None, map(shutil.which, NAMES)), None)
+
+
+@contextmanager
+def serve(folder: Path) -> Iterator[str]:
+    """The dashboard as `streamlit run dashboard` starts it in `folder`; gives its address."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    app = Path(dashboard.__file__).parent
+    command = [sys.executable, "-m", "streamlit", "run", app, "--server.headless", "true"]
+    command += ["--server.port", str(port), "--server.address", "127.0.0.1"]
+    environment = {**os.environ, "PYTHONPATH": str(app.parent)}
+    with tempfile.TemporaryFile() as log:
+        process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, env=environment)
+        try:
+            address = f"http://127.0.0.1:{port}"
+            _wait_for(f"{address}/_stcore/health", process)
+            yield address
+        finally:
+            process.terminate()
+            process.wait(10)
+
+
+def _wait_for(address: str, process: subprocess.Popen[bytes]) -> None:
+    until = time.monotonic() + START_S
+    while time.monotonic() < until and process.poll() is None:
+        try:
+            with urllib.request.urlopen(address, timeout=5):  # noqa: S310
+                return
+        except OSError:
+            time.sleep(0.1)
+    raise RuntimeError(f"the dashboard did not start (status {process.poll()})")
+
+
+@contextmanager
+def browser():
+    """A Chromium with a fresh profile."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as driver:
+        opened = driver.chromium.launch(executable_path=chromium(), args=list(FLAGS))
+        try:
+            yield opened
+        finally:
+            opened.close()
+
+
+def settle(page) -> None:
+    """Wait until the page's script has run and its charts are drawn."""
+    page.wait_for_selector("h2")
+    page.wait_for_selector(IDLE)
+    page.wait_for_function(
+        "() => !document.querySelector('[data-testid=stSkeleton]')"
+        " && [...document.querySelectorAll('[data-testid=stPlotlyChart]')]"
+        ".every(chart => chart.querySelector('.main-svg'))"
+    )
+
+
+def make_run(folder: Path, jobs: Sequence[Workload], model: str = "opt-125m") -> Path:
+    """A run folder whose measurements are simulations, each task stretched by up to 8 %."""
+    hardware, spec = find_hardware("kvpr-a100"), find_model(model)
+    hardware.save(folder / "profile.json")
+    for job in jobs:
+        for policy in ("lp", "load-all"):
+            case = folder / "cases" / f"b{job.batch_size}-s{job.prompt_tokens}-{policy}"
+            plan = make_plan(spec, hardware, job, policy)
+            plan.save(case / "plan.json")
+            runs = [stretched(simulate(plan.lower(), hardware), number) for number in range(3)]
+            environment = {"device": "made for tests", "measured_at": "2026-01-01T00:00:00Z"}
+            Recording("measured", hardware, tuple(runs), environment).save(
+                case / "measured.json.gz"
+            )
+            RecordedCase(policy, 0.05).save(case)
+    write_json(folder / "report.json", "validation", {"cases": []})
+    return folder
+
+
+def stretched(timeline: Timeline, seed: int) -> Timeline:
+    """What a slightly slower machine would have shown: every time grows, no order changes."""
+    factor = 1.03 + 0.004 * (seed % 5)
+    count = len(timeline.start_s)
+    late = [0.01 * ((at * 7 + seed) % 5) / 5 for at in range(count)]
+    start = tuple(a * factor for a in timeline.start_s)
+    end = tuple(
+        a * factor + (b - a) * (factor - part)
+        for a, b, part in zip(timeline.start_s, timeline.end_s, late, strict=True)
+    )
+    return Timeline(timeline.graph, start, end)

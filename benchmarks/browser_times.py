@@ -1,6 +1,6 @@
 """How long the dashboard takes to answer, in a real browser on this machine.
 
-Run with `python benchmarks/dashboard.py`; needs a system Chromium. Printed are medians: from
+Run with `python benchmarks/browser_times.py`; needs a system Chromium. Printed are medians: from
 the click on a case of 10,000 tasks to its bars on the page, and from the key press on a what-if
 slider to the new number and to the new curve.
 """

@@ -7,21 +7,13 @@ import shutil
 from dataclasses import replace
 
 import pytest
+from tiny import CONFIG
 
 import cli.record
 import hw.profiler
 from cli.main import main
 from sim import HardwareProfile, Recording
 
-CONFIG = {
-    "model_type": "opt",
-    "hidden_size": 64,
-    "ffn_dim": 128,
-    "num_attention_heads": 8,
-    "num_hidden_layers": 4,
-    "vocab_size": 128,
-    "max_position_embeddings": 512,
-}
 SHAPES = ((2, 24), (3, 40))
 CASES_OF_A_SHAPE = 6
 

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from tiny import CONFIG
 
 import hw.profiler
 from cli.main import main
@@ -10,15 +11,6 @@ from planner import Plan
 from sim import Recording, compare, find_hardware, simulate
 
 POLICIES = {"lp", "kvpr", "load-all", "recompute-all"}
-CONFIG = {
-    "model_type": "opt",
-    "hidden_size": 64,
-    "ffn_dim": 128,
-    "num_attention_heads": 8,
-    "num_hidden_layers": 4,
-    "vocab_size": 128,
-    "max_position_embeddings": 512,
-}
 
 
 @pytest.fixture(scope="module")

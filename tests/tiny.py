@@ -77,6 +77,18 @@ def filled_cache(
     return cache
 
 
+CONFIG = {
+    "model_type": "opt",
+    "hidden_size": 64,
+    "ffn_dim": 128,
+    "num_attention_heads": 8,
+    "num_hidden_layers": 4,
+    "vocab_size": 128,
+    "max_position_embeddings": 512,
+}
+"""A config.json that a profile takes seconds for."""
+
+
 @dataclass
 class DecodeCase:
     """A graph, everything needed to run it, and what it must compute."""

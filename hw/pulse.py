@@ -20,10 +20,11 @@ from sim.workload import Workload
 
 RECOMPUTED_ROWS = 1024
 DECODED_ROWS = 4
-BEATS = 12
-"""Beats taken before something is planned."""
+BEATS = 30
+"""Beats taken before something is planned: some seconds, because a machine that has just worked
+hard on something else can be slow for one or two."""
 
-RECENT_BEATS = 36
+RECENT_BEATS = 48
 """Beats whose median is the present speed."""
 
 Sampler = Callable[[], list[float]]

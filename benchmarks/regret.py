@@ -20,8 +20,8 @@ from dataclasses import replace
 from statistics import median
 
 from planner import make_plan
+from planner.decode import DecodePlanner
 from planner.lower import lower
-from planner.planning import DecodePlanner
 from sim import HardwareProfile, ModelSpec, find_hardware, find_model, simulate
 from sim.hardware import Dispatch, Interference
 from sim.workload import Workload

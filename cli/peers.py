@@ -16,7 +16,7 @@ from cli.grid import WARM_UPS, shape_name
 from cli.output import Steps, note, print_json, progress, say, table
 from cli.plans import match_dtype
 from planner import make_plan
-from planner.planning import check_workload
+from planner.decode import check_workload
 from sim.catalog import find_hardware, find_model
 from sim.errors import BadInput
 from sim.hardware import HardwareProfile

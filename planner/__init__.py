@@ -2,8 +2,9 @@
 
 from planner.lower import SCHEDULES, lower
 from planner.plan import Plan, StepSplit
-from planner.planning import PARTS, choose_schedule, make_plan, plan_split
+from planner.planning import choose_schedule, make_plan, plan_split
 from planner.policies import POLICIES, baseline_split
+from planner.sensitivity import PARTS
 
 __all__ = [
     "PARTS",

@@ -20,9 +20,10 @@ from builders import (
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from planner.decode import DecodePlanner
 from planner.lower import lower
 from planner.lp import SIZED_OPS, CostLines, ScheduleLP, lane_work_bound
-from planner.planning import DecodePlanner, make_plan
+from planner.planning import make_plan
 from planner.policies import BASELINES
 from sim.catalog import find_hardware, find_model
 from sim.cost import CostModel

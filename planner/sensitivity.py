@@ -1,0 +1,65 @@
+"""What more of each part of the machine is worth, by the duals and by solving again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from planner.decode import DecodePlanner
+from planner.lp import Relaxation, ScheduleLP
+from planner.plan import Sensitivity
+
+PARTS = {
+    "h2d": ("h2d link", "bandwidth"),
+    "d2h": ("d2h link", "bandwidth"),
+    "flops": ("compute", "FLOP/s"),
+    "hbm": ("device memory", "HBM bandwidth"),
+    "uplink": ("shared uplink", "bandwidth"),
+}
+"""Parts of a machine that could be faster, and how to speak of them; uplinks where some share."""
+
+MORE, NUDGE = 0.1, 1e-3
+"""How much faster a part is imagined, and the step over which derivatives are taken."""
+
+LEAST_SAVING_FRAC = 5e-4
+"""Where no part saves more, two in series hold the schedule up, such as a link and its switch."""
+
+Program = Callable[[DecodePlanner], ScheduleLP]
+"""Builds the LP in question for the job on one machine or another."""
+
+
+def sensitivities(
+    planner: DecodePlanner, program: Program, solved: Relaxation | None = None
+) -> tuple[Sensitivity, ...]:
+    """What 10 % more of each part of the machine saves, over the planned steps.
+
+    Args:
+        program: the LP, with free counts or with counts that stay as they are.
+        solved: its optimum, where that is known already.
+    """
+    lp = program(planner)
+    now = solved or lp.solve(even=False)
+    seconds = lp.seconds(now.tokens, planner.costs, planner.lines)
+    found = []
+    for part in PARTS:
+        if part == "uplink" and not planner.hardware.uplinks:
+            continue
+        nudged = planner.on(planner.hardware.with_faster(part, 1 + NUDGE))
+        later = lp.seconds(now.tokens, nudged.costs, nudged.lines)
+        gained_s = sum(
+            weight * (before - after)
+            for weight, before, after in zip(now.task_weights, seconds, later, strict=True)
+        )
+        by_duals_s = gained_s / (1 - 1 / (1 + NUDGE)) * (1 - 1 / (1 + MORE))
+        again = program(planner.on(planner.hardware.with_faster(part, 1 + MORE)))
+        resolved_s = now.objective_s - again.solve(even=False).objective_s
+        found.append(Sensitivity(part, by_duals_s / now.objective_s, resolved_s / now.objective_s))
+    return tuple(found)
+
+
+def bottleneck(sensitivities: Sequence[Sensitivity]) -> str:
+    """Which part of the machine holds the schedule up and what 10 % more of it saves, by duals."""
+    most = max(sensitivities, key=lambda one: one.saved_by_duals_frac)
+    if most.saved_by_duals_frac < LEAST_SAVING_FRAC:
+        return "no single part limits: 10 % more of any one saves next to nothing"
+    name, what = PARTS[most.part]
+    return f"{name} limits: 10 % more {what} saves {100 * most.saved_by_duals_frac:.1f} %"

@@ -5,8 +5,6 @@ import json
 
 import pytest
 
-from cli.main import main
-
 TINY = {
     "model_type": "llama",
     "hidden_size": 64,
@@ -19,18 +17,6 @@ TINY = {
     "rms_norm_eps": 1e-5,
     "torch_dtype": "float16",
 }
-
-
-@pytest.fixture
-def call(capsys):
-    """Run the command; returns (exit status, stdout, stderr)."""
-
-    def run(*arguments):
-        status = main([str(argument) for argument in arguments])
-        captured = capsys.readouterr()
-        return status, captured.out, captured.err
-
-    return run
 
 
 @pytest.fixture

@@ -12,7 +12,6 @@ from builders import machine
 from checkpoints import CONFIGS, add_tokenizer, save, seeded
 
 import hw.profiler
-from cli.main import main
 from hw.backends.cuda import cuda_available
 from sim import Recording
 
@@ -46,18 +45,6 @@ def files(tmp_path_factory):
     machine(name="half").save(folder / "half.json")
     (folder / "ids.json").write_text(json.dumps(PROMPTS.tolist()))
     return folder
-
-
-@pytest.fixture
-def call(capsys):
-    """Run the command; returns (exit status, stdout, stderr)."""
-
-    def run(*arguments):
-        status = main([str(argument) for argument in arguments])
-        captured = capsys.readouterr()
-        return status, captured.out, captured.err
-
-    return run
 
 
 @pytest.fixture

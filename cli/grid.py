@@ -14,7 +14,7 @@ from sim.accuracy import MEASURED, RecordedCase, loosest_tolerance_frac
 from sim.compare import Comparison, compare
 from sim.engine import simulate
 from sim.hardware import HardwareProfile
-from sim.memory import check_fits, footprint
+from sim.memory import footprint
 from sim.model_spec import ModelSpec
 from sim.recording import Recording
 from sim.timeline import Timeline
@@ -157,15 +157,13 @@ class GridRun:
 
     def _check_memory(self, longest: Workload, jobs: Sequence[Workload]) -> None:
         """Every job fits beside the prompts' cache, of which a job smaller than it takes a copy."""
-        memory = self.backend.memory()
-        where = f"this {self.backend.kind} device"
+        from hw import check_graph_fits
+
         source = lower("row", self.model, longest, self._recompute_all(longest))
         for job in jobs:
-            host_bytes = memory.host_bytes
-            if job != longest:
-                host_bytes -= footprint(source).host_bytes
             largest = lower(self.schedule, self.model, job, self._recompute_all(job))
-            check_fits(largest, memory.device_bytes, host_bytes, where)
+            held = 0 if job == longest else footprint(source).host_bytes
+            check_graph_fits(largest, self.backend, held)
 
     def _recompute_all(self, job: Workload) -> list[list[int]]:
         return baseline_split("recompute-all", self.model, job, self.hardware)

@@ -288,11 +288,20 @@ def relative_difference(mine: Tensor, theirs: Tensor) -> float:
     return math.inf if math.isnan(difference) else difference
 
 
-def check_graph_fits(graph: TaskGraph, backend: Backend) -> None:
+def check_graph_fits(graph: TaskGraph, backend: Backend, held_host_bytes: int = 0) -> None:
     """Refuse a graph that the device or host has no room for, before anything is allocated.
+
+    The reference decode needs all weights on the device, those of a column schedule too.
+
+    Args:
+        held_host_bytes: host memory that something else will take beside the graph's.
 
     Raises:
         DoesNotFit: names what is too large and what to lower.
     """
     memory = backend.memory()
-    check_fits(graph, memory.device_bytes, memory.host_bytes, f"this {backend.kind} device")
+    device_bytes = memory.device_bytes
+    if graph.schedule == "column":
+        device_bytes -= graph.model.n_layers * graph.model.layer_weight_bytes
+    where = f"this {backend.kind} device"
+    check_fits(graph, device_bytes, memory.host_bytes - held_host_bytes, where)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from builders import bent_machines, examples, machine, models, splits, straight_machines, tiny_model
@@ -9,9 +11,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import CPU, LLAMA, OPT
 
-from hw import Executor, open_backend, prefilled_caches, random_weights, resident_decode
+from hw import (
+    Executor,
+    check_graph_fits,
+    open_backend,
+    prefilled_caches,
+    random_weights,
+    resident_decode,
+)
+from hw.backends.base import Memory
 from planner import choose_schedule, lower, make_plan
-from planner.planning import DecodePlanner
+from planner.decode import DecodePlanner
 from sim import find_hardware, find_model, simulate
 from sim.errors import BadInput, DoesNotFit, Mismatch
 from sim.graph import COMPUTE, H2D
@@ -151,6 +161,20 @@ def test_weights_really_come_through_the_slots(cpu):
             linear.weight.fill_(torch.nan)
     executor.run()
     assert executor.check(references)["tokens_equal"] is True
+
+
+def test_a_device_must_hold_all_weights_for_the_reference():
+    graph = lower("column", OPT, JOB, uniform(OPT, JOB, 4))
+    need = footprint(graph)
+    layers = OPT.n_layers * OPT.layer_weight_bytes
+
+    def with_room(device_bytes):
+        memory = Memory(device_bytes, need.host_bytes)
+        return SimpleNamespace(kind="cpu", memory=lambda: memory)
+
+    check_graph_fits(graph, with_room(need.device_bytes + layers))
+    with pytest.raises(DoesNotFit, match="device memory"):
+        check_graph_fits(graph, with_room(need.device_bytes + layers - 1))
 
 
 def test_as_many_caches_as_batches(cpu):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean
+from statistics import mean, median
 from typing import TYPE_CHECKING, Any
 
 from cli.output import Steps
@@ -23,6 +23,7 @@ from sim.workload import Workload
 if TYPE_CHECKING:
     from hw import HostCache
     from hw.backends import Backend
+    from hw.cache import ResidentDecode
 
 POLICIES = ("lp", "kvpr", "load-all", "recompute-all")
 FIXED_PARTS = (0.25, 0.75)
@@ -36,6 +37,13 @@ WARM_UPS = {"cpu": 1, "cuda": 3}
 
 EXTRA_ROUNDS = 1
 """Rounds of runs in which disturbed ones get another chance."""
+
+LEFT_BEHIND_FRAC = 0.03
+"""A machine whose median speed beside the first half of a shape's runs is further off the plan's
+has left the plans behind: the shape is planned anew."""
+
+MAX_REPLANS = 2
+"""Times that a grid may plan a shape anew."""
 
 PlanGroup = dict[str, Plan]
 """Plans of one workload by case name."""
@@ -78,11 +86,13 @@ class ShapeResult:
     Args:
         drift: how long products bound by `flops` and by `hbm` took just before the plans were
             made, against the profile; the plans are for a machine of that speed.
+        beside: the same ratios, medians beside the runs.
         deviations_frac: for each run, how far the machine's speed beside it was off the plan's.
     """
 
     cases: list[Case]
     drift: dict[str, float]
+    beside: dict[str, float]
     deviations_frac: list[float]
 
 
@@ -115,7 +125,9 @@ class GridRun:
     A machine's speed drifts: just before a shape is planned, reference products tell how fast the
     machine is against its profile, and the plans are for a machine of that speed. The cases of a
     shape then take turns, with the products before and after each run. Runs beside which they were
-    off are repeated in up to `EXTRA_ROUNDS` more rounds, and the steadiest are kept.
+    off are repeated in up to `EXTRA_ROUNDS` more rounds, and the steadiest are kept. Where the
+    products say half-way that the machine has left the plans behind, the shape starts again with
+    new ones, whatever its runs have shown.
     """
 
     def __init__(
@@ -154,6 +166,7 @@ class GridRun:
         steps(f"{model.name}, prefilling prompts", 0.0)
         prefill(self._weights, prompt_ids(model, longest, seed), self._source)
         self._pulse = Pulse(backend, model, hardware)
+        self._replans = 0
 
     def _check_memory(self, longest: Workload, jobs: Sequence[Workload]) -> None:
         """Every job fits beside the prompts' cache, of which a job smaller than it takes a copy."""
@@ -177,12 +190,22 @@ class GridRun:
         Raises:
             WrongNumbers: a run computed something else than the resident decode.
         """
-        from hw import Executor, resident_decode
+        from hw import resident_decode
 
-        name_of_shape = f"{self.model.name} {shape_name(job)}"
-        self.steps(f"{name_of_shape}, planning", done)
+        self.steps(f"{self.model.name} {shape_name(job)}, planning", done)
         caches = self._caches(job)
         references = [resident_decode(self._weights, cache, job) for cache in caches]
+        result = None
+        while result is None:
+            result = self._measure_unless_left(job, caches, references, done)
+        return result
+
+    def _measure_unless_left(
+        self, job: Workload, caches: list[HostCache], references: list[ResidentDecode], done: float
+    ) -> ShapeResult | None:
+        """Plan for the machine as fast as it is now, and run; None if it left the plans behind."""
+        from hw import Executor
+
         tokens = [reference.tokens for reference in references]
         follow = None if self.model.dtype == "float32" else tokens
         drift = self._pulse.drift()
@@ -203,16 +226,22 @@ class GridRun:
                 executor.run()
         runs: dict[str, list[tuple[float, Timeline]]] = {name: [] for name in group}
         checks: dict[str, dict[str, float | bool]] = {}
-        for number in range(self.repeats + EXTRA_ROUNDS):
-            self.steps(f"{name_of_shape}, round {number + 1}", done)
-            before = _off_frac(self._pulse.beat(), drift)
+        beats: list[dict[str, float]] = []
+        rounds = self.repeats + EXTRA_ROUNDS
+        for number in range(rounds):
+            if number == rounds // 2 and self._replans < MAX_REPLANS and _left_behind(beats, drift):
+                self._replans += 1
+                self.steps(f"{self.model.name} {shape_name(job)}, planning anew", done)
+                return None
+            self.steps(f"{self.model.name} {shape_name(job)}, round {number + 1}", done)
+            beats.append(self._pulse.beat())
             for name, executor in executors.items():
                 if sum(off <= STEADY_FRAC for off, _ in runs[name]) < self.repeats:
                     timeline = executor.run()
                     checks[name] = executor.check(references)
-                    after = _off_frac(self._pulse.beat(), drift)
-                    runs[name].append((max(before, after), timeline))
-                    before = after
+                    beats.append(self._pulse.beat())
+                    off = max(_off_frac(beat, drift) for beat in beats[-2:])
+                    runs[name].append((off, timeline))
         environment = self.backend.environment()
         cases = []
         for name, plan in group.items():
@@ -221,7 +250,8 @@ class GridRun:
             measured = Recording("measured", hardware, timelines, environment, checks[name])
             guess = Recording("predicted", hardware, (predicted[name],))
             cases.append(Case(name, plan, measured, compare(guess, measured)))
-        return ShapeResult(cases, drift, [off for some in runs.values() for off, _ in some])
+        deviations = [off for some in runs.values() for off, _ in some]
+        return ShapeResult(cases, drift, _medians(beats), deviations)
 
     def _caches(self, job: Workload) -> list[HostCache]:
         """One cache for each batch of a job."""
@@ -233,6 +263,16 @@ class GridRun:
         for number, cache in enumerate(caches):
             cache.take_prefix(self._source, job.prompt_tokens, number * job.batch_size)
         return caches
+
+
+def _medians(beats: Sequence[dict[str, float]]) -> dict[str, float]:
+    return {part: median(beat[part] for beat in beats) for part in beats[0]}
+
+
+def _left_behind(beats: Sequence[dict[str, float]], drift: dict[str, float]) -> bool:
+    """Whether the machine has changed its speed since the plans were made."""
+    beside = _medians(beats)
+    return any(abs(beside[part] / drift[part] - 1.0) > LEFT_BEHIND_FRAC for part in drift)
 
 
 def _off_frac(beat: dict[str, float], drift: dict[str, float]) -> float:

@@ -163,6 +163,9 @@ def summary(shapes: list[ShapeResult], hardware: HardwareProfile) -> dict[str, A
         "machine_drifts": {
             shape_name(shape.cases[0].plan.workload): shape.drift for shape in shapes
         },
+        "machine_drifts_beside_runs": {
+            shape_name(shape.cases[0].plan.workload): shape.beside for shape in shapes
+        },
         "checks": {case.name: case.measured.checks for case in cases},
         "environment": environment,
         "cases": [case.to_dict() for case in cases],
@@ -222,11 +225,15 @@ def print_report(report: dict[str, Any], cases: list[Case]) -> None:
         f"{disturbed} of {runs} runs were disturbed (reference products beside them were off by "
         f"over {percent(STEADY_FRAC)}); of each case the {report['repeats']} steadiest count"
     )
+    before, beside = report["machine_drifts"], report["machine_drifts_beside_runs"]
     for part, what in (("flops", "large"), ("hbm", "small")):
         drifts = [
-            percent(drift[part] - 1, signed=True) for drift in report["machine_drifts"].values()
+            f"{percent(before[shape][part] - 1, signed=True)} "
+            f"({percent(beside[shape][part] - 1, signed=True)})"
+            for shape in before
         ]
-        say(f"time of {what} products before each shape, against the profile: {', '.join(drifts)}")
+        say(f"time of {what} products before (beside) each shape's runs, against the profile:")
+        say(f"  {', '.join(drifts)}")
     n = len(report["checks"])
     say(f"numbers: tokens, logits, K and V equal the resident decode in all {n} cases")
     say(f"device: {report['device']}")

@@ -5,6 +5,7 @@ import json
 import pytest
 from tiny import CONFIG
 
+import hw
 import hw.profiler
 from cli.main import main
 from planner import Plan
@@ -79,3 +80,29 @@ def test_a_second_run_replaces_the_first_and_the_gate_decides_the_status(validat
     for words in ("median |error|", "fastest measured", "numbers: tokens, logits", "disturbed"):
         assert words in stdout
     assert {path.name.split("-")[1] for path in (out / "cases").iterdir()} == {"s24"}
+
+
+class SlowedPulse:
+    """Reference products of a machine that is 10 % slower from the first run on."""
+
+    def __init__(self, *_: object) -> None:
+        self.ratio = 1.0
+
+    def beat(self) -> dict[str, float]:
+        self.ratio = 1.1
+        return {"flops": self.ratio, "hbm": self.ratio}
+
+    def drift(self) -> dict[str, float]:
+        return {"flops": self.ratio, "hbm": self.ratio}
+
+
+def test_a_shape_is_planned_anew_for_a_machine_that_changed_its_speed(validate, monkeypatch):
+    monkeypatch.setattr(hw, "Pulse", SlowedPulse)
+    status, stdout, stderr = validate("--json", prompts="24")
+    answer = json.loads(stdout)
+    assert status == 0
+    assert stderr.count("planning anew") == 1
+    slower = {"flops": 1.1, "hbm": 1.1}
+    assert answer["machine_drifts"] == {"b2-s24": slower, "b3-s24": slower}
+    assert answer["machine_drifts_beside_runs"] == answer["machine_drifts"]
+    assert answer["disturbed_runs"] == 0

@@ -38,7 +38,7 @@ def validate(
     gen: str = "2",
     schedule: str = "row",
     n_batches: str = "1",
-    repeats: int = 5,
+    repeats: int = 4,
     link: str | None = None,
     seed: int = 0,
     gate: float | None = None,

@@ -47,6 +47,7 @@ def plan(
     schedule: str = "row",
     n_batches: str = "1",
     gpus: str = "1",
+    keep: bool | None = None,
     gpu_memory: str | None = None,
     host_memory: str | None = None,
     dtype: str | None = None,
@@ -65,6 +66,7 @@ def plan(
         --set link.bandwidth=64GB/s
       kvoverlap plan --model opt-30b --hardware kvpr-a100 --batch 32 --prompt 512 \\
         --schedule column --n-batches 8
+      kvoverlap plan --model opt-13b --hardware kvpr-a100 --batch 32 --prompt 1K --gpu-memory 40GB
       kvoverlap plan --model ./config.json --hardware profile.json --batch 8 --prompt 512 \\
         --gen 16 -o plan.json
 
@@ -91,6 +93,10 @@ def plan(
         Batches of --batch sequences that share each loaded layer (column).
     gpus
         Identical jobs, one to a GPU, that share the profile's uplinks.
+    keep
+        Let policy lp keep K, V, X and (column) weights in GPU memory as far as they fit, instead of
+        moving them in every step. Without it nothing stays that the schedule moves, as in KVPR;
+        --gpu-memory implies it.
     gpu_memory
         What if a GPU had this much memory for the job, such as 24GiB.
     host_memory
@@ -121,14 +127,15 @@ def plan(
         size = parse_bytes("--host-memory", host_memory)
         machine = replace(machine, memory=replace(machine.memory, host_bytes=size))
     spec = match_dtype(find_model(model, dtype), machine, chosen=dtype is not None)
+    keeps = gpu_memory is not None if keep is None else keep
     with progress("plan") as tell:
         if workload.gen_tokens * workload.n_batches * spec.n_layers >= LONG_JOB_LAYERS:
             tell("solving and simulating")
         if schedule == "auto":
-            made, reason = choose_schedule(spec, machine, workload, policy, n_gpus)
+            made, reason = choose_schedule(spec, machine, workload, policy, n_gpus, keeps)
             note(reason)
         else:
-            made = make_plan(spec, machine, workload, policy, schedule, n_gpus)
+            made = make_plan(spec, machine, workload, policy, schedule, n_gpus, keeps)
     if output is not None:
         made.save(output)
     if json:
@@ -191,7 +198,7 @@ def print_plan(made: Plan) -> None:
     )
     say(
         f"recompute {middle} of {first.context_tokens} past tokens in the median layer "
-        f"(from {split[0]} to {split[-1]}), load the rest"
+        f"(from {split[0]} to {split[-1]}), load the rest{_kept_words(made)}"
     )
     say(
         f"predicted {ms(made.makespan_s)} (LP objective {ms(made.lp_objective_s)}, no split can "
@@ -222,6 +229,21 @@ def print_plan(made: Plan) -> None:
         for one in worth
     ]
     table("What would help", ("part", "saves, by the duals", "solved again"), rows)
+
+
+def _kept_words(made: Plan) -> str:
+    """What stays on the device, where anything does."""
+    kept, n_layers = made.residency, made.model.n_layers
+    words = []
+    if any(kept.kv_tokens):
+        words.append(f"K and V of {sum(kept.kv_tokens) / n_layers:,.0f} tokens")
+    if any(kept.x_tokens):
+        words.append(f"X of {sum(kept.x_tokens) / n_layers:,.0f} of the recomputed")
+    if words:
+        words = [f"{' and '.join(words)} (mean of the layers)"]
+    if kept.weight_layers:
+        words.append(f"weights of {len(kept.weight_layers)} of {n_layers} layers")
+    return f"; in GPU memory stay {', '.join(words)}" if words else ""
 
 
 def simulate_verb(
@@ -264,7 +286,12 @@ def simulate_verb(
         if graph.sha256 != loaded.graph_sha256:
             split = [step.recomputed_tokens for step in loaded.steps]
             edited = plan_split(
-                loaded.model, loaded.hardware, loaded.workload, split, loaded.schedule
+                loaded.model,
+                loaded.hardware,
+                loaded.workload,
+                split,
+                loaded.schedule,
+                loaded.residency,
             )
         edited.save(plan_out)
     report_timeline("predicted", Recording("predicted", loaded.hardware, (timeline,)), json)

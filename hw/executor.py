@@ -71,11 +71,12 @@ class Executor:
         dtype, empty = TORCH_DTYPE[model.dtype], backend.device_empty
         loads = [task for task in graph.tasks if task.op == "load_x"]
         x_rows = max((task.n_tokens for task in loads), default=0)
+        x_slots = {task.slot for task in loads}
         batch, rows, batches = job.batch_size, range(graph.slots), range(job.n_batches)
         self._kernels = Kernels(weights, job.max_tokens)
         kv_shape = (job.max_tokens, batch, 2, model.n_kv_heads, model.head_dim)
         self._kv = [empty(kv_shape, dtype) for _ in rows]
-        self._x = [empty((x_rows, batch, model.hidden_size), dtype) for _ in rows]
+        self._x = {slot: empty((x_rows, batch, model.hidden_size), dtype) for slot in x_slots}
         self._new_x = [empty((batch, model.hidden_size), dtype) for _ in rows]
         self._hidden = [empty((batch, model.hidden_size), dtype) for _ in batches]
         self._queries = empty((batch, model.n_heads, model.head_dim), dtype)
@@ -87,16 +88,22 @@ class Executor:
             for step in range(job.gen_tokens)
             for at, layer in enumerate(weights.layers)
         }
-        moved = any(task.op in ("load_x", "load_kv") for task in graph.tasks)
-        self._resident_layers = range(0 if moved else model.n_layers)
+        self._own_slot = own_slots(graph)
+        self._kept = {
+            (task.op, task.layer, task.batch): self._keep(task)
+            for task in graph.tasks
+            if task.op in ("place_kv", "recompute_resident") and task.step == 0
+        }
         self._offloaded: OffloadedLayers | None = None
         brought = {(t.step, t.layer): t.slot for t in graph.tasks if t.op == "load_weights"}
         if brought:
             offloaded = self._offloaded = OffloadedLayers(weights, backend)
-            self._layers = {at: offloaded.layer(at[1], slot) for at, slot in brought.items()}
+            self._layers |= {at: offloaded.layer(at[1], slot) for at, slot in brought.items()}
         self._ops: dict[str, Callable[[Task], None]] = {
             "embed": self._embed,
             "qkv": self._qkv,
+            "place_kv": self._place_kv,
+            "recompute_resident": self._recompute_resident,
             "recompute": self._recompute,
             "attention": self._attention,
             "mlp": self._mlp,
@@ -116,8 +123,8 @@ class Executor:
         happen cannot pass for one that did.
         """
         prompt = slice(0, self.graph.workload.prompt_tokens)
-        for layer in self._resident_layers:
-            self._kv[layer][prompt].copy_(self.caches[0].kv[layer][prompt])
+        for (layer, batch), slot in self._own_slot.items():
+            self._kv[slot][prompt].copy_(self.caches[batch].kv[layer][prompt])
         for tokens, cache in zip(self._tokens, self.caches, strict=True):
             tokens[0].copy_(cache.next_tokens)
             for stored in (*cache.kv, *cache.x):
@@ -155,8 +162,8 @@ class Executor:
         job, limit = self.graph.workload, TOLERANCE[self.graph.model.dtype]
         new = slice(job.prompt_tokens, job.max_tokens)
         stored = [[kv[new] for kv in cache.kv] for cache in self.caches]
-        if self._resident_layers:
-            stored = [[self._kv[layer][new].cpu() for layer in self._resident_layers]]
+        for (layer, batch), slot in self._own_slot.items():
+            stored[batch][layer] = self._kv[slot][new].cpu()
         appended = max(
             relative_difference(mine, theirs)
             for batch, reference in zip(stored, references, strict=True)
@@ -212,12 +219,27 @@ class Executor:
         queries = self._kernels.qkv(layer, hidden, row, new_x, task.token_start)
         self._queries.copy_(queries)
 
+    def _keep(self, task: Task) -> Tensor:
+        """A copy on the device of the K and V, or the X, that `task` will find there."""
+        cache, tokens = self._cache(task), slice(task.token_start, task.token_stop)
+        host = cache.kv[task.layer] if task.op == "place_kv" else cache.x[task.layer]
+        kept = self.backend.device_empty(tuple(host[tokens].shape), host.dtype)
+        return kept.copy_(host[tokens])
+
+    def _place_kv(self, task: Task) -> None:
+        kept = self._kept[task.op, task.layer, task.batch]
+        self._kv[task.slot][task.token_start : task.token_stop].copy_(kept)
+
+    def _recompute_resident(self, task: Task) -> None:
+        self._project(task, self._kept[task.op, task.layer, task.batch])
+
     def _recompute(self, task: Task) -> None:
+        self._project(task, self._x[task.slot][: task.n_tokens])
+
+    def _project(self, task: Task, x: Tensor) -> None:
         layer = self._layers[task.step, task.layer]
-        tokens = slice(task.token_start, task.token_stop)
-        self._kernels.project_kv(
-            layer, self._x[task.slot][tokens], self._kv[task.slot][tokens], task.token_start
-        )
+        kv = self._kv[task.slot][task.token_start : task.token_stop]
+        self._kernels.project_kv(layer, x, kv, task.token_start)
 
     def _attention(self, task: Task) -> None:
         layer = self._layers[task.step, task.layer]
@@ -242,7 +264,8 @@ class Executor:
 
     def _load_x(self, task: Task) -> None:
         tokens = slice(task.token_start, task.token_stop)
-        self.backend.copy(self._x[task.slot][tokens], self._cache(task).x[task.layer][tokens])
+        x = self._x[task.slot][: task.n_tokens]
+        self.backend.copy(x, self._cache(task).x[task.layer][tokens])
 
     def _load_kv(self, task: Task) -> None:
         tokens = slice(task.token_start, task.token_stop)
@@ -258,6 +281,17 @@ class Executor:
 
     def _cache(self, task: Task) -> HostCache:
         return self.caches[task.batch]
+
+
+def own_slots(graph: TaskGraph) -> dict[tuple[int, int], int]:
+    """Slot of each (layer, batch) whose cache stays on the device: only new rows come in."""
+    filling = ("load_x", "load_kv", "place_kv", "recompute", "recompute_resident")
+    filled = {(task.layer, task.batch) for task in graph.tasks if task.op in filling}
+    return {
+        (task.layer, task.batch): task.slot
+        for task in graph.tasks
+        if task.op == "attention" and (task.layer, task.batch) not in filled
+    }
 
 
 def _check_caches(caches: Sequence[HostCache], graph: TaskGraph) -> None:

@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
+from math import inf
 
+from planner.bound import lane_work_bound
+from planner.hulls import SIZED_OPS, CostLines
 from planner.lower import SCHEDULES, lower, replicate
-from planner.lp import SIZED_OPS, CostLines, Relaxation, ScheduleLP, lane_work_bound
+from planner.lp import Relaxation, ScheduleLP
 from planner.policies import BASELINES, baseline_split
-from planner.rounding import between_steps, planned_steps, whole_tokens
+from planner.residency import Residency, Room, evenly_spaced
+from planner.rounding import Limits, between_steps, planned_steps, whole_tokens
 from sim.cost import CostModel
 from sim.engine import issue_times, simulate
 from sim.errors import BadInput, UnknownName
 from sim.graph import COMPUTE, D2H, H2D, TaskGraph
 from sim.hardware import HardwareProfile
-from sim.memory import check_fits
+from sim.memory import check_fits, footprint
 from sim.model_spec import ModelSpec
 from sim.resources import streaming_share
 from sim.timeline import Timeline, earliest_schedule
 from sim.workload import Workload
+
+LEAST_KEPT_PROMPT = 5
+"""Shorter prompts are not worth keeping in part."""
 
 GAP_WORTH_POLISHING = 1e-3
 """Relative distance between simulated makespan and lower bound below which search stops."""
@@ -38,8 +46,20 @@ def check_workload(model: ModelSpec, workload: Workload) -> None:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What every step recomputes and what stays on the device; the rest is loaded."""
+
+    split: list[list[int]]
+    residency: Residency
+
+
 class DecodePlanner:
     """Splits, lowers and prices one decode job.
+
+    Args:
+        gpus: identical jobs, one to a GPU, that share uplinks.
+        keep: whether the LP may keep in device memory what else would be moved.
 
     Raises:
         BadInput: the model has too few positions for the workload.
@@ -53,12 +73,14 @@ class DecodePlanner:
         workload: Workload,
         schedule: str = "row",
         gpus: int = 1,
+        keep: bool = False,
     ) -> None:
         if schedule not in SCHEDULES:
             raise UnknownName("schedule", schedule, SCHEDULES)
         if gpus < 1:
             raise BadInput(f"gpus(={gpus}) must be at least 1.")
         self.gpus = gpus
+        self.keep = keep
         check_workload(model, workload)
         self.schedule = schedule
         self.model = model
@@ -74,7 +96,8 @@ class DecodePlanner:
         self.lines = CostLines(self.costs, workload.max_tokens)
         self.planned_steps = planned_steps(workload.gen_tokens, model.n_layers * workload.n_batches)
         self._contexts = [workload.context_tokens(step) for step in self.planned_steps]
-        self._timelines: dict[tuple[tuple[int, ...], ...], Timeline] = {}
+        self.nothing_kept = Residency.nothing(model)
+        self._timelines: dict[tuple[tuple[tuple[int, ...], ...], Residency], Timeline] = {}
 
     @property
     def sees_all(self) -> bool:
@@ -90,39 +113,111 @@ class DecodePlanner:
         """Makespan that no split can beat: the LP's if it saw every step, else by lane work."""
         if self.gpus > 1:
             return self._alone.lower_bound_s()
-        if self.sees_all:
+        if self.sees_all and not self.keep:
             return self.relaxation.objective_s
+        if self._keeps_everything:
+            return self._makespan_s(self.best)
         contexts = [self.workload.context_tokens(t) for t in range(self.workload.gen_tokens)]
-        graph = self.lower([[0] * self.model.n_layers] * len(contexts))
+        kept = self._start
+        graph = self.lower([[0] * self.model.n_layers] * len(contexts), kept)
         fixed_s = {COMPUTE: 0.0, H2D: 0.0}
         for task in graph.tasks:
             if task.lane in fixed_s and task.op not in SIZED_OPS:
                 fixed_s[task.lane] += self.costs.estimate(task).seconds
-        cells = self.model.n_layers * self.workload.n_batches
-        return lane_work_bound(self.lines, contexts, cells, fixed_s[COMPUTE], fixed_s[H2D])
+        return lane_work_bound(
+            self.lines,
+            contexts,
+            self.model.n_layers,
+            fixed_s[COMPUTE],
+            fixed_s[H2D],
+            self.workload.n_batches,
+            self._most_room(kept) if self.keep else None,
+        )
 
     @cached_property
-    def best_split(self) -> list[list[int]]:
-        """The LP's split in whole tokens, or a better one found by simulation.
+    def best(self) -> Choice:
+        """The LP's choice in whole tokens, or a better one found by simulation.
+
+        A baseline that is no slower is taken instead.
+        """
+        choices = [self._polished]
+        choices += [Choice(split, self.nothing_kept) for split, _ in self.baselines.values()]
+        return min(choices, key=self._makespan_s)
+
+    def _makespan_s(self, choice: Choice) -> float:
+        return self.simulate(choice.split, choice.residency).makespan_s
+
+    @cached_property
+    def _start(self) -> Residency:
+        """What is kept before the LP chooses: all that would be moved, or as many layers' weights
+        as fit beside staging slots for X, or nothing."""
+        if not self.keep:
+            return self.nothing_kept
+        model = self.model
+        everything = Residency.whole_cache(model, self.workload)
+        weights = self.nothing_kept
+        if self.schedule == "column":
+            everything = replace(everything, weight_layers=tuple(range(model.n_layers)))
+            weights = replace(self.nothing_kept, weight_layers=everything.weight_layers)
+            if self._room(weights).free_bytes < 0:
+                room = self._room(self.nothing_kept)
+                staged_x_bytes = room.staged_x_token_bytes * self.workload.max_tokens
+                free_bytes = max(0.0, room.free_bytes - staged_x_bytes)
+                count = min(int(free_bytes // model.layer_weight_bytes), model.n_layers - 1)
+                weights = replace(weights, weight_layers=evenly_spaced(count, model.n_layers))
+        return everything if self._room(everything).free_bytes >= 0 else weights
+
+    @property
+    def _keeps_everything(self) -> bool:
+        return self._start.kv_tokens[0] == self.workload.prompt_tokens
+
+    def _room(self, kept: Residency) -> Room:
+        """Device memory left beside what `kept` takes, where nothing is recomputed."""
+        split = [[0] * self.model.n_layers]
+        graph = lower(self.schedule, self.model, self.workload, split, self._contexts[:1], kept)
+        return Room.beside(graph, self.hardware.memory.device_bytes)
+
+    def _most_room(self, kept: Residency) -> Room:
+        """No less than any plan can have that does not keep everything, whichever layers it moves.
+
+        One that moves a single layer has one staging slot; any other has those of `kept`.
+        """
+        last = self.model.n_layers - 1
+        prompt = self.workload.prompt_tokens
+        but_one = replace(kept, kv_tokens=(prompt,) * last + (0,))
+        room, tight = self._room(kept), self._room(but_one)
+        if tight.free_bytes < 0:
+            return room
+        slot_bytes = self.workload.max_tokens * room.kv_token_bytes
+        return replace(room, free_bytes=room.free_bytes + slot_bytes)
+
+    @cached_property
+    def _polished(self) -> Choice:
+        """The LP's counts in whole tokens.
 
         The LP leaves out interference between lanes and bends of the cost curves that are not
         convex. Where that costs more than a thousandth, whole-job shifts are tried in the
-        simulator; and a baseline that is no slower is taken instead.
+        simulator.
         """
-        n_layers = self.model.n_layers
+        if self._keeps_everything:
+            return Choice([[0] * self.model.n_layers] * self.workload.gen_tokens, self._start)
+        relaxed, bound_s = self.relaxation, self._alone.relaxation.objective_s
         rows = [
-            [self.relaxation.tokens[step, layer] for layer in range(n_layers)]
+            [relaxed.tokens.get((step, layer), 0.0) for layer in range(self.model.n_layers)]
             for step in range(len(self._contexts))
         ]
-        bound = self._alone.relaxation.objective_s
+        kept = self._whole_kept(relaxed)
+        limits = [self._limits(past, kept) for past in self._contexts]
 
         def makespan(shift: int) -> float:
-            graph = self._shortened(whole_tokens(rows, self._contexts, shift))
+            graph = self._shortened(whole_tokens(rows, limits, shift), kept)
+            if self.keep and footprint(graph).device_bytes > self.hardware.memory.device_bytes:
+                return inf
             return simulate(replicate(graph, self.gpus), self.hardware).makespan_s
 
         best, best_s = 0, makespan(0)
         stride = max(1, self.workload.max_tokens // 8)
-        while stride and best_s > bound * (1 + GAP_WORTH_POLISHING):
+        while stride and best_s > bound_s * (1 + GAP_WORTH_POLISHING):
             trials = {best + sign * stride: makespan(best + sign * stride) for sign in (-1, 1)}
             nearest = min(trials, key=trials.__getitem__)
             if trials[nearest] < best_s:
@@ -130,10 +225,29 @@ class DecodePlanner:
             else:
                 stride //= 2
         split = between_steps(
-            whole_tokens(rows, self._contexts, best), self.planned_steps, self.workload
+            whole_tokens(rows, limits, best),
+            self.planned_steps,
+            lambda step: self._limits(self.workload.context_tokens(step), kept),
         )
-        baseline, baseline_s = min(self.baselines.values(), key=lambda entry: entry[1])
-        return split if self.simulate(split).makespan_s < baseline_s else baseline
+        return Choice(split, kept)
+
+    def _whole_kept(self, relaxed: Relaxation) -> Residency:
+        """What the LP keeps, in whole tokens that take no more memory; X only where it is used."""
+        prompt = self.workload.prompt_tokens
+        kv = list(self._start.kv_tokens)
+        for layer, value in relaxed.kept_kv.items():
+            kv[layer] = min(int(value), prompt - 1)
+        x = [0] * self.model.n_layers
+        for layer, value in relaxed.kept_x.items():
+            x[layer] = min(int(value), prompt - kv[layer])
+        return replace(self._start, kv_tokens=tuple(kv), x_tokens=tuple(x))
+
+    def _limits(self, past: int, kept: Residency) -> list[Limits]:
+        whole = [kept.keeps_whole(layer, self.workload) for layer in range(self.model.n_layers)]
+        return [
+            Limits(x, x if no_moves else past - kv)
+            for kv, x, no_moves in zip(kept.kv_tokens, kept.x_tokens, whole, strict=True)
+        ]
 
     @cached_property
     def baselines(self) -> dict[str, tuple[list[list[int]], float]]:
@@ -144,26 +258,42 @@ class DecodePlanner:
         }
         return {name: (split, self.simulate(split).makespan_s) for name, split in splits.items()}
 
-    def lower(self, split: Sequence[Sequence[int]]) -> TaskGraph:
-        return self.simulate(split).graph
+    def lower(self, split: Sequence[Sequence[int]], kept: Residency | None = None) -> TaskGraph:
+        return self.simulate(split, kept).graph
 
-    def simulate(self, split: Sequence[Sequence[int]]) -> Timeline:
-        """The whole job under `split`; the same split is lowered and simulated once."""
-        key = tuple(map(tuple, split))
+    def simulate(self, split: Sequence[Sequence[int]], kept: Residency | None = None) -> Timeline:
+        """The whole job under `split`; the same choice is lowered and simulated once."""
+        kept = kept or self.nothing_kept
+        key = (tuple(map(tuple, split)), kept)
         if key not in self._timelines:
-            graph = lower(self.schedule, self.model, self.workload, split)
+            graph = lower(self.schedule, self.model, self.workload, split, None, kept)
             self._timelines[key] = simulate(replicate(graph, self.gpus), self.hardware)
         return self._timelines[key]
 
-    def program(self, split: Sequence[Sequence[int]] | None = None) -> ScheduleLP:
-        """The LP over the planned steps, with the counts of `split` given or all of them free."""
-        if split is not None:
-            return self.fixed_program(self._shortened([split[step] for step in self.planned_steps]))
-        graph = self._shortened([[1] * self.model.n_layers for _ in self._contexts])
+    def program(self) -> ScheduleLP:
+        """The LP over the planned steps with all counts free.
+
+        Where the planner may keep anything, the LP chooses how much K, V and X of each layer stays,
+        beside whole layers of weights.
+        """
+        n_layers, start, room = self.model.n_layers, self._start, None
+        row = [1] * n_layers
+        if self._keeps_everything:
+            row = [0] * n_layers
+        elif self.keep and self.workload.prompt_tokens >= LEAST_KEPT_PROMPT:
+            room = self._room(start)
+            start = replace(start, kv_tokens=(1,) * n_layers, x_tokens=(1,) * n_layers)
+            row = [2] * n_layers
+        graph = self._shortened([row for _ in self._contexts], start)
         durations = [self.costs.estimate(task).seconds for task in graph.tasks]
         issued = issue_times(graph, self.costs, free_ops=SIZED_OPS)
         pauses = self.hardware.dispatch
-        return ScheduleLP(graph, self._contexts, self.lines, durations, issued, pauses)
+        return ScheduleLP(graph, self._contexts, self.lines, durations, issued, pauses, room)
+
+    def given_program(self, choice: Choice) -> ScheduleLP:
+        """The LP over the planned steps of a choice that is made."""
+        split = [choice.split[step] for step in self.planned_steps]
+        return self.fixed_program(self._shortened(split, choice.residency))
 
     def fixed_program(self, graph: TaskGraph) -> ScheduleLP:
         """The LP of a graph in which nothing is to be chosen."""
@@ -189,14 +319,16 @@ class DecodePlanner:
 
     def on(self, hardware: HardwareProfile) -> DecodePlanner:
         """The same job on another machine."""
-        return DecodePlanner(self.model, hardware, self.workload, self.schedule, self.gpus)
+        return DecodePlanner(
+            self.model, hardware, self.workload, self.schedule, self.gpus, self.keep
+        )
 
     @cached_property
     def _alone(self) -> DecodePlanner:
         """The same job on one GPU whose neighbours are still."""
         if self.gpus == 1:
             return self
-        return DecodePlanner(self.model, self.hardware, self.workload, self.schedule)
+        return DecodePlanner(self.model, self.hardware, self.workload, self.schedule, 1, self.keep)
 
-    def _shortened(self, split: Sequence[Sequence[int]]) -> TaskGraph:
-        return lower(self.schedule, self.model, self.workload, split, self._contexts)
+    def _shortened(self, split: Sequence[Sequence[int]], kept: Residency) -> TaskGraph:
+        return lower(self.schedule, self.model, self.workload, split, self._contexts, kept)

@@ -2,7 +2,8 @@
 
 A cell is one layer of one batch in one step. Cell after cell the link loads X of the recomputed
 tokens and then K and V of the others into one of `slots` staging slots, while the compute lane
-works on earlier cells.
+works on earlier cells. Of tokens in front, K and V or X may stay on the device (`Residency`); a
+layer that keeps its whole cache has a slot of its own and moves nothing.
 
 Row schedule: weights stay on the device, every layer of a step runs before the next step. Column
 schedule: weights come from host memory, the K and V projections first so that recomputation can
@@ -14,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from planner.residency import STAGING_SLOTS, Residency
 from sim.cost import compute_flops
 from sim.errors import BadInput, UnknownName
 from sim.graph import LANE_OF_OP, Task, TaskGraph
@@ -21,9 +23,8 @@ from sim.model_spec import ModelSpec
 from sim.workload import Workload
 
 Split = Sequence[Sequence[int]]
-"""Recomputed tokens, `split[step][layer]`; the tokens behind them are loaded."""
+"""Recomputed tokens, `split[step][layer]`; those before them are resident, those behind loaded."""
 
-SLOTS = 2
 SCHEDULES = ("row", "column")
 
 
@@ -33,6 +34,7 @@ def lower(
     workload: Workload,
     split: Split,
     contexts: Sequence[int] | None = None,
+    residency: Residency | None = None,
 ) -> TaskGraph:
     """The decode graph in which layer i of step t recomputes `split[t][i]` tokens of every batch.
 
@@ -41,10 +43,12 @@ def lower(
         contexts: past tokens of each step, by default every step of the workload. The planner
             shortens long jobs to a few representative steps this way; such a graph is for
             costing only.
+        residency: what stays on the device, by default nothing of what the schedule moves.
 
     Raises:
-        BadInput: the split has the wrong shape or recomputes more tokens than there are, or the
-            schedule is unknown or cannot take several batches.
+        BadInput: the split has the wrong shape or recomputes more tokens than there are, or fewer
+            than have their X on the device; or the schedule is unknown or cannot take several
+            batches.
     """
     if schedule not in SCHEDULES:
         raise UnknownName("schedule", schedule, SCHEDULES)
@@ -55,8 +59,10 @@ def lower(
         )
     if contexts is None:
         contexts = [workload.context_tokens(step) for step in range(workload.gen_tokens)]
-    _check_split(model, contexts, split)
-    return _Lowering(schedule, model, workload, split, contexts).graph()
+    kept = residency or Residency.nothing(model)
+    kept.check(model, workload)
+    _check_split(model, workload, contexts, split, kept)
+    return _Lowering(schedule, model, workload, split, contexts, kept).graph()
 
 
 def replicate(graph: TaskGraph, devices: int) -> TaskGraph:
@@ -78,15 +84,21 @@ def replicate(graph: TaskGraph, devices: int) -> TaskGraph:
     return replace(graph, tasks=tuple(tasks))
 
 
-def _check_split(model: ModelSpec, contexts: Sequence[int], split: Split) -> None:
+def _check_split(
+    model: ModelSpec, workload: Workload, contexts: Sequence[int], split: Split, kept: Residency
+) -> None:
     if len(split) != len(contexts) or any(len(row) != model.n_layers for row in split):
         raise BadInput(f"the split must hold {len(contexts)} steps of {model.n_layers} layers.")
     for step, (past, row) in enumerate(zip(contexts, split, strict=True)):
         for layer, count in enumerate(row):
-            if not 0 <= count <= past:
+            least = kept.x_tokens[layer]
+            most = past - kept.kv_tokens[layer]
+            if kept.keeps_whole(layer, workload):
+                most = 0
+            if not least <= count <= most:
                 raise BadInput(
-                    f"recomputed_tokens(={count}) of step {step}, layer {layer} must be between 0 "
-                    f"and the {past} past tokens."
+                    f"recomputed_tokens(={count}) of step {step}, layer {layer} must be between "
+                    f"{least} and the {most} past tokens that are not resident."
                 )
 
 
@@ -102,13 +114,15 @@ class _Lowering:
         workload: Workload,
         split: Split,
         contexts: Sequence[int],
+        kept: Residency,
     ) -> None:
         self.schedule = schedule
         self.model = model
         self.workload = workload
         self.split = split
         self.contexts = contexts
-        self.x_needed = _most_needed_later(split)
+        self.kept = kept
+        self.x_needed = _most_needed_later(split, kept)
         self.flops: dict[tuple[str, int, int], int] = {}
         self.cells: list[Cell] = [
             (step, layer, batch)
@@ -116,13 +130,20 @@ class _Lowering:
             for layer in range(model.n_layers)
             for batch in range(workload.n_batches)
         ]
-        self.slots = min(SLOTS, model.n_layers * workload.n_batches)
-        self.slot_of = {cell: at % self.slots for at, cell in enumerate(self.cells)}
+        first_step = self.cells[: model.n_layers * workload.n_batches]
+        whole = [cell[1:] for cell in first_step if self._whole(cell)]
+        staging = min(STAGING_SLOTS, len(first_step) - len(whole))
+        staged = [cell for cell in self.cells if not self._whole(cell)]
+        self.slot_of = {cell: at % staging for at, cell in enumerate(staged)}
+        own = {place: staging + at for at, place in enumerate(whole)}
+        self.slot_of |= {cell: own[cell[1:]] for cell in self.cells if cell[1:] in own}
+        self.slots = staging + len(whole)
+        self.ahead = min(STAGING_SLOTS, len(first_step))
         self.tasks: list[Task] = []
         self.kv_readers: list[list[str]] = [[] for _ in range(self.slots)]
         self.x_readers: list[list[str]] = [[] for _ in range(self.slots)]
         self.new_x_readers: list[list[str]] = [[] for _ in range(self.slots)]
-        self.weight_readers: list[list[str]] = [[] for _ in range(SLOTS)]
+        self.weight_readers: list[list[str]] = [[] for _ in range(STAGING_SLOTS)]
         self.stored_kv: dict[tuple[int, int], str] = {}
         self.stored_x: dict[tuple[int, int], str] = {}
 
@@ -130,7 +151,7 @@ class _Lowering:
         batches = range(self.workload.n_batches)
         last_layer = self.model.n_layers - 1
         hidden: dict[int, str] = {}
-        for cell in self.cells[: self.slots]:
+        for cell in self.cells[: self.ahead]:
             self._loads(cell)
         for at, cell in enumerate(self.cells):
             step, layer, batch = cell
@@ -139,36 +160,51 @@ class _Lowering:
                     before = (hidden[each],) if each in hidden else ()
                     hidden[each] = self._compute((step, -1, each), "embed", before)
             hidden[batch] = self._layer(cell, hidden[batch])
-            if at + self.slots < len(self.cells):
-                self._loads(self.cells[at + self.slots])
+            if at + self.ahead < len(self.cells):
+                self._loads(self.cells[at + self.ahead])
             if layer == last_layer and batch == batches[-1]:
                 for each in batches:
                     hidden[each] = self._compute((step, -1, each), "head", (hidden[each],))
         return TaskGraph(self.schedule, self.model, self.workload, self.slots, tuple(self.tasks))
+
+    def _whole(self, cell: Cell) -> bool:
+        return self.kept.keeps_whole(cell[1], self.workload)
+
+    def _moves_weights(self, layer: int) -> bool:
+        return self.schedule == "column" and layer not in self.kept.weight_layers
+
+    def _ranges(self, cell: Cell) -> tuple[int, int, int, int]:
+        """Where the resident K and V end, the resident X, the recomputed tokens and the loaded."""
+        step, layer, _ = cell
+        past = self.contexts[step]
+        if self._whole(cell):
+            return past, past, past, past
+        first = self.kept.kv_tokens[layer]
+        return first, first + self.kept.x_tokens[layer], first + self.split[step][layer], past
 
     def _loads(self, cell: Cell) -> None:
         """Bring X and KV of one cell's past tokens into its slot, once the slot is free.
 
         Before the first batch of a layer in the column schedule come the layer's weights.
         """
-        step, layer, batch = cell
-        slot = self.slot_of[cell]
-        past, recomputed = self.contexts[step], self.split[step][layer]
-        weights = self.schedule == "column" and batch == 0
+        _, layer, batch = cell
+        slot, prompt = self.slot_of[cell], self.workload.prompt_tokens
+        _, with_x, end, past = self._ranges(cell)
+        weights = batch == 0 and self._moves_weights(layer)
         if weights:
             self._load_weights(cell, "load_kv_weights")
-        if recomputed:
+        if with_x < end:
             deps = list(self.x_readers[slot])
-            if recomputed > self.workload.prompt_tokens and (layer, batch) in self.stored_x:
+            if end > prompt and (layer, batch) in self.stored_x:
                 deps.append(self.stored_x[layer, batch])
-            self._copy(cell, "load_x", (0, recomputed), deps)
+            self._copy(cell, "load_x", (with_x, end), deps)
         if weights:
             self._load_weights(cell, "load_weights")
-        if recomputed < past:
+        if end < past:
             deps = list(self.kv_readers[slot])
-            if past > self.workload.prompt_tokens and (layer, batch) in self.stored_kv:
+            if past > prompt and (layer, batch) in self.stored_kv:
                 deps.append(self.stored_kv[layer, batch])
-            self._copy(cell, "load_kv", (recomputed, past), deps)
+            self._copy(cell, "load_kv", (end, past), deps)
 
     def _load_weights(self, cell: Cell, op: str) -> None:
         n_bytes = self.model.kv_weight_bytes
@@ -181,18 +217,47 @@ class _Lowering:
         """The cell's compute and the new token's way back to the host; returns its last task."""
         step, layer, batch = cell
         slot = self.slot_of[cell]
-        past, recomputed = self.contexts[step], self.split[step][layer]
         arrived = [self._id((step, layer, 0), op) for op in ("load_kv_weights", "load_weights")]
-        if self.schedule == "row":
+        if not self._moves_weights(layer):
             arrived = []
         ready, free = [], self.kv_readers[slot]
-        if recomputed and arrived:
-            ready.append(self._recompute(cell, [*free, arrived[0]]))
+        if arrived:
+            ready += self._fill_slot(cell, free, arrived[:1])
         new_free = [*free, *self.new_x_readers[slot]]
         qkv = self._compute(cell, "qkv", (hidden, *arrived, *new_free))
         ready.append(qkv)
-        if recomputed and not arrived:
-            ready.append(self._recompute(cell, free))
+        if not arrived:
+            ready += self._fill_slot(cell, free, [])
+        stores = [] if self._whole(cell) else self._stores(cell, qkv)
+        *_, end, past = self._ranges(cell)
+        if end < past:
+            ready.append(self._id(cell, "load_kv"))
+        attention = self._compute(cell, "attention", tuple(ready))
+        self.kv_readers[slot] = [attention, *stores]
+        done = self._compute(cell, "mlp", (attention,))
+        if arrived and batch == self.workload.n_batches - 1:
+            self.weight_readers[weight_slot(self.model, step, layer)] = [done]
+        return done
+
+    def _fill_slot(self, cell: Cell, free: list[str], kv_weights: list[str]) -> list[str]:
+        """Place and recompute what the slot's attention needs beside the loaded K and V."""
+        first, with_x, end, past = self._ranges(cell)
+        made = []
+        if 0 < first < past:
+            made.append(self._compute(cell, "place_kv", tuple(free), (0, first)))
+        if first < with_x:
+            deps = (*free, *kv_weights)
+            made.append(self._compute(cell, "recompute_resident", deps, (first, with_x)))
+        if with_x < end:
+            deps = (self._id(cell, "load_x"), *free, *kv_weights)
+            made.append(self._compute(cell, "recompute", deps, (with_x, end)))
+            self.x_readers[self.slot_of[cell]] = made[-1:]
+        return made
+
+    def _stores(self, cell: Cell, qkv: str) -> list[str]:
+        """Send the new token's K and V to the host, and X where a later step recomputes from it."""
+        step, layer, batch = cell
+        slot, past = self.slot_of[cell], self.contexts[step]
         new = (past, past + 1)
         store = self._copy(cell, "store_kv", new, [qkv])
         self.stored_kv[layer, batch] = store
@@ -201,27 +266,14 @@ class _Lowering:
             stored = self._copy(cell, "store_x", new, [qkv])
             self.stored_x[layer, batch] = stored
             self.new_x_readers[slot] = [stored]
-        if recomputed < past:
-            ready.append(self._id(cell, "load_kv"))
-        attention = self._compute(cell, "attention", tuple(ready))
-        self.kv_readers[slot] = [attention, store]
-        done = self._compute(cell, "mlp", (attention,))
-        if arrived and batch == self.workload.n_batches - 1:
-            self.weight_readers[weight_slot(self.model, step, layer)] = [done]
-        return done
+        return [store]
 
-    def _recompute(self, cell: Cell, deps: Sequence[str]) -> str:
-        slot = self.slot_of[cell]
-        made = self._compute(cell, "recompute", (self._id(cell, "load_x"), *deps))
-        self.x_readers[slot] = [made]
-        return made
-
-    def _compute(self, cell: Cell, op: str, deps: tuple[str, ...]) -> str:
-        step, layer, _ = cell
-        past = self.contexts[step]
-        start, stop = (past, past + 1)
-        if op == "recompute":
-            start, stop = 0, self.split[step][layer]
+    def _compute(
+        self, cell: Cell, op: str, deps: tuple[str, ...], tokens: tuple[int, int] | None = None
+    ) -> str:
+        """A compute task on `tokens`, by default on the new one."""
+        past = self.contexts[cell[0]]
+        start, stop = tokens or (past, past + 1)
         key = (op, stop - start, stop)
         if key not in self.flops:
             self.flops[key] = compute_flops(*key, self.model, self.workload.batch_size)
@@ -263,12 +315,13 @@ class _Lowering:
 
 def weight_slot(model: ModelSpec, step: int, layer: int) -> int:
     """Which of the two weight slots a layer's weights come into, in the column schedule."""
-    return (step * model.n_layers + layer) % SLOTS
+    return (step * model.n_layers + layer) % STAGING_SLOTS
 
 
-def _most_needed_later(split: Split) -> list[list[int]]:
-    """For each step and layer the most tokens that any later step recomputes."""
+def _most_needed_later(split: Split, kept: Residency) -> list[list[int]]:
+    """For each step and layer where the tokens end that any later step recomputes."""
     needed = [[0] * len(split[0])]
     for row in reversed(split[1:]):
-        needed.append([max(pair) for pair in zip(needed[-1], row, strict=True)])
+        ends = [first + count for first, count in zip(kept.kv_tokens, row, strict=True)]
+        needed.append([max(pair) for pair in zip(needed[-1], ends, strict=True)])
     return needed[::-1]

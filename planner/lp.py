@@ -1,10 +1,11 @@
 """The decode schedule as a linear program whose optimum is the makespan of the graph.
 
-Variables: the start of every task and, per step and layer, how many tokens are recomputed.
-Rows: a task starts after each of its deps and after its lane's previous task; the time of a task
-whose size is being chosen is at least every line of its convex cost hull. Where costs are
-straight lines the hull is the cost, and the optimum is the simulated makespan; elsewhere the hull
-lies below the cost and the optimum is a lower bound.
+Variables: the start of every task and, per step and layer, how many tokens are recomputed; where
+there is room on the device also, per layer, of how many tokens K and V or X stay there.
+Rows: what stays fits the memory; a task starts after each of its deps and after its lane's
+previous task; the time of a task whose size is being chosen is at least every line of its convex
+cost hull. Where costs are straight lines the hull is the cost, and the optimum is the simulated
+makespan; elsewhere the hull lies below the cost and the optimum is a lower bound.
 """
 
 from __future__ import annotations
@@ -12,9 +13,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import TypeVar
 
 import pulp
 
+from planner.hulls import SIZED_OPS, CostLines
+from planner.residency import Room
 from sim.cost import CostModel
 from sim.errors import PlannerFailed
 from sim.graph import LANES, Task, TaskGraph
@@ -23,14 +27,14 @@ from sim.hardware import Dispatch
 MAKESPAN_UNITS = 1e3
 """Times are rescaled to about this many units, far above the solver's absolute tolerances."""
 
-SIZED_OPS = ("load_x", "load_kv", "recompute")
-"""Operations whose token count is a variable."""
+_MAY_VANISH = ("load_x", "place_kv", "recompute_resident")
+_VANISH_BEHIND_PAUSE = ("load_kv", "place_kv", "recompute_resident", "recompute")
+"""No pause is certain behind the first and before the second."""
 
 Cell = tuple[int, int]
 """(step, layer)."""
 
-Line = tuple[float, float]
-"""Seconds at zero tokens and seconds a token more costs."""
+Key = TypeVar("Key")
 
 
 @dataclass(frozen=True)
@@ -40,65 +44,35 @@ class Relaxation:
     Args:
         objective_s: end of the last task.
         tokens: recomputed tokens of each (step, layer); empty where the counts were given.
+        kept_kv, kept_x: tokens of each layer whose K and V, or X, stay on the device; empty where
+            nothing does.
         task_weights: derivative of the makespan with respect to the seconds of each task of the
             LP's graph, from the duals; 1 where a task holds everything up, 0 where it has slack.
         lane_share_s: for each lane, the derivative of the makespan with respect to stretching all
             its tasks by the same factor; a lane that decides everything has the whole makespan,
             one that never holds anything up has zero.
+        memory_worth_s: what a byte more of device memory saves, from the dual of its row.
     """
 
     objective_s: float
     tokens: dict[Cell, float]
+    kept_kv: dict[int, float]
+    kept_x: dict[int, float]
     task_weights: tuple[float, ...]
     lane_share_s: dict[str, float]
+    memory_worth_s: float
 
-
-class CostLines:
-    """Convex piecewise-linear lower hulls of the cost of the operations sized by the LP."""
-
-    def __init__(self, costs: CostModel, max_tokens: int) -> None:
-        self._costs = costs
-        self._max_tokens = max_tokens
-        self._lines = {op: self._hull(op) for op in SIZED_OPS}
-
-    def __getitem__(self, op: str) -> list[Line]:
-        return self._lines[op]
-
-    def at(self, op: str, count: float) -> float:
-        """Seconds of `op` on `count` tokens by the hull."""
-        return max(base + slope * count for base, slope in self._lines[op])
-
-    def _hull(self, op: str) -> list[Line]:
-        points = [
-            (count, self.seconds(op, count))
-            for count in self._costs.token_knots(op, self._max_tokens)
-        ]
-        hull: list[tuple[float, float]] = []
-        for point in points:
-            while len(hull) > 1 and _turns_down(hull[-2], hull[-1], point):
-                hull.pop()
-            hull.append(point)
-        lines = []
-        for (x0, y0), (x1, y1) in pairwise(hull):
-            slope = (y1 - y0) / (x1 - x0)
-            lines.append((y0 - slope * x0, slope))
-        return lines
-
-    def seconds(self, op: str, count: int) -> float:
-        """Exact cost of `op` on `count` tokens; no tokens, no task, no time."""
-        if count == 0:
-            return 0.0
-        if op == "recompute":
-            return self._costs.compute(op, count, count).seconds
-        model = self._costs.model
-        one = model.x_token_bytes if op == "load_x" else model.kv_token_bytes
-        return self._costs.copy("h2d", self._costs.workload.batch_size * count * one).seconds
-
-
-def _turns_down(a: tuple[float, float], b: tuple[float, float], c: tuple[float, float]) -> bool:
-    """Whether b lies on or above the straight line from a to c, up to rounding."""
-    cross = (b[0] - a[0]) * (c[1] - a[1]) - (b[1] - a[1]) * (c[0] - a[0])
-    return cross <= 1e-12 * abs((c[0] - a[0]) * (c[1] - a[1]))
+    def count(self, task: Task, past: int) -> float:
+        """Tokens of a sized task at the optimum."""
+        kv, x = self.kept_kv.get(task.layer, 0.0), self.kept_x.get(task.layer, 0.0)
+        recomputed = self.tokens[task.step, task.layer]
+        return {
+            "load_x": recomputed - x,
+            "load_kv": past - kv - recomputed,
+            "place_kv": kv,
+            "recompute_resident": x,
+            "recompute": recomputed - x,
+        }[task.op]
 
 
 class ScheduleLP:
@@ -113,6 +87,7 @@ class ScheduleLP:
         fixed_s: seconds of every task, in graph order; used for those that are not sized.
         issued_s: when the host has issued each task, the sized ones at no cost.
         dispatch: pauses between the tasks of a lane and between lanes.
+        room: device memory to keep things in; None keeps nothing.
     """
 
     def __init__(
@@ -123,6 +98,7 @@ class ScheduleLP:
         fixed_s: Sequence[float],
         issued_s: Sequence[float],
         dispatch: Dispatch,
+        room: Room | None = None,
     ) -> None:
         self.graph = graph
         self._sized = SIZED_OPS if lines is not None else ()
@@ -131,14 +107,18 @@ class ScheduleLP:
         self._unit_s = max(sum(fixed_s), 1e-12) / MAKESPAN_UNITS
         self._fixed_s = fixed_s
         self.problem = pulp.LpProblem("decode", pulp.LpMinimize)
-        self._timed: dict[str, tuple[int, float, pulp.LpVariable | None, float]] = {}
+        self._timed: dict[str, tuple[int, float, list[tuple[pulp.LpVariable, float]]]] = {}
         add = self.problem.add_variable
+        sized = {(task.step, task.layer): task for task in graph.tasks if task.op in self._sized}
         self.tokens = {
-            (step, layer): add(f"recomputed_s{step}_L{layer}", 0, past)
-            for step, past in enumerate(contexts)
-            for layer in range(graph.model.n_layers)
-            if lines is not None
+            (step, layer): add(f"recomputed_s{step}_L{layer}", 0, contexts[step])
+            for step, layer in sized
         }
+        self._room = room
+        layers = {layer: None for _, layer in sized if room is not None}
+        prompt = graph.workload.prompt_tokens
+        self.kept_kv = {layer: add(f"kept_kv_L{layer}", 0, prompt) for layer in layers}
+        self.kept_x = {layer: add(f"kept_x_L{layer}", 0, prompt) for layer in layers}
         self._start = [
             add(f"start_{_name(task)}", ready / self._unit_s)
             for task, ready in zip(graph.tasks, issued_s, strict=True)
@@ -152,7 +132,14 @@ class ScheduleLP:
         self.problem.setObjective(self.makespan)
         if lines is not None:
             self._cost_rows(lines)
+        if room is not None and self.keeps:
+            self._memory_rows(room)
         self._order_rows()
+
+    @property
+    def keeps(self) -> bool:
+        """Whether it chooses what stays in device memory."""
+        return bool(self.kept_kv)
 
     def solve(self, even: bool = True) -> Relaxation:
         """Minimise the makespan, then choose the most even among the optimal splits.
@@ -166,26 +153,28 @@ class ScheduleLP:
         self._run()
         objective_s = float(self.makespan.value()) * self._unit_s
         weights, shares = self._duals()
+        worth_s = self._memory_worth_s()
         if self.tokens and even:
             self._prefer_even()
             self._run()
-        tokens = {cell: float(variable.value()) for cell, variable in self.tokens.items()}
-        return Relaxation(objective_s, tokens, weights, shares)
+        return Relaxation(
+            objective_s,
+            _values(self.tokens),
+            _values(self.kept_kv),
+            _values(self.kept_x),
+            weights,
+            shares,
+            worth_s,
+        )
 
-    def seconds(self, tokens: dict[Cell, float], costs: CostModel, lines: CostLines) -> list[float]:
-        """Seconds of every task at the given fractional counts, for other costs than its own."""
+    def seconds(self, at: Relaxation, costs: CostModel, lines: CostLines) -> list[float]:
+        """Seconds of every task at an optimum's fractional counts, for other costs than its own."""
         return [
-            self._sized_s(task, tokens, lines)
+            lines.at(task.op, at.count(task, self._contexts[task.step]))
             if task.op in self._sized
             else costs.estimate(task).seconds
             for task in self.graph.tasks
         ]
-
-    def _sized_s(self, task: Task, tokens: dict[Cell, float], lines: CostLines) -> float:
-        count = tokens[task.step, task.layer]
-        if task.op == "load_kv":
-            count = self._contexts[task.step] - count
-        return lines.at(task.op, count)
 
     def _run(self) -> None:
         status = self.problem.solve(pulp.HiGHS(msg=False))
@@ -204,19 +193,56 @@ class ScheduleLP:
     ) -> None:
         self._row(name, terms, least_s / self._unit_s)
 
+    def _count(self, task: Task) -> tuple[float, list[tuple[pulp.LpVariable, float]]]:
+        """Tokens of a sized task: a constant and variables with their factors."""
+        recomputed = (self.tokens[task.step, task.layer], 1.0)
+        kept = self._room is not None
+        kv = [(self.kept_kv[task.layer], 1.0)] if kept else []
+        x = [(self.kept_x[task.layer], 1.0)] if kept else []
+        match task.op:
+            case "place_kv":
+                return 0.0, kv
+            case "recompute_resident":
+                return 0.0, x
+            case "load_kv":
+                others = [(variable, -1.0) for variable, _ in (recomputed, *kv)]
+                return float(self._contexts[task.step]), others
+        return 0.0, [recomputed, *((variable, -1.0) for variable, _ in x)]
+
     def _cost_rows(self, lines: CostLines) -> None:
         """time >= seconds at zero + slope * tokens, for each line of the hull."""
         for at, duration in self._duration.items():
             task = self.graph.tasks[at]
-            count = self.tokens[task.step, task.layer]
-            past = self._contexts[task.step]
+            constant, counts = self._count(task)
             for number, (base, slope) in enumerate(lines[task.op]):
-                if task.op == "load_kv":
-                    base, slope = base + slope * past, -slope
                 name = f"cost_{_name(task)}_{number}"
-                terms = [(duration, 1.0), (count, -slope / self._unit_s)]
-                self._time_row(name, terms, base)
-                self._timed[name] = (at, base, count, slope)
+                per_token = [(count, factor * slope) for count, factor in counts]
+                scaled = [(count, -value / self._unit_s) for count, value in per_token]
+                self._time_row(name, [(duration, 1.0), *scaled], base + slope * constant)
+                self._timed[name] = (at, base + slope * constant, per_token)
+
+    def _memory_rows(self, room: Room) -> None:
+        """What stays and the staged X fit; ranges of a layer's tokens do not overlap."""
+        longest = self.problem.add_variable("staged_x_tokens", 0)
+        for (step, layer), recomputed in self.tokens.items():
+            kv, x = self.kept_kv[layer], self.kept_x[layer]
+            cell = f"s{step}_L{layer}"
+            self._row(f"staged_{cell}", [(longest, 1.0), (recomputed, -1.0), (x, 1.0)], 0.0)
+            self._row(f"used_{cell}", [(recomputed, 1.0), (x, -1.0)], 0.0)
+            past = float(self._contexts[step])
+            self._row(f"range_{cell}", [(recomputed, -1.0), (kv, -1.0)], -past)
+        unit = float(room.kv_token_bytes)
+        taken = [(longest, room.staged_x_token_bytes / unit)]
+        taken += [(kv, 1.0) for kv in self.kept_kv.values()]
+        taken += [(x, room.x_token_bytes / unit) for x in self.kept_x.values()]
+        free = [(variable, -factor) for variable, factor in taken]
+        self._row("memory", free, -max(0.0, room.free_bytes) / unit)
+
+    def _memory_worth_s(self) -> float:
+        if self._room is None or not self.keeps:
+            return 0.0
+        dual = self.problem.get_constraint_by_name("memory").pi or 0.0
+        return float(dual) * self._unit_s / self._room.kv_token_bytes
 
     def _order_rows(self) -> None:
         """start(task) >= end of each dep and of the task before it on its lane."""
@@ -248,8 +274,7 @@ class ScheduleLP:
         """
         if earlier.lane != later.lane:
             return 0.0 if later.op in self._sized else self._dispatch.handover_s
-        vanishes = earlier.op == "load_x" or later.op in ("load_kv", "recompute")
-        if vanishes and self._sized:
+        if self._sized and (earlier.op in _MAY_VANISH or later.op in _VANISH_BEHIND_PAUSE):
             return 0.0
         return self._dispatch.gap_s
 
@@ -263,14 +288,14 @@ class ScheduleLP:
             self._time_row(name, [*terms, (self._duration[earlier], -1.0)], pause_s)
             return
         self._time_row(name, terms, self._fixed_s[earlier] + pause_s)
-        self._timed[name] = (earlier, self._fixed_s[earlier], None, 0.0)
+        self._timed[name] = (earlier, self._fixed_s[earlier], [])
 
     def _duals(self) -> tuple[tuple[float, ...], dict[str, float]]:
         """Weight of each task and share of each lane: duals of the rows that carry task times."""
         weights, shares = [0.0] * len(self.graph.tasks), dict.fromkeys(LANES, 0.0)
-        for name, (at, base, count, slope) in self._timed.items():
+        for name, (at, base, counts) in self._timed.items():
             dual = self.problem.get_constraint_by_name(name).pi or 0.0
-            seconds = base + (slope * count.value() if count is not None else 0.0)
+            seconds = base + sum(slope * count.value() for count, slope in counts)
             weights[at] += dual
             shares[self.graph.tasks[at].lane] += dual * seconds
         return tuple(weights), shares
@@ -283,58 +308,18 @@ class ScheduleLP:
         """
         self.makespan.upBound = self.makespan.value() * (1 + 1e-7)
         changes = []
-        for before, after in pairwise(self.tokens):
-            change = self.problem.add_variable(f"change_s{after[0]}_L{after[1]}", 0)
-            for sign, side in ((1.0, "up"), (-1.0, "down")):
-                terms = [
-                    (change, 1.0),
-                    (self.tokens[after], -sign),
-                    (self.tokens[before], sign),
-                ]
-                self._row(f"{side}_s{after[0]}_L{after[1]}", terms, 0.0)
-            changes.append(change)
+        for kind, variables in (("", self.tokens), ("kv_", self.kept_kv), ("x_", self.kept_x)):
+            for number, (before, after) in enumerate(pairwise(variables.values())):
+                change = self.problem.add_variable(f"change_{kind}{number}", 0)
+                for sign, side in ((1.0, "up"), (-1.0, "down")):
+                    terms = [(change, 1.0), (after, -sign), (before, sign)]
+                    self._row(f"{side}_{kind}{number}", terms, 0.0)
+                changes.append(change)
         self.problem.setObjective(pulp.lpSum(changes))
 
 
-def lane_work_bound(
-    lines: CostLines,
-    contexts: Sequence[int],
-    cells: int,
-    other_compute_s: float,
-    other_link_s: float,
-) -> float:
-    """A makespan that no split can beat: neither lane can do its own work faster.
-
-    All layers of a step share one count, which loses nothing because the hulls are convex.
-
-    Args:
-        cells: layers times batches of one step.
-        other_compute_s: seconds of all compute tasks whose size is fixed.
-        other_link_s: seconds of all loads whose size is fixed: weights.
-    """
-    unit_s = max(other_compute_s, 1e-12) / MAKESPAN_UNITS
-    problem = pulp.LpProblem("lane_work", pulp.LpMinimize)
-    makespan = problem.add_variable("makespan", 0)
-    problem.setObjective(makespan)
-    work: dict[str, list[tuple[pulp.LpVariable, float]]] = {op: [] for op in SIZED_OPS}
-    for step, past in enumerate(contexts):
-        count = problem.add_variable(f"recomputed_s{step}", 0, past)
-        for op in SIZED_OPS:
-            time = problem.add_variable(f"time_{op}_s{step}", 0)
-            work[op].append((time, -float(cells)))
-            for number, (base, slope) in enumerate(lines[op]):
-                if op == "load_kv":
-                    base, slope = base + slope * past, -slope
-                row = pulp.LpAffineExpression([(time, 1.0), (count, -slope / unit_s)])
-                problem.addConstraint(row >= base / unit_s, f"cost_{op}_s{step}_{number}")
-    link = pulp.LpAffineExpression([(makespan, 1.0), *work["load_x"], *work["load_kv"]])
-    problem.addConstraint(link >= other_link_s / unit_s, "link_work")
-    compute = pulp.LpAffineExpression([(makespan, 1.0), *work["recompute"]])
-    problem.addConstraint(compute >= other_compute_s / unit_s, "compute_work")
-    status = problem.solve(pulp.HiGHS(msg=False))
-    if status != pulp.LpStatusOptimal:
-        raise PlannerFailed(f"the lane-work bound ended {pulp.LpStatus[status]!r}.")
-    return float(makespan.value()) * unit_s
+def _values(variables: dict[Key, pulp.LpVariable]) -> dict[Key, float]:
+    return {key: float(variable.value()) for key, variable in variables.items()}
 
 
 def _name(task: Task) -> str:

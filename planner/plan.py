@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from planner.lower import SCHEDULES, lower, replicate
+from planner.residency import Residency
 from planner.rivals import RIVALS, rival_graph
 from sim.errors import BadInput, Mismatch
 from sim.files import STRICT_KEYS, blaming, parse, read_json, write_json
@@ -80,6 +81,9 @@ class Plan:
         out_of_range_tasks: tasks whose time was extrapolated beyond what the profile holds.
         graph_sha256: hash of the graph that was simulated; a device runs no other.
         gpus: identical decoders, one to a GPU, that share uplinks and host memory.
+        resident_x_tokens: for each layer, of how many recomputed tokens X stays on the device;
+            empty where of none.
+        resident_weight_layers: layers of a column schedule whose weights stay on the device.
     """
 
     __pydantic_config__ = STRICT_KEYS
@@ -100,6 +104,8 @@ class Plan:
     out_of_range_tasks: int
     graph_sha256: str
     gpus: int = 1
+    resident_x_tokens: tuple[int, ...] = ()
+    resident_weight_layers: tuple[int, ...] = ()
 
     @property
     def tokens_per_s(self) -> float:
@@ -113,8 +119,19 @@ class Plan:
             graph = rival_graph(self.policy, self.model, self.workload)
         else:
             split = [step.recomputed_tokens for step in self.steps]
-            graph = lower(self.schedule, self.model, self.workload, split)
+            kept = self.residency
+            graph = lower(self.schedule, self.model, self.workload, split, residency=kept)
         return replicate(graph, self.gpus)
+
+    @property
+    def residency(self) -> Residency:
+        """What stays on the device; a layer whose past tokens all do keeps its whole cache."""
+        last, prompt = self.steps[-1], self.workload.prompt_tokens
+        kv = tuple(
+            prompt if count == last.context_tokens else count for count in last.resident_tokens
+        )
+        x = self.resident_x_tokens or (0,) * len(kv)
+        return Residency(kv, x, self.resident_weight_layers)
 
     def simulated_graph(self) -> TaskGraph:
         """The lowered graph, provided it is the one whose simulation this plan carries.
@@ -165,20 +182,27 @@ class Plan:
         for number, step in enumerate(self.steps):
             if (step.step, step.context_tokens) != (number, self.workload.context_tokens(number)):
                 raise BadInput(f"steps[{number}] does not belong to this workload.")
-            if self.policy != "resident" and any(step.resident_tokens):
+            kept = self.residency.kv_tokens
+            prompt = self.workload.prompt_tokens
+            expected = tuple(step.context_tokens if one == prompt else one for one in kept)
+            if step.resident_tokens != expected:
                 raise BadInput(
-                    f"steps[{number}]: resident_tokens must be 0 except under policy resident."
+                    f"steps[{number}]: resident_tokens of a layer must be the same in every step, "
+                    "or all past tokens in every step."
                 )
 
 
 def step_splits(
-    workload: Workload, split: Sequence[Sequence[int]], resident: bool = False
+    workload: Workload, split: Sequence[Sequence[int]], residency: Residency
 ) -> tuple[StepSplit, ...]:
-    """Name the parts of every step of a split whose other tokens are loaded, or stay resident."""
+    """Name the parts of every step: what is neither resident nor recomputed is loaded."""
     steps = []
     for number, row in enumerate(split):
         past = workload.context_tokens(number)
-        others, none = tuple(past - count for count in row), (0,) * len(row)
-        loaded, kept = (none, others) if resident else (others, none)
+        kept = tuple(
+            past if residency.keeps_whole(layer, workload) else count
+            for layer, count in enumerate(residency.kv_tokens)
+        )
+        loaded = tuple(past - count - own for count, own in zip(row, kept, strict=True))
         steps.append(StepSplit(number, past, tuple(row), loaded, kept))
     return tuple(steps)

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 
-from planner.decode import DecodePlanner
+from planner.decode import Choice, DecodePlanner
 from planner.lower import replicate
 from planner.plan import Plan, Sensitivity, step_splits
 from planner.policies import baseline_split, fixed_tokens
+from planner.residency import Residency
 from planner.rivals import RIVALS, rival_graph
 from planner.rounding import MAX_LP_CELLS
 from planner.sensitivity import bottleneck, sensitivities
@@ -28,11 +29,13 @@ def make_plan(
     policy: str = "lp",
     schedule: str = "row",
     gpus: int = 1,
+    keep: bool = False,
 ) -> Plan:
     """Plan a decode job and simulate it.
 
     Args:
         gpus: identical jobs, one to a GPU, that share the machine's uplinks.
+        keep: whether policy `lp` may keep K, V, X and weights in device memory that is left.
 
     Raises:
         BadInput: unknown policy or schedule, or a workload the model cannot take.
@@ -40,12 +43,13 @@ def make_plan(
         PlannerFailed: the LP has no optimum.
     """
     fixed_tokens(policy)
-    planner = DecodePlanner(model, hardware, workload, schedule, gpus)
+    planner = DecodePlanner(model, hardware, workload, schedule, gpus, keep)
     if policy in RIVALS:
         return _rival_plan(planner, policy)
     if policy == "lp":
-        return _split_plan(planner, policy, planner.best_split)
-    return _split_plan(planner, policy, baseline_split(policy, model, workload, hardware))
+        return _choice_plan(planner, policy, planner.best)
+    split = baseline_split(policy, model, workload, hardware)
+    return _choice_plan(planner, policy, Choice(split, planner.nothing_kept))
 
 
 def choose_schedule(
@@ -54,6 +58,7 @@ def choose_schedule(
     workload: Workload,
     policy: str = "lp",
     gpus: int = 1,
+    keep: bool = False,
 ) -> tuple[Plan, str]:
     """The plan of the schedule that makes more tokens a second, and why, in one sentence.
 
@@ -68,7 +73,7 @@ def choose_schedule(
     refused: dict[str, DoesNotFit] = {}
     for schedule, job in (("row", one_batch), ("column", workload)):
         try:
-            plans[schedule] = make_plan(model, hardware, job, policy, schedule, gpus)
+            plans[schedule] = make_plan(model, hardware, job, policy, schedule, gpus, keep)
         except DoesNotFit as error:
             refused[schedule] = error
     if not plans:
@@ -90,28 +95,34 @@ def plan_split(
     workload: Workload,
     split: Sequence[Sequence[int]],
     schedule: str = "row",
+    residency: Residency | None = None,
 ) -> Plan:
     """The plan of a split that somebody chose by hand, with policy name `edited`.
+
+    Args:
+        residency: what stays on the device, by default nothing.
 
     Raises:
         BadInput, DoesNotFit, PlannerFailed: as `make_plan`.
     """
-    return _split_plan(DecodePlanner(model, hardware, workload, schedule), "edited", split)
+    planner = DecodePlanner(model, hardware, workload, schedule)
+    choice = Choice([list(row) for row in split], residency or planner.nothing_kept)
+    return _choice_plan(planner, "edited", choice)
 
 
-def _split_plan(planner: DecodePlanner, policy: str, split: Sequence[Sequence[int]]) -> Plan:
-    """The plan of a split."""
-    timeline = planner.simulate(split)
+def _choice_plan(planner: DecodePlanner, policy: str, choice: Choice) -> Plan:
+    """The plan of a split and of what stays on the device."""
+    timeline = planner.simulate(choice.split, choice.residency)
     planner.check_fits(timeline.graph)
     if policy == "lp":
         worth = sensitivities(planner, DecodePlanner.program, planner.relaxation)
     else:
-        worth = sensitivities(planner, lambda other: other.program(split))
+        worth = sensitivities(planner, lambda other: other.given_program(choice))
     if planner.sees_all:
-        objective_s = planner.program(split).solve().objective_s
+        objective_s = planner.given_program(choice).solve().objective_s
     else:
         objective_s = planner.longest_path_s(timeline.graph)
-    return _plan(planner, policy, split, timeline, objective_s, worth)
+    return _plan(planner, policy, choice, timeline, objective_s, worth)
 
 
 def _rival_plan(planner: DecodePlanner, policy: str) -> Plan:
@@ -125,14 +136,17 @@ def _rival_plan(planner: DecodePlanner, policy: str) -> Plan:
     start = rival_graph(policy, model, first)
     worth = sensitivities(planner, lambda other: other.fixed_program(start))
     split = baseline_split(policy, model, workload, planner.hardware)
+    kept = planner.nothing_kept
+    if policy == "resident":
+        kept = Residency.whole_cache(model, workload)
     objective_s = planner.longest_path_s(timeline.graph)
-    return _plan(planner, policy, split, timeline, objective_s, worth)
+    return _plan(planner, policy, Choice(split, kept), timeline, objective_s, worth)
 
 
 def _plan(
     planner: DecodePlanner,
     policy: str,
-    split: Sequence[Sequence[int]],
+    choice: Choice,
     timeline: Timeline,
     lp_objective_s: float,
     worth: tuple[Sensitivity, ...],
@@ -146,13 +160,13 @@ def _plan(
         model=planner.model,
         hardware=planner.hardware,
         workload=planner.workload,
-        steps=step_splits(planner.workload, split, resident=policy == "resident"),
+        steps=step_splits(planner.workload, choice.split, choice.residency),
         makespan_s=timeline.makespan_s,
         lp_objective_s=lp_objective_s,
         lower_bound_s=planner.lower_bound_s(),
         baselines={
             **{name: makespan_s for name, (_, makespan_s) in planner.baselines.items()},
-            "lp": planner.simulate(planner.best_split).makespan_s,
+            "lp": planner.simulate(planner.best.split, planner.best.residency).makespan_s,
             **_rivals(planner),
         },
         sensitivities=worth,
@@ -161,6 +175,8 @@ def _plan(
         out_of_range_tasks=sum(not estimate.in_range for estimate in estimates),
         graph_sha256=graph.sha256,
         gpus=planner.gpus,
+        resident_x_tokens=choice.residency.x_tokens if any(choice.residency.x_tokens) else (),
+        resident_weight_layers=choice.residency.weight_layers,
     )
 
 

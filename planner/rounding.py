@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from math import floor
-
-from sim.workload import Workload
 
 MAX_LP_STEPS = 5
 """A longer job is planned at this many steps, and in between by straight lines."""
@@ -28,23 +27,33 @@ def planned_steps(gen_tokens: int, cells: int) -> list[int]:
     return [0, 1, gen_tokens // 2, gen_tokens - 2, gen_tokens - 1]
 
 
-def whole_tokens(rows: list[list[float]], pasts: Sequence[int], shift: int) -> list[list[int]]:
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Fewest and most tokens that a layer may recompute in one step."""
+
+    least: int
+    most: int
+
+
+def whole_tokens(
+    rows: list[list[float]], limits: Sequence[Sequence[Limits]], shift: int
+) -> list[list[int]]:
     """Rows in whole tokens, moved by `shift`, rounding so that each row keeps its sum.
 
     A layer that recomputes nothing stays that way: its first token costs a launch and a copy.
 
     Args:
         rows: fractional counts by planned step and layer.
-        pasts: past tokens of each planned step.
+        limits: of the same shape.
     """
     whole = []
-    for past, row in zip(pasts, rows, strict=True):
+    for row, bounds in zip(rows, limits, strict=True):
         debt = 0.0
         counts = []
-        for value in row:
+        for value, bound in zip(row, bounds, strict=True):
             moved = value + shift if value >= 0.5 else 0.0
-            wanted = min(max(moved, 0.0), float(past)) + debt
-            count = min(max(floor(wanted + 0.5), 0), past)
+            wanted = min(max(moved, float(bound.least)), float(bound.most)) + debt
+            count = min(max(floor(wanted + 0.5), bound.least), bound.most)
             debt = wanted - count
             counts.append(count)
         whole.append(counts)
@@ -52,19 +61,24 @@ def whole_tokens(rows: list[list[float]], pasts: Sequence[int], shift: int) -> l
 
 
 def between_steps(
-    planned: list[list[int]], steps: Sequence[int], workload: Workload
+    planned: list[list[int]], steps: Sequence[int], limits: Callable[[int], Sequence[Limits]]
 ) -> list[list[int]]:
     """Fill the steps between planned ones along straight lines.
 
     Past tokens enter the LP's right-hand side linearly, so its optimum is piecewise linear in
     them.
+
+    Args:
+        limits: of every layer in a step.
     """
     split = [planned[0]]
     for (early, row), (late, next_row) in pairwise(zip(steps, planned, strict=True)):
         for step in range(early + 1, late + 1):
             weight = (step - early) / (late - early)
-            past = workload.context_tokens(step)
             split.append(
-                [min(past, round(a + (b - a) * weight)) for a, b in zip(row, next_row, strict=True)]
+                [
+                    min(bound.most, round(a + (b - a) * weight))
+                    for a, b, bound in zip(row, next_row, limits(step), strict=True)
+                ]
             )
     return split

@@ -14,8 +14,10 @@ PARTS = {
     "flops": ("compute", "FLOP/s"),
     "hbm": ("device memory", "HBM bandwidth"),
     "uplink": ("shared uplink", "bandwidth"),
+    "memory": ("GPU memory size", "bytes"),
 }
-"""Parts of a machine that could be faster, and how to speak of them; uplinks where some share."""
+"""Parts of a machine that could be more, and how to speak of them; uplinks where some share, and
+memory where the LP may keep things in it."""
 
 MORE, NUDGE = 0.1, 1e-3
 """How much faster a part is imagined, and the step over which derivatives are taken."""
@@ -38,18 +40,22 @@ def sensitivities(
     """
     lp = program(planner)
     now = solved or lp.solve(even=False)
-    seconds = lp.seconds(now.tokens, planner.costs, planner.lines)
+    seconds = lp.seconds(now, planner.costs, planner.lines)
     found = []
     for part in PARTS:
         if part == "uplink" and not planner.hardware.uplinks:
             continue
+        if part == "memory" and not lp.keeps:
+            continue
         nudged = planner.on(planner.hardware.with_faster(part, 1 + NUDGE))
-        later = lp.seconds(now.tokens, nudged.costs, nudged.lines)
+        later = lp.seconds(now, nudged.costs, nudged.lines)
         gained_s = sum(
             weight * (before - after)
             for weight, before, after in zip(now.task_weights, seconds, later, strict=True)
         )
         by_duals_s = gained_s / (1 - 1 / (1 + NUDGE)) * (1 - 1 / (1 + MORE))
+        if part == "memory":
+            by_duals_s = now.memory_worth_s * MORE * planner.hardware.memory.device_bytes
         again = program(planner.on(planner.hardware.with_faster(part, 1 + MORE)))
         resolved_s = now.objective_s - again.solve(even=False).objective_s
         found.append(Sensitivity(part, by_duals_s / now.objective_s, resolved_s / now.objective_s))

@@ -83,7 +83,9 @@ def kernels(
                 *_norm_and_rotate(model, queries, in_place=False),
                 Pass(2 * queries),
             ]
-        case "recompute":
+        case "place_kv":
+            return [Pass(4 * keys)]
+        case "recompute" | "recompute_resident":
             product = MatMul(rows, 2 * model.kv_size, model.hidden_size)
             return [product, *_norm_and_rotate(model, keys, in_place=True)]
         case "attention":

@@ -29,6 +29,8 @@ LANES = (COMPUTE, H2D, D2H)
 LANE_OF_OP = {
     "embed": COMPUTE,
     "qkv": COMPUTE,
+    "place_kv": COMPUTE,
+    "recompute_resident": COMPUTE,
     "recompute": COMPUTE,
     "attention": COMPUTE,
     "mlp": COMPUTE,
@@ -45,6 +47,8 @@ LANE_OF_OP = {
 =========== ===================================================================================
 embed       token ids -> hidden state of the new tokens
 qkv         input norm, Q/K/V projection of the new tokens, append K and V to the slot
+place_kv    K and V of `tokens` that stay in device memory -> KV staging slot
+recompute_resident  K and V of `tokens` from attention inputs X that stay in device memory
 recompute   K and V of `tokens` from their loaded attention inputs X
 attention   attention over all past tokens and the new one, output projection, residual
 mlp         norm, MLP, residual

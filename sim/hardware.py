@@ -288,8 +288,8 @@ class HardwareProfile:
 
         Args:
             part: `h2d`, `d2h`, `link` (both directions), `uplink` (all that are shared), `flops`,
-                `hbm` (device memory), or `compute` (flops and hbm).
-            factor: speed multiple, above 0.
+                `hbm` (device memory), `compute` (flops and hbm), or `memory`, whose size grows.
+            factor: speed multiple, or multiple of the size, above 0.
         """
         _positive(part, factor=factor)
         if part in ("compute", "flops", "hbm"):
@@ -313,12 +313,16 @@ class HardwareProfile:
                     curve=self.elementwise.curve and _faster(self.elementwise.curve, hbm),
                 ),
             )
+        if part == "memory":
+            size = self.memory.device_bytes * factor
+            return replace(self, memory=replace(self.memory, device_bytes=size))
         if part == "uplink":
             return replace(self, uplinks=tuple(_faster_uplink(one, factor) for one in self.uplinks))
         directions = {"h2d": ("h2d",), "d2h": ("d2h",), "link": ("h2d", "d2h")}.get(part)
         if directions is None:
             raise BadInput(
-                f"part(={part!r}) must be one of h2d, d2h, link, uplink, flops, hbm, compute."
+                f"part(={part!r}) must be one of h2d, d2h, link, uplink, flops, hbm, compute, "
+                "memory."
             )
         return replace(
             self,

@@ -15,6 +15,7 @@ class Footprint:
     weight_bytes: int
     kv_slot_bytes: int
     x_slot_bytes: int
+    resident_bytes: int
     workspace_bytes: int
     host_kv_bytes: int
     host_x_bytes: int
@@ -22,7 +23,8 @@ class Footprint:
 
     @property
     def device_bytes(self) -> int:
-        return self.weight_bytes + self.kv_slot_bytes + self.x_slot_bytes + self.workspace_bytes
+        staging = self.kv_slot_bytes + self.x_slot_bytes + self.workspace_bytes
+        return self.weight_bytes + staging + self.resident_bytes
 
     @property
     def host_bytes(self) -> int:
@@ -32,13 +34,16 @@ class Footprint:
 def footprint(graph: TaskGraph) -> Footprint:
     """Memory that executing `graph` takes: of each device, and of the host for all of them.
 
-    A column schedule keeps two layers' weights on the device and all layers' on the host.
+    A column schedule moves weights: two layers of those that move are on the device, all of them
+    on the host. What stays resident is on the host as well, from where it came.
     The workspace is what one layer's activations need at decode (widest matrix output, in
     32-bit for the logits) plus the new token's K, V and X.
     """
     model, job = graph.model, graph.workload
     loads = [task for task in graph.tasks if task.op == "load_x"]
-    x_rows = max((task.token_stop - task.token_start for task in loads), default=0)
+    x_rows = max((task.n_tokens for task in loads), default=0)
+    x_slots = len({task.slot for task in loads})
+    kept_rows = {op: _kept_rows(graph, op) for op in ("place_kv", "recompute_resident")}
     widest = max(
         model.q_size + 2 * model.kv_size,
         2 * model.intermediate_size if model.gated_mlp else model.intermediate_size,
@@ -48,17 +53,29 @@ def footprint(graph: TaskGraph) -> Footprint:
     )
     token_rows = job.batch_size * job.max_tokens
     all_rows = token_rows * job.n_batches * graph.n_devices
-    layer_weights = model.n_layers * model.layer_weight_bytes
-    offloaded = layer_weights if graph.schedule == "column" else 0
-    slots = min(2, model.n_layers) * model.layer_weight_bytes if offloaded else 0
+    moved = {task.layer for task in graph.tasks if task.op == "load_weights"}
+    offloaded = len(moved) * model.layer_weight_bytes
+    slots = min(2, len(moved)) * model.layer_weight_bytes
     return Footprint(
         weight_bytes=model.weight_bytes - offloaded + slots,
         kv_slot_bytes=graph.slots * token_rows * model.kv_token_bytes,
-        x_slot_bytes=graph.slots * job.batch_size * (x_rows + 1) * model.x_token_bytes,
+        x_slot_bytes=job.batch_size * (x_slots * x_rows + graph.slots) * model.x_token_bytes,
+        resident_bytes=job.batch_size
+        * (
+            kept_rows["place_kv"] * model.kv_token_bytes
+            + kept_rows["recompute_resident"] * model.x_token_bytes
+        ),
         workspace_bytes=workspace,
         host_kv_bytes=model.n_layers * all_rows * model.kv_token_bytes,
         host_x_bytes=model.n_layers * all_rows * model.x_token_bytes,
         host_weight_bytes=offloaded,
+    )
+
+
+def _kept_rows(graph: TaskGraph, op: str) -> int:
+    """Token positions, summed over layers and batches, that `op` takes from device memory."""
+    return sum(
+        task.n_tokens for task in graph.tasks if task.op == op and not task.step | task.device
     )
 
 

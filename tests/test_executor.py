@@ -109,6 +109,8 @@ def test_recomputing_generated_tokens_uses_every_operation(cpu):
         "load_kv",
         "load_weights",
         "load_kv_weights",
+        "place_kv",
+        "recompute_resident",
     }
     executor = executor_of(case, cpu)
     executor.run()

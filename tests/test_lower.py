@@ -10,7 +10,8 @@ from builders import MHA, decode_graph, examples, machine, models, splits, tiny_
 from hypothesis import given
 from hypothesis import strategies as st
 
-from planner.lower import SLOTS, lower
+from planner.lower import lower
+from planner.residency import STAGING_SLOTS
 from sim.cost import compute_flops
 from sim.engine import simulate
 from sim.errors import BadInput
@@ -75,7 +76,7 @@ def test_every_token_of_every_layer_is_recomputed_or_loaded(case):
 def test_the_graph_is_valid_and_its_slots_are_those_it_states(case):
     model, _, _, graph = case
     assert TaskGraph.from_dict(graph.to_dict(), "here").sha256 == graph.sha256
-    assert graph.slots == min(SLOTS, model.n_layers)
+    assert graph.slots == min(STAGING_SLOTS, model.n_layers)
     assert all(LANE_OF_OP[one.op] == one.lane for one in graph.tasks)
     for one in graph.tasks:
         expected = (one.step * model.n_layers + one.layer) % graph.slots if one.layer >= 0 else -1

@@ -20,9 +20,11 @@ from builders import (
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from planner.bound import lane_work_bound
 from planner.decode import DecodePlanner
+from planner.hulls import SIZED_OPS, CostLines
 from planner.lower import lower
-from planner.lp import SIZED_OPS, CostLines, ScheduleLP, lane_work_bound
+from planner.lp import ScheduleLP
 from planner.planning import make_plan
 from planner.policies import BASELINES
 from sim.catalog import find_hardware, find_model

@@ -1,0 +1,86 @@
+"""A makespan that no split can beat, from the work of the lanes alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pulp
+
+from planner.hulls import SIZED_OPS, CostLines
+from planner.lp import MAKESPAN_UNITS
+from planner.residency import Room
+from sim.errors import PlannerFailed
+
+LINK_OPS = ("load_x", "load_kv")
+COMPUTE_OPS = ("recompute", "recompute_resident")
+"""Placing resident K and V is left out: a layer that keeps its whole cache attends in place."""
+
+Terms = list[tuple[pulp.LpVariable, float]]
+
+
+def lane_work_bound(
+    lines: CostLines,
+    contexts: Sequence[int],
+    layers: int,
+    other_compute_s: float,
+    other_link_s: float,
+    n_batches: int = 1,
+    room: Room | None = None,
+) -> float:
+    """A makespan that no split can beat: neither lane can do its own work faster.
+
+    All layers of a step share their counts, which loses nothing because the hulls are convex.
+
+    Args:
+        contexts: past tokens of each step; the first are the prompt.
+        other_compute_s: seconds of all compute tasks whose size is fixed.
+        other_link_s: seconds of all loads whose size is fixed: weights.
+        room: device memory to keep K, V and X in, whichever layers that may be.
+    """
+    unit_s = max(other_compute_s, 1e-12) / MAKESPAN_UNITS
+    problem = pulp.LpProblem("lane_work", pulp.LpMinimize)
+    makespan = problem.add_variable("makespan", 0)
+    problem.setObjective(makespan)
+    most = 0 if room is None else contexts[0]
+    kept_kv = problem.add_variable("kept_kv", 0, most)
+    kept_x = problem.add_variable("kept_x", 0, most)
+    work: dict[str, Terms] = {op: [] for op in SIZED_OPS}
+    for step, past in enumerate(contexts):
+        count = problem.add_variable(f"recomputed_s{step}", 0, past)
+        used_x = problem.add_variable(f"used_x_s{step}", 0)
+        kept = problem.add_variable(f"kept_kv_s{step}", 0)
+        grown = pulp.LpAffineExpression([(kept_kv, past / contexts[0]), (kept, -1.0)])
+        problem.addConstraint(grown >= 0, f"kept_s{step}")
+        problem.addConstraint(kept_x - used_x >= 0, f"x_kept_s{step}")
+        problem.addConstraint(count - used_x >= 0, f"x_used_s{step}")
+        problem.addConstraint(past - count - kept >= 0, f"range_s{step}")
+        counts: dict[str, tuple[float, Terms]] = {
+            "load_x": (0.0, [(count, 1.0), (used_x, -1.0)]),
+            "load_kv": (float(past), [(count, -1.0), (kept, -1.0)]),
+            "recompute": (0.0, [(count, 1.0), (used_x, -1.0)]),
+            "recompute_resident": (0.0, [(used_x, 1.0)]),
+        }
+        for op, (constant, terms) in counts.items():
+            time = problem.add_variable(f"time_{op}_s{step}", 0)
+            work[op].append((time, -float(layers * n_batches)))
+            for number, (base, slope) in enumerate(lines[op]):
+                scaled = [(variable, -factor * slope / unit_s) for variable, factor in terms]
+                row = pulp.LpAffineExpression([(time, 1.0), *scaled])
+                least = (base + slope * constant) / unit_s
+                problem.addConstraint(row >= least, f"cost_{op}_s{step}_{number}")
+    if room is not None:
+        taken = [(kept_kv, room.kv_token_bytes * layers), (kept_x, room.x_token_bytes * layers)]
+        scaled = [(variable, size / room.kv_token_bytes) for variable, size in taken]
+        free = max(0.0, room.free_bytes) / room.kv_token_bytes
+        problem.addConstraint(pulp.LpAffineExpression(scaled) <= free, "memory")
+    for name, ops, other_s in (
+        ("link_work", LINK_OPS, other_link_s),
+        ("compute_work", COMPUTE_OPS, other_compute_s),
+    ):
+        terms = [term for op in ops for term in work[op]]
+        row = pulp.LpAffineExpression([(makespan, 1.0), *terms])
+        problem.addConstraint(row >= other_s / unit_s, name)
+    status = problem.solve(pulp.HiGHS(msg=False))
+    if status != pulp.LpStatusOptimal:
+        raise PlannerFailed(f"the lane-work bound ended {pulp.LpStatus[status]!r}.")
+    return float(makespan.value()) * unit_s

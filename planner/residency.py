@@ -1,0 +1,96 @@
+"""What stays in device memory for the whole job instead of being moved in every step.
+
+A byte kept saves a byte of transfer in every step, whatever it holds. Kept weights cost nothing
+to use, so they come first, in whole layers. A layer whose whole cache is kept attends in place and
+stores nothing back. Of any other layer the first tokens' K and V may be kept, at the price of
+placing them beside the loaded ones, and the X of tokens behind them, at the price of recomputing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sim.errors import BadInput
+from sim.graph import TaskGraph
+from sim.memory import footprint
+from sim.model_spec import ModelSpec
+from sim.workload import Workload
+
+STAGING_SLOTS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Residency:
+    """What is kept of every layer, the same for each batch.
+
+    Args:
+        kv_tokens: for each layer, how many of the prompt's first tokens keep their K and V on the
+            device; all of them means that new tokens' stay as well and the layer moves nothing.
+        x_tokens: for each layer, how many tokens behind those keep their attention input X.
+        weight_layers: layers whose weights stay although the schedule moves weights.
+    """
+
+    kv_tokens: tuple[int, ...]
+    x_tokens: tuple[int, ...]
+    weight_layers: tuple[int, ...] = ()
+
+    @classmethod
+    def nothing(cls, model: ModelSpec) -> Residency:
+        return cls((0,) * model.n_layers, (0,) * model.n_layers)
+
+    @classmethod
+    def whole_cache(cls, model: ModelSpec, workload: Workload) -> Residency:
+        """All K and V on the device, and in the column schedule nothing of the weights."""
+        return cls((workload.prompt_tokens,) * model.n_layers, (0,) * model.n_layers)
+
+    def keeps_whole(self, layer: int, workload: Workload) -> bool:
+        """Whether a layer's cache never leaves the device."""
+        return self.kv_tokens[layer] == workload.prompt_tokens
+
+    def check(self, model: ModelSpec, workload: Workload) -> None:
+        """Refuse counts that are not of this model's layers or exceed the prompt."""
+        if not len(self.kv_tokens) == len(self.x_tokens) == model.n_layers:
+            raise BadInput(f"what stays resident must be given for {model.n_layers} layers.")
+        for layer, (kv, x) in enumerate(zip(self.kv_tokens, self.x_tokens, strict=True)):
+            if kv < 0 or x < 0 or kv + x > workload.prompt_tokens:
+                raise BadInput(
+                    f"layer {layer}: resident K and V of {kv} tokens and X of {x} must be at least "
+                    f"0 and within the {workload.prompt_tokens} tokens of the prompt."
+                )
+        if any(layer not in range(model.n_layers) for layer in self.weight_layers):
+            raise BadInput(f"weight_layers {self.weight_layers} must be among the layers.")
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """Device memory that is left to keep things in, and what keeping takes.
+
+    Args:
+        free_bytes: beside weights, KV slots and workspace.
+        kv_token_bytes, x_token_bytes: of one token position of one layer, over all sequences of
+            all batches.
+        staged_x_token_bytes: of one token position of X over all staging slots, which are as long
+            as the longest load of X.
+    """
+
+    free_bytes: float
+    kv_token_bytes: int
+    x_token_bytes: int
+    staged_x_token_bytes: int
+
+    @classmethod
+    def beside(cls, graph: TaskGraph, device_bytes: float) -> Room:
+        """The room that a graph leaves which stages no X."""
+        model, job = graph.model, graph.workload
+        one = job.batch_size * job.n_batches
+        return cls(
+            device_bytes - footprint(graph).device_bytes,
+            one * model.kv_token_bytes,
+            one * model.x_token_bytes,
+            STAGING_SLOTS * job.batch_size * model.x_token_bytes,
+        )
+
+
+def evenly_spaced(count: int, n_layers: int) -> tuple[int, ...]:
+    """`count` of the layers, as far apart as they can be: transfers of the others fill the gaps."""
+    return tuple(sorted({(2 * at + 1) * n_layers // (2 * count) for at in range(count)}))

@@ -13,6 +13,7 @@ NAMES = {
     "attention": "decode attention",
     "h2d": "h2d link, over bytes",
     "d2h": "d2h link, over bytes",
+    "host": "host copies, over bytes",
     "elementwise": "element-wise kernels, over bytes",
 }
 

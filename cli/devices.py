@@ -16,6 +16,7 @@ from planner import Plan
 from sim.catalog import find_model
 from sim.engine import simulate
 from sim.errors import BadInput
+from sim.graph import HOST
 from sim.hardware import HardwareProfile
 from sim.leave_one_out import leave_one_out
 from sim.model_spec import ModelSpec
@@ -44,8 +45,8 @@ def profile(
     """Measure this machine and write a hardware profile to plan with.
 
     Measured are matrix products over rows, decode attention over batch and context, element-wise
-    kernels, both copy directions over size, how lanes slow each other down, and the time to issue
-    and hand over work. On the CPU device it takes about a minute.
+    kernels, both copy directions and copies within the host over size, how lanes slow each other
+    down, and the time to issue and hand over work. On the CPU device it takes about a minute.
 
     Examples:
       kvoverlap profile -o profile.json
@@ -117,6 +118,7 @@ def print_profile(made: HardwareProfile) -> None:
         ("attention, best", f"{made.attention.bytes_per_s / 1e9:.3g} GB/s"),
         ("h2d link", f"{made.links.h2d.bytes_per_s / 1e9:.3g} GB/s"),
         ("d2h link", f"{made.links.d2h.bytes_per_s / 1e9:.3g} GB/s"),
+        ("host copies, pageable to pinned", f"{made.links.of(HOST).bytes_per_s / 1e9:.3g} GB/s"),
         ("lane gap", f"{made.dispatch.gap_s * 1e6:.1f} us"),
         ("hand-over between lanes", f"{made.dispatch.handover_s * 1e6:.1f} us"),
     ]
@@ -201,7 +203,8 @@ def run_plan(loaded: Plan, device: str, repeats: int, seed: int) -> Recording:
         steps("making weights")
         weights = random_weights(loaded.model, seed, backend.device)
         steps("prefilling prompts and decoding them for reference")
-        caches = prefilled_caches(weights, loaded.workload, seed, backend)
+        pageable = (0, HOST) in graph.lanes
+        caches = prefilled_caches(weights, loaded.workload, seed, backend, pageable)
         references = [resident_decode(weights, cache, loaded.workload) for cache in caches]
         predicted = simulate(graph, loaded.hardware)
         tokens = [reference.tokens for reference in references]

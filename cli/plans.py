@@ -30,6 +30,7 @@ SETTINGS: dict[str, tuple[str, Callable[[HardwareProfile], float]]] = {
     "link.bandwidth": ("link", lambda hardware: hardware.links.h2d.bytes_per_s),
     "link.h2d.bandwidth": ("h2d", lambda hardware: hardware.links.h2d.bytes_per_s),
     "link.d2h.bandwidth": ("d2h", lambda hardware: hardware.links.d2h.bytes_per_s),
+    "host.bandwidth": ("host", lambda hardware: hardware.links.of("host").bytes_per_s),
     "compute.flops": ("flops", lambda hardware: hardware.gemm.flops_per_s),
     "hbm.bandwidth": ("hbm", lambda hardware: hardware.attention.bytes_per_s),
 }
@@ -84,7 +85,7 @@ def plan(
         Decode steps.
     policy
         lp, kvpr, load-all, recompute-all, fixed:<tokens>; or, to compare with: resident,
-        hf-offloaded.
+        hf-offloaded, flexgen (of a profile that `kvoverlap profile` measured).
     schedule
         row: all layers of a step, then the next step; weights stay on the device. column: weights
         come from host memory, and --n-batches batches pass through each layer before the next is

@@ -7,7 +7,7 @@ real layer's, and what a decode receives over the link is copied over the link j
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cached_property, partial
 from itertools import count, pairwise
 from math import prod
 from time import perf_counter
@@ -18,7 +18,7 @@ from torch import Tensor
 from hw.backends import Backend, Marker
 from hw.kernels import linear_into
 from hw.weights import Linear
-from sim.graph import COMPUTE, H2D
+from sim.graph import COMPUTE, H2D, HOST
 
 REPEATS = 3
 """Samples of one point in one pass."""
@@ -168,8 +168,15 @@ class Bench:
         return self.fed((m, k), work)
 
     def copy_work(self, lane: str, n_bytes: int) -> Work:
-        """A copy of `n_bytes` between host and device in the direction of `lane`."""
+        """A copy of `n_bytes` between host and device in the direction of `lane`.
+
+        On lane `host` it is from pageable into pinned memory, and the source is as cold as a
+        layer's K and V are.
+        """
         n = n_bytes // self.dtype.itemsize
+        if lane == HOST:
+            starts = self._pageable.numel() - n + 1
+            return lambda call: self._host[:n].copy_(self._pageable[call * n % starts :][:n])
         if lane == H2D:
             return lambda _: self.backend.copy(self._slots[0][:n], self._host[:n])
         return lambda _: self.backend.copy(self._host[-n:], self._slots[1][-n:])
@@ -240,6 +247,12 @@ class Bench:
         self.backend.finish()
         times = self.backend.times_s(markers)
         return [max(0.0, start - end) for (_, end), (start, _) in pairwise(times[2:])]
+
+    @cached_property
+    def _pageable(self) -> Tensor:
+        """Ordinary host memory, more than the caches hold; written, so that its pages exist."""
+        n = max(self._host.numel(), ROTATION_BYTES // self.dtype.itemsize)
+        return torch.ones(n, dtype=self.dtype)
 
     def _evict(self) -> None:
         self._pool[: self._evicted].max()

@@ -23,7 +23,7 @@ MOST_SLOTS = 2
 
 @dataclass(slots=True)
 class HostCache:
-    """K, V and X of every past token, in (pinned) host memory, token-major.
+    """K, V and X of every past token, in host memory, token-major.
 
     Args:
         kv: for each layer [S, B, 2, H_kv, D].
@@ -36,11 +36,21 @@ class HostCache:
     next_tokens: Tensor
 
     @classmethod
-    def empty(cls, model: ModelSpec, workload: Workload, backend: Backend) -> HostCache:
+    def empty(
+        cls, model: ModelSpec, workload: Workload, backend: Backend, pageable: bool = False
+    ) -> HostCache:
+        """A cache to fill.
+
+        Args:
+            pageable: K and V lie in memory that no copy lane can read, for graphs that stage them.
+        """
         dtype, rows = TORCH_DTYPE[model.dtype], (workload.max_tokens, workload.batch_size)
+        kv_shape = (*rows, 2, model.n_kv_heads, model.head_dim)
         return cls(
             kv=[
-                backend.host_empty((*rows, 2, model.n_kv_heads, model.head_dim), dtype)
+                torch.empty(kv_shape, dtype=dtype)
+                if pageable
+                else backend.host_empty(kv_shape, dtype)
                 for _ in range(model.n_layers)
             ],
             x=[
@@ -72,12 +82,12 @@ def prompt_ids(model: ModelSpec, workload: Workload, seed: int) -> Tensor:
 
 
 def prefilled_caches(
-    weights: Weights, workload: Workload, seed: int, backend: Backend
+    weights: Weights, workload: Workload, seed: int, backend: Backend, pageable: bool = False
 ) -> list[HostCache]:
-    """For each batch a cache of its seeded random prompts."""
+    """For each batch a cache of its seeded random prompts; `pageable` as in `HostCache.empty`."""
     caches = []
     for prompts in prompt_ids(weights.model, workload, seed).split(workload.batch_size):
-        caches.append(HostCache.empty(weights.model, workload, backend))
+        caches.append(HostCache.empty(weights.model, workload, backend, pageable))
         prefill(weights, prompts, caches[-1])
     return caches
 

@@ -14,7 +14,7 @@ from hw.kernels import Kernels
 from hw.offload import OffloadedLayers
 from hw.weights import TORCH_DTYPE, Weights
 from sim.errors import Mismatch, NotSimulated, WrongNumbers
-from sim.graph import Task, TaskGraph
+from sim.graph import HOST, Task, TaskGraph
 from sim.memory import check_fits
 from sim.timeline import Timeline
 
@@ -77,6 +77,9 @@ class Executor:
         kv_shape = (job.max_tokens, batch, 2, model.n_kv_heads, model.head_dim)
         self._kv = [empty(kv_shape, dtype) for _ in rows]
         self._x = {slot: empty((x_rows, batch, model.hidden_size), dtype) for slot in x_slots}
+        self._staging: Tensor | None = None
+        if (0, HOST) in graph.lanes:
+            self._staging = backend.host_empty(kv_shape, dtype)
         self._new_x = [empty((batch, model.hidden_size), dtype) for _ in rows]
         self._hidden = [empty((batch, model.hidden_size), dtype) for _ in batches]
         self._queries = empty((batch, model.n_heads, model.head_dim), dtype)
@@ -114,6 +117,7 @@ class Executor:
             "load_kv": self._load_kv,
             "store_kv": self._store_kv,
             "store_x": self._store_x,
+            "stage_kv": self._stage_kv,
         }
 
     def run(self) -> Timeline:
@@ -269,11 +273,18 @@ class Executor:
 
     def _load_kv(self, task: Task) -> None:
         tokens = slice(task.token_start, task.token_stop)
-        self.backend.copy(self._kv[task.slot][tokens], self._cache(task).kv[task.layer][tokens])
+        kv = self._cache(task).kv[task.layer] if self._staging is None else self._staging
+        self.backend.copy(self._kv[task.slot][tokens], kv[tokens])
 
     def _store_kv(self, task: Task) -> None:
         tokens = slice(task.token_start, task.token_stop)
-        self.backend.copy(self._cache(task).kv[task.layer][tokens], self._kv[task.slot][tokens])
+        kv, pageable = self._cache(task).kv[task.layer], self._staging is not None
+        self.backend.copy(kv[tokens], self._kv[task.slot][tokens], pageable)
+
+    def _stage_kv(self, task: Task) -> None:
+        if self._staging is not None:
+            tokens = slice(task.token_start, task.token_stop)
+            self._staging[tokens].copy_(self._cache(task).kv[task.layer][tokens])
 
     def _store_x(self, task: Task) -> None:
         x = self._cache(task).x[task.layer]
@@ -297,6 +308,11 @@ def own_slots(graph: TaskGraph) -> dict[tuple[int, int], int]:
 def _check_caches(caches: Sequence[HostCache], graph: TaskGraph) -> None:
     """Refuse caches whose number, layers, shapes or dtype are not the graph's."""
     n_batches = graph.workload.n_batches
+    if (0, HOST) in graph.lanes and any(kv.is_pinned() for cache in caches for kv in cache.kv):
+        raise Mismatch(
+            "the plan stages K and V out of pageable memory, and the cache's is pinned; make it "
+            "with pageable=True."
+        )
     if len(caches) != n_batches:
         raise Mismatch(f"the plan decodes {n_batches} batches, there are {len(caches)} caches.")
     for cache in caches:

@@ -20,7 +20,7 @@ from hw.pulse import pulse_points
 from hw.weights import TORCH_DTYPE, Norm, random_weights
 from sim.cost import MatMul, kernels
 from sim.curves import Curve, Grid
-from sim.graph import COMPUTE, D2H, H2D
+from sim.graph import COMPUTE, D2H, H2D, HOST
 from sim.hardware import (
     Attention,
     AttentionTable,
@@ -249,7 +249,7 @@ class _Profiler:
     def _link_points(self) -> dict[Key, Sampler]:
         return {
             ("link", lane, size): _sampler(self.bench.alone, lane, self.bench.copy_work(lane, size))
-            for lane in (H2D, D2H)
+            for lane in (H2D, D2H, HOST)
             for size in self.copies
         }
 
@@ -338,16 +338,16 @@ def _links(
     figures: dict[Key, float], copies: Sequence[int], paced_bytes_per_s: float | None
 ) -> Links:
     links = {}
-    for lane in (H2D, D2H):
+    for lane in (H2D, D2H, HOST):
         points = {size: figures["link", lane, size] for size in copies}
         links[lane] = Link(
             "measured",
             bytes_per_s=copies[-1] / points[copies[-1]],
             latency_s=points[copies[0]],
             curve=_curve(points),
-            paced_bytes_per_s=paced_bytes_per_s,
+            paced_bytes_per_s=None if lane == HOST else paced_bytes_per_s,
         )
-    return Links(links[H2D], links[D2H])
+    return Links(**links)
 
 
 def _curve(points: dict[int, float]) -> Curve:

@@ -21,7 +21,7 @@ from planner.hulls import SIZED_OPS, CostLines
 from planner.residency import Room
 from sim.cost import CostModel
 from sim.errors import PlannerFailed
-from sim.graph import LANES, Task, TaskGraph
+from sim.graph import Task, TaskGraph
 from sim.hardware import Dispatch
 
 MAKESPAN_UNITS = 1e3
@@ -292,7 +292,8 @@ class ScheduleLP:
 
     def _duals(self) -> tuple[tuple[float, ...], dict[str, float]]:
         """Weight of each task and share of each lane: duals of the rows that carry task times."""
-        weights, shares = [0.0] * len(self.graph.tasks), dict.fromkeys(LANES, 0.0)
+        weights = [0.0] * len(self.graph.tasks)
+        shares = {lane: 0.0 for _, lane in self.graph.lanes}
         for name, (at, base, counts) in self._timed.items():
             dual = self.problem.get_constraint_by_name(name).pi or 0.0
             seconds = base + sum(slope * count.value() for count, slope in counts)

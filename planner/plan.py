@@ -50,7 +50,7 @@ class Sensitivity:
     """What 10 % more of one part of the machine would save, as fractions of the LP's makespan.
 
     Args:
-        part: `h2d`, `d2h`, `flops`, `hbm` or (where there are any) `uplink`, as in
+        part: `h2d`, `d2h`, `flops`, `hbm` or (where there are any) `host` and `uplink`, as in
             `HardwareProfile.with_faster`.
         saved_by_duals_frac: to first order, from the duals of the LP.
         saved_frac: found by solving the LP again for the faster machine.

@@ -15,7 +15,7 @@ from planner.rivals import RIVALS, rival_graph
 from planner.rounding import MAX_LP_CELLS
 from planner.sensitivity import bottleneck, sensitivities
 from sim.engine import simulate
-from sim.errors import BadInput, DoesNotFit
+from sim.errors import BadInput, DoesNotFit, NotMeasured
 from sim.hardware import HardwareProfile, weakest
 from sim.model_spec import ModelSpec
 from sim.timeline import Timeline
@@ -40,6 +40,7 @@ def make_plan(
     Raises:
         BadInput: unknown policy or schedule, or a workload the model cannot take.
         DoesNotFit: weights, staging slots or the host cache exceed the profile's memory.
+        NotMeasured: the policy does something that the profile has no figure for.
         PlannerFailed: the LP has no optimum.
     """
     fixed_tokens(policy)
@@ -181,13 +182,16 @@ def _plan(
 
 
 def _rivals(planner: DecodePlanner) -> dict[str, float]:
-    """Simulated makespan of each rival that fits; of a long job none, they take their time."""
+    """Simulated makespan of each rival that fits and whose every cost the profile knows.
+
+    Of a long job none, they take their time.
+    """
     cells = planner.workload.gen_tokens * planner.model.n_layers
     if planner.schedule != "row" or cells > MAX_LP_CELLS:
         return {}
     found = {}
     for policy in RIVALS:
-        with suppress(DoesNotFit):
+        with suppress(DoesNotFit, NotMeasured):
             timeline = _simulate_rival(planner, policy)
             planner.check_fits(timeline.graph)
             found[policy] = timeline.makespan_s

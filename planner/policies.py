@@ -8,6 +8,7 @@ recompute-all   recompute K and V of every token from X
 fixed:<tokens>  the same number of recomputed tokens in every layer and step
 resident        nothing is moved: what offloading is measured against (planner/rivals.py)
 hf-offloaded    transformers' offloaded cache (planner/rivals.py)
+flexgen         FlexGen's staging through pinned memory and barriers (planner/rivals.py)
 =============== =============================================================================
 """
 

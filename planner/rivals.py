@@ -7,6 +7,13 @@ hf-offloaded transformers' `DynamicCache(offloading=True)` (5.x): while a layer 
              one's whole KV is loaded; after the new token's K and V are appended, the whole layer
              is stored back ahead of its attention, on the compute stream. What appending by
              concatenation costs in device memory traffic is left out
+flexgen      FlexGen (arXiv 2303.06865), as FlexLLMGen's overlapped loop decodes one batch: K and V
+             lie in pageable memory; before a layer is launched the host thread copies the next
+             one's into a pinned buffer (as `pin_memory()` does, at the rate that the profile
+             measured), from which they are loaded while the layer computes; a barrier ends every
+             layer. Embedding and output head are layers too, so that layer 0 loads beside the
+             embedding. Simplified: the new token's K and V are stored beside their own layer, there
+             beside the next, and the host launches ahead as in all other graphs
 ============ ====================================================================================
 """
 
@@ -18,7 +25,7 @@ from sim.graph import LANE_OF_OP, Task, TaskGraph
 from sim.model_spec import ModelSpec
 from sim.workload import Workload
 
-RIVALS = ("resident", "hf-offloaded")
+RIVALS = ("resident", "hf-offloaded", "flexgen")
 SLOTS = 2
 
 
@@ -32,7 +39,8 @@ def rival_graph(policy: str, model: ModelSpec, workload: Workload) -> TaskGraph:
         raise BadInput(
             f"policy {policy!r} decodes one batch; n_batches(={workload.n_batches}) must be 1."
         )
-    return _Rival(policy, model, workload).graph()
+    kind = _FlexGen if policy == "flexgen" else _Rival
+    return kind(policy, model, workload).graph()
 
 
 class _Rival:
@@ -40,7 +48,7 @@ class _Rival:
         self.offloaded = policy == "hf-offloaded"
         self.model = model
         self.workload = workload
-        self.slots = min(SLOTS, model.n_layers) if self.offloaded else model.n_layers
+        self.slots = model.n_layers if policy == "resident" else min(SLOTS, model.n_layers)
         self.tasks: list[Task] = []
         self.stored: dict[int, str] = {}
         self.readers: dict[int, tuple[str, ...]] = {}
@@ -66,7 +74,7 @@ class _Rival:
         return TaskGraph("row", self.model, self.workload, self.slots, tuple(self.tasks))
 
     def _slot(self, step: int, layer: int) -> int:
-        return (step * self.model.n_layers + layer) % self.slots if self.offloaded else layer
+        return (step * self.model.n_layers + layer) % self.slots
 
     def _load(self, cell: tuple[int, int]) -> None:
         step, layer = cell
@@ -116,3 +124,39 @@ class _Rival:
             Task(name, op, LANE_OF_OP[op], step, layer, *tokens, slot, n_bytes, flops, unique)
         )
         return name
+
+
+class _FlexGen(_Rival):
+    """Layers between barriers, the embedding (-1) and the output head (n_layers) among them."""
+
+    def graph(self) -> TaskGraph:
+        ended: tuple[str, ...] = ()
+        for step in range(self.workload.gen_tokens):
+            for layer in range(-1, self.model.n_layers + 1):
+                ended = self._between_barriers(step, layer, ended)
+        return TaskGraph("row", self.model, self.workload, self.slots, tuple(self.tasks))
+
+    def _between_barriers(self, step: int, layer: int, ended: tuple[str, ...]) -> tuple[str, ...]:
+        """One layer with the next one's way to the device.
+
+        Args:
+            ended: what must have ended before anything here starts.
+
+        Returns:
+            What must have ended for all of this to have ended.
+        """
+        launched = ended
+        loading: tuple[str, ...] = ()
+        if layer + 1 < self.model.n_layers:
+            launched = (self._bring(step, layer + 1, "stage_kv", ended),)
+            loading = (self._bring(step, layer + 1, "load_kv", launched),)
+        if not 0 <= layer < self.model.n_layers:
+            return (*loading, self._compute(step, -1, "embed" if layer < 0 else "head", launched))
+        past = self.workload.context_tokens(step)
+        qkv = self._compute(step, layer, "qkv", launched)
+        attention = self._compute(step, layer, "attention", (qkv,))
+        mlp = self._compute(step, layer, "mlp", (attention,))
+        return (*loading, mlp, self._copy(step, layer, "store_kv", (past, past + 1), (qkv,)))
+
+    def _bring(self, step: int, layer: int, op: str, deps: tuple[str, ...]) -> str:
+        return self._copy(step, layer, op, (0, self.workload.context_tokens(step)), deps)

@@ -7,17 +7,19 @@ from collections.abc import Callable, Sequence
 from planner.decode import DecodePlanner
 from planner.lp import Relaxation, ScheduleLP
 from planner.plan import Sensitivity
+from sim.graph import HOST
 
 PARTS = {
     "h2d": ("h2d link", "bandwidth"),
     "d2h": ("d2h link", "bandwidth"),
     "flops": ("compute", "FLOP/s"),
     "hbm": ("device memory", "HBM bandwidth"),
+    "host": ("host copying", "bandwidth"),
     "uplink": ("shared uplink", "bandwidth"),
     "memory": ("GPU memory size", "bytes"),
 }
-"""Parts of a machine that could be more, and how to speak of them; uplinks where some share, and
-memory where the LP may keep things in it."""
+"""Parts of a machine that could be more, and how to speak of them; uplinks where some share, host
+copies where the graph has some, and memory where the LP may keep things in it."""
 
 MORE, NUDGE = 0.1, 1e-3
 """How much faster a part is imagined, and the step over which derivatives are taken."""
@@ -46,6 +48,8 @@ def sensitivities(
         if part == "uplink" and not planner.hardware.uplinks:
             continue
         if part == "memory" and not lp.keeps:
+            continue
+        if part == HOST and (0, HOST) not in lp.graph.lanes:
             continue
         nudged = planner.on(planner.hardware.with_faster(part, 1 + NUDGE))
         later = lp.seconds(now, nudged.costs, nudged.lines)

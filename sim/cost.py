@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from math import ceil, floor
 
 from sim.curves import Curve
-from sim.graph import COMPUTE, Task
+from sim.graph import COMPUTE, HOST, Task
 from sim.hardware import HardwareProfile, Source, weakest
 from sim.model_spec import ModelSpec
 from sim.workload import Workload
@@ -171,10 +171,14 @@ class CostModel:
         return self._cache[key]
 
     def copy(self, lane: str, n_bytes: int) -> Estimate:
-        """Time of one copy in direction `lane`."""
+        """Time of one copy in direction `lane`, or within the host.
+
+        Raises:
+            NotMeasured: the profile has no figure for copies within the host.
+        """
         key = (lane, n_bytes, 0)
         if key not in self._cache:
-            link = getattr(self.hardware.links, lane)
+            link = self.hardware.links.of(lane)
             if link.curve is None:
                 seconds = link.latency_s + n_bytes / link.bytes_per_s
                 self._cache[key] = Estimate(seconds, link.source, True)
@@ -186,6 +190,8 @@ class CostModel:
     def issue_s(self, task: Task) -> float:
         """Host time to hand `task` to the device."""
         cost = self.hardware.dispatch
+        if task.lane == HOST:
+            return cost.task_s
         if task.lane != COMPUTE:
             return cost.task_s + cost.copy_s
         if task.op not in self._launches:

@@ -8,6 +8,7 @@ uses kvoverlap as a library catches `KvOverlapError` or the branch it can act on
     │   ├── UnknownName      no shipped model, hardware or policy has that name
     │   └── BadFile          a file is missing, corrupt, or holds an unknown or absent key
     ├── DoesNotFit           the plan needs more memory than the device or host has
+    ├── NotMeasured          the hardware profile lacks a figure that the plan needs
     ├── Mismatch             two things that must belong together do not
     ├── NotSimulated         a plan reached a device without a passing simulation
     ├── DeviceUnavailable    the device asked for is not on this machine
@@ -47,6 +48,10 @@ class BadFile(BadInput):
 
 class DoesNotFit(KvOverlapError):
     """Memory is too small; the message names the largest consumer and what to lower."""
+
+
+class NotMeasured(KvOverlapError):
+    """The hardware profile has no figure for something that the plan does."""
 
 
 class Mismatch(KvOverlapError):

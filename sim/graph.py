@@ -23,8 +23,11 @@ from sim.workload import Workload
 COMPUTE = "compute"
 H2D = "h2d"
 D2H = "d2h"
+HOST = "host"
 COPY_LANES = (H2D, D2H)
-LANES = (COMPUTE, H2D, D2H)
+"""The two directions of the link; a copy inside the host crosses no link."""
+
+LANES = (COMPUTE, H2D, D2H, HOST)
 
 LANE_OF_OP = {
     "embed": COMPUTE,
@@ -41,6 +44,7 @@ LANE_OF_OP = {
     "load_kv": H2D,
     "store_kv": D2H,
     "store_x": D2H,
+    "stage_kv": HOST,
 }
 """Which engine runs which operation.
 
@@ -59,6 +63,7 @@ load_x      host X of `tokens` -> X staging slot
 load_kv     host K and V of `tokens` -> KV staging slot
 store_kv    the new token's K and V -> host cache
 store_x     the new token's X -> host cache
+stage_kv    pageable host K and V of `tokens` -> pinned staging buffer, from which they are loaded
 =========== ===================================================================================
 """
 
@@ -75,7 +80,7 @@ class Task:
         layer: layer index, or -1 for work outside the layers (embed, head).
         token_start, token_stop: positions the task works on, half open, in each sequence.
         slot: staging slot the task reads or writes, or -1.
-        bytes: bytes over the link for a copy, else 0.
+        bytes: bytes that a copy moves, over the link or inside the host, else 0.
         flops: floating-point operations of a compute task, else 0.
         deps: ids that must be done before it starts.
         device: index of the device whose lanes it uses.
@@ -199,7 +204,7 @@ def _check_tasks(tasks: Iterable[Task]) -> None:
             raise BadInput(
                 f"task {task.id}: tokens [{task.token_start}, {task.token_stop}) is not a range."
             )
-        if task.bytes < 0 or task.flops < 0 or (task.lane in COPY_LANES) != (task.bytes > 0):
+        if task.bytes < 0 or task.flops < 0 or (task.lane != COMPUTE) != (task.bytes > 0):
             raise BadInput(
                 f"task {task.id}: bytes(={task.bytes}) must be > 0 for a copy and 0 for compute, "
                 f"flops(={task.flops}) at least 0."

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sim.curves import Curve, Grid
-from sim.errors import BadInput
+from sim.errors import BadInput, NotMeasured
 from sim.files import STRICT_KEYS, parse, read_json, write_json
-from sim.graph import LANES
+from sim.graph import COPY_LANES, HOST, LANES
 from sim.model_spec import DTYPE_BYTES
 
 Source = Literal["measured", "fitted", "datasheet"]
@@ -132,12 +132,25 @@ class Link:
 
 @dataclass(frozen=True, slots=True)
 class Links:
-    """Host to device and device to host."""
+    """Host to device, device to host and, where it was measured, within the host: what the thread
+    that launches the kernels copies from pageable into pinned memory.
+    """
 
     __pydantic_config__ = STRICT_KEYS
 
     h2d: Link
     d2h: Link
+    host: Link | None = None
+
+    def of(self, lane: str) -> Link:
+        """The figures of a lane that copies; raises NotMeasured where there are none."""
+        link: Link | None = getattr(self, lane)
+        if link is None:
+            raise NotMeasured(
+                "the hardware profile has no links.host, the rate of copies from pageable into "
+                "pinned host memory that policy flexgen waits for; measure it: `kvoverlap profile`."
+            )
+        return link
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,16 +265,19 @@ class HardwareProfile:
     @property
     def source(self) -> Source:
         """The weakest source of any block."""
+        links = (self.links.h2d, self.links.d2h, self.links.host)
         return weakest(
             self.gemm.source,
             self.attention.source,
             self.elementwise.source,
-            self.links.h2d.source,
-            self.links.d2h.source,
+            *(link.source for link in links if link is not None),
         )
 
     def to_dict(self) -> dict[str, Any]:
-        return {key: value for key, value in asdict(self).items() if value is not None}
+        content = {key: value for key, value in asdict(self).items() if value is not None}
+        if self.links.host is None:
+            del content["links"]["host"]
+        return content
 
     @classmethod
     def from_dict(cls, data: Any, where: str) -> HardwareProfile:
@@ -287,8 +303,9 @@ class HardwareProfile:
         `max(flops / flops_per_s, bytes / bytes_per_s)`, whose two sides `flops` and `hbm` move.
 
         Args:
-            part: `h2d`, `d2h`, `link` (both directions), `uplink` (all that are shared), `flops`,
-                `hbm` (device memory), `compute` (flops and hbm), or `memory`, whose size grows.
+            part: `h2d`, `d2h`, `link` (both directions), `host` (copies within it), `uplink` (all
+                that are shared), `flops`, `hbm` (device memory), `compute` (flops and hbm), or
+                `memory`, whose size grows.
             factor: speed multiple, or multiple of the size, above 0.
         """
         _positive(part, factor=factor)
@@ -318,17 +335,17 @@ class HardwareProfile:
             return replace(self, memory=replace(self.memory, device_bytes=size))
         if part == "uplink":
             return replace(self, uplinks=tuple(_faster_uplink(one, factor) for one in self.uplinks))
-        directions = {"h2d": ("h2d",), "d2h": ("d2h",), "link": ("h2d", "d2h")}.get(part)
-        if directions is None:
+        lanes = {"link": COPY_LANES}.get(part, (part,))
+        if not {*lanes} <= {*COPY_LANES, HOST}:
             raise BadInput(
-                f"part(={part!r}) must be one of h2d, d2h, link, uplink, flops, hbm, compute, "
-                "memory."
+                f"part(={part!r}) must be one of h2d, d2h, link, host, uplink, flops, hbm, "
+                "compute, memory."
             )
         return replace(
             self,
             links=replace(
                 self.links,
-                **{name: _faster_link(getattr(self.links, name), factor) for name in directions},
+                **{lane: _faster_link(self.links.of(lane), factor) for lane in lanes},
             ),
         )
 

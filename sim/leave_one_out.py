@@ -15,7 +15,7 @@ from statistics import median
 from sim.curves import Curve
 from sim.hardware import HardwareProfile
 
-KINDS = ("gemm", "attention", "h2d", "d2h", "elementwise")
+KINDS = ("gemm", "attention", "h2d", "d2h", "host", "elementwise")
 
 Miss = tuple[str, float]
 """Name of a point and (predicted - measured) / measured."""
@@ -63,9 +63,9 @@ def _misses(kind: str, hardware: HardwareProfile) -> Iterator[Miss]:
             if hardware.elementwise.curve is not None:
                 yield from _curve_misses(hardware.elementwise.curve, "{:.0f} bytes")
         case _:
-            curve = getattr(hardware.links, kind).curve
-            if curve is not None:
-                yield from _curve_misses(curve, "{:.0f} bytes")
+            link = getattr(hardware.links, kind)
+            if link is not None and link.curve is not None:
+                yield from _curve_misses(link.curve, "{:.0f} bytes")
 
 
 def _attention_misses(hardware: HardwareProfile) -> Iterator[Miss]:

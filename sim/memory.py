@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sim.errors import DoesNotFit
-from sim.graph import TaskGraph
+from sim.graph import HOST, TaskGraph
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +20,7 @@ class Footprint:
     host_kv_bytes: int
     host_x_bytes: int
     host_weight_bytes: int
+    host_staging_bytes: int
 
     @property
     def device_bytes(self) -> int:
@@ -28,7 +29,8 @@ class Footprint:
 
     @property
     def host_bytes(self) -> int:
-        return self.host_kv_bytes + self.host_x_bytes + self.host_weight_bytes
+        caches_bytes = self.host_kv_bytes + self.host_x_bytes
+        return caches_bytes + self.host_weight_bytes + self.host_staging_bytes
 
 
 def footprint(graph: TaskGraph) -> Footprint:
@@ -37,7 +39,8 @@ def footprint(graph: TaskGraph) -> Footprint:
     A column schedule moves weights: two layers of those that move are on the device, all of them
     on the host. What stays resident is on the host as well, from where it came.
     The workspace is what one layer's activations need at decode (widest matrix output, in
-    32-bit for the logits) plus the new token's K, V and X.
+    32-bit for the logits) plus the new token's K, V and X. A graph that stages K and V has room
+    for one layer's in pinned memory.
     """
     model, job = graph.model, graph.workload
     loads = [task for task in graph.tasks if task.op == "load_x"]
@@ -53,6 +56,7 @@ def footprint(graph: TaskGraph) -> Footprint:
     )
     token_rows = job.batch_size * job.max_tokens
     all_rows = token_rows * job.n_batches * graph.n_devices
+    staged_rows = token_rows if (0, HOST) in graph.lanes else 0
     moved = {task.layer for task in graph.tasks if task.op == "load_weights"}
     offloaded = len(moved) * model.layer_weight_bytes
     slots = min(2, len(moved)) * model.layer_weight_bytes
@@ -69,6 +73,7 @@ def footprint(graph: TaskGraph) -> Footprint:
         host_kv_bytes=model.n_layers * all_rows * model.kv_token_bytes,
         host_x_bytes=model.n_layers * all_rows * model.x_token_bytes,
         host_weight_bytes=offloaded,
+        host_staging_bytes=graph.n_devices * staged_rows * model.kv_token_bytes,
     )
 
 
@@ -101,7 +106,7 @@ def check_fits(graph: TaskGraph, device_bytes: float, host_bytes: float, where: 
             f"has {_gib(device_bytes)} for it; {advice}."
         )
     if need.host_bytes > host_bytes:
-        caches = need.host_kv_bytes + need.host_x_bytes
+        caches = need.host_bytes - need.host_weight_bytes
         most = int((host_bytes - need.host_weight_bytes) * batch // caches)
         advice = f"lower --batch to {most}, or --prompt"
         if most < 1:

@@ -33,7 +33,7 @@ class Breakdown:
     Args:
         compute_s: the compute lane works.
         exposed_copy_s: it does not, and a copy runs.
-        idle_s: neither runs (launch, hand-over between lanes).
+        idle_s: neither runs (launch, hand-over between lanes, copies within the host).
     """
 
     compute_s: float

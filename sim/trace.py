@@ -1,9 +1,9 @@
 """Timelines as Chrome Trace Event files in the dialect of PyTorch's Kineto profiler.
 
 Perfetto, chrome://tracing and HolisticTraceAnalysis open them. Every lane is one thread (stream),
-every task one complete event; times are microseconds. There are no host events, because nothing
-of the host was timed. Format: "Trace Event Format", Google, and
-the traces that torch.profiler exports.
+every task one complete event; times are microseconds. Of the host only the copies within it are
+timed, on a thread for each device. Format: "Trace Event Format", Google, and the traces that
+torch.profiler exports.
 """
 
 from __future__ import annotations
@@ -15,11 +15,14 @@ from typing import Any
 
 from sim.errors import BadFile, Mismatch
 from sim.files import CREATED_BY, read_text, write_bytes
-from sim.graph import COMPUTE, D2H, H2D, TaskGraph
+from sim.graph import COMPUTE, D2H, H2D, HOST, Task, TaskGraph
 from sim.timeline import Span, Timeline
 
 STREAM_OF_LANE = {COMPUTE: 7, H2D: 13, D2H: 14}
 HOST_PID = 1_000
+FIRST_HOST_TID = 2
+"""Thread of the host that copies for device 0; thread 1 holds the steps."""
+
 _COPY_NAME = {
     H2D: "Memcpy HtoD (Pinned -> Device)",
     D2H: "Memcpy DtoH (Device -> Pinned)",
@@ -49,6 +52,9 @@ def trace_document(timeline: Timeline, title: str) -> dict[str, Any]:
                 _metadata("thread_name", device, stream, {"name": f"stream {stream} {lane}"})
             )
     events.append(_metadata("process_name", HOST_PID, 0, {"name": f"{title}, steps"}))
+    for device in (device for device, lane in timeline.graph.lanes if lane == HOST):
+        thread = {"name": f"copies for device {device}, {HOST}"}
+        events.append(_metadata("thread_name", HOST_PID, FIRST_HOST_TID + device, thread))
     events += _step_events(timeline)
     for number, span in enumerate(timeline.spans, start=1):
         events.append(_task_event(span, number))
@@ -127,11 +133,10 @@ def _step_events(timeline: Timeline) -> list[dict[str, Any]]:
 
 def _task_event(span: Span, correlation: int) -> dict[str, Any]:
     task = span.task
-    copy = task.lane != COMPUTE
+    kind, name, pid, tid = _place(task)
     args: dict[str, Any] = {
         "device": task.device,
-        "stream": STREAM_OF_LANE[task.lane],
-        "correlation": correlation,
+        **({} if task.lane == HOST else {"stream": tid, "correlation": correlation}),
         "task_id": task.id,
         "op": task.op,
         "layer": task.layer,
@@ -139,7 +144,7 @@ def _task_event(span: Span, correlation: int) -> dict[str, Any]:
         "start_s": span.start_s,
         "end_s": span.end_s,
     }
-    if copy:
+    if task.bytes:
         args["bytes"] = task.bytes
         if span.duration_s > 0:
             args["memory bandwidth (GB/s)"] = task.bytes / span.duration_s / 1e9
@@ -147,11 +152,21 @@ def _task_event(span: Span, correlation: int) -> dict[str, Any]:
         args["TFLOP/s"] = task.flops / span.duration_s / 1e12
     return {
         "ph": "X",
-        "cat": "gpu_memcpy" if copy else "kernel",
-        "name": _COPY_NAME[task.lane] if copy else task.op,
-        "pid": task.device,
-        "tid": STREAM_OF_LANE[task.lane],
+        "cat": kind,
+        "name": name,
+        "pid": pid,
+        "tid": tid,
         "ts": span.start_s * 1e6,
         "dur": span.duration_s * 1e6,
         "args": args,
     }
+
+
+def _place(task: Task) -> tuple[str, str, int, int]:
+    """Category, name, process and thread of a task's event."""
+    if task.lane == HOST:
+        return "cpu_op", task.op, HOST_PID, FIRST_HOST_TID + task.device
+    place = task.device, STREAM_OF_LANE[task.lane]
+    if task.lane == COMPUTE:
+        return "kernel", task.op, *place
+    return "gpu_memcpy", _COPY_NAME[task.lane], *place

@@ -12,7 +12,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 
 from planner.lower import lower
-from sim.graph import COMPUTE, D2H, H2D, Task, TaskGraph
+from sim.graph import COMPUTE, D2H, H2D, HOST, LANES, Task, TaskGraph
 from sim.hardware import (
     Attention,
     Dispatch,
@@ -27,7 +27,7 @@ from sim.hardware import (
 from sim.model_spec import ModelSpec
 from sim.workload import Workload
 
-OP_OF_LANE = {COMPUTE: "embed", H2D: "load_kv", D2H: "store_kv"}
+OP_OF_LANE = {COMPUTE: "embed", H2D: "load_kv", D2H: "store_kv", HOST: "stage_kv"}
 JOB = Workload(batch_size=1, prompt_tokens=8, gen_tokens=1)
 MHA = {"n_heads": 2, "n_kv_heads": 2}
 GQA = {"n_heads": 4, "n_kv_heads": 1, "gated_mlp": True, "rotary": True}
@@ -69,12 +69,13 @@ def machine(
     memory_bytes_per_s: float = 1e9,
     h2d: Link | float = 1e8,
     d2h: Link | float = 1e8,
+    host: Link | float | None = 1e8,
     **changes,
 ) -> HardwareProfile:
     """A datasheet machine; with the defaults every cost is a straight line through zero."""
     links = [
-        value if isinstance(value, Link) else Link("datasheet", float(value))
-        for value in (h2d, d2h)
+        value if value is None or isinstance(value, Link) else Link("datasheet", float(value))
+        for value in (h2d, d2h, host)
     ]
     profile = HardwareProfile(
         name="test",
@@ -94,7 +95,7 @@ def machine(
 def unit_machine(**changes) -> HardwareProfile:
     """One byte a second over each link, one token a second through `embed`."""
     token_bytes = 4 * tiny_model().x_token_bytes
-    return machine(memory_bytes_per_s=token_bytes, h2d=1.0, d2h=1.0, **changes)
+    return machine(memory_bytes_per_s=token_bytes, h2d=1.0, d2h=1.0, host=1.0, **changes)
 
 
 def dispatch(**costs: float) -> Dispatch:
@@ -139,7 +140,7 @@ def random_graphs(draw, max_tasks: int = 12, devices: int = 1) -> TaskGraph:
     """Any graph of whole-second tasks: random lanes and random deps on earlier tasks."""
     tasks: list[Task] = []
     for number in range(draw(st.integers(1, max_tasks))):
-        lane = draw(st.sampled_from([COMPUTE, H2D, D2H]))
+        lane = draw(st.sampled_from(LANES))
         seconds = draw(st.integers(1, 8))
         earlier = [one.id for one in tasks]
         deps = draw(st.sets(st.sampled_from(earlier), max_size=3)) if earlier else ()
@@ -204,4 +205,4 @@ def bent_machines(draw) -> HardwareProfile:
     latency = st.floats(0, 2e-3)
     h2d, d2h = (replace(link, latency_s=draw(latency)) for link in (base.links.h2d, base.links.d2h))
     gemm = replace(base.gemm, bytes_per_s=1e7 * draw(st.floats(0.25, 4.0)))
-    return replace(base, gemm=gemm, links=Links(h2d, d2h))
+    return replace(base, gemm=gemm, links=replace(base.links, h2d=h2d, d2h=d2h))

@@ -111,6 +111,7 @@ def test_recomputing_generated_tokens_uses_every_operation(cpu):
         "load_kv_weights",
         "place_kv",
         "recompute_resident",
+        "stage_kv",
     }
     executor = executor_of(case, cpu)
     executor.run()

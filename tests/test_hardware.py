@@ -11,7 +11,7 @@ from builders import dispatch, machine, slowed, task, tiny_model
 from sim.cost import CostModel
 from sim.curves import Curve, Grid
 from sim.errors import BadFile, BadInput
-from sim.graph import D2H, H2D
+from sim.graph import D2H, H2D, HOST
 from sim.hardware import (
     Attention,
     AttentionTable,
@@ -32,7 +32,10 @@ def measured_machine():
     """Every kind of table and curve, on which each what-if has to act."""
     curve = Curve((1.0, 1e6), (1.0, 100.0))
     grid = Grid((1.0, 8.0), (1.0, 1e4), ((1.0, 2.0), (3.0, 4.0)))
-    base = machine(h2d=Link("measured", 1e8, curve=curve), d2h=Link("fitted", 1e8, 0.5))
+    on_host = Link("measured", 1e9, curve=curve)
+    base = machine(
+        h2d=Link("measured", 1e8, curve=curve), d2h=Link("fitted", 1e8, 0.5), host=on_host
+    )
     return replace(
         base,
         gemm=Gemm("measured", 1e9, 1e9, (GemmTable(24, 8, curve),)),
@@ -45,7 +48,7 @@ def measured_machine():
     )
 
 
-@pytest.mark.parametrize("profile", [machine(), measured_machine()], ids=["rates", "tables"])
+@pytest.mark.parametrize("profile", [machine(host=None), measured_machine()])
 @pytest.mark.parametrize("name", ["a.json", "a.json.gz"])
 def test_a_profile_comes_back_from_disk_unchanged(tmp_path, profile, name):
     profile.save(tmp_path / name)
@@ -164,7 +167,7 @@ COMPUTE_OPS = ("embed", "qkv", "recompute", "attention", "mlp", "head")
 def prices(hardware, model):
     costs = CostModel(hardware, model, Workload(4, 64, 1))
     found = {op: costs.compute(op, 3, 64).seconds for op in COMPUTE_OPS}
-    for lane in (H2D, D2H):
+    for lane in (H2D, D2H, HOST):
         for n_bytes in (10, 5000, 10**7):
             found[lane, n_bytes] = costs.estimate(task("a", lane, n_bytes)).seconds
     return found
@@ -173,7 +176,13 @@ def prices(hardware, model):
 @pytest.mark.parametrize("profile", [machine(), measured_machine()], ids=["rates", "tables"])
 @pytest.mark.parametrize(
     ("part", "faster"),
-    [("compute", COMPUTE_OPS), ("h2d", (H2D,)), ("d2h", (D2H,)), ("link", (H2D, D2H))],
+    [
+        ("compute", COMPUTE_OPS),
+        ("h2d", (H2D,)),
+        ("d2h", (D2H,)),
+        ("link", (H2D, D2H)),
+        ("host", (HOST,)),
+    ],
 )
 def test_a_faster_part_divides_its_own_times_and_no_others(profile, part, faster):
     before, after = (prices(one, tiny_model()) for one in (profile, profile.with_faster(part, 4.0)))

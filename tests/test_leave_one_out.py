@@ -71,14 +71,13 @@ def test_nine_tenths_of_the_points_are_within_the_p90():
 
 
 def test_each_direction_of_the_link_and_the_element_wise_curve_are_kinds_of_their_own():
-    profile = machine(
-        h2d=Link("measured", 1e9, curve=BENT), d2h=Link("measured", 1e9, curve=STRAIGHT)
-    )
+    bent, straight = (Link("measured", 1e9, curve=curve) for curve in (BENT, STRAIGHT))
+    profile = machine(h2d=bent, d2h=straight, host=bent)
     profile = replace(profile, elementwise=Elementwise("measured", 1e9, BENT))
     found = leave_one_out(profile)
-    assert [errors.kind for errors in found] == ["h2d", "d2h", "elementwise"]
-    assert [errors.points for errors in found] == [1, 2, 1]
-    assert [errors.max_abs_error_frac for errors in found] == [0.5, pytest.approx(0), 0.5]
+    assert [errors.kind for errors in found] == ["h2d", "d2h", "host", "elementwise"]
+    assert [errors.points for errors in found] == [1, 2, 1, 1]
+    assert [errors.max_abs_error_frac for errors in found] == [0.5, pytest.approx(0), 0.5, 0.5]
     assert found[0].worst == "20 bytes"
 
 

@@ -37,7 +37,7 @@ from sim.workload import Workload
 
 A100 = find_hardware("kvpr-a100")
 SPLITS = ("lp", *BASELINES)
-MACHINE_PARTS = [part for part in PARTS if part not in ("uplink", "memory")]
+MACHINE_PARTS = [part for part in PARTS if part not in ("host", "uplink", "memory")]
 BOTH_WAYS = (slowed(H2D, D2H, 0.6), slowed(D2H, H2D, 0.6))
 
 

@@ -67,7 +67,8 @@ def test_more_rows_of_x_than_any_matrix_has_elements_can_be_sampled():
 
 def test_every_block_is_measured(profile):
     blocks = (profile.memory, profile.gemm, profile.attention, profile.elementwise)
-    blocks += (profile.links.h2d, profile.links.d2h, profile.dispatch, *profile.interference)
+    links = (profile.links.h2d, profile.links.d2h, profile.links.host)
+    blocks += (*links, profile.dispatch, *profile.interference)
     assert {block.source for block in blocks} == {"measured"}
     assert profile.source == "measured"
     assert (profile.name, profile.device_kind, profile.dtype) == ("here", "cpu", "float32")
@@ -129,6 +130,13 @@ def test_times_over_the_link_grow_with_size_and_keep_the_pace(profile):
         assert link.paced_bytes_per_s == PACE
         assert link.bytes_per_s <= PACE
         assert link.curve.seconds[0] < link.curve.seconds[-1]
+
+
+def test_copies_within_the_host_are_not_paced(profile):
+    host = profile.links.host
+    assert host.paced_bytes_per_s is None
+    assert host.curve.work == profile.links.h2d.curve.work
+    assert host.bytes_per_s > PACE
 
 
 def test_interference_names_both_directions_and_compute(profile):

@@ -42,7 +42,7 @@ DRAWN = timeline(
 
 
 def test_busy_time_of_each_lane():
-    assert [DRAWN.busy_s(lane) for lane in LANES] == [5, 5, 2]
+    assert [DRAWN.busy_s(lane) for lane in LANES] == [5, 5, 2, 0]
     assert DRAWN.busy_s(COMPUTE, device=1) == 0
 
 

@@ -11,7 +11,7 @@ from builders import decode_graph, graph, machine, task, tiny_model, unit_machin
 
 from sim.engine import simulate
 from sim.errors import BadFile, Mismatch
-from sim.graph import COMPUTE, D2H, H2D
+from sim.graph import COMPUTE, D2H, H2D, HOST
 from sim.timeline import Timeline
 from sim.trace import is_trace, read_trace, trace_document, write_trace
 from sim.workload import Workload
@@ -108,6 +108,21 @@ def test_each_device_is_a_process_of_its_own():
     document = trace_document(simulate(made, unit_machine()), "any")
     assert [event["pid"] for event in device_events(document)] == [0, 1, 0]
     assert document["deviceProperties"] == [{"id": 0}, {"id": 1}]
+
+
+def test_copies_within_the_host_are_events_of_a_host_thread():
+    made = graph(task("a", HOST, 2), task("b", H2D, 1, "a"), task("c", HOST, 3, device=1))
+    timeline = simulate(made, unit_machine())
+    document = trace_document(timeline, "any")
+    staged, loaded, other = device_events(document)
+    assert staged["cat"] == other["cat"] == "cpu_op"
+    assert "stream" not in staged["args"]
+    assert staged["args"]["bytes"] == 2
+    assert loaded["cat"] == "gpu_memcpy"
+    assert len({staged["pid"], other["pid"], loaded["pid"]}) == 2
+    assert staged["tid"] != other["tid"]
+    named = {event["tid"] for event in document["traceEvents"] if event["pid"] == staged["pid"]}
+    assert {staged["tid"], other["tid"]} <= named
 
 
 def test_a_copy_states_its_bytes_and_rate_and_a_kernel_its_flops():

@@ -21,6 +21,7 @@ OP_COLOUR = {
     "load_kv": "#3f7fc1",
     "store_kv": "#86b4e3",
     "store_x": "#d8c07a",
+    "stage_kv": "#5b8f9e",
 }
 """One colour per operation in every figure, readable on white and on near-black: warm for the
 recomputed part (X and what is made of it), blue for K and V that travel, green for their use, plum

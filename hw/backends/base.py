@@ -48,11 +48,16 @@ class Backend(Protocol):
     def issue(self, lane: str, work: Callable[[], object], after: Sequence[Marker] = ()) -> Marker:
         """Queue `work` on `lane`, to start once `after` and all earlier work of the lane is done.
 
-        `work` enqueues device operations; it must not wait for the device.
+        `work` enqueues device operations; it must not wait for the device. On lane `host` it is
+        work of the host's own, and this call may last until it is done.
         """
 
-    def copy(self, destination: Tensor, source: Tensor) -> None:
-        """Copy between host and device; to be called by work on a copy lane."""
+    def copy(self, destination: Tensor, source: Tensor, pageable: bool = False) -> None:
+        """Copy between host and device; to be called by work on a copy lane.
+
+        Args:
+            pageable: the host side is not from `host_empty`; a device may make the host wait then.
+        """
 
     def finish(self) -> None:
         """Wait until all issued work is done; raises what a piece of work raised."""

@@ -88,7 +88,12 @@ class CpuBackend:
         self._queues[lane].put((work, after, marker))
         return marker
 
-    def copy(self, destination: Tensor, source: Tensor) -> None:
+    def copy(
+        self,
+        destination: Tensor,
+        source: Tensor,
+        pageable: bool = False,  # noqa: ARG002 - nothing is pinned here
+    ) -> None:
         pace = self.link_bytes_per_s
         if pace is None:
             destination.copy_(source)

@@ -1,20 +1,13 @@
-"""What a profile says about a machine, and how well that predicts the tasks of a run.
-
-A profile keeps the median of every sampled point, not the samples behind it. The tasks that ran
-later are samples of the same work under real conditions, so that their residuals tell how good
-the curves are.
-"""
+"""What a profile says about a machine: curves as rates, samples behind them, key figures."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 
 import pandas as pd
 
-from dashboard.runs import Case
-from sim.cost import MatMul, kernels
 from sim.curves import Curve
 from sim.graph import D2H, H2D
 from sim.hardware import HardwareProfile
@@ -26,6 +19,8 @@ CONTEXTS = tuple(float(2**power) for power in range(6, 14))
 PASS_BYTES = tuple(float(4**power) for power in range(5, 14))
 """Where a rate without samples is drawn."""
 
+SAMPLE_COLUMNS = ["x", "rate", "residual_frac"]
+
 BETWEEN = 12
 """Points at which the curve is read between two samples."""
 
@@ -35,16 +30,20 @@ class RateCurve:
     """A rate over the size of the work.
 
     Args:
-        sample_x, sample_rate: what was measured; empty where the profile holds one rate.
         x, rate: what the cost model reads.
+        point_x, point_rate: medians, between which it reads; empty where the profile holds one
+            rate.
+        samples: what these are the medians of, one row each with columns `x`, `rate` and
+            `residual_frac` (its seconds over the curve's, minus 1); empty where none were kept.
     """
 
     name: str
     source: str
     x: tuple[float, ...]
     rate: tuple[float, ...]
-    sample_x: tuple[float, ...] = ()
-    sample_rate: tuple[float, ...] = ()
+    point_x: tuple[float, ...] = ()
+    point_rate: tuple[float, ...] = ()
+    samples: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=SAMPLE_COLUMNS))
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +71,13 @@ def _read(
     formula: Callable[[float], float],
     amount: Callable[[float], float],
     axis: Sequence[float],
+    samples: Iterable[tuple[float, float]],
 ) -> RateCurve:
-    """The rate `amount(x) / seconds(x)` of a sampled curve, or of a formula along `axis`."""
+    """The rate `amount(x) / seconds(x)` of a sampled curve, or of a formula along `axis`.
+
+    Args:
+        samples: sizes and seconds behind the points of the curve.
+    """
     if curve is None:
         return RateCurve(name, source, tuple(axis), tuple(amount(x) / formula(x) for x in axis))
     x = [*_dense(curve.work)]
@@ -84,7 +88,22 @@ def _read(
         tuple(amount(value) / curve.at(value)[0] for value in x),
         curve.work,
         tuple(amount(w) / s for w, s in zip(curve.work, curve.seconds, strict=True)),
+        pd.DataFrame(
+            [(x, amount(x) / seconds, seconds / curve.at(x)[0] - 1) for x, seconds in samples],
+            columns=SAMPLE_COLUMNS,
+        ),
     )
+
+
+def _samples(profile: HardwareProfile, *work: object) -> list[tuple[float, float]]:
+    """Sizes and seconds of all samples of one kind of work, the point without its size."""
+    return [
+        (float(one.point[-1]), seconds)
+        for one in profile.samples
+        if one.point[:-1] == work and isinstance(one.point[-1], int)
+        for seconds in one.values
+        if seconds > 0
+    ]
 
 
 def _dense(axis: Sequence[float]) -> Iterable[float]:
@@ -105,6 +124,7 @@ def _link(direction: str) -> Callable[[HardwareProfile, str], RateCurve]:
             lambda n_bytes: link.latency_s + n_bytes / link.bytes_per_s,
             lambda n_bytes: n_bytes / 1e9,
             COPY_BYTES,
+            _samples(profile, "link", direction),
         )
 
     return curve
@@ -121,6 +141,7 @@ def _product(n: int, k: int) -> Callable[[HardwareProfile, str], RateCurve]:
             lambda rows: profile.gemm.roofline_s(int(rows), n, k, size),
             lambda rows: 2 * rows * n * k / 1e12,
             ROWS,
+            _samples(profile, "gemm", n, k),
         )
 
     return curve
@@ -142,6 +163,7 @@ def _attention(heads: tuple[int, int, int], batch: float) -> Callable[..., RateC
             lambda context: batch * context * n_bytes / profile.attention.bytes_per_s,
             lambda context: batch * context * n_bytes / 1e9,
             CONTEXTS,
+            _samples(profile, "attention", *heads, batch),
         )
 
     return curve
@@ -156,6 +178,7 @@ def _passes(profile: HardwareProfile, name: str) -> RateCurve:
         lambda n_bytes: n_bytes / costs.bytes_per_s,
         lambda n_bytes: n_bytes / 1e9,
         PASS_BYTES,
+        _samples(profile, "elementwise"),
     )
 
 
@@ -188,55 +211,6 @@ def subjects(profile: HardwareProfile) -> list[Subject]:
             for batch in table.grid.rows
         ]
     return [*found, Subject("element-wise passes", "bytes", "GB/s", _passes)]
-
-
-def measured_tasks(cases: Sequence[Case]) -> pd.DataFrame:
-    """Every task of the typical runs with its estimate, undisturbed by other lanes.
-
-    Columns `op`, `subject` (as in `Subject.lane_or_op`, empty for work of several kinds), `x`,
-    `rate`, `measured_s`, `predicted_s`, `error_frac`, `in_range`.
-    """
-    rows = []
-    for case in cases:
-        model, job = case.graph.model, case.graph.workload
-        durations = case.measured.typical.duration_s
-        for task, estimate, seconds in zip(
-            case.graph.tasks, case.estimates, durations, strict=True
-        ):
-            if seconds <= 0:
-                continue
-            subject, x, amount = "", 0.0, 0.0
-            if task.bytes:
-                subject, x, amount = task.lane, float(task.bytes), task.bytes / 1e9
-            elif task.op == "recompute":
-                parts = kernels(task.op, task.n_tokens, task.token_stop, model, job.batch_size)
-                if len(parts) == 1 and isinstance(parts[0], MatMul):
-                    product = parts[0]
-                    subject = f"recompute {product.n} {product.k}"
-                    x, amount = float(product.m), product.flops / 1e12
-            error = estimate.seconds / seconds - 1
-            times = seconds, estimate.seconds, error, estimate.in_range
-            rows.append((task.op, subject, x, amount / seconds, *times))
-    names = ["op", "subject", "x", "rate", "measured_s", "predicted_s", "error_frac", "in_range"]
-    return pd.DataFrame(rows, columns=names)
-
-
-def residual_table(tasks: pd.DataFrame) -> pd.DataFrame:
-    """Residuals by operation, the one that takes most of the time first."""
-    groups = tasks.groupby("op")
-    table = pd.DataFrame(
-        {
-            "tasks": groups.size(),
-            "median error (%)": 100 * groups["error_frac"].median(),
-            "10th percentile (%)": 100 * groups["error_frac"].quantile(0.1),
-            "90th percentile (%)": 100 * groups["error_frac"].quantile(0.9),
-            "part of all task time (%)": 100
-            * groups["measured_s"].sum()
-            / tasks["measured_s"].sum(),
-        }
-    )
-    order = table["part of all task time (%)"].sort_values(ascending=False).index
-    return table.loc[order].reset_index(names="operation")
 
 
 def key_figures(profile: HardwareProfile) -> pd.DataFrame:

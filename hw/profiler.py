@@ -1,7 +1,8 @@
 """Measure what the cost model needs of a device, and write it down as a HardwareProfile.
 
 All points are sampled in several passes over the whole list, so that a disturbance of some
-seconds spoils one pass of many points instead of all samples of one; each figure is a median.
+seconds spoils one pass of many points instead of all samples of one; each figure is a median, and
+the samples are kept beside it.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from sim.hardware import (
     Memory,
 )
 from sim.model_spec import ModelSpec
+from sim.samples import Point, Samples
 
 PASSES = 8
 LANES_EVERY = 3
@@ -49,7 +51,6 @@ WARM_UP_S = 1.0
 INTERFERING = ((H2D, D2H), (D2H, H2D), (COMPUTE, H2D), (H2D, COMPUTE))
 """Which lane may slow down while which other works."""
 
-Key = tuple[str | int, ...]
 Sampler = Callable[[], list[float]]
 Progress = Callable[[str, float], None]
 
@@ -78,7 +79,8 @@ def profile_device(
     memory, environment = backend.memory(), backend.environment()
     with torch.inference_mode():
         profiler = _Profiler(backend, models, batches, max_rows, copies)
-        figures = profiler.measure(progress)
+        samples = profiler.measure(progress)
+    figures = {point: median(values) for point, values in samples.items()}
     links = _links(figures, copies, link_bytes_per_s)
     return HardwareProfile(
         name=name,
@@ -104,6 +106,7 @@ def profile_device(
             for lane, other in INTERFERING
         ),
         environment=environment,
+        samples=tuple(Samples.rounded(point, values) for point, values in samples.items()),
     )
 
 
@@ -123,7 +126,7 @@ def balanced_link_bytes_per_s(backend: Backend, model: ModelSpec) -> float:
 
 
 class _Profiler:
-    """The list of points to sample for some models, and the medians of sampling them."""
+    """The list of points to sample for some models, and their samples."""
 
     def __init__(
         self,
@@ -155,15 +158,15 @@ class _Profiler:
         layer_bytes = min(model.layer_weight_bytes for model in models)
         self.bench = Bench(backend, dtype, max(widest, tall), slot, layer_bytes)
 
-    def measure(self, progress: Progress) -> dict[Key, float]:
-        """Sample every point in `PASSES` passes; returns medians by point."""
+    def measure(self, progress: Progress) -> dict[Point, list[float]]:
+        """Sample every point in `PASSES` passes."""
         kernel_points = {
             **self._gemm_points(),
             **self._attention_points(),
             **self._elementwise_points(),
         }
         lane_points = {**self._link_points(), **self._lane_points()}
-        samples: dict[Key, list[float]] = {key: [] for key in (*kernel_points, *lane_points)}
+        samples: dict[Point, list[float]] = {key: [] for key in (*kernel_points, *lane_points)}
         self._warm_up()
         for number in range(PASSES):
             points = kernel_points
@@ -172,7 +175,7 @@ class _Profiler:
             for done, (key, sampler) in enumerate(points.items()):
                 progress(f"pass {number + 1} of {PASSES}", (number + done / len(points)) / PASSES)
                 samples[key] += sampler()
-        return {key: median(values) for key, values in samples.items()}
+        return samples
 
     def _warm_up(self) -> None:
         """A second of matrix products: clocks rise, libraries load."""
@@ -180,9 +183,9 @@ class _Profiler:
         while perf_counter() < until:
             self.bench.matmul(1024, 1024, 1024)
 
-    def _gemm_points(self) -> dict[Key, Sampler]:
+    def _gemm_points(self) -> dict[Point, Sampler]:
         """Products of decode steps, and the K/V projection over all rows."""
-        points: dict[Key, Sampler] = {
+        points: dict[Point, Sampler] = {
             ("gemm", kernel.n, kernel.k, m): _sampler(self.bench.matmul, m, kernel.n, kernel.k)
             for model in self.models
             for op in ("qkv", "attention", "mlp", "head")
@@ -212,8 +215,8 @@ class _Profiler:
             | {3 * batch // 2 for batch in self.batches if 8 <= batch < self.batches[-1]}
         )
 
-    def _attention_points(self) -> dict[Key, Sampler]:
-        points: dict[Key, Sampler] = {}
+    def _attention_points(self) -> dict[Point, Sampler]:
+        points: dict[Point, Sampler] = {}
         for model in self.models:
             heads = (model.n_heads, model.n_kv_heads, model.head_dim)
             attend = _one_layer(model, self.backend).attend
@@ -228,7 +231,7 @@ class _Profiler:
                     )
         return points
 
-    def _elementwise_points(self) -> dict[Key, Sampler]:
+    def _elementwise_points(self) -> dict[Point, Sampler]:
         """The input norm over growing numbers of rows stands for all element-wise kernels."""
         model = self.models[0]
         layer = _one_layer(model, self.backend)
@@ -236,7 +239,7 @@ class _Profiler:
         narrowest = min(other.kv_size for other in self.models) // 2
         shapes = {(1, max(1, min(widest, narrowest))), (2 * self.max_rows, widest)}
         shapes |= {(4**power, widest) for power in range(10) if 4**power < 2 * self.max_rows}
-        points: dict[Key, Sampler] = {}
+        points: dict[Point, Sampler] = {}
         for rows, width in sorted(shapes):
             x, norm = self.bench.random(rows, width), _narrowed(layer.weights.final_norm, width)
             points["elementwise", 2 * rows * width * model.element_bytes] = _sampler(
@@ -246,14 +249,14 @@ class _Profiler:
             )
         return points
 
-    def _link_points(self) -> dict[Key, Sampler]:
+    def _link_points(self) -> dict[Point, Sampler]:
         return {
             ("link", lane, size): _sampler(self.bench.alone, lane, self.bench.copy_work(lane, size))
             for lane in (H2D, D2H, HOST)
             for size in self.copies
         }
 
-    def _lane_points(self) -> dict[Key, Sampler]:
+    def _lane_points(self) -> dict[Point, Sampler]:
         """Lanes beside each other, the host's time to issue, and the time between tasks."""
         bench, model = self.bench, self.models[0]
         n, k = 2 * model.kv_size, model.hidden_size
@@ -263,7 +266,7 @@ class _Profiler:
             H2D: bench.copy_work(H2D, 2**23),
             D2H: bench.copy_work(D2H, 2**23),
         }
-        points: dict[Key, Sampler] = {
+        points: dict[Point, Sampler] = {
             ("pace", lane, other): _sampler(
                 bench.pace_beside, lane, works[lane], other, works[other]
             )
@@ -298,7 +301,7 @@ def _contexts(model: ModelSpec) -> list[int]:
     return [context for context in CONTEXTS if context <= model.max_positions]
 
 
-def _gemm(figures: dict[Key, float], element_bytes: int) -> Gemm:
+def _gemm(figures: dict[Point, float], element_bytes: int) -> Gemm:
     shapes: dict[tuple[int, int], dict[int, float]] = {}
     best_flops = best_bytes = 0.0
     for key, seconds in figures.items():
@@ -312,7 +315,7 @@ def _gemm(figures: dict[Key, float], element_bytes: int) -> Gemm:
 
 
 def _attention(
-    figures: dict[Key, float], models: Sequence[ModelSpec], batches: Sequence[int]
+    figures: dict[Point, float], models: Sequence[ModelSpec], batches: Sequence[int]
 ) -> Attention:
     tables, best = {}, 0.0
     for model in models:
@@ -328,14 +331,14 @@ def _attention(
     return Attention("measured", best, tuple(tables.values()))
 
 
-def _elementwise(figures: dict[Key, float]) -> Elementwise:
+def _elementwise(figures: dict[Point, float]) -> Elementwise:
     points = {int(key[1]): value for key, value in figures.items() if key[0] == "elementwise"}
     best = max(n_bytes / seconds for n_bytes, seconds in points.items())
     return Elementwise("measured", best, _curve(points))
 
 
 def _links(
-    figures: dict[Key, float], copies: Sequence[int], paced_bytes_per_s: float | None
+    figures: dict[Point, float], copies: Sequence[int], paced_bytes_per_s: float | None
 ) -> Links:
     links = {}
     for lane in (H2D, D2H, HOST):

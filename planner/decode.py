@@ -22,6 +22,7 @@ from sim.hardware import HardwareProfile
 from sim.memory import check_fits, footprint
 from sim.model_spec import ModelSpec
 from sim.resources import streaming_share
+from sim.symmetry import seen_by_each
 from sim.timeline import Timeline, earliest_schedule
 from sim.workload import Workload
 
@@ -209,10 +210,14 @@ class DecodePlanner:
         kept = self._whole_kept(relaxed)
         limits = [self._limits(past, kept) for past in self._contexts]
 
+        seen = seen_by_each(self.hardware, self.gpus)
+
         def makespan(shift: int) -> float:
             graph = self._shortened(whole_tokens(rows, limits, shift), kept)
             if self.keep and footprint(graph).device_bytes > self.hardware.memory.device_bytes:
                 return inf
+            if seen is not None:
+                return simulate(graph, seen).makespan_s
             return simulate(replicate(graph, self.gpus), self.hardware).makespan_s
 
         best, best_s = 0, makespan(0)

@@ -7,6 +7,7 @@ runs it on the machine at whatever pace sharing allows, and announces that it is
 from __future__ import annotations
 
 from collections.abc import Collection, Generator, Sequence
+from dataclasses import replace
 
 import simpy
 
@@ -14,15 +15,23 @@ from sim.cost import CostModel
 from sim.errors import BadInput
 from sim.graph import TaskGraph
 from sim.hardware import HardwareProfile
-from sim.resources import Machine
+from sim.resources import Machine, crossing_s
+from sim.symmetry import stand_in
 from sim.timeline import Timeline
 
 
 def simulate(graph: TaskGraph, hardware: HardwareProfile) -> Timeline:
     """Predict when every task of `graph` starts and ends on `hardware`."""
-    costs = CostModel(hardware, graph.model, graph.workload)
-    durations = [costs.estimate(task).seconds for task in graph.tasks]
-    return _Run(graph, durations, hardware, shared=True).timeline()
+    one, seen = stand_in(graph, hardware)
+    costs = CostModel(seen, one.model, one.workload)
+    durations = [costs.estimate(task).seconds for task in one.tasks]
+    if one.n_devices == 1:  # nobody shares its uplinks, so that they only bound its copies
+        least = [crossing_s(task, seen.uplinks) for task in one.tasks]
+        durations, seen = list(map(max, durations, least)), replace(seen, uplinks=())
+    timeline = _Run(one, durations, seen, shared=True).timeline()
+    if one is graph:
+        return timeline
+    return Timeline(graph, timeline.start_s * graph.n_devices, timeline.end_s * graph.n_devices)
 
 
 def replay(graph: TaskGraph, durations_s: Sequence[float], hardware: HardwareProfile) -> Timeline:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,6 +11,7 @@ from sim.errors import BadInput, NotMeasured
 from sim.files import STRICT_KEYS, parse, read_json, write_json
 from sim.graph import COPY_LANES, HOST, LANES
 from sim.model_spec import DTYPE_BYTES
+from sim.samples import Samples
 
 Source = Literal["measured", "fitted", "datasheet"]
 SOURCES: tuple[Source, ...] = ("measured", "fitted", "datasheet")
@@ -240,6 +241,8 @@ class HardwareProfile:
 
     `dtype` is the element type the compute figures hold for. `device_kind` names the backend
     that can run plans made for it (`cpu`, `cuda`), or `none` for paper and datasheet profiles.
+    `samples` are what its tables are the medians of, where they were kept. Nothing is priced by
+    them: they do not tell two profiles apart, and only the profile's own file holds them.
     """
 
     __pydantic_config__ = STRICT_KEYS
@@ -257,6 +260,7 @@ class HardwareProfile:
     interference: tuple[Interference, ...] = ()
     uplinks: tuple[Uplink, ...] = ()
     environment: dict[str, Any] | None = None
+    samples: tuple[Samples, ...] = field(default=(), compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPE_BYTES:
@@ -274,10 +278,12 @@ class HardwareProfile:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        content = {key: value for key, value in asdict(self).items() if value is not None}
+        """The profile as plans and recordings hold it: without samples."""
+        content = asdict(replace(self, samples=()))
+        del content["samples"]
         if self.links.host is None:
             del content["links"]["host"]
-        return content
+        return {key: value for key, value in content.items() if value is not None}
 
     @classmethod
     def from_dict(cls, data: Any, where: str) -> HardwareProfile:
@@ -285,7 +291,10 @@ class HardwareProfile:
         return parse(cls, data, where)
 
     def save(self, path: Path | str) -> None:
-        write_json(path, "hardware-profile", self.to_dict())
+        content = self.to_dict()
+        if self.samples:
+            content["samples"] = [asdict(one) for one in self.samples]
+        write_json(path, "hardware-profile", content)
 
     @classmethod
     def load(cls, path: Path | str) -> HardwareProfile:
@@ -298,6 +307,8 @@ class HardwareProfile:
 
     def with_faster(self, part: str, factor: float) -> HardwareProfile:
         """The same machine with one part `factor` times as fast, for what-if questions.
+
+        Where that changes times that were sampled, the samples are left out.
 
         A measured matrix product keeps its distance from the roofline
         `max(flops / flops_per_s, bytes / bytes_per_s)`, whose two sides `flops` and `hbm` move.
@@ -313,6 +324,7 @@ class HardwareProfile:
             hbm = 1.0 if part == "flops" else factor
             return replace(
                 self,
+                samples=(),
                 gemm=_faster_gemm(
                     self.gemm, 1.0 if part == "hbm" else factor, hbm, DTYPE_BYTES[self.dtype]
                 ),
@@ -343,6 +355,7 @@ class HardwareProfile:
             )
         return replace(
             self,
+            samples=(),
             links=replace(
                 self.links,
                 **{lane: _faster_link(self.links.of(lane), factor) for lane in lanes},

@@ -67,6 +67,14 @@ def streaming_share(hardware: HardwareProfile, lane: str, devices: int) -> float
     return min(max_min_share([rate] * devices, paths, capacity)) / rate
 
 
+def crossing_s(task: Task, uplinks: Sequence[Uplink]) -> float:
+    """Seconds of a copy over the slowest uplink of its device, which it has for itself."""
+    return max(
+        (task.bytes / _capacity(one, task.lane) for one in uplinks if task.device in one.devices),
+        default=0.0,
+    )
+
+
 @dataclass(slots=True)
 class _Running:
     task: Task

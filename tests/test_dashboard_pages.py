@@ -3,6 +3,8 @@
 import io
 import json
 import shlex
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -16,7 +18,9 @@ from dashboard.exports import csv_bytes, parquet_bytes, profile_bytes
 from dashboard.question import Changes
 from planner import make_plan
 from sim import HardwareProfile, Workload, find_hardware, find_model
+from sim.curves import Curve
 from sim.quantities import ms
+from sim.samples import Samples
 
 APP = Path(dashboard.__file__).parent / "streamlit_app.py"
 PAGES = ("plan", "what_if", "accuracy", "hardware", "your_machine")
@@ -273,7 +277,41 @@ def test_hardware_page_shows_residuals_of_the_run_and_compares():
 def test_a_machine_without_a_run_has_no_residuals():
     app = show("hardware", machine="kvpr-a100")
     assert len(charts(app)) == 1
-    assert any("no residuals" in caption.value for caption in app.caption)
+    told = [caption.value for caption in app.caption]
+    assert any("no residuals" in caption for caption in told)
+    assert "No samples of this work are kept in kvpr-a100: its spread is not known." in told
+
+
+@pytest.fixture
+def sampled_run(made_runs, tmp_path, monkeypatch):
+    """A run whose profile keeps three samples of one copy."""
+    hardware = find_hardware("kvpr-a100")
+    curve = Curve((1e6, 1e7), (1e-3, 8e-3))
+    link = replace(hardware.links.h2d, source="measured", curve=curve)
+    samples = (Samples(("link", "h2d", 10**7), (6e-3, 8e-3, 9e-3)),)
+    hardware = replace(hardware, links=replace(hardware.links, h2d=link), samples=samples)
+    shutil.copytree(made_runs / "runs" / "here", tmp_path / "runs" / "sampled")
+    hardware.save(tmp_path / "runs" / "sampled" / "profile.json")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("dashboard.runs.SHIPPED_RUNS", tmp_path / "shipped")
+    return "profile of run sampled"
+
+
+def test_samples_of_a_profile_lie_under_its_curve_and_their_spread_beside_another(sampled_run):
+    app = show("hardware", machine=sampled_run, against="kvpr-a100")
+    rates, residuals, of_tasks = charts(app)
+    assert [trace["name"] for trace in rates["data"][1:3]] == [
+        f"{sampled_run}, 3 samples",
+        f"{sampled_run}, measured",
+    ]
+    assert of_tasks["layout"]["yaxis"]["title"]["text"] == "predicted / measured - 1 (%)"
+    assert residuals["data"][1]["y"] == pytest.approx([-25, 0, 12.5])
+    (spread,) = [one.value for one in app.dataframe if "widest at" in one.value]
+    assert spread[["machine", "samples", "widest at"]].values.tolist() == [
+        [sampled_run, 3, "10,000,000 bytes"]
+    ]
+    told = [caption.value for caption in app.caption]
+    assert "No samples of this work are kept in kvpr-a100: its spread is not known." in told
 
 
 @pytest.mark.usefixtures("runs")

@@ -6,26 +6,24 @@ import pandas as pd
 import pytest
 from builders import machine, tiny_model
 
-from dashboard.calibration import (
-    key_figures,
-    measured_tasks,
-    residual_table,
-    subjects,
-)
+from dashboard.calibration import key_figures, subjects
 from dashboard.figures import (
     errors_by_case,
     predicted_against_measured,
     rate_curves,
     residual_dots,
+    sample_residuals,
 )
 from dashboard.figures.machine import MAX_DOTS
 from dashboard.figures.style import LATE_COLOUR
+from dashboard.residuals import measured_tasks, residual_table, spread_table
 from dashboard.runs import case_of
 from planner import make_plan
 from sim import Recording, Timeline, Workload, simulate
 from sim.accuracy import CaseAccuracy
 from sim.curves import Curve, Grid
 from sim.hardware import AttentionTable, GemmTable, Link
+from sim.samples import Samples
 
 
 @pytest.fixture
@@ -61,10 +59,11 @@ def test_every_kind_of_work_of_a_profile_can_be_drawn(sampled):
         assert min(curve.rate) > 0
 
 
-def test_samples_lie_on_the_curve_that_is_read_between_them(sampled):
+def test_medians_lie_on_the_curve_that_is_read_between_them(sampled):
     curve = subject_named(sampled, "copies to").curve(sampled, "this")
-    assert curve.sample_x == (1e3, 1e6)
-    assert curve.sample_rate == pytest.approx((1.0, 2.0))
+    assert curve.point_x == (1e3, 1e6)
+    assert curve.point_rate == pytest.approx((1.0, 2.0))
+    assert curve.samples.empty
     assert (curve.x[0], curve.rate[0]) == pytest.approx((1e3, 1.0))
     assert (curve.x[-1], curve.rate[-1]) == pytest.approx((1e6, 2.0))
     assert 1.0 < curve.rate[len(curve.x) // 2] < 2.0
@@ -72,10 +71,10 @@ def test_samples_lie_on_the_curve_that_is_read_between_them(sampled):
 
 def test_rates_are_in_the_units_that_the_axis_names(sampled):
     product = subject_named(sampled, "products").curve(sampled, "this")
-    assert product.sample_rate == pytest.approx((64e-12 / 1e-3, 640e-12 / 2e-3))
+    assert product.point_rate == pytest.approx((64e-12 / 1e-3, 640e-12 / 2e-3))
     attention = subject_named(sampled, "attention, 2 heads, 2 of KV, batch 2")
     n_bytes = 2 * 16 * 2 * 2 * 4 * 2
-    assert attention.curve(sampled, "this").sample_rate == pytest.approx((n_bytes / 1e9 / 2e-3,))
+    assert attention.curve(sampled, "this").point_rate == pytest.approx((n_bytes / 1e9 / 2e-3,))
 
 
 def test_a_machine_without_samples_has_one_dashed_rate(sampled):
@@ -98,9 +97,86 @@ def test_two_machines_far_apart_share_a_logarithmic_axis(sampled):
     assert figure.layout.yaxis.type == "log"
     assert [trace.name for trace in figure.data] == [
         "this, measured",
-        "2 samples",
+        "2 medians",
         "other, datasheet, one rate",
     ]
+
+
+@pytest.fixture
+def kept(sampled):
+    """The same with samples of some tables; those of 1 MB copies spread from 4e-4 to 6e-4 s."""
+    samples = (
+        Samples(("link", "h2d", 1000), (1e-6, 1e-6, 1e-6)),
+        Samples(("link", "h2d", 10**6), (4e-4, 5e-4, 6e-4)),
+        Samples(("gemm", 8, 4, 10), (2e-3, 3e-3)),
+        Samples(("gemm", 4, 8, 10), (9.0,)),
+        Samples(("attention", 2, 2, 4, 2, 16), (1e-3,)),
+        Samples(("gap",), (0.0, 1e-6)),
+        Samples(("link", "d2h"), (1e-6,)),
+    )
+    return replace(sampled, samples=samples)
+
+
+@pytest.mark.parametrize(
+    ("work", "sizes", "rates", "residuals"),
+    [
+        ("copies to", [1e3] * 3 + [1e6] * 3, [1, 1, 1, 2.5, 2, 5 / 3], [0, 0, 0, -0.2, 0, 0.2]),
+        ("products", [10, 10], [0.32e-6, 0.64e-6 / 3], [0, 0.5]),
+        ("attention, 2 heads, 2 of KV, batch 2", [16], [1.024e-3 / 1], [-0.5]),
+        ("copies from", [], [], []),
+    ],
+)
+def test_samples_have_their_rate_and_their_distance_from_the_curve(
+    kept, work, sizes, rates, residuals
+):
+    samples = subject_named(kept, work).curve(kept, "this").samples
+    assert samples["x"].tolist() == sizes
+    assert samples["rate"].tolist() == pytest.approx(rates)
+    assert samples["residual_frac"].tolist() == pytest.approx(residuals)
+
+
+def test_samples_lie_faint_under_the_curve_and_its_medians(kept):
+    subject = subject_named(kept, "copies to")
+    figure = rate_curves(subject, [subject.curve(kept, "this")])
+    dots, curve, medians = figure.data
+    assert [dots.name, curve.name, medians.name] == [
+        "this, 6 samples",
+        "this, measured",
+        "2 medians",
+    ]
+    assert list(dots.y) == pytest.approx([1, 1, 1, 2.5, 2, 5 / 3])
+    assert dots.marker.opacity < 0.5
+
+
+def test_residuals_of_two_machines_are_drawn_with_their_spread_at_each_size(kept):
+    subject = subject_named(kept, "copies to")
+    curves = [subject.curve(kept, "this"), subject.curve(machine(), "no samples")]
+    band, dots = sample_residuals(subject, curves).data
+    assert list(dots.y) == pytest.approx([0, 0, 0, -20, 0, 20])
+    assert list(band.x) == [1e3, 1e6, 1e6, 1e3], "there and back again"
+    assert list(band.y) == pytest.approx([0, 16, -16, 0]), "linear between three samples"
+    both = sample_residuals(subject, [curves[0], subject.curve(kept, "that")])
+    assert [trace.name for trace in both.data] == [
+        "this, 10th to 90th percentile",
+        "this, 6 samples",
+        "that, 10th to 90th percentile",
+        "that, 6 samples",
+    ]
+    assert both.layout.yaxis.title.text == "sample / curve - 1, of seconds (%)"
+
+
+def test_spread_of_every_table_with_samples_names_its_widest_size(kept):
+    table = spread_table(kept).set_index("work")
+    assert table.index.tolist() == [
+        "copies to the device (h2d)",
+        "products, [rows, 4] x [4, 8]",
+        "attention, 2 heads, 2 of KV, batch 2",
+    ]
+    copies = table.loc["copies to the device (h2d)"]
+    assert (copies["sizes"], copies["samples"], copies["widest at"]) == (2, 6, "1,000,000 bytes")
+    assert copies["10th percentile (%)"] == pytest.approx(-10), "half-way between -20 and 0"
+    assert copies["90th percentile (%)"] == pytest.approx(10)
+    assert spread_table(machine()).empty
 
 
 @pytest.fixture

@@ -8,6 +8,8 @@ from dataclasses import replace
 import pytest
 from builders import dispatch, machine, slowed, task, tiny_model
 
+from planner import Plan, make_plan
+from sim import Recording, simulate
 from sim.cost import CostModel
 from sim.curves import Curve, Grid
 from sim.errors import BadFile, BadInput
@@ -25,6 +27,7 @@ from sim.hardware import (
     Uplink,
     weakest,
 )
+from sim.samples import Samples
 from sim.workload import Workload
 
 
@@ -53,6 +56,61 @@ def measured_machine():
 def test_a_profile_comes_back_from_disk_unchanged(tmp_path, profile, name):
     profile.save(tmp_path / name)
     assert HardwareProfile.load(tmp_path / name) == profile
+
+
+SAMPLES = (
+    Samples(("gemm", 24, 8, 1), (1.0, 1.25, 0.75)),
+    Samples(("pace", H2D, D2H), (0.8,)),
+    Samples(("gap",), (0.0, 1e-6)),
+)
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.json.gz"])
+def test_a_profile_file_holds_samples_where_they_were_kept(tmp_path, name):
+    replace(machine(), samples=SAMPLES).save(tmp_path / name)
+    found = HardwareProfile.load(tmp_path / name)
+    assert found.samples == SAMPLES
+    assert found == machine(), "what they are the medians of tells profiles apart"
+
+
+def test_plans_and_recordings_hold_the_profile_without_its_samples(tmp_path):
+    plain = machine()
+    kept = replace(plain, samples=SAMPLES)
+    files = {}
+    for name, hardware in (("plain", plain), ("kept", kept)):
+        plan = make_plan(tiny_model(), hardware, Workload(1, 8, 1), "load-all")
+        plan.save(tmp_path / f"{name}-plan.json")
+        runs = (simulate(plan.lower(), hardware),)
+        Recording("measured", hardware, runs).save(tmp_path / f"{name}-run.json")
+        hardware.save(tmp_path / f"{name}-profile.json")
+        files[name] = [(tmp_path / f"{name}-{kind}.json").read_bytes() for kind in ("plan", "run")]
+        assert Plan.load(tmp_path / f"{name}-plan.json") == plan
+    assert files["kept"] == files["plain"]
+    assert "samples" in json.loads((tmp_path / "kept-profile.json").read_text())
+    assert "samples" not in json.loads((tmp_path / "plain-profile.json").read_text())
+
+
+def test_samples_are_kept_with_four_digits():
+    assert Samples.rounded(("gap",), [1.23456e-5, 0.0, 98766]).values == (1.235e-5, 0.0, 98770.0)
+
+
+@pytest.mark.parametrize("values", [(), (1.0, float("nan")), (float("inf"),)])
+def test_samples_are_finite_and_at_least_one(values):
+    with pytest.raises(BadInput, match=r"samples of \('gap',\)"):
+        Samples(("gap",), values)
+
+
+@pytest.mark.parametrize("point", [(), ("link", H2D, 0), ("link", H2D, -5), ("gemm", 10**400)])
+def test_samples_are_of_a_named_point_of_positive_size(point):
+    with pytest.raises(BadInput, match="names and positive sizes"):
+        Samples(point, (1.0,))
+
+
+@pytest.mark.parametrize(
+    ("part", "kept"), [("flops", ()), ("hbm", ()), ("link", ()), ("uplink", SAMPLES)]
+)
+def test_a_machine_with_other_times_than_the_sampled_ones_has_no_samples(part, kept):
+    assert replace(measured_machine(), samples=SAMPLES).with_faster(part, 2.0).samples == kept
 
 
 def edited(tmp_path, change):

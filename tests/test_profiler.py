@@ -6,6 +6,7 @@ import os
 import platform
 from dataclasses import replace
 from pathlib import Path
+from statistics import median
 
 import pytest
 from tiny import LLAMA, OPT
@@ -17,7 +18,7 @@ from planner import make_plan
 from planner.lower import lower
 from sim import CostModel, HardwareProfile, Workload, simulate
 from sim.cost import MatMul, kernels
-from sim.graph import D2H, H2D
+from sim.graph import D2H, H2D, HOST
 
 PACE = 2e8
 MAX_BATCH, MAX_ROWS = 4, 256
@@ -76,7 +77,34 @@ def test_every_block_is_measured(profile):
 
 def test_a_profile_file_holds_all_of_the_profile(profile, tmp_path):
     profile.save(tmp_path / "here.json")
-    assert HardwareProfile.load(tmp_path / "here.json") == profile
+    found = HardwareProfile.load(tmp_path / "here.json")
+    assert (found, found.samples) == (profile, profile.samples)
+
+
+def test_every_time_of_the_profile_is_the_median_of_its_samples(profile):
+    medians = {one.point: median(one.values) for one in profile.samples}
+    times = {
+        ("gemm", table.n, table.k, int(m)): seconds
+        for table in profile.gemm.tables
+        for m, seconds in zip(table.curve.work, table.curve.seconds, strict=True)
+    }
+    for lane in (H2D, D2H, HOST):
+        curve = getattr(profile.links, lane).curve
+        for size, seconds in zip(curve.work, curve.seconds, strict=True):
+            times["link", lane, int(size)] = seconds
+    curve = profile.elementwise.curve
+    for size, seconds in zip(curve.work, curve.seconds, strict=True):
+        times["elementwise", int(size)] = seconds
+    for table in profile.attention.tables:
+        heads = (table.n_heads, table.n_kv_heads, table.head_dim)
+        for batch, row in zip(table.grid.rows, table.grid.seconds, strict=True):
+            for context, seconds in zip(table.grid.columns, row, strict=True):
+                times["attention", *heads, int(batch), int(context)] = seconds
+    times["gap",], times["handover",] = profile.dispatch.gap_s, profile.dispatch.handover_s
+    for point, seconds in times.items():
+        assert medians[point] == pytest.approx(seconds, rel=1e-3), point
+    others = {point[0] for point in medians.keys() - times.keys()}
+    assert others == {"pace", "task", "kernel", "copy"}
 
 
 @pytest.mark.parametrize("model", MODELS, ids=lambda model: model.name)

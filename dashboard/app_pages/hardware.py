@@ -1,13 +1,14 @@
 """What is known about a machine, where it comes from, and how well it predicts what ran there."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pandas as pd
 import streamlit as st
 
-from dashboard.calibration import key_figures, measured_tasks, residual_table, subjects
-from dashboard.figures import rate_curves, residual_dots
+from dashboard.calibration import key_figures, subjects
+from dashboard.figures import rate_curves, residual_dots, sample_residuals
 from dashboard.machines import Machine
+from dashboard.residuals import measured_tasks, residual_table, spread_table
 from dashboard.runs import Run, case_stamp, run_stamp
 from dashboard.session import all_machines, stored_case
 from dashboard.widgets import chart, pair, table_downloads
@@ -40,6 +41,7 @@ def show_page() -> None:
         other = None if against == NOTHING else (against, machines[against].load())
         show_profile(profile)
         show_curves(chosen, profile, other)
+        show_spread([(label, profile), *([other] if other is not None else [])])
         show_figures(profile, None if other is None else other[1])
         if chosen.run is not None:
             show_residuals(run_tasks(chosen.run))
@@ -86,7 +88,7 @@ def show_figures(profile: HardwareProfile, other: HardwareProfile | None) -> Non
 def show_curves(
     machine: Machine, profile: HardwareProfile, other: tuple[str, HardwareProfile] | None
 ) -> None:
-    """One kind of work: its rate over size, and the tasks that ran."""
+    """One kind of work: its rate over size, the samples behind it, and the tasks that ran."""
     known = {subject.name: subject for subject in subjects(profile)}
     st.subheader("Rates over size", anchor=False)
     name = st.selectbox("Of", list(known), key="of_work", bind="query-params")
@@ -98,11 +100,18 @@ def show_curves(
     of_subject = tasks[tasks["subject"] == subject.lane_or_op] if tasks is not None else None
     figure = rate_curves(subject, curves, of_subject)
     chart(figure, f"Rate of {subject.name} over size", "rates")
-    if tasks is None:
+    without = [curve.name for curve in curves if curve.samples.empty]
+    if len(without) < len(curves):
+        chart(sample_residuals(subject, curves), "Samples against the curve", "sample_residuals")
         st.caption(
-            "No run was measured with this profile, so there are no residuals. A profile keeps the "
-            "median of each sampled point."
+            "Each faint dot is one timing made while profiling. The curve goes through the median "
+            "of each size, so that what is left is how much repeats of the same work vary."
         )
+    if without:
+        names = plain(" and ".join(without))
+        st.caption(f"No samples of this work are kept in {names}: its spread is not known.")
+    if tasks is None:
+        st.caption("No run was measured with this profile, so there are no residuals of tasks.")
         return
     if of_subject is not None and len(of_subject):
         chart(residual_dots(subject, of_subject, curves), "Residuals over size", "residuals")
@@ -110,6 +119,21 @@ def show_curves(
             "Each dot is a task that ran after the profile was made, against its estimate alone on "
             "its lane. A copy that another lane slowed down lies below zero."
         )
+
+
+def show_spread(profiles: Sequence[tuple[str, HardwareProfile]]) -> None:
+    """How much the samples of every table vary, for each profile that keeps samples."""
+    tables = {label: spread_table(profile) for label, profile in profiles}
+    tables = {label: table for label, table in tables.items() if len(table)}
+    if not tables:
+        return
+    table = pd.concat(tables, names=["machine", "row"]).reset_index("machine")
+    if len(profiles) == 1:
+        table = table.drop(columns="machine")
+    st.subheader("How much repeated samples vary, by table", anchor=False)
+    number = st.column_config.NumberColumn(format="%+.1f")
+    formats = {name: number for name in table.columns if "(%)" in name}
+    st.dataframe(table, hide_index=True, column_config=formats, height="content")
 
 
 def show_residuals(tasks: pd.DataFrame) -> None:

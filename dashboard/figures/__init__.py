@@ -2,7 +2,7 @@
 
 from dashboard.figures.accuracy import errors_by_case, predicted_against_measured
 from dashboard.figures.lanes import View, paired_lanes
-from dashboard.figures.machine import rate_curves, residual_dots
+from dashboard.figures.machine import rate_curves, residual_dots, sample_residuals
 from dashboard.figures.parts import breakdown_bars, lane_use_bars
 from dashboard.figures.splits import (
     policy_bars,
@@ -32,6 +32,7 @@ __all__ = [
     "predicted_against_measured",
     "rate_curves",
     "residual_dots",
+    "sample_residuals",
     "sensitivity_bars",
     "split_curve",
     "way_map",

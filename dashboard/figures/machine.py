@@ -10,10 +10,12 @@ import plotly.graph_objects as go
 
 from dashboard.calibration import RateCurve, Subject
 from dashboard.figures.style import MUTED, style_curves
+from dashboard.residuals import spread_by_size
 
 CURVE_COLOURS = ("#2a9d8f", "#8b79c9")
 TASK_COLOUR = "#e07b39"
 MAX_DOTS = 1_500
+FAINT = 0.25
 FAR_APART = 5
 """Ratio of best rates from which two machines share a logarithmic axis."""
 
@@ -23,7 +25,8 @@ def rate_curves(
 ) -> go.Figure:
     """The rate of one kind of work over its size, on one machine or on two.
 
-    Samples are dots on the curve that is read between them; a machine without samples is dashed.
+    Medians are dots on the curve that is read between them, with the samples faint around them; a
+    machine that was not measured is dashed.
 
     Args:
         tasks: tasks of this work that ran, with columns `x` and `rate`.
@@ -43,32 +46,35 @@ def rate_curves(
             )
         )
     for curve, colour in zip(curves, CURVE_COLOURS, strict=False):
+        if len(curve.samples):
+            hover = f"%{{x:,.4g}} {subject.x_title}: %{{y:,.3g}} {subject.rate_title}"
+            figure.add_trace(_sample_dots(curve, colour, curve.samples["rate"], hover))
         figure.add_trace(
             go.Scatter(
-                name=f"{curve.name}, {curve.source}" + ("" if curve.sample_x else ", one rate"),
+                name=f"{curve.name}, {curve.source}" + ("" if curve.point_x else ", one rate"),
                 x=curve.x,
                 y=curve.rate,
                 mode="lines",
                 line={
                     "color": colour,
                     "width": 2.5,
-                    "dash": "solid" if curve.sample_x else "dash",
+                    "dash": "solid" if curve.point_x else "dash",
                 },
-                hoverinfo="skip" if curve.sample_x else "all",
+                hoverinfo="skip" if curve.point_x else "all",
                 hovertemplate=f"%{{x:,.4g}} {subject.x_title}: %{{y:,.3g}} {subject.rate_title}"
                 f"<extra>{curve.name}</extra>",
             )
         )
-        if curve.sample_x:
+        if curve.point_x:
             figure.add_trace(
                 go.Scatter(
-                    name=f"{len(curve.sample_x)} samples",
-                    x=curve.sample_x,
-                    y=curve.sample_rate,
+                    name=f"{len(curve.point_x)} medians",
+                    x=curve.point_x,
+                    y=curve.point_rate,
                     mode="markers",
                     marker={"color": colour, "size": 8, "line": {"color": "white", "width": 1}},
                     hovertemplate=f"%{{x:,.4g}} {subject.x_title}: %{{y:,.3g}} "
-                    f"{subject.rate_title}<extra>sample</extra>",
+                    f"{subject.rate_title}<extra>median</extra>",
                 )
             )
     style_curves(figure, f"size ({subject.x_title})", f"rate ({subject.rate_title})")
@@ -78,6 +84,48 @@ def rate_curves(
     else:
         figure.update_yaxes(rangemode="tozero")
     return figure
+
+
+def sample_residuals(subject: Subject, curves: Sequence[RateCurve]) -> go.Figure:
+    """How far each sample lies from its curve over its size, with the spread at each size."""
+    figure = go.Figure()
+    for curve, colour in zip(curves, CURVE_COLOURS, strict=False):
+        if len(curve.samples):
+            spread = spread_by_size(curve.samples)
+            figure.add_trace(
+                go.Scatter(
+                    name=f"{curve.name}, 10th to 90th percentile",
+                    x=[*spread.index, *spread.index[::-1]],
+                    y=[*(100 * spread["high"]), *(100 * spread["low"][::-1])],
+                    mode="lines",
+                    fill="toself",
+                    fillcolor=colour,
+                    opacity=FAINT,
+                    line={"width": 0},
+                    hoverinfo="skip",
+                )
+            )
+            percent = 100 * curve.samples["residual_frac"]
+            hover = f"%{{x:,.4g}} {subject.x_title}: %{{y:+.1f}} %"
+            figure.add_trace(_sample_dots(curve, colour, percent, hover))
+    figure.add_hline(y=0, line={"color": MUTED, "width": 1})
+    style_curves(figure, f"size ({subject.x_title})", "sample / curve - 1, of seconds (%)", 260)
+    _size_axis(figure, curves)
+    figure.update_layout(showlegend=True)
+    return figure
+
+
+def _sample_dots(curve: RateCurve, colour: str, y: pd.Series, hover: str) -> go.Scatter:
+    """The samples of a curve, each at its size and its `y`."""
+    shown = _thinned(curve.samples.assign(y=y))
+    return go.Scatter(
+        name=f"{curve.name}, {len(curve.samples):,} samples",
+        x=shown["x"].tolist(),
+        y=shown["y"].tolist(),
+        mode="markers",
+        marker={"color": colour, "size": 5, "opacity": FAINT},
+        hovertemplate=f"{hover}<extra>a sample</extra>",
+    )
 
 
 def residual_dots(subject: Subject, tasks: pd.DataFrame, curves: Sequence[RateCurve]) -> go.Figure:

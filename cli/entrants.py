@@ -169,7 +169,7 @@ def transformers_entrants(
     """`transformers` with its cache on the device and offloaded, as far as they can run."""
     from hw.peers import TransformersPeer, transformers_model, transformers_problem
 
-    problem = transformers_problem()
+    problem = transformers_problem() or _window_problem(weights.model, job)
     name = "transformers" if problem else f"transformers {version('transformers')}"
     entrants = [
         Entrant("transformers resident", f"{name}, DynamicCache on the device", foreign=True),
@@ -218,6 +218,14 @@ def no_room(model: ModelSpec, job: Workload, spare: Memory, offloading: bool) ->
                 f"and {max(0.0, left) / 2**30:.1f} GiB are left"
             )
     return None
+
+
+def _window_problem(model: ModelSpec, job: Workload) -> str | None:
+    """Why `transformers` is not run where a window cuts the job: its peer has none."""
+    past = job.max_tokens - 1
+    if all(model.layer_context(layer, past) == past for layer in range(model.n_layers)):
+        return None
+    return f"the sliding window of {model.sliding_window} tokens cuts the job"
 
 
 def _failed(error: Exception) -> str:

@@ -164,7 +164,8 @@ class GridRun:
         self._weights = random_weights(model, seed, backend.device)
         self._longest, self._source = longest, HostCache.empty(model, longest, backend)
         steps(f"{model.name}, prefilling prompts", 0.0)
-        prefill(self._weights, prompt_ids(model, longest, seed), self._source)
+        self._prompts = prompt_ids(model, longest, seed)
+        prefill(self._weights, self._prompts, self._source)
         self._pulse = Pulse(backend, model, hardware)
         self._replans = 0
 
@@ -254,14 +255,22 @@ class GridRun:
         return ShapeResult(cases, drift, _medians(beats), deviations)
 
     def _caches(self, job: Workload) -> list[HostCache]:
-        """One cache for each batch of a job."""
-        from hw import HostCache
+        """One cache for each batch of a job.
+
+        A window leaves other tokens behind the longest prompts, so its jobs are prefilled anew.
+        """
+        from hw import HostCache, prefill
 
         if job == self._longest:
             return [self._source]
         caches = [HostCache.empty(self.model, job, self.backend) for _ in range(job.n_batches)]
         for number, cache in enumerate(caches):
-            cache.take_prefix(self._source, job.prompt_tokens, number * job.batch_size)
+            first = number * job.batch_size
+            if cache.first_tokens == self._source.first_tokens:
+                cache.take_prefix(self._source, job.prompt_tokens, first)
+            else:
+                prompts = self._prompts[first : first + job.batch_size, : job.prompt_tokens]
+                prefill(self._weights, prompts, cache)
         return caches
 
 

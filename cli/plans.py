@@ -48,7 +48,7 @@ def plan(
     schedule: str = "row",
     n_batches: str = "1",
     gpus: str = "1",
-    keep: bool | None = None,
+    keep: Annotated[bool | None, Parameter(negative="--no-keep")] = None,
     gpu_memory: str | None = None,
     host_memory: str | None = None,
     dtype: str | None = None,
@@ -188,8 +188,8 @@ def match_dtype(model: ModelSpec, hardware: HardwareProfile, chosen: bool) -> Mo
 def print_plan(made: Plan) -> None:
     """The plan in words and tables."""
     first = made.steps[0]
-    split = sorted(first.recomputed_tokens)
-    middle = split[len(split) // 2]
+    split = sorted(zip(first.recomputed_tokens, first.layer_tokens, strict=True))
+    middle, attended = split[len(split) // 2]
     say(
         f"{made.model.name} ({made.model.dtype}) on {made.hardware.name}: "
         f"{made.workload.n_batches} x batch {made.workload.batch_size}, prompt "
@@ -198,8 +198,8 @@ def print_plan(made: Plan) -> None:
         f"{f', {made.gpus} GPUs at once' if made.gpus > 1 else ''}"
     )
     say(
-        f"recompute {middle} of {first.context_tokens} past tokens in the median layer "
-        f"(from {split[0]} to {split[-1]}), load the rest{_kept_words(made)}"
+        f"recompute {middle} of {attended} past tokens in the median layer "
+        f"(from {split[0][0]} to {split[-1][0]}), load the rest{_kept_words(made)}"
     )
     say(
         f"predicted {ms(made.makespan_s)} (LP objective {ms(made.lp_objective_s)}, no split can "

@@ -104,12 +104,6 @@ def check_prompts(prompts: list[list[int]], max_new_tokens: int, model: ModelSpe
             f"a prompt of {len(prompts[0])} tokens and --max-new-tokens(={max_new_tokens}) must be "
             f"at most the {limit} positions of {model.name}; shorten one of them."
         )
-    if model.sliding_window is not None and length > model.sliding_window:
-        raise BadInput(
-            f"a prompt of {len(prompts[0])} tokens and --max-new-tokens(={max_new_tokens}) exceed "
-            f"the sliding window of {model.sliding_window} tokens of {model.name}, which is not "
-            "modelled; shorten one of them."
-        )
 
 
 def _is_row(content: object) -> bool:

@@ -63,7 +63,7 @@ def even_split(plan: Plan, tokens: int) -> TaskGraph:
     """
     steps = []
     for step in plan.steps:
-        moved = [step.context_tokens - resident for resident in step.resident_tokens]
+        moved = [sum(pair) for pair in zip(step.recomputed_tokens, step.loaded_tokens, strict=True)]
         recomputed = tuple(min(tokens, count) for count in moved)
         loaded = tuple(a - b for a, b in zip(moved, recomputed, strict=True))
         steps.append(replace(step, recomputed_tokens=recomputed, loaded_tokens=loaded))
@@ -207,7 +207,7 @@ def _row(question: Question, plan: Plan) -> dict[str, object]:
 def recomputed_frac(steps: Sequence[StepSplit]) -> float:
     """Part of all past tokens of all layers that a plan recomputes."""
     recomputed = sum(sum(step.recomputed_tokens) for step in steps)
-    past = sum(step.context_tokens * len(step.recomputed_tokens) for step in steps)
+    past = sum(sum(step.layer_tokens) for step in steps)
     return recomputed / past
 
 

@@ -129,6 +129,7 @@ class Question:
 
     Args:
         reference: the machine on the command line, a shipped name or a path.
+        keep: whether the LP may keep in GPU memory what else would be moved.
     """
 
     model_name: str
@@ -137,6 +138,7 @@ class Question:
     workload: Workload
     schedule: str = "row"
     changes: Changes = Changes()
+    keep: bool = False
 
     @property
     def machine(self) -> HardwareProfile:
@@ -162,7 +164,13 @@ class Question:
             BadInput, DoesNotFit, PlannerFailed: as `make_plan`.
         """
         return make_plan(
-            self.model, self.machine, self.workload, policy, self.schedule, self.changes.gpus
+            self.model,
+            self.machine,
+            self.workload,
+            policy,
+            self.schedule,
+            self.changes.gpus,
+            self.keep,
         )
 
     def command(self, policy: str = "lp") -> str:
@@ -185,4 +193,8 @@ class Question:
                 words += ["--set", setting]
             if changes.device_memory is not None:
                 words += ["--gpu-memory", changes.device_memory]
+                if not self.keep:
+                    words.append("--no-keep")
+        if self.keep:
+            words.append("--keep")
         return shlex.join(words)

@@ -12,8 +12,9 @@ import pandas as pd
 
 from dashboard.calibration import subjects
 from dashboard.runs import Case
-from sim.cost import MatMul, kernels
+from sim.cost import kernels
 from sim.hardware import HardwareProfile
+from sim.kernels import MatMul
 
 
 def spread_table(profile: HardwareProfile) -> pd.DataFrame:

@@ -10,6 +10,8 @@ from torch import Tensor
 from hw.backends import Backend
 from hw.kernels import Kernels
 from hw.weights import TORCH_DTYPE, Weights
+from sim.errors import Mismatch
+from sim.memory import layer_rows
 from sim.model_spec import ModelSpec
 from sim.workload import Workload
 
@@ -23,16 +25,20 @@ MOST_SLOTS = 2
 
 @dataclass(slots=True)
 class HostCache:
-    """K, V and X of every past token, in host memory, token-major.
+    """K, V and X of the past tokens, in host memory, token-major.
+
+    A layer with a sliding window holds only the tokens that decode steps attend to.
 
     Args:
         kv: for each layer [S, B, 2, H_kv, D].
         x: for each layer [S, B, h], the inputs of the K/V projection.
+        first_tokens: for each layer the token of its first row.
         next_tokens: [B], what the prompt's last position predicts; the first decode step's input.
     """
 
     kv: list[Tensor]
     x: list[Tensor]
+    first_tokens: list[int]
     next_tokens: Tensor
 
     @classmethod
@@ -44,18 +50,18 @@ class HostCache:
         Args:
             pageable: K and V lie in memory that no copy lane can read, for graphs that stage them.
         """
-        dtype, rows = TORCH_DTYPE[model.dtype], (workload.max_tokens, workload.batch_size)
-        kv_shape = (*rows, 2, model.n_kv_heads, model.head_dim)
+        dtype, layers = TORCH_DTYPE[model.dtype], range(model.n_layers)
+        rows = [(layer_rows(model, workload, layer), workload.batch_size) for layer in layers]
+        head = (2, model.n_kv_heads, model.head_dim)
         return cls(
             kv=[
-                torch.empty(kv_shape, dtype=dtype)
+                torch.empty((*shape, *head), dtype=dtype)
                 if pageable
-                else backend.host_empty(kv_shape, dtype)
-                for _ in range(model.n_layers)
+                else backend.host_empty((*shape, *head), dtype)
+                for shape in rows
             ],
-            x=[
-                backend.host_empty((*rows, model.hidden_size), dtype) for _ in range(model.n_layers)
-            ],
+            x=[backend.host_empty((*shape, model.hidden_size), dtype) for shape in rows],
+            first_tokens=[model.first_token(layer, workload.prompt_tokens) for layer in layers],
             next_tokens=torch.zeros(workload.batch_size, dtype=torch.int64),
         )
 
@@ -67,10 +73,22 @@ class HostCache:
 
         Args:
             first: the first sequence to take.
+
+        Raises:
+            Mismatch: the windows of the longer prompts have left other tokens behind.
         """
+        if self.first_tokens != longer.first_tokens:
+            raise Mismatch(
+                f"windows of the longer prompts have left other tokens behind; prefill the prompts "
+                f"of {prompt_tokens} tokens by themselves."
+            )
         taken = slice(first, first + self.next_tokens.shape[0])
-        for mine, theirs in zip([*self.kv, *self.x], [*longer.kv, *longer.x], strict=True):
-            mine[:prompt_tokens].copy_(theirs[:prompt_tokens, taken])
+        starts = [*self.first_tokens, *self.first_tokens]
+        for mine, theirs, start in zip(
+            [*self.kv, *self.x], [*longer.kv, *longer.x], starts, strict=True
+        ):
+            rows = slice(prompt_tokens - start)
+            mine[rows].copy_(theirs[rows, taken])
         self.next_tokens.copy_(longer.next_tokens[taken])
 
 
@@ -110,10 +128,11 @@ def prefill(weights: Weights, prompts: Tensor, cache: HostCache) -> None:
         kv = hidden.new_empty((*shape, 2, model.n_kv_heads, model.head_dim))
         x = hidden.new_empty((*shape, model.hidden_size))
         for number, layer in enumerate(weights.layers):
-            kernels.causal_attention(layer, hidden, kv, x)
+            kernels.causal_attention(layer, hidden, kv, x, model.window(number))
             kernels.mlp(layer, hidden)
-            cache.kv[number][:n_tokens, part].copy_(kv)
-            cache.x[number][:n_tokens, part].copy_(x)
+            start = cache.first_tokens[number]
+            cache.kv[number][: n_tokens - start, part].copy_(kv[start:])
+            cache.x[number][: n_tokens - start, part].copy_(x[start:])
         cache.next_tokens[part] = kernels.logits(hidden[:, -1]).argmax(dim=-1).cpu()
 
 
@@ -126,8 +145,8 @@ class ResidentDecode:
         margins: [steps, B], how far the best logit led the second, relative to the largest.
         logits: [B, V] of the last step.
         new_kv: for each layer [steps, B, 2, H_kv, D], the tokens decoded.
-        last_kv: by layer, [S, B, 2, H_kv, D], all tokens of the layers that staging slots hold at
-            the end of a run.
+        last_kv: by layer, [S, B, 2, H_kv, D], the tokens that the last step attends to, of the
+            layers that staging slots hold at the end of a run.
     """
 
     tokens: Tensor
@@ -158,10 +177,11 @@ def resident_decode(weights: Weights, cache: HostCache, workload: Workload) -> R
         past = workload.context_tokens(step)
         hidden = kernels.embed(current[:, None], past)[:, 0]
         for number, layer in enumerate(weights.layers):
-            layer_kv[:prompt].copy_(cache.kv[number][:prompt])
+            start, held = model.first_token(number, past), cache.first_tokens[number]
+            layer_kv[held:prompt].copy_(cache.kv[number][: prompt - held])
             layer_kv[prompt:past].copy_(new_kv[number][:step])
             queries = kernels.qkv(layer, hidden, layer_kv[past : past + 1], x, past)
-            kernels.attention(layer, hidden, queries, layer_kv[: past + 1])
+            kernels.attention(layer, hidden, queries, layer_kv[start : past + 1])
             kernels.mlp(layer, hidden)
             new_kv[number][step].copy_(layer_kv[past])
         logits = kernels.logits(hidden)
@@ -170,7 +190,9 @@ def resident_decode(weights: Weights, cache: HostCache, workload: Workload) -> R
         best, second = logits.float().topk(2, dim=-1).values.unbind(-1)
         margins[step] = ((best - second) / logits.float().abs().max()).cpu()
     last_kv = {
-        number: torch.cat((cache.kv[number][:prompt], new_kv[number]))
+        number: torch.cat((cache.kv[number][:-steps], new_kv[number]))[
+            -(model.layer_context(number, workload.max_tokens - 1) + 1) :
+        ]
         for number in range(max(0, model.n_layers - MOST_SLOTS), model.n_layers)
     }
     return ResidentDecode(tokens, margins, logits.cpu(), new_kv, last_kv)

@@ -16,7 +16,8 @@ from hw.backends import Backend
 from hw.weights import Weights, assemble_weights
 from sim.errors import BadFile, DoesNotFit, Mismatch
 from sim.files import decode_json
-from sim.model_spec import ModelSpec, load_model_config
+from sim.model_config import load_model_config
+from sim.model_spec import ModelSpec
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"

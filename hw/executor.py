@@ -13,9 +13,10 @@ from hw.cache import HostCache, ResidentDecode
 from hw.kernels import Kernels
 from hw.offload import OffloadedLayers
 from hw.weights import TORCH_DTYPE, Weights
+from sim.cost import attended_tokens
 from sim.errors import Mismatch, NotSimulated, WrongNumbers
 from sim.graph import HOST, Task, TaskGraph
-from sim.memory import check_fits
+from sim.memory import check_fits, layer_rows, slot_rows
 from sim.timeline import Timeline
 
 TOLERANCE = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1}
@@ -74,12 +75,13 @@ class Executor:
         x_slots = {task.slot for task in loads}
         batch, rows, batches = job.batch_size, range(graph.slots), range(job.n_batches)
         self._kernels = Kernels(weights, job.max_tokens)
-        kv_shape = (job.max_tokens, batch, 2, model.n_kv_heads, model.head_dim)
-        self._kv = [empty(kv_shape, dtype) for _ in rows]
+        head = (2, model.n_kv_heads, model.head_dim)
+        self._kv = [empty((tokens, batch, *head), dtype) for tokens in slot_rows(graph)]
         self._x = {slot: empty((x_rows, batch, model.hidden_size), dtype) for slot in x_slots}
         self._staging: Tensor | None = None
         if (0, HOST) in graph.lanes:
-            self._staging = backend.host_empty(kv_shape, dtype)
+            longest = max(slot_rows(graph))
+            self._staging = backend.host_empty((longest, batch, *head), dtype)
         self._new_x = [empty((batch, model.hidden_size), dtype) for _ in rows]
         self._hidden = [empty((batch, model.hidden_size), dtype) for _ in batches]
         self._queries = empty((batch, model.n_heads, model.head_dim), dtype)
@@ -126,13 +128,13 @@ class Executor:
         What earlier runs stored behind the prompt is wiped first, so that a store that does not
         happen cannot pass for one that did.
         """
-        prompt = slice(0, self.graph.workload.prompt_tokens)
+        n_new = self.graph.workload.gen_tokens
         for (layer, batch), slot in self._own_slot.items():
-            self._kv[slot][prompt].copy_(self.caches[batch].kv[layer][prompt])
+            self._kv[slot][:-n_new].copy_(self.caches[batch].kv[layer][:-n_new])
         for tokens, cache in zip(self._tokens, self.caches, strict=True):
             tokens[0].copy_(cache.next_tokens)
             for stored in (*cache.kv, *cache.x):
-                stored[self.graph.workload.prompt_tokens :] = math.nan
+                stored[-n_new:] = math.nan
         markers: list[Marker] = []
         self.backend.begin()
         for task, deps in zip(self.graph.tasks, self.graph.dep_indices, strict=True):
@@ -163,8 +165,8 @@ class Executor:
         Raises:
             WrongNumbers: tokens differ, or a tensor differs by more than `TOLERANCE`.
         """
-        job, limit = self.graph.workload, TOLERANCE[self.graph.model.dtype]
-        new = slice(job.prompt_tokens, job.max_tokens)
+        limit = TOLERANCE[self.graph.model.dtype]
+        new = slice(-self.graph.workload.gen_tokens, None)
         stored = [[kv[new] for kv in cache.kv] for cache in self.caches]
         for (layer, batch), slot in self._own_slot.items():
             stored[batch][layer] = self._kv[slot][new].cpu()
@@ -176,10 +178,9 @@ class Executor:
         last = {task.slot: task for task in self.graph.tasks if task.op == "attention"}
         in_slots = max(
             relative_difference(
-                self._kv[slot][: task.token_stop].cpu(),
-                references[task.batch].last_kv[task.layer][: task.token_stop],
+                self._attended(task).cpu(), references[task.batch].last_kv[task.layer]
             )
-            for slot, task in last.items()
+            for task in last.values()
             if task.layer in references[task.batch].last_kv
         )
         least_margin = 0.0 if self.graph.model.dtype == "float32" else limit
@@ -217,7 +218,7 @@ class Executor:
 
     def _qkv(self, task: Task) -> None:
         layer = self._layers[task.step, task.layer]
-        row = self._kv[task.slot][task.token_start : task.token_stop]
+        row = self._kv[task.slot][self._rows(task)]
         new_x = self._new_x[task.slot]
         hidden = self._hidden[task.batch]
         queries = self._kernels.qkv(layer, hidden, row, new_x, task.token_start)
@@ -225,14 +226,13 @@ class Executor:
 
     def _keep(self, task: Task) -> Tensor:
         """A copy on the device of the K and V, or the X, that `task` will find there."""
-        cache, tokens = self._cache(task), slice(task.token_start, task.token_stop)
-        host = cache.kv[task.layer] if task.op == "place_kv" else cache.x[task.layer]
-        kept = self.backend.device_empty(tuple(host[tokens].shape), host.dtype)
-        return kept.copy_(host[tokens])
+        cache = self._cache(task)
+        host = (cache.kv if task.op == "place_kv" else cache.x)[task.layer][self._rows(task)]
+        return self.backend.device_empty(tuple(host.shape), host.dtype).copy_(host)
 
     def _place_kv(self, task: Task) -> None:
         kept = self._kept[task.op, task.layer, task.batch]
-        self._kv[task.slot][task.token_start : task.token_stop].copy_(kept)
+        self._kv[task.slot][self._rows(task)].copy_(kept)
 
     def _recompute_resident(self, task: Task) -> None:
         self._project(task, self._kept[task.op, task.layer, task.batch])
@@ -242,12 +242,12 @@ class Executor:
 
     def _project(self, task: Task, x: Tensor) -> None:
         layer = self._layers[task.step, task.layer]
-        kv = self._kv[task.slot][task.token_start : task.token_stop]
+        kv = self._kv[task.slot][self._rows(task)]
         self._kernels.project_kv(layer, x, kv, task.token_start)
 
     def _attention(self, task: Task) -> None:
         layer = self._layers[task.step, task.layer]
-        kv = self._kv[task.slot][: task.token_stop]
+        kv = self._attended(task)
         self._kernels.attention(layer, self._hidden[task.batch], self._queries, kv)
 
     def _mlp(self, task: Task) -> None:
@@ -267,28 +267,37 @@ class Executor:
             self._offloaded.load_weights(task.layer, task.slot)
 
     def _load_x(self, task: Task) -> None:
-        tokens = slice(task.token_start, task.token_stop)
-        x = self._x[task.slot][: task.n_tokens]
-        self.backend.copy(x, self._cache(task).x[task.layer][tokens])
+        held = self._cache(task).x[task.layer][self._rows(task)]
+        self.backend.copy(self._x[task.slot][: task.n_tokens], held)
 
     def _load_kv(self, task: Task) -> None:
-        tokens = slice(task.token_start, task.token_stop)
+        rows = self._rows(task)
         kv = self._cache(task).kv[task.layer] if self._staging is None else self._staging
-        self.backend.copy(self._kv[task.slot][tokens], kv[tokens])
+        self.backend.copy(self._kv[task.slot][rows], kv[rows])
 
     def _store_kv(self, task: Task) -> None:
-        tokens = slice(task.token_start, task.token_stop)
+        rows = self._rows(task)
         kv, pageable = self._cache(task).kv[task.layer], self._staging is not None
-        self.backend.copy(kv[tokens], self._kv[task.slot][tokens], pageable)
+        self.backend.copy(kv[rows], self._kv[task.slot][rows], pageable)
 
     def _stage_kv(self, task: Task) -> None:
         if self._staging is not None:
-            tokens = slice(task.token_start, task.token_stop)
-            self._staging[tokens].copy_(self._cache(task).kv[task.layer][tokens])
+            rows = self._rows(task)
+            self._staging[rows].copy_(self._cache(task).kv[task.layer][rows])
 
     def _store_x(self, task: Task) -> None:
-        x = self._cache(task).x[task.layer]
-        self.backend.copy(x[task.token_start], self._new_x[task.slot])
+        x = self._cache(task).x[task.layer][self._rows(task)]
+        self.backend.copy(x[0], self._new_x[task.slot])
+
+    def _rows(self, task: Task) -> slice:
+        """Where a task's tokens lie, in a staging slot as in the host cache."""
+        first = self._cache(task).first_tokens[task.layer]
+        return slice(task.token_start - first, task.token_stop - first)
+
+    def _attended(self, task: Task) -> Tensor:
+        """K and V in the slot that an attention task reads, [S, B, 2, H_kv, D]."""
+        stop = self._rows(task).stop
+        return self._kv[task.slot][stop - attended_tokens(task, self.graph.model) : stop]
 
     def _cache(self, task: Task) -> HostCache:
         return self.caches[task.batch]
@@ -321,14 +330,16 @@ def _check_caches(caches: Sequence[HostCache], graph: TaskGraph) -> None:
 
 def _check_cache(cache: HostCache, graph: TaskGraph) -> None:
     model, job = graph.model, graph.workload
-    rows = (job.max_tokens, job.batch_size)
-    kv = ((*rows, 2, model.n_kv_heads, model.head_dim), TORCH_DTYPE[model.dtype])
-    x = ((*rows, model.hidden_size), TORCH_DTYPE[model.dtype])
+    dtype, layers = TORCH_DTYPE[model.dtype], range(model.n_layers)
+    rows = [(layer_rows(model, job, layer), job.batch_size) for layer in layers]
+    kv = [((*shape, 2, model.n_kv_heads, model.head_dim), dtype) for shape in rows]
+    x = [((*shape, model.hidden_size), dtype) for shape in rows]
     held = [(tuple(tensor.shape), tensor.dtype) for tensor in (*cache.kv, *cache.x)]
-    if held != [kv] * model.n_layers + [x] * model.n_layers:
+    first_tokens = [model.first_token(layer, job.prompt_tokens) for layer in layers]
+    if held != [*kv, *x] or cache.first_tokens != first_tokens:
         raise Mismatch(
             f"the cache holds {len(cache.kv)} layers of K/V {held[0]}, the plan needs "
-            f"{model.n_layers} of {kv}: it belongs to another model or workload."
+            f"{model.n_layers} of {kv[0]}: it belongs to another model or workload."
         )
 
 

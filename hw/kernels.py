@@ -136,13 +136,16 @@ class Kernels:
         """hidden: [B, h] -> [B, V]."""
         return F.linear(self.norm(self.weights.final_norm, hidden), self.weights.head)
 
-    def causal_attention(self, layer: Layer, hidden: Tensor, kv: Tensor, x_out: Tensor) -> None:
+    def causal_attention(
+        self, layer: Layer, hidden: Tensor, kv: Tensor, x_out: Tensor, window: int | None = None
+    ) -> None:
         """Prefill attention of whole prompts, with residual.
 
         Args:
             hidden: [B, S, h], updated in place.
             kv: [S, B, 2, H_kv, D], receives K and V.
             x_out: [S, B, h], receives the attention inputs X.
+            window: tokens that each token attends to at most, itself included.
         """
         x_out.copy_(self.norm(layer.input_norm, hidden).transpose(0, 1))
         self.project_kv(layer, x_out, kv, 0)
@@ -154,9 +157,20 @@ class Kernels:
         keys, values = (
             kv[:, :, part].permute(1, 2, 0, 3).repeat_interleave(groups, dim=1) for part in (0, 1)
         )
-        mixed = F.scaled_dot_product_attention(queries, keys, values, is_causal=True)
+        mask = window_mask(kv.shape[0], window, kv.device)
+        mixed = F.scaled_dot_product_attention(
+            queries, keys, values, attn_mask=mask, is_causal=mask is None
+        )
         mixed = mixed.transpose(1, 2).flatten(2)  # [B, S, H * D]
         hidden.add_(F.linear(mixed, layer.out.weight, layer.out.bias))
+
+
+def window_mask(n_tokens: int, window: int | None, device: torch.device) -> Tensor | None:
+    """[S, S], True where token i sees token j: i - window < j <= i; None where all before are."""
+    if window is None or window >= n_tokens:
+        return None
+    everything = torch.ones((n_tokens, n_tokens), dtype=torch.bool, device=device)
+    return everything.tril().triu(1 - window)
 
 
 def linear_into(linear: Linear, x: Tensor, out: Tensor) -> None:

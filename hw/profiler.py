@@ -18,8 +18,8 @@ from hw.backends import Backend
 from hw.bench import Bench
 from hw.kernels import Kernels
 from hw.pulse import pulse_points
-from hw.weights import TORCH_DTYPE, Norm, random_weights
-from sim.cost import MatMul, kernels
+from hw.weights import TORCH_DTYPE, Norm, check_runnable, random_weights
+from sim.cost import kernels
 from sim.curves import Curve, Grid
 from sim.graph import COMPUTE, D2H, H2D, HOST
 from sim.hardware import (
@@ -35,6 +35,7 @@ from sim.hardware import (
     Links,
     Memory,
 )
+from sim.kernels import MatMul
 from sim.model_spec import ModelSpec
 from sim.samples import Point, Samples
 
@@ -74,6 +75,8 @@ def profile_device(
         link_bytes_per_s: pace of an emulated link, recorded as such.
         progress: called with what is measured and the fraction done.
     """
+    for model in models:
+        check_runnable(model)
     batches = [2**power for power in range(max_batch.bit_length()) if 2**power <= max_batch]
     copies = [size for size in LINK_BYTES if size <= max_copy_bytes]
     memory, environment = backend.memory(), backend.environment()

@@ -13,8 +13,9 @@ import torch
 from hw.backends import Backend
 from hw.bench import Bench
 from hw.weights import TORCH_DTYPE
-from sim.cost import CostModel, MatMul, kernels
+from sim.cost import CostModel, kernels
 from sim.hardware import HardwareProfile
+from sim.kernels import MatMul
 from sim.model_spec import ModelSpec
 from sim.workload import Workload
 

@@ -107,7 +107,7 @@ def named_tensors(weights: Weights) -> dict[str, Tensor]:
 def _config(model: ModelSpec) -> dict[str, Any]:
     """Fields of the Hugging Face config that describes `model`.
 
-    A sliding window is left out: jobs that reach beyond it are refused when they are planned.
+    A sliding window is left out: where it would cut a job, the peers are not run.
     """
     common = {
         "vocab_size": model.vocab_size,

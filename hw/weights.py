@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sim.errors import Mismatch
-from sim.model_spec import ModelSpec
+from sim.errors import BadInput, Mismatch
+from sim.model_spec import RUNNABLE_FAMILIES, ModelSpec
 
 TORCH_DTYPE = {
     "float32": torch.float32,
@@ -71,8 +71,22 @@ class Weights:
         return self.embed.device
 
 
+def check_runnable(model: ModelSpec) -> None:
+    """Refuse a model whose family there are no kernels for.
+
+    Raises:
+        BadInput: names the families that can run.
+    """
+    if model.family not in RUNNABLE_FAMILIES:
+        raise BadInput(
+            f"{model.name} is of family {model.family}, which can be planned and simulated but not "
+            f"run; families that run: {', '.join(RUNNABLE_FAMILIES)}."
+        )
+
+
 def random_weights(model: ModelSpec, seed: int, device: torch.device) -> Weights:
     """Seeded random weights, scaled so that activations keep their size from layer to layer."""
+    check_runnable(model)
     generator = torch.Generator(device=device).manual_seed(seed)
     dtype = TORCH_DTYPE[model.dtype]
 
@@ -140,6 +154,7 @@ def assemble_weights(
     Raises:
         Mismatch: a tensor that the config calls for is absent or has another shape.
     """
+    check_runnable(model)
     dtype = TORCH_DTYPE[model.dtype]
     opt = model.family == "opt"
 

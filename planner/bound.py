@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 
 import pulp
 
@@ -20,8 +20,7 @@ Terms = list[tuple[pulp.LpVariable, float]]
 
 def lane_work_bound(
     lines: CostLines,
-    contexts: Sequence[int],
-    layers: int,
+    layers: Mapping[tuple[int, ...], int],
     other_compute_s: float,
     other_link_s: float,
     n_batches: int = 1,
@@ -29,10 +28,11 @@ def lane_work_bound(
 ) -> float:
     """A makespan that no split can beat: neither lane can do its own work faster.
 
-    All layers of a step share their counts, which loses nothing because the hulls are convex.
+    Layers that attend to as many tokens share their counts, which loses nothing because the hulls
+    are convex.
 
     Args:
-        contexts: past tokens of each step; the first are the prompt.
+        layers: for each course of past tokens attended to, step by step, how many layers have it.
         other_compute_s: seconds of all compute tasks whose size is fixed.
         other_link_s: seconds of all loads whose size is fixed: weights.
         room: device memory to keep K, V and X in, whichever layers that may be.
@@ -41,38 +41,42 @@ def lane_work_bound(
     problem = pulp.LpProblem("lane_work", pulp.LpMinimize)
     makespan = problem.add_variable("makespan", 0)
     problem.setObjective(makespan)
-    most = 0 if room is None else contexts[0]
-    kept_kv = problem.add_variable("kept_kv", 0, most)
-    kept_x = problem.add_variable("kept_x", 0, most)
     work: dict[str, Terms] = {op: [] for op in SIZED_OPS}
-    for step, past in enumerate(contexts):
-        count = problem.add_variable(f"recomputed_s{step}", 0, past)
-        used_x = problem.add_variable(f"used_x_s{step}", 0)
-        kept = problem.add_variable(f"kept_kv_s{step}", 0)
-        grown = pulp.LpAffineExpression([(kept_kv, past / contexts[0]), (kept, -1.0)])
-        problem.addConstraint(grown >= 0, f"kept_s{step}")
-        problem.addConstraint(kept_x - used_x >= 0, f"x_kept_s{step}")
-        problem.addConstraint(count - used_x >= 0, f"x_used_s{step}")
-        problem.addConstraint(past - count - kept >= 0, f"range_s{step}")
-        counts: dict[str, tuple[float, Terms]] = {
-            "load_x": (0.0, [(count, 1.0), (used_x, -1.0)]),
-            "load_kv": (float(past), [(count, -1.0), (kept, -1.0)]),
-            "recompute": (0.0, [(count, 1.0), (used_x, -1.0)]),
-            "recompute_resident": (0.0, [(used_x, 1.0)]),
-        }
-        for op, (constant, terms) in counts.items():
-            time = problem.add_variable(f"time_{op}_s{step}", 0)
-            work[op].append((time, -float(layers * n_batches)))
-            for number, (base, slope) in enumerate(lines[op]):
-                scaled = [(variable, -factor * slope / unit_s) for variable, factor in terms]
-                row = pulp.LpAffineExpression([(time, 1.0), *scaled])
-                least = (base + slope * constant) / unit_s
-                problem.addConstraint(row >= least, f"cost_{op}_s{step}_{number}")
+    taken: Terms = []
+    for group, (contexts, n_layers) in enumerate(layers.items()):
+        most = 0 if room is None else contexts[0]
+        kept_kv = problem.add_variable(f"kept_kv_{group}", 0, most)
+        kept_x = problem.add_variable(f"kept_x_{group}", 0, most)
+        if room is not None:
+            taken += [(kept_kv, float(n_layers))]
+            taken += [(kept_x, n_layers * room.x_token_bytes / room.kv_token_bytes)]
+        for step, past in enumerate(contexts):
+            name = f"{group}_s{step}"
+            count = problem.add_variable(f"recomputed_{name}", 0, past)
+            used_x = problem.add_variable(f"used_x_{name}", 0)
+            kept = problem.add_variable(f"kept_kv_{name}", 0)
+            grown = pulp.LpAffineExpression([(kept_kv, past / contexts[0]), (kept, -1.0)])
+            problem.addConstraint(grown >= 0, f"kept_{name}")
+            problem.addConstraint(kept_x - used_x >= 0, f"x_kept_{name}")
+            problem.addConstraint(count - used_x >= 0, f"x_used_{name}")
+            problem.addConstraint(past - count - kept >= 0, f"range_{name}")
+            counts: dict[str, tuple[float, Terms]] = {
+                "load_x": (0.0, [(count, 1.0), (used_x, -1.0)]),
+                "load_kv": (float(past), [(count, -1.0), (kept, -1.0)]),
+                "recompute": (0.0, [(count, 1.0), (used_x, -1.0)]),
+                "recompute_resident": (0.0, [(used_x, 1.0)]),
+            }
+            for op, (constant, terms) in counts.items():
+                time = problem.add_variable(f"time_{op}_{name}", 0)
+                work[op].append((time, -float(n_layers * n_batches)))
+                for number, (base, slope) in enumerate(lines[op]):
+                    scaled = [(variable, -factor * slope / unit_s) for variable, factor in terms]
+                    row = pulp.LpAffineExpression([(time, 1.0), *scaled])
+                    least = (base + slope * constant) / unit_s
+                    problem.addConstraint(row >= least, f"cost_{op}_{name}_{number}")
     if room is not None:
-        taken = [(kept_kv, room.kv_token_bytes * layers), (kept_x, room.x_token_bytes * layers)]
-        scaled = [(variable, size / room.kv_token_bytes) for variable, size in taken]
         free = max(0.0, room.free_bytes) / room.kv_token_bytes
-        problem.addConstraint(pulp.LpAffineExpression(scaled) <= free, "memory")
+        problem.addConstraint(pulp.LpAffineExpression(taken) <= free, "memory")
     for name, ops, other_s in (
         ("link_work", LINK_OPS, other_link_s),
         ("compute_work", COMPUTE_OPS, other_compute_s),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -12,7 +13,7 @@ from planner.hulls import SIZED_OPS, CostLines
 from planner.lower import SCHEDULES, lower, replicate
 from planner.lp import Relaxation, ScheduleLP
 from planner.policies import BASELINES, baseline_split
-from planner.residency import Residency, Room, evenly_spaced
+from planner.residency import Residency, Room, evenly_spaced, slides
 from planner.rounding import Limits, between_steps, planned_steps, whole_tokens
 from sim.cost import CostModel
 from sim.engine import issue_times, simulate
@@ -34,16 +35,11 @@ GAP_WORTH_POLISHING = 1e-3
 
 
 def check_workload(model: ModelSpec, workload: Workload) -> None:
-    """Refuse contexts the model has no positions for, or that its window would cut."""
+    """Refuse contexts that the model has no positions for."""
     if workload.max_tokens > model.max_positions:
         raise BadInput(
             f"prompt_tokens + gen_tokens (={workload.max_tokens}) must be at most the "
             f"{model.max_positions} positions of {model.name}; lower --prompt or --gen."
-        )
-    if model.sliding_window is not None and workload.max_tokens > model.sliding_window:
-        raise BadInput(
-            f"prompt_tokens + gen_tokens (={workload.max_tokens}) exceeds the sliding window of "
-            f"{model.sliding_window} tokens of {model.name}, which is not modelled; lower --prompt."
         )
 
 
@@ -80,6 +76,11 @@ class DecodePlanner:
             raise UnknownName("schedule", schedule, SCHEDULES)
         if gpus < 1:
             raise BadInput(f"gpus(={gpus}) must be at least 1.")
+        if schedule == "column" and model.moe is not None:
+            raise BadInput(
+                f"{model.name} has experts, whose weights the column schedule cannot bring one "
+                "layer at a time; use --schedule row."
+            )
         self.gpus = gpus
         self.keep = keep
         check_workload(model, workload)
@@ -118,17 +119,20 @@ class DecodePlanner:
             return self.relaxation.objective_s
         if self._keeps_everything:
             return self._makespan_s(self.best)
-        contexts = [self.workload.context_tokens(t) for t in range(self.workload.gen_tokens)]
+        pasts = [self.workload.context_tokens(t) for t in range(self.workload.gen_tokens)]
         kept = self._start
-        graph = self.lower([[0] * self.model.n_layers] * len(contexts), kept)
+        graph = self.lower([[0] * self.model.n_layers] * len(pasts), kept)
+        courses = Counter(
+            tuple(self.model.layer_context(layer, past) for past in pasts)
+            for layer in range(self.model.n_layers)
+        )
         fixed_s = {COMPUTE: 0.0, H2D: 0.0}
         for task in graph.tasks:
             if task.lane in fixed_s and task.op not in SIZED_OPS:
                 fixed_s[task.lane] += self.costs.estimate(task).seconds
         return lane_work_bound(
             self.lines,
-            contexts,
-            self.model.n_layers,
+            courses,
             fixed_s[COMPUTE],
             fixed_s[H2D],
             self.workload.n_batches,
@@ -248,11 +252,11 @@ class DecodePlanner:
         return replace(self._start, kv_tokens=tuple(kv), x_tokens=tuple(x))
 
     def _limits(self, past: int, kept: Residency) -> list[Limits]:
-        whole = [kept.keeps_whole(layer, self.workload) for layer in range(self.model.n_layers)]
-        return [
-            Limits(x, x if no_moves else past - kv)
-            for kv, x, no_moves in zip(kept.kv_tokens, kept.x_tokens, whole, strict=True)
-        ]
+        limits = []
+        for layer, (kv, x) in enumerate(zip(kept.kv_tokens, kept.x_tokens, strict=True)):
+            whole = kept.keeps_whole(layer, self.workload)
+            limits.append(Limits(x, 0 if whole else self.model.layer_context(layer, past) - kv))
+        return limits
 
     @cached_property
     def baselines(self) -> dict[str, tuple[list[list[int]], float]]:
@@ -287,8 +291,10 @@ class DecodePlanner:
             row = [0] * n_layers
         elif self.keep and self.workload.prompt_tokens >= LEAST_KEPT_PROMPT:
             room = self._room(start)
-            start = replace(start, kv_tokens=(1,) * n_layers, x_tokens=(1,) * n_layers)
-            row = [2] * n_layers
+            cut = [slides(self.model, self.workload, layer) for layer in range(n_layers)]
+            some = tuple(0 if one else 1 for one in cut)
+            start = replace(start, kv_tokens=some, x_tokens=some)
+            row = [1 + one for one in some]
         graph = self._shortened([row for _ in self._contexts], start)
         durations = [self.costs.estimate(task).seconds for task in graph.tasks]
         issued = issue_times(graph, self.costs, free_ops=SIZED_OPS)

@@ -2,8 +2,12 @@
 
 A cell is one layer of one batch in one step. Cell after cell the link loads X of the recomputed
 tokens and then K and V of the others into one of `slots` staging slots, while the compute lane
-works on earlier cells. Of tokens in front, K and V or X may stay on the device (`Residency`); a
-layer that keeps its whole cache has a slot of its own and moves nothing.
+works on earlier cells.
+
+A layer with a sliding window holds and moves only the past tokens that it attends to. Of the first
+of those K and V stay on the device, as `Residency` says; the next are recomputed, at first from X
+that stays too; the others are loaded. A layer that keeps its whole cache has a slot of its own and
+moves nothing.
 
 Row schedule: weights stay on the device, every layer of a step runs before the next step. Column
 schedule: weights come from host memory, the K and V projections first so that recomputation can
@@ -14,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import accumulate
 
 from planner.residency import STAGING_SLOTS, Residency
 from sim.cost import compute_flops
@@ -92,13 +97,13 @@ def _check_split(
     for step, (past, row) in enumerate(zip(contexts, split, strict=True)):
         for layer, count in enumerate(row):
             least = kept.x_tokens[layer]
-            most = past - kept.kv_tokens[layer]
+            most = model.layer_context(layer, past) - kept.kv_tokens[layer]
             if kept.keeps_whole(layer, workload):
                 most = 0
             if not least <= count <= most:
                 raise BadInput(
                     f"recomputed_tokens(={count}) of step {step}, layer {layer} must be between "
-                    f"{least} and the {most} past tokens that are not resident."
+                    f"{least} and the {most} attended past tokens that are not resident."
                 )
 
 
@@ -122,7 +127,9 @@ class _Lowering:
         self.split = split
         self.contexts = contexts
         self.kept = kept
-        self.x_needed = _most_needed_later(split, kept)
+        self.recomputed = [
+            _ever_recomputed(model, layer, contexts, split, kept) for layer in range(model.n_layers)
+        ]
         self.flops: dict[tuple[str, int, int], int] = {}
         self.cells: list[Cell] = [
             (step, layer, batch)
@@ -173,14 +180,17 @@ class _Lowering:
     def _moves_weights(self, layer: int) -> bool:
         return self.schedule == "column" and layer not in self.kept.weight_layers
 
-    def _ranges(self, cell: Cell) -> tuple[int, int, int, int]:
-        """Where the resident K and V end, the resident X, the recomputed tokens and the loaded."""
+    def _ranges(self, cell: Cell) -> tuple[int, int, int, int, int]:
+        """Bounds of the attended past tokens: start, end of the resident K and V, of the resident
+        X, of the recomputed tokens and of the loaded ones."""
         step, layer, _ = cell
         past = self.contexts[step]
         if self._whole(cell):
-            return past, past, past, past
-        first = self.kept.kv_tokens[layer]
-        return first, first + self.kept.x_tokens[layer], first + self.split[step][layer], past
+            return past, past, past, past, past
+        start = self.model.first_token(layer, past)
+        first = start + self.kept.kv_tokens[layer]
+        with_x, end = first + self.kept.x_tokens[layer], first + self.split[step][layer]
+        return start, first, with_x, end, past
 
     def _loads(self, cell: Cell) -> None:
         """Bring X and KV of one cell's past tokens into its slot, once the slot is free.
@@ -189,7 +199,7 @@ class _Lowering:
         """
         _, layer, batch = cell
         slot, prompt = self.slot_of[cell], self.workload.prompt_tokens
-        _, with_x, end, past = self._ranges(cell)
+        *_, with_x, end, past = self._ranges(cell)
         weights = batch == 0 and self._moves_weights(layer)
         if weights:
             self._load_weights(cell, "load_kv_weights")
@@ -241,10 +251,10 @@ class _Lowering:
 
     def _fill_slot(self, cell: Cell, free: list[str], kv_weights: list[str]) -> list[str]:
         """Place and recompute what the slot's attention needs beside the loaded K and V."""
-        first, with_x, end, past = self._ranges(cell)
+        start, first, with_x, end, _ = self._ranges(cell)
         made = []
-        if 0 < first < past:
-            made.append(self._compute(cell, "place_kv", tuple(free), (0, first)))
+        if start < first:
+            made.append(self._compute(cell, "place_kv", tuple(free), (start, first)))
         if first < with_x:
             deps = (*free, *kv_weights)
             made.append(self._compute(cell, "recompute_resident", deps, (first, with_x)))
@@ -262,7 +272,7 @@ class _Lowering:
         store = self._copy(cell, "store_kv", new, [qkv])
         self.stored_kv[layer, batch] = store
         self.new_x_readers[slot] = []
-        if self.x_needed[step][layer] > past:
+        if self.recomputed[layer][past]:
             stored = self._copy(cell, "store_x", new, [qkv])
             self.stored_x[layer, batch] = stored
             self.new_x_readers[slot] = [stored]
@@ -274,7 +284,7 @@ class _Lowering:
         """A compute task on `tokens`, by default on the new one."""
         past = self.contexts[cell[0]]
         start, stop = tokens or (past, past + 1)
-        key = (op, stop - start, stop)
+        key = (op, stop - start, self.model.layer_context(cell[1], past) + 1)
         if key not in self.flops:
             self.flops[key] = compute_flops(*key, self.model, self.workload.batch_size)
         return self._add(cell, op, (start, stop), 0, self.flops[key], deps)
@@ -318,10 +328,18 @@ def weight_slot(model: ModelSpec, step: int, layer: int) -> int:
     return (step * model.n_layers + layer) % STAGING_SLOTS
 
 
-def _most_needed_later(split: Split, kept: Residency) -> list[list[int]]:
-    """For each step and layer where the tokens end that any later step recomputes."""
-    needed = [[0] * len(split[0])]
-    for row in reversed(split[1:]):
-        ends = [first + count for first, count in zip(kept.kv_tokens, row, strict=True)]
-        needed.append([max(pair) for pair in zip(needed[-1], ends, strict=True)])
-    return needed[::-1]
+def _ever_recomputed(
+    model: ModelSpec, layer: int, contexts: Sequence[int], split: Split, kept: Residency
+) -> list[bool]:
+    """For each token, whether some step recomputes it in `layer`.
+
+    A step recomputes only tokens of its past, so of a new token this tells whether a later one
+    does.
+    """
+    changes = [0] * (max(contexts) + 2)
+    for past, row in zip(contexts, split, strict=True):
+        if row[layer]:
+            start = model.first_token(layer, past) + kept.kv_tokens[layer]
+            changes[start] += 1
+            changes[start + row[layer]] -= 1
+    return [count > 0 for count in accumulate(changes)]

@@ -103,7 +103,11 @@ class ScheduleLP:
         self.graph = graph
         self._sized = SIZED_OPS if lines is not None else ()
         self._dispatch = dispatch
-        self._contexts = contexts
+        self._contexts = {
+            (step, layer): graph.model.layer_context(layer, past)
+            for step, past in enumerate(contexts)
+            for layer in range(graph.model.n_layers)
+        }
         self._unit_s = max(sum(fixed_s), 1e-12) / MAKESPAN_UNITS
         self._fixed_s = fixed_s
         self.problem = pulp.LpProblem("decode", pulp.LpMinimize)
@@ -111,11 +115,12 @@ class ScheduleLP:
         add = self.problem.add_variable
         sized = {(task.step, task.layer): task for task in graph.tasks if task.op in self._sized}
         self.tokens = {
-            (step, layer): add(f"recomputed_s{step}_L{layer}", 0, contexts[step])
+            (step, layer): add(f"recomputed_s{step}_L{layer}", 0, self._contexts[step, layer])
             for step, layer in sized
         }
         self._room = room
-        layers = {layer: None for _, layer in sized if room is not None}
+        placed = {task.layer: None for task in graph.tasks if task.op == "place_kv"}
+        layers = placed if room is not None else {}
         prompt = graph.workload.prompt_tokens
         self.kept_kv = {layer: add(f"kept_kv_L{layer}", 0, prompt) for layer in layers}
         self.kept_x = {layer: add(f"kept_x_L{layer}", 0, prompt) for layer in layers}
@@ -170,7 +175,7 @@ class ScheduleLP:
     def seconds(self, at: Relaxation, costs: CostModel, lines: CostLines) -> list[float]:
         """Seconds of every task at an optimum's fractional counts, for other costs than its own."""
         return [
-            lines.at(task.op, at.count(task, self._contexts[task.step]))
+            lines.at(task.op, at.count(task, self._contexts[task.step, task.layer]))
             if task.op in self._sized
             else costs.estimate(task).seconds
             for task in self.graph.tasks
@@ -196,7 +201,7 @@ class ScheduleLP:
     def _count(self, task: Task) -> tuple[float, list[tuple[pulp.LpVariable, float]]]:
         """Tokens of a sized task: a constant and variables with their factors."""
         recomputed = (self.tokens[task.step, task.layer], 1.0)
-        kept = self._room is not None
+        kept = task.layer in self.kept_kv
         kv = [(self.kept_kv[task.layer], 1.0)] if kept else []
         x = [(self.kept_x[task.layer], 1.0)] if kept else []
         match task.op:
@@ -206,7 +211,7 @@ class ScheduleLP:
                 return 0.0, x
             case "load_kv":
                 others = [(variable, -1.0) for variable, _ in (recomputed, *kv)]
-                return float(self._contexts[task.step]), others
+                return float(self._contexts[task.step, task.layer]), others
         return 0.0, [recomputed, *((variable, -1.0) for variable, _ in x)]
 
     def _cost_rows(self, lines: CostLines) -> None:
@@ -225,11 +230,14 @@ class ScheduleLP:
         """What stays and the staged X fit; ranges of a layer's tokens do not overlap."""
         longest = self.problem.add_variable("staged_x_tokens", 0)
         for (step, layer), recomputed in self.tokens.items():
-            kv, x = self.kept_kv[layer], self.kept_x[layer]
             cell = f"s{step}_L{layer}"
+            if layer not in self.kept_kv:
+                self._row(f"staged_{cell}", [(longest, 1.0), (recomputed, -1.0)], 0.0)
+                continue
+            kv, x = self.kept_kv[layer], self.kept_x[layer]
             self._row(f"staged_{cell}", [(longest, 1.0), (recomputed, -1.0), (x, 1.0)], 0.0)
             self._row(f"used_{cell}", [(recomputed, 1.0), (x, -1.0)], 0.0)
-            past = float(self._contexts[step])
+            past = float(self._contexts[step, layer])
             self._row(f"range_{cell}", [(recomputed, -1.0), (kv, -1.0)], -past)
         unit = float(room.kv_token_bytes)
         taken = [(longest, room.staged_x_token_bytes / unit)]
@@ -254,7 +262,7 @@ class ScheduleLP:
             before = {
                 dep
                 for dep in self.graph.dep_indices[at]
-                if (tasks[dep].device, tasks[dep].lane) != lane
+                if (tasks[dep].device, tasks[dep].lane) != lane and not self._may_not_wait(task)
             }
             if lane in last_on_lane:
                 before.add(last_on_lane[lane])
@@ -266,6 +274,14 @@ class ScheduleLP:
         for at in range(len(tasks)):
             if at not in followed:
                 self._after(at, self.makespan, "end", 0.0)
+
+    def _may_not_wait(self, task: Task) -> bool:
+        """Whether a task would make the weights behind it wait for a slot that it may not need.
+
+        In the column schedule X is loaded between a layer's weights; with no token to load, nothing
+        is waited for.
+        """
+        return task.op == "load_x" and task.op in self._sized and self.graph.schedule == "column"
 
     def _pause_s(self, earlier: Task, later: Task) -> float:
         """Pause between two tasks that exist in every split; none around one that may vanish.

@@ -22,7 +22,8 @@ from sim.workload import Workload
 class StepSplit:
     """One decode step: tokens of every layer by how their K and V reach the attention.
 
-    The three counts of a layer add up to `context_tokens`.
+    `context_tokens` is the whole past. The three counts of a layer add up to the part of it that
+    the layer attends to, which is shorter where it has a sliding window.
     """
 
     __pydantic_config__ = STRICT_KEYS
@@ -38,11 +39,17 @@ class StepSplit:
         if len({len(row) for row in rows}) != 1:
             raise BadInput(f"step {self.step}: the token lists must have one entry per layer.")
         for layer, counts in enumerate(zip(*rows, strict=True)):
-            if min(counts) < 0 or sum(counts) != self.context_tokens:
+            if min(counts) < 0 or sum(counts) > self.context_tokens:
                 raise BadInput(
                     f"step {self.step}, layer {layer}: recomputed, loaded and resident tokens "
-                    f"{counts} must be at least 0 and add up to {self.context_tokens}."
+                    f"{counts} must be at least 0 and add up to at most {self.context_tokens}."
                 )
+
+    @property
+    def layer_tokens(self) -> tuple[int, ...]:
+        """Past tokens that each layer attends to."""
+        rows = (self.recomputed_tokens, self.loaded_tokens, self.resident_tokens)
+        return tuple(map(sum, zip(*rows, strict=True)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +135,8 @@ class Plan:
         """What stays on the device; a layer whose past tokens all do keeps its whole cache."""
         last, prompt = self.steps[-1], self.workload.prompt_tokens
         kv = tuple(
-            prompt if count == last.context_tokens else count for count in last.resident_tokens
+            prompt if count == attended else count
+            for count, attended in zip(last.resident_tokens, last.layer_tokens, strict=True)
         )
         x = self.resident_x_tokens or (0,) * len(kv)
         return Residency(kv, x, self.resident_weight_layers)
@@ -182,9 +190,27 @@ class Plan:
         for number, step in enumerate(self.steps):
             if (step.step, step.context_tokens) != (number, self.workload.context_tokens(number)):
                 raise BadInput(f"steps[{number}] does not belong to this workload.")
-            kept = self.residency.kv_tokens
-            prompt = self.workload.prompt_tokens
-            expected = tuple(step.context_tokens if one == prompt else one for one in kept)
+            if len(step.resident_tokens) != self.model.n_layers:
+                raise BadInput(
+                    f"steps[{number}] must hold the tokens of {self.model.n_layers} layers, not of "
+                    f"{len(step.resident_tokens)}."
+                )
+            attended = tuple(
+                self.model.layer_context(layer, step.context_tokens)
+                for layer in range(self.model.n_layers)
+            )
+            if step.layer_tokens != attended:
+                pairs = enumerate(zip(step.layer_tokens, attended, strict=True))
+                layer = next(at for at, (tokens, needed) in pairs if tokens != needed)
+                raise BadInput(
+                    f"steps[{number}], layer {layer}: recomputed, loaded and resident tokens add "
+                    f"up to {step.layer_tokens[layer]} and must add up to {attended[layer]}."
+                )
+            kept = self.residency
+            expected = tuple(
+                tokens if kept.keeps_whole(layer, self.workload) else kept.kv_tokens[layer]
+                for layer, tokens in enumerate(attended)
+            )
             if step.resident_tokens != expected:
                 raise BadInput(
                     f"steps[{number}]: resident_tokens of a layer must be the same in every step, "
@@ -193,16 +219,19 @@ class Plan:
 
 
 def step_splits(
-    workload: Workload, split: Sequence[Sequence[int]], residency: Residency
+    model: ModelSpec, workload: Workload, split: Sequence[Sequence[int]], residency: Residency
 ) -> tuple[StepSplit, ...]:
     """Name the parts of every step: what is neither resident nor recomputed is loaded."""
     steps = []
     for number, row in enumerate(split):
         past = workload.context_tokens(number)
+        attended = [model.layer_context(layer, past) for layer in range(model.n_layers)]
         kept = tuple(
-            past if residency.keeps_whole(layer, workload) else count
+            attended[layer] if residency.keeps_whole(layer, workload) else count
             for layer, count in enumerate(residency.kv_tokens)
         )
-        loaded = tuple(past - count - own for count, own in zip(row, kept, strict=True))
+        loaded = tuple(
+            tokens - count - own for tokens, count, own in zip(attended, row, kept, strict=True)
+        )
         steps.append(StepSplit(number, past, tuple(row), loaded, kept))
     return tuple(steps)

@@ -161,7 +161,7 @@ def _plan(
         model=planner.model,
         hardware=planner.hardware,
         workload=planner.workload,
-        steps=step_splits(planner.workload, choice.split, choice.residency),
+        steps=step_splits(planner.model, planner.workload, choice.split, choice.residency),
         makespan_s=timeline.makespan_s,
         lp_objective_s=lp_objective_s,
         lower_bound_s=planner.lower_bound_s(),

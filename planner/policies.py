@@ -5,7 +5,8 @@ lp              optimum of the exact LP, polished in the simulator where costs a
 kvpr            closed form of KVPR (arXiv 2411.17089, section 3.2), at most the prompt
 load-all        load K and V of every token
 recompute-all   recompute K and V of every token from X
-fixed:<tokens>  the same number of recomputed tokens in every layer and step
+fixed:<tokens>  the same number of recomputed tokens in every layer and step, at most a layer's
+                window
 resident        nothing is moved: what offloading is measured against (planner/rivals.py)
 hf-offloaded    transformers' offloaded cache (planner/rivals.py)
 flexgen         FlexGen's staging through pinned memory and barriers (planner/rivals.py)
@@ -14,6 +15,7 @@ flexgen         FlexGen's staging through pinned memory and barriers (planner/ri
 
 from __future__ import annotations
 
+from functools import cache
 from math import ceil, floor
 
 from planner.rivals import RIVALS
@@ -48,24 +50,28 @@ def baseline_split(
     """Recomputed tokens `[step][layer]` of a policy that needs no solver."""
     fixed = fixed_tokens(policy)
     split = []
+    if fixed is not None and fixed > workload.prompt_tokens:
+        raise BadInput(
+            f"policy {policy!r}: at most the {workload.prompt_tokens} tokens of the prompt "
+            "can be recomputed in every step."
+        )
+
+    @cache
+    def count(context_tokens: int) -> int:
+        if fixed is not None:
+            return min(fixed, context_tokens)
+        if policy in ("load-all", *RIVALS):
+            return 0
+        if policy == "recompute-all":
+            return context_tokens
+        if policy == "kvpr":
+            return kvpr_tokens(model, workload, hardware, context_tokens)
+        raise BadInput(f"policy {policy!r} needs the LP; it is not a baseline.")
+
     for step in range(workload.gen_tokens):
         past = workload.context_tokens(step)
-        if fixed is not None:
-            if fixed > workload.prompt_tokens:
-                raise BadInput(
-                    f"policy {policy!r}: at most the {workload.prompt_tokens} tokens of the prompt "
-                    "can be recomputed in every step."
-                )
-            count = fixed
-        elif policy in ("load-all", *RIVALS):
-            count = 0
-        elif policy == "recompute-all":
-            count = past
-        elif policy == "kvpr":
-            count = kvpr_tokens(model, workload, hardware, past)
-        else:
-            raise BadInput(f"policy {policy!r} needs the LP; it is not a baseline.")
-        split.append([count] * model.n_layers)
+        contexts = [model.layer_context(layer, past) for layer in range(model.n_layers)]
+        split.append([count(context) for context in contexts])
     return split
 
 
@@ -75,7 +81,8 @@ def kvpr_tokens(
     """KVPR's split point: `argmin_l X(l)/v + max(recompute(l)/F, KV(s'-l)/v)`, 0 <= l <= prompt.
 
     With b sequences, hidden size h and p bytes an element, X(l) = b*l*h*p, KV(n) = 2*b*n*h_kv*p
-    and recompute(l) = 4*b*l*h*h_kv FLOP; for MHA this is `l = s'*p*F / (2*h*v + p*F)`. F and v are
+    and recompute(l) = 4*b*l*h*h_kv FLOP (with latent attention what a token caches takes the place
+    of 2*h_kv); for MHA this is `l = s'*p*F / (2*h*v + p*F)`. F and v are
     one rate each, as the paper's profiler measures them: the profile's best matrix-product and
     link rates. Source: arXiv 2411.17089, equations 4 to 8, checked against the released
     scheduler's 671 and 499 tokens (s'=1024, b=32, h=5120, 312 TFLOP/s, 32 and 64 GB/s).
@@ -83,7 +90,7 @@ def kvpr_tokens(
     link, flops = hardware.links.h2d.bytes_per_s, hardware.gemm.flops_per_s
     x_s = workload.batch_size * model.x_token_bytes / link
     kv_s = workload.batch_size * model.kv_token_bytes / link
-    recompute_s = 4 * workload.batch_size * model.hidden_size * model.kv_size / flops
+    recompute_s = 2 * workload.batch_size * model.hidden_size * model.kv_token_size / flops
 
     def objective(tokens: int) -> float:
         return tokens * x_s + max(tokens * recompute_s, (context_tokens - tokens) * kv_s)

@@ -25,7 +25,8 @@ class Residency:
 
     Args:
         kv_tokens: for each layer, how many of the prompt's first tokens keep their K and V on the
-            device; all of them means that new tokens' stay as well and the layer moves nothing.
+            device; all of them means that new tokens' stay as well and the layer moves nothing. A
+            layer whose window leaves tokens behind keeps all or none.
         x_tokens: for each layer, how many tokens behind those keep their attention input X.
         weight_layers: layers whose weights stay although the schedule moves weights.
     """
@@ -56,6 +57,12 @@ class Residency:
                 raise BadInput(
                     f"layer {layer}: resident K and V of {kv} tokens and X of {x} must be at least "
                     f"0 and within the {workload.prompt_tokens} tokens of the prompt."
+                )
+            partly = (kv or x) and not self.keeps_whole(layer, workload)
+            if partly and slides(model, workload, layer):
+                raise BadInput(
+                    f"layer {layer}: its sliding window leaves tokens behind; keep its whole cache "
+                    "or nothing of it."
                 )
         if any(layer not in range(model.n_layers) for layer in self.weight_layers):
             raise BadInput(f"weight_layers {self.weight_layers} must be among the layers.")
@@ -89,6 +96,11 @@ class Room:
             one * model.x_token_bytes,
             STAGING_SLOTS * job.batch_size * model.x_token_bytes,
         )
+
+
+def slides(model: ModelSpec, workload: Workload, layer: int) -> bool:
+    """Whether a layer's window leaves tokens behind during the job."""
+    return model.first_token(layer, workload.max_tokens - 1) > 0
 
 
 def evenly_spaced(count: int, n_layers: int) -> tuple[int, ...]:

@@ -80,8 +80,12 @@ class _Rival:
         step, layer = cell
         free = self.readers.get(self._slot(step, layer), ())
         stored = (self.stored[layer],) if layer in self.stored else ()
+        self._copy(step, layer, "load_kv", self._attended(step, layer), (*free, *stored))
+
+    def _attended(self, step: int, layer: int) -> tuple[int, int]:
+        """The past tokens that a layer attends to."""
         past = self.workload.context_tokens(step)
-        self._copy(step, layer, "load_kv", (0, past), (*free, *stored))
+        return self.model.first_token(layer, past), past
 
     def _layer(self, step: int, layer: int, hidden: tuple[str, ...]) -> str:
         slot, past = self._slot(step, layer), self.workload.context_tokens(step)
@@ -89,7 +93,8 @@ class _Rival:
         ready = (qkv,)
         if self.offloaded:
             loaded = f"s{step}.L{layer}.load_kv"
-            ready = (self._copy(step, layer, "store_kv", (0, past + 1), (qkv, loaded)),)
+            kept = (self.model.first_token(layer, past + 1), past + 1)
+            ready = (self._copy(step, layer, "store_kv", kept, (qkv, loaded)),)
             self.stored[layer] = ready[0]
         attention = self._compute(step, layer, "attention", ready)
         if self.offloaded:
@@ -98,7 +103,8 @@ class _Rival:
 
     def _compute(self, step: int, layer: int, op: str, deps: tuple[str, ...]) -> str:
         past = self.workload.context_tokens(step)
-        flops = compute_flops(op, 1, past + 1, self.model, self.workload.batch_size)
+        context = self.model.layer_context(layer, past) + 1
+        flops = compute_flops(op, 1, context, self.model, self.workload.batch_size)
         return self._add(step, layer, op, (past, past + 1), 0, flops, deps)
 
     def _copy(
@@ -159,4 +165,4 @@ class _FlexGen(_Rival):
         return (*loading, mlp, self._copy(step, layer, "store_kv", (past, past + 1), (qkv,)))
 
     def _bring(self, step: int, layer: int, op: str, deps: tuple[str, ...]) -> str:
-        return self._copy(step, layer, op, (0, self.workload.context_tokens(step)), deps)
+        return self._copy(step, layer, op, self._attended(step, layer), deps)

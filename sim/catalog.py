@@ -7,7 +7,8 @@ from pathlib import Path
 
 from sim.errors import BadInput, UnknownName
 from sim.hardware import HardwareProfile
-from sim.model_spec import DTYPE_BYTES, ModelSpec, load_model_config
+from sim.model_config import load_model_config
+from sim.model_spec import DTYPE_BYTES, ModelSpec
 
 DATA = Path(__file__).resolve().parent.parent / "data"
 """Beside the packages in a checkout and in an installed wheel alike."""

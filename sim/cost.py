@@ -6,12 +6,22 @@ profile's measured table where there is one and from its rates where there is no
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil, floor
 
 from sim.curves import Curve
 from sim.graph import COMPUTE, HOST, Task
 from sim.hardware import HardwareProfile, Source, weakest
+from sim.kernels import (
+    DecodeAttention,
+    GroupedMatMul,
+    Kernel,
+    MatMul,
+    Pass,
+    expert_kernels,
+    latent_kernels,
+    rotary_passes,
+)
 from sim.model_spec import ModelSpec
 from sim.workload import Workload
 
@@ -25,37 +35,6 @@ class Estimate:
     in_range: bool
 
 
-@dataclass(frozen=True, slots=True)
-class MatMul:
-    """`[m, k] x [k, n]`."""
-
-    m: int
-    n: int
-    k: int
-
-    @property
-    def flops(self) -> int:
-        return 2 * self.m * self.n * self.k
-
-
-@dataclass(frozen=True, slots=True)
-class DecodeAttention:
-    """One query token of `batch` sequences over `context` keys."""
-
-    batch: int
-    context: int
-
-
-@dataclass(frozen=True, slots=True)
-class Pass:
-    """One element-wise kernel that reads and writes `bytes` in total."""
-
-    bytes: int
-
-
-Kernel = MatMul | DecodeAttention | Pass
-
-
 def kernels(
     task_op: str, n_tokens: int, context: int, model: ModelSpec, batch: int
 ) -> list[Kernel]:
@@ -66,7 +45,16 @@ def kernels(
         context: keys per sequence that attention reads.
     """
     rows = batch * n_tokens
+    if task_op == "place_kv":
+        return [Pass(2 * rows * model.kv_token_bytes)]
+    if task_op == "recompute_resident":
+        task_op = "recompute"
+    if model.mla is not None and task_op in ("qkv", "recompute", "attention"):
+        return latent_kernels(task_op, DecodeAttention(batch, context), rows, model)
+    if model.moe is not None and task_op == "mlp":
+        return expert_kernels(model.moe, rows, model)
     hidden = rows * model.x_token_bytes
+    normed_output = [Pass(2 * hidden)] if model.output_norms else []
     keys = rows * model.kv_size * model.element_bytes
     queries = rows * model.q_size * model.element_bytes
     match task_op:
@@ -83,15 +71,14 @@ def kernels(
                 *_norm_and_rotate(model, queries, in_place=False),
                 Pass(2 * queries),
             ]
-        case "place_kv":
-            return [Pass(4 * keys)]
-        case "recompute" | "recompute_resident":
+        case "recompute":
             product = MatMul(rows, 2 * model.kv_size, model.hidden_size)
             return [product, *_norm_and_rotate(model, keys, in_place=True)]
         case "attention":
             return [
                 DecodeAttention(batch, context),
                 MatMul(rows, model.hidden_size, model.q_size),
+                *normed_output,
                 Pass(3 * hidden),
             ]
         case "mlp":
@@ -103,6 +90,7 @@ def kernels(
                 Pass(2 * inner),
                 *([Pass(3 * inner)] if model.gated_mlp else []),
                 MatMul(rows, model.hidden_size, model.intermediate_size),
+                *normed_output,
                 Pass(3 * hidden),
             ]
         case "head":
@@ -113,24 +101,25 @@ def kernels(
 
 
 def _norm_and_rotate(model: ModelSpec, n_bytes: int, in_place: bool) -> list[Kernel]:
-    """Passes of the head norm and the rotary embedding over heads of `n_bytes` in total.
-
-    Rotary: negate one half, join the halves, scale both terms, add.
-    """
+    """Passes of the head norm and the rotary embedding over heads of `n_bytes` in total."""
     norm = [Pass(2 * n_bytes)] * (1 + in_place) if model.qk_norm else []
-    rotary = [Pass(part * n_bytes) for part in (1, 2, 2, 2, 3)] if model.rotary else []
-    return [*norm, *rotary]
+    return [*norm, *(rotary_passes(n_bytes) if model.rotary else [])]
 
 
 def compute_flops(task_op: str, n_tokens: int, context: int, model: ModelSpec, batch: int) -> int:
     """Floating-point operations of one compute operation: matrix products and attention."""
     total = 0
     for kernel in kernels(task_op, n_tokens, context, model, batch):
-        if isinstance(kernel, MatMul):
+        if isinstance(kernel, MatMul | GroupedMatMul):
             total += kernel.flops
         elif isinstance(kernel, DecodeAttention):
-            total += 4 * kernel.batch * kernel.context * model.q_size
+            total += kernel.flops(model)
     return total
+
+
+def attended_tokens(task: Task, model: ModelSpec) -> int:
+    """Keys that the last token of `task` attends to, itself included."""
+    return model.layer_context(task.layer, task.token_stop - 1) + 1
 
 
 class CostModel:
@@ -152,7 +141,7 @@ class CostModel:
     def estimate(self, task: Task) -> Estimate:
         """Time of `task` alone on its lane, undisturbed by other lanes."""
         if task.lane == COMPUTE:
-            return self.compute(task.op, task.n_tokens, task.token_stop)
+            return self.compute(task.op, task.n_tokens, attended_tokens(task, self.model))
         return self.copy(task.lane, task.bytes)
 
     def compute(self, op: str, n_tokens: int, context: int) -> Estimate:
@@ -243,6 +232,9 @@ class CostModel:
     def _kernel(self, kernel: Kernel) -> Estimate:
         if isinstance(kernel, MatMul):
             return self.matmul(kernel)
+        if isinstance(kernel, GroupedMatMul):
+            one = self.matmul(kernel.one)
+            return replace(one, seconds=kernel.groups * one.seconds)
         if isinstance(kernel, DecodeAttention):
             return self._attention(kernel)
         costs = self.hardware.elementwise
@@ -286,9 +278,12 @@ class CostModel:
         costs = self.hardware.attention
         model = self.model
         table = self._attention_tables.get((model.n_heads, model.n_kv_heads, model.head_dim))
-        if table is not None:
+        if table is not None and model.mla is None:
             seconds, inside = table.grid.at(kernel.batch, kernel.context)
             return Estimate(seconds, costs.source, inside)
         n_bytes = kernel.batch * kernel.context * model.kv_token_bytes
         source = weakest(costs.source, "fitted") if costs.tables else costs.source
-        return Estimate(n_bytes / costs.bytes_per_s, source, not costs.tables)
+        seconds = n_bytes / costs.bytes_per_s
+        if model.mla is not None:  # all heads share each latent, so arithmetic may take longer
+            seconds = max(seconds, kernel.flops(model) / self.hardware.gemm.flops_per_s)
+        return Estimate(seconds, source, not costs.tables)

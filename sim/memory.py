@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from sim.errors import DoesNotFit
 from sim.graph import HOST, TaskGraph
+from sim.model_spec import ModelSpec
+from sim.workload import Workload
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +35,24 @@ class Footprint:
         return caches_bytes + self.host_weight_bytes + self.host_staging_bytes
 
 
+def layer_rows(model: ModelSpec, workload: Workload, layer: int) -> int:
+    """Tokens of one layer that its host cache holds: of the prompt and generated.
+
+    Of the prompt a layer with a sliding window keeps what the first step attends to.
+    """
+    return model.layer_context(layer, workload.prompt_tokens) + workload.gen_tokens
+
+
+def slot_rows(graph: TaskGraph) -> list[int]:
+    """Tokens that each KV slot of a device has room for: most of any layer it serves."""
+    rows = [0] * graph.slots
+    for task in graph.tasks:
+        if task.op == "attention":
+            needed = layer_rows(graph.model, graph.workload, task.layer)
+            rows[task.slot] = max(rows[task.slot], needed)
+    return rows
+
+
 def footprint(graph: TaskGraph) -> Footprint:
     """Memory that executing `graph` takes: of each device, and of the host for all of them.
 
@@ -47,22 +67,23 @@ def footprint(graph: TaskGraph) -> Footprint:
     x_rows = max((task.n_tokens for task in loads), default=0)
     x_slots = len({task.slot for task in loads})
     kept_rows = {op: _kept_rows(graph, op) for op in ("place_kv", "recompute_resident")}
-    widest = max(
-        model.q_size + 2 * model.kv_size,
-        2 * model.intermediate_size if model.gated_mlp else model.intermediate_size,
-    )
+    width = model.intermediate_size
+    if model.moe is not None:
+        passed = model.moe.n_active_experts + model.moe.n_shared_experts
+        width = max(width, passed * model.moe.intermediate_size)
+    widest = max(model.q_size + model.kv_token_size, (2 if model.gated_mlp else 1) * width)
     workspace = job.batch_size * (
         (widest + 4 * model.hidden_size) * model.element_bytes + 4 * model.vocab_size
     )
-    token_rows = job.batch_size * job.max_tokens
-    all_rows = token_rows * job.n_batches * graph.n_devices
-    staged_rows = token_rows if (0, HOST) in graph.lanes else 0
+    layers = [layer_rows(model, job, layer) for layer in range(model.n_layers)]
+    host_rows = sum(layers) * job.batch_size * job.n_batches * graph.n_devices
+    staged_rows = max(layers) * job.batch_size if (0, HOST) in graph.lanes else 0
     moved = {task.layer for task in graph.tasks if task.op == "load_weights"}
     offloaded = len(moved) * model.layer_weight_bytes
     slots = min(2, len(moved)) * model.layer_weight_bytes
     return Footprint(
         weight_bytes=model.weight_bytes - offloaded + slots,
-        kv_slot_bytes=graph.slots * token_rows * model.kv_token_bytes,
+        kv_slot_bytes=sum(slot_rows(graph)) * job.batch_size * model.kv_token_bytes,
         x_slot_bytes=job.batch_size * (x_slots * x_rows + graph.slots) * model.x_token_bytes,
         resident_bytes=job.batch_size
         * (
@@ -70,8 +91,8 @@ def footprint(graph: TaskGraph) -> Footprint:
             + kept_rows["recompute_resident"] * model.x_token_bytes
         ),
         workspace_bytes=workspace,
-        host_kv_bytes=model.n_layers * all_rows * model.kv_token_bytes,
-        host_x_bytes=model.n_layers * all_rows * model.x_token_bytes,
+        host_kv_bytes=host_rows * model.kv_token_bytes,
+        host_x_bytes=host_rows * model.x_token_bytes,
         host_weight_bytes=offloaded,
         host_staging_bytes=graph.n_devices * staged_rows * model.kv_token_bytes,
     )

@@ -1,15 +1,16 @@
-"""The shape of a decoder-only transformer, read from a Hugging Face config.json."""
+"""The shape of a decoder-only transformer: what decides its bytes and FLOPs.
+
+Letters in comments: h hidden size, H query heads, D their size; of latent attention r the latent's
+rank, d_n and d_r the parts of a query head without and with rotary positions, d_v a value head.
+"""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
-from sim.errors import BadFile, BadInput
-from sim.files import STRICT_KEYS, decode_json
+from sim.errors import BadInput
+from sim.files import STRICT_KEYS
 
 DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 _SIZES = (
@@ -22,7 +23,8 @@ _SIZES = (
     "vocab_size",
     "max_positions",
 )
-FAMILIES = ("opt", "llama", "mistral", "qwen2", "qwen3")
+RUNNABLE_FAMILIES = ("opt", "llama", "mistral", "qwen2", "qwen3")
+"""Families that there are device kernels for; the others can be planned and simulated."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,12 +40,88 @@ class Llama3RopeScaling:
 
 
 @dataclass(frozen=True, slots=True)
+class LatentAttention:
+    """Multi-head latent attention (MLA): a token caches a latent and a rotary key for all heads.
+
+    Source: DeepSeek-V2 (arXiv 2405.04434), section 2.1; names as in its config.json.
+
+    Args:
+        kv_lora_rank: elements of the latent that K and V of all heads are made from, r.
+        qk_rope_head_dim: elements of the rotary key that all heads share, d_r.
+        qk_nope_head_dim: elements of a query or key head without positions, d_n.
+        v_head_dim: elements of a value head, d_v.
+        q_lora_rank: elements that queries pass through; None where they are projected at once.
+    """
+
+    __pydantic_config__ = STRICT_KEYS
+
+    kv_lora_rank: int
+    qk_rope_head_dim: int
+    qk_nope_head_dim: int
+    v_head_dim: int
+    q_lora_rank: int | None = None
+
+    def __post_init__(self) -> None:
+        sizes = ("kv_lora_rank", "qk_rope_head_dim", "qk_nope_head_dim", "v_head_dim")
+        _check_sizes("model", self, sizes)
+        if self.q_lora_rank is not None:
+            _check_sizes("model", self, ("q_lora_rank",))
+
+
+@dataclass(frozen=True, slots=True)
+class MixtureOfExperts:
+    """MLPs of which each token passes through a few: routed ones it chooses, shared ones always.
+
+    Args:
+        n_routed_experts: experts to choose from.
+        n_active_experts: routed experts that a token passes through (`num_experts_per_tok`).
+        n_shared_experts: experts that every token passes through.
+        intermediate_size: width of one expert.
+        n_dense_layers: first layers, which have one MLP instead (`first_k_dense_replace`).
+    """
+
+    __pydantic_config__ = STRICT_KEYS
+
+    n_routed_experts: int
+    n_active_experts: int
+    n_shared_experts: int
+    intermediate_size: int
+    n_dense_layers: int
+
+    def __post_init__(self) -> None:
+        _check_sizes("model", self, ("n_routed_experts", "n_active_experts", "intermediate_size"))
+        _check_sizes("model", self, ("n_shared_experts", "n_dense_layers"), least=0)
+        if self.n_active_experts > self.n_routed_experts:
+            raise BadInput(
+                f"model: n_active_experts(={self.n_active_experts}) must be at most "
+                f"n_routed_experts(={self.n_routed_experts})."
+            )
+
+    def touched_experts(self, n_tokens: int) -> float:
+        """Routed experts that at least one of `n_tokens` tokens passes through, on average.
+
+        Each token chooses evenly and on its own: n (1 - (1 - active/n)^tokens).
+        """
+        untouched_frac = (1 - self.n_active_experts / self.n_routed_experts) ** n_tokens
+        return self.n_routed_experts * (1 - untouched_frac)
+
+
+@dataclass(frozen=True, slots=True)
 class ModelSpec:
     """Everything about a model that decides bytes, FLOPs and which kernels run.
 
     `head_dim` is read on its own because `hidden_size / n_heads` is wrong for some models.
     `n_kv_heads < n_heads` is grouped-query attention (GQA), `n_kv_heads == n_heads` is MHA.
     Sizes are counts of elements; `dtype` says how many bytes one takes.
+
+    Args:
+        sliding_window: tokens that a windowed layer attends to, the new one included, so at least
+            2; None where all layers attend to everything.
+        full_attention_layers: layers that attend to everything although there is a window.
+        output_norms: attention and MLP outputs are normed before they are added (Gemma 2 and 3).
+        mla: latent attention instead of K and V of each head. Every head reads the same latent, so
+            `n_kv_heads` is 1; `head_dim` is d_n + d_r.
+        moe: experts instead of one MLP; `intermediate_size` is that of the dense layers.
     """
 
     __pydantic_config__ = STRICT_KEYS
@@ -70,12 +148,21 @@ class ModelSpec:
     rope_theta: float = 10_000.0
     rope_scaling: Llama3RopeScaling | None = None
     sliding_window: int | None = None
+    full_attention_layers: tuple[int, ...] = ()
+    output_norms: bool = False
+    mla: LatentAttention | None = None
+    moe: MixtureOfExperts | None = None
 
     def __post_init__(self) -> None:
-        for field in _SIZES:
-            value = getattr(self, field)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise BadInput(f"model {self.name}: {field}(={value!r}) must be an integer > 0.")
+        _check_sizes(f"model {self.name}", self, _SIZES)
+        if self.sliding_window is not None:
+            _check_sizes(f"model {self.name}", self, ("sliding_window",), least=2)
+        for layer in self.full_attention_layers:
+            if self.sliding_window is None or not 0 <= layer < self.n_layers:
+                raise BadInput(
+                    f"model {self.name}: full_attention_layers name layer {layer}, which must be "
+                    f"one of {self.n_layers} layers of a model with a sliding_window."
+                )
         if self.n_heads % self.n_kv_heads:
             raise BadInput(
                 f"model {self.name}: n_heads(={self.n_heads}) must be a multiple of "
@@ -106,9 +193,33 @@ class ModelSpec:
         return self.n_kv_heads * self.head_dim
 
     @property
+    def kv_token_size(self) -> int:
+        """Elements that one token caches in one layer: K and V, or MLA's latent and rotary key."""
+        if self.mla is not None:
+            return self.mla.kv_lora_rank + self.mla.qk_rope_head_dim
+        return 2 * self.kv_size
+
+    @property
     def kv_token_bytes(self) -> int:
-        """Bytes of K and V of one token in one layer."""
-        return 2 * self.kv_size * self.element_bytes
+        """Bytes that one token caches in one layer."""
+        return self.kv_token_size * self.element_bytes
+
+    def window(self, layer: int) -> int | None:
+        """Tokens that `layer` attends to at most, the new one included; None without a limit."""
+        return None if layer in self.full_attention_layers else self.sliding_window
+
+    def first_token(self, layer: int, past: int) -> int:
+        """First past token that `layer` attends to from position `past`.
+
+        A window of w tokens counts the token at `past` itself, as in `transformers`: key j is
+        seen from query i where i - w < j <= i.
+        """
+        window = self.window(layer)
+        return 0 if window is None else max(0, past + 1 - window)
+
+    def layer_context(self, layer: int, past: int) -> int:
+        """How many of `past` past tokens `layer` attends to."""
+        return past - self.first_token(layer, past)
 
     @property
     def x_token_bytes(self) -> int:
@@ -116,17 +227,37 @@ class ModelSpec:
         return self.hidden_size * self.element_bytes
 
     @property
+    def attention_weight_size(self) -> int:
+        """Elements of one layer's attention matrices."""
+        if self.mla is None:
+            return self.hidden_size * (2 * self.q_size + self.kv_token_size)
+        query_parts = [(self.hidden_size, self.q_size)]
+        if self.mla.q_lora_rank is not None:
+            rank = self.mla.q_lora_rank
+            query_parts = [(self.hidden_size, rank), (rank, self.q_size)]
+        queries = sum(rows * columns for rows, columns in query_parts)
+        up = self.mla.kv_lora_rank * (self.mla.qk_nope_head_dim + self.mla.v_head_dim)
+        out = self.mla.v_head_dim * self.hidden_size
+        return queries + self.hidden_size * self.kv_token_size + self.n_heads * (up + out)
+
+    def mlp_weight_size(self, intermediate_size: int) -> int:
+        """Elements of the matrices of one MLP of the given width."""
+        return (3 if self.gated_mlp else 2) * self.hidden_size * intermediate_size
+
+    @property
     def layer_weight_bytes(self) -> int:
-        """Bytes of one layer's matrices (norms and biases are below a thousandth)."""
-        attention = self.hidden_size * (self.q_size + 2 * self.kv_size)
-        attention += self.q_size * self.hidden_size
-        mlp = (3 if self.gated_mlp else 2) * self.hidden_size * self.intermediate_size
-        return (attention + mlp) * self.element_bytes
+        """Bytes of one layer's matrices, all experts included (norms are below a thousandth)."""
+        mlp = self.mlp_weight_size(self.intermediate_size)
+        if self.moe is not None:
+            experts = self.moe.n_routed_experts + self.moe.n_shared_experts
+            mlp = experts * self.mlp_weight_size(self.moe.intermediate_size)
+            mlp += self.hidden_size * self.moe.n_routed_experts  # the router
+        return (self.attention_weight_size + mlp) * self.element_bytes
 
     @property
     def kv_weight_bytes(self) -> int:
-        """Bytes of one layer's K and V projections."""
-        return 2 * self.kv_size * self.hidden_size * self.element_bytes
+        """Bytes of the matrix that makes what one layer caches from X."""
+        return self.kv_token_size * self.hidden_size * self.element_bytes
 
     @property
     def weight_bytes(self) -> int:
@@ -134,136 +265,19 @@ class ModelSpec:
         tables = self.vocab_size * (1 if self.tie_embeddings else 2)
         positions = 0 if self.rotary else self.max_positions
         embeddings = (tables + positions) * self.hidden_size * self.element_bytes
-        return self.n_layers * self.layer_weight_bytes + embeddings
+        n_dense = 0 if self.moe is None else self.moe.n_dense_layers
+        dense = self.attention_weight_size + self.mlp_weight_size(self.intermediate_size)
+        layers = (self.n_layers - n_dense) * self.layer_weight_bytes
+        return layers + n_dense * dense * self.element_bytes + embeddings
 
     @property
     def n_parameters(self) -> int:
         return self.weight_bytes // self.element_bytes
 
 
-def load_model_config(path: Path | str, name: str | None = None) -> ModelSpec:
-    """Read a Hugging Face `config.json`.
-
-    Raises:
-        BadFile: the file is unreadable, lacks a field, or describes an unsupported architecture.
-    """
-    path = Path(path)
-    if path.is_dir():
-        path = path / "config.json"
-    config = decode_json(path)
-    if not isinstance(config, dict):
-        raise BadFile(f"{path} holds a {type(config).__name__}, not a model's config.json object.")
-    label = name or (path.parent.name if path.name == "config.json" else path.stem)
-    try:
-        return model_from_config(config, label)
-    except (BadFile, BadInput) as error:
-        raise BadFile(f"{path}: {error}") from None
-
-
-def model_from_config(config: Mapping[str, Any], name: str) -> ModelSpec:
-    """Translate the keys of a Hugging Face config (transformers 4 or 5 spelling)."""
-    family = config.get("model_type")
-    if family not in FAMILIES:
-        raise BadFile(f"model_type {family!r} is not supported; supported: {', '.join(FAMILIES)}.")
-
-    def need(*keys: str) -> Any:
-        for key in keys:
-            if config.get(key) is not None:
-                return config[key]
-        raise BadFile(f"field {' or '.join(map(repr, keys))} is missing; add it to the config.")
-
-    hidden, heads = need("hidden_size"), need("num_attention_heads")
-    common: dict[str, Any] = {
-        "name": name,
-        "family": family,
-        "n_layers": need("num_hidden_layers"),
-        "hidden_size": hidden,
-        "n_heads": heads,
-        "vocab_size": need("vocab_size"),
-        "max_positions": need("max_position_embeddings"),
-        "dtype": config.get("dtype") or config.get("torch_dtype") or "float32",
-    }
-    if not all(isinstance(value, int) for value in (hidden, heads)) or heads < 1:
-        raise BadFile(f"hidden_size(={hidden!r}) and num_attention_heads(={heads!r}) must be > 0.")
-    if family == "opt":
-        if not config.get("do_layer_norm_before", True) or (
-            config.get("word_embed_proj_dim", hidden) != hidden
-        ):
-            raise BadFile("post-norm OPT (opt-350m) is not supported; use another OPT size.")
-        if config.get("activation_function", "relu") != "relu":
-            raise BadFile(f"activation_function {config['activation_function']!r} must be 'relu'.")
-        bias = bool(config.get("enable_bias", True))
-        return ModelSpec(
-            **common,
-            n_kv_heads=heads,
-            head_dim=hidden // heads,
-            intermediate_size=need("ffn_dim"),
-            gated_mlp=False,
-            rotary=False,
-            norm_eps=1e-5,
-            qkv_bias=bias,
-            out_bias=bias,
-            mlp_bias=bias,
-            qk_norm=False,
-            tie_embeddings=bool(config.get("tie_word_embeddings", True)),
-        )
-    if config.get("hidden_act", "silu") != "silu":
-        raise BadFile(f"hidden_act {config['hidden_act']!r} is not supported; it must be 'silu'.")
-    theta, scaling = _rope(config)
-    attention_bias = bool(config.get("attention_bias", False))
-    return ModelSpec(
-        **common,
-        n_kv_heads=config.get("num_key_value_heads") or heads,
-        head_dim=config.get("head_dim") or hidden // heads,
-        intermediate_size=need("intermediate_size"),
-        gated_mlp=True,
-        rotary=True,
-        norm_eps=_number("rms_norm_eps", need("rms_norm_eps")),
-        qkv_bias=family == "qwen2" or attention_bias,
-        out_bias=attention_bias,
-        mlp_bias=bool(config.get("mlp_bias", False)),
-        qk_norm=family == "qwen3",
-        tie_embeddings=bool(config.get("tie_word_embeddings", False)),
-        rope_theta=theta,
-        rope_scaling=scaling,
-        sliding_window=_sliding_window(config, family),
-    )
-
-
-def _rope(config: Mapping[str, Any]) -> tuple[float, Llama3RopeScaling | None]:
-    """Base and scaling of the rotary embedding; transformers 5 nests both in rope_parameters."""
-    parameters = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    if not isinstance(parameters, Mapping):
-        raise BadFile(f"rope_scaling(={parameters!r}) must be an object with a rope_type.")
-    theta = parameters.get("rope_theta") or config.get("rope_theta") or 10_000.0
-    kind = parameters.get("rope_type") or parameters.get("type") or "default"
-    if kind == "default":
-        return _number("rope_theta", theta), None
-    if kind != "llama3":
-        raise BadFile(f"rope type {kind!r} is not supported; supported: default, llama3.")
-
-    def need(key: str) -> float:
-        if key not in parameters:
-            raise BadFile(f"rope scaling lacks the field {key!r}; add it to the config.")
-        return _number(key, parameters[key])
-
-    scaling = Llama3RopeScaling(
-        factor=need("factor"),
-        low_freq_factor=need("low_freq_factor"),
-        high_freq_factor=need("high_freq_factor"),
-        original_max_positions=int(need("original_max_position_embeddings")),
-    )
-    return _number("rope_theta", theta), scaling
-
-
-def _number(key: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
-        raise BadFile(f"{key}(={value!r}) must be a finite number > 0.")
-    return float(value)
-
-
-def _sliding_window(config: Mapping[str, Any], family: str) -> int | None:
-    if family.startswith("qwen") and not config.get("use_sliding_window", False):
-        return None
-    window = config.get("sliding_window")
-    return None if window is None else int(_number("sliding_window", window))
+def _check_sizes(where: str, holder: object, fields: Sequence[str], least: int = 1) -> None:
+    """Refuse a field that is not a whole number of at least `least`."""
+    for field in fields:
+        value = getattr(holder, field)
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise BadInput(f"{where}: {field}(={value!r}) must be an integer > {least - 1}.")

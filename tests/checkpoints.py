@@ -27,6 +27,7 @@ CONFIGS = {
         **GQA, attention_bias=True, mlp_bias=True, tie_word_embeddings=True
     ),
     "mistral": hf.MistralConfig(**GQA, head_dim=24, sliding_window=None),
+    "mistral-window": hf.MistralConfig(**GQA, sliding_window=7),
     "qwen2": hf.Qwen2Config(**GQA),
     "qwen3": hf.Qwen3Config(**GQA, head_dim=16),
 }

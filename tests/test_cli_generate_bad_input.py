@@ -129,9 +129,3 @@ def test_weights_beyond_the_memory_of_the_machine(llama, refused, tmp_path):
     machine(dtype="float32", memory=small).save(tmp_path / "small.json")
     sentence = refused(llama, "--hardware", tmp_path / "small.json")
     assert "choose a smaller model or dtype" in sentence
-
-
-def test_a_sliding_window_shorter_than_the_text(refused, tmp_path):
-    config = CONFIGS["mistral"].to_dict() | {"sliding_window": 24}
-    directory = save(seeded(type(CONFIGS["mistral"])(**config)), tmp_path)
-    assert "sliding window of 24" in refused(directory)

@@ -106,3 +106,19 @@ def test_a_shape_is_planned_anew_for_a_machine_that_changed_its_speed(validate, 
     assert answer["machine_drifts"] == {"b2-s24": slower, "b3-s24": slower}
     assert answer["machine_drifts_beside_runs"] == answer["machine_drifts"]
     assert answer["disturbed_runs"] == 0
+
+
+def test_a_model_with_windows_is_prefilled_for_each_prompt(validate, folder):
+    shape = {
+        "model_type": "mistral",
+        "intermediate_size": 128,
+        "num_key_value_heads": 4,
+        "rms_norm_eps": 1e-5,
+        "sliding_window": 16,
+    }
+    (folder / "tiny.json").write_text(json.dumps({**CONFIG, **shape}))
+    status, stdout, _ = validate("--json")
+    checks = json.loads(stdout)["checks"]
+    assert status == 0
+    assert all(any(f"-s{prompt}-" in name for name in checks) for prompt in (24, 40))
+    assert all(check["tokens_equal"] is True for check in checks.values())

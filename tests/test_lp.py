@@ -203,7 +203,7 @@ def test_an_lp_without_a_solution_is_an_error_and_not_a_plan_of_zeros():
 def test_a_lane_bound_without_a_solution_is_an_error_too():
     lines = CostLines(CostModel(machine(), tiny_model(), Workload(1, 8, 1)), 9)
     with pytest.raises(PlannerFailed, match="bound ended 'Infeasible'"):
-        lane_work_bound(lines, [-8], 2, 0.0, 0.0)
+        lane_work_bound(lines, {(-8,): 2}, 0.0, 0.0)
 
 
 @pytest.mark.parametrize("other_s", [0.0, 0.001, 1.0])
@@ -219,9 +219,8 @@ def test_the_lane_bound_is_the_best_balance_of_link_and_compute(other_s):
     tokens = min(max(even, 0.0), past)
     link_s = layers * (tokens * x_s + (past - tokens) * kv_s)
     expected = max(link_s, other_s + layers * tokens * recompute_s)
-    assert lane_work_bound(lines, [50, 51], layers, other_s, 0.0) == pytest.approx(
-        expected, rel=1e-5
-    )
+    bound_s = lane_work_bound(lines, {(50, 51): layers}, other_s, 0.0)
+    assert bound_s == pytest.approx(expected, rel=1e-5)
 
 
 @given(models(), bent_machines(), workloads(max_gen=4), st.data())
@@ -233,7 +232,8 @@ def test_no_split_beats_the_work_of_its_lanes(model, hardware, job, data):
     other_s = sum(costs.estimate(one).seconds for one in fixed)
     contexts = [job.context_tokens(step) for step in range(job.gen_tokens)]
     lines = CostLines(costs, job.max_tokens)
-    bound_s = lane_work_bound(lines, contexts, model.n_layers, other_s, 0.0)
+    courses = {tuple(contexts): model.n_layers}
+    bound_s = lane_work_bound(lines, courses, other_s, 0.0)
     assert bound_s >= other_s * (1 - 1e-9)
     makespan_s = DecodePlanner(model, hardware, job).simulate(graph_split(graph)).makespan_s
     assert bound_s <= makespan_s * (1 + 1e-9)

@@ -10,7 +10,7 @@ from builders import tiny_model
 
 from sim.catalog import DATA, find_model
 from sim.errors import BadFile, BadInput
-from sim.model_spec import load_model_config, model_from_config
+from sim.model_config import load_model_config, model_from_config
 
 PUBLISHED_PARAMETERS = {
     "opt-125m": 0.125e9,
@@ -24,13 +24,21 @@ PUBLISHED_PARAMETERS = {
     "llama-3.1-70b": 70.55e9,
     "qwen3-8b": 8.19e9,
     "mistral-7b": 7.248e9,
+    "mistral-7b-v0.1": 7.242e9,
+    "gemma-2-9b": 9.24e9,
+    "deepseek-v2-lite": 15.7e9,
 }
 LLAMA = json.loads((DATA / "models" / "llama-3.1-8b.json").read_text())
 OPT = json.loads((DATA / "models" / "opt-13b.json").read_text())
+DEEPSEEK = json.loads((DATA / "models" / "deepseek-v2-lite.json").read_text())
 
 
 def llama(**changes):
     return model_from_config({**LLAMA, **changes}, "changed")
+
+
+def deepseek(**changes):
+    return model_from_config({**DEEPSEEK, **changes}, "changed")
 
 
 def opt(**changes):
@@ -52,6 +60,8 @@ def test_parameters_are_within_two_percent_of_the_published_count(name):
         ("llama-3.1-70b", 4 << 10, 16 << 10),
         ("qwen3-8b", 4 << 10, 8 << 10),
         ("mistral-7b", 4 << 10, 8 << 10),
+        ("gemma-2-9b", 16 << 10, 14 << 10),
+        ("deepseek-v2-lite", 1152, 4 << 10),
     ],
 )
 def test_bytes_of_a_token_in_one_layer(name, kv_bytes, x_bytes):
@@ -129,6 +139,35 @@ def test_a_sliding_window_counts_for_qwen_only_when_switched_on():
     assert llama(**qwen, use_sliding_window=True).sliding_window == 4096
 
 
+def windows(n_layers=32, **changes):
+    """Which layers of a changed config have a window."""
+    model = llama(num_hidden_layers=n_layers, sliding_window=64, **changes)
+    return [layer for layer in range(n_layers) if model.window(layer) == 64]
+
+
+GELU = {"hidden_act": None, "hidden_activation": "gelu_pytorch_tanh", "head_dim": 128}
+
+
+@pytest.mark.parametrize(
+    ("changes", "layers"),
+    [
+        ({"model_type": "mistral"}, list(range(6))),
+        ({"model_type": "qwen2", "use_sliding_window": True, "max_window_layers": 4}, [4, 5]),
+        ({"model_type": "qwen2", "use_sliding_window": True, "max_window_layers": 6}, []),
+        ({"model_type": "gemma2", **GELU}, [0, 2, 4]),
+        ({"model_type": "gemma3_text", **GELU}, [0, 1, 2, 3, 4]),
+        ({"model_type": "gemma3_text", "sliding_window_pattern": 3, **GELU}, [0, 1, 3, 4]),
+        (
+            {"model_type": "gemma2", "layer_types": ["full_attention"] * 5 + ["sliding_attention"]}
+            | GELU,
+            [5],
+        ),
+    ],
+)
+def test_the_layers_with_a_window_are_those_of_the_family(changes, layers):
+    assert windows(6, **changes) == layers
+
+
 def test_qwen2_has_a_bias_on_its_projections_alone():
     model = llama(model_type="qwen2")
     assert (model.qkv_bias, model.out_bias, model.mlp_bias) == (True, False, False)
@@ -171,6 +210,20 @@ def test_an_unknown_architecture_lists_the_known_ones(value):
         (llama, {"rope_scaling": [8]}, "rope_scaling"),
         (llama, {"model_type": "mistral", "sliding_window": "wide"}, "sliding_window"),
         (llama, {"model_type": "mistral", "sliding_window": float("inf")}, "sliding_window"),
+        (llama, {"model_type": "mistral", "sliding_window": 1}, r"sliding_window\(=1\)"),
+        (
+            llama,
+            {"model_type": "mistral", "sliding_window": 9, "layer_types": ["full_attention"]},
+            "layer_types must name",
+        ),
+        (llama, {"model_type": "gemma2", "hidden_activation": "relu"}, "hidden_activation"),
+        (llama, {"model_type": "gemma2", "sliding_window_pattern": 0}, "sliding_window_pattern"),
+        (deepseek, {"kv_lora_rank": None}, "'kv_lora_rank' is missing"),
+        (deepseek, {"q_lora_rank": "few"}, r"q_lora_rank\(='few'\)"),
+        (deepseek, {"v_head_dim": 0}, r"v_head_dim\(=0\)"),
+        (deepseek, {"num_experts_per_tok": 65}, r"n_active_experts\(=65\) must be at most"),
+        (deepseek, {"first_k_dense_replace": -1}, r"n_dense_layers\(=-1\)"),
+        (deepseek, {"moe_layer_freq": 2}, r"moe_layer_freq"),
         (opt, {"do_layer_norm_before": False}, "post-norm"),
         (opt, {"word_embed_proj_dim": 512}, "post-norm"),
         (opt, {"activation_function": "gelu"}, "activation_function"),

@@ -14,7 +14,7 @@ from hw import Executor, HostCache, open_backend, prompt_ids, weights_from_tenso
 from hw.weights import Weights
 from planner import make_plan
 from sim import Workload, find_hardware, find_model
-from sim.model_spec import model_from_config
+from sim.model_config import model_from_config
 
 SLOW_LINK = find_hardware("kvpr-a100").with_faster("link", 0.25)
 """Slow enough that the LP recomputes some tokens of such short prompts, and loads others."""
@@ -52,6 +52,10 @@ CONFIGS = {
         **SMALL, attention_bias=True, mlp_bias=True, tie_word_embeddings=True
     ),
     "mistral": hf.MistralConfig(**SMALL, head_dim=24),
+    "mistral-window": hf.MistralConfig(**SMALL, sliding_window=20),
+    "qwen2-windows": hf.Qwen2Config(
+        **SMALL, use_sliding_window=True, sliding_window=30, max_window_layers=2
+    ),
     "qwen2": hf.Qwen2Config(**SMALL),
     "qwen3": hf.Qwen3Config(**SMALL, head_dim=16),
 }
@@ -62,7 +66,8 @@ class Oracle:
     """What `transformers` computes, and the same weights in our layout.
 
     Args:
-        kv: for each layer K and V stacked as our cache has them, [S, B, 2, H_kv, D].
+        kv: for each layer K and V stacked as our cache has them, [S, B, 2, H_kv, D]; of a layer
+            with a window those of the last tokens.
         logits: [B, V] of the last step.
         tokens: [B, gen + 1] by its own greedy `generate`.
     """
@@ -133,15 +138,19 @@ def assert_equal(mine: Tensor, theirs: Tensor) -> None:
     torch.testing.assert_close(mine, theirs, rtol=0.0, atol=limit)
 
 
-def assert_kv_equal(mine: HostCache, theirs: list[Tensor], tokens: slice) -> None:
-    for ours, oracles in zip(mine.kv, theirs, strict=True):
-        assert_equal(ours[tokens, :, 0], oracles[tokens, :, 0])
-        assert_equal(ours[tokens, :, 1], oracles[tokens, :, 1])
+def assert_kv_equal(mine: HostCache, oracle: Oracle, tokens: range) -> None:
+    """K and V of `tokens` in every layer, as far as a window has not left them behind."""
+    for ours, oracles in zip(mine.kv, oracle.kv, strict=True):
+        n_both = min(ours.shape[0], oracles.shape[0])  # both end with the last token
+        first = oracle.job.max_tokens - n_both
+        rows = slice(max(0, tokens.start - first), tokens.stop - first)
+        for part in (0, 1):
+            assert_equal(ours[-n_both:][rows, :, part], oracles[-n_both:][rows, :, part])
 
 
 def test_prefill_fills_the_cache_as_transformers_does(oracle, cpu):
     cache = filled_cache(oracle.weights, oracle.job, cpu, oracle.prompts)
-    assert_kv_equal(cache, oracle.kv, slice(0, oracle.job.prompt_tokens))
+    assert_kv_equal(cache, oracle, range(oracle.job.prompt_tokens))
     assert cache.next_tokens.equal(oracle.tokens[:, 0])
 
 
@@ -152,7 +161,7 @@ def test_decode_computes_what_transformers_does(oracle, policy, cpu):
     cache = filled_cache(oracle.weights, job, cpu, oracle.prompts)
     executor = Executor(plan.simulated_graph(), plan.graph_sha256, oracle.weights, [cache], cpu)
     executor.run()
-    assert_kv_equal(cache, oracle.kv, slice(job.prompt_tokens, job.max_tokens))
+    assert_kv_equal(cache, oracle, range(job.prompt_tokens, job.max_tokens))
     assert_equal(executor.logits[0], oracle.logits)
     assert executor.tokens[0].T.equal(oracle.tokens[:, 1:])
 
@@ -168,6 +177,8 @@ def test_the_shipped_opt_125m_is_the_shape_that_transformers_has():
         ("llama-gqa", {"rope_theta": 20_000.0}),
         ("llama3-rope", {"rope_scaling": None}),
         ("qwen3", {"norm_eps": 1e-2}),
+        ("mistral-window", {"sliding_window": 21}),
+        ("qwen2-windows", {"full_attention_layers": (0,)}),
     ],
 )
 def test_the_oracle_notices_a_config_read_wrongly(case, wrong, cpu):
@@ -175,4 +186,4 @@ def test_the_oracle_notices_a_config_read_wrongly(case, wrong, cpu):
     misread = replace(oracle.weights, model=replace(oracle.weights.model, **wrong))
     cache = filled_cache(misread, oracle.job, cpu, oracle.prompts)
     with pytest.raises(AssertionError, match="not close"):
-        assert_kv_equal(cache, oracle.kv, slice(0, oracle.job.prompt_tokens))
+        assert_kv_equal(cache, oracle, range(oracle.job.prompt_tokens))

@@ -10,6 +10,7 @@ from builders import machine, tiny_model
 
 from planner.plan import Plan, StepSplit, step_splits
 from planner.planning import make_plan
+from planner.residency import Residency
 from sim.errors import BadFile, BadInput, Mismatch
 from sim.workload import Workload
 
@@ -111,18 +112,18 @@ def test_cut_off_json_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("recomputed", "loaded", "resident", "reason"),
     [
-        ((3, 3), (5, 4), (0, 0), "layer 1"),
+        ((3, 3), (5, 6), (0, 0), "layer 1"),
         ((9, 8), (-1, 0), (0, 0), "layer 0"),
         ((3,), (5, 5), (0, 0), "one entry per layer"),
     ],
 )
-def test_the_parts_of_a_step_add_up_to_its_context(recomputed, loaded, resident, reason):
+def test_the_parts_of_a_step_are_at_most_its_context(recomputed, loaded, resident, reason):
     with pytest.raises(BadInput, match=reason):
         StepSplit(0, 8, recomputed, loaded, resident)
 
 
 def test_splits_are_named_step_by_step():
-    steps = step_splits(JOB, [[3, 0], [9, 4]])
+    steps = step_splits(PLAN.model, JOB, [[3, 0], [9, 4]], Residency.nothing(PLAN.model))
     assert steps[0] == StepSplit(0, 8, (3, 0), (5, 8), (0, 0))
     assert steps[1] == StepSplit(1, 9, (9, 4), (0, 5), (0, 0))
 

@@ -260,13 +260,6 @@ def test_a_context_beyond_the_positions_of_the_model_is_refused():
         make_plan(find_model("opt-125m"), A100, replace(job, gen_tokens=9))
 
 
-def test_a_context_that_a_sliding_window_would_cut_is_refused():
-    model = tiny_model(sliding_window=16)
-    make_plan(model, machine(), Workload(1, 15, 1))
-    with pytest.raises(BadInput, match=r"\(=17\) exceeds the sliding window of 16 tokens"):
-        make_plan(model, machine(), Workload(1, 16, 1))
-
-
 def test_an_unknown_schedule_is_refused():
     with pytest.raises(UnknownName, match="schedule 'diagonal'"):
         make_plan(tiny_model(), machine(), Workload(1, 8, 1), schedule="diagonal")

@@ -17,8 +17,9 @@ from hw import balanced_link_bytes_per_s, open_backend, profile_device
 from planner import make_plan
 from planner.lower import lower
 from sim import CostModel, HardwareProfile, Workload, simulate
-from sim.cost import MatMul, kernels
+from sim.cost import kernels
 from sim.graph import D2H, H2D, HOST
+from sim.kernels import MatMul
 
 PACE = 2e8
 MAX_BATCH, MAX_ROWS = 4, 256

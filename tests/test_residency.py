@@ -226,6 +226,34 @@ def test_a_run_computes_what_the_resident_decode_computes(model, kept):
             assert executor.check([reference])["tokens_equal"] is True
 
 
+def test_a_layer_with_a_short_window_keeps_all_or_nothing():
+    model = replace(LLAMA, family="mistral", sliding_window=6, full_attention_layers=(1,))
+    whole = Residency((13, 4, 0), (0, 3, 0))
+    graph = lower("row", model, JOB, [[0, 5, 3]] * JOB.gen_tokens, residency=whole)
+    assert {one.op for one in graph.tasks if one.layer == 0} == {"qkv", "attention", "mlp"}
+    with open_backend("cpu") as backend:
+        weights = random_weights(model, 0, backend.device)
+        cache = filled_cache(weights, JOB, backend)
+        reference = resident_decode(weights, cache, JOB)
+        executor = Executor(graph, graph.sha256, weights, [cache], backend)
+        executor.run()
+        assert executor.check([reference])["tokens_equal"] is True
+    with pytest.raises(BadInput, match="its sliding window leaves tokens behind"):
+        lower("row", model, JOB, [[0] * 3] * 3, residency=Residency((4, 0, 0), (0, 0, 0)))
+
+
+def test_the_lp_keeps_no_part_of_a_windowed_layer():
+    model, job = tiny_model(n_layers=8, sliding_window=20), Workload(2, 60, 2)
+    model = replace(model, full_attention_layers=(1, 3, 5, 7))
+    hardware = with_room(machine(h2d=2e6), model, job, "row", 0.2)
+    plan = make_plan(model, hardware, job, keep=True)
+    plan.check_steps()
+    assert plan.makespan_s < make_plan(model, hardware, job).makespan_s
+    assert plan.lower_bound_s <= plan.makespan_s
+    assert all(plan.residency.kv_tokens[layer] == 0 for layer in (0, 2, 4, 6))
+    assert any(plan.residency.kv_tokens) or any(plan.residency.x_tokens)
+
+
 def test_batches_of_a_column_schedule_keep_their_own():
     job = Workload(batch_size=2, prompt_tokens=13, gen_tokens=3, n_batches=2)
     kept = Residency((4, 13, 0), (2, 0, 3), (0, 1))

@@ -32,12 +32,15 @@ def way_map(steps: Sequence[StepSplit]) -> go.Figure:
     The hover tells all three ways: recomputed, loaded, resident.
     """
     counts = [
-        [
-            (recomputed, loaded, resident, step.context_tokens)
-            for recomputed, loaded, resident in zip(
-                step.recomputed_tokens, step.loaded_tokens, step.resident_tokens, strict=True
+        list(
+            zip(
+                step.recomputed_tokens,
+                step.loaded_tokens,
+                step.resident_tokens,
+                step.layer_tokens,
+                strict=True,
             )
-        ]
+        )
         for step in steps
     ]
     figure = go.Figure(

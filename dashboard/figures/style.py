@@ -12,6 +12,8 @@ OP_COLOUR = {
     "embed": "#a3785f",
     "qkv": "#8b79c9",
     "recompute": "#e07b39",
+    "recompute_resident": "#b85c38",
+    "place_kv": "#57b894",
     "attention": "#2a9d8f",
     "mlp": "#6f8297",
     "head": "#c76b98",

@@ -23,7 +23,7 @@ from planner import make_plan
 from planner.decode import DecodePlanner
 from planner.lower import lower
 from sim import HardwareProfile, ModelSpec, find_hardware, find_model, simulate
-from sim.hardware import Dispatch, Interference
+from sim.links import Dispatch, Interference
 from sim.workload import Workload
 
 MODELS = ("opt-125m", "opt-1.3b", "opt-6.7b", "opt-13b", "opt-30b", "llama-2-7b", "llama-3.1-8b")

@@ -209,7 +209,8 @@ def run_plan(loaded: Plan, device: str, repeats: int, seed: int) -> Recording:
         references = [resident_decode(weights, cache, loaded.workload) for cache in caches]
         predicted = simulate(graph, loaded.hardware)
         tokens = [reference.tokens for reference in references]
-        follow = None if loaded.model.dtype == "float32" else tokens
+        follows = loaded.model.dtype != "float32" or loaded.workload.kv_bits is not None
+        follow = tokens if follows else None
         executor = Executor(graph, predicted.graph.sha256, weights, caches, backend, follow)
         steps("warming up")
         for _ in range(WARM_UPS[kind]):

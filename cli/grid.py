@@ -98,7 +98,8 @@ class ShapeResult:
 
 def shape_name(job: Workload) -> str:
     batches = f"{job.n_batches}x" if job.n_batches > 1 else ""
-    return f"b{batches}{job.batch_size}-s{job.prompt_tokens}"
+    bits = f"-kv{job.kv_bits}" if job.kv_bits is not None else ""
+    return f"b{batches}{job.batch_size}-s{job.prompt_tokens}{bits}"
 
 
 def plan_names(job: Workload) -> dict[str, str]:
@@ -158,6 +159,7 @@ class GridRun:
             max(job.batch_size * job.n_batches for job in jobs),
             max(job.prompt_tokens for job in jobs),
             jobs[0].gen_tokens,
+            kv_bits=jobs[0].kv_bits,
         )
         self._check_memory(longest, jobs)
         steps(f"{model.name}, making weights", 0.0)
@@ -208,7 +210,7 @@ class GridRun:
         from hw import Executor
 
         tokens = [reference.tokens for reference in references]
-        follow = None if self.model.dtype == "float32" else tokens
+        follow = tokens if self.model.dtype != "float32" or job.kv_bits is not None else None
         drift = self._pulse.drift()
         hardware = self.hardware
         for part, ratio in drift.items():

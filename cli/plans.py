@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from cyclopts import Parameter
 
@@ -52,6 +52,7 @@ def plan(
     gpu_memory: str | None = None,
     host_memory: str | None = None,
     dtype: str | None = None,
+    kv_bits: str | None = None,
     set: tuple[str, ...] = (),  # noqa: A002
     output: Output = None,
     json: bool = False,
@@ -68,6 +69,7 @@ def plan(
       kvoverlap plan --model opt-30b --hardware kvpr-a100 --batch 32 --prompt 512 \\
         --schedule column --n-batches 8
       kvoverlap plan --model opt-13b --hardware kvpr-a100 --batch 32 --prompt 1K --gpu-memory 40GB
+      kvoverlap plan --model opt-13b --hardware kvpr-a100 --batch 32 --prompt 1K --kv-bits 4
       kvoverlap plan --model ./config.json --hardware profile.json --batch 8 --prompt 512 \\
         --gen 16 -o plan.json
 
@@ -104,6 +106,11 @@ def plan(
         What if the host had this much for it.
     dtype
         float32, float16 or bfloat16; by default the model's, or the profile's if its size differs.
+    kv_bits
+        8 or 4: keep K and V on the host as codes of so many bits, with a scale and a minimum of
+        16 bits to each 64, and dequantise them on the device. A load is then about a half or a
+        quarter of its size at float16, so that less is worth recomputing; `run` reports the
+        error. By default K and V are in the model's dtype.
     set
         What-if change of the hardware, such as link.bandwidth=64GB/s or compute.flops=600TFLOP/s.
     output
@@ -116,6 +123,7 @@ def plan(
         parse_count("--prompt", prompt),
         parse_count("--gen", gen),
         parse_count("--n-batches", n_batches),
+        parse_kv_bits(kv_bits),
     )
     n_gpus = parse_count("--gpus", gpus)
     machine = find_hardware(hardware)
@@ -145,6 +153,11 @@ def plan(
     print_plan(made)
     if output is not None:
         say(f"\nplan written to {output}; next: kvoverlap simulate {output}")
+
+
+def parse_kv_bits(text: str | None) -> int | None:
+    """Bits of `--kv-bits`, None where it was left out."""
+    return None if text is None else parse_count("--kv-bits", text)
 
 
 def plan_answer(made: Plan) -> dict[str, object]:
@@ -196,6 +209,7 @@ def print_plan(made: Plan) -> None:
         f"{made.workload.prompt_tokens}, {made.workload.gen_tokens} step(s), policy {made.policy}, "
         f"schedule {made.schedule}"
         f"{f', {made.gpus} GPUs at once' if made.gpus > 1 else ''}"
+        f"{f', KV cache in {bits} bits' if (bits := made.workload.kv_bits) else ''}"
     )
     say(
         f"recompute {middle} of {attended} past tokens in the median layer "
@@ -336,12 +350,24 @@ def report_timeline(what: str, recording: Recording, json: bool) -> None:
         f"= {ratio:.3f} x max(copy, compute) of its own tasks, "
         f"{ms(timeline.makespan_s / timeline.graph.workload.gen_tokens)} a step"
     )
+    say_quantisation(recording.checks)
     rows = []
     for lane, busy in lanes.items():
         causes = sorted(timeline.idle_by_cause(lane).items(), key=lambda cause: -cause[1])
         idle = ", ".join(f"{name} {ms(value)}" for name, value in causes) or "never idle"
         rows.append((lane, ms(busy), percent(busy / timeline.makespan_s), idle))
     table("\nLanes", ("lane", "busy", "of makespan", "idle"), rows)
+
+
+def say_quantisation(checks: Mapping[str, Any]) -> None:
+    """What quantising the cache changed, where a run measured it."""
+    if "kv_quantisation_error" in checks:
+        kv, logits = (checks[f"{what}_quantisation_error"] for what in ("kv", "logits"))
+        tokens = "equal" if checks["tokens_equal_unquantised"] else "differ from"
+        say(
+            f"quantised cache: K and V off by {percent(kv)}, logits by {percent(logits)} of the "
+            f"largest; greedy tokens {tokens} the unquantised ones"
+        )
 
 
 def compare_verb(

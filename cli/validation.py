@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from statistics import median
 from typing import Annotated, Any
@@ -11,6 +12,7 @@ from cyclopts import Parameter
 from cli.devices import DEFAULT_DTYPE, measure_profile
 from cli.grid import STEADY_FRAC, Case, GridRun, ShapeResult, shape_name
 from cli.output import print_json, progress, say, table
+from cli.plans import parse_kv_bits, say_quantisation
 from sim.accuracy import CASE, CASES, MEASURED
 from sim.catalog import find_model
 from sim.errors import BadInput
@@ -38,6 +40,7 @@ def validate(
     gen: str = "2",
     schedule: str = "row",
     n_batches: str = "1",
+    kv_bits: str | None = None,
     repeats: int = 4,
     link: str | None = None,
     seed: int = 0,
@@ -73,6 +76,8 @@ def validate(
         row, or column with --n-batches batches that share each loaded layer.
     n_batches
         Batches that pass through each layer (column).
+    kv_bits
+        8 or 4: K and V lie quantised in host memory; what that changes is reported.
     repeats
         Measured repetitions of every case, in turn with the other cases of its shape.
     link
@@ -97,7 +102,9 @@ def validate(
     spec = find_model(model or default["model"], DEFAULT_DTYPE[kind])
     steps = parse_count("--gen", gen)
     jobs = [
-        Workload(batch, prompt, steps, parse_count("--n-batches", n_batches))
+        Workload(
+            batch, prompt, steps, parse_count("--n-batches", n_batches), parse_kv_bits(kv_bits)
+        )
         for prompt in parse_counts("--prompts", prompts or default["prompts"])
         for batch in parse_counts("--batches", batches or default["batches"])
     ]
@@ -236,7 +243,20 @@ def print_report(report: dict[str, Any], cases: list[Case]) -> None:
         say(f"  {', '.join(drifts)}")
     n = len(report["checks"])
     say(f"numbers: tokens, logits, K and V equal the resident decode in all {n} cases")
+    say_quantisation(worst_quantisation(report["checks"].values()))
     say(f"device: {report['device']}")
+
+
+def worst_quantisation(checks: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    """The largest errors of any case with a quantised cache; empty where there is none."""
+    quantised = [one for one in checks if "kv_quantisation_error" in one]
+    if not quantised:
+        return {}
+    errors = ("kv_quantisation_error", "logits_quantisation_error")
+    return {
+        "tokens_equal_unquantised": all(one["tokens_equal_unquantised"] for one in quantised),
+        **{name: max(one[name] for one in quantised) for name in errors},
+    }
 
 
 def check_out_folder(out: Path) -> None:

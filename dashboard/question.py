@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 from planner import Plan, make_plan
 from sim.catalog import find_model
 from sim.graph import D2H, H2D
-from sim.hardware import HardwareProfile, Interference, Uplink
+from sim.hardware import HardwareProfile
+from sim.links import Interference, Uplink
 from sim.model_spec import DTYPE_BYTES, ModelSpec
 from sim.quantities import parse_bytes, parse_rate
 from sim.workload import Workload

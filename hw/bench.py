@@ -102,8 +102,8 @@ class Bench:
     def linears(self, n: int, k: int) -> list[Linear]:
         return [Linear(weight, self.random(n)) for weight in self.rotation(n, k)]
 
-    def out(self, *shape: int) -> Tensor:
-        return self._outs[0][: prod(shape)].view(shape)
+    def out(self, *shape: int, slot: int = 0) -> Tensor:
+        return self._outs[slot][: prod(shape)].view(shape)
 
     def alone(self, lane: str, work: Work) -> list[float]:
         """Seconds of `work(i)` called in a row on `lane`."""

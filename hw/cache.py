@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,8 +11,11 @@ from torch import Tensor
 
 from hw.backends import Backend
 from hw.kernels import Kernels
+from hw.quantise import dequantise_into, quantise_into
 from hw.weights import TORCH_DTYPE, Weights
 from sim.errors import Mismatch
+from sim.graph import TaskGraph
+from sim.kv_format import QuantisedRow
 from sim.memory import layer_rows
 from sim.model_spec import ModelSpec
 from sim.workload import Workload
@@ -22,6 +27,9 @@ PREFILL_TOKENS = 4096
 MOST_SLOTS = 2
 """Staging slots that a graph may have; as many layers are kept whole for comparison."""
 
+NO_SCALE = 0xFF
+"""Two of these bytes are a scale that is no number."""
+
 
 @dataclass(slots=True)
 class HostCache:
@@ -30,16 +38,18 @@ class HostCache:
     A layer with a sliding window holds only the tokens that decode steps attend to.
 
     Args:
-        kv: for each layer [S, B, 2, H_kv, D].
+        kv: for each layer [S, B, 2, H_kv, D], or quantised [S, B, row bytes] of uint8.
         x: for each layer [S, B, h], the inputs of the K/V projection.
         first_tokens: for each layer the token of its first row.
         next_tokens: [B], what the prompt's last position predicts; the first decode step's input.
+        row: how K and V are quantised; None where they are not.
     """
 
     kv: list[Tensor]
     x: list[Tensor]
     first_tokens: list[int]
     next_tokens: Tensor
+    row: QuantisedRow | None = None
 
     @classmethod
     def empty(
@@ -52,18 +62,38 @@ class HostCache:
         """
         dtype, layers = TORCH_DTYPE[model.dtype], range(model.n_layers)
         rows = [(layer_rows(model, workload, layer), workload.batch_size) for layer in layers]
-        head = (2, model.n_kv_heads, model.head_dim)
+        bits = workload.kv_bits
+        row = None if bits is None else QuantisedRow.of(model, bits)
+        kv_shape, kv_dtype = kv_layout(model, row)
         return cls(
             kv=[
-                torch.empty((*shape, *head), dtype=dtype)
+                torch.empty((*shape, *kv_shape), dtype=kv_dtype)
                 if pageable
-                else backend.host_empty((*shape, *head), dtype)
+                else backend.host_empty((*shape, *kv_shape), kv_dtype)
                 for shape in rows
             ],
             x=[backend.host_empty((*shape, model.hidden_size), dtype) for shape in rows],
             first_tokens=[model.first_token(layer, workload.prompt_tokens) for layer in layers],
             next_tokens=torch.zeros(workload.batch_size, dtype=torch.int64),
+            row=row,
         )
+
+    def store(self, layer: int, kv: Tensor, sequences: slice) -> None:
+        """Write K and V of the first tokens of some sequences, quantised if the cache is.
+
+        Args:
+            kv: [S, b, 2, H_kv, D], contiguous, on the device.
+        """
+        stored = kv
+        if self.row is not None:
+            stored = kv.new_empty((*kv.shape[:2], self.row.bytes), dtype=torch.uint8)
+            quantise_into(kv, stored, self.row)
+        self.kv[layer][: kv.shape[0], sequences].copy_(stored)
+
+    def wipe(self, tokens: slice) -> None:
+        """Overwrite tokens with what is no number, quantised or not."""
+        for stored in (*self.kv, *self.x):
+            stored[tokens] = NO_SCALE if stored.dtype == torch.uint8 else math.nan
 
     def take_prefix(self, longer: HostCache, prompt_tokens: int, first: int = 0) -> None:
         """Fill from a cache of the same prompts (or more, or longer ones).
@@ -90,6 +120,13 @@ class HostCache:
             rows = slice(prompt_tokens - start)
             mine[rows].copy_(theirs[rows, taken])
         self.next_tokens.copy_(longer.next_tokens[taken])
+
+
+def kv_layout(model: ModelSpec, row: QuantisedRow | None) -> tuple[tuple[int, ...], torch.dtype]:
+    """Shape and dtype of K and V of one token of one sequence on the host."""
+    if row is not None:
+        return (row.bytes,), torch.uint8
+    return (2, model.n_kv_heads, model.head_dim), TORCH_DTYPE[model.dtype]
 
 
 def prompt_ids(model: ModelSpec, workload: Workload, seed: int) -> Tensor:
@@ -131,7 +168,7 @@ def prefill(weights: Weights, prompts: Tensor, cache: HostCache) -> None:
             kernels.causal_attention(layer, hidden, kv, x, model.window(number))
             kernels.mlp(layer, hidden)
             start = cache.first_tokens[number]
-            cache.kv[number][: n_tokens - start, part].copy_(kv[start:])
+            cache.store(number, kv[start:], part)
             cache.x[number][: n_tokens - start, part].copy_(x[start:])
         cache.next_tokens[part] = kernels.logits(hidden[:, -1]).argmax(dim=-1).cpu()
 
@@ -157,42 +194,107 @@ class ResidentDecode:
 
 
 @torch.inference_mode()
-def resident_decode(weights: Weights, cache: HostCache, workload: Workload) -> ResidentDecode:
+def resident_decode(
+    weights: Weights,
+    cache: HostCache,
+    workload: Workload,
+    exact: Sequence[Sequence[int]] | None = None,
+    follow: Tensor | None = None,
+) -> ResidentDecode:
     """Decode greedily on the full KV cache, layer by layer: the reference for any plan.
 
-    Nothing is recomputed, split or overlapped. Each layer's cache is put together on the device
-    while the layer runs; the host cache stays as it is.
+    Nothing is split or overlapped. Each layer's cache is put together on the device while the layer
+    runs; the host cache stays as it is. Of a quantised cache K and V are recomputed from X, so that
+    nothing is lost, except where `exact` says otherwise.
+
+    Args:
+        exact: leading tokens `[step][layer]` that a plan has as they were computed; it reads the
+            others, generated ones included, as a run left them in its quantised cache.
+        follow: [steps, B], tokens to feed instead of the decode's own.
     """
     kernels = Kernels(weights, workload.max_tokens)
-    model, device, prompt = weights.model, weights.device, workload.prompt_tokens
+    model, device = weights.model, weights.device
     batch, steps = workload.batch_size, workload.gen_tokens
-    kv_shape = (batch, 2, model.n_kv_heads, model.head_dim)
-    new_kv = [layer_kv.new_empty((steps, *kv_shape)) for layer_kv in cache.kv]
-    layer_kv = torch.empty((workload.max_tokens, *kv_shape), dtype=cache.kv[0].dtype, device=device)
+    kv_shape, dtype = kv_layout(model, None)
+    new_kv = [torch.empty((steps, batch, *kv_shape), dtype=dtype) for _ in weights.layers]
+    shape = (workload.max_tokens, batch, *kv_shape)
+    layer_kv = torch.empty(shape, dtype=dtype, device=device)
     x = torch.empty_like(cache.x[0][0], device=device)
     tokens = torch.empty((steps, batch), dtype=torch.int64)
     margins = torch.empty((steps, batch))
+    last_kv: dict[int, Tensor] = {}
     current, logits = cache.next_tokens.to(device), torch.empty(0)
     for step in range(steps):
         past = workload.context_tokens(step)
         hidden = kernels.embed(current[:, None], past)[:, 0]
         for number, layer in enumerate(weights.layers):
-            start, held = model.first_token(number, past), cache.first_tokens[number]
-            layer_kv[held:prompt].copy_(cache.kv[number][: prompt - held])
-            layer_kv[prompt:past].copy_(new_kv[number][:step])
+            start, known = model.first_token(number, past), past
+            if exact is not None:
+                known = exact[step][number]
+            _past_kv(kernels, cache, number, new_kv[number][:step], known, layer_kv[:past])
             queries = kernels.qkv(layer, hidden, layer_kv[past : past + 1], x, past)
             kernels.attention(layer, hidden, queries, layer_kv[start : past + 1])
             kernels.mlp(layer, hidden)
             new_kv[number][step].copy_(layer_kv[past])
+            if step == steps - 1 and number >= model.n_layers - MOST_SLOTS:
+                last_kv[number] = layer_kv[start : past + 1].cpu().clone()
         logits = kernels.logits(hidden)
-        current = logits.argmax(dim=-1)
-        tokens[step] = current.cpu()
+        tokens[step] = logits.argmax(dim=-1).cpu()
+        current = (tokens if follow is None else follow)[step].to(device)
         best, second = logits.float().topk(2, dim=-1).values.unbind(-1)
         margins[step] = ((best - second) / logits.float().abs().max()).cpu()
-    last_kv = {
-        number: torch.cat((cache.kv[number][:-steps], new_kv[number]))[
-            -(model.layer_context(number, workload.max_tokens - 1) + 1) :
-        ]
-        for number in range(max(0, model.n_layers - MOST_SLOTS), model.n_layers)
-    }
     return ResidentDecode(tokens, margins, logits.cpu(), new_kv, last_kv)
+
+
+def planned_decode(
+    graph: TaskGraph,
+    weights: Weights,
+    caches: Sequence[HostCache],
+    follow: Sequence[Tensor] | None,
+) -> list[ResidentDecode]:
+    """For each batch the resident decode of what a graph's last run read, quantised or exact.
+
+    Generated rows are the run's own, because rounding may turn a code over; whether the run stored
+    the right ones is to be checked against `new_kv`.
+
+    Args:
+        caches: quantised, as the run left them.
+        follow: for each batch [steps, B], tokens that the run was fed instead of its own.
+    """
+    job, n_layers = graph.workload, graph.model.n_layers
+    exact = [[job.context_tokens(step)] * n_layers for step in range(job.gen_tokens)]
+    for task in graph.tasks:
+        if task.op == "dequantise":
+            exact[task.step][task.layer] = task.token_start
+    return [
+        resident_decode(weights, cache, job, exact, None if follow is None else follow[batch].cpu())
+        for batch, cache in enumerate(caches)
+    ]
+
+
+def _past_kv(
+    kernels: Kernels, cache: HostCache, number: int, new_kv: Tensor, known: int, kv: Tensor
+) -> None:
+    """Put together K and V of a layer's past tokens.
+
+    Args:
+        new_kv: [steps so far, B, 2, H_kv, D], generated tokens as they were computed.
+        known: leading tokens that are wanted as they were computed.
+        kv: [past, B, 2, H_kv, D], overwritten.
+    """
+    past, held = kv.shape[0], cache.first_tokens[number]
+    prompt = past - new_kv.shape[0]
+    if cache.row is None:
+        kv[held:prompt].copy_(cache.kv[number][: prompt - held])
+        kv[prompt:].copy_(new_kv)
+        return
+    remade = min(known, prompt)
+    if held < remade:
+        x = cache.x[number][: remade - held].to(kv.device)
+        kernels.project_kv(kernels.weights.layers[number], x, kv[held:remade], held)
+    if known > prompt:
+        kv[prompt:known].copy_(new_kv[: known - prompt])
+    first = max(known, held)
+    if first < past:
+        rows = cache.kv[number][first - held : past - held].to(kv.device)
+        dequantise_into(rows, kv[first:], cache.row)

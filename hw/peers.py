@@ -16,8 +16,9 @@ from torch import Tensor
 
 from hw.backends import Backend
 from hw.cache import HostCache, ResidentDecode
-from hw.executor import TOLERANCE, Executor
+from hw.executor import Executor
 from hw.transformers_model import transformers_model, transformers_problem
+from hw.verify import TOLERANCE
 from sim.graph import COMPUTE, COPY_LANES
 from sim.model_spec import ModelSpec
 from sim.workload import Workload

@@ -18,6 +18,7 @@ from hw.backends import Backend
 from hw.bench import Bench
 from hw.kernels import Kernels
 from hw.pulse import pulse_points
+from hw.quantise_points import quantisation_points, quantisation_tables
 from hw.weights import TORCH_DTYPE, Norm, check_runnable, random_weights
 from sim.cost import kernels
 from sim.curves import Curve, Grid
@@ -25,17 +26,14 @@ from sim.graph import COMPUTE, D2H, H2D, HOST
 from sim.hardware import (
     Attention,
     AttentionTable,
-    Dispatch,
     Elementwise,
     Gemm,
     GemmTable,
     HardwareProfile,
-    Interference,
-    Link,
-    Links,
     Memory,
 )
 from sim.kernels import MatMul
+from sim.links import Dispatch, Interference, Link, Links
 from sim.model_spec import ModelSpec
 from sim.samples import Point, Samples
 
@@ -167,6 +165,7 @@ class _Profiler:
             **self._gemm_points(),
             **self._attention_points(),
             **self._elementwise_points(),
+            **quantisation_points(self.bench, self.models[0], self.batches, self.max_rows),
         }
         lane_points = {**self._link_points(), **self._lane_points()}
         samples: dict[Point, list[float]] = {key: [] for key in (*kernel_points, *lane_points)}
@@ -337,7 +336,8 @@ def _attention(
 def _elementwise(figures: dict[Point, float]) -> Elementwise:
     points = {int(key[1]): value for key, value in figures.items() if key[0] == "elementwise"}
     best = max(n_bytes / seconds for n_bytes, seconds in points.items())
-    return Elementwise("measured", best, _curve(points))
+    tables = quantisation_tables(figures)
+    return Elementwise("measured", best, _curve(points), tables=tables)
 
 
 def _links(

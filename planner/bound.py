@@ -12,7 +12,7 @@ from planner.residency import Room
 from sim.errors import PlannerFailed
 
 LINK_OPS = ("load_x", "load_kv")
-COMPUTE_OPS = ("recompute", "recompute_resident")
+COMPUTE_OPS = ("recompute", "recompute_resident", "dequantise")
 """Placing resident K and V is left out: a layer that keeps its whole cache attends in place."""
 
 Terms = list[tuple[pulp.LpVariable, float]]
@@ -63,6 +63,7 @@ def lane_work_bound(
             counts: dict[str, tuple[float, Terms]] = {
                 "load_x": (0.0, [(count, 1.0), (used_x, -1.0)]),
                 "load_kv": (float(past), [(count, -1.0), (kept, -1.0)]),
+                "dequantise": (float(past), [(count, -1.0), (kept, -1.0)]),
                 "recompute": (0.0, [(count, 1.0), (used_x, -1.0)]),
                 "recompute_resident": (0.0, [(used_x, 1.0)]),
             }

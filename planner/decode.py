@@ -41,6 +41,11 @@ def check_workload(model: ModelSpec, workload: Workload) -> None:
             f"prompt_tokens + gen_tokens (={workload.max_tokens}) must be at most the "
             f"{model.max_positions} positions of {model.name}; lower --prompt or --gen."
         )
+    if model.mla is not None and workload.kv_bits is not None:
+        raise BadInput(
+            f"kv_bits(={workload.kv_bits}): the latent cache of {model.name} is not modelled "
+            "quantised; leave it out."
+        )
 
 
 @dataclass(frozen=True, slots=True)

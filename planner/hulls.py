@@ -6,7 +6,14 @@ from itertools import pairwise
 
 from sim.cost import CostModel
 
-SIZED_OPS = ("load_x", "load_kv", "place_kv", "recompute_resident", "recompute")
+SIZED_OPS = (
+    "load_x",
+    "load_kv",
+    "place_kv",
+    "recompute_resident",
+    "recompute",
+    "dequantise",
+)
 """Operations whose token count is a variable."""
 
 Line = tuple[float, float]
@@ -46,13 +53,12 @@ class CostLines:
 
     def seconds(self, op: str, count: int) -> float:
         """Exact cost of `op` on `count` tokens; no tokens, no task, no time."""
-        if count == 0:
+        costs = self._costs
+        if count == 0 or (op == "dequantise" and costs.workload.kv_bits is None):
             return 0.0
         if op not in ("load_x", "load_kv"):
-            return self._costs.compute(op, count, count).seconds
-        model = self._costs.model
-        one = model.x_token_bytes if op == "load_x" else model.kv_token_bytes
-        return self._costs.copy("h2d", self._costs.workload.batch_size * count * one).seconds
+            return costs.compute(op, count, count).seconds
+        return costs.copy("h2d", costs.load_bytes(op, count)).seconds
 
 
 def _turns_down(a: tuple[float, float], b: tuple[float, float], c: tuple[float, float]) -> bool:

@@ -9,6 +9,10 @@ of those K and V stay on the device, as `Residency` says; the next are recompute
 that stays too; the others are loaded. A layer that keeps its whole cache has a slot of its own and
 moves nothing.
 
+Of a quantised cache the loads fill a slot of rows, which is free again once the compute lane has
+dequantised them into the KV slot, ahead of the attention; the new token's row is quantised right
+after its projection and stored from a buffer of its own.
+
 Row schedule: weights stay on the device, every layer of a step runs before the next step. Column
 schedule: weights come from host memory, the K and V projections first so that recomputation can
 start before the rest has arrived, and all batches pass through a layer before the next is loaded.
@@ -24,6 +28,7 @@ from planner.residency import STAGING_SLOTS, Residency
 from sim.cost import compute_flops
 from sim.errors import BadInput, UnknownName
 from sim.graph import LANE_OF_OP, Task, TaskGraph
+from sim.kv_format import host_kv_token_bytes
 from sim.model_spec import ModelSpec
 from sim.workload import Workload
 
@@ -124,6 +129,7 @@ class _Lowering:
         self.schedule = schedule
         self.model = model
         self.workload = workload
+        self.quantised = workload.kv_bits is not None
         self.split = split
         self.contexts = contexts
         self.kept = kept
@@ -148,6 +154,8 @@ class _Lowering:
         self.ahead = min(STAGING_SLOTS, len(first_step))
         self.tasks: list[Task] = []
         self.kv_readers: list[list[str]] = [[] for _ in range(self.slots)]
+        self.row_readers: list[list[str]] = [[] for _ in range(self.slots)]
+        self.new_row_readers: list[list[str]] = [[] for _ in range(self.slots)]
         self.x_readers: list[list[str]] = [[] for _ in range(self.slots)]
         self.new_x_readers: list[list[str]] = [[] for _ in range(self.slots)]
         self.weight_readers: list[list[str]] = [[] for _ in range(STAGING_SLOTS)]
@@ -211,7 +219,7 @@ class _Lowering:
         if weights:
             self._load_weights(cell, "load_weights")
         if end < past:
-            deps = list(self.kv_readers[slot])
+            deps = list(self.row_readers[slot] if self.quantised else self.kv_readers[slot])
             if past > prompt and (layer, batch) in self.stored_kv:
                 deps.append(self.stored_kv[layer, batch])
             self._copy(cell, "load_kv", (end, past), deps)
@@ -236,12 +244,13 @@ class _Lowering:
         new_free = [*free, *self.new_x_readers[slot]]
         qkv = self._compute(cell, "qkv", (hidden, *arrived, *new_free))
         ready.append(qkv)
+        storable = qkv if self._whole(cell) else self._storable(cell, qkv)
         if not arrived:
             ready += self._fill_slot(cell, free, [])
-        stores = [] if self._whole(cell) else self._stores(cell, qkv)
+        stores = [] if self._whole(cell) else self._stores(cell, qkv, storable)
         *_, end, past = self._ranges(cell)
         if end < past:
-            ready.append(self._id(cell, "load_kv"))
+            ready.append(self._loaded(cell, free, (end, past)))
         attention = self._compute(cell, "attention", tuple(ready))
         self.kv_readers[slot] = [attention, *stores]
         done = self._compute(cell, "mlp", (attention,))
@@ -264,19 +273,39 @@ class _Lowering:
             self.x_readers[self.slot_of[cell]] = made[-1:]
         return made
 
-    def _stores(self, cell: Cell, qkv: str) -> list[str]:
-        """Send the new token's K and V to the host, and X where a later step recomputes from it."""
+    def _storable(self, cell: Cell, qkv: str) -> str:
+        """The task after which the new token's K and V are as the host keeps them."""
+        if not self.quantised:
+            return qkv
+        return self._compute(cell, "quantise", (qkv, *self.new_row_readers[self.slot_of[cell]]))
+
+    def _loaded(self, cell: Cell, free: Sequence[str], tokens: tuple[int, int]) -> str:
+        """The task after which the KV slot holds the loaded tokens."""
+        loaded = self._id(cell, "load_kv")
+        if not self.quantised:
+            return loaded
+        made = self._compute(cell, "dequantise", (loaded, *free), tokens)
+        self.row_readers[self.slot_of[cell]] = [made]
+        return made
+
+    def _stores(self, cell: Cell, qkv: str, storable: str) -> list[str]:
+        """Send the new token's K and V to the host, and X where a later step recomputes from it.
+
+        Returns:
+            What must be done before the KV slot holds another token in its place.
+        """
         step, layer, batch = cell
         slot, past = self.slot_of[cell], self.contexts[step]
         new = (past, past + 1)
-        store = self._copy(cell, "store_kv", new, [qkv])
+        store = self._copy(cell, "store_kv", new, [storable])
         self.stored_kv[layer, batch] = store
+        self.new_row_readers[slot] = [store]
         self.new_x_readers[slot] = []
         if self.recomputed[layer][past]:
             stored = self._copy(cell, "store_x", new, [qkv])
             self.stored_x[layer, batch] = stored
             self.new_x_readers[slot] = [stored]
-        return [store]
+        return [storable if self.quantised else store]
 
     def _compute(
         self, cell: Cell, op: str, deps: tuple[str, ...], tokens: tuple[int, int] | None = None
@@ -290,7 +319,9 @@ class _Lowering:
         return self._add(cell, op, (start, stop), 0, self.flops[key], deps)
 
     def _copy(self, cell: Cell, op: str, tokens: tuple[int, int], deps: Sequence[str]) -> str:
-        one = self.model.x_token_bytes if op.endswith("_x") else self.model.kv_token_bytes
+        one = self.model.x_token_bytes
+        if op.endswith("_kv"):
+            one = host_kv_token_bytes(self.model, self.workload.kv_bits)
         n_bytes = self.workload.batch_size * (tokens[1] - tokens[0]) * one
         return self._add(cell, op, tokens, n_bytes, 0, deps)
 

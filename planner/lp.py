@@ -22,13 +22,13 @@ from planner.residency import Room
 from sim.cost import CostModel
 from sim.errors import PlannerFailed
 from sim.graph import Task, TaskGraph
-from sim.hardware import Dispatch
+from sim.links import Dispatch
 
 MAKESPAN_UNITS = 1e3
 """Times are rescaled to about this many units, far above the solver's absolute tolerances."""
 
 _MAY_VANISH = ("load_x", "place_kv", "recompute_resident")
-_VANISH_BEHIND_PAUSE = ("load_kv", "place_kv", "recompute_resident", "recompute")
+_VANISH_BEHIND_PAUSE = ("load_kv", "place_kv", "recompute_resident", "recompute", "dequantise")
 """No pause is certain behind the first and before the second."""
 
 Cell = tuple[int, int]
@@ -69,6 +69,7 @@ class Relaxation:
         return {
             "load_x": recomputed - x,
             "load_kv": past - kv - recomputed,
+            "dequantise": past - kv - recomputed,
             "place_kv": kv,
             "recompute_resident": x,
             "recompute": recomputed - x,
@@ -209,7 +210,7 @@ class ScheduleLP:
                 return 0.0, kv
             case "recompute_resident":
                 return 0.0, x
-            case "load_kv":
+            case "load_kv" | "dequantise":
                 others = [(variable, -1.0) for variable, _ in (recomputed, *kv)]
                 return float(self._contexts[task.step, task.layer]), others
         return 0.0, [recomputed, *((variable, -1.0) for variable, _ in x)]

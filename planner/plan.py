@@ -13,7 +13,8 @@ from planner.rivals import RIVALS, rival_graph
 from sim.errors import BadInput, Mismatch
 from sim.files import STRICT_KEYS, blaming, parse, read_json, write_json
 from sim.graph import TaskGraph
-from sim.hardware import HardwareProfile, Source
+from sim.hardware import HardwareProfile
+from sim.links import Source
 from sim.model_spec import ModelSpec
 from sim.workload import Workload
 

@@ -16,7 +16,8 @@ from planner.rounding import MAX_LP_CELLS
 from planner.sensitivity import bottleneck, sensitivities
 from sim.engine import simulate
 from sim.errors import BadInput, DoesNotFit, NotMeasured
-from sim.hardware import HardwareProfile, weakest
+from sim.hardware import HardwareProfile
+from sim.links import weakest
 from sim.model_spec import ModelSpec
 from sim.timeline import Timeline
 from sim.workload import Workload
@@ -50,7 +51,10 @@ def make_plan(
     if policy == "lp":
         return _choice_plan(planner, policy, planner.best)
     split = baseline_split(policy, model, workload, hardware)
-    return _choice_plan(planner, policy, Choice(split, planner.nothing_kept))
+    kept = planner.nothing_kept
+    if policy == "resident":
+        kept = Residency.whole_cache(model, workload)
+    return _choice_plan(planner, policy, Choice(split, kept))
 
 
 def choose_schedule(
@@ -137,11 +141,9 @@ def _rival_plan(planner: DecodePlanner, policy: str) -> Plan:
     start = rival_graph(policy, model, first)
     worth = sensitivities(planner, lambda other: other.fixed_program(start))
     split = baseline_split(policy, model, workload, planner.hardware)
-    kept = planner.nothing_kept
-    if policy == "resident":
-        kept = Residency.whole_cache(model, workload)
     objective_s = planner.longest_path_s(timeline.graph)
-    return _plan(planner, policy, Choice(split, kept), timeline, objective_s, worth)
+    choice = Choice(split, planner.nothing_kept)
+    return _plan(planner, policy, choice, timeline, objective_s, worth)
 
 
 def _plan(
@@ -182,17 +184,24 @@ def _plan(
 
 
 def _rivals(planner: DecodePlanner) -> dict[str, float]:
-    """Simulated makespan of each rival that fits and whose every cost the profile knows.
+    """Simulated makespan of a resident cache and of each rival, where it fits and can be priced.
 
-    Of a long job none, they take their time.
+    Of a long job none, they take their time. Beside a quantised cache no rival: they hold K and V
+    in the model's dtype.
     """
-    cells = planner.workload.gen_tokens * planner.model.n_layers
-    if planner.schedule != "row" or cells > MAX_LP_CELLS:
+    job, model = planner.workload, planner.model
+    if job.gen_tokens * model.n_layers * job.n_batches > MAX_LP_CELLS:
         return {}
+    quantised = job.kv_bits is not None
+    rivals = () if planner.schedule != "row" or quantised else RIVALS
     found = {}
-    for policy in RIVALS:
+    for policy in ("resident", *rivals):
         with suppress(DoesNotFit, NotMeasured):
-            timeline = _simulate_rival(planner, policy)
+            if policy == "resident":
+                split = baseline_split(policy, model, job, planner.hardware)
+                timeline = planner.simulate(split, Residency.whole_cache(model, job))
+            else:
+                timeline = _simulate_rival(planner, policy)
             planner.check_fits(timeline.graph)
             found[policy] = timeline.makespan_s
     return found

@@ -7,7 +7,8 @@ load-all        load K and V of every token
 recompute-all   recompute K and V of every token from X
 fixed:<tokens>  the same number of recomputed tokens in every layer and step, at most a layer's
                 window
-resident        nothing is moved: what offloading is measured against (planner/rivals.py)
+resident        the whole KV cache stays on the device: the upper bound of any offloading, and what
+                runtimes do that do not offload (gpt-fast)
 hf-offloaded    transformers' offloaded cache (planner/rivals.py)
 flexgen         FlexGen's staging through pinned memory and barriers (planner/rivals.py)
 =============== =============================================================================
@@ -21,10 +22,11 @@ from math import ceil, floor
 from planner.rivals import RIVALS
 from sim.errors import BadInput, UnknownName
 from sim.hardware import HardwareProfile
+from sim.kv_format import host_kv_token_bytes
 from sim.model_spec import ModelSpec
 from sim.workload import Workload
 
-POLICIES = ("lp", "kvpr", "load-all", "recompute-all", *RIVALS)
+POLICIES = ("lp", "kvpr", "load-all", "recompute-all", "resident", *RIVALS)
 BASELINES = ("load-all", "recompute-all", "kvpr")
 
 
@@ -60,7 +62,7 @@ def baseline_split(
     def count(context_tokens: int) -> int:
         if fixed is not None:
             return min(fixed, context_tokens)
-        if policy in ("load-all", *RIVALS):
+        if policy in ("load-all", "resident", *RIVALS):
             return 0
         if policy == "recompute-all":
             return context_tokens
@@ -81,15 +83,15 @@ def kvpr_tokens(
     """KVPR's split point: `argmin_l X(l)/v + max(recompute(l)/F, KV(s'-l)/v)`, 0 <= l <= prompt.
 
     With b sequences, hidden size h and p bytes an element, X(l) = b*l*h*p, KV(n) = 2*b*n*h_kv*p
-    and recompute(l) = 4*b*l*h*h_kv FLOP (with latent attention what a token caches takes the place
-    of 2*h_kv); for MHA this is `l = s'*p*F / (2*h*v + p*F)`. F and v are
-    one rate each, as the paper's profiler measures them: the profile's best matrix-product and
-    link rates. Source: arXiv 2411.17089, equations 4 to 8, checked against the released
-    scheduler's 671 and 499 tokens (s'=1024, b=32, h=5120, 312 TFLOP/s, 32 and 64 GB/s).
+    (of a quantised cache its own bytes) and recompute(l) = 4*b*l*h*h_kv FLOP (with latent attention
+    what a token caches takes the place of 2*h_kv); for MHA this is `l = s'*p*F / (2*h*v + p*F)`. F
+    and v are one rate each, as the paper's profiler measures them: the profile's best
+    matrix-product and link rates. Source: arXiv 2411.17089, equations 4 to 8, checked against the
+    released scheduler's 671 and 499 tokens (s'=1024, b=32, h=5120, 312 TFLOP/s, 32 and 64 GB/s).
     """
     link, flops = hardware.links.h2d.bytes_per_s, hardware.gemm.flops_per_s
     x_s = workload.batch_size * model.x_token_bytes / link
-    kv_s = workload.batch_size * model.kv_token_bytes / link
+    kv_s = workload.batch_size * host_kv_token_bytes(model, workload.kv_bits) / link
     recompute_s = 2 * workload.batch_size * model.hidden_size * model.kv_token_size / flops
 
     def objective(tokens: int) -> float:

@@ -1,8 +1,6 @@
 """What users would compare with, as graphs of the same tasks.
 
 ============ ====================================================================================
-resident     the whole KV cache stays on the device, nothing is copied: the upper bound wherever
-             it fits (gpt-fast and any runtime that does not offload)
 hf-offloaded transformers' `DynamicCache(offloading=True)` (5.x): while a layer computes, the next
              one's whole KV is loaded; after the new token's K and V are appended, the whole layer
              is stored back ahead of its attention, on the compute stream. What appending by
@@ -25,7 +23,7 @@ from sim.graph import LANE_OF_OP, Task, TaskGraph
 from sim.model_spec import ModelSpec
 from sim.workload import Workload
 
-RIVALS = ("resident", "hf-offloaded", "flexgen")
+RIVALS = ("hf-offloaded", "flexgen")
 SLOTS = 2
 
 
@@ -33,73 +31,37 @@ def rival_graph(policy: str, model: ModelSpec, workload: Workload) -> TaskGraph:
     """The decode graph of a rival, layer after layer and step after step.
 
     Raises:
-        BadInput: several batches, which these do not interleave.
+        BadInput: several batches, which these do not interleave, or a quantised cache.
     """
     if workload.n_batches > 1:
         raise BadInput(
             f"policy {policy!r} decodes one batch; n_batches(={workload.n_batches}) must be 1."
         )
-    kind = _FlexGen if policy == "flexgen" else _Rival
-    return kind(policy, model, workload).graph()
+    if workload.kv_bits is not None:
+        raise BadInput(
+            f"policy {policy!r} keeps K and V in the model's dtype; leave out "
+            f"kv_bits(={workload.kv_bits})."
+        )
+    kind = _FlexGen if policy == "flexgen" else _HfOffloaded
+    return kind(model, workload).graph()
 
 
 class _Rival:
-    def __init__(self, policy: str, model: ModelSpec, workload: Workload) -> None:
-        self.offloaded = policy == "hf-offloaded"
+    """Tasks of one batch whose layers share two staging slots."""
+
+    def __init__(self, model: ModelSpec, workload: Workload) -> None:
         self.model = model
         self.workload = workload
-        self.slots = model.n_layers if policy == "resident" else min(SLOTS, model.n_layers)
+        self.slots = min(SLOTS, model.n_layers)
         self.tasks: list[Task] = []
-        self.stored: dict[int, str] = {}
-        self.readers: dict[int, tuple[str, ...]] = {}
-
-    def graph(self) -> TaskGraph:
-        hidden: tuple[str, ...] = ()
-        cells = [
-            (step, layer)
-            for step in range(self.workload.gen_tokens)
-            for layer in range(self.model.n_layers)
-        ]
-        if self.offloaded:
-            for cell in cells[: self.slots]:
-                self._load(cell)
-        for at, (step, layer) in enumerate(cells):
-            if layer == 0:
-                hidden = (self._compute(step, -1, "embed", hidden),)
-            hidden = (self._layer(step, layer, hidden),)
-            if self.offloaded and at + self.slots < len(cells):
-                self._load(cells[at + self.slots])
-            if layer == self.model.n_layers - 1:
-                hidden = (self._compute(step, -1, "head", hidden),)
-        return TaskGraph("row", self.model, self.workload, self.slots, tuple(self.tasks))
 
     def _slot(self, step: int, layer: int) -> int:
         return (step * self.model.n_layers + layer) % self.slots
-
-    def _load(self, cell: tuple[int, int]) -> None:
-        step, layer = cell
-        free = self.readers.get(self._slot(step, layer), ())
-        stored = (self.stored[layer],) if layer in self.stored else ()
-        self._copy(step, layer, "load_kv", self._attended(step, layer), (*free, *stored))
 
     def _attended(self, step: int, layer: int) -> tuple[int, int]:
         """The past tokens that a layer attends to."""
         past = self.workload.context_tokens(step)
         return self.model.first_token(layer, past), past
-
-    def _layer(self, step: int, layer: int, hidden: tuple[str, ...]) -> str:
-        slot, past = self._slot(step, layer), self.workload.context_tokens(step)
-        qkv = self._compute(step, layer, "qkv", (*hidden, *self.readers.get(slot, ())))
-        ready = (qkv,)
-        if self.offloaded:
-            loaded = f"s{step}.L{layer}.load_kv"
-            kept = (self.model.first_token(layer, past + 1), past + 1)
-            ready = (self._copy(step, layer, "store_kv", kept, (qkv, loaded)),)
-            self.stored[layer] = ready[0]
-        attention = self._compute(step, layer, "attention", ready)
-        if self.offloaded:
-            self.readers[slot] = (attention,)
-        return self._compute(step, layer, "mlp", (attention,))
 
     def _compute(self, step: int, layer: int, op: str, deps: tuple[str, ...]) -> str:
         past = self.workload.context_tokens(step)
@@ -130,6 +92,50 @@ class _Rival:
             Task(name, op, LANE_OF_OP[op], step, layer, *tokens, slot, n_bytes, flops, unique)
         )
         return name
+
+
+class _HfOffloaded(_Rival):
+    """Layer after layer, each stored whole ahead of its attention."""
+
+    def __init__(self, model: ModelSpec, workload: Workload) -> None:
+        super().__init__(model, workload)
+        self.stored: dict[int, str] = {}
+        self.readers: dict[int, tuple[str, ...]] = {}
+
+    def graph(self) -> TaskGraph:
+        hidden: tuple[str, ...] = ()
+        cells = [
+            (step, layer)
+            for step in range(self.workload.gen_tokens)
+            for layer in range(self.model.n_layers)
+        ]
+        for cell in cells[: self.slots]:
+            self._load(cell)
+        for at, (step, layer) in enumerate(cells):
+            if layer == 0:
+                hidden = (self._compute(step, -1, "embed", hidden),)
+            hidden = (self._layer(step, layer, hidden),)
+            if at + self.slots < len(cells):
+                self._load(cells[at + self.slots])
+            if layer == self.model.n_layers - 1:
+                hidden = (self._compute(step, -1, "head", hidden),)
+        return TaskGraph("row", self.model, self.workload, self.slots, tuple(self.tasks))
+
+    def _load(self, cell: tuple[int, int]) -> None:
+        step, layer = cell
+        free = self.readers.get(self._slot(step, layer), ())
+        stored = (self.stored[layer],) if layer in self.stored else ()
+        self._copy(step, layer, "load_kv", self._attended(step, layer), (*free, *stored))
+
+    def _layer(self, step: int, layer: int, hidden: tuple[str, ...]) -> str:
+        slot, past = self._slot(step, layer), self.workload.context_tokens(step)
+        qkv = self._compute(step, layer, "qkv", (*hidden, *self.readers.get(slot, ())))
+        kept = (self.model.first_token(layer, past + 1), past + 1)
+        loaded = f"s{step}.L{layer}.load_kv"
+        self.stored[layer] = self._copy(step, layer, "store_kv", kept, (qkv, loaded))
+        attention = self._compute(step, layer, "attention", (self.stored[layer],))
+        self.readers[slot] = (attention,)
+        return self._compute(step, layer, "mlp", (attention,))
 
 
 class _FlexGen(_Rival):

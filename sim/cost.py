@@ -11,7 +11,7 @@ from math import ceil, floor
 
 from sim.curves import Curve
 from sim.graph import COMPUTE, HOST, Task
-from sim.hardware import HardwareProfile, Source, weakest
+from sim.hardware import HardwareProfile
 from sim.kernels import (
     DecodeAttention,
     GroupedMatMul,
@@ -22,6 +22,8 @@ from sim.kernels import (
     latent_kernels,
     rotary_passes,
 )
+from sim.kv_format import QuantisedRow, host_kv_token_bytes
+from sim.links import Source, weakest
 from sim.model_spec import ModelSpec
 from sim.workload import Workload
 
@@ -36,14 +38,27 @@ class Estimate:
 
 
 def kernels(
-    task_op: str, n_tokens: int, context: int, model: ModelSpec, batch: int
+    task_op: str,
+    n_tokens: int,
+    context: int,
+    model: ModelSpec,
+    batch: int,
+    kv_bits: int | None = None,
 ) -> list[Kernel]:
     """The device kernels that one compute operation launches.
 
     Args:
         n_tokens: tokens per sequence that the operation works on.
         context: keys per sequence that attention reads.
+        kv_bits: of a quantised cache; there is nothing to quantise or dequantise in another.
     """
+    if task_op in ("quantise", "dequantise"):
+        if kv_bits is None:
+            return []
+        row = QuantisedRow.of(model, kv_bits)
+        if task_op == "quantise":
+            return _quantise(row, batch * n_tokens, model.element_bytes)
+        return _dequantise(row, batch * n_tokens, model.element_bytes)
     rows = batch * n_tokens
     if task_op == "place_kv":
         return [Pass(2 * rows * model.kv_token_bytes)]
@@ -106,6 +121,24 @@ def _norm_and_rotate(model: ModelSpec, n_bytes: int, in_place: bool) -> list[Ker
     return [*norm, *(rotary_passes(n_bytes) if model.rotary else [])]
 
 
+def _quantise(row: QuantisedRow, rows: int, element_bytes: int) -> list[Kernel]:
+    """Passes of `hw.quantise.quantise_into`, which computes in 32 bit."""
+    n, groups = rows * row.n_values, rows * row.n_groups
+    widened = [] if element_bytes == 4 else [Pass((element_bytes + 4) * n)]
+    extremes = [Pass(4 * n), *[Pass(8 * groups)] * 8]
+    codes = [Pass(8 * n)] * 3
+    packed = [Pass(4 * n + rows * row.code_bytes)] * (1 if row.bits == 8 else 2)
+    return [*widened, *extremes, *codes, *packed]
+
+
+def _dequantise(row: QuantisedRow, rows: int, element_bytes: int) -> list[Kernel]:
+    """Passes of `hw.quantise.dequantise_into`: widen codes in place, times scale, plus minimum."""
+    n_bytes = rows * row.n_values * element_bytes
+    codes = rows * row.n_values * row.bits // 8
+    widened = [Pass(codes + n_bytes)] if row.bits == 8 else [Pass(codes + n_bytes // 2)] * 2
+    return [*widened, Pass(2 * n_bytes), Pass(2 * n_bytes)]
+
+
 def compute_flops(task_op: str, n_tokens: int, context: int, model: ModelSpec, batch: int) -> int:
     """Floating-point operations of one compute operation: matrix products and attention."""
     total = 0
@@ -135,8 +168,15 @@ class CostModel:
             (table.n_heads, table.n_kv_heads, table.head_dim): table
             for table in hardware.attention.tables
         }
+        self._quantisation = {
+            table.op: table.curve
+            for table in hardware.elementwise.tables
+            if table.bits == workload.kv_bits
+        }
         self._cache: dict[tuple[str, int, int], Estimate] = {}
         self._launches: dict[str, int] = {}
+        self._setting = (model, workload.batch_size, workload.kv_bits)
+        self._kv_elements = 2 * workload.batch_size * model.kv_size
 
     def estimate(self, task: Task) -> Estimate:
         """Time of `task` alone on its lane, undisturbed by other lanes."""
@@ -148,16 +188,19 @@ class CostModel:
         """Time of a compute operation on `n_tokens` tokens that attends to `context` keys."""
         key = (op, n_tokens, context if op == "attention" else 0)
         if key not in self._cache:
-            parts = [
-                self._kernel(kernel)
-                for kernel in kernels(op, n_tokens, context, self.model, self.workload.batch_size)
-            ]
-            self._cache[key] = Estimate(
-                sum(part.seconds for part in parts),
-                weakest(*(part.source for part in parts)),
-                all(part.in_range for part in parts),
-            )
+            self._cache[key] = self._compute(op, n_tokens, context)
         return self._cache[key]
+
+    def _compute(self, op: str, n_tokens: int, context: int) -> Estimate:
+        if op in self._quantisation:
+            seconds, inside = self._quantisation[op].at(n_tokens * self._kv_elements)
+            return Estimate(seconds, self.hardware.elementwise.source, inside)
+        parts = [self._kernel(kernel) for kernel in kernels(op, n_tokens, context, *self._setting)]
+        return Estimate(
+            sum(part.seconds for part in parts),
+            weakest(*(part.source for part in parts)),
+            all(part.in_range for part in parts),
+        )
 
     def copy(self, lane: str, n_bytes: int) -> Estimate:
         """Time of one copy in direction `lane`, or within the host.
@@ -176,6 +219,13 @@ class CostModel:
                 self._cache[key] = Estimate(seconds, link.source, inside)
         return self._cache[key]
 
+    def load_bytes(self, op: str, n_tokens: int) -> int:
+        """Bytes of `load_x` or `load_kv` of `n_tokens` tokens of every sequence."""
+        one = self.model.x_token_bytes
+        if op == "load_kv":
+            one = host_kv_token_bytes(self.model, self.workload.kv_bits)
+        return self.workload.batch_size * n_tokens * one
+
     def issue_s(self, task: Task) -> float:
         """Host time to hand `task` to the device."""
         cost = self.hardware.dispatch
@@ -184,7 +234,7 @@ class CostModel:
         if task.lane != COMPUTE:
             return cost.task_s + cost.copy_s
         if task.op not in self._launches:
-            self._launches[task.op] = len(kernels(task.op, 1, 1, self.model, 1))
+            self._launches[task.op] = len(kernels(task.op, 1, 1, *self._setting))
         return cost.task_s + cost.kernel_s * self._launches[task.op]
 
     def token_knots(self, op: str, max_tokens: int) -> list[int]:
@@ -197,13 +247,13 @@ class CostModel:
         batch = self.workload.batch_size
         if op in ("load_kv", "load_x"):
             link = self.hardware.links.h2d
-            unit = batch * (
-                self.model.kv_token_bytes if op == "load_kv" else self.model.x_token_bytes
-            )
+            unit = self.load_bytes(op, 1)
             if link.curve is not None:
                 knots.update(work / unit for work in link.curve.work)
+        elif op in self._quantisation:
+            knots.update(work / self._kv_elements for work in self._quantisation[op].work)
         else:
-            for kernel in kernels(op, 1, 1, self.model, batch):
+            for kernel in kernels(op, 1, 1, *self._setting):
                 knots.update(self._kernel_knots(kernel, batch))
         whole = {bound for knot in knots for bound in (floor(knot), ceil(knot))}
         return sorted(count for count in whole if 0 <= count <= max_tokens)

@@ -34,7 +34,9 @@ LANE_OF_OP = {
     "qkv": COMPUTE,
     "place_kv": COMPUTE,
     "recompute_resident": COMPUTE,
+    "quantise": COMPUTE,
     "recompute": COMPUTE,
+    "dequantise": COMPUTE,
     "attention": COMPUTE,
     "mlp": COMPUTE,
     "head": COMPUTE,
@@ -53,14 +55,16 @@ embed       token ids -> hidden state of the new tokens
 qkv         input norm, Q/K/V projection of the new tokens, append K and V to the slot
 place_kv    K and V of `tokens` that stay in device memory -> KV staging slot
 recompute_resident  K and V of `tokens` from attention inputs X that stay in device memory
+quantise    the new token's K and V -> quantised row
 recompute   K and V of `tokens` from their loaded attention inputs X
+dequantise  loaded rows of `tokens` -> K and V in the KV slot
 attention   attention over all past tokens and the new one, output projection, residual
 mlp         norm, MLP, residual
 head        final norm, logits, greedy choice of the next token
 load_kv_weights  K and V projection of the layer -> weight slot
 load_weights     the layer's other matrices -> weight slot
 load_x      host X of `tokens` -> X staging slot
-load_kv     host K and V of `tokens` -> KV staging slot
+load_kv     host K and V of `tokens` -> KV staging slot, quantised ones -> slot of rows
 store_kv    the new token's K and V -> host cache
 store_x     the new token's X -> host cache
 stage_kv    pageable host K and V of `tokens` -> pinned staging buffer, from which they are loaded

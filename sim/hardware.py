@@ -7,25 +7,21 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sim.curves import Curve, Grid
-from sim.errors import BadInput, NotMeasured
+from sim.errors import BadInput
 from sim.files import STRICT_KEYS, parse, read_json, write_json
-from sim.graph import COPY_LANES, HOST, LANES
+from sim.graph import COPY_LANES, HOST
+from sim.kv_format import QuantisationTable
+from sim.links import (
+    Dispatch,
+    Interference,
+    Links,
+    Source,
+    Uplink,
+    check_positive,
+    weakest,
+)
 from sim.model_spec import DTYPE_BYTES
 from sim.samples import Samples
-
-Source = Literal["measured", "fitted", "datasheet"]
-SOURCES: tuple[Source, ...] = ("measured", "fitted", "datasheet")
-"""Where a number comes from, strongest first; a sum is as strong as its weakest term."""
-
-
-def weakest(*sources: Source) -> Source:
-    return max(sources, key=SOURCES.index)
-
-
-def _positive(where: str, **values: float | None) -> None:
-    for name, value in values.items():
-        if value is not None and not 0 < value < float("inf"):
-            raise BadInput(f"{where}.{name}(={value}) must be > 0 and finite.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +51,7 @@ class Gemm:
     note: str = ""
 
     def __post_init__(self) -> None:
-        _positive("gemm", flops_per_s=self.flops_per_s, bytes_per_s=self.bytes_per_s)
+        check_positive("gemm", flops_per_s=self.flops_per_s, bytes_per_s=self.bytes_per_s)
 
     def roofline_s(self, m: int, n: int, k: int, element_bytes: int) -> float:
         """`max(flops / flops_per_s, bytes / bytes_per_s)` of `[m, k] x [k, n]`."""
@@ -90,12 +86,15 @@ class Attention:
     note: str = ""
 
     def __post_init__(self) -> None:
-        _positive("attention", bytes_per_s=self.bytes_per_s)
+        check_positive("attention", bytes_per_s=self.bytes_per_s)
 
 
 @dataclass(frozen=True, slots=True)
 class Elementwise:
-    """Norms, residuals, rotary embedding, activations: a memory rate or a curve over bytes."""
+    """Norms, residuals, rotary embedding, activations: a memory rate or a curve over bytes.
+
+    `tables` are of quantising and dequantising K and V, whose passes go at rates of their own.
+    """
 
     __pydantic_config__ = STRICT_KEYS
 
@@ -103,122 +102,10 @@ class Elementwise:
     bytes_per_s: float
     curve: Curve | None = None
     note: str = ""
+    tables: tuple[QuantisationTable, ...] = ()
 
     def __post_init__(self) -> None:
-        _positive("elementwise", bytes_per_s=self.bytes_per_s)
-
-
-@dataclass(frozen=True, slots=True)
-class Link:
-    """One copy direction: `latency_s + bytes / bytes_per_s`, or a curve over bytes.
-
-    `paced_bytes_per_s` is set where the link is emulated: copies are real, and slowed down to
-    this rate.
-    """
-
-    __pydantic_config__ = STRICT_KEYS
-
-    source: Source
-    bytes_per_s: float
-    latency_s: float = 0.0
-    curve: Curve | None = None
-    paced_bytes_per_s: float | None = None
-    note: str = ""
-
-    def __post_init__(self) -> None:
-        _positive("link", bytes_per_s=self.bytes_per_s, paced_bytes_per_s=self.paced_bytes_per_s)
-        if not 0 <= self.latency_s < float("inf"):
-            raise BadInput(f"link.latency_s(={self.latency_s}) must be at least 0.")
-
-
-@dataclass(frozen=True, slots=True)
-class Links:
-    """Host to device, device to host and, where it was measured, within the host: what the thread
-    that launches the kernels copies from pageable into pinned memory.
-    """
-
-    __pydantic_config__ = STRICT_KEYS
-
-    h2d: Link
-    d2h: Link
-    host: Link | None = None
-
-    def of(self, lane: str) -> Link:
-        """The figures of a lane that copies; raises NotMeasured where there are none."""
-        link: Link | None = getattr(self, lane)
-        if link is None:
-            raise NotMeasured(
-                "the hardware profile has no links.host, the rate of copies from pageable into "
-                "pinned host memory that policy flexgen waits for; measure it: `kvoverlap profile`."
-            )
-        return link
-
-
-@dataclass(frozen=True, slots=True)
-class Interference:
-    """`lane` proceeds at `rate` of its own speed while `while_busy` of the same device works.
-
-    The both-ways factor of a PCIe link is `lane="h2d", while_busy="d2h"` and its mirror.
-    """
-
-    __pydantic_config__ = STRICT_KEYS
-
-    lane: str
-    while_busy: str
-    rate: float
-    source: Source
-
-    def __post_init__(self) -> None:
-        for lane in (self.lane, self.while_busy):
-            if lane not in LANES:
-                raise BadInput(f"interference: lane {lane!r} must be one of {', '.join(LANES)}.")
-        if not 0 < self.rate <= 1:
-            raise BadInput(f"interference.rate(={self.rate}) must be in (0, 1].")
-
-
-@dataclass(frozen=True, slots=True)
-class Dispatch:
-    """What it costs to hand work to the device and from one lane to another.
-
-    The host spends `task_s` on every task and `kernel_s` on each kernel it launches or `copy_s` on
-    its copy; a host that falls behind delays the lanes. A lane starts its next task `gap_s` after
-    the one before, and `handover_s` after the end of a task of another lane that it waited for.
-    Lanes are held for `head_start_s` while the host already issues.
-    """
-
-    __pydantic_config__ = STRICT_KEYS
-
-    source: Source
-    task_s: float = 0.0
-    kernel_s: float = 0.0
-    copy_s: float = 0.0
-    gap_s: float = 0.0
-    handover_s: float = 0.0
-    head_start_s: float = 0.0
-
-    def __post_init__(self) -> None:
-        for name in ("task_s", "kernel_s", "copy_s", "gap_s", "handover_s", "head_start_s"):
-            if not 0 <= getattr(self, name) < 1:
-                raise BadInput(f"dispatch.{name}(={getattr(self, name)}) must be in [0, 1) s.")
-
-
-@dataclass(frozen=True, slots=True)
-class Uplink:
-    """A shared path, such as a PCIe switch's, that bounds the sum of its devices' copies."""
-
-    __pydantic_config__ = STRICT_KEYS
-
-    name: str
-    devices: tuple[int, ...]
-    h2d_bytes_per_s: float
-    d2h_bytes_per_s: float
-
-    def __post_init__(self) -> None:
-        _positive(
-            f"uplink {self.name}",
-            h2d_bytes_per_s=self.h2d_bytes_per_s,
-            d2h_bytes_per_s=self.d2h_bytes_per_s,
-        )
+        check_positive("elementwise", bytes_per_s=self.bytes_per_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,7 +119,7 @@ class Memory:
     host_bytes: float
 
     def __post_init__(self) -> None:
-        _positive("memory", device_bytes=self.device_bytes, host_bytes=self.host_bytes)
+        check_positive("memory", device_bytes=self.device_bytes, host_bytes=self.host_bytes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -319,7 +206,7 @@ class HardwareProfile:
                 `memory`, whose size grows.
             factor: speed multiple, or multiple of the size, above 0.
         """
-        _positive(part, factor=factor)
+        check_positive(part, factor=factor)
         if part in ("compute", "flops", "hbm"):
             hbm = 1.0 if part == "flops" else factor
             return replace(
@@ -340,13 +227,17 @@ class HardwareProfile:
                     self.elementwise,
                     bytes_per_s=self.elementwise.bytes_per_s * hbm,
                     curve=self.elementwise.curve and _faster(self.elementwise.curve, hbm),
+                    tables=tuple(
+                        replace(table, curve=_faster(table.curve, hbm))
+                        for table in self.elementwise.tables
+                    ),
                 ),
             )
         if part == "memory":
             size = self.memory.device_bytes * factor
             return replace(self, memory=replace(self.memory, device_bytes=size))
         if part == "uplink":
-            return replace(self, uplinks=tuple(_faster_uplink(one, factor) for one in self.uplinks))
+            return replace(self, uplinks=tuple(one.faster(factor) for one in self.uplinks))
         lanes = {"link": COPY_LANES}.get(part, (part,))
         if not {*lanes} <= {*COPY_LANES, HOST}:
             raise BadInput(
@@ -358,7 +249,7 @@ class HardwareProfile:
             samples=(),
             links=replace(
                 self.links,
-                **{lane: _faster_link(self.links.of(lane), factor) for lane in lanes},
+                **{lane: self.links.of(lane).faster(factor) for lane in lanes},
             ),
         )
 
@@ -390,28 +281,3 @@ def _faster_grid(grid: Grid, factor: float) -> Grid:
 
 def _faster(curve: Curve, factor: float) -> Curve:
     return replace(curve, seconds=tuple(value / factor for value in curve.seconds))
-
-
-def _faster_beyond_start(curve: Curve, factor: float) -> Curve:
-    """A link's latency, which its smallest copy shows, does not shrink with its bandwidth."""
-    start_s = min(curve.seconds)
-    return replace(
-        curve, seconds=tuple(start_s + (value - start_s) / factor for value in curve.seconds)
-    )
-
-
-def _faster_uplink(uplink: Uplink, factor: float) -> Uplink:
-    return replace(
-        uplink,
-        h2d_bytes_per_s=uplink.h2d_bytes_per_s * factor,
-        d2h_bytes_per_s=uplink.d2h_bytes_per_s * factor,
-    )
-
-
-def _faster_link(link: Link, factor: float) -> Link:
-    return replace(
-        link,
-        bytes_per_s=link.bytes_per_s * factor,
-        curve=link.curve and _faster_beyond_start(link.curve, factor),
-        paced_bytes_per_s=link.paced_bytes_per_s and link.paced_bytes_per_s * factor,
-    )

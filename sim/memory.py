@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from sim.errors import DoesNotFit
 from sim.graph import HOST, TaskGraph
+from sim.kv_format import host_kv_token_bytes
 from sim.model_spec import ModelSpec
 from sim.workload import Workload
 
@@ -23,11 +24,12 @@ class Footprint:
     host_x_bytes: int
     host_weight_bytes: int
     host_staging_bytes: int
+    quantised_slot_bytes: int
 
     @property
     def device_bytes(self) -> int:
-        staging = self.kv_slot_bytes + self.x_slot_bytes + self.workspace_bytes
-        return self.weight_bytes + staging + self.resident_bytes
+        slots = self.kv_slot_bytes + self.quantised_slot_bytes + self.x_slot_bytes
+        return self.weight_bytes + slots + self.workspace_bytes + self.resident_bytes
 
     @property
     def host_bytes(self) -> int:
@@ -60,7 +62,8 @@ def footprint(graph: TaskGraph) -> Footprint:
     on the host. What stays resident is on the host as well, from where it came.
     The workspace is what one layer's activations need at decode (widest matrix output, in
     32-bit for the logits) plus the new token's K, V and X. A graph that stages K and V has room
-    for one layer's in pinned memory.
+    for one layer's in pinned memory. A quantised cache has, beside each KV slot, one for the rows
+    that are loaded and for the new token's.
     """
     model, job = graph.model, graph.workload
     loads = [task for task in graph.tasks if task.op == "load_x"]
@@ -77,13 +80,16 @@ def footprint(graph: TaskGraph) -> Footprint:
     )
     layers = [layer_rows(model, job, layer) for layer in range(model.n_layers)]
     host_rows = sum(layers) * job.batch_size * job.n_batches * graph.n_devices
+    host_kv_bytes = host_kv_token_bytes(model, job.kv_bits)
     staged_rows = max(layers) * job.batch_size if (0, HOST) in graph.lanes else 0
+    slot_tokens = slot_rows(graph)
+    quantised_rows = 0 if job.kv_bits is None else sum(slot_tokens) + len(slot_tokens)
     moved = {task.layer for task in graph.tasks if task.op == "load_weights"}
     offloaded = len(moved) * model.layer_weight_bytes
     slots = min(2, len(moved)) * model.layer_weight_bytes
     return Footprint(
         weight_bytes=model.weight_bytes - offloaded + slots,
-        kv_slot_bytes=sum(slot_rows(graph)) * job.batch_size * model.kv_token_bytes,
+        kv_slot_bytes=sum(slot_tokens) * job.batch_size * model.kv_token_bytes,
         x_slot_bytes=job.batch_size * (x_slots * x_rows + graph.slots) * model.x_token_bytes,
         resident_bytes=job.batch_size
         * (
@@ -91,10 +97,11 @@ def footprint(graph: TaskGraph) -> Footprint:
             + kept_rows["recompute_resident"] * model.x_token_bytes
         ),
         workspace_bytes=workspace,
-        host_kv_bytes=host_rows * model.kv_token_bytes,
+        host_kv_bytes=host_rows * host_kv_bytes,
         host_x_bytes=host_rows * model.x_token_bytes,
         host_weight_bytes=offloaded,
         host_staging_bytes=graph.n_devices * staged_rows * model.kv_token_bytes,
+        quantised_slot_bytes=quantised_rows * job.batch_size * host_kv_bytes,
     )
 
 

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import simpy
 
 from sim.graph import COPY_LANES, Task
-from sim.hardware import HardwareProfile, Uplink
+from sim.hardware import HardwareProfile
+from sim.links import Uplink
 
 
 def max_min_share(

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from sim.graph import Task, TaskGraph
-from sim.hardware import HardwareProfile, Uplink
+from sim.hardware import HardwareProfile
+from sim.links import Uplink
 
 
 def stand_in(graph: TaskGraph, hardware: HardwareProfile) -> tuple[TaskGraph, HardwareProfile]:

@@ -13,17 +13,8 @@ from hypothesis import strategies as st
 
 from planner.lower import lower
 from sim.graph import COMPUTE, D2H, H2D, HOST, LANES, Task, TaskGraph
-from sim.hardware import (
-    Attention,
-    Dispatch,
-    Elementwise,
-    Gemm,
-    HardwareProfile,
-    Interference,
-    Link,
-    Links,
-    Memory,
-)
+from sim.hardware import Attention, Elementwise, Gemm, HardwareProfile, Memory
+from sim.links import Dispatch, Interference, Link, Links
 from sim.model_spec import ModelSpec
 from sim.workload import Workload
 

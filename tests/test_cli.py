@@ -135,6 +135,22 @@ def test_simulate_run_compare_pass_files_on(call, plan_file, tmp_path):
         assert "traceEvents" in json.load(file)
 
 
+@pytest.mark.parametrize("bits", [8, 4])
+def test_a_quantised_cache_is_planned_run_and_its_error_told(call, tiny, tmp_path, bits):
+    path = tmp_path / "plan.json"
+    arguments = ["--hardware", "kvpr-a100", "--batch", 2, "--prompt", 48, "--gen", 2, "-o", path]
+    status, stdout, _ = call("plan", "--model", tiny, *arguments, "--kv-bits", bits)
+    assert status == 0
+    assert f"KV cache in {bits} bits" in stdout
+    assert json.loads(path.read_text())["workload"]["kv_bits"] == bits
+    status, stdout, _ = call("run", path, "--device", "cpu", "--repeats", 1, "--json")
+    checks = json.loads(stdout)["checks"]
+    assert status == 0
+    assert checks["tokens_equal"] is True
+    assert 0 < checks["kv_quantisation_error"] < 0.2
+    assert "quantised cache: K and V off by" in call("run", path, "--device", "cpu")[1]
+
+
 def test_edited_plan_runs_only_after_a_new_simulation(call, plan_file, tmp_path):
     content = json.loads(plan_file.read_text())
     content["steps"][0]["recomputed_tokens"][0] = 7

@@ -122,3 +122,14 @@ def test_a_model_with_windows_is_prefilled_for_each_prompt(validate, folder):
     assert status == 0
     assert all(any(f"-s{prompt}-" in name for name in checks) for prompt in (24, 40))
     assert all(check["tokens_equal"] is True for check in checks.values())
+
+
+def test_a_quantised_cache_is_validated_and_its_error_reported(validate):
+    status, stdout, _ = validate("--kv-bits", 8, "--json", prompts="24")
+    checks = json.loads(stdout)["checks"]
+    assert status == 0
+    assert {name.split("-")[2] for name in checks} == {"kv8"}
+    assert all(check["tokens_equal"] is True for check in checks.values())
+    assert checks["b2-s24-kv8-load-all"]["kv_quantisation_error"] > 1e-4
+    assert checks["b2-s24-kv8-recompute-all"]["kv_quantisation_error"] < 1e-4
+    assert "quantised cache: K and V off by" in validate("--kv-bits", 4, prompts="24")[1]

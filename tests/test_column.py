@@ -121,7 +121,8 @@ def test_the_lp_s_optimum_is_the_simulated_makespan(model, hardware, job):
     assert plan.schedule == "column"
     assert plan.lp_objective_s == pytest.approx(plan.makespan_s, rel=1e-6)
     assert plan.lower_bound_s <= plan.makespan_s * (1 + 1e-9)
-    assert plan.makespan_s <= min(plan.baselines.values()) * (1 + 1e-12)
+    moving = [value for name, value in plan.baselines.items() if name != "resident"]
+    assert plan.makespan_s <= min(moving) * (1 + 1e-12)
 
 
 @given(models(4), bent_machines(), column_jobs, st.data())
@@ -134,9 +135,9 @@ def test_no_split_beats_the_bound(model, hardware, job, data):
 
 @pytest.mark.parametrize("model", [OPT, LLAMA], ids=lambda model: model.name)
 @pytest.mark.parametrize("count", [0, 5, 1000])
-@pytest.mark.parametrize("n_batches", [1, 3])
-def test_every_batch_decodes_as_if_alone(cpu, model, count, n_batches):
-    job = Workload(2, 8, 3, n_batches)
+@pytest.mark.parametrize(("n_batches", "kv_bits"), [(1, None), (3, None), (3, 8), (3, 4)])
+def test_every_batch_decodes_as_if_alone(cpu, model, count, n_batches, kv_bits):
+    job = Workload(2, 8, 3, n_batches, kv_bits)
     weights = random_weights(model, 0, CPU)
     caches = prefilled_caches(weights, job, 1, cpu)
     references = [resident_decode(weights, cache, job) for cache in caches]

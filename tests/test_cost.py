@@ -14,8 +14,9 @@ from sim.catalog import find_model
 from sim.cost import CostModel, compute_flops, kernels
 from sim.curves import Curve, Grid
 from sim.graph import H2D
-from sim.hardware import AttentionTable, GemmTable, Link
+from sim.hardware import AttentionTable, GemmTable
 from sim.kernels import DecodeAttention, MatMul, Pass
+from sim.links import Link
 from sim.workload import Workload
 
 JOB = Workload(batch_size=2, prompt_tokens=500, gen_tokens=1)

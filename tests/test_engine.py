@@ -24,7 +24,7 @@ from sim.cost import CostModel
 from sim.engine import issue_times, replay, simulate
 from sim.errors import BadInput
 from sim.graph import COMPUTE, D2H, H2D
-from sim.hardware import Link, Uplink
+from sim.links import Link, Uplink
 from sim.timeline import earliest_schedule
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tiny import CPU, JOB, LLAMA, MODELS, OPT, DecodeCase, decode_case, filled_cache
 
 from hw import Executor, check_graph_fits, open_backend, prompt_ids, random_weights
-from hw.executor import relative_difference
+from hw.verify import relative_difference
 from planner.lower import lower
 from sim import TaskGraph, Workload, find_model
 from sim.errors import DoesNotFit, Mismatch, NotSimulated, WrongNumbers
@@ -112,6 +112,8 @@ def test_recomputing_generated_tokens_uses_every_operation(cpu):
         "place_kv",
         "recompute_resident",
         "stage_kv",
+        "quantise",
+        "dequantise",
     }
     executor = executor_of(case, cpu)
     executor.run()

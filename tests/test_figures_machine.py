@@ -22,7 +22,8 @@ from planner import make_plan
 from sim import Recording, Timeline, Workload, simulate
 from sim.accuracy import CaseAccuracy
 from sim.curves import Curve, Grid
-from sim.hardware import AttentionTable, GemmTable, Link
+from sim.hardware import AttentionTable, GemmTable
+from sim.links import Link
 from sim.samples import Samples
 
 

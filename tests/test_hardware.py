@@ -21,12 +21,9 @@ from sim.hardware import (
     Gemm,
     GemmTable,
     HardwareProfile,
-    Interference,
-    Link,
     Memory,
-    Uplink,
-    weakest,
 )
+from sim.links import Interference, Link, Uplink, weakest
 from sim.samples import Samples
 from sim.workload import Workload
 

@@ -9,8 +9,9 @@ from builders import machine
 
 from cli.checks import print_checks
 from sim.curves import Curve, Grid
-from sim.hardware import Attention, AttentionTable, Elementwise, Gemm, GemmTable, Link
+from sim.hardware import Attention, AttentionTable, Elementwise, Gemm, GemmTable
 from sim.leave_one_out import KINDS, TableErrors, leave_one_out
+from sim.links import Link
 
 STRAIGHT = Curve((1.0, 2.0, 4.0, 8.0), (3.0, 5.0, 9.0, 17.0))
 BENT = Curve((10.0, 20.0, 30.0), (1.0, 4.0, 3.0))

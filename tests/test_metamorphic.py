@@ -14,7 +14,7 @@ from planner.planning import make_plan
 from sim.cost import CostModel
 from sim.engine import simulate
 from sim.graph import COMPUTE, D2H, H2D, LANES
-from sim.hardware import Uplink
+from sim.links import Uplink
 
 JOBS = workloads(max_prompt=24)
 PARTS = st.sampled_from(["h2d", "d2h", "link", "compute"])

@@ -55,7 +55,7 @@ def real_machines(draw):
 @examples(20)
 def test_the_plan_is_no_slower_than_any_baseline(model, hardware, job):
     plan = make_plan(model, replace(hardware, interference=BOTH_WAYS), job)
-    assert set(plan.baselines) == {*BASELINES, "lp", *RIVALS}
+    assert set(plan.baselines) == {*BASELINES, "lp", "resident", *RIVALS}
     assert plan.makespan_s == plan.baselines["lp"]
     assert plan.makespan_s <= min(plan.baselines[name] for name in BASELINES) * (1 + 1e-12)
 

@@ -76,6 +76,22 @@ def test_every_block_is_measured(profile):
     assert (profile.name, profile.device_kind, profile.dtype) == ("here", "cpu", "float32")
 
 
+def test_quantising_is_measured_for_every_batch_and_dequantising_up_to_all_rows(profile):
+    tables = {(table.op, table.bits): table.curve for table in profile.elementwise.tables}
+    assert set(tables) == {(op, bits) for op in ("quantise", "dequantise") for bits in (8, 4)}
+    row = 2 * OPT.kv_size
+    for (op, bits), curve in tables.items():
+        most = MAX_BATCH if op == "quantise" else MAX_ROWS
+        assert curve.work[-1] == most * row
+        costs = CostModel(profile, OPT, replace(JOB, kv_bits=bits))
+        found = costs.compute(op, 1 if op == "quantise" else MAX_ROWS // JOB.batch_size, 1)
+        assert (found.seconds, found.source, found.in_range) == (
+            curve.seconds[-1],
+            "measured",
+            True,
+        )
+
+
 def test_a_profile_file_holds_all_of_the_profile(profile, tmp_path):
     profile.save(tmp_path / "here.json")
     found = HardwareProfile.load(tmp_path / "here.json")
@@ -96,6 +112,9 @@ def test_every_time_of_the_profile_is_the_median_of_its_samples(profile):
     curve = profile.elementwise.curve
     for size, seconds in zip(curve.work, curve.seconds, strict=True):
         times["elementwise", int(size)] = seconds
+    for table in profile.elementwise.tables:
+        for elements, seconds in zip(table.curve.work, table.curve.seconds, strict=True):
+            times[table.op, table.bits, int(elements)] = seconds
     for table in profile.attention.tables:
         heads = (table.n_heads, table.n_kv_heads, table.head_dim)
         for batch, row in zip(table.grid.rows, table.grid.seconds, strict=True):

@@ -212,14 +212,16 @@ KEPT = {
 
 
 @pytest.mark.parametrize("kept", KEPT.values(), ids=KEPT)
+@pytest.mark.parametrize("kv_bits", [None, 8])
 @pytest.mark.parametrize("model", [OPT, LLAMA], ids=lambda model: model.name)
-def test_a_run_computes_what_the_resident_decode_computes(model, kept):
+def test_a_run_computes_what_the_resident_decode_computes(model, kv_bits, kept):
     row = [0 if count == 13 else 6 for count in kept.kv_tokens]
-    graph = lower("row", model, JOB, [row] * JOB.gen_tokens, residency=kept)
+    job = replace(JOB, kv_bits=kv_bits)
+    graph = lower("row", model, job, [row] * job.gen_tokens, residency=kept)
     with open_backend("cpu") as backend:
         weights = random_weights(model, 0, backend.device)
-        cache = filled_cache(weights, JOB, backend)
-        reference = resident_decode(weights, cache, JOB)
+        reference = resident_decode(weights, filled_cache(weights, JOB, backend), JOB)
+        cache = filled_cache(weights, job, backend)
         executor = Executor(graph, graph.sha256, weights, [cache], backend)
         for _ in range(2):
             executor.run()

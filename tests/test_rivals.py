@@ -21,7 +21,7 @@ JOB = Workload(batch_size=2, prompt_tokens=8, gen_tokens=3)
 
 
 def test_a_resident_cache_moves_nothing_and_fills_the_device():
-    graph = rival_graph("resident", tiny_model(n_layers=5), JOB)
+    graph = make_plan(tiny_model(n_layers=5), machine(), JOB, "resident").lower()
     assert {task.lane for task in graph.tasks} == {COMPUTE}
     need = footprint(graph)
     assert need.kv_slot_bytes == need.host_kv_bytes
@@ -56,11 +56,11 @@ def test_a_slow_way_back_is_never_hidden():
     assert plan.makespan_s > plan.baselines["load-all"]
 
 
-@pytest.mark.parametrize("policy", RIVALS)
+@pytest.mark.parametrize("policy", ["resident", *RIVALS])
 @pytest.mark.parametrize("model", [OPT, LLAMA], ids=lambda model: model.name)
 def test_a_rival_computes_what_a_resident_decode_does(policy, model):
     weights = random_weights(model, 0, CPU)
-    graph = rival_graph(policy, model, JOB)
+    graph = make_plan(model, machine(dtype="float32"), JOB, policy).lower()
     with open_backend("cpu") as backend:
         caches = prefilled_caches(weights, JOB, 1, backend)
         references = [resident_decode(weights, cache, JOB) for cache in caches]
@@ -70,7 +70,7 @@ def test_a_rival_computes_what_a_resident_decode_does(policy, model):
             assert executor.check(references)["tokens_equal"] is True
 
 
-@pytest.mark.parametrize("policy", RIVALS)
+@pytest.mark.parametrize("policy", ["resident", *RIVALS])
 def test_a_rival_s_plan_comes_back_from_disk_and_is_listed_with_its_makespan(tmp_path, policy):
     plan = make_plan(tiny_model(), machine(), JOB, policy)
     plan.save(tmp_path / "plan.json")
@@ -91,6 +91,6 @@ def test_a_resident_cache_that_does_not_fit_is_not_listed():
 
 def test_rivals_have_a_schedule_of_their_own():
     with pytest.raises(BadInput, match="leave --schedule at row"):
-        make_plan(tiny_model(), machine(), JOB, "resident", "column")
+        make_plan(tiny_model(), machine(), JOB, "hf-offloaded", "column")
     with pytest.raises(BadInput, match="decodes one batch"):
-        rival_graph("resident", tiny_model(), replace(JOB, n_batches=2))
+        rival_graph("hf-offloaded", tiny_model(), replace(JOB, n_batches=2))

@@ -16,7 +16,7 @@ from planner.lower import replicate
 from sim import find_hardware, find_model, simulate
 from sim.errors import BadInput, DoesNotFit, Mismatch
 from sim.graph import COMPUTE, D2H, H2D
-from sim.hardware import Uplink
+from sim.links import Uplink
 from sim.memory import footprint
 from sim.resources import streaming_share
 from sim.workload import Workload

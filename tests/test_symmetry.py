@@ -13,7 +13,7 @@ from planner import make_plan
 from planner.lower import lower, replicate
 from sim import simulate
 from sim.graph import D2H, H2D, TaskGraph
-from sim.hardware import Uplink
+from sim.links import Uplink
 from sim.symmetry import stand_in
 from sim.workload import Workload
 

@@ -13,7 +13,7 @@ from hw.kernels import window_mask
 from planner import POLICIES, make_plan
 from sim import find_hardware
 from sim.errors import Mismatch
-from sim.hardware import Link
+from sim.links import Link
 
 MODEL = replace(LLAMA, family="mistral", sliding_window=5, full_attention_layers=(1,))
 

@@ -169,7 +169,7 @@ def test_transformers_offloads_the_window_alone_by_hand():
 def test_a_window_longer_than_the_text_changes_no_prediction(hardware, prompt, gen, more):
     job, plain = Workload(2, prompt, gen), tiny_model()
     wide = replace(plain, sliding_window=job.max_tokens + more)
-    for policy in ("lp", "kvpr", "recompute-all", *RIVALS):
+    for policy in ("lp", "kvpr", "recompute-all", "resident", *RIVALS):
         ours, theirs = (make_plan(one, hardware, job, policy) for one in (wide, plain))
         assert ours.steps == theirs.steps
         assert ours.makespan_s == theirs.makespan_s

@@ -11,9 +11,11 @@ import plotly.graph_objects as go
 OP_COLOUR = {
     "embed": "#a3785f",
     "qkv": "#8b79c9",
+    "quantise": "#5b8fb0",
     "recompute": "#e07b39",
     "recompute_resident": "#b85c38",
     "place_kv": "#57b894",
+    "dequantise": "#2f6f8f",
     "attention": "#2a9d8f",
     "mlp": "#6f8297",
     "head": "#c76b98",

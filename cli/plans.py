@@ -211,9 +211,10 @@ def print_plan(made: Plan) -> None:
         f"{f', {made.gpus} GPUs at once' if made.gpus > 1 else ''}"
         f"{f', KV cache in {bits} bits' if (bits := made.workload.kv_bits) else ''}"
     )
+    kept = f"; {words}" if (words := made.residency.words()) else ""
     say(
         f"recompute {middle} of {attended} past tokens in the median layer "
-        f"(from {split[0][0]} to {split[-1][0]}), load the rest{_kept_words(made)}"
+        f"(from {split[0][0]} to {split[-1][0]}), load the rest{kept}"
     )
     say(
         f"predicted {ms(made.makespan_s)} (LP objective {ms(made.lp_objective_s)}, no split can "
@@ -244,21 +245,6 @@ def print_plan(made: Plan) -> None:
         for one in worth
     ]
     table("What would help", ("part", "saves, by the duals", "solved again"), rows)
-
-
-def _kept_words(made: Plan) -> str:
-    """What stays on the device, where anything does."""
-    kept, n_layers = made.residency, made.model.n_layers
-    words = []
-    if any(kept.kv_tokens):
-        words.append(f"K and V of {sum(kept.kv_tokens) / n_layers:,.0f} tokens")
-    if any(kept.x_tokens):
-        words.append(f"X of {sum(kept.x_tokens) / n_layers:,.0f} of the recomputed")
-    if words:
-        words = [f"{' and '.join(words)} (mean of the layers)"]
-    if kept.weight_layers:
-        words.append(f"weights of {len(kept.weight_layers)} of {n_layers} layers")
-    return f"; in GPU memory stay {', '.join(words)}" if words else ""
 
 
 def simulate_verb(

@@ -7,12 +7,13 @@ from collections.abc import Sequence
 import streamlit as st
 
 from dashboard.points import MULTIPLES
-from dashboard.question import Changes, Question, both_ways_rate
+from dashboard.question import AUTO, Changes, Question, both_ways_rate
 from dashboard.session import all_machines
 from dashboard.words import plain
 from planner import SCHEDULES
 from sim.catalog import model_names
 from sim.hardware import HardwareProfile
+from sim.kv_format import KV_BITS
 from sim.workload import Workload
 
 BATCHES = (1, 2, 3, 4, 6, 7, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
@@ -43,6 +44,14 @@ def ask_question(changeable: bool) -> Question:
     label = st.selectbox("Machine", list(machines), key="hardware", bind="query-params")
     job = ask_job()
     schedule, n_batches = ask_schedule()
+    kv_bits = ask_kv_bits()
+    keep = st.toggle(
+        "Keep in GPU memory what fits",
+        key="keep",
+        bind="query-params",
+        help="K, V, X and, in the column schedule, weights stay in GPU memory as far as there is "
+        "room, instead of being moved in every step. Off: nothing stays, as in KVPR.",
+    )
     machine = machines[label]
     hardware = machine.load()
     changes = Changes()
@@ -50,8 +59,8 @@ def ask_question(changeable: bool) -> Question:
         st.markdown("**Change the machine**")
         changes = ask_changes(hardware)
         st.caption(plain(f"{hardware.name}: {hardware.description}"))
-    workload = Workload(*job, n_batches)
-    return Question(model, hardware, machine.reference, workload, schedule, changes)
+    workload = Workload(*job, n_batches, kv_bits)
+    return Question(model, hardware, machine.reference, workload, schedule, changes, keep)
 
 
 def ask_job() -> tuple[int, int, int]:
@@ -66,16 +75,30 @@ def ask_schedule() -> tuple[str, int]:
     """The schedule and how many batches share each layer."""
     schedule = st.selectbox(
         "Schedule",
-        SCHEDULES,
+        (*SCHEDULES, AUTO),
         key="schedule",
         bind="query-params",
         help="row: all layers of a step, then the next step; weights stay on the device. column: "
-        "weights come from host memory, and several batches pass through each loaded layer.",
+        "weights come from host memory, and several batches pass through each loaded layer. "
+        "auto: whichever makes more tokens a second.",
     )
     if schedule == "row":
         return schedule, 1
     batches = _steps("Batches through each layer", N_BATCHES, 4, "n_batches", "{}")
     return schedule, int(batches)
+
+
+def ask_kv_bits() -> int | None:
+    """How the KV cache lies in host memory."""
+    chosen: int | None = st.selectbox(
+        "KV cache in host memory",
+        [None, *KV_BITS],
+        key="kv_bits",
+        bind="query-params",
+        format_func=lambda bits: "as computed" if bits is None else f"{bits} bits",
+        help="Quantised, it is smaller to move and must be dequantised on the device.",
+    )
+    return chosen
 
 
 def ask_changes(hardware: HardwareProfile) -> Changes:

@@ -59,7 +59,7 @@ def kvpr_count(plan: Plan) -> int:
 def even_split(plan: Plan, tokens: int) -> TaskGraph:
     """The graph of a plan's job in which every layer recomputes `tokens` in every step.
 
-    Tokens that are resident stay so.
+    K and V that are resident stay so, and X of as many tokens as are recomputed.
     """
     steps = []
     for step in plan.steps:
@@ -67,7 +67,9 @@ def even_split(plan: Plan, tokens: int) -> TaskGraph:
         recomputed = tuple(min(tokens, count) for count in moved)
         loaded = tuple(a - b for a, b in zip(moved, recomputed, strict=True))
         steps.append(replace(step, recomputed_tokens=recomputed, loaded_tokens=loaded))
-    return replace(plan, policy="edited", steps=tuple(steps)).lower()
+    kept_x = tuple(min(tokens, count) for count in plan.resident_x_tokens)
+    edited = replace(plan, policy="edited", steps=tuple(steps), resident_x_tokens=kept_x)
+    return edited.lower()
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import shlex
 from dataclasses import dataclass, replace
 
-from planner import Plan, make_plan
+from planner import Plan, choose_schedule, make_plan
 from sim.catalog import find_model
 from sim.graph import D2H, H2D
 from sim.hardware import HardwareProfile
@@ -17,6 +17,9 @@ from sim.links import Interference, Uplink
 from sim.model_spec import DTYPE_BYTES, ModelSpec
 from sim.quantities import parse_bytes, parse_rate
 from sim.workload import Workload
+
+AUTO = "auto"
+"""Whichever schedule makes more tokens a second."""
 
 CHANGED_PROFILE = "what-if.json"
 """Name under which a machine that no option describes is downloaded."""
@@ -164,6 +167,11 @@ class Question:
         Raises:
             BadInput, DoesNotFit, PlannerFailed: as `make_plan`.
         """
+        if self.schedule == AUTO:
+            gpus = self.changes.gpus
+            return choose_schedule(
+                self.model, self.machine, self.workload, policy, gpus, self.keep
+            )[0]
         return make_plan(
             self.model,
             self.machine,
@@ -185,6 +193,8 @@ class Question:
         ]
         if self.schedule != "row":
             words += ["--schedule", self.schedule, "--n-batches", str(job.n_batches)]
+        if job.kv_bits is not None:
+            words += ["--kv-bits", str(job.kv_bits)]
         if changes.gpus != 1:
             words += ["--gpus", str(changes.gpus)]
         if policy != "lp":

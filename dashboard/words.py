@@ -158,12 +158,15 @@ def plan_circumstances(plan: Plan) -> str:
     spread = f"From {split[0]:,} to {split[-1]:,} tokens a layer"
     if split[0] == split[-1]:
         spread = f"{split[0]:,} tokens in every layer"
+    kept = f" {words[0].upper()}{words[1:]}." if (words := plan.residency.words()) else ""
+    bits = f", KV cache in {job.kv_bits} bits" if job.kv_bits else ""
     return (
         f"{plain(plan.model.name)} ({plan.model.dtype}), batch {job.batch_size}, prompt "
-        f"{job.prompt_tokens:,}, {count_of(job.gen_tokens, 'step')}, policy {plan.policy}, on "
+        f"{job.prompt_tokens:,}, {count_of(job.gen_tokens, 'step')}{bits}, schedule "
+        f"{plan.schedule}, policy {plan.policy}, on "
         f"{plain(plan.hardware.name)} ({plan.source} figures). {spread}; "
         f"{percent(gap)} above {ms(plan.lower_bound_s)}, "
-        "which no split can beat."
+        f"which no split can beat.{kept}"
     )
 
 

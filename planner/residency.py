@@ -48,6 +48,20 @@ class Residency:
         """Whether a layer's cache never leaves the device."""
         return self.kv_tokens[layer] == workload.prompt_tokens
 
+    def words(self) -> str:
+        """What stays, for people; empty where nothing does."""
+        n_layers = len(self.kv_tokens)
+        parts = []
+        if any(self.kv_tokens):
+            parts.append(f"K and V of {sum(self.kv_tokens) / n_layers:,.0f} tokens")
+        if any(self.x_tokens):
+            parts.append(f"X of {sum(self.x_tokens) / n_layers:,.0f} of the recomputed tokens")
+        if parts:
+            parts = [f"{' and '.join(parts)} (mean of the layers)"]
+        if self.weight_layers:
+            parts.append(f"weights of {len(self.weight_layers)} of {n_layers} layers")
+        return f"in GPU memory stay {', '.join(parts)}" if parts else ""
+
     def check(self, model: ModelSpec, workload: Workload) -> None:
         """Refuse counts that are not of this model's layers or exceed the prompt."""
         if not len(self.kv_tokens) == len(self.x_tokens) == model.n_layers:

@@ -105,6 +105,19 @@ def test_plan_page_shows_the_plan_that_the_planner_makes(opt_13b):
 
 
 @pytest.mark.usefixtures("runs")
+def test_plan_page_keeps_what_fits_where_asked(opt_13b):
+    app = show("plan", keep="true", kv_bits="8 bits")
+    kept = make_plan(opt_13b.model, opt_13b.hardware, Workload(32, 1024, 1, kv_bits=8), keep=True)
+    assert ms(kept.makespan_s) in app.header[0].value
+    assert any("KV cache in 8 bits" in caption.value for caption in app.caption)
+    assert any("In GPU memory stay" in caption.value for caption in app.caption)
+    _, worth, layers, _ = charts(app)
+    assert len(worth["data"][0]["x"]) == 5, "memory is worth something too"
+    resident = next(bars for bars in layers["data"] if bars["name"] == "resident")
+    assert resident["y"] == list(kept.steps[0].resident_tokens)
+
+
+@pytest.mark.usefixtures("runs")
 def test_split_slider_simulates_the_split_it_is_set_to():
     app = show("plan", tokens="671")
     expected = make_plan(
@@ -167,6 +180,9 @@ def run_command(command, capsys):
         {"gpus": "4", "hardware": "kvpr-a100-4gpu", "model": "opt-125m"},
         {"schedule": "column", "n_batches": "2", "model": "opt-6.7b"},
         {"hardware": "profile of run here", "model": "opt-125m", "prompt": "300"},
+        {"keep": "true", "memory": "40 GiB"},
+        {"kv_bits": "4 bits"},
+        {"schedule": "auto", "n_batches": "4", "model": "opt-125m"},
     ],
 )
 def test_the_command_shown_gives_the_answer_shown(query, capsys):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -18,6 +19,7 @@ from sim.engine import simulate
 from sim.errors import BadInput
 from sim.graph import HOST
 from sim.hardware import HardwareProfile
+from sim.kv_format import KV_BITS
 from sim.leave_one_out import leave_one_out
 from sim.model_spec import ModelSpec
 from sim.quantities import parse_rate, percent
@@ -89,9 +91,17 @@ def profile(
 
 
 def measure_profile(
-    kind: str, specs: list[ModelSpec], name: str, link: str | None
+    kind: str,
+    specs: list[ModelSpec],
+    name: str,
+    link: str | None,
+    kv_bits: Sequence[int] = KV_BITS,
 ) -> HardwareProfile:
-    """Profile the device `kind` for the shapes of `specs`, choosing a link pace where needed."""
+    """Profile the device `kind` for the shapes of `specs`, choosing a link pace where needed.
+
+    Args:
+        kv_bits: quantised caches whose kernels are sampled.
+    """
     from hw import balanced_link_bytes_per_s, open_backend, profile_device
 
     if link is not None and kind != "cpu":
@@ -107,6 +117,7 @@ def measure_profile(
             name,
             **SAMPLED[kind],
             link_bytes_per_s=pace,
+            kv_bits=kv_bits,
             progress=steps,
         )
 

@@ -110,7 +110,8 @@ def validate(
     ]
     if out is not None:
         check_out_folder(out)
-    hardware = measure_profile(kind, [spec], f"this-{kind}", link)
+    used_bits = {job.kv_bits for job in jobs if job.kv_bits is not None}
+    hardware = measure_profile(kind, [spec], f"this-{kind}", link, sorted(used_bits))
     pace = hardware.links.h2d.paced_bytes_per_s
     with progress("validate") as tell, open_backend(kind, pace) as backend:
         grid = GridRun(spec, hardware, backend, jobs, repeats, seed, tell, schedule)

@@ -33,6 +33,7 @@ from sim.hardware import (
     Memory,
 )
 from sim.kernels import MatMul
+from sim.kv_format import KV_BITS
 from sim.links import Dispatch, Interference, Link, Links
 from sim.model_spec import ModelSpec
 from sim.samples import Point, Samples
@@ -62,6 +63,7 @@ def profile_device(
     max_rows: int = 4096,
     max_copy_bytes: int = 2**26,
     link_bytes_per_s: float | None = None,
+    kv_bits: Sequence[int] = KV_BITS,
     progress: Progress = lambda _text, _done: None,
 ) -> HardwareProfile:
     """Measure a device for the shapes of `models`, which share one dtype.
@@ -71,6 +73,7 @@ def profile_device(
         max_rows: largest `batch * tokens` of a recomputation that is sampled.
         max_copy_bytes: largest copy that is sampled.
         link_bytes_per_s: pace of an emulated link, recorded as such.
+        kv_bits: quantised caches whose kernels are sampled.
         progress: called with what is measured and the fraction done.
     """
     for model in models:
@@ -79,7 +82,7 @@ def profile_device(
     copies = [size for size in LINK_BYTES if size <= max_copy_bytes]
     memory, environment = backend.memory(), backend.environment()
     with torch.inference_mode():
-        profiler = _Profiler(backend, models, batches, max_rows, copies)
+        profiler = _Profiler(backend, models, batches, max_rows, copies, kv_bits)
         samples = profiler.measure(progress)
     figures = {point: median(values) for point, values in samples.items()}
     links = _links(figures, copies, link_bytes_per_s)
@@ -136,8 +139,10 @@ class _Profiler:
         batches: Sequence[int],
         max_rows: int,
         copies: Sequence[int],
+        kv_bits: Sequence[int],
     ) -> None:
         self.copies = copies
+        self.kv_bits = kv_bits
         self.backend = backend
         self.models = models
         self.batches = batches
@@ -165,7 +170,9 @@ class _Profiler:
             **self._gemm_points(),
             **self._attention_points(),
             **self._elementwise_points(),
-            **quantisation_points(self.bench, self.models[0], self.batches, self.max_rows),
+            **quantisation_points(
+                self.bench, self.models[0], self.kv_bits, self.batches, self.max_rows
+            ),
         }
         lane_points = {**self._link_points(), **self._lane_points()}
         samples: dict[Point, list[float]] = {key: [] for key in (*kernel_points, *lane_points)}

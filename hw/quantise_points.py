@@ -21,7 +21,7 @@ Key = tuple[str | int, ...]
 
 
 def quantisation_points(
-    bench: Bench, model: ModelSpec, batches: Sequence[int], max_rows: int
+    bench: Bench, model: ModelSpec, kv_bits: Sequence[int], batches: Sequence[int], max_rows: int
 ) -> dict[Key, Callable[[], list[float]]]:
     """Samplers by (op, bits, elements), each of work that finds caches as another task left them.
 
@@ -35,7 +35,7 @@ def quantisation_points(
     loaded = {max_rows} | {
         LEAST_ROWS * 4**power for power in range(12) if LEAST_ROWS * 4**power < max_rows
     }
-    for bits in KV_BITS:
+    for bits in kv_bits:
         row = QuantisedRow.of(model, bits)
         shape = (2, model.n_kv_heads, model.head_dim)
         for batch in batches:

@@ -121,7 +121,9 @@ class DecodePlanner:
         if self.gpus > 1:
             return self._alone.lower_bound_s()
         if self.sees_all and not self.keep:
-            return self.relaxation.objective_s
+            if self.schedule == "row":
+                return self.relaxation.objective_s
+            return self.program(x_waits=False).solve(even=False).objective_s
         if self._keeps_everything:
             return self._makespan_s(self.best)
         pasts = [self.workload.context_tokens(t) for t in range(self.workload.gen_tokens)]
@@ -284,8 +286,11 @@ class DecodePlanner:
             self._timelines[key] = simulate(replicate(graph, self.gpus), self.hardware)
         return self._timelines[key]
 
-    def program(self) -> ScheduleLP:
+    def program(self, x_waits: bool = True) -> ScheduleLP:
         """The LP over the planned steps with all counts free.
+
+        Args:
+            x_waits: as in `ScheduleLP`.
 
         Where the planner may keep anything, the LP chooses how much K, V and X of each layer stays,
         beside whole layers of weights.
@@ -304,7 +309,9 @@ class DecodePlanner:
         durations = [self.costs.estimate(task).seconds for task in graph.tasks]
         issued = issue_times(graph, self.costs, free_ops=SIZED_OPS)
         pauses = self.hardware.dispatch
-        return ScheduleLP(graph, self._contexts, self.lines, durations, issued, pauses, room)
+        return ScheduleLP(
+            graph, self._contexts, self.lines, durations, issued, pauses, room, x_waits
+        )
 
     def given_program(self, choice: Choice) -> ScheduleLP:
         """The LP over the planned steps of a choice that is made."""

@@ -153,6 +153,7 @@ class _Lowering:
         self.slots = staging + len(whole)
         self.ahead = min(STAGING_SLOTS, len(first_step))
         self.tasks: list[Task] = []
+        self.prefixes: dict[Cell, str] = {}
         self.kv_readers: list[list[str]] = [[] for _ in range(self.slots)]
         self.row_readers: list[list[str]] = [[] for _ in range(self.slots)]
         self.new_row_readers: list[list[str]] = [[] for _ in range(self.slots)]
@@ -345,13 +346,14 @@ class _Lowering:
         return name
 
     def _id(self, cell: Cell, op: str) -> str:
-        step, layer, batch = cell
-        parts = [f"s{step}"]
-        if layer >= 0:
-            parts.append(f"L{layer}")
-        if self.workload.n_batches > 1 and not op.endswith("weights"):
-            parts.append(f"b{batch}")
-        return ".".join((*parts, op))
+        if op.endswith("weights"):
+            return f"s{cell[0]}.L{cell[1]}.{op}"
+        if cell not in self.prefixes:
+            step, layer, batch = cell
+            in_layer = f"L{layer}." if layer >= 0 else ""
+            in_batch = f"b{batch}." if self.workload.n_batches > 1 else ""
+            self.prefixes[cell] = f"s{step}.{in_layer}{in_batch}"
+        return self.prefixes[cell] + op
 
 
 def weight_slot(model: ModelSpec, step: int, layer: int) -> int:

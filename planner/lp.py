@@ -89,6 +89,8 @@ class ScheduleLP:
         issued_s: when the host has issued each task, the sized ones at no cost.
         dispatch: pauses between the tasks of a lane and between lanes.
         room: device memory to keep things in; None keeps nothing.
+        x_waits: whether every load of X waits for its slot, even one of no tokens, which makes the
+            weights behind it wait in the column schedule. False gives a bound for any split.
     """
 
     def __init__(
@@ -100,8 +102,10 @@ class ScheduleLP:
         issued_s: Sequence[float],
         dispatch: Dispatch,
         room: Room | None = None,
+        x_waits: bool = True,
     ) -> None:
         self.graph = graph
+        self._x_waits = x_waits
         self._sized = SIZED_OPS if lines is not None else ()
         self._dispatch = dispatch
         self._contexts = {
@@ -263,7 +267,8 @@ class ScheduleLP:
             before = {
                 dep
                 for dep in self.graph.dep_indices[at]
-                if (tasks[dep].device, tasks[dep].lane) != lane and not self._may_not_wait(task)
+                if (tasks[dep].device, tasks[dep].lane) != lane
+                and (self._x_waits or task.op != "load_x")
             }
             if lane in last_on_lane:
                 before.add(last_on_lane[lane])
@@ -275,14 +280,6 @@ class ScheduleLP:
         for at in range(len(tasks)):
             if at not in followed:
                 self._after(at, self.makespan, "end", 0.0)
-
-    def _may_not_wait(self, task: Task) -> bool:
-        """Whether a task would make the weights behind it wait for a slot that it may not need.
-
-        In the column schedule X is loaded between a layer's weights; with no token to load, nothing
-        is waited for.
-        """
-        return task.op == "load_x" and task.op in self._sized and self.graph.schedule == "column"
 
     def _pause_s(self, earlier: Task, later: Task) -> float:
         """Pause between two tasks that exist in every split; none around one that may vanish.

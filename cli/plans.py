@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
+from cli.engines import installed_engine
 from cli.output import note, print_json, progress, say, table
 from planner import PARTS, Plan, choose_schedule, make_plan, plan_split
 from sim.catalog import find_hardware, find_model
@@ -54,6 +55,7 @@ def plan(
     dtype: str | None = None,
     kv_bits: str | None = None,
     set: tuple[str, ...] = (),  # noqa: A002
+    engine: str = "simpy",
     output: Output = None,
     json: bool = False,
 ) -> None:
@@ -113,6 +115,8 @@ def plan(
         error. By default K and V are in the model's dtype.
     set
         What-if change of the hardware, such as link.bandwidth=64GB/s or compute.flops=600TFLOP/s.
+    engine
+        simpy, or fast: compiled, the same times within rounding.
     output
         Write the plan here, for simulate and run.
     json
@@ -137,14 +141,15 @@ def plan(
         machine = replace(machine, memory=replace(machine.memory, host_bytes=size))
     spec = match_dtype(find_model(model, dtype), machine, chosen=dtype is not None)
     keeps = gpu_memory is not None if keep is None else keep
+    chosen = installed_engine(engine)
     with progress("plan") as tell:
         if workload.gen_tokens * workload.n_batches * spec.n_layers >= LONG_JOB_LAYERS:
             tell("solving and simulating")
         if schedule == "auto":
-            made, reason = choose_schedule(spec, machine, workload, policy, n_gpus, keeps)
+            made, reason = choose_schedule(spec, machine, workload, policy, n_gpus, keeps, chosen)
             note(reason)
         else:
-            made = make_plan(spec, machine, workload, policy, schedule, n_gpus, keeps)
+            made = make_plan(spec, machine, workload, policy, schedule, n_gpus, keeps, chosen)
     if output is not None:
         made.save(output)
     if json:
@@ -253,6 +258,7 @@ def simulate_verb(
     output: Output = None,
     trace: Path | None = None,
     plan_out: Path | None = None,
+    engine: str = "simpy",
     json: bool = False,
 ) -> None:
     """Predict the timeline of a plan: when every load, recomputation and layer runs.
@@ -272,12 +278,14 @@ def simulate_verb(
         Write a Chrome trace here; open it at ui.perfetto.dev.
     plan_out
         Write the plan here with the simulation of its present split, after editing one by hand.
+    engine
+        simpy, or fast: compiled, the same times within rounding.
     json
         Print JSON instead of text.
     """
     loaded = Plan.load(plan)
     graph = loaded.lower() if plan_out is not None else loaded.simulated_graph()
-    timeline = simulate(graph, loaded.hardware)
+    timeline = simulate(graph, loaded.hardware, installed_engine(engine))
     if output is not None:
         Recording("predicted", loaded.hardware, (timeline,)).save(output)
     if trace is not None:

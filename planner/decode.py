@@ -62,6 +62,7 @@ class DecodePlanner:
     Args:
         gpus: identical jobs, one to a GPU, that share uplinks.
         keep: whether the LP may keep in device memory what else would be moved.
+        engine: which one simulates, as in `sim.simulate`.
 
     Raises:
         BadInput: the model has too few positions for the workload.
@@ -76,6 +77,7 @@ class DecodePlanner:
         schedule: str = "row",
         gpus: int = 1,
         keep: bool = False,
+        engine: str = "simpy",
     ) -> None:
         if schedule not in SCHEDULES:
             raise UnknownName("schedule", schedule, SCHEDULES)
@@ -88,6 +90,7 @@ class DecodePlanner:
             )
         self.gpus = gpus
         self.keep = keep
+        self.engine = engine
         check_workload(model, workload)
         self.schedule = schedule
         self.model = model
@@ -228,8 +231,9 @@ class DecodePlanner:
             if self.keep and footprint(graph).device_bytes > self.hardware.memory.device_bytes:
                 return inf
             if seen is not None:
-                return simulate(graph, seen).makespan_s
-            return simulate(replicate(graph, self.gpus), self.hardware).makespan_s
+                return simulate(graph, seen, self.engine).makespan_s
+            together = replicate(graph, self.gpus)
+            return simulate(together, self.hardware, self.engine).makespan_s
 
         best, best_s = 0, makespan(0)
         stride = max(1, self.workload.max_tokens // 8)
@@ -283,7 +287,8 @@ class DecodePlanner:
         key = (tuple(map(tuple, split)), kept)
         if key not in self._timelines:
             graph = lower(self.schedule, self.model, self.workload, split, None, kept)
-            self._timelines[key] = simulate(replicate(graph, self.gpus), self.hardware)
+            together = replicate(graph, self.gpus)
+            self._timelines[key] = simulate(together, self.hardware, self.engine)
         return self._timelines[key]
 
     def program(self, x_waits: bool = True) -> ScheduleLP:
@@ -343,7 +348,7 @@ class DecodePlanner:
     def on(self, hardware: HardwareProfile) -> DecodePlanner:
         """The same job on another machine."""
         return DecodePlanner(
-            self.model, hardware, self.workload, self.schedule, self.gpus, self.keep
+            self.model, hardware, self.workload, self.schedule, self.gpus, self.keep, self.engine
         )
 
     @cached_property
@@ -351,7 +356,9 @@ class DecodePlanner:
         """The same job on one GPU whose neighbours are still."""
         if self.gpus == 1:
             return self
-        return DecodePlanner(self.model, self.hardware, self.workload, self.schedule, 1, self.keep)
+        return DecodePlanner(
+            self.model, self.hardware, self.workload, self.schedule, 1, self.keep, self.engine
+        )
 
     def _shortened(self, split: Sequence[Sequence[int]], kept: Residency) -> TaskGraph:
         return lower(self.schedule, self.model, self.workload, split, self._contexts, kept)

@@ -31,12 +31,14 @@ def make_plan(
     schedule: str = "row",
     gpus: int = 1,
     keep: bool = False,
+    engine: str = "simpy",
 ) -> Plan:
     """Plan a decode job and simulate it.
 
     Args:
         gpus: identical jobs, one to a GPU, that share the machine's uplinks.
         keep: whether policy `lp` may keep K, V, X and weights in device memory that is left.
+        engine: which one simulates, as in `sim.simulate`.
 
     Raises:
         BadInput: unknown policy or schedule, or a workload the model cannot take.
@@ -45,7 +47,7 @@ def make_plan(
         PlannerFailed: the LP has no optimum.
     """
     fixed_tokens(policy)
-    planner = DecodePlanner(model, hardware, workload, schedule, gpus, keep)
+    planner = DecodePlanner(model, hardware, workload, schedule, gpus, keep, engine)
     if policy in RIVALS:
         return _rival_plan(planner, policy)
     if policy == "lp":
@@ -64,6 +66,7 @@ def choose_schedule(
     policy: str = "lp",
     gpus: int = 1,
     keep: bool = False,
+    engine: str = "simpy",
 ) -> tuple[Plan, str]:
     """The plan of the schedule that makes more tokens a second, and why, in one sentence.
 
@@ -78,7 +81,7 @@ def choose_schedule(
     refused: dict[str, DoesNotFit] = {}
     for schedule, job in (("row", one_batch), ("column", workload)):
         try:
-            plans[schedule] = make_plan(model, hardware, job, policy, schedule, gpus, keep)
+            plans[schedule] = make_plan(model, hardware, job, policy, schedule, gpus, keep, engine)
         except DoesNotFit as error:
             refused[schedule] = error
     if not plans:
@@ -209,4 +212,4 @@ def _rivals(planner: DecodePlanner) -> dict[str, float]:
 
 def _simulate_rival(planner: DecodePlanner, policy: str) -> Timeline:
     graph = rival_graph(policy, planner.model, planner.workload)
-    return simulate(replicate(graph, planner.gpus), planner.hardware)
+    return simulate(replicate(graph, planner.gpus), planner.hardware, planner.engine)

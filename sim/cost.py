@@ -155,6 +155,21 @@ def attended_tokens(task: Task, model: ModelSpec) -> int:
     return model.layer_context(task.layer, task.token_stop - 1) + 1
 
 
+PriceKey = tuple[str, int, int]
+"""What alone decides a price on a machine: (op, tokens, context), or (lane, bytes, 0) of a copy."""
+
+
+def price_key(task: Task, model: ModelSpec) -> PriceKey:
+    """Tasks of one graph with the same key take the same time on any machine."""
+    if task.lane == COMPUTE:
+        return _compute_key(task.op, task.n_tokens, attended_tokens(task, model))
+    return task.lane, task.bytes, 0
+
+
+def _compute_key(op: str, n_tokens: int, context: int) -> PriceKey:
+    return op, n_tokens, context if op == "attention" else 0
+
+
 class CostModel:
     """Prices the tasks of one model and workload on one machine."""
 
@@ -173,20 +188,21 @@ class CostModel:
             for table in hardware.elementwise.tables
             if table.bits == workload.kv_bits
         }
-        self._cache: dict[tuple[str, int, int], Estimate] = {}
+        self._cache: dict[PriceKey, Estimate] = {}
         self._launches: dict[str, int] = {}
         self._setting = (model, workload.batch_size, workload.kv_bits)
         self._kv_elements = 2 * workload.batch_size * model.kv_size
 
     def estimate(self, task: Task) -> Estimate:
         """Time of `task` alone on its lane, undisturbed by other lanes."""
+        what, amount, context = price_key(task, self.model)
         if task.lane == COMPUTE:
-            return self.compute(task.op, task.n_tokens, attended_tokens(task, self.model))
-        return self.copy(task.lane, task.bytes)
+            return self.compute(what, amount, context)
+        return self.copy(what, amount)
 
     def compute(self, op: str, n_tokens: int, context: int) -> Estimate:
         """Time of a compute operation on `n_tokens` tokens that attends to `context` keys."""
-        key = (op, n_tokens, context if op == "attention" else 0)
+        key = _compute_key(op, n_tokens, context)
         if key not in self._cache:
             self._cache[key] = self._compute(op, n_tokens, context)
         return self._cache[key]

@@ -8,20 +8,51 @@ from __future__ import annotations
 
 from collections.abc import Collection, Generator, Sequence
 from dataclasses import replace
+from importlib.util import find_spec
 
 import simpy
 
 from sim.cost import CostModel
-from sim.errors import BadInput
+from sim.errors import BadInput, UnknownName
 from sim.graph import TaskGraph
 from sim.hardware import HardwareProfile
 from sim.resources import Machine, crossing_s
 from sim.symmetry import stand_in
 from sim.timeline import Timeline
 
+ENGINES = ("simpy", "fast")
+NO_NUMBA = "engine 'fast' needs numba, which is not installed: pip install 'kvoverlap[fast]'."
 
-def simulate(graph: TaskGraph, hardware: HardwareProfile) -> Timeline:
-    """Predict when every task of `graph` starts and ends on `hardware`."""
+
+def check_engine(name: str) -> None:
+    """Raises UnknownName where there is no such engine."""
+    if name not in ENGINES:
+        raise UnknownName("engine", name, ENGINES)
+
+
+def fast_engine_installed() -> bool:
+    """Whether numba is there, which engine `fast` needs (extra `fast`)."""
+    return find_spec("numba") is not None
+
+
+def simulate(graph: TaskGraph, hardware: HardwareProfile, engine: str = "simpy") -> Timeline:
+    """Predict when every task of `graph` starts and ends on `hardware`.
+
+    Args:
+        engine: `simpy`, the reference, or `fast`, which gives the same within rounding. Its first
+            use in a process takes a moment, and on a new installation, where it compiles, seconds.
+
+    Raises:
+        UnknownName: no such engine.
+        BadInput: `fast` without numba, or with something in graph or machine it does not know.
+    """
+    check_engine(engine)
+    if engine == "fast":
+        if not fast_engine_installed():
+            raise BadInput(NO_NUMBA)
+        from sim.fast import fast_timeline
+
+        return fast_timeline(graph, hardware)
     one, seen = stand_in(graph, hardware)
     costs = CostModel(seen, one.model, one.workload)
     durations = [costs.estimate(task).seconds for task in one.tasks]

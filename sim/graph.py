@@ -13,12 +13,15 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sim.errors import BadInput
 from sim.files import STRICT_KEYS, parse, set_fields
 from sim.model_spec import ModelSpec
 from sim.workload import Workload
+
+if TYPE_CHECKING:
+    from sim.fast import GraphArrays
 
 COMPUTE = "compute"
 H2D = "h2d"
@@ -153,6 +156,13 @@ class TaskGraph:
         """For each task the positions of its deps."""
         index = self.index
         return tuple(tuple(index[dep] for dep in task.deps) for task in self.tasks)
+
+    @cached_property
+    def arrays(self) -> GraphArrays:
+        """The graph as the fast engine takes it."""
+        from sim.fast import GraphArrays
+
+        return GraphArrays.of(self)
 
     @cached_property
     def n_devices(self) -> int:

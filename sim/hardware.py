@@ -152,6 +152,9 @@ class HardwareProfile:
     def __post_init__(self) -> None:
         if self.dtype not in DTYPE_BYTES:
             raise BadInput(f"dtype(={self.dtype!r}) must be one of {', '.join(DTYPE_BYTES)}.")
+        names = [uplink.name for uplink in self.uplinks]
+        if len(set(names)) < len(names):
+            raise BadInput(f"uplinks(={', '.join(names)}) must have a name of their own each.")
 
     @property
     def source(self) -> Source:

@@ -64,16 +64,19 @@ def streaming_share(hardware: HardwareProfile, lane: str, devices: int) -> float
         [uplink.name for uplink in hardware.uplinks if device in uplink.devices]
         for device in range(devices)
     ]
-    capacity = {uplink.name: _capacity(uplink, lane) for uplink in hardware.uplinks}
+    capacity = {uplink.name: capacity_bytes_per_s(uplink, lane) for uplink in hardware.uplinks}
     return min(max_min_share([rate] * devices, paths, capacity)) / rate
 
 
 def crossing_s(task: Task, uplinks: Sequence[Uplink]) -> float:
-    """Seconds of a copy over the slowest uplink of its device, which it has for itself."""
-    return max(
-        (task.bytes / _capacity(one, task.lane) for one in uplinks if task.device in one.devices),
-        default=0.0,
-    )
+    """Seconds of a copy over the slowest uplink of its device, which it has for itself.
+
+    Zero for work that crosses no link.
+    """
+    if task.lane not in COPY_LANES:
+        return 0.0
+    own = [one for one in uplinks if task.device in one.devices]
+    return max((task.bytes / capacity_bytes_per_s(one, task.lane) for one in own), default=0.0)
 
 
 @dataclass(slots=True)
@@ -154,12 +157,13 @@ class Machine:
                 for key in flows
             ]
             demands = [self._running[key].demand_bytes_per_s for key in flows]
-            capacity = {uplink.name: _capacity(uplink, lane) for uplink in self._uplinks}
+            capacity = {uplink.name: capacity_bytes_per_s(uplink, lane) for uplink in self._uplinks}
             rates = max_min_share(demands, paths, capacity)
             for key, rate, demand in zip(flows, rates, demands, strict=True):
                 shares[key] = rate / demand
         return shares
 
 
-def _capacity(uplink: Uplink, lane: str) -> float:
+def capacity_bytes_per_s(uplink: Uplink, lane: str) -> float:
+    """What an uplink carries in the direction of a copy lane."""
     return uplink.h2d_bytes_per_s if lane == "h2d" else uplink.d2h_bytes_per_s

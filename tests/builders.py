@@ -8,14 +8,17 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 
 from planner.lower import lower
+from sim.engine import simulate
 from sim.graph import COMPUTE, D2H, H2D, HOST, LANES, Task, TaskGraph
 from sim.hardware import Attention, Elementwise, Gemm, HardwareProfile, Memory
 from sim.links import Dispatch, Interference, Link, Links
 from sim.model_spec import ModelSpec
+from sim.timeline import Timeline
 from sim.workload import Workload
 
 OP_OF_LANE = {COMPUTE: "embed", H2D: "load_kv", D2H: "store_kv", HOST: "stage_kv"}
@@ -106,6 +109,15 @@ def task(name: str, lane: str, seconds: int, *deps: str, device: int = 0, step: 
 
 def graph(*tasks: Task, workload: Workload = JOB) -> TaskGraph:
     return TaskGraph("row", tiny_model(rotary=True), workload, 2, tasks)
+
+
+def both_engines(made: TaskGraph, hardware: HardwareProfile) -> Timeline:
+    """The timeline of the reference, which that of the fast engine has to equal."""
+    reference, fast = simulate(made, hardware), simulate(made, hardware, "fast")
+    nothing_s = 1e-13 * reference.makespan_s
+    assert fast.start_s == pytest.approx(reference.start_s, rel=1e-9, abs=nothing_s)
+    assert fast.end_s == pytest.approx(reference.end_s, rel=1e-9, abs=nothing_s)
+    return reference
 
 
 def times(timeline) -> dict[str, tuple[float, float]]:

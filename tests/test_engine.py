@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 from builders import (
+    both_engines,
     decode_graph,
     dispatch,
     examples,
@@ -29,7 +30,7 @@ from sim.timeline import earliest_schedule
 
 
 def run(*tasks, **machine_changes):
-    return times(simulate(graph(*tasks), unit_machine(**machine_changes)))
+    return times(both_engines(graph(*tasks), unit_machine(**machine_changes)))
 
 
 def uplink(name, devices, bytes_per_s):
@@ -209,7 +210,7 @@ def test_a_copy_slower_than_its_share_leaves_the_rest_to_the_other():
     link = Link("datasheet", 1.0, latency_s=4.0)
     hardware = replace(machine(h2d=link), uplinks=(uplink("switch", (0, 1), 1.0),))
     tasks = [task("small", H2D, 4), task("large", H2D, 12, device=1)]
-    done = times(simulate(graph(*tasks), hardware))
+    done = times(both_engines(graph(*tasks), hardware))
     assert done["small"] == (0, 8)
     # large: 8 s at 1/2 byte/s, its last 8 bytes at 3/4.
     assert done["large"] == (0, pytest.approx(8 + 8 / 0.75))
@@ -218,7 +219,7 @@ def test_a_copy_slower_than_its_share_leaves_the_rest_to_the_other():
 def test_bytes_over_a_saturated_uplink_take_exactly_their_time():
     loads = [task(f"t{number}", H2D, 5, device=number % 3) for number in range(9)]
     hardware = unit_machine(uplinks=(uplink("switch", (0, 1, 2), 0.5),))
-    assert simulate(graph(*loads), hardware).makespan_s == pytest.approx(45 / 0.5)
+    assert both_engines(graph(*loads), hardware).makespan_s == pytest.approx(45 / 0.5)
 
 
 @given(random_graphs(devices=2))
@@ -249,7 +250,7 @@ def test_a_dep_on_the_same_lane_of_another_device_is_handed_over_alike(lane):
     made = graph(task("a", H2D, 2), task("b", lane, 1, "a", device=1))
     hardware = unit_machine(dispatch=dispatch(handover_s=0.5))
     path = earliest_schedule(made, [2.0, 1.0], [0.0, 0.0], handover_s=0.5)
-    assert path.start_s == simulate(made, hardware).start_s == (0.0, 2.5)
+    assert path.start_s == both_engines(made, hardware).start_s == (0.0, 2.5)
 
 
 @given(random_graphs(devices=2))

@@ -133,6 +133,12 @@ def test_an_unknown_key_is_named(tmp_path, where, key):
         HardwareProfile.load(edited(tmp_path, change))
 
 
+def test_uplinks_of_one_name_are_refused():
+    same = (Uplink("switch", (0,), 1.0, 1.0), Uplink("switch", (1,), 1.0, 1.0))
+    with pytest.raises(BadInput, match=r"uplinks\(=switch, switch\)"):
+        machine(uplinks=same)
+
+
 @pytest.mark.parametrize("key", ["gemm", "attention", "elementwise", "links", "memory", "dispatch"])
 def test_an_absent_block_is_named(tmp_path, key):
     with pytest.raises(BadFile, match=rf"edited\.json: key '{key}' is missing"):

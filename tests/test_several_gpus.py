@@ -5,7 +5,17 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from builders import examples, graph, machine, models, task, times, tiny_model, unit_machine
+from builders import (
+    both_engines,
+    examples,
+    graph,
+    machine,
+    models,
+    task,
+    times,
+    tiny_model,
+    unit_machine,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny import CPU, OPT
@@ -32,13 +42,13 @@ def copies(*seconds):
 
 
 def test_two_behind_a_switch_halve_it_and_the_other_switch_is_free():
-    found = times(simulate(copies(4, 4, 4), FOUR_GPUS))
+    found = times(both_engines(copies(4, 4, 4), FOUR_GPUS))
     assert found == {"g0": (0, 8), "g1": (0, 8), "g2": (0, 4)}
 
 
 def test_when_a_neighbour_is_done_the_other_has_the_switch_alone():
     # g0 and g1 run at half pace until g0's 2 s of work are done at 4; g1 has 4 of its 6 left.
-    found = times(simulate(copies(2, 6, 3, 3), FOUR_GPUS))
+    found = times(both_engines(copies(2, 6, 3, 3), FOUR_GPUS))
     assert found == {"g0": (0, 4), "g1": (0, 8), "g2": (0, 6), "g3": (0, 6)}
 
 
@@ -49,7 +59,7 @@ def test_a_neighbour_that_computes_leaves_the_switch_alone():
         task("g1.work", COMPUTE, 4, device=1),
         task("g1.load", H2D, 2, "g1.work", device=1),
     )
-    assert times(simulate(made, FOUR_GPUS)) == {
+    assert times(both_engines(made, FOUR_GPUS)) == {
         "g0.load": (0, 8),
         "g1.work": (0, 4),
         "g1.load": (4, 8),
@@ -59,7 +69,7 @@ def test_a_neighbour_that_computes_leaves_the_switch_alone():
 def test_host_memory_is_an_uplink_of_all():
     dram = (*TWO_PER_SWITCH, Uplink("dram", (0, 1, 2, 3), 1.5, 1.5))
     # Three copies: the left pair gets half each, the right one the 0.5 that memory has left.
-    found = times(simulate(copies(4, 4, 4), unit_machine(uplinks=dram)))
+    found = times(both_engines(copies(4, 4, 4), unit_machine(uplinks=dram)))
     assert found == {"g0": (0, 8), "g1": (0, 8), "g2": (0, 8)}
 
 

@@ -5,23 +5,31 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from builders import dispatch, examples, machine, models, slowed, splits, tiny_model, workloads
+from builders import (
+    both_engines,
+    dispatch,
+    examples,
+    machine,
+    models,
+    slowed,
+    splits,
+    times,
+    tiny_model,
+    workloads,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 
 from planner import make_plan
 from planner.lower import lower, replicate
-from sim import simulate
 from sim.graph import D2H, H2D, TaskGraph
 from sim.links import Uplink
 from sim.symmetry import stand_in
 from sim.workload import Workload
 
 
-def switches(*devices: tuple[int, ...], bytes_per_s: float = 3e6) -> tuple[Uplink, ...]:
-    return tuple(
-        Uplink(f"switch-{at}", ports, bytes_per_s, bytes_per_s) for at, ports in enumerate(devices)
-    )
+def switches(*devices: tuple[int, ...]) -> tuple[Uplink, ...]:
+    return tuple(Uplink(f"switch-{at}", ports, 3e6, 3e6) for at, ports in enumerate(devices))
 
 
 PAIRS = switches((0, 1), (2, 3))
@@ -36,7 +44,7 @@ def interleaved(graph: TaskGraph) -> TaskGraph:
 
 
 def spans(graph, hardware):
-    return {span.task.id: (span.start_s, span.end_s) for span in simulate(graph, hardware).spans}
+    return times(both_engines(graph, hardware))
 
 
 @st.composite
@@ -61,8 +69,8 @@ def test_one_device_shows_what_simulating_all_of_them_shows(graph, uplinks):
     assert stand_in(mixed, hardware) == (mixed, hardware)
     alone, together = spans(graph, hardware), spans(mixed, hardware)
     assert alone.keys() == together.keys()
-    for name, times in alone.items():
-        assert times == pytest.approx(together[name], rel=1e-9, abs=1e-12), name
+    for name, spanned in alone.items():
+        assert spanned == pytest.approx(together[name], rel=1e-9, abs=1e-12), name
 
 
 def test_a_device_keeps_its_equal_part_of_every_uplink_on_its_path():
@@ -81,7 +89,7 @@ def test_a_device_keeps_its_equal_part_of_every_uplink_on_its_path():
     [
         pytest.param(3, PAIRS, id="one of three has a switch to itself"),
         pytest.param(2, switches((0,)), id="one has no switch"),
-        pytest.param(2, (*switches((0,)), *switches((1,), bytes_per_s=1e6)), id="other rates"),
+        pytest.param(2, (*switches((0,)), Uplink("slow", (1,), 1e6, 1e6)), id="other rates"),
     ],
 )
 def test_devices_behind_unlike_uplinks_are_simulated_one_by_one(devices, uplinks):

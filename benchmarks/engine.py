@@ -1,0 +1,170 @@
+"""How many tasks a second each engine simulates, and how the fast one grows.
+
+    python benchmarks/engine.py [--repeats 5] [--json]
+
+Both engines run the same priced graphs, in turn; every figure is a median. `ratio` and the two
+speeds are those of the case in which the fast engine gains least. Beside them stands the whole
+way from a TaskGraph to a Timeline: the first time, when the graph is turned into arrays, and
+again on the same graph. `exponent` is the slope of log(seconds) over log(tasks) from 10^3 to 10^6
+tasks, `bytes_per_task` what the arrays of the largest graph take. The first call in a process
+compiles, or loads what an earlier process has compiled.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from math import log
+from statistics import linear_regression, median
+
+from planner.lower import lower, replicate
+from sim import HardwareProfile, TaskGraph, Workload, find_hardware, find_model, simulate
+from sim.cost import CostModel
+from sim.engine import _Run  # the reference without pricing, as FastJob.run is without it
+from sim.fast import FastJob
+from sim.links import Interference, Uplink
+
+MODEL = find_model("opt-6.7b")
+MACHINE = find_hardware("kvpr-a100")
+BOTH_WAYS = replace(
+    MACHINE,
+    interference=(
+        Interference("h2d", "d2h", 0.81, "datasheet"),
+        Interference("d2h", "h2d", 0.81, "datasheet"),
+    ),
+)
+SWITCH = replace(BOTH_WAYS, uplinks=(Uplink("switch", (0, 1), 32e9, 32e9),))
+SIZES = (1_000, 10_000, 100_000, 1_000_000)
+FIRST_CALL = """
+import time
+from dataclasses import replace
+from planner.lower import lower
+from sim import Workload, find_hardware, find_model, simulate
+from sim.links import Interference
+slowed = Interference("h2d", "d2h", 0.81, "datasheet")
+machine = replace(find_hardware("kvpr-a100"), interference=(slowed,))
+graph = lower("row", find_model("opt-125m"), Workload(1, 8, 1), [[4] * 12])
+start = time.perf_counter()
+simulate(graph, machine, "fast")
+print(time.perf_counter() - start)
+"""
+
+
+def decode(tasks: int) -> TaskGraph:
+    """A decode of about so many tasks that recomputes half of its prompt."""
+    one = lower("row", MODEL, Workload(32, 512, 1), [[256] * MODEL.n_layers])
+    steps = max(1, round(tasks / len(one.tasks)))
+    return lower("row", MODEL, Workload(32, 512, steps), [[256] * MODEL.n_layers] * steps)
+
+
+def unlike_pair(tasks: int) -> TaskGraph:
+    """Two decoders of which the second ends early, so that neither stands for the other."""
+    both = replicate(decode(tasks // 2), 2)
+    return replace(both, tasks=both.tasks[:-1])
+
+
+def timed(work: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def compared(graph: TaskGraph, machine: HardwareProfile, repeats: int) -> dict[str, float]:
+    """Tasks a second of both engines on one graph."""
+    costs = CostModel(machine, graph.model, graph.workload)
+    durations_s = [costs.estimate(task).seconds for task in graph.tasks]
+    job = FastJob.of(graph, machine)
+    ways = {
+        "simpy_tasks_per_s": lambda: _Run(graph, durations_s, machine, shared=True).timeline(),
+        "fast_tasks_per_s": job.run,
+        "simpy_whole_tasks_per_s": lambda: simulate(graph, machine),
+        "fast_whole_again_tasks_per_s": lambda: simulate(graph, machine, "fast"),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in (*ways, "fast_whole_tasks_per_s")}
+    for _ in range(repeats):
+        for name, way in ways.items():
+            seconds[name].append(timed(way))
+        without_arrays = partial(simulate, replace(graph), machine, "fast")
+        seconds["fast_whole_tasks_per_s"].append(timed(without_arrays))
+    return {name: len(graph.tasks) / median(values) for name, values in seconds.items()}
+
+
+def growth(repeats: int) -> tuple[dict[int, float], float, float]:
+    """Seconds by number of tasks, their exponent, and bytes per task of the largest graph."""
+    seconds: dict[int, float] = {}
+    bytes_per_task = 0.0
+    for size in SIZES:
+        job = FastJob.of(decode(size), BOTH_WAYS)
+        job.run()
+        n_tasks = job.runs.size
+        seconds[n_tasks] = median(timed(job.run) for _ in range(repeats))
+        bytes_per_task = job.nbytes / n_tasks
+    slope = linear_regression(list(map(log, seconds)), list(map(log, seconds.values()))).slope
+    return seconds, slope, bytes_per_task
+
+
+def first_calls() -> tuple[float, float]:
+    """Seconds of the first call in a process: with nothing compiled, and after that process."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-c", FIRST_CALL]
+        there = {**os.environ, "NUMBA_CACHE_DIR": folder}
+        compiling, loading = [
+            subprocess.run(command, env=there, check=True, capture_output=True)  # noqa: S603
+            for _ in range(2)
+        ]
+    return float(compiling.stdout), float(loading.stdout)
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    arguments.add_argument("--repeats", type=int, default=5)
+    arguments.add_argument("--json", action="store_true")
+    options = arguments.parse_args()
+    graph = decode(10_000)
+    cases = {
+        "nothing shared": compared(graph, MACHINE, options.repeats),
+        "both directions slow each other": compared(graph, BOTH_WAYS, options.repeats),
+        "two GPUs behind a switch": compared(unlike_pair(10_000), SWITCH, options.repeats),
+    }
+    for case in cases.values():
+        case["ratio"] = case["fast_tasks_per_s"] / case["simpy_tasks_per_s"]
+    least = min(cases.values(), key=lambda case: case["ratio"])
+    seconds, exponent, bytes_per_task = growth(options.repeats)
+    compiling_s, loading_s = first_calls()
+    found = {
+        "simpy_tasks_per_s": least["simpy_tasks_per_s"],
+        "fast_tasks_per_s": least["fast_tasks_per_s"],
+        "ratio": least["ratio"],
+        "exponent": exponent,
+        "bytes_per_task": bytes_per_task,
+        "first_call_compiling_s": compiling_s,
+        "first_call_s": loading_s,
+        "seconds_by_tasks": seconds,
+        "cases": cases,
+    }
+    if options.json:
+        print(json.dumps(found, indent=1))
+        return
+    for name, case in cases.items():
+        print(
+            f"{name}: engine alone, SimPy {case['simpy_tasks_per_s']:,.0f} tasks/s, fast "
+            f"{case['fast_tasks_per_s']:,.0f}, {case['ratio']:,.0f} x; TaskGraph to Timeline, "
+            f"SimPy {case['simpy_whole_tasks_per_s']:,.0f}, fast "
+            f"{case['fast_whole_tasks_per_s']:,.0f}, again on the same graph "
+            f"{case['fast_whole_again_tasks_per_s']:,.0f}"
+        )
+    grown = ", ".join(f"{1e3 * took:,.2f} ms for {size:,}" for size, took in seconds.items())
+    print(f"growth: {grown}: exponent {exponent:.2f}; {bytes_per_task:.0f} bytes per task")
+    print(f"first call in a process: {loading_s:.2f} s, {compiling_s:.2f} s where it compiles")
+
+
+if __name__ == "__main__":
+    main()

@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from dashboard.question import Question
+from dashboard.question import ENGINE, Question
 from planner import Plan, StepSplit, baseline_split
 from sim.cost import CostModel
 from sim.engine import simulate
@@ -47,7 +47,7 @@ def split_points(plan: Plan, also: Sequence[int] = ()) -> pd.DataFrame:
     for tokens in sorted(spaced | {count for count in also if 0 <= count <= job.prompt_tokens}):
         graph = even_split(plan, tokens)
         inside = all(costs.estimate(task).in_range for task in graph.tasks)
-        rows.append((tokens, simulate(graph, plan.hardware).makespan_s, inside))
+        rows.append((tokens, simulate(graph, plan.hardware, ENGINE).makespan_s, inside))
     return pd.DataFrame(rows, columns=["tokens", "makespan_s", "in_range"])
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 from planner import Plan, choose_schedule, make_plan
 from sim.catalog import find_model
+from sim.engine import fast_engine_installed
 from sim.graph import D2H, H2D
 from sim.hardware import HardwareProfile
 from sim.links import Interference, Uplink
@@ -20,6 +21,9 @@ from sim.workload import Workload
 
 AUTO = "auto"
 """Whichever schedule makes more tokens a second."""
+
+ENGINE = "fast" if fast_engine_installed() else "simpy"
+"""Which simulator answers in the browser; both give the same."""
 
 CHANGED_PROFILE = "what-if.json"
 """Name under which a machine that no option describes is downloaded."""
@@ -170,7 +174,7 @@ class Question:
         if self.schedule == AUTO:
             gpus = self.changes.gpus
             return choose_schedule(
-                self.model, self.machine, self.workload, policy, gpus, self.keep
+                self.model, self.machine, self.workload, policy, gpus, self.keep, ENGINE
             )[0]
         return make_plan(
             self.model,
@@ -180,6 +184,7 @@ class Question:
             self.schedule,
             self.changes.gpus,
             self.keep,
+            ENGINE,
         )
 
     def command(self, policy: str = "lp") -> str:

@@ -9,6 +9,7 @@ from dashboard.controls import ask_question
 from dashboard.figures import policy_bars, sensitivity_bars, split_curve, way_map, ways_by_layer
 from dashboard.machines import profile_key
 from dashboard.points import even_split, kvpr_count, split_points
+from dashboard.question import ENGINE
 from dashboard.session import answer_to, case_plan, uploaded_plans
 from dashboard.widgets import chart, pick_case, show_command
 from dashboard.words import beyond_calibration, plain, plan_answer, plan_circumstances
@@ -132,7 +133,7 @@ def _show_chosen_split(plan: Plan, points: pd.DataFrame, kvpr: int) -> None:
         bind="query-params",
     )
     graph = even_split(plan, tokens)
-    chosen_s = simulate(graph, plan.hardware).makespan_s
+    chosen_s = simulate(graph, plan.hardware, ENGINE).makespan_s
     lp_s = plan.baselines["lp"]
     st.markdown(
         f"**{tokens:,} tokens: {ms(chosen_s)}**, {percent(chosen_s / lp_s - 1, signed=True)} "

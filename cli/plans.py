@@ -14,7 +14,7 @@ from cli.output import note, print_json, progress, say, table
 from planner import PARTS, Plan, choose_schedule, make_plan, plan_split
 from sim.catalog import find_hardware, find_model
 from sim.compare import Comparison, compare
-from sim.engine import simulate
+from sim.engine import fast_engine_installed, simulate
 from sim.errors import BadInput, Mismatch
 from sim.hardware import HardwareProfile
 from sim.model_spec import DTYPE_BYTES, ModelSpec
@@ -55,7 +55,7 @@ def plan(
     dtype: str | None = None,
     kv_bits: str | None = None,
     set: tuple[str, ...] = (),  # noqa: A002
-    engine: str = "simpy",
+    engine: str | None = None,
     output: Output = None,
     json: bool = False,
 ) -> None:
@@ -116,7 +116,8 @@ def plan(
     set
         What-if change of the hardware, such as link.bandwidth=64GB/s or compute.flops=600TFLOP/s.
     engine
-        simpy, or fast: compiled, the same times within rounding.
+        simpy, or fast: compiled, the same times within rounding. By default simpy, and fast for a
+        long job where it is installed.
     output
         Write the plan here, for simulate and run.
     json
@@ -141,9 +142,12 @@ def plan(
         machine = replace(machine, memory=replace(machine.memory, host_bytes=size))
     spec = match_dtype(find_model(model, dtype), machine, chosen=dtype is not None)
     keeps = gpu_memory is not None if keep is None else keep
+    long = workload.gen_tokens * workload.n_batches * spec.n_layers >= LONG_JOB_LAYERS
+    if engine is None:
+        engine = "fast" if long and fast_engine_installed() else "simpy"
     chosen = installed_engine(engine)
     with progress("plan") as tell:
-        if workload.gen_tokens * workload.n_batches * spec.n_layers >= LONG_JOB_LAYERS:
+        if long:
             tell("solving and simulating")
         if schedule == "auto":
             made, reason = choose_schedule(spec, machine, workload, policy, n_gpus, keeps, chosen)

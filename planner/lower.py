@@ -314,7 +314,8 @@ class _Lowering:
         """A compute task on `tokens`, by default on the new one."""
         past = self.contexts[cell[0]]
         start, stop = tokens or (past, past + 1)
-        key = (op, stop - start, self.model.layer_context(cell[1], past) + 1)
+        context = self.model.layer_context(cell[1], past) + 1 if op == "attention" else 0
+        key = (op, stop - start, context)
         if key not in self.flops:
             self.flops[key] = compute_flops(*key, self.model, self.workload.batch_size)
         return self._add(cell, op, (start, stop), 0, self.flops[key], deps)

@@ -161,13 +161,10 @@ PriceKey = tuple[str, int, int]
 
 def price_key(task: Task, model: ModelSpec) -> PriceKey:
     """Tasks of one graph with the same key take the same time on any machine."""
-    if task.lane == COMPUTE:
-        return _compute_key(task.op, task.n_tokens, attended_tokens(task, model))
-    return task.lane, task.bytes, 0
-
-
-def _compute_key(op: str, n_tokens: int, context: int) -> PriceKey:
-    return op, n_tokens, context if op == "attention" else 0
+    if task.lane != COMPUTE:
+        return task.lane, task.bytes, 0
+    context = attended_tokens(task, model) if task.op == "attention" else 0
+    return task.op, task.n_tokens, context
 
 
 class CostModel:
@@ -202,7 +199,7 @@ class CostModel:
 
     def compute(self, op: str, n_tokens: int, context: int) -> Estimate:
         """Time of a compute operation on `n_tokens` tokens that attends to `context` keys."""
-        key = _compute_key(op, n_tokens, context)
+        key = (op, n_tokens, context if op == "attention" else 0)
         if key not in self._cache:
             self._cache[key] = self._compute(op, n_tokens, context)
         return self._cache[key]

@@ -214,8 +214,9 @@ class ModelSpec:
         A window of w tokens counts the token at `past` itself, as in `transformers`: key j is
         seen from query i where i - w < j <= i.
         """
-        window = self.window(layer)
-        return 0 if window is None else max(0, past + 1 - window)
+        if self.sliding_window is None or layer in self.full_attention_layers:
+            return 0
+        return max(0, past + 1 - self.sliding_window)
 
     def layer_context(self, layer: int, past: int) -> int:
         """How many of `past` past tokens `layer` attends to."""

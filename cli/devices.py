@@ -12,7 +12,8 @@ from cyclopts import Parameter
 from cli.checks import print_checks
 from cli.grid import WARM_UPS
 from cli.output import note, print_json, progress, say, table
-from cli.plans import Output, report_timeline
+from cli.plans import Output
+from cli.timelines import report_timeline
 from planner import Plan
 from sim.catalog import find_model
 from sim.engine import simulate

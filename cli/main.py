@@ -18,8 +18,11 @@ from cli.devices import profile, run
 from cli.generation import generate
 from cli.output import err, fail, out
 from cli.peers import peers
-from cli.plans import compare_verb, plan, simulate_verb
+from cli.plans import plan
 from cli.record import record
+from cli.reproduce import reproduce
+from cli.restore import restore
+from cli.timelines import compare_verb, simulate_verb
 from cli.validation import validate
 from sim.errors import KvOverlapError
 from sim.files import VERSION
@@ -54,6 +57,8 @@ app.command(validate)
 app.command(record)
 app.command(peers)
 app.command(accuracy)
+app.command(restore)
+app.command(reproduce)
 app.command(models)
 app.command(hardware)
 

@@ -12,7 +12,8 @@ from cyclopts import Parameter
 from cli.devices import DEFAULT_DTYPE, measure_profile
 from cli.grid import STEADY_FRAC, Case, GridRun, ShapeResult, shape_name
 from cli.output import print_json, progress, say, table
-from cli.plans import parse_kv_bits, say_quantisation
+from cli.plans import parse_kv_bits
+from cli.timelines import say_quantisation
 from sim.accuracy import CASE, CASES, MEASURED
 from sim.catalog import find_model
 from sim.errors import BadInput

@@ -11,6 +11,9 @@ from dashboard.runs import PROFILE, Run
 from sim.catalog import find_hardware, hardware_names
 from sim.hardware import HardwareProfile
 
+FIRST_MACHINE = "kvpr-a100"
+"""The machine that the first question is about; it suits the first model."""
+
 
 @dataclass(frozen=True, slots=True)
 class Machine:
@@ -46,7 +49,8 @@ def find_machines(
         Machine(f"{name} (uploaded)", name, profile=profile)
         for name, profile in (uploaded or {}).items()
     ]
-    found += [Machine(name, name) for name in hardware_names()]
+    shipped = sorted(hardware_names(), key=lambda name: name != FIRST_MACHINE)
+    found += [Machine(name, name) for name in shipped]
     for run in runs:
         path = run.folder / PROFILE
         if path.is_file():

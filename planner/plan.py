@@ -14,8 +14,8 @@ from sim.errors import BadInput, Mismatch
 from sim.files import STRICT_KEYS, blaming, parse, read_json, write_json
 from sim.graph import TaskGraph
 from sim.hardware import HardwareProfile
-from sim.links import Source
 from sim.model_spec import ModelSpec
+from sim.source import Source
 from sim.workload import Workload
 
 

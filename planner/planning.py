@@ -17,8 +17,8 @@ from planner.sensitivity import bottleneck, sensitivities
 from sim.engine import simulate
 from sim.errors import BadInput, DoesNotFit, NotMeasured
 from sim.hardware import HardwareProfile
-from sim.links import weakest
 from sim.model_spec import ModelSpec
+from sim.source import weakest
 from sim.timeline import Timeline
 from sim.workload import Workload
 

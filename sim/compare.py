@@ -8,7 +8,7 @@ from typing import Any
 
 from sim.engine import replay
 from sim.errors import Mismatch
-from sim.graph import LANES
+from sim.graph import LANES, TIER_LANES
 from sim.recording import Recording
 
 WORST_TASKS = 10
@@ -92,7 +92,7 @@ def compare(predicted: Recording, measured: Recording) -> Comparison:
         naive_error_frac=naive_s / measured_s - 1.0,
         lane_busy_error_frac={
             lane: guess.busy_s(lane) / truth.busy_s(lane) - 1.0
-            for lane in LANES
+            for lane in (*LANES, *TIER_LANES)
             if truth.busy_s(lane) > 0
         },
         worst_tasks=_worst(predicted, measured),

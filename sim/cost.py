@@ -23,8 +23,8 @@ from sim.kernels import (
     rotary_passes,
 )
 from sim.kv_format import QuantisedRow, host_kv_token_bytes
-from sim.links import Source, weakest
 from sim.model_spec import ModelSpec
+from sim.source import Source, weakest
 from sim.workload import Workload
 
 
@@ -249,6 +249,10 @@ class CostModel:
         if task.op not in self._launches:
             self._launches[task.op] = len(kernels(task.op, 1, 1, *self._setting))
         return cost.task_s + cost.kernel_s * self._launches[task.op]
+
+    def earliest_s(self, task: Task) -> float:  # noqa: ARG002
+        """Before when `task` cannot start, whatever is free."""
+        return 0.0
 
     def token_knots(self, op: str, max_tokens: int) -> list[int]:
         """Token counts in [0, max_tokens] between which the time of `op` is a straight line.

@@ -6,22 +6,40 @@ runs it on the machine at whatever pace sharing allows, and announces that it is
 
 from __future__ import annotations
 
-from collections.abc import Collection, Generator, Sequence
+from collections.abc import Collection, Generator, Mapping, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
 
 import simpy
 
+from sim.availability import ALWAYS, Availability
+from sim.claims import Claims, part_of
 from sim.cost import CostModel
 from sim.errors import BadInput, UnknownName
 from sim.graph import TaskGraph
 from sim.hardware import HardwareProfile
 from sim.resources import Machine, crossing_s
+from sim.restore import RestoreRequest
+from sim.restore_cost import cost_model
 from sim.symmetry import stand_in
 from sim.timeline import Timeline
 
 ENGINES = ("simpy", "fast")
 NO_NUMBA = "engine 'fast' needs numba, which is not installed: pip install 'kvoverlap[fast]'."
+LAST = 2
+"""Behind SimPy's own priorities, urgent 0 and normal 1."""
+
+
+class _Turn(simpy.Event):  # type: ignore[misc]
+    """Fires at once, but after everything else of this moment; of several, by rank.
+
+    Who claims first must not depend on the order in which SimPy happens to wake the lanes.
+    """
+
+    def __init__(self, env: simpy.Environment, rank: int) -> None:
+        super().__init__(env)
+        self._ok, self._value = True, None
+        env.schedule(self, LAST + rank)
 
 
 def check_engine(name: str) -> None:
@@ -35,12 +53,20 @@ def fast_engine_installed() -> bool:
     return find_spec("numba") is not None
 
 
-def simulate(graph: TaskGraph, hardware: HardwareProfile, engine: str = "simpy") -> Timeline:
+def simulate(
+    graph: TaskGraph,
+    hardware: HardwareProfile,
+    engine: str = "simpy",
+    availability: Availability = ALWAYS,
+    release_s: Mapping[str, float] | None = None,
+) -> Timeline:
     """Predict when every task of `graph` starts and ends on `hardware`.
 
     Args:
         engine: `simpy`, the reference, or `fast`, which gives the same within rounding. Its first
             use in a process takes a moment, and on a new installation, where it compiles, seconds.
+        availability: how much of each lane there is over time; all of it by default.
+        release_s: of tasks by id, before when they cannot start, as they were not yet planned.
 
     Raises:
         UnknownName: no such engine.
@@ -50,16 +76,22 @@ def simulate(graph: TaskGraph, hardware: HardwareProfile, engine: str = "simpy")
     if engine == "fast":
         if not fast_engine_installed():
             raise BadInput(NO_NUMBA)
+        if isinstance(graph.workload, RestoreRequest) or availability != ALWAYS or release_s:
+            raise BadInput("engine 'fast' does not know restores; use engine 'simpy'.")
         from sim.fast import fast_timeline
 
         return fast_timeline(graph, hardware)
     one, seen = stand_in(graph, hardware)
-    costs = CostModel(seen, one.model, one.workload)
+    costs = cost_model(seen, one.model, one.workload)
     durations = [costs.estimate(task).seconds for task in one.tasks]
     if one.n_devices == 1:  # nobody shares its uplinks, so that they only bound its copies
         least = [crossing_s(task, seen.uplinks) for task in one.tasks]
         durations, seen = list(map(max, durations, least)), replace(seen, uplinks=())
-    timeline = _Run(one, durations, seen, shared=True).timeline()
+    run = _Run(one, durations, seen, True, availability, costs)
+    for name, earliest_s in (release_s or {}).items():
+        at = one.index[name]
+        run.issued_s[at] = max(run.issued_s[at], earliest_s)
+    timeline = run.timeline()
     if one is graph:
         return timeline
     return Timeline(graph, timeline.start_s * graph.n_devices, timeline.end_s * graph.n_devices)
@@ -69,7 +101,8 @@ def replay(graph: TaskGraph, durations_s: Sequence[float], hardware: HardwarePro
     """Teacher-forced prediction: the engine's schedule with each task's time given.
 
     Measured task times already contain what sharing cost them, so nothing is slowed down again;
-    what still differs from the measured makespan is the engine's idea of order and waiting.
+    what still differs from the measured makespan is the engine's idea of order and waiting. Claims
+    are settled as they were: a task that was skipped took no time.
 
     Raises:
         BadInput: the number of durations differs from the number of tasks.
@@ -91,7 +124,7 @@ def issue_times(graph: TaskGraph, costs: CostModel, free_ops: Collection[str] = 
     for task in graph.tasks:
         cost_s = 0.0 if task.op in free_ops else costs.issue_s(task)
         spent[task.device] = spent.get(task.device, 0.0) + cost_s
-        issued.append(max(0.0, spent[task.device] - ahead_s))
+        issued.append(max(costs.earliest_s(task), spent[task.device] - ahead_s))
     return issued
 
 
@@ -102,13 +135,17 @@ class _Run:
         durations_s: Sequence[float],
         hardware: HardwareProfile,
         shared: bool,
+        availability: Availability = ALWAYS,
+        costs: CostModel | None = None,
     ) -> None:
         self.graph = graph
         self.durations_s = durations_s
-        self.issued_s = issue_times(graph, CostModel(hardware, graph.model, graph.workload))
+        self.costs = costs
+        self.claims = Claims(graph)
+        self.issued_s = issue_times(graph, cost_model(hardware, graph.model, graph.workload))
         self.dispatch = hardware.dispatch
         self.env = simpy.Environment()
-        machine = Machine(self.env, hardware)
+        machine = Machine(self.env, hardware, availability)
         self.machine = machine if shared and machine.shares() else None
         self.done = [self.env.event() for _ in graph.tasks]
         self.start_s = [0.0] * len(graph.tasks)
@@ -133,11 +170,26 @@ class _Run:
                     earliest = max(earliest, self.end_s[dep] + self.dispatch.handover_s)
             if earliest > env.now:
                 yield env.timeout(earliest - env.now)
+            duration_s = self.durations_s[at]
+            if tasks[at].claim and self.costs is not None:
+                yield _Turn(env, at)
+                duration_s = self._claim(at, self.costs)
             self.start_s[at] = env.now
             if self.machine is not None:
-                yield self.machine.run(tasks[at], self.durations_s[at])
+                yield self.machine.run(tasks[at], duration_s)
             else:
-                yield env.timeout(self.durations_s[at])
+                yield env.timeout(duration_s)
             self.end_s[at] = env.now
             self.done[at].succeed()
-            free_s = env.now + self.dispatch.gap_s
+            if duration_s > 0 or not tasks[at].claim:
+                free_s = env.now + self.dispatch.gap_s
+
+    def _claim(self, at: int, costs: CostModel) -> float:
+        """Seconds of what is left of the task for it to do."""
+        task = self.graph.tasks[at]
+        tokens = self.claims.take(at)
+        if tokens[0] == tokens[1]:
+            return 0.0
+        if tokens == (task.token_start, task.token_stop):
+            return self.durations_s[at]
+        return costs.estimate(part_of(task, tokens)).seconds

@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 from sim.errors import BadInput
 from sim.files import STRICT_KEYS, parse, set_fields
 from sim.model_spec import ModelSpec
+from sim.prefill import DISK, NET
+from sim.restore import RestoreRequest
 from sim.workload import Workload
 
 if TYPE_CHECKING:
@@ -31,6 +33,9 @@ COPY_LANES = (H2D, D2H)
 """The two directions of the link; a copy inside the host crosses no link."""
 
 LANES = (COMPUTE, H2D, D2H, HOST)
+
+TIER_LANES = (DISK, NET)
+"""What brings K and V from behind host memory into it, when a cached prefix is restored."""
 
 LANE_OF_OP = {
     "embed": COMPUTE,
@@ -50,6 +55,11 @@ LANE_OF_OP = {
     "store_kv": D2H,
     "store_x": D2H,
     "stage_kv": HOST,
+    "prefill": COMPUTE,
+    "read_kv": DISK,
+    "read_x": DISK,
+    "fetch_kv": NET,
+    "fetch_x": NET,
 }
 """Which engine runs which operation.
 
@@ -71,6 +81,10 @@ load_kv     host K and V of `tokens` -> KV staging slot, quantised ones -> slot 
 store_kv    the new token's K and V -> host cache
 store_x     the new token's X -> host cache
 stage_kv    pageable host K and V of `tokens` -> pinned staging buffer, from which they are loaded
+prefill     K and V of `tokens` from token ids, or from the hidden state that the task of the layers
+            before has left, in `layers` layers
+read_kv, read_x    K and V, or X, of `tokens` in `layers` layers: file -> host staging buffer
+fetch_kv, fetch_x  the same from another machine
 =========== ===================================================================================
 """
 
@@ -92,6 +106,10 @@ class Task:
         deps: ids that must be done before it starts.
         device: index of the device whose lanes it uses.
         batch: which of the workload's batches it works on.
+        layers: how many layers from `layer` on it works on.
+        claim: tasks with the same claim are alternatives for the tokens that their ranges share:
+            whichever starts first does them; a later one does what is left, or is skipped. One that
+            waits for a task of the same claim and range goes on with what that one has got.
     """
 
     __pydantic_config__ = STRICT_KEYS
@@ -109,6 +127,8 @@ class Task:
     deps: tuple[str, ...] = ()
     device: int = 0
     batch: int = 0
+    layers: int = 1
+    claim: str = ""
 
     @property
     def n_tokens(self) -> int:
@@ -129,7 +149,7 @@ class TaskGraph:
 
     schedule: str
     model: ModelSpec
-    workload: Workload
+    workload: Workload | RestoreRequest
     slots: int
     tasks: tuple[Task, ...]
 
@@ -201,7 +221,11 @@ def _identity(task: Task) -> str:
         f"{task.id} {task.op} {task.lane} {task.step} {task.layer} {task.token_start} "
         f"{task.token_stop} {task.slot} {task.bytes} {task.flops} {task.deps} {task.device}"
     )
-    return f"{text} batch {task.batch}" if task.batch else text
+    if task.batch:
+        text += f" batch {task.batch}"
+    if task.layers != 1:
+        text += f" layers {task.layers}"
+    return f"{text} claim {task.claim}" if task.claim else text
 
 
 def _check_tasks(tasks: Iterable[Task]) -> None:
@@ -218,6 +242,8 @@ def _check_tasks(tasks: Iterable[Task]) -> None:
             raise BadInput(
                 f"task {task.id}: tokens [{task.token_start}, {task.token_stop}) is not a range."
             )
+        if task.layers < 1:
+            raise BadInput(f"task {task.id}: layers(={task.layers}) must be at least 1.")
         if task.bytes < 0 or task.flops < 0 or (task.lane != COMPUTE) != (task.bytes > 0):
             raise BadInput(
                 f"task {task.id}: bytes(={task.bytes}) must be > 0 for a copy and 0 for compute, "

@@ -11,17 +11,11 @@ from sim.errors import BadInput
 from sim.files import STRICT_KEYS, parse, read_json, write_json
 from sim.graph import COPY_LANES, HOST
 from sim.kv_format import QuantisationTable
-from sim.links import (
-    Dispatch,
-    Interference,
-    Links,
-    Source,
-    Uplink,
-    check_positive,
-    weakest,
-)
+from sim.links import Dispatch, Interference, Links, Uplink, check_positive
 from sim.model_spec import DTYPE_BYTES
+from sim.prefill import Restore
 from sim.samples import Samples
+from sim.source import Source, weakest
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +124,7 @@ class HardwareProfile:
     that can run plans made for it (`cpu`, `cuda`), or `none` for paper and datasheet profiles.
     `samples` are what its tables are the medians of, where they were kept. Nothing is priced by
     them: they do not tell two profiles apart, and only the profile's own file holds them.
+    `restore` is what restoring a cached prefix needs besides.
     """
 
     __pydantic_config__ = STRICT_KEYS
@@ -148,6 +143,7 @@ class HardwareProfile:
     uplinks: tuple[Uplink, ...] = ()
     environment: dict[str, Any] | None = None
     samples: tuple[Samples, ...] = field(default=(), compare=False, repr=False)
+    restore: Restore | None = None
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPE_BYTES:
@@ -165,6 +161,7 @@ class HardwareProfile:
             self.attention.source,
             self.elementwise.source,
             *(link.source for link in links if link is not None),
+            *(self.restore.sources if self.restore else ()),
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -235,6 +232,8 @@ class HardwareProfile:
                         for table in self.elementwise.tables
                     ),
                 ),
+                restore=self.restore
+                and self.restore.faster_attention(1.0 if part == "hbm" else factor),
             )
         if part == "memory":
             size = self.memory.device_bytes * factor

@@ -3,20 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
 
 from sim.curves import Curve
 from sim.errors import BadInput, NotMeasured
 from sim.files import STRICT_KEYS
 from sim.graph import LANES
-
-Source = Literal["measured", "fitted", "datasheet"]
-SOURCES: tuple[Source, ...] = ("measured", "fitted", "datasheet")
-"""Where a number comes from, strongest first; a sum is as strong as its weakest term."""
-
-
-def weakest(*sources: Source) -> Source:
-    return max(sources, key=SOURCES.index)
+from sim.source import Source
 
 
 def check_positive(where: str, **values: float | None) -> None:

@@ -109,6 +109,7 @@ def _gated(config: Mapping[str, Any]) -> dict[str, Any]:
         "mlp_bias": bool(config.get("mlp_bias", False)),
         "qk_norm": False,
         "tie_embeddings": bool(config.get("tie_word_embeddings", False)),
+        "weight_bits": _weight_bits(config),
     }
 
 
@@ -217,6 +218,17 @@ def _windows(config: Mapping[str, Any], is_windowed: Callable[[int], bool]) -> d
     if len(full) == n_layers:
         return {}
     return {"sliding_window": window, "full_attention_layers": full}
+
+
+def _weight_bits(config: Mapping[str, Any]) -> int | None:
+    """8 for a checkpoint in FP8; other kinds of quantised weights are refused."""
+    quantized = config.get("quantization_config")
+    if quantized is None:
+        return None
+    method = quantized.get("quant_method") if isinstance(quantized, Mapping) else quantized
+    if method != "fp8":
+        raise BadFile(f"quantization_config.quant_method {method!r} is not supported; only 'fp8'.")
+    return 8
 
 
 def _rope(config: Mapping[str, Any]) -> tuple[float, Llama3RopeScaling | None]:

@@ -122,6 +122,8 @@ class ModelSpec:
         mla: latent attention instead of K and V of each head. Every head reads the same latent, so
             `n_kv_heads` is 1; `head_dim` is d_n + d_r.
         moe: experts instead of one MLP; `intermediate_size` is that of the dense layers.
+        weight_bits: of an element of the layers' matrices, where they are stored in fewer bits
+            than `dtype`.
     """
 
     __pydantic_config__ = STRICT_KEYS
@@ -152,6 +154,7 @@ class ModelSpec:
     output_norms: bool = False
     mla: LatentAttention | None = None
     moe: MixtureOfExperts | None = None
+    weight_bits: int | None = None
 
     def __post_init__(self) -> None:
         _check_sizes(f"model {self.name}", self, _SIZES)
@@ -253,27 +256,40 @@ class ModelSpec:
             experts = self.moe.n_routed_experts + self.moe.n_shared_experts
             mlp = experts * self.mlp_weight_size(self.moe.intermediate_size)
             mlp += self.hidden_size * self.moe.n_routed_experts  # the router
-        return (self.attention_weight_size + mlp) * self.element_bytes
+        return (self.attention_weight_size + mlp) * self._matrix_bits // 8
 
     @property
     def kv_weight_bytes(self) -> int:
         """Bytes of the matrix that makes what one layer caches from X."""
-        return self.kv_token_size * self.hidden_size * self.element_bytes
+        return self.kv_token_size * self.hidden_size * self._matrix_bits // 8
+
+    @property
+    def _matrix_bits(self) -> int:
+        return self.weight_bits or 8 * self.element_bytes
 
     @property
     def weight_bytes(self) -> int:
         """Bytes of all layers, the embeddings and the output head."""
-        tables = self.vocab_size * (1 if self.tie_embeddings else 2)
-        positions = 0 if self.rotary else self.max_positions
-        embeddings = (tables + positions) * self.hidden_size * self.element_bytes
+        embeddings = self._embedding_elements * self.element_bytes
+        return self._layer_elements * self._matrix_bits // 8 + embeddings
+
+    @property
+    def _layer_elements(self) -> int:
+        """Elements of all layers' matrices, of which some may be dense instead of experts."""
         n_dense = 0 if self.moe is None else self.moe.n_dense_layers
         dense = self.attention_weight_size + self.mlp_weight_size(self.intermediate_size)
-        layers = (self.n_layers - n_dense) * self.layer_weight_bytes
-        return layers + n_dense * dense * self.element_bytes + embeddings
+        usual = self.layer_weight_bytes * 8 // self._matrix_bits
+        return (self.n_layers - n_dense) * usual + n_dense * dense
+
+    @property
+    def _embedding_elements(self) -> int:
+        tables = self.vocab_size * (1 if self.tie_embeddings else 2)
+        positions = 0 if self.rotary else self.max_positions
+        return (tables + positions) * self.hidden_size
 
     @property
     def n_parameters(self) -> int:
-        return self.weight_bytes // self.element_bytes
+        return self._layer_elements + self._embedding_elements
 
 
 def _check_sizes(where: str, holder: object, fields: Sequence[str], least: int = 1) -> None:

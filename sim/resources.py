@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import simpy
 
+from sim.availability import ALWAYS, Availability
 from sim.graph import COPY_LANES, Task
 from sim.hardware import HardwareProfile
 from sim.links import Uplink
@@ -93,8 +94,16 @@ class _Running:
 class Machine:
     """Runs tasks at paces that depend on what else is running."""
 
-    def __init__(self, env: simpy.Environment, hardware: HardwareProfile) -> None:
+    def __init__(
+        self,
+        env: simpy.Environment,
+        hardware: HardwareProfile,
+        availability: Availability = ALWAYS,
+    ) -> None:
         self.env = env
+        self._availability = availability
+        for change_s in availability.changes_s:
+            env.timeout(change_s).callbacks.append(self._change)
         self._factors: dict[str, list[tuple[str, float]]] = {}
         for entry in hardware.interference:
             if entry.rate < 1.0:
@@ -106,7 +115,7 @@ class Machine:
 
     def shares(self) -> bool:
         """Whether anything on this machine can slow a running task down."""
-        return bool(self._factors or self._uplinks)
+        return bool(self._factors or self._uplinks or self._availability.steps)
 
     def run(self, task: Task, alone_s: float) -> simpy.Event:
         """Start `task`, which takes `alone_s` undisturbed; the event fires when it is done."""
@@ -125,7 +134,7 @@ class Machine:
         busy = {(entry.task.device, entry.task.lane) for entry in self._running.values()}
         shares = self._link_shares()
         for key, entry in self._running.items():
-            pace = shares.get(key, 1.0)
+            pace = shares.get(key, 1.0) * self._availability.at(self.env.now, entry.task.lane)
             for other, factor in self._factors.get(entry.task.lane, ()):
                 if (entry.task.device, other) in busy:
                     pace *= factor
@@ -133,8 +142,13 @@ class Machine:
                 entry.left_s -= (self.env.now - entry.since_s) * entry.pace
                 entry.since_s, entry.pace = self.env.now, pace
                 entry.wakeup += 1
+                if not pace:
+                    continue
                 alarm = self.env.timeout(max(0.0, entry.left_s / pace), (key, entry.wakeup))
                 alarm.callbacks.append(self._ring)
+
+    def _change(self, _: simpy.Event) -> None:
+        self._set_paces()
 
     def _ring(self, alarm: simpy.Event) -> None:
         key, wakeup = alarm.value

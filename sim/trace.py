@@ -15,13 +15,17 @@ from typing import Any
 
 from sim.errors import BadFile, Mismatch
 from sim.files import CREATED_BY, read_text, write_bytes
-from sim.graph import COMPUTE, D2H, H2D, HOST, Task, TaskGraph
+from sim.graph import COMPUTE, D2H, H2D, HOST, TIER_LANES, Task, TaskGraph
 from sim.timeline import Span, Timeline
 
 STREAM_OF_LANE = {COMPUTE: 7, H2D: 13, D2H: 14}
 HOST_PID = 1_000
 FIRST_HOST_TID = 2
 """Thread of the host that copies for device 0; thread 1 holds the steps."""
+
+HOST_LANES = (HOST, *TIER_LANES)
+LANE_TIDS = 1_000
+"""Threads between those of one lane of the host and of the next."""
 
 _COPY_NAME = {
     H2D: "Memcpy HtoD (Pinned -> Device)",
@@ -52,9 +56,10 @@ def trace_document(timeline: Timeline, title: str) -> dict[str, Any]:
                 _metadata("thread_name", device, stream, {"name": f"stream {stream} {lane}"})
             )
     events.append(_metadata("process_name", HOST_PID, 0, {"name": f"{title}, steps"}))
-    for device in (device for device, lane in timeline.graph.lanes if lane == HOST):
-        thread = {"name": f"copies for device {device}, {HOST}"}
-        events.append(_metadata("thread_name", HOST_PID, FIRST_HOST_TID + device, thread))
+    for device, lane in timeline.graph.lanes:
+        if lane in HOST_LANES:
+            thread = {"name": f"copies for device {device}, {lane}"}
+            events.append(_metadata("thread_name", HOST_PID, _host_tid(device, lane), thread))
     events += _step_events(timeline)
     for number, span in enumerate(timeline.spans, start=1):
         events.append(_task_event(span, number))
@@ -136,7 +141,7 @@ def _task_event(span: Span, correlation: int) -> dict[str, Any]:
     kind, name, pid, tid = _place(task)
     args: dict[str, Any] = {
         "device": task.device,
-        **({} if task.lane == HOST else {"stream": tid, "correlation": correlation}),
+        **({} if task.lane in HOST_LANES else {"stream": tid, "correlation": correlation}),
         "task_id": task.id,
         "op": task.op,
         "layer": task.layer,
@@ -162,10 +167,14 @@ def _task_event(span: Span, correlation: int) -> dict[str, Any]:
     }
 
 
+def _host_tid(device: int, lane: str) -> int:
+    return FIRST_HOST_TID + device + LANE_TIDS * HOST_LANES.index(lane)
+
+
 def _place(task: Task) -> tuple[str, str, int, int]:
     """Category, name, process and thread of a task's event."""
-    if task.lane == HOST:
-        return "cpu_op", task.op, HOST_PID, FIRST_HOST_TID + task.device
+    if task.lane in HOST_LANES:
+        return "cpu_op", task.op, HOST_PID, _host_tid(task.device, task.lane)
     place = task.device, STREAM_OF_LANE[task.lane]
     if task.lane == COMPUTE:
         return "kernel", task.op, *place

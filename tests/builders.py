@@ -14,14 +14,21 @@ from hypothesis import strategies as st
 
 from planner.lower import lower
 from sim.engine import simulate
-from sim.graph import COMPUTE, D2H, H2D, HOST, LANES, Task, TaskGraph
+from sim.graph import COMPUTE, D2H, DISK, H2D, HOST, LANES, NET, Task, TaskGraph
 from sim.hardware import Attention, Elementwise, Gemm, HardwareProfile, Memory
 from sim.links import Dispatch, Interference, Link, Links
 from sim.model_spec import ModelSpec
 from sim.timeline import Timeline
 from sim.workload import Workload
 
-OP_OF_LANE = {COMPUTE: "embed", H2D: "load_kv", D2H: "store_kv", HOST: "stage_kv"}
+OP_OF_LANE = {
+    COMPUTE: "embed",
+    H2D: "load_kv",
+    D2H: "store_kv",
+    HOST: "stage_kv",
+    DISK: "read_kv",
+    NET: "fetch_kv",
+}
 JOB = Workload(batch_size=1, prompt_tokens=8, gen_tokens=1)
 MHA = {"n_heads": 2, "n_kv_heads": 2}
 GQA = {"n_heads": 4, "n_kv_heads": 1, "gated_mlp": True, "rotary": True}

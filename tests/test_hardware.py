@@ -23,8 +23,9 @@ from sim.hardware import (
     HardwareProfile,
     Memory,
 )
-from sim.links import Interference, Link, Uplink, weakest
+from sim.links import Interference, Link, Uplink
 from sim.samples import Samples
+from sim.source import weakest
 from sim.workload import Workload
 
 

@@ -253,3 +253,14 @@ def test_a_broken_config_names_its_file(tmp_path, text):
 def test_an_absent_config_names_its_path(tmp_path):
     with pytest.raises(BadFile, match=r"config\.json does not exist"):
         load_model_config(tmp_path)
+
+
+def test_fp8_matrices_halve_the_weights_but_not_the_cache():
+    plain, fp8 = find_model("llama-3.1-70b"), find_model("llama-3.1-70b-fp8")
+    assert (fp8.weight_bits, plain.weight_bits) == (8, None)
+    assert fp8.n_parameters == plain.n_parameters
+    assert 2 * fp8.layer_weight_bytes == plain.layer_weight_bytes
+    assert fp8.kv_token_bytes == plain.kv_token_bytes
+    config = json.loads((DATA / "models" / "llama-3.1-70b.json").read_text())
+    with pytest.raises(BadFile, match="quant_method 'awq' is not supported"):
+        model_from_config({**config, "quantization_config": {"quant_method": "awq"}}, "x")

@@ -26,6 +26,11 @@ OP_COLOUR = {
     "store_kv": "#86b4e3",
     "store_x": "#d8c07a",
     "stage_kv": "#5b8f9e",
+    "prefill": "#d9683c",
+    "read_kv": "#5a9bd4",
+    "read_x": "#e3c46b",
+    "fetch_kv": "#2f6aa3",
+    "fetch_x": "#cf9a35",
 }
 """One colour per operation in every figure, readable on white and on near-black: warm for the
 recomputed part (X and what is made of it), blue for K and V that travel, green for their use, plum

@@ -1,0 +1,91 @@
+"""How often the joint policy loses, and what it gains over the two-ended restore.
+
+    python benchmarks/restore_regret.py [--cases 200] [--seed 0] [--json]
+
+Each case draws a model, a machine, a tier, a prompt and a GPU share, and simulates every policy.
+Regret is the joint plan's time to first token over the least of any policy, minus 1; the gain is
+the two-ended time over the joint one, minus 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import sys
+from dataclasses import replace
+from statistics import median
+
+from planner.restore import RESTORE_POLICIES, RestorePlanner
+from sim import HardwareProfile, ModelSpec, find_hardware, find_model
+from sim.prefill import LANE_OF_TIER, Restore, Tier
+from sim.restore import RestoreRequest
+from sim.source import Figure
+
+MODELS = ("opt-1.3b", "opt-6.7b", "longalpaca-7b", "longalpaca-13b", "llama-3.1-8b", "qwen3-8b")
+MACHINES = ("a100-80g", "2xa100-80g", "h100")
+POLICIES = [policy for policy in RESTORE_POLICIES if policy != "auto"]
+
+
+def draw_case(rng: random.Random) -> tuple[ModelSpec, HardwareProfile, RestoreRequest]:
+    """A shipped model on a shipped machine, behind a link of 0.3 to 30 GB/s."""
+    tier = rng.choice(("dram", *LANE_OF_TIER))
+    rate = 3e9 * 10 ** rng.uniform(-1, 1)
+    machine = find_hardware(rng.choice(MACHINES))
+    if tier == "dram":
+        machine = machine.with_faster("h2d", rate / machine.links.h2d.bytes_per_s)
+    else:
+        block = machine.restore or Restore()
+        machine = replace(
+            machine,
+            restore=block.with_tier(Tier(LANE_OF_TIER[tier], Figure("datasheet", rate))),
+        )
+    prompt = round(512 * 2 ** rng.uniform(1, 6))
+    request = RestoreRequest(
+        prompt_tokens=prompt,
+        cached_tokens=prompt - rng.choice((1, 1, 64, prompt // 8)),
+        tier=tier,
+        gpu_share=rng.choice((0.125, 0.5, 0.875, 1.0)),
+        tier_kv_bits=rng.choice((16, 16, 8)),
+    )
+    return find_model(rng.choice(MODELS)), machine, request
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    arguments.add_argument("--cases", type=int, default=200)
+    arguments.add_argument("--seed", type=int, default=0)
+    arguments.add_argument("--json", action="store_true")
+    options = arguments.parse_args()
+    rng = random.Random(options.seed)  # noqa: S311
+    regrets, gains = [], []
+    wins = dict.fromkeys(POLICIES, 0)
+    for number in range(options.cases):
+        planner = RestorePlanner(*draw_case(rng))
+        times = {policy: planner.choice(policy).ttft_s for policy in POLICIES}
+        regrets.append(times["joint"] / min(times.values()) - 1)
+        gains.append(times["two-ended"] / times["joint"] - 1)
+        wins[planner.fastest()] += 1
+        if sys.stderr.isatty():
+            print(f"\r{number + 1} of {options.cases}", end="", file=sys.stderr)
+    found = {
+        "cases": options.cases,
+        "max_regret_frac": max(regrets),
+        "median_gain_vs_two_ended_frac": median(gains),
+        "best_gain_vs_two_ended_frac": max(gains),
+        "fastest_cases": wins,
+    }
+    if options.json:
+        print(json.dumps(found, indent=1))
+        return
+    print(f"{found['cases']} cases, joint against every other policy")
+    print(f"worst regret {found['max_regret_frac']:.3%}")
+    print(
+        f"gain over two-ended: median {found['median_gain_vs_two_ended_frac']:.1%}, "
+        f"best {found['best_gain_vs_two_ended_frac']:.1%}"
+    )
+    print("simplest of the fastest: " + ", ".join(f"{name} {n}" for name, n in wins.items() if n))
+
+
+if __name__ == "__main__":
+    main()

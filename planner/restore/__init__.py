@@ -1,0 +1,22 @@
+"""Restoring a cached prefix: what to compute, what to load, and how that becomes a task graph."""
+
+from planner.restore.adapting import Adaptation, Change, adapt
+from planner.restore.plan import RestorePlan, make_restore_plan
+from planner.restore.planning import RESTORE_POLICIES, RestorePlanner
+from planner.restore.published import behind_link, error_summary, read_cases, reproduce_case
+from planner.restore.split import RestoreSplit
+
+__all__ = [
+    "RESTORE_POLICIES",
+    "Adaptation",
+    "Change",
+    "RestorePlan",
+    "RestorePlanner",
+    "RestoreSplit",
+    "adapt",
+    "behind_link",
+    "error_summary",
+    "make_restore_plan",
+    "read_cases",
+    "reproduce_case",
+]

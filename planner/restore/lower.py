@@ -1,0 +1,218 @@
+"""From a restore's split, or from none where claims decide, to the graph that realises it.
+
+The compute lane takes steps of tokens from the front. Copies bring K and V, or X, from the tier:
+straight from host memory, or through a staging buffer there, the second leg of one chunk beside
+the first of the next. The tokens that are not cached come last, for they attend to all others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import pairwise
+
+from planner.restore.split import RestoreSplit
+from sim.cost import compute_flops
+from sim.graph import LANE_OF_OP, Task, TaskGraph
+from sim.model_spec import ModelSpec
+from sim.prefill import DISK, LANE_OF_TIER
+from sim.restore import RestoreRequest
+from sim.restore_cost import prefill_flops
+
+STAGING_CHUNKS = 4
+"""Chunks that host memory holds between a tier and the device."""
+
+CLAIM = "kv"
+SCHEDULE = "restore"
+
+
+def compute_only_graph(model: ModelSpec, request: RestoreRequest) -> TaskGraph:
+    """Prefill of the whole prompt, as if nothing were cached."""
+    lowering = _Lowering(model, request)
+    for start, stop in lowering.steps(0, request.prompt_tokens):
+        lowering.prefill(start, stop, 0, model.n_layers)
+    return lowering.graph()
+
+
+def two_ended_graph(model: ModelSpec, request: RestoreRequest) -> TaskGraph:
+    """Cake's two ends (arXiv 2410.03065): steps from the front and loads from the back.
+
+    Both sides hold tasks for all cached tokens; a claim lets whichever starts first do a token.
+    """
+    lowering = _Lowering(model, request)
+    for start, stop in lowering.steps(0, request.cached_tokens):
+        lowering.prefill(start, stop, 0, model.n_layers, claim=CLAIM)
+    last = ""
+    for start, stop in lowering.io_chunks_from_the_back(0):
+        last = lowering.load("kv", start, stop, 0, model.n_layers, CLAIM)
+    for start, stop in lowering.uncached_steps():
+        lowering.prefill(start, stop, 0, model.n_layers, (last,))
+    return lowering.graph()
+
+
+def split_graph(model: ModelSpec, request: RestoreRequest, split: RestoreSplit) -> TaskGraph:
+    """The graph in which every token goes the way the split says.
+
+    Raises:
+        BadInput: the split is not one of this request.
+    """
+    split.check(model, request)
+    lowering = _Lowering(model, request)
+    lowering.staircase(split)
+    if split.by_layer:
+        lowering.by_layer(split)
+        return lowering.graph()
+    last = ""
+    for start, stop in lowering.io_chunks_from_the_back(split.computed_tokens[0]):
+        last = lowering.load("kv", start, stop, 0, model.n_layers)
+    for start, stop in lowering.uncached_steps():
+        lowering.prefill(start, stop, 0, model.n_layers, (last,) if last else ())
+    return lowering.graph()
+
+
+Range = tuple[int, int]
+
+
+class _Lowering:
+    def __init__(self, model: ModelSpec, request: RestoreRequest) -> None:
+        self.model = model
+        self.request = request
+        self.tier_lane = LANE_OF_TIER.get(request.tier)
+        self.tasks: list[Task] = []
+        self.staged: list[str] = []
+
+    def graph(self) -> TaskGraph:
+        """With the output head behind everything."""
+        stop = self.request.prompt_tokens
+        flops = compute_flops("head", 1, 1, self.model, 1)
+        self._add("head", "head", stop - 1, stop, -1, 1, flops=flops)
+        slots = STAGING_CHUNKS if self.tier_lane else 0
+        return TaskGraph(SCHEDULE, self.model, self.request, slots, tuple(self.tasks))
+
+    def steps(self, start: int, stop: int) -> Iterator[Range]:
+        """The restore's part of each step, from the front."""
+        return _pieces(start, stop, self.request.step_tokens)
+
+    def uncached_steps(self) -> Iterator[Range]:
+        return self.steps(self.request.cached_tokens, self.request.prompt_tokens)
+
+    def io_chunks_from_the_back(self, start: int) -> Iterator[Range]:
+        """I/O chunks of the cached tokens from `start` on, the last first."""
+        size = self.request.io_chunk_tokens
+        chunks = list(_pieces(start - start % size, self.request.cached_tokens, size))
+        return ((max(first, start), stop) for first, stop in reversed(chunks) if start < stop)
+
+    def staircase(self, split: RestoreSplit) -> None:
+        """Steps of the computed tokens, each through as many layers as compute them."""
+        computed = split.computed_tokens
+        edges = sorted({0, *computed})
+        for first, last in pairwise(edges):
+            layers = sum(count >= last for count in computed)
+            for start, stop in self.steps(first, last):
+                self.prefill(start, stop, 0, layers)
+
+    def by_layer(self, split: RestoreSplit) -> None:
+        """X and then K and V, layer after layer; the uncached tokens follow through the layers.
+
+        A copy moves as many bytes as one chunk of all layers.
+        """
+        size = self.request.io_chunk_tokens * self.model.n_layers
+        loads: list[list[tuple[str, Range]]] = []
+        for layer, (first, count) in enumerate(
+            zip(split.computed_tokens, split.projected_tokens, strict=True)
+        ):
+            pieces = _pieces(first, first + count, size)
+            loads.append([(self.load("x", *piece, layer, 1), piece) for piece in pieces])
+        last: list[str] = []
+        for layer, count in enumerate(split.loaded_tokens(self.request)):
+            stop = self.request.cached_tokens
+            names = [
+                self.load("kv", *piece, layer, 1) for piece in _pieces(stop - count, stop, size)
+            ]
+            last.append(names[-1] if names else "")
+        for layer, arrived in enumerate(last):
+            for name, piece in loads[layer]:
+                self.project(*piece, layer, name)
+            for start, stop in self.uncached_steps():
+                self.prefill(start, stop, layer, 1, (arrived,) if arrived else ())
+
+    def prefill(
+        self,
+        start: int,
+        stop: int,
+        layer: int,
+        layers: int,
+        deps: tuple[str, ...] = (),
+        claim: str = "",
+    ) -> None:
+        flops = prefill_flops(self.model, start, stop - start, layers)
+        name = f"prefill.{start}" if layers == self.model.n_layers else f"L{layer}.prefill.{start}"
+        self._add(name, "prefill", start, stop, layer, layers, deps=deps, flops=flops, claim=claim)
+
+    def project(self, start: int, stop: int, layer: int, loaded: str) -> None:
+        """K and V of tokens from their X."""
+        flops = compute_flops("recompute", stop - start, 1, self.model, 1)
+        name = f"L{layer}.project.{start}"
+        self._add(name, "recompute", start, stop, layer, 1, deps=(loaded,), flops=flops)
+
+    def load(
+        self, kind: str, start: int, stop: int, layer: int, layers: int, claim: str = ""
+    ) -> str:
+        """Both legs of one chunk; returns the name of the one that ends on the device."""
+        bits = self.request.kv_token_bits(self.model)
+        if kind == "x":
+            bits = 8 * self.model.x_token_bytes
+        n_bytes = layers * (stop - start) * bits // 8
+        where = f"L{layer}.{start}" if layers == 1 else f"{start}"
+        deps: tuple[str, ...] = ()
+        slot = -1
+        if self.tier_lane is not None:
+            slot = len(self.staged) % STAGING_CHUNKS
+            op = f"{'read' if self.tier_lane == DISK else 'fetch'}_{kind}"
+            earlier = self.staged[-STAGING_CHUNKS:]
+            freed = tuple(earlier[:1]) if len(earlier) == STAGING_CHUNKS else ()
+            self._add(
+                f"{op}.{where}", op, start, stop, layer, layers, freed, n_bytes, 0, claim, slot
+            )
+            deps = (f"{op}.{where}",)
+        op = f"load_{kind}"
+        name = f"{op}.{where}"
+        self._add(name, op, start, stop, layer, layers, deps, n_bytes, 0, claim, slot)
+        self.staged.append(name)
+        return name
+
+    def _add(
+        self,
+        name: str,
+        op: str,
+        start: int,
+        stop: int,
+        layer: int,
+        layers: int,
+        deps: tuple[str, ...] = (),
+        n_bytes: int = 0,
+        flops: int = 0,
+        claim: str = "",
+        slot: int = -1,
+    ) -> None:
+        self.tasks.append(
+            Task(
+                id=name,
+                op=op,
+                lane=LANE_OF_OP[op],
+                step=0,
+                layer=layer,
+                token_start=start,
+                token_stop=stop,
+                slot=slot,
+                bytes=n_bytes,
+                flops=flops,
+                deps=deps,
+                layers=layers,
+                claim=claim,
+            )
+        )
+
+
+def _pieces(start: int, stop: int, size: int) -> Iterator[Range]:
+    """[start, stop) in ranges of `size`, the last one shorter."""
+    return ((at, min(at + size, stop)) for at in range(start, stop, size))

@@ -1,0 +1,199 @@
+"""How to restore a cached prefix, with the prediction: a file."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from planner.restore.adapting import Adaptation, adapt
+from planner.restore.planning import (
+    FIXED,
+    PLANNED,
+    Choice,
+    Form,
+    RestorePlanner,
+    form_graph,
+    meeting_token,
+)
+from planner.restore.split import RestoreSplit
+from sim.availability import ALWAYS, Availability
+from sim.claims import claimed
+from sim.errors import Mismatch
+from sim.files import STRICT_KEYS, blaming, parse, read_json, write_json
+from sim.graph import TaskGraph
+from sim.hardware import HardwareProfile
+from sim.model_spec import ModelSpec
+from sim.quantities import ms
+from sim.restore import RestoreRequest
+from sim.restore_cost import RestoreCosts
+from sim.source import Source, weakest
+from sim.timeline import Timeline
+
+
+@dataclass(frozen=True)
+class RestorePlan:
+    """A policy's choice for one request, its prediction, and what simulating it again needs.
+
+    Args:
+        form: what the graph is made from, see `planner.restore.planning.Form`.
+        ttft_s: simulated time to the first token.
+        computed_tokens, projected_tokens, loaded_tokens: tokens by where their K and V come from,
+            a token of which only some layers do counting as that part; rounded, they add up to the
+            prompt.
+        meeting_token: first cached token that is not computed through all layers.
+        baselines: simulated time of each policy.
+        reason: why, in one sentence.
+        source: weakest source of any task's time.
+        out_of_range_tasks: tasks whose time the profile has no figures for.
+        graph_sha256: hash of the graph that was simulated; a device runs no other.
+        adaptation: with a trace, which the policies know, what it does to those who do not.
+    """
+
+    __pydantic_config__ = STRICT_KEYS
+
+    policy: str
+    form: Form
+    model: ModelSpec
+    hardware: HardwareProfile
+    workload: RestoreRequest
+    split: RestoreSplit | None
+    availability: Availability
+    ttft_s: float
+    computed_tokens: int
+    projected_tokens: int
+    loaded_tokens: int
+    meeting_token: int
+    baselines: dict[str, float]
+    reason: str
+    source: Source
+    out_of_range_tasks: int
+    graph_sha256: str
+    adaptation: Adaptation | None = None
+
+    @property
+    def compute_only_s(self) -> float:
+        return self.baselines["compute-only"]
+
+    @property
+    def load_only_s(self) -> float:
+        return self.baselines["load-only"]
+
+    def lower(self) -> TaskGraph:
+        """The graph that realises this plan, built anew."""
+        return form_graph(self.form, self.model, self.workload, self.split)
+
+    def simulated_graph(self) -> TaskGraph:
+        """The graph, provided it is the one whose simulation this plan carries.
+
+        Raises:
+            Mismatch: the plan was edited after it was simulated.
+        """
+        graph = self.lower()
+        if graph.sha256 != self.graph_sha256:
+            raise Mismatch(
+                f"the plan gives graph {graph.sha256[:12]} but its simulation was of "
+                f"{self.graph_sha256[:12]}: it was edited; run `kvoverlap restore` again."
+            )
+        return graph
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "hardware": self.hardware.to_dict()}
+
+    def answer(self) -> dict[str, Any]:
+        """The prediction as `--json` prints it."""
+        content = self.to_dict()
+        content["model"] = self.model.name
+        content["hardware"] = self.hardware.name
+        content["compute_only_s"] = self.compute_only_s
+        content["load_only_s"] = self.load_only_s
+        content["speedup_vs_compute"] = self.compute_only_s / self.ttft_s
+        content["speedup_vs_load"] = self.load_only_s / self.ttft_s
+        return content
+
+    def save(self, path: Path | str) -> None:
+        write_json(path, "restore-plan", self.to_dict())
+
+    @classmethod
+    def load(cls, path: Path | str) -> RestorePlan:
+        """Read a plan file.
+
+        Raises:
+            BadFile: unreadable, of another kind, or with an unknown, absent or invalid key.
+        """
+        with blaming(str(path)):
+            return parse(cls, read_json(path, "restore-plan"), str(path))
+
+
+def make_restore_plan(
+    model: ModelSpec,
+    hardware: HardwareProfile,
+    request: RestoreRequest,
+    policy: str = "auto",
+    availability: Availability = ALWAYS,
+) -> RestorePlan:
+    """Choose what to compute and what to load by `policy`, and predict the time to first token.
+
+    Raises:
+        UnknownName: no such policy.
+        DoesNotFit: the device cannot hold the weights and the K and V of the prompt.
+        NotMeasured: the profile has no figures for the tier.
+    """
+    planner = RestorePlanner(model, hardware, request, availability)
+    planner.check_fits()
+    choice = planner.choice(policy)
+    graph = choice.timeline.graph
+    costs = RestoreCosts(hardware, model, request)
+    estimates = [costs.estimate(task) for task in graph.tasks]
+    computed, projected, loaded = token_counts(choice.timeline)
+    return RestorePlan(
+        policy=policy,
+        form=choice.form,
+        model=model,
+        hardware=hardware,
+        workload=request,
+        split=choice.split,
+        availability=availability,
+        ttft_s=choice.ttft_s,
+        computed_tokens=computed,
+        projected_tokens=projected,
+        loaded_tokens=loaded,
+        meeting_token=meeting_token(choice.timeline, request),
+        baselines={name: planner.choice(name).ttft_s for name in (*FIXED, *PLANNED)},
+        reason=_reason(planner, policy, choice),
+        source=weakest(*(estimate.source for estimate in estimates)),
+        out_of_range_tasks=sum(not estimate.in_range for estimate in estimates),
+        graph_sha256=graph.sha256,
+        adaptation=adapt(planner) if availability.steps else None,
+    )
+
+
+def token_counts(timeline: Timeline) -> tuple[int, int, int]:
+    """Tokens computed, projected and loaded; token-layers over layers, rounded, the sum kept."""
+    graph = timeline.graph
+    cells = {"prefill": 0, "recompute": 0, "load_kv": 0}
+    for task in claimed(graph, timeline.start_s):
+        if task.op in cells:
+            cells[task.op] += task.n_tokens * task.layers
+    layers = graph.model.n_layers
+    projected, loaded = round(cells["recompute"] / layers), round(cells["load_kv"] / layers)
+    return graph.workload.prompt_tokens - projected - loaded, projected, loaded
+
+
+def _reason(planner: RestorePlanner, policy: str, choice: Choice) -> str:
+    """What decides, in one sentence."""
+    compute, load = (planner.choice(name) for name in ("compute-only", "load-only"))
+    better = min(compute, load, key=lambda one: one.ttft_s)
+    alone = "computing" if better is compute else "loading"
+    name = f"auto took {planner.fastest()}" if policy == "auto" else policy
+    if choice.ttft_s > better.ttft_s:
+        return (
+            f"{name} loses to {alone} alone, {ms(choice.ttft_s)} against {ms(better.ttft_s)}: one "
+            "step more costs longer than what it saves."
+        )
+    if choice.ttft_s == better.ttft_s:
+        return f"{name}: splitting saves nothing here, {alone} alone takes {ms(better.ttft_s)}."
+    return (
+        f"{name}: {ms(choice.ttft_s)} against {ms(compute.ttft_s)} for computing and "
+        f"{ms(load.ttft_s)} for loading alone."
+    )

@@ -1,0 +1,167 @@
+"""How long the tasks of a restore take: prefill from token ids, and copies behind host memory.
+
+A step of the engine holds `chunk_tokens`: the restore's part and other requests' tokens. It is
+priced as a whole, other requests' tokens like the restore's own, so that compute time grows as
+1 / gpu_share, which is what the cells of Cake's Table 3 show within 8 % (arXiv 2410.03065).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sim.cost import CostModel, Estimate, kernels
+from sim.graph import COMPUTE, TIER_LANES, Task
+from sim.hardware import HardwareProfile
+from sim.kernels import DecodeAttention, MatMul
+from sim.model_spec import ModelSpec
+from sim.prefill import Restore
+from sim.restore import RestoreRequest
+from sim.source import weakest
+from sim.workload import Workload
+
+
+def cost_model(
+    hardware: HardwareProfile, model: ModelSpec, workload: Workload | RestoreRequest
+) -> CostModel:
+    """The cost model of a job: decode, or restore."""
+    if isinstance(workload, RestoreRequest):
+        return RestoreCosts(hardware, model, workload)
+    return CostModel(hardware, model, workload)
+
+
+def prefill_attention_flops(model: ModelSpec, start: int, n_tokens: int) -> int:
+    """Scores and weighted sum of tokens [start, start + n) over all before them and themselves."""
+    keys = n_tokens * start + n_tokens * (n_tokens + 1) // 2
+    return 4 * model.q_size * keys
+
+
+def prefill_flops(model: ModelSpec, start: int, n_tokens: int, layers: int) -> int:
+    """Floating-point operations of `layers` layers over tokens [start, start + n)."""
+    products = sum(
+        kernel.flops
+        for op in ("qkv", "attention", "mlp")
+        for kernel in kernels(op, n_tokens, 1, model, 1)
+        if isinstance(kernel, MatMul)
+    )
+    return layers * (products + prefill_attention_flops(model, start, n_tokens))
+
+
+class RestoreCosts(CostModel):
+    """Prices the tasks of one restore on one machine."""
+
+    workload: RestoreRequest
+
+    def __init__(
+        self, hardware: HardwareProfile, model: ModelSpec, workload: RestoreRequest
+    ) -> None:
+        super().__init__(hardware, model, workload)
+        self._block = hardware.restore or Restore()
+        self._products: dict[int, Estimate] = {}
+
+    def estimate(self, task: Task) -> Estimate:
+        """Time of `task` alone on its lane, at the request's share of the device."""
+        if task.op == "prefill":
+            return self.prefill(task.token_start, task.n_tokens, task.layers)
+        if task.lane in TIER_LANES:
+            return self._tier_copy(task.lane, task.bytes)
+        if task.lane == COMPUTE:
+            alone = self.compute(task.op, task.n_tokens, task.token_stop)
+            shared_s = task.layers * alone.seconds / self.workload.gpu_share
+            return Estimate(shared_s, alone.source, alone.in_range)
+        return self.copy(task.lane, task.bytes)
+
+    def issue_s(self, task: Task) -> float:
+        """Host time to hand `task` to the device: prefill launches the kernels of its layers."""
+        if task.op != "prefill":
+            return super().issue_s(task)
+        if task.op not in self._launches:
+            ops = ("qkv", "attention", "mlp")
+            self._launches[task.op] = sum(len(kernels(op, 1, 1, self.model, 1)) for op in ops)
+        cost = self.hardware.dispatch
+        return cost.task_s + cost.kernel_s * task.layers * self._launches[task.op]
+
+    @property
+    def lookup_s(self) -> float:
+        """From the request to the first byte that moves."""
+        lookup = self._block.lookup_s
+        return lookup.value if lookup is not None else 0.0
+
+    def earliest_s(self, task: Task) -> float:
+        """Copies of the cached prefix wait until it is found."""
+        return 0.0 if task.lane == COMPUTE else self.lookup_s
+
+    def copy_s(self, lane: str, n_bytes: int) -> float:
+        """Seconds of one copy on any lane."""
+        copied = self._tier_copy if lane in TIER_LANES else self.copy
+        return copied(lane, n_bytes).seconds
+
+    def prefill(self, start: int, n_tokens: int, layers: int) -> Estimate:
+        """Time of the step that takes tokens [start, start + n) through `layers` layers."""
+        rows = n_tokens + self.workload.other_tokens
+        product = self._layer_products(rows)
+        attention = self._prefill_attention(start, n_tokens, rows / n_tokens)
+        seconds = product.seconds + attention.seconds
+        block = self._block.prefill
+        step_s = block.step_s.value / self.model.n_layers if block is not None else 0.0
+        return Estimate(
+            layers * (seconds + step_s),
+            weakest(product.source, attention.source),
+            product.in_range and attention.in_range,
+        )
+
+    def _layer_products(self, rows: int) -> Estimate:
+        """Everything of a layer over `rows` tokens but the attention itself."""
+        if rows not in self._products:
+            total_s, parts = 0.0, []
+            for op in ("qkv", "attention", "mlp"):
+                for kernel in kernels(op, rows, 1, self.model, 1):
+                    if isinstance(kernel, DecodeAttention):
+                        continue
+                    part = self._kernel(kernel)
+                    parts.append(part)
+                    faster = self._weight_speedup if isinstance(kernel, MatMul) else 1.0
+                    total_s += part.seconds / faster
+            self._products[rows] = Estimate(
+                total_s, weakest(*(one.source for one in parts)), all(one.in_range for one in parts)
+            )
+        return self._products[rows]
+
+    def step_s(self, parts: Sequence[tuple[int, int]], sampled: int) -> float:
+        """Time of an engine step over several requests, all layers.
+
+        Args:
+            parts: first position and tokens of each request in it.
+            sampled: requests that get a token out of it.
+        """
+        product = self._layer_products(sum(n_tokens for _, n_tokens in parts))
+        attention_s = sum(self._prefill_attention(*part, 1.0).seconds for part in parts)
+        block = self._block.prefill
+        fixed_s = block.step_s.value if block is not None else 0.0
+        head_s = self.compute("head", sampled, 1).seconds if sampled else 0.0
+        return self.model.n_layers * (product.seconds + attention_s) + fixed_s + head_s
+
+    @property
+    def _weight_speedup(self) -> float:
+        """How much faster a product is for the model's 8-bit weights; 1 where nobody knows."""
+        block = self._block.prefill
+        if self.model.weight_bits != 8 or block is None or block.eight_bit_speedup is None:
+            return 1.0
+        return block.eight_bit_speedup.value
+
+    def _prefill_attention(self, start: int, n_tokens: int, times: float) -> Estimate:
+        """`times` the FLOPs by their rate, but no faster than keys and values are read once."""
+        flops = times * prefill_attention_flops(self.model, start, n_tokens)
+        read = self.hardware.attention
+        read_s = (start + n_tokens) * self.model.kv_token_bytes / read.bytes_per_s
+        block = self._block.prefill
+        if block is None:
+            rate = self.hardware.gemm.flops_per_s
+            return Estimate(max(flops / rate, read_s), weakest(read.source, "fitted"), False)
+        rate, source = block.attention_flops_per_s.value, block.attention_flops_per_s.source
+        return Estimate(max(flops / rate, read_s), source, True)
+
+    def _tier_copy(self, lane: str, n_bytes: int) -> Estimate:
+        tier = self._block.tier(lane)
+        return Estimate(
+            tier.chunk_s + n_bytes / tier.bytes_per_s.value, tier.bytes_per_s.source, True
+        )

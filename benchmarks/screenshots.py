@@ -20,7 +20,7 @@ PAGES = {
     "plan": "plan",
     "what-if": "what_if?view=Crossover",
     "accuracy": "accuracy",
-    "hardware": "hardware",
+    "hardware": "hardware?machine=cpu-xeon-opt-125m",
     "your-machine": "your_machine",
 }
 SIZES = {"wide": (1440, 900), "tall": (820, 1180)}

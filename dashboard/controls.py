@@ -46,7 +46,7 @@ def ask_question(changeable: bool) -> Question:
     schedule, n_batches = ask_schedule()
     kv_bits = ask_kv_bits()
     keep = st.toggle(
-        "Keep in GPU memory what fits",
+        "Keep what fits",
         key="keep",
         bind="query-params",
         help="K, V, X and, in the column schedule, weights stay in GPU memory as far as there is "

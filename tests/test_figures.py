@@ -15,9 +15,11 @@ from dashboard.figures import (
 from dashboard.figures.lanes import FADED, MAX_SINGLE_BARS
 from dashboard.figures.style import LATE_COLOUR, hatching, log_ticks, uncalibrated_spans
 from planner.lower import replicate
-from sim import Task, TaskGraph, Timeline, Workload, find_model
+from planner.restore import make_restore_plan
+from sim import Task, TaskGraph, Timeline, Workload, find_hardware, find_model, simulate
 from sim.cost import Estimate
 from sim.graph import LANE_OF_OP
+from sim.restore import RestoreRequest
 
 
 def task(name, lane, step, layer, size, deps=()):
@@ -267,3 +269,15 @@ def test_ticks_of_a_logarithmic_axis_are_round_and_inside():
     axis = log_ticks(180.0, 2200.0)
     assert axis["ticktext"] == ["200", "500", "1,000", "2,000"]
     assert axis["range"] == pytest.approx([2.2553, 3.3424], abs=1e-4)
+
+
+def test_the_lanes_of_a_tier_have_rows_of_their_own():
+    plan = make_restore_plan(
+        find_model("llama-3.1-8b"),
+        find_hardware("h100"),
+        RestoreRequest(prompt_tokens=2048, cached_tokens=2047, tier="ssd"),
+        "two-ended",
+    )
+    run = simulate(plan.simulated_graph(), plan.hardware)
+    names = {text for text in paired_lanes(run, run).layout.yaxis.ticktext if text}
+    assert {text.split()[0] for text in names} == {"compute", "h2d", "disk"}

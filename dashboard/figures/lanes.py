@@ -20,7 +20,7 @@ from dashboard.figures.style import (
     style_rows,
 )
 from sim.cost import Estimate
-from sim.graph import COMPUTE, LANE_OF_OP, LANES, Task
+from sim.graph import COMPUTE, LANE_OF_OP, LANES, TIER_LANES, Task
 from sim.timeline import Timeline
 
 SOURCES = ("predicted", "measured")
@@ -135,7 +135,8 @@ class _LaneFigure:
         self.critical: tuple[Collection[int], ...] = ((), ())
         if critical_only:
             self.critical = tuple(frozenset(run.critical_path) for run in timelines)
-        lanes = [lane for lane in LANES if any(self.tasks[at].lane == lane for at in self.chosen)]
+        used = {self.tasks[at].lane for at in self.chosen}
+        lanes = [lane for lane in (*LANES, *TIER_LANES) if lane in used]
         self.rows = {
             (lane, source): position * PAIR_PITCH + offset
             for position, lane in enumerate(lanes)

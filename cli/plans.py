@@ -207,8 +207,7 @@ def match_dtype(model: ModelSpec, hardware: HardwareProfile, chosen: bool) -> Mo
 def print_plan(made: Plan) -> None:
     """The plan in words and tables."""
     first = made.steps[0]
-    split = sorted(zip(first.recomputed_tokens, first.layer_tokens, strict=True))
-    middle, attended = split[len(split) // 2]
+    middle, attended = first.median_layer
     say(
         f"{made.model.name} ({made.model.dtype}) on {made.hardware.name}: "
         f"{made.workload.n_batches} x batch {made.workload.batch_size}, prompt "
@@ -220,7 +219,8 @@ def print_plan(made: Plan) -> None:
     kept = f"; {words}" if (words := made.residency.words()) else ""
     say(
         f"recompute {middle} of {attended} past tokens in the median layer "
-        f"(from {split[0][0]} to {split[-1][0]}), load the rest{kept}"
+        f"(from {min(first.recomputed_tokens)} to {max(first.recomputed_tokens)}), load the rest"
+        f"{kept}"
     )
     say(
         f"predicted {ms(made.makespan_s)} (LP objective {ms(made.lp_objective_s)}, no split can "

@@ -141,9 +141,7 @@ def accuracy_command(root: Path) -> str:
 
 def plan_answer(plan: Plan) -> str:
     """How much a plan recomputes and how long it takes, in one line."""
-    first = plan.steps[0]
-    split = sorted(zip(first.recomputed_tokens, first.layer_tokens, strict=True))
-    recomputed, attended = split[len(split) // 2]
+    recomputed, attended = plan.steps[0].median_layer
     return (
         f"recompute {recomputed:,} of {attended:,} past tokens in the "
         f"median layer, {ms(plan.makespan_s)}"

@@ -52,6 +52,12 @@ class StepSplit:
         rows = (self.recomputed_tokens, self.loaded_tokens, self.resident_tokens)
         return tuple(map(sum, zip(*rows, strict=True)))
 
+    @property
+    def median_layer(self) -> tuple[int, int]:
+        """Recomputed tokens of the layer in the middle, by them, and those it attends to."""
+        layers = sorted(zip(self.recomputed_tokens, self.layer_tokens, strict=True))
+        return layers[len(layers) // 2]
+
 
 @dataclass(frozen=True, slots=True)
 class Sensitivity:

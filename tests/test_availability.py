@@ -55,7 +55,8 @@ def test_a_trace_is_read_from_csv_and_toml(tmp_path, name, text):
     (tmp_path / name).write_text(text)
     trace = Availability.load(tmp_path / name)
     assert trace.changes_s == (1.0, 2.5)
-    seen = [(trace.at(now, H2D), trace.at(now, COMPUTE), trace.at(now, "net")) for now in (0, 1, 3)]
+    lanes = (H2D, COMPUTE, "net")
+    seen = [tuple(trace.at(time_s, lane) for lane in lanes) for time_s in (0, 1, 3)]
     assert seen == [(1.0, 1.0, 1.0), (0.5, 1.0, 1.0), (1.0, 0.25, 1.0)]
 
 

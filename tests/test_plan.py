@@ -126,6 +126,7 @@ def test_splits_are_named_step_by_step():
     steps = step_splits(PLAN.model, JOB, [[3, 0], [9, 4]], Residency.nothing(PLAN.model))
     assert steps[0] == StepSplit(0, 8, (3, 0), (5, 8), (0, 0))
     assert steps[1] == StepSplit(1, 9, (9, 4), (0, 5), (0, 0))
+    assert [step.median_layer for step in steps] == [(3, 8), (9, 9)]
 
 
 def test_another_machine_does_not_change_what_is_executed():

@@ -9,7 +9,7 @@ import pulp
 from planner.hulls import SIZED_OPS, CostLines
 from planner.lp import MAKESPAN_UNITS
 from planner.residency import Room
-from sim.errors import PlannerFailed
+from planner.solver import solve_to_optimum
 
 LINK_OPS = ("load_x", "load_kv")
 COMPUTE_OPS = ("recompute", "recompute_resident", "dequantise")
@@ -44,29 +44,31 @@ def lane_work_bound(
     work: dict[str, Terms] = {op: [] for op in SIZED_OPS}
     taken: Terms = []
     for group, (contexts, n_layers) in enumerate(layers.items()):
-        most = 0 if room is None else contexts[0]
-        kept_kv = problem.add_variable(f"kept_kv_{group}", 0, most)
-        kept_x = problem.add_variable(f"kept_x_{group}", 0, most)
         if room is not None:
+            kept_kv = problem.add_variable(f"kept_kv_{group}", 0, contexts[0])
+            kept_x = problem.add_variable(f"kept_x_{group}", 0, contexts[0])
             taken += [(kept_kv, float(n_layers))]
             taken += [(kept_x, n_layers * room.x_token_bytes / room.kv_token_bytes)]
         for step, past in enumerate(contexts):
             name = f"{group}_s{step}"
             count = problem.add_variable(f"recomputed_{name}", 0, past)
-            used_x = problem.add_variable(f"used_x_{name}", 0)
-            kept = problem.add_variable(f"kept_kv_{name}", 0)
-            grown = pulp.LpAffineExpression([(kept_kv, past / contexts[0]), (kept, -1.0)])
-            problem.addConstraint(grown >= 0, f"kept_{name}")
-            problem.addConstraint(kept_x - used_x >= 0, f"x_kept_{name}")
-            problem.addConstraint(count - used_x >= 0, f"x_used_{name}")
-            problem.addConstraint(past - count - kept >= 0, f"range_{name}")
-            counts: dict[str, tuple[float, Terms]] = {
-                "load_x": (0.0, [(count, 1.0), (used_x, -1.0)]),
-                "load_kv": (float(past), [(count, -1.0), (kept, -1.0)]),
-                "dequantise": (float(past), [(count, -1.0), (kept, -1.0)]),
-                "recompute": (0.0, [(count, 1.0), (used_x, -1.0)]),
-                "recompute_resident": (0.0, [(used_x, 1.0)]),
-            }
+            from_host, loaded = [(count, 1.0)], [(count, -1.0)]
+            counts: dict[str, tuple[float, Terms]] = {}
+            if room is not None:
+                used_x = problem.add_variable(f"used_x_{name}", 0)
+                kept = problem.add_variable(f"kept_kv_{name}", 0)
+                grown = pulp.LpAffineExpression([(kept_kv, past / contexts[0]), (kept, -1.0)])
+                problem.addConstraint(grown >= 0, f"kept_{name}")
+                problem.addConstraint(kept_x - used_x >= 0, f"x_kept_{name}")
+                problem.addConstraint(count - used_x >= 0, f"x_used_{name}")
+                problem.addConstraint(past - count - kept >= 0, f"range_{name}")
+                from_host.append((used_x, -1.0))
+                loaded.append((kept, -1.0))
+                counts["recompute_resident"] = (0.0, [(used_x, 1.0)])
+            counts["load_x"] = counts["recompute"] = (0.0, from_host)
+            counts["load_kv"] = (float(past), loaded)
+            if any(base or slope for base, slope in lines["dequantise"]):
+                counts["dequantise"] = (float(past), loaded)
             for op, (constant, terms) in counts.items():
                 time = problem.add_variable(f"time_{op}_{name}", 0)
                 work[op].append((time, -float(n_layers * n_batches)))
@@ -85,7 +87,5 @@ def lane_work_bound(
         terms = [term for op in ops for term in work[op]]
         row = pulp.LpAffineExpression([(makespan, 1.0), *terms])
         problem.addConstraint(row >= other_s / unit_s, name)
-    status = problem.solve(pulp.HiGHS(msg=False))
-    if status != pulp.LpStatusOptimal:
-        raise PlannerFailed(f"the lane-work bound ended {pulp.LpStatus[status]!r}.")
+    solve_to_optimum(problem)
     return float(makespan.value()) * unit_s

@@ -13,14 +13,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pulp
 
 from planner.hulls import SIZED_OPS, CostLines
 from planner.residency import Room
+from planner.solver import solve_to_optimum
 from sim.cost import CostModel
-from sim.errors import PlannerFailed
 from sim.graph import Task, TaskGraph
 from sim.links import Dispatch
 
@@ -52,6 +52,8 @@ class Relaxation:
             its tasks by the same factor; a lane that decides everything has the whole makespan,
             one that never holds anything up has zero.
         memory_worth_s: what a byte more of device memory saves, from the dual of its row.
+        basis: the solver's basis at the optimum, where the same LP on a machine that is a little
+            different starts best.
     """
 
     objective_s: float
@@ -61,6 +63,7 @@ class Relaxation:
     task_weights: tuple[float, ...]
     lane_share_s: dict[str, float]
     memory_worth_s: float
+    basis: Any
 
     def count(self, task: Task, past: int) -> float:
         """Tokens of a sized task at the optimum."""
@@ -151,22 +154,23 @@ class ScheduleLP:
         """Whether it chooses what stays in device memory."""
         return bool(self.kept_kv)
 
-    def solve(self, even: bool = True) -> Relaxation:
+    def solve(self, even: bool = True, start: Relaxation | None = None) -> Relaxation:
         """Minimise the makespan, then choose the most even among the optimal splits.
 
         Args:
             even: False skips the second choice, where only the makespan is wanted.
+            start: optimum of the same LP on another machine.
 
         Raises:
             PlannerFailed: the solver stopped without an optimum.
         """
-        self._run()
+        basis = solve_to_optimum(self.problem, None if start is None else start.basis)
         objective_s = float(self.makespan.value()) * self._unit_s
         weights, shares = self._duals()
         worth_s = self._memory_worth_s()
         if self.tokens and even:
             self._prefer_even()
-            self._run()
+            solve_to_optimum(self.problem)
         return Relaxation(
             objective_s,
             _values(self.tokens),
@@ -175,6 +179,7 @@ class ScheduleLP:
             weights,
             shares,
             worth_s,
+            basis,
         )
 
     def seconds(self, at: Relaxation, costs: CostModel, lines: CostLines) -> list[float]:
@@ -185,14 +190,6 @@ class ScheduleLP:
             else costs.estimate(task).seconds
             for task in self.graph.tasks
         ]
-
-    def _run(self) -> None:
-        status = self.problem.solve(pulp.HiGHS(msg=False))
-        if status != pulp.LpStatusOptimal:
-            raise PlannerFailed(
-                f"the LP of {self.graph.model.name} ended {pulp.LpStatus[status]!r} instead of "
-                "optimal; report the plan's inputs as a defect."
-            )
 
     def _row(self, name: str, terms: list[tuple[pulp.LpVariable, float]], least: float) -> None:
         expression = pulp.LpAffineExpression(terms)

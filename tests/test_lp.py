@@ -209,13 +209,13 @@ def test_names_are_unique_and_readable():
 def test_an_lp_without_a_solution_is_an_error_and_not_a_plan_of_zeros():
     lp = schedule_lp(tiny_model(), machine(), Workload(2, 8, 1))
     lp.makespan.upBound = 0.0
-    with pytest.raises(PlannerFailed, match="LP of tiny ended 'Infeasible'"):
+    with pytest.raises(PlannerFailed, match="LP 'decode' ended 'Infeasible'"):
         lp.solve()
 
 
 def test_a_lane_bound_without_a_solution_is_an_error_too():
     lines = CostLines(CostModel(machine(), tiny_model(), Workload(1, 8, 1)), 9)
-    with pytest.raises(PlannerFailed, match="bound ended 'Infeasible'"):
+    with pytest.raises(PlannerFailed, match="LP 'lane_work' ended 'Infeasible'"):
         lane_work_bound(lines, {(-8,): 2}, 0.0, 0.0)
 
 

@@ -117,7 +117,7 @@ def main() -> None:
         planner = DecodePlanner(model, machine, job, schedule)
         if model.n_layers == 48 and job.gen_tokens == 1:
             program = planner.program()
-            solves_s.append(timed(lambda program=program: program.solve(even=False)))
+            solves_s.append(timed(lambda program=program: program.solve(choose=False)))
         if sys.stderr.isatty():
             print(f"\r{number + 1} of {options.cases}", end="", file=sys.stderr)
     found = {

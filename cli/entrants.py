@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from sim.engine import simulate
 from sim.graph import TaskGraph
 from sim.hardware import HardwareProfile
+from sim.host_rows import all_rows
 from sim.memory import check_fits, footprint
 from sim.model_spec import ModelSpec
 from sim.workload import Workload
@@ -135,7 +136,8 @@ def spare_memory(graphs: Sequence[TaskGraph], backend: Backend) -> Memory:
     largest = graphs[beside.index(max(beside))]
     others_bytes = sum(beside) - max(beside)
     where = f"this {backend.kind} device"
-    need = check_fits(largest, memory.device_bytes - others_bytes, memory.host_bytes, where)
+    cache = all_rows(largest.model, largest.workload)
+    need = check_fits(largest, memory.device_bytes - others_bytes, memory.host_bytes, where, cache)
     return Memory(
         memory.device_bytes - need.device_bytes - others_bytes,
         memory.host_bytes - need.host_bytes,

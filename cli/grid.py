@@ -14,6 +14,7 @@ from sim.accuracy import MEASURED, RecordedCase, loosest_tolerance_frac
 from sim.compare import Comparison, compare
 from sim.engine import simulate
 from sim.hardware import HardwareProfile
+from sim.host_rows import all_rows
 from sim.memory import footprint
 from sim.model_spec import ModelSpec
 from sim.recording import Recording
@@ -176,9 +177,10 @@ class GridRun:
         from hw import check_graph_fits
 
         source = lower("row", self.model, longest, self._recompute_all(longest))
+        whole_cache_bytes = footprint(source, all_rows(self.model, longest)).host_bytes
         for job in jobs:
             largest = lower(self.schedule, self.model, job, self._recompute_all(job))
-            held = 0 if job == longest else footprint(source).host_bytes
+            held = 0 if job == longest else whole_cache_bytes
             check_graph_fits(largest, self.backend, held)
 
     def _recompute_all(self, job: Workload) -> list[list[int]]:

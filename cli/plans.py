@@ -133,7 +133,9 @@ def plan(
         machine = apply_setting(machine, setting)
     if gpu_memory is not None:
         size = parse_bytes("--gpu-memory", gpu_memory)
-        machine = replace(machine, memory=replace(machine.memory, device_bytes=size))
+        machine = replace(
+            machine, memory=replace(machine.memory, device_bytes=size, device_reserve_bytes=0.0)
+        )
     if host_memory is not None:
         size = parse_bytes("--host-memory", host_memory)
         machine = replace(machine, memory=replace(machine.memory, host_bytes=size))

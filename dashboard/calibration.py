@@ -246,6 +246,7 @@ def key_figures(profile: HardwareProfile) -> pd.DataFrame:
         ("gap between tasks", dispatch.gap_s * 1e6, "us", dispatch.source, ""),
         ("hand-over between lanes", dispatch.handover_s * 1e6, "us", dispatch.source, ""),
         ("device memory", memory.device_bytes / 2**30, "GiB", memory.source, ""),
+        ("of it reserved", memory.device_reserve_bytes / 2**30, "GiB", memory.source, ""),
         ("host memory", memory.host_bytes / 2**30, "GiB", memory.source, ""),
     ]
     return pd.DataFrame(rows, columns=["figure", "value", "unit", "source", "note"])

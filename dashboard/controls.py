@@ -109,7 +109,7 @@ def ask_changes(hardware: HardwareProfile) -> Changes:
         hardware.attention.bytes_per_s / 1e9,
     )
     both_ways = both_ways_rate(hardware)
-    memory_gib = hardware.memory.device_bytes / 2**30
+    memory_gib = hardware.memory.job_device_bytes / 2**30
     return Changes(
         link=_multiple("Link to the device", link, "GB/s", "link"),
         gpus=int(

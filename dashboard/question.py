@@ -88,7 +88,9 @@ class Changes:
             changed = changed.with_faster(part, parse_rate(key, text) / present)
         if self.device_memory is not None:
             size = parse_bytes("--gpu-memory", self.device_memory)
-            changed = replace(changed, memory=replace(changed.memory, device_bytes=size))
+            changed = replace(
+                changed, memory=replace(changed.memory, device_bytes=size, device_reserve_bytes=0.0)
+            )
         if self.both_ways is not None:
             entries = _both_ways(changed.interference, self.both_ways)
             changed = replace(changed, interference=entries)

@@ -15,8 +15,8 @@ from hw.quantise import dequantise_into, quantise_into
 from hw.weights import TORCH_DTYPE, Weights
 from sim.errors import Mismatch
 from sim.graph import TaskGraph
+from sim.host_rows import HostRows, all_rows
 from sim.kv_format import QuantisedRow
-from sim.memory import layer_rows
 from sim.model_spec import ModelSpec
 from sim.workload import Workload
 
@@ -35,68 +35,95 @@ NO_SCALE = 0xFF
 class HostCache:
     """K, V and X of the past tokens, in host memory, token-major.
 
-    A layer with a sliding window holds only the tokens that decode steps attend to.
-
     Args:
         kv: for each layer [S, B, 2, H_kv, D], or quantised [S, B, row bytes] of uint8.
         x: for each layer [S, B, h], the inputs of the K/V projection.
-        first_tokens: for each layer the token of its first row.
+        rows: for each layer the tokens whose rows these are.
         next_tokens: [B], what the prompt's last position predicts; the first decode step's input.
         row: how K and V are quantised; None where they are not.
     """
 
     kv: list[Tensor]
     x: list[Tensor]
-    first_tokens: list[int]
+    rows: list[HostRows]
     next_tokens: Tensor
     row: QuantisedRow | None = None
 
     @classmethod
     def empty(
-        cls, model: ModelSpec, workload: Workload, backend: Backend, pageable: bool = False
+        cls,
+        model: ModelSpec,
+        workload: Workload,
+        backend: Backend,
+        pageable: bool = False,
+        rows: list[HostRows] | None = None,
     ) -> HostCache:
         """A cache to fill.
 
         Args:
             pageable: K and V lie in memory that no copy lane can read, for graphs that stage them.
+            rows: what it holds of each layer, by default all that decode steps may attend to.
         """
-        dtype, layers = TORCH_DTYPE[model.dtype], range(model.n_layers)
-        rows = [(layer_rows(model, workload, layer), workload.batch_size) for layer in layers]
+        dtype, batch = TORCH_DTYPE[model.dtype], workload.batch_size
+        rows = rows or all_rows(model, workload)
         bits = workload.kv_bits
         row = None if bits is None else QuantisedRow.of(model, bits)
         kv_shape, kv_dtype = kv_layout(model, row)
         return cls(
             kv=[
-                torch.empty((*shape, *kv_shape), dtype=kv_dtype)
+                torch.empty((one.n_kv, batch, *kv_shape), dtype=kv_dtype)
                 if pageable
-                else backend.host_empty((*shape, *kv_shape), kv_dtype)
-                for shape in rows
+                else backend.host_empty((one.n_kv, batch, *kv_shape), kv_dtype)
+                for one in rows
             ],
-            x=[backend.host_empty((*shape, model.hidden_size), dtype) for shape in rows],
-            first_tokens=[model.first_token(layer, workload.prompt_tokens) for layer in layers],
+            x=[backend.host_empty((one.n_x, batch, model.hidden_size), dtype) for one in rows],
+            rows=rows,
             next_tokens=torch.zeros(workload.batch_size, dtype=torch.int64),
             row=row,
         )
 
-    def store(self, layer: int, kv: Tensor, sequences: slice) -> None:
-        """Write K and V of the first tokens of some sequences, quantised if the cache is.
+    @property
+    def first_tokens(self) -> list[int]:
+        """Of each layer the first token that its window leaves."""
+        return [held.first for held in self.rows]
+
+    def kv_of(self, layer: int, start: int, stop: int) -> Tensor:
+        """Rows of K and V of tokens [start, stop), which lie on one side of the layer's gap."""
+        return self.kv[layer][self.rows[layer].kv_slice(start, stop)]
+
+    def x_of(self, layer: int, start: int, stop: int) -> Tensor:
+        """Rows of X of tokens [start, stop)."""
+        return self.x[layer][self.rows[layer].x_slice(start, stop)]
+
+    def store(self, layer: int, kv: Tensor, x: Tensor, sequences: slice) -> None:
+        """Write what the cache holds of the prompts of some sequences, quantised if it is.
 
         Args:
-            kv: [S, b, 2, H_kv, D], contiguous, on the device.
+            kv: [S, b, 2, H_kv, D], contiguous, on the device; x: [S, b, h].
         """
-        stored = kv
-        if self.row is not None:
-            stored = kv.new_empty((*kv.shape[:2], self.row.bytes), dtype=torch.uint8)
-            quantise_into(kv, stored, self.row)
-        self.kv[layer][: kv.shape[0], sequences].copy_(stored)
+        held, prompt = self.rows[layer], kv.shape[0]
+        for start, stop in held.kv_parts(prompt):
+            stored = kv[start:stop]
+            if self.row is not None:
+                shape = (*stored.shape[:2], self.row.bytes)
+                stored = kv.new_empty(shape, dtype=torch.uint8)
+                quantise_into(kv[start:stop], stored, self.row)
+            self.kv_of(layer, start, stop)[:, sequences].copy_(stored)
+        start, stop = held.x[0], min(held.x[1], prompt)
+        if start < stop:
+            self.x_of(layer, start, stop)[:, sequences].copy_(x[start:stop])
 
-    def wipe(self, tokens: slice) -> None:
-        """Overwrite tokens with what is no number, quantised or not."""
-        for stored in (*self.kv, *self.x):
-            stored[tokens] = NO_SCALE if stored.dtype == torch.uint8 else math.nan
+    def wipe(self, start: int) -> None:
+        """Overwrite the tokens from `start` on with what is no number, quantised or not."""
+        for layer, held in enumerate(self.rows):
+            for stored in (
+                self.kv_of(layer, start, held.stop),
+                self.x_of(layer, min(max(start, held.x[0]), held.x[1]), held.x[1]),
+            ):
+                stored[:] = NO_SCALE if stored.dtype == torch.uint8 else math.nan
 
     def take_prefix(self, longer: HostCache, prompt_tokens: int, first: int = 0) -> None:
-        """Fill from a cache of the same prompts (or more, or longer ones).
+        """Fill from a cache of the same prompts (or more, or longer ones); both hold all rows.
 
         K, V and X of a token depend on nothing behind it and on no other sequence. The next tokens
         are those of the longer prompts: any token serves as the first step's input.
@@ -167,9 +194,7 @@ def prefill(weights: Weights, prompts: Tensor, cache: HostCache) -> None:
         for number, layer in enumerate(weights.layers):
             kernels.causal_attention(layer, hidden, kv, x, model.window(number))
             kernels.mlp(layer, hidden)
-            start = cache.first_tokens[number]
-            cache.store(number, kv[start:], part)
-            cache.x[number][: n_tokens - start, part].copy_(x[start:])
+            cache.store(number, kv, x, part)
         cache.next_tokens[part] = kernels.logits(hidden[:, -1]).argmax(dim=-1).cpu()
 
 
@@ -282,7 +307,7 @@ def _past_kv(
         known: leading tokens that are wanted as they were computed.
         kv: [past, B, 2, H_kv, D], overwritten.
     """
-    past, held = kv.shape[0], cache.first_tokens[number]
+    past, held = kv.shape[0], cache.rows[number].first
     prompt = past - new_kv.shape[0]
     if cache.row is None:
         kv[held:prompt].copy_(cache.kv[number][: prompt - held])

@@ -17,8 +17,9 @@ from hw.weights import TORCH_DTYPE, Weights
 from sim.cost import attended_tokens
 from sim.errors import Mismatch, NotSimulated
 from sim.graph import HOST, Task, TaskGraph
+from sim.host_rows import HostRows, all_rows, needed_rows
 from sim.kv_format import QuantisedRow
-from sim.memory import check_fits, layer_rows, slot_rows
+from sim.memory import check_fits, slot_rows
 from sim.timeline import Timeline
 
 
@@ -137,10 +138,12 @@ class Executor:
         """
         n_new = self.graph.workload.gen_tokens
         for (layer, batch), slot in self._own_slot.items():
-            self._kv[slot][:-n_new].copy_(self._exact_kv(layer, batch, slice(0, -n_new)))
+            first = self.caches[batch].rows[layer].first
+            kept = self._exact_kv(layer, batch, first, self.graph.workload.prompt_tokens)
+            self._kv[slot][:-n_new].copy_(kept)
         for tokens, cache in zip(self._tokens, self.caches, strict=True):
             tokens[0].copy_(cache.next_tokens)
-            cache.wipe(slice(-n_new, None))
+            cache.wipe(self.graph.workload.prompt_tokens)
         markers: list[Marker] = []
         self.backend.begin()
         for task, deps in zip(self.graph.tasks, self.graph.dep_indices, strict=True):
@@ -216,22 +219,22 @@ class Executor:
 
     def _keep(self, task: Task) -> Tensor:
         """A copy on the device of the K and V, or the X, that `task` will find there."""
-        kept = self._cache(task).x[task.layer][self._rows(task)]
         if task.op == "place_kv":
-            kept = self._exact_kv(task.layer, task.batch, self._rows(task))
+            kept = self._exact_kv(task.layer, task.batch, task.token_start, task.token_stop)
+        else:
+            kept = self._host_x(task)
         return self.backend.device_empty(tuple(kept.shape), kept.dtype).copy_(kept)
 
-    def _exact_kv(self, layer: int, batch: int, rows: slice) -> Tensor:
-        """K and V as the model computes them, of rows of a host cache that may be quantised."""
+    def _exact_kv(self, layer: int, batch: int, start: int, stop: int) -> Tensor:
+        """K and V as the model computes them, of tokens of a host cache that may be quantised."""
         cache = self.caches[batch]
         if cache.row is None:
-            return cache.kv[layer][rows]
-        x = cache.x[layer][rows].to(self.backend.device)
+            return cache.kv_of(layer, start, stop)
+        x = cache.x_of(layer, start, stop).to(self.backend.device)
         model = self.graph.model
         kv = x.new_empty((*x.shape[:2], 2, model.n_kv_heads, model.head_dim))
-        first = cache.first_tokens[layer] + rows.start
         with torch.inference_mode():
-            self._kernels.project_kv(self.weights.layers[layer], x, kv, first)
+            self._kernels.project_kv(self.weights.layers[layer], x, kv, start)
         return kv
 
     def _place_kv(self, task: Task) -> None:
@@ -282,40 +285,40 @@ class Executor:
             self._offloaded.load_weights(task.layer, task.slot)
 
     def _load_x(self, task: Task) -> None:
-        held = self._cache(task).x[task.layer][self._rows(task)]
-        self.backend.copy(self._x[task.slot][: task.n_tokens], held)
+        self.backend.copy(self._x[task.slot][: task.n_tokens], self._host_x(task))
 
     def _load_kv(self, task: Task) -> None:
         rows = self._rows(task)
-        kv = self._cache(task).kv[task.layer] if self._pinned is None else self._pinned
-        self.backend.copy(self._staged[task.slot][rows], kv[rows])
+        kv = self._host_kv(task) if self._pinned is None else self._pinned[rows]
+        self.backend.copy(self._staged[task.slot][rows], kv)
 
     def _store_kv(self, task: Task) -> None:
         rows = self._rows(task)
         new = self._kv[task.slot][rows] if self._row is None else self._new_rows[task.slot]
-        self.backend.copy(self._cache(task).kv[task.layer][rows], new, self._pinned is not None)
+        self.backend.copy(self._host_kv(task), new, self._pinned is not None)
 
     def _stage_kv(self, task: Task) -> None:
         if self._pinned is not None:
-            rows = self._rows(task)
-            self._pinned[rows].copy_(self._cache(task).kv[task.layer][rows])
+            self._pinned[self._rows(task)].copy_(self._host_kv(task))
 
     def _store_x(self, task: Task) -> None:
-        x = self._cache(task).x[task.layer][self._rows(task)]
-        self.backend.copy(x[0], self._new_x[task.slot])
+        self.backend.copy(self._host_x(task)[0], self._new_x[task.slot])
+
+    def _host_kv(self, task: Task) -> Tensor:
+        return self.caches[task.batch].kv_of(task.layer, task.token_start, task.token_stop)
+
+    def _host_x(self, task: Task) -> Tensor:
+        return self.caches[task.batch].x_of(task.layer, task.token_start, task.token_stop)
 
     def _rows(self, task: Task) -> slice:
-        """Where a task's tokens lie, in a staging slot as in the host cache."""
-        first = self._cache(task).first_tokens[task.layer]
+        """Where a task's tokens lie in a staging slot."""
+        first = self.caches[task.batch].rows[task.layer].first
         return slice(task.token_start - first, task.token_stop - first)
 
     def _attended(self, task: Task) -> Tensor:
         """K and V in the slot that an attention task reads, [S, B, 2, H_kv, D]."""
         stop = self._rows(task).stop
         return self._kv[task.slot][stop - attended_tokens(task, self.graph.model) : stop]
-
-    def _cache(self, task: Task) -> HostCache:
-        return self.caches[task.batch]
 
 
 def own_slots(graph: TaskGraph) -> dict[tuple[int, int], int]:
@@ -339,34 +342,46 @@ def _check_caches(caches: Sequence[HostCache], graph: TaskGraph) -> None:
         )
     if len(caches) != n_batches:
         raise Mismatch(f"the plan decodes {n_batches} batches, there are {len(caches)} caches.")
+    needed = needed_rows(graph)
     for cache in caches:
-        _check_cache(cache, graph)
+        _check_cache(cache, graph, needed)
 
 
-def _check_cache(cache: HostCache, graph: TaskGraph) -> None:
+def _check_cache(cache: HostCache, graph: TaskGraph, needed: Sequence[HostRows]) -> None:
     model, job = graph.model, graph.workload
-    dtype, layers = TORCH_DTYPE[model.dtype], range(model.n_layers)
+    dtype = TORCH_DTYPE[model.dtype]
     row = None if job.kv_bits is None else QuantisedRow.of(model, job.kv_bits)
     kv_shape, kv_dtype = kv_layout(model, row)
-    rows = [(layer_rows(model, job, layer), job.batch_size) for layer in layers]
-    kv = [((*shape, *kv_shape), kv_dtype) for shape in rows]
-    x = [((*shape, model.hidden_size), dtype) for shape in rows]
+    kv = [((one.n_kv, job.batch_size, *kv_shape), kv_dtype) for one in cache.rows]
+    x = [((one.n_x, job.batch_size, model.hidden_size), dtype) for one in cache.rows]
     held = [(tuple(tensor.shape), tensor.dtype) for tensor in (*cache.kv, *cache.x)]
-    first_tokens = [model.first_token(layer, job.prompt_tokens) for layer in layers]
-    if held != [*kv, *x] or cache.first_tokens != first_tokens:
+    if held != [*kv, *x] or not _holds(cache.rows, needed):
         raise Mismatch(
             f"the cache holds {len(cache.kv)} layers of K/V {held[0]}, the plan needs "
-            f"{model.n_layers} of {kv[0]}: it belongs to another model or workload."
+            f"{model.n_layers} of {job.max_tokens} tokens, batch {job.batch_size}, {kv_dtype}: it "
+            "belongs to another model or workload."
         )
 
 
-def check_graph_fits(graph: TaskGraph, backend: Backend, held_host_bytes: int = 0) -> None:
+def _holds(rows: Sequence[HostRows], needed: Sequence[HostRows]) -> bool:
+    return len(rows) == len(needed) and all(
+        one.holds(other) for one, other in zip(rows, needed, strict=True)
+    )
+
+
+def check_graph_fits(
+    graph: TaskGraph,
+    backend: Backend,
+    held_host_bytes: int = 0,
+    cache: Sequence[HostRows] | None = None,
+) -> None:
     """Refuse a graph that the device or host has no room for, before anything is allocated.
 
     The reference decode needs all weights on the device, those of a column schedule too.
 
     Args:
         held_host_bytes: host memory that something else will take beside the graph's.
+        cache: rows of each layer on the host, by default all, which the reference decode needs.
 
     Raises:
         DoesNotFit: names what is too large and what to lower.
@@ -376,4 +391,5 @@ def check_graph_fits(graph: TaskGraph, backend: Backend, held_host_bytes: int = 
     if graph.schedule == "column":
         device_bytes -= graph.model.n_layers * graph.model.layer_weight_bytes
     where = f"this {backend.kind} device"
-    check_fits(graph, device_bytes, memory.host_bytes - held_host_bytes, where)
+    rows = cache or all_rows(graph.model, graph.workload)
+    check_fits(graph, device_bytes, memory.host_bytes - held_host_bytes, where, rows)

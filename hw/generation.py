@@ -14,6 +14,7 @@ from hw.checkpoint import Checkpoint
 from hw.executor import Executor, check_graph_fits
 from hw.peaks import MemoryPeaks, forget_peaks, memory_peaks
 from sim.graph import TaskGraph
+from sim.host_rows import needed_rows
 from sim.memory import footprint
 from sim.model_spec import ModelSpec
 from sim.timeline import Timeline
@@ -73,10 +74,12 @@ def generate(
     """
     forget_peaks(backend)
     job = Workload(len(prompts), len(prompts[0]), 1) if steps is None else steps.graph.workload
+    rows = None
     if steps is not None:
-        check_graph_fits(steps.graph, backend)
+        rows = needed_rows(steps.graph)
+        check_graph_fits(steps.graph, backend, cache=rows)
     weights = checkpoint.load(model, backend, progress)
-    cache = HostCache.empty(model, job, backend)
+    cache = HostCache.empty(model, job, backend, rows=rows)
     progress("prefilling the prompts", 0.0)
     begun_s = perf_counter()
     prefill(weights, torch.tensor(prompts), cache)

@@ -23,7 +23,8 @@ class MemoryPeaks:
         device_bytes: weights, staging slots and temporaries.
         device_source: `allocated` where the device's allocator counted them, `planned` where
             device and host share memory and only the plan tells them apart.
-        host_bytes: K, V and X of all tokens, and the weights that a column schedule keeps there.
+        host_bytes: what the cache holds of K, V and X, and the weights that a column schedule keeps
+            there.
         process_bytes: this process's resident memory, libraries and mapped files included.
     """
 

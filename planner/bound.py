@@ -8,14 +8,14 @@ import pulp
 
 from planner.hulls import SIZED_OPS, CostLines
 from planner.lp import MAKESPAN_UNITS
-from planner.residency import Room
+from planner.residency import STAGING_SLOTS
+from planner.room import Room, Terms
 from planner.solver import solve_to_optimum
+from sim.graph import COMPUTE, H2D
 
 LINK_OPS = ("load_x", "load_kv")
 COMPUTE_OPS = ("recompute", "recompute_resident", "dequantise")
 """Placing resident K and V is left out: a layer that keeps its whole cache attends in place."""
-
-Terms = list[tuple[pulp.LpVariable, float]]
 
 
 def lane_work_bound(
@@ -35,7 +35,8 @@ def lane_work_bound(
         layers: for each course of past tokens attended to, step by step, how many layers have it.
         other_compute_s: seconds of all compute tasks whose size is fixed.
         other_link_s: seconds of all loads whose size is fixed: weights.
-        room: device memory to keep K, V and X in, whichever layers that may be.
+        room: device memory to keep K, V, X and weights in, whichever layers that may be. Weights
+            give back the slots through which they came.
     """
     unit_s = max(other_compute_s, 1e-12) / MAKESPAN_UNITS
     problem = pulp.LpProblem("lane_work", pulp.LpMinimize)
@@ -77,15 +78,21 @@ def lane_work_bound(
                     row = pulp.LpAffineExpression([(time, 1.0), *scaled])
                     least = (base + slope * constant) / unit_s
                     problem.addConstraint(row >= least, f"cost_{op}_{name}_{number}")
+    resident: dict[str, Terms] = {H2D: [], COMPUTE: []}
     if room is not None:
+        kept_weights = problem.add_variable("kept_weights", 0, 1)
+        resident[H2D].append((kept_weights, other_link_s / unit_s))
+        total = sum(layers.values())
+        weight_bytes = (total - min(STAGING_SLOTS, total)) * room.layer_weight_bytes
+        taken.append((kept_weights, weight_bytes / room.kv_token_bytes))
         free = max(0.0, room.free_bytes) / room.kv_token_bytes
         problem.addConstraint(pulp.LpAffineExpression(taken) <= free, "memory")
-    for name, ops, other_s in (
-        ("link_work", LINK_OPS, other_link_s),
-        ("compute_work", COMPUTE_OPS, other_compute_s),
+    for lane, ops, other_s in (
+        (H2D, LINK_OPS, other_link_s),
+        (COMPUTE, COMPUTE_OPS, other_compute_s),
     ):
-        terms = [term for op in ops for term in work[op]]
+        terms = [*resident[lane], *(term for op in ops for term in work[op])]
         row = pulp.LpAffineExpression([(makespan, 1.0), *terms])
-        problem.addConstraint(row >= other_s / unit_s, name)
+        problem.addConstraint(row >= other_s / unit_s, f"{lane}_work")
     solve_to_optimum(problem)
     return float(makespan.value()) * unit_s

@@ -10,10 +10,12 @@ from math import inf
 
 from planner.bound import lane_work_bound
 from planner.hulls import SIZED_OPS, CostLines
+from planner.keeping import kept_from_start, most_room
 from planner.lower import SCHEDULES, lower, replicate
 from planner.lp import Relaxation, ScheduleLP
 from planner.policies import BASELINES, baseline_split
-from planner.residency import Residency, Room, evenly_spaced, slides
+from planner.residency import Residency, slides
+from planner.room import Room, check_any_fits
 from planner.rounding import Limits, between_steps, planned_steps, whole_tokens
 from sim.cost import CostModel
 from sim.engine import issue_times, simulate
@@ -116,7 +118,17 @@ class DecodePlanner:
 
     @cached_property
     def relaxation(self) -> Relaxation:
-        """Optimum of the LP over the planned steps."""
+        """Optimum of the LP over the planned steps.
+
+        Raises:
+            DoesNotFit: no split fits the memory.
+        """
+        past = self._contexts[0]
+        attended = [self.model.layer_context(at, past) for at in range(self.model.n_layers)]
+        rows = ([0] * self.model.n_layers, attended)
+        ends = [lower(self.schedule, self.model, self.workload, [row], [past]) for row in rows]
+        loaded, recomputed = (replicate(graph, self.gpus) for graph in ends)
+        check_any_fits(loaded, recomputed, self.hardware)
         return self.program().solve()
 
     def lower_bound_s(self) -> float:
@@ -126,12 +138,11 @@ class DecodePlanner:
         if self.sees_all and not self.keep:
             if self.schedule == "row":
                 return self.relaxation.objective_s
-            return self.program(x_waits=False).solve(even=False).objective_s
+            return self.program(x_waits=False).solve(choose=False).objective_s
         if self._keeps_everything:
             return self._makespan_s(self.best)
         pasts = [self.workload.context_tokens(t) for t in range(self.workload.gen_tokens)]
-        kept = self._start
-        graph = self.lower([[0] * self.model.n_layers] * len(pasts), kept)
+        graph = self.lower([[0] * self.model.n_layers] * len(pasts))
         courses = Counter(
             tuple(self.model.layer_context(layer, past) for past in pasts)
             for layer in range(self.model.n_layers)
@@ -146,65 +157,41 @@ class DecodePlanner:
             fixed_s[COMPUTE],
             fixed_s[H2D],
             self.workload.n_batches,
-            self._most_room(kept) if self.keep else None,
+            most_room(self) if self.keep else None,
         )
 
     @cached_property
     def best(self) -> Choice:
         """The LP's choice in whole tokens, or a better one found by simulation.
 
-        A baseline that is no slower is taken instead.
+        A baseline that is no slower is taken instead, or a choice that keeps nothing.
         """
         choices = [self._polished]
+        if self.keep:
+            choices.append(self._like(self.hardware, self.gpus, keep=False)._polished)
         choices += [Choice(split, self.nothing_kept) for split, _ in self.baselines.values()]
         return min(choices, key=self._makespan_s)
 
     def _makespan_s(self, choice: Choice) -> float:
-        return self.simulate(choice.split, choice.residency).makespan_s
+        """Of a choice that fits the memory; one that does not takes forever."""
+        timeline = self.simulate(choice.split, choice.residency)
+        return timeline.makespan_s if self._fits(timeline.graph) else inf
 
     @cached_property
     def _start(self) -> Residency:
-        """What is kept before the LP chooses: all that would be moved, or as many layers' weights
-        as fit beside staging slots for X, or nothing."""
-        if not self.keep:
-            return self.nothing_kept
-        model = self.model
-        everything = Residency.whole_cache(model, self.workload)
-        weights = self.nothing_kept
-        if self.schedule == "column":
-            everything = replace(everything, weight_layers=tuple(range(model.n_layers)))
-            weights = replace(self.nothing_kept, weight_layers=everything.weight_layers)
-            if self._room(weights).free_bytes < 0:
-                room = self._room(self.nothing_kept)
-                staged_x_bytes = room.staged_x_token_bytes * self.workload.max_tokens
-                free_bytes = max(0.0, room.free_bytes - staged_x_bytes)
-                count = min(int(free_bytes // model.layer_weight_bytes), model.n_layers - 1)
-                weights = replace(weights, weight_layers=evenly_spaced(count, model.n_layers))
-        return everything if self._room(everything).free_bytes >= 0 else weights
+        """What is kept before tokens are chosen."""
+        return kept_from_start(self) if self.keep else self.nothing_kept
 
     @property
     def _keeps_everything(self) -> bool:
         return self._start.kv_tokens[0] == self.workload.prompt_tokens
 
-    def _room(self, kept: Residency) -> Room:
+    def room(self, kept: Residency) -> Room:
         """Device memory left beside what `kept` takes, where nothing is recomputed."""
         split = [[0] * self.model.n_layers]
         graph = lower(self.schedule, self.model, self.workload, split, self._contexts[:1], kept)
-        return Room.beside(graph, self.hardware.memory.device_bytes)
-
-    def _most_room(self, kept: Residency) -> Room:
-        """No less than any plan can have that does not keep everything, whichever layers it moves.
-
-        One that moves a single layer has one staging slot; any other has those of `kept`.
-        """
-        last = self.model.n_layers - 1
-        prompt = self.workload.prompt_tokens
-        but_one = replace(kept, kv_tokens=(prompt,) * last + (0,))
-        room, tight = self._room(kept), self._room(but_one)
-        if tight.free_bytes < 0:
-            return room
-        slot_bytes = self.workload.max_tokens * room.kv_token_bytes
-        return replace(room, free_bytes=room.free_bytes + slot_bytes)
+        memory = self.hardware.memory
+        return Room.beside(graph, replace(memory, host_bytes=memory.host_bytes / self.gpus))
 
     @cached_property
     def _polished(self) -> Choice:
@@ -228,11 +215,11 @@ class DecodePlanner:
 
         def makespan(shift: int) -> float:
             graph = self._shortened(whole_tokens(rows, limits, shift), kept)
-            if self.keep and footprint(graph).device_bytes > self.hardware.memory.device_bytes:
+            together = replicate(graph, self.gpus)
+            if not self._fits(together):
                 return inf
             if seen is not None:
                 return simulate(graph, seen, self.engine).makespan_s
-            together = replicate(graph, self.gpus)
             return simulate(together, self.hardware, self.engine).makespan_s
 
         best, best_s = 0, makespan(0)
@@ -300,12 +287,17 @@ class DecodePlanner:
         Where the planner may keep anything, the LP chooses how much K, V and X of each layer stays,
         beside whole layers of weights.
         """
-        n_layers, start, room = self.model.n_layers, self._start, None
+        return self.program_beside(self._start, x_waits)
+
+    def program_beside(
+        self, start: Residency, x_waits: bool = True, keep_weights: bool = False
+    ) -> ScheduleLP:
+        """The LP beside what is kept from the start; `keep_weights` as in `ScheduleLP`."""
+        n_layers, room = self.model.n_layers, self.room(start)
         row = [1] * n_layers
-        if self._keeps_everything:
+        if start.kv_tokens[0] == self.workload.prompt_tokens:
             row = [0] * n_layers
         elif self.keep and self.workload.prompt_tokens >= LEAST_KEPT_PROMPT:
-            room = self._room(start)
             cut = [slides(self.model, self.workload, layer) for layer in range(n_layers)]
             some = tuple(0 if one else 1 for one in cut)
             start = replace(start, kv_tokens=some, x_tokens=some)
@@ -315,7 +307,15 @@ class DecodePlanner:
         issued = issue_times(graph, self.costs, free_ops=SIZED_OPS)
         pauses = self.hardware.dispatch
         return ScheduleLP(
-            graph, self._contexts, self.lines, durations, issued, pauses, room, x_waits
+            graph,
+            self._contexts,
+            self.lines,
+            durations,
+            issued,
+            pauses,
+            room,
+            x_waits,
+            keep_weights,
         )
 
     def given_program(self, choice: Choice) -> ScheduleLP:
@@ -336,6 +336,19 @@ class DecodePlanner:
         timeline = earliest_schedule(graph, durations, issued, pauses.gap_s, pauses.handover_s)
         return timeline.makespan_s
 
+    @cached_property
+    def _everything_fits(self) -> bool:
+        """Whether there is memory for the cache in full and for any load of X."""
+        room, moved = self.room(self.nothing_kept), self.schedule == "column"
+        limited = room.limits_host(self.model, self.workload, self.model.n_layers * moved)
+        return not limited and not room.limits_device(self.workload.max_tokens)
+
+    def _fits(self, graph: TaskGraph) -> bool:
+        if self._everything_fits and not self.keep:
+            return True
+        need, memory = footprint(graph), self.hardware.memory
+        return need.device_bytes <= memory.job_device_bytes and need.host_bytes <= memory.host_bytes
+
     def check_fits(self, graph: TaskGraph) -> None:
         """Refuse a graph that the machine has no memory for.
 
@@ -343,21 +356,26 @@ class DecodePlanner:
             DoesNotFit: names what to change.
         """
         memory = self.hardware.memory
-        check_fits(graph, memory.device_bytes, memory.host_bytes, self.hardware.name)
+        check_fits(
+            graph,
+            memory.device_bytes,
+            memory.host_bytes,
+            self.hardware.name,
+            reserve_bytes=memory.device_reserve_bytes,
+        )
 
     def on(self, hardware: HardwareProfile) -> DecodePlanner:
         """The same job on another machine."""
-        return DecodePlanner(
-            self.model, hardware, self.workload, self.schedule, self.gpus, self.keep, self.engine
-        )
+        return self._like(hardware, self.gpus, self.keep)
 
     @cached_property
     def _alone(self) -> DecodePlanner:
         """The same job on one GPU whose neighbours are still."""
-        if self.gpus == 1:
-            return self
+        return self if self.gpus == 1 else self._like(self.hardware, 1, self.keep)
+
+    def _like(self, hardware: HardwareProfile, gpus: int, keep: bool) -> DecodePlanner:
         return DecodePlanner(
-            self.model, self.hardware, self.workload, self.schedule, 1, self.keep, self.engine
+            self.model, hardware, self.workload, self.schedule, gpus, keep, self.engine
         )
 
     def _shortened(self, split: Sequence[Sequence[int]], kept: Residency) -> TaskGraph:

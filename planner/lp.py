@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import pulp
 
 from planner.hulls import SIZED_OPS, CostLines
-from planner.residency import Room
+from planner.room import DEVICE_ROW, Cell, Kept, MemoryRows, Room
 from planner.solver import solve_to_optimum
 from sim.cost import CostModel
 from sim.graph import Task, TaskGraph
@@ -30,9 +30,6 @@ MAKESPAN_UNITS = 1e3
 _MAY_VANISH = ("load_x", "place_kv", "recompute_resident")
 _VANISH_BEHIND_PAUSE = ("load_kv", "place_kv", "recompute_resident", "recompute", "dequantise")
 """No pause is certain behind the first and before the second."""
-
-Cell = tuple[int, int]
-"""(step, layer)."""
 
 Key = TypeVar("Key")
 
@@ -46,6 +43,7 @@ class Relaxation:
         tokens: recomputed tokens of each (step, layer); empty where the counts were given.
         kept_kv, kept_x: tokens of each layer whose K and V, or X, stay on the device; empty where
             nothing does.
+        kept_weights: part of each layer's weights that stays although the schedule moves them.
         task_weights: derivative of the makespan with respect to the seconds of each task of the
             LP's graph, from the duals; 1 where a task holds everything up, 0 where it has slack.
         lane_share_s: for each lane, the derivative of the makespan with respect to stretching all
@@ -60,6 +58,7 @@ class Relaxation:
     tokens: dict[Cell, float]
     kept_kv: dict[int, float]
     kept_x: dict[int, float]
+    kept_weights: dict[int, float]
     task_weights: tuple[float, ...]
     lane_share_s: dict[str, float]
     memory_worth_s: float
@@ -91,7 +90,8 @@ class ScheduleLP:
         fixed_s: seconds of every task, in graph order; used for those that are not sized.
         issued_s: when the host has issued each task, the sized ones at no cost.
         dispatch: pauses between the tasks of a lane and between lanes.
-        room: device memory to keep things in; None keeps nothing.
+        room: memory that choices have to fit; None where every choice does.
+        keep_weights: whether weights may stay on the device, part of a layer's as well.
         x_waits: whether every load of X waits for its slot, even one of no tokens, which makes the
             weights behind it wait in the column schedule. False gives a bound for any split.
     """
@@ -106,6 +106,7 @@ class ScheduleLP:
         dispatch: Dispatch,
         room: Room | None = None,
         x_waits: bool = True,
+        keep_weights: bool = False,
     ) -> None:
         self.graph = graph
         self._x_waits = x_waits
@@ -128,10 +129,14 @@ class ScheduleLP:
         }
         self._room = room
         placed = {task.layer: None for task in graph.tasks if task.op == "place_kv"}
+        moved = {task.layer: None for task in graph.tasks if task.op == "load_weights"}
         layers = placed if room is not None else {}
         prompt = graph.workload.prompt_tokens
-        self.kept_kv = {layer: add(f"kept_kv_L{layer}", 0, prompt) for layer in layers}
-        self.kept_x = {layer: add(f"kept_x_L{layer}", 0, prompt) for layer in layers}
+        self.kept = Kept(
+            {layer: add(f"kept_kv_L{layer}", 0, prompt) for layer in layers},
+            {layer: add(f"kept_x_L{layer}", 0, prompt) for layer in layers},
+            {layer: add(f"kept_weights_L{layer}", 0, 1) for layer in moved if keep_weights},
+        )
         self._start = [
             add(f"start_{_name(task)}", ready / self._unit_s)
             for task, ready in zip(graph.tasks, issued_s, strict=True)
@@ -145,20 +150,23 @@ class ScheduleLP:
         self.problem.setObjective(self.makespan)
         if lines is not None:
             self._cost_rows(lines)
-        if room is not None and self.keeps:
-            self._memory_rows(room)
+        if room is not None and lines is not None:
+            MemoryRows(self.problem, graph, contexts, self.tokens, self.kept, room)
         self._order_rows()
 
     @property
     def keeps(self) -> bool:
         """Whether it chooses what stays in device memory."""
-        return bool(self.kept_kv)
+        return bool(self.kept.kv)
 
-    def solve(self, even: bool = True, start: Relaxation | None = None) -> Relaxation:
-        """Minimise the makespan, then choose the most even among the optimal splits.
+    def solve(self, choose: bool = True, start: Relaxation | None = None) -> Relaxation:
+        """Minimise the makespan, then choose among the optima.
+
+        Where weights may stay, the one that keeps most of them: using them costs nothing. Else the
+        most even split.
 
         Args:
-            even: False skips the second choice, where only the makespan is wanted.
+            choose: False skips the second choice, where only the makespan is wanted.
             start: optimum of the same LP on another machine.
 
         Raises:
@@ -168,14 +176,19 @@ class ScheduleLP:
         objective_s = float(self.makespan.value()) * self._unit_s
         weights, shares = self._duals()
         worth_s = self._memory_worth_s()
-        if self.tokens and even:
-            self._prefer_even()
+        if self.tokens and choose:
+            self.makespan.upBound = self.makespan.value() * (1 + 1e-7)
+            if self.kept.weights:
+                self.problem.setObjective(-pulp.lpSum(self.kept.weights.values()))
+            else:
+                self._prefer_even()
             solve_to_optimum(self.problem)
         return Relaxation(
             objective_s,
             _values(self.tokens),
-            _values(self.kept_kv),
-            _values(self.kept_x),
+            _values(self.kept.kv),
+            _values(self.kept.x),
+            _values(self.kept.weights),
             weights,
             shares,
             worth_s,
@@ -203,9 +216,9 @@ class ScheduleLP:
     def _count(self, task: Task) -> tuple[float, list[tuple[pulp.LpVariable, float]]]:
         """Tokens of a sized task: a constant and variables with their factors."""
         recomputed = (self.tokens[task.step, task.layer], 1.0)
-        kept = task.layer in self.kept_kv
-        kv = [(self.kept_kv[task.layer], 1.0)] if kept else []
-        x = [(self.kept_x[task.layer], 1.0)] if kept else []
+        kept = task.layer in self.kept.kv
+        kv = [(self.kept.kv[task.layer], 1.0)] if kept else []
+        x = [(self.kept.x[task.layer], 1.0)] if kept else []
         match task.op:
             case "place_kv":
                 return 0.0, kv
@@ -228,30 +241,10 @@ class ScheduleLP:
                 self._time_row(name, [(duration, 1.0), *scaled], base + slope * constant)
                 self._timed[name] = (at, base + slope * constant, per_token)
 
-    def _memory_rows(self, room: Room) -> None:
-        """What stays and the staged X fit; ranges of a layer's tokens do not overlap."""
-        longest = self.problem.add_variable("staged_x_tokens", 0)
-        for (step, layer), recomputed in self.tokens.items():
-            cell = f"s{step}_L{layer}"
-            if layer not in self.kept_kv:
-                self._row(f"staged_{cell}", [(longest, 1.0), (recomputed, -1.0)], 0.0)
-                continue
-            kv, x = self.kept_kv[layer], self.kept_x[layer]
-            self._row(f"staged_{cell}", [(longest, 1.0), (recomputed, -1.0), (x, 1.0)], 0.0)
-            self._row(f"used_{cell}", [(recomputed, 1.0), (x, -1.0)], 0.0)
-            past = float(self._contexts[step, layer])
-            self._row(f"range_{cell}", [(recomputed, -1.0), (kv, -1.0)], -past)
-        unit = float(room.kv_token_bytes)
-        taken = [(longest, room.staged_x_token_bytes / unit)]
-        taken += [(kv, 1.0) for kv in self.kept_kv.values()]
-        taken += [(x, room.x_token_bytes / unit) for x in self.kept_x.values()]
-        free = [(variable, -factor) for variable, factor in taken]
-        self._row("memory", free, -max(0.0, room.free_bytes) / unit)
-
     def _memory_worth_s(self) -> float:
         if self._room is None or not self.keeps:
             return 0.0
-        dual = self.problem.get_constraint_by_name("memory").pi or 0.0
+        dual = self.problem.get_constraint_by_name(DEVICE_ROW).pi or 0.0
         return float(dual) * self._unit_s / self._room.kv_token_bytes
 
     def _order_rows(self) -> None:
@@ -298,8 +291,12 @@ class ScheduleLP:
         if earlier in self._duration:
             self._time_row(name, [*terms, (self._duration[earlier], -1.0)], pause_s)
             return
-        self._time_row(name, terms, self._fixed_s[earlier] + pause_s)
-        self._timed[name] = (earlier, self._fixed_s[earlier], [])
+        seconds, kept = self._fixed_s[earlier], []
+        if task.op in ("load_kv_weights", "load_weights") and task.layer in self.kept.weights:
+            kept = [(self.kept.weights[task.layer], -seconds)]
+        shorter = [(part, -by_s / self._unit_s) for part, by_s in kept]
+        self._time_row(name, [*terms, *shorter], seconds + pause_s)
+        self._timed[name] = (earlier, seconds, kept)
 
     def _duals(self) -> tuple[tuple[float, ...], dict[str, float]]:
         """Weight of each task and share of each lane: duals of the rows that carry task times."""
@@ -318,9 +315,8 @@ class ScheduleLP:
         Optima are many: only the work of both lanes over all layers is tight. An even split
         needs the smallest staging slots and suffers least when a real task is late.
         """
-        self.makespan.upBound = self.makespan.value() * (1 + 1e-7)
         changes = []
-        for kind, variables in (("", self.tokens), ("kv_", self.kept_kv), ("x_", self.kept_x)):
+        for kind, variables in (("", self.tokens), ("kv_", self.kept.kv), ("x_", self.kept.x)):
             for number, (before, after) in enumerate(pairwise(variables.values())):
                 change = self.problem.add_variable(f"change_{kind}{number}", 0)
                 for sign, side in ((1.0, "up"), (-1.0, "down")):

@@ -11,8 +11,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sim.errors import BadInput
-from sim.graph import TaskGraph
-from sim.memory import footprint
 from sim.model_spec import ModelSpec
 from sim.workload import Workload
 
@@ -80,36 +78,6 @@ class Residency:
                 )
         if any(layer not in range(model.n_layers) for layer in self.weight_layers):
             raise BadInput(f"weight_layers {self.weight_layers} must be among the layers.")
-
-
-@dataclass(frozen=True, slots=True)
-class Room:
-    """Device memory that is left to keep things in, and what keeping takes.
-
-    Args:
-        free_bytes: beside weights, KV slots and workspace.
-        kv_token_bytes, x_token_bytes: of one token position of one layer, over all sequences of
-            all batches.
-        staged_x_token_bytes: of one token position of X over all staging slots, which are as long
-            as the longest load of X.
-    """
-
-    free_bytes: float
-    kv_token_bytes: int
-    x_token_bytes: int
-    staged_x_token_bytes: int
-
-    @classmethod
-    def beside(cls, graph: TaskGraph, device_bytes: float) -> Room:
-        """The room that a graph leaves which stages no X."""
-        model, job = graph.model, graph.workload
-        one = job.batch_size * job.n_batches
-        return cls(
-            device_bytes - footprint(graph).device_bytes,
-            one * model.kv_token_bytes,
-            one * model.x_token_bytes,
-            STAGING_SLOTS * job.batch_size * model.x_token_bytes,
-        )
 
 
 def slides(model: ModelSpec, workload: Workload, layer: int) -> bool:

@@ -41,7 +41,7 @@ def sensitivities(
         solved: its optimum, where that is known already.
     """
     lp = program(planner)
-    now = solved or lp.solve(even=False)
+    now = solved or lp.solve(choose=False)
     seconds = lp.seconds(now, planner.costs, planner.lines)
     found = []
     for part in PARTS:
@@ -61,7 +61,7 @@ def sensitivities(
         if part == "memory":
             by_duals_s = now.memory_worth_s * MORE * planner.hardware.memory.device_bytes
         again = program(planner.on(planner.hardware.with_faster(part, 1 + MORE)))
-        resolved_s = now.objective_s - again.solve(even=False, start=now).objective_s
+        resolved_s = now.objective_s - again.solve(choose=False, start=now).objective_s
         found.append(Sensitivity(part, by_duals_s / now.objective_s, resolved_s / now.objective_s))
     return tuple(found)
 

@@ -104,16 +104,33 @@ class Elementwise:
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """Bytes that a decode job may use on the device and on the host."""
+    """Memory of the device and of the host.
+
+    Args:
+        device_bytes, host_bytes: all there is; measured, what was free.
+        device_reserve_bytes: what no job gets of it: the driver's context, the libraries'
+            workspaces and gaps between allocations. Nothing where free memory was measured.
+    """
 
     __pydantic_config__ = STRICT_KEYS
 
     source: Source
     device_bytes: float
     host_bytes: float
+    device_reserve_bytes: float = 0.0
 
     def __post_init__(self) -> None:
         check_positive("memory", device_bytes=self.device_bytes, host_bytes=self.host_bytes)
+        if not 0 <= self.device_reserve_bytes < self.device_bytes:
+            raise BadInput(
+                f"memory: device_reserve_bytes(={self.device_reserve_bytes:g}) must be at least 0 "
+                f"and below device_bytes(={self.device_bytes:g})."
+            )
+
+    @property
+    def job_device_bytes(self) -> float:
+        """What a job may use of the device."""
+        return self.device_bytes - self.device_reserve_bytes
 
 
 @dataclass(frozen=True, slots=True)

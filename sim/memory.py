@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sim.errors import DoesNotFit
 from sim.graph import HOST, TaskGraph
+from sim.host_rows import HostRows, needed_rows
 from sim.kv_format import host_kv_token_bytes
 from sim.model_spec import ModelSpec
 from sim.workload import Workload
@@ -55,7 +57,7 @@ def slot_rows(graph: TaskGraph) -> list[int]:
     return rows
 
 
-def footprint(graph: TaskGraph) -> Footprint:
+def footprint(graph: TaskGraph, cache: Sequence[HostRows] | None = None) -> Footprint:
     """Memory that executing `graph` takes: of each device, and of the host for all of them.
 
     A column schedule moves weights: two layers of those that move are on the device, all of them
@@ -64,6 +66,9 @@ def footprint(graph: TaskGraph) -> Footprint:
     32-bit for the logits) plus the new token's K, V and X. A graph that stages K and V has room
     for one layer's in pinned memory. A quantised cache has, beside each KV slot, one for the rows
     that are loaded and for the new token's.
+
+    Args:
+        cache: rows of each layer on the host, by default those that the graph needs.
     """
     model, job = graph.model, graph.workload
     loads = [task for task in graph.tasks if task.op == "load_x"]
@@ -79,7 +84,8 @@ def footprint(graph: TaskGraph) -> Footprint:
         (widest + 4 * model.hidden_size) * model.element_bytes + 4 * model.vocab_size
     )
     layers = [layer_rows(model, job, layer) for layer in range(model.n_layers)]
-    host_rows = sum(layers) * job.batch_size * job.n_batches * graph.n_devices
+    rows = needed_rows(graph) if cache is None else cache
+    sequences = job.batch_size * job.n_batches * graph.n_devices
     host_kv_bytes = host_kv_token_bytes(model, job.kv_bits)
     staged_rows = max(layers) * job.batch_size if (0, HOST) in graph.lanes else 0
     slot_tokens = slot_rows(graph)
@@ -97,8 +103,8 @@ def footprint(graph: TaskGraph) -> Footprint:
             + kept_rows["recompute_resident"] * model.x_token_bytes
         ),
         workspace_bytes=workspace,
-        host_kv_bytes=host_rows * host_kv_bytes,
-        host_x_bytes=host_rows * model.x_token_bytes,
+        host_kv_bytes=sequences * sum(one.n_kv for one in rows) * host_kv_bytes,
+        host_x_bytes=sequences * sum(one.n_x for one in rows) * model.x_token_bytes,
         host_weight_bytes=offloaded,
         host_staging_bytes=graph.n_devices * staged_rows * model.kv_token_bytes,
         quantised_slot_bytes=quantised_rows * job.batch_size * host_kv_bytes,
@@ -112,26 +118,39 @@ def _kept_rows(graph: TaskGraph, op: str) -> int:
     )
 
 
-def check_fits(graph: TaskGraph, device_bytes: float, host_bytes: float, where: str) -> Footprint:
+def check_fits(
+    graph: TaskGraph,
+    device_bytes: float,
+    host_bytes: float,
+    where: str,
+    cache: Sequence[HostRows] | None = None,
+    reserve_bytes: float = 0.0,
+) -> Footprint:
     """Refuse a graph that needs more memory than `where` has.
+
+    Args:
+        cache: as for `footprint`.
+        reserve_bytes: of the device, what no job gets.
 
     Raises:
         DoesNotFit: names the memory that does not suffice, what fills it, and the smallest change.
     """
-    need, batch = footprint(graph), graph.workload.batch_size
-    if need.device_bytes > device_bytes:
+    need, batch = footprint(graph, cache), graph.workload.batch_size
+    free_bytes = device_bytes - reserve_bytes
+    if need.device_bytes > free_bytes:
         staging = need.device_bytes - need.weight_bytes
-        most = int((device_bytes - need.weight_bytes) * batch // staging)
+        most = int((free_bytes - need.weight_bytes) * batch // staging)
         if most >= 1:
             advice = f"lower --batch to {most}, or --prompt"
         else:
             advice = "the weights alone are too large: choose a smaller model or dtype"
             if graph.schedule == "row":
                 advice += ", or --schedule column, which keeps two layers on the device"
+        reserved = f" beside a reserve of {_gib(reserve_bytes)}" if reserve_bytes else ""
         raise DoesNotFit(
             f"{graph.model.name} needs {_gib(need.device_bytes)} of device memory (weights "
             f"{_gib(need.weight_bytes)}, staging slots and workspace {_gib(staging)}) and {where} "
-            f"has {_gib(device_bytes)} for it; {advice}."
+            f"has {_gib(free_bytes)} for it{reserved}; {advice}."
         )
     if need.host_bytes > host_bytes:
         caches = need.host_bytes - need.host_weight_bytes

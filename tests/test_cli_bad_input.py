@@ -58,8 +58,8 @@ def edited(path, change):
         ("--model opt-125m --batch 2 --set host.bandwidth=9GB/s", ["links.host"]),
         ("--model opt-125m --batch 2 --policy flexgen", ["links.host", "`kvoverlap profile`"]),
         ("--model opt-125m --batch 2 --gen 4K", ["2048 positions"]),
-        ("--model opt-30b --batch 2", ["40.0 GiB", "smaller model"]),
-        ("--model opt-13b --batch 60000", ["lower --batch to 4152, or --prompt"]),
+        ("--model opt-30b --batch 2", ["39.0 GiB", "smaller model"]),
+        ("--model opt-13b --batch 60000", ["lower --batch to 5453, or --prompt"]),
         ("--model opt-125m --batch 2 --kv-bits 3", ["kv_bits(=3)", "8 or 4"]),
         (
             "--model opt-125m --batch 2 --kv-bits 8 --policy hf-offloaded",

@@ -14,6 +14,7 @@ from checkpoints import CONFIGS, add_tokenizer, save, seeded
 import hw.profiler
 from hw.backends.cuda import cuda_available
 from sim import Recording
+from sim.host_rows import needed_rows
 
 needs_cuda = pytest.mark.skipif(not cuda_available(), reason="torch sees no CUDA device")
 N_NEW = 7
@@ -143,9 +144,10 @@ def test_the_answer_adds_up(case, generate, tmp_path):
     assert answer["prefill_s"] > 0
     assert (tmp_path / "trace.json.gz").stat().st_size > 100
     model = timeline.graph.model
-    rows = sum(model.layer_context(layer, PROMPT) + N_NEW - 1 for layer in range(model.n_layers))
-    token_bytes = model.kv_token_bytes + model.x_token_bytes
-    assert answer["memory"]["host_bytes"] == 2 * rows * token_bytes
+    rows = needed_rows(timeline.graph)
+    kv_bytes = sum(one.n_kv for one in rows) * model.kv_token_bytes
+    x_bytes = sum(one.n_x for one in rows) * model.x_token_bytes
+    assert answer["memory"]["host_bytes"] == 2 * (kv_bytes + x_bytes)
     assert answer["memory"]["device_bytes"] > model.weight_bytes
     assert answer["memory"]["device_source"] == "planned"
     assert answer["memory"]["process_bytes"] > answer["memory"]["device_bytes"]

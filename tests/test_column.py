@@ -25,6 +25,7 @@ from planner.decode import DecodePlanner
 from sim import find_hardware, find_model, simulate
 from sim.errors import BadInput, DoesNotFit, Mismatch
 from sim.graph import COMPUTE, H2D
+from sim.host_rows import all_rows
 from sim.memory import footprint
 from sim.workload import Workload
 
@@ -166,7 +167,7 @@ def test_weights_really_come_through_the_slots(cpu):
 
 def test_a_device_must_hold_all_weights_for_the_reference():
     graph = lower("column", OPT, JOB, uniform(OPT, JOB, 4))
-    need = footprint(graph)
+    need = footprint(graph, all_rows(OPT, JOB))
     layers = OPT.n_layers * OPT.layer_weight_bytes
 
     def with_room(device_bytes):

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from planner.lower import lower
-from sim.errors import DoesNotFit
+from sim.errors import BadInput, DoesNotFit
+from sim.hardware import Memory
 from sim.memory import check_fits, footprint
 
 # 2 layers, batch 2, 8 + 2 tokens, 3 of them recomputed; 32 bytes of K and V and 16 of X a token.
@@ -25,8 +26,9 @@ def test_a_footprint_by_hand():
     assert need.x_slot_bytes == 2 * 2 * (3 + 1) * 16
     # widest matrix output 32 and four hidden vectors of 8, then 64 logits of 4 bytes, per sequence
     assert need.workspace_bytes == 2 * ((32 + 4 * 8) * 2 + 4 * 64)
-    assert need.host_kv_bytes == 2 * 2 * 10 * 32
-    assert need.host_x_bytes == 2 * 2 * 10 * 16
+    # the 3 are recomputed in both steps: no K and V of theirs is ever loaded, no X of the others
+    assert need.host_kv_bytes == 2 * 2 * (10 - 3) * 32
+    assert need.host_x_bytes == 2 * 2 * 3 * 16
 
 
 def test_the_sums_are_those_of_the_parts():
@@ -96,3 +98,12 @@ def test_the_batch_it_names_is_the_largest_that_fits(batch, part, on_device):
 def test_weights_that_do_not_fit_are_blamed():
     with pytest.raises(DoesNotFit, match=r"the weights alone are too large: .*--schedule column"):
         check_fits(decode_graph(), 1, 1e9, "here")
+
+
+def test_a_reserve_is_no_jobs():
+    need = footprint(GRAPH)
+    check_fits(GRAPH, need.device_bytes + 64, need.host_bytes, "here", reserve_bytes=64)
+    with pytest.raises(DoesNotFit, match=r"here has .* for it beside a reserve of 0\.0 GiB;"):
+        check_fits(GRAPH, need.device_bytes + 63, need.host_bytes, "here", reserve_bytes=64)
+    with pytest.raises(BadInput, match=r"device_reserve_bytes\(=9\) must be .* below .*\(=9\)"):
+        Memory("datasheet", 9.0, 9.0, 9.0)

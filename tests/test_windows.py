@@ -135,8 +135,10 @@ def test_attention_is_priced_by_its_window():
 def test_memory_holds_the_window_and_the_new_tokens_by_hand():
     assert [layer_rows(MIXED, JOB, layer) for layer in (0, 1)] == [3 + 3, 8 + 3]
     need = footprint(lower("row", MIXED, JOB, [[3, 3]] * 3))
-    assert need.host_kv_bytes == 2 * (6 + 11) * 32
-    assert need.host_x_bytes == 2 * (6 + 11) * 16
+    # Everything that the window holds is recomputed: K and V of the 3 new tokens alone, X of all
+    # but the last. Of the layer that attends to all tokens 3 are recomputed.
+    assert need.host_kv_bytes == 2 * (3 + 8) * 32
+    assert need.host_x_bytes == 2 * (5 + 3) * 16
     # Two slots, one for each layer.
     assert need.kv_slot_bytes == 2 * (6 + 11) * 32
     assert need.x_slot_bytes == 2 * 2 * (3 + 1) * 16

@@ -112,7 +112,7 @@ class RestorePlanner:
     def check_fits(self) -> None:
         """Raise DoesNotFit where weights and K and V of the prompt exceed device memory."""
         kv = self.model.n_layers * self.request.prompt_tokens * self.model.kv_token_bytes
-        need, has = self.model.weight_bytes + kv, self.hardware.memory.device_bytes
+        need, has = self.model.weight_bytes + kv, self.hardware.memory.job_device_bytes
         if need > has:
             raise DoesNotFit(
                 f"{self.model.name} with {self.request.prompt_tokens} tokens needs "

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from cli.output import say, table
-from sim.leave_one_out import TableErrors
 from sim.quantities import percent
+from sim.table_errors import TableErrors
 
 NAMES = {
-    "gemm": "matrix products, over rows",
+    "gemm": "matrix products",
+    "gemm_8bit": "matrix products, 8-bit weights",
     "attention": "decode attention",
+    "prefill": "prefill attention",
     "h2d": "h2d link, over bytes",
     "d2h": "d2h link, over bytes",
     "host": "host copies, over bytes",

@@ -10,7 +10,7 @@ from cli.devices import DEFAULT_DTYPE, measure_profile
 from cli.output import note, progress
 from cli.plans import match_dtype
 from planner import Plan, make_plan
-from sim.catalog import find_hardware, hardware_names
+from sim.catalog import find_hardware, is_shipped
 from sim.errors import BadInput, Mismatch
 from sim.hardware import HardwareProfile
 from sim.model_spec import DTYPE_BYTES, ModelSpec
@@ -107,7 +107,7 @@ def plan_command(path: Path, directory: Path, made: Plan, dtype: str, job: Workl
 
 def _hardware_argument(hardware: HardwareProfile) -> str:
     """Its name if it is shipped; else the file that `profile` would have given that name."""
-    return hardware.name if hardware.name in hardware_names() else f"{hardware.name}.json"
+    return hardware.name if is_shipped(hardware.name) else f"{hardware.name}.json"
 
 
 def check_choices(

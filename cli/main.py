@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from cyclopts import App, CycloptsError, Parameter
 
 from cli.accuracy import accuracy
-from cli.catalogue import hardware, models
+from cli.catalogue import hardware_app, models
 from cli.devices import profile, run
 from cli.generation import generate
 from cli.output import err, fail, out
@@ -30,6 +30,12 @@ from sim.files import VERSION
 GARBAGE_THRESHOLD = 200_000
 """A long job is a million small objects that live until the end: looking for garbage among them
 took a seventh of its planning."""
+
+EXTRA_OF = {
+    **dict.fromkeys(("torch", "numpy", "safetensors", "tokenizers"), "hw"),
+    **dict.fromkeys(("aiconfigurator_core", "pyarrow", "yaml"), "silicon"),
+}
+"""The extra that brings a package which a verb needs."""
 
 app = App(
     name="kvoverlap",
@@ -60,7 +66,7 @@ app.command(accuracy)
 app.command(restore)
 app.command(reproduce)
 app.command(models)
-app.command(hardware)
+app.command(hardware_app)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -80,9 +86,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         fail(str(error))
         return 2
     except ModuleNotFoundError as error:
-        if error.name not in ("torch", "numpy", "safetensors", "tokenizers"):
+        package = (error.name or "").partition(".")[0]
+        if package not in EXTRA_OF:
             raise
-        fail(f"{error.name} is not installed; this verb needs it: pip install 'kvoverlap[hw]'.")
+        fail(
+            f"{package.replace('_', '-')} is not installed; this verb needs it: pip install "
+            f"'kvoverlap[{EXTRA_OF[package]}]'."
+        )
         return 2
     except KeyboardInterrupt:
         fail("interrupted.")

@@ -77,7 +77,8 @@ def plan(
     model
         Name of a shipped model (`kvoverlap models`) or path of a config.json.
     hardware
-        Name of a shipped profile (`kvoverlap hardware`) or path of a profile.json.
+        Name of a shipped profile, of a device and a link such as h100-sxm+pcie5-x16 (`kvoverlap
+        hardware` lists them), or path of a profile.json.
     batch
         Sequences decoded together.
     prompt

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cli.output import print_json, say, table
-from cli.plans import Output, match_dtype
+from cli.plans import Output, apply_setting, match_dtype
 from planner.restore import Adaptation, RestorePlan, behind_link, make_restore_plan
 from planner.restore.published import GBPS
 from sim.availability import ALWAYS, Availability
@@ -34,6 +34,7 @@ def restore(
     availability: Path | None = None,
     others: Path | None = None,
     dtype: str | None = None,
+    set: tuple[str, ...] = (),  # noqa: A002
     output: Output = None,
     json: bool = False,
 ) -> None:
@@ -48,13 +49,16 @@ def restore(
         --tier 7GB/s --gpu-share 0.5 --policy two-ended --json
       kvoverlap restore --model longalpaca-7b --hardware h100 --prompt 16K --tier 32 \\
         --availability drop.csv -o plan.json
+      kvoverlap restore --model llama-3.1-70b-fp8 --hardware h200+pcie5-x16 --prompt 16K \\
+        --set link.h2d.bandwidth=128GB/s
 
     Parameters
     ----------
     model
         Name of a shipped model (`kvoverlap models`) or path of a config.json.
     hardware
-        Name of a shipped profile (`kvoverlap hardware`) or path of a profile.json.
+        Name of a shipped profile, of a device and a link such as h100-sxm+pcie5-x16 (`kvoverlap
+        hardware` lists them), or path of a profile.json.
     prompt
         Tokens of the prompt; 16K means 16384.
     cached
@@ -81,12 +85,16 @@ def restore(
         what is left of its tokens; the answer says what each of them sees. --gpu-share must be 1.
     dtype
         float32, float16 or bfloat16; by default the model's, or the profile's if its size differs.
+    set
+        What-if change of the hardware, such as link.h2d.bandwidth=128GB/s or compute.flops=2e15.
     output
         Write the plan here, for simulate.
     json
         Print JSON instead of text.
     """
     machine = find_hardware(hardware)
+    for setting in set:
+        machine = apply_setting(machine, setting)
     if tier not in TIERS:
         machine = behind_link(machine, link_rate(tier))
     spec = match_dtype(find_model(model, dtype), machine, chosen=dtype is not None)
@@ -169,9 +177,13 @@ def _print(made: RestorePlan) -> None:
     say(f"compute {made.computed_tokens:,} tokens{projected}, load {made.loaded_tokens:,}")
     say(f"first token after {ms(made.ttft_s)}; hardware figures: {made.source}")
     if made.out_of_range_tasks:
+        block = made.hardware.restore
+        reason = "their times hold the rate of the nearest sample"
+        if block is None or block.prefill is None:
+            reason = "it has no figures for prefill attention, the matrix products' rate is taken"
         say(
             f"{made.out_of_range_tasks} tasks lie outside what {made.hardware.name} was measured "
-            "for: it has no figures for prefill attention, the matrix products' rate is taken"
+            f"for: {reason}"
         )
     say(f"{made.reason}\n")
     rows = [

@@ -21,6 +21,13 @@ PASS_BYTES = tuple(float(4**power) for power in range(5, 14))
 
 SAMPLE_COLUMNS = ["x", "rate", "residual_frac"]
 
+SHAPES = ((4096, 4096), (8192, 8192), (28672, 8192), (8192, 28672))
+"""Weights n, k whose products are drawn where utilisation is known for any."""
+
+KV_HEADS = (8, 64, 256, 1024)
+QUERY_HEADS = 32
+"""Heads whose attention is drawn where it is known for any."""
+
 BETWEEN = 12
 """Points at which the curve is read between two samples."""
 
@@ -130,14 +137,18 @@ def _link(direction: str) -> Callable[[HardwareProfile, str], RateCurve]:
     return curve
 
 
-def _product(n: int, k: int) -> Callable[[HardwareProfile, str], RateCurve]:
+def _product(n: int, k: int, weight_bits: int = 16) -> Callable[[HardwareProfile, str], RateCurve]:
     def curve(profile: HardwareProfile, name: str) -> RateCurve:
         tables = {(table.n, table.k): table.curve for table in profile.gemm.tables}
+        known = {table.weight_bits: table for table in profile.gemm.utilisation}
+        sampled = tables.get((n, k))
+        if sampled is None and weight_bits in known:
+            sampled, _ = known[weight_bits].curve(n, k)
         size = DTYPE_BYTES[profile.dtype]
         return _read(
             name,
             profile.gemm.source,
-            tables.get((n, k)),
+            sampled,
             lambda rows: profile.gemm.roofline_s(int(rows), n, k, size),
             lambda rows: 2 * rows * n * k / 1e12,
             ROWS,
@@ -169,6 +180,55 @@ def _attention(heads: tuple[int, int, int], batch: float) -> Callable[..., RateC
     return curve
 
 
+def _kv_heads(head_dim: int, rows: float) -> Callable[[HardwareProfile, str], RateCurve]:
+    """Decode attention of `rows` KV heads, of all sequences together, over context."""
+
+    def curve(profile: HardwareProfile, name: str) -> RateCurve:
+        token_bytes = 2 * rows * head_dim * DTYPE_BYTES[profile.dtype]
+        sampled = None
+        for heads in profile.attention.heads:
+            if heads.head_dim == head_dim and rows in heads.fan.rows:
+                sampled = heads.fan.curves[heads.fan.rows.index(rows)]
+        return _read(
+            name,
+            profile.attention.source,
+            sampled,
+            lambda context: context * token_bytes / profile.attention.bytes_per_s,
+            lambda context: context * token_bytes / 1e9,
+            CONTEXTS,
+            (),
+        )
+
+    return curve
+
+
+def _prefill(head_dim: int, queries_per_kv: int) -> Callable[[HardwareProfile, str], RateCurve]:
+    """Causal attention of one prompt over its tokens."""
+
+    def curve(profile: HardwareProfile, name: str) -> RateCurve:
+        def rate(tokens: float, seconds: float) -> float:
+            return 2 * QUERY_HEADS * head_dim * tokens * (tokens + 1) / seconds / 1e12
+
+        block = profile.restore.prefill if profile.restore is not None else None
+        for heads in block.heads if block is not None else ():
+            if (heads.head_dim, heads.queries_per_kv) == (head_dim, queries_per_kv):
+                points = heads.fan.curves[0].work
+                return RateCurve(
+                    name,
+                    "measured" if block is None else block.attention_flops_per_s.source,
+                    tuple(_dense(points)),
+                    tuple(rate(x, heads.at(QUERY_HEADS, x)[0]) for x in _dense(points)),
+                    points,
+                    tuple(rate(x, heads.at(QUERY_HEADS, x)[0]) for x in points),
+                )
+        figure = None if block is None else block.attention_flops_per_s
+        value = profile.gemm.flops_per_s if figure is None else figure.value
+        source = "fitted" if figure is None else figure.source
+        return RateCurve(name, source, CONTEXTS, tuple(value / 1e12 for _ in CONTEXTS))
+
+    return curve
+
+
 def _passes(profile: HardwareProfile, name: str) -> RateCurve:
     costs = profile.elementwise
     return _read(
@@ -188,7 +248,8 @@ def subjects(profile: HardwareProfile) -> list[Subject]:
         Subject("copies to the device (h2d)", "bytes", "GB/s", _link(H2D), H2D),
         Subject("copies from the device (d2h)", "bytes", "GB/s", _link(D2H), D2H),
     ]
-    shapes = [(table.n, table.k) for table in profile.gemm.tables] or [(4096, 4096)]
+    shapes = [(table.n, table.k) for table in profile.gemm.tables]
+    shapes = shapes or list(SHAPES if profile.gemm.utilisation else SHAPES[:1])
     found += [
         Subject(
             f"products, [rows, {k}] x [{k}, {n}]",
@@ -210,7 +271,45 @@ def subjects(profile: HardwareProfile) -> list[Subject]:
             )
             for batch in table.grid.rows
         ]
+    found += _published_subjects(profile)
     return [*found, Subject("element-wise passes", "bytes", "GB/s", _passes)]
+
+
+def _published_subjects(profile: HardwareProfile) -> Iterable[Subject]:
+    """What profiles made of published operator timings hold besides."""
+    if any(table.weight_bits == 8 for table in profile.gemm.utilisation):
+        for n, k in SHAPES:
+            title = f"products in 8 bits, [rows, {k}] x [{k}, {n}]"
+            yield Subject(title, "rows", "TFLOP/s", _product(n, k, 8))
+    for heads in profile.attention.heads:
+        for rows in KV_HEADS:
+            title = f"decode attention, {rows} KV heads of {heads.head_dim}"
+            curve = _kv_heads(heads.head_dim, float(rows))
+            yield Subject(title, "keys of each head", "GB/s", curve)
+    block = profile.restore.prefill if profile.restore is not None else None
+    for queries in block.heads if block is not None else ():
+        title = (
+            f"prefill attention, {QUERY_HEADS} heads of {queries.head_dim}, "
+            f"{queries.queries_per_kv} to a KV head"
+        )
+        curve = _prefill(queries.head_dim, queries.queries_per_kv)
+        yield Subject(title, "tokens", "TFLOP/s", curve)
+
+
+def checks_table(profile: HardwareProfile) -> pd.DataFrame:
+    """How well the tables of published timings predict their own points; no rows without them."""
+    rows = [
+        {
+            "table": errors.kind.replace("_", " "),
+            "points": errors.points,
+            "median |error| (%)": 100 * errors.median_abs_error_frac,
+            "90 % within (%)": 100 * errors.p90_abs_error_frac,
+            "worst (%)": 100 * errors.worst_error_frac,
+            "which": errors.worst,
+        }
+        for errors in profile.checks
+    ]
+    return pd.DataFrame(rows)
 
 
 def key_figures(profile: HardwareProfile) -> pd.DataFrame:

@@ -6,12 +6,13 @@ from collections.abc import Sequence
 
 import streamlit as st
 
+from dashboard.machines import Machine
 from dashboard.points import MULTIPLES
 from dashboard.question import AUTO, Changes, Question, both_ways_rate
 from dashboard.session import all_machines
 from dashboard.words import plain
 from planner import SCHEDULES
-from sim.catalog import model_names
+from sim.catalog import link_names, model_names
 from sim.hardware import HardwareProfile
 from sim.kv_format import KV_BITS
 from sim.workload import Workload
@@ -42,6 +43,7 @@ def ask_question(changeable: bool) -> Question:
     )
     machines = {machine.label: machine for machine in all_machines()}
     label = st.selectbox("Machine", list(machines), key="hardware", bind="query-params")
+    machine = behind_link(machines[label])
     job = ask_job()
     schedule, n_batches = ask_schedule()
     kv_bits = ask_kv_bits()
@@ -52,7 +54,6 @@ def ask_question(changeable: bool) -> Question:
         help="K, V, X and, in the column schedule, weights stay in GPU memory as far as there is "
         "room, instead of being moved in every step. Off: nothing stays, as in KVPR.",
     )
-    machine = machines[label]
     hardware = machine.load()
     changes = Changes()
     if changeable:
@@ -61,6 +62,24 @@ def ask_question(changeable: bool) -> Question:
         st.caption(plain(f"{hardware.name}: {hardware.description}"))
     workload = Workload(*job, n_batches, kv_bits)
     return Question(model, hardware, machine.reference, workload, schedule, changes, keep)
+
+
+def behind_link(machine: Machine) -> Machine:
+    """A composed machine behind the link that is chosen for it; any other as it is."""
+    if machine.parts is None:
+        return machine
+    device, usual = machine.parts
+    names = link_names()
+    link = st.selectbox(
+        "Link to the host",
+        names,
+        index=names.index(usual),
+        key=f"link_of_{device}",
+        bind="query-params",
+        help="One device sits in many hosts. A link that is not there is a multiple of another: "
+        "What-if.",
+    )
+    return machine.behind(link)
 
 
 def ask_job() -> tuple[int, int, int]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dashboard.runs import PROFILE, Run
-from sim.catalog import find_hardware, hardware_names
+from sim.catalog import composed_names, find_hardware, hardware_names
 from sim.hardware import HardwareProfile
+from sim.parts import JOIN, split_name
 
 FIRST_MACHINE = "kvpr-a100"
 """The machine that the first question is about; it suits the first model."""
@@ -24,6 +25,7 @@ class Machine:
         reference: names it on the command line: a shipped name or the path of a profile.
         path: its file; None for a shipped or an uploaded one.
         run: the run folder it was profiled for, whose measurements can be held against it.
+        parts: the shipped device and link that it is composed of.
     """
 
     label: str
@@ -31,6 +33,14 @@ class Machine:
     path: Path | None = None
     profile: HardwareProfile | None = None
     run: Run | None = None
+    parts: tuple[str, str] | None = None
+
+    def behind(self, link: str) -> Machine:
+        """The same device behind another link."""
+        if self.parts is None:
+            return self
+        device = self.parts[0]
+        return replace(self, reference=f"{device}{JOIN}{link}", parts=(device, link))
 
     def load(self) -> HardwareProfile:
         """The profile.
@@ -44,13 +54,15 @@ class Machine:
 def find_machines(
     runs: Sequence[Run], uploaded: Mapping[str, HardwareProfile] | None = None
 ) -> list[Machine]:
-    """What was uploaded, what is shipped, and the machines of the runs, newest first."""
+    """What was uploaded, what is shipped, every shipped device behind its usual link, and the
+    machines of the runs, newest first."""
     found = [
         Machine(f"{name} (uploaded)", name, profile=profile)
         for name, profile in (uploaded or {}).items()
     ]
     shipped = sorted(hardware_names(), key=lambda name: name != FIRST_MACHINE)
     found += [Machine(name, name) for name in shipped]
+    found += [Machine(name, name, parts=split_name(name)) for name in composed_names()]
     for run in runs:
         path = run.folder / PROFILE
         if path.is_file():

@@ -2,24 +2,41 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
+from typing import TypeVar
 
 from sim.errors import BadInput, UnknownName
 from sim.hardware import HardwareProfile
 from sim.model_config import load_model_config
 from sim.model_spec import DTYPE_BYTES, ModelSpec
+from sim.parts import JOIN, ComputePart, LinkPart, compose, split_name
 
 DATA = Path(__file__).resolve().parent.parent / "data"
 """Beside the packages in a checkout and in an installed wheel alike."""
 
+Part = TypeVar("Part", ComputePart, LinkPart)
+
 
 def model_names() -> list[str]:
-    return sorted(path.stem for path in (DATA / "models").glob("*.json"))
+    return _names("models")
 
 
 def hardware_names() -> list[str]:
-    return sorted(path.stem for path in (DATA / "hardware").glob("*.json"))
+    """Whole machines, each in one file."""
+    return _names("hardware")
+
+
+def compute_names() -> list[str]:
+    """Devices that a machine can be composed of."""
+    return _names("hardware/compute")
+
+
+def link_names() -> list[str]:
+    """Hosts with their links that a machine can be composed of."""
+    return _names("hardware/links")
 
 
 def find_model(name_or_path: str, dtype: str | None = None) -> ModelSpec:
@@ -49,8 +66,15 @@ def _find_model(name_or_path: str) -> ModelSpec:
     raise UnknownName("model", name_or_path, model_names(), "A path to a config.json works too.")
 
 
+def _names(folder: str) -> list[str]:
+    return sorted(path.stem for path in (DATA / folder).glob("*.json"))
+
+
 def find_hardware(name_or_path: str) -> HardwareProfile:
-    """A shipped profile by name, or any profile by path.
+    """A shipped profile by name, any profile by path, or a machine composed of two parts.
+
+    `h100-sxm+pcie5-x16` is the device h100-sxm behind the link pcie5-x16; either part may be the
+    path of a file of its kind.
 
     Raises:
         UnknownName: no such shipped profile and no such path; suggests the nearest name.
@@ -61,6 +85,64 @@ def find_hardware(name_or_path: str) -> HardwareProfile:
         return HardwareProfile.load(shipped)
     if Path(name_or_path).exists():
         return HardwareProfile.load(name_or_path)
+    if JOIN in name_or_path:
+        compute, link = split_name(name_or_path)
+        return compose(find_compute(compute), find_link(link))
+    if name_or_path.lower() in compute_names():
+        usual = find_compute(name_or_path).usual_link
+        raise BadInput(
+            f"hardware {name_or_path!r} is a device without a host; name its link too, as in "
+            f"{name_or_path}{JOIN}{usual}; links: {', '.join(link_names())}."
+        )
     raise UnknownName(
-        "hardware", name_or_path, hardware_names(), "A path to a profile.json works too."
+        "hardware",
+        name_or_path,
+        [*hardware_names(), *composed_names()],
+        "A path to a profile.json works too.",
     )
+
+
+def is_shipped(name: str) -> bool:
+    """Whether a machine of this name comes with the program, in one file or in two parts."""
+    device, _, link = name.rpartition(JOIN)
+    return name in hardware_names() or (device in compute_names() and link in link_names())
+
+
+def composed_names() -> list[str]:
+    """Every device behind the link it is mostly sold with."""
+    return [f"{name}{JOIN}{find_compute(name).usual_link}" for name in compute_names()]
+
+
+def find_compute(name_or_path: str) -> ComputePart:
+    """A device by shipped name or by path.
+
+    Raises:
+        UnknownName: neither; suggests the nearest name.
+        BadFile: the file is unreadable or has an unknown, absent or invalid key.
+    """
+    return _find_part("compute", name_or_path, compute_names(), ComputePart.load)
+
+
+def find_link(name_or_path: str) -> LinkPart:
+    """A host with its links by shipped name or by path; raises as `find_compute` does."""
+    return _find_part("links", name_or_path, link_names(), LinkPart.load)
+
+
+@cache
+def _shipped_part(load: Callable[[Path | str], Part], path: Path) -> Part:
+    """A part that comes with the program, read once: none of its fields can be changed."""
+    return load(path)
+
+
+def _find_part(
+    folder: str, name_or_path: str, known: list[str], load: Callable[[Path | str], Part]
+) -> Part:
+    if name_or_path.lower() in known:
+        part: Part = _shipped_part(
+            load, DATA / "hardware" / folder / f"{name_or_path.lower()}.json"
+        )
+        return part
+    if Path(name_or_path).exists():
+        return load(name_or_path)
+    kind = {"compute": "device", "links": "link"}[folder]
+    raise UnknownName(kind, name_or_path, known, "A path to such a file works too.")

@@ -7,9 +7,8 @@ profile's measured table where there is one and from its rates where there is no
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from math import ceil, floor
+from math import ceil, floor, log
 
-from sim.curves import Curve
 from sim.graph import COMPUTE, HOST, Task
 from sim.hardware import HardwareProfile
 from sim.kernels import (
@@ -24,6 +23,7 @@ from sim.kernels import (
 )
 from sim.kv_format import QuantisedRow, host_kv_token_bytes
 from sim.model_spec import ModelSpec
+from sim.products import ProductPrices
 from sim.source import Source, weakest
 from sim.workload import Workload
 
@@ -174,8 +174,7 @@ class CostModel:
         self.hardware = hardware
         self.model = model
         self.workload = workload
-        self._gemm_curves = {(table.n, table.k): table.curve for table in hardware.gemm.tables}
-        self._measured_shapes = frozenset(self._gemm_curves)
+        self._matmuls = ProductPrices(hardware.gemm, model)
         self._attention_tables = {
             (table.n_heads, table.n_kv_heads, table.head_dim): table
             for table in hardware.attention.tables
@@ -277,24 +276,11 @@ class CostModel:
 
     def _kernel_knots(self, kernel: Kernel, batch: int) -> list[float]:
         if isinstance(kernel, MatMul):
-            gemm_curve = self._gemm_curve(kernel.n, kernel.k)
-            if gemm_curve is not None:
-                return [m / batch for m in gemm_curve.work]
-            return [self._roofline_ridge(kernel) / batch]
+            return [m / batch for m in self._matmuls.row_knots(kernel)]
         curve = self.hardware.elementwise.curve
         if isinstance(kernel, Pass) and curve is not None:
             return [work / kernel.bytes for work in curve.work]
         return []
-
-    def _roofline_ridge(self, shape: MatMul) -> float:
-        """Rows at which a product of this shape turns from memory- to compute-bound."""
-        gemm = self.hardware.gemm
-        if gemm.bytes_per_s is None:
-            return 0.0
-        size = self.model.element_bytes
-        per_row = 2 * shape.n * shape.k / gemm.flops_per_s
-        per_row -= (shape.n + shape.k) * size / gemm.bytes_per_s
-        return shape.n * shape.k * size / gemm.bytes_per_s / per_row if per_row > 0 else 0.0
 
     def _kernel(self, kernel: Kernel) -> Estimate:
         if isinstance(kernel, MatMul):
@@ -312,34 +298,7 @@ class CostModel:
 
     def matmul(self, shape: MatMul) -> Estimate:
         """Time of one matrix product."""
-        gemm = self.hardware.gemm
-        curve = self._gemm_curve(shape.n, shape.k)
-        if curve is None:
-            return Estimate(self._roofline(shape), gemm.source, True)
-        seconds, inside = curve.at(shape.m)
-        if (shape.n, shape.k) in self._measured_shapes:
-            return Estimate(seconds, gemm.source, inside)
-        return Estimate(seconds, weakest(gemm.source, "fitted"), False)
-
-    def _gemm_curve(self, n: int, k: int) -> Curve | None:
-        """Seconds over rows: measured, or with the measured utilisation of the nearest shape."""
-        if (n, k) not in self._gemm_curves and self._measured_shapes:
-            near = min(
-                self._measured_shapes, key=lambda known: abs(known[0] * known[1] / n / k - 1)
-            )
-            curve = self._gemm_curves[near]
-            scaled = tuple(
-                seconds
-                * self._roofline(MatMul(int(m), n, k))
-                / self._roofline(MatMul(int(m), *near))
-                for m, seconds in zip(curve.work, curve.seconds, strict=True)
-            )
-            self._gemm_curves[n, k] = Curve(curve.work, scaled)
-        return self._gemm_curves.get((n, k))
-
-    def _roofline(self, shape: MatMul) -> float:
-        size = self.model.element_bytes
-        return self.hardware.gemm.roofline_s(shape.m, shape.n, shape.k, size)
+        return Estimate(*self._matmuls.price(shape))
 
     def _attention(self, kernel: DecodeAttention) -> Estimate:
         costs = self.hardware.attention
@@ -348,9 +307,21 @@ class CostModel:
         if table is not None and model.mla is None:
             seconds, inside = table.grid.at(kernel.batch, kernel.context)
             return Estimate(seconds, costs.source, inside)
+        if costs.heads and model.mla is None:
+            return self._attention_of_heads(kernel)
         n_bytes = kernel.batch * kernel.context * model.kv_token_bytes
         source = weakest(costs.source, "fitted") if costs.tables else costs.source
         seconds = n_bytes / costs.bytes_per_s
         if model.mla is not None:  # all heads share each latent, so arithmetic may take longer
             seconds = max(seconds, kernel.flops(model) / self.hardware.gemm.flops_per_s)
         return Estimate(seconds, source, not costs.tables)
+
+    def _attention_of_heads(self, kernel: DecodeAttention) -> Estimate:
+        """By the KV heads of all sequences; heads of another size go at the nearest one's rate."""
+        costs, head_dim = self.hardware.attention, self.model.head_dim
+        near = min(costs.heads, key=lambda one: abs(log(one.head_dim / head_dim)))
+        seconds, inside = near.fan.at(kernel.batch * self.model.n_kv_heads, kernel.context)
+        if near.head_dim == head_dim:
+            return Estimate(seconds, costs.source, inside)
+        scaled_s = seconds * head_dim / near.head_dim
+        return Estimate(scaled_s, weakest(costs.source, "fitted"), False)

@@ -9,8 +9,9 @@ the answer says that it left the calibrated range.
 from __future__ import annotations
 
 from bisect import bisect_right
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
+from math import sqrt
 
 from sim.errors import BadInput
 from sim.files import STRICT_KEYS
@@ -28,7 +29,8 @@ def locate(axis: tuple[float, ...], value: float) -> tuple[int, float, float, bo
 
 
 def _check_axis(name: str, axis: tuple[float, ...]) -> None:
-    if not axis or axis[0] <= 0 or any(b <= a for a, b in pairwise(axis)):
+    rising = all(a < b for a, b in pairwise((0.0, *axis, float("inf"))))
+    if not axis or not rising:
         raise BadInput(f"{name}(={list(axis)}) must be positive and strictly increasing.")
 
 
@@ -56,6 +58,14 @@ class Curve:
         high = min(low + 1, len(self.work) - 1)
         seconds = self.seconds[low] * (1.0 - weight) + self.seconds[high] * weight
         return seconds * scale, inside
+
+    def scaled(self, factor: float) -> Curve:
+        """The same work where everything takes `factor` times as long."""
+        return replace(self, seconds=tuple(value * factor for value in self.seconds))
+
+    def rooted(self) -> Curve:
+        """Roots of seconds over the same work, to read between where time goes with its square."""
+        return replace(self, seconds=tuple(map(sqrt, self.seconds)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,3 +95,34 @@ class Grid:
             return below * scale, inside and inside_below
         above, _ = Curve(self.columns, self.seconds[high]).at(column)
         return (below * (1.0 - weight) + above * weight) * scale, inside and inside_below
+
+
+@dataclass(frozen=True, slots=True)
+class Fan:
+    """Seconds sampled over two axes, each row over columns of its own, as far as memory went."""
+
+    __pydantic_config__ = STRICT_KEYS
+
+    rows: tuple[float, ...]
+    curves: tuple[Curve, ...]
+
+    def __post_init__(self) -> None:
+        _check_axis("rows", self.rows)
+        if len(self.curves) != len(self.rows):
+            raise BadInput(f"curves must hold {len(self.rows)} curves, one for each row.")
+
+    def at(self, row: float, column: float) -> tuple[float, bool]:
+        """Seconds at (row, column), linear along both, and whether it lies in the sampled range."""
+        low, weight, scale, inside = locate(self.rows, row)
+        high = min(low + 1, len(self.rows) - 1)
+        seconds = 0.0
+        for at, share in ((low, 1.0 - weight), (high, weight)):
+            if share > 0.0:
+                value, within = self.curves[at].at(column)
+                seconds += share * value
+                inside = inside and within
+        return seconds * scale, inside
+
+    def scaled(self, factor: float) -> Fan:
+        """The same work where everything takes `factor` times as long."""
+        return replace(self, curves=tuple(curve.scaled(factor) for curve in self.curves))

@@ -6,16 +6,18 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from sim.curves import Curve, Grid
+from sim.curves import Curve, Fan, Grid
 from sim.errors import BadInput
 from sim.files import STRICT_KEYS, parse, read_json, write_json
 from sim.graph import COPY_LANES, HOST
 from sim.kv_format import QuantisationTable
 from sim.links import Dispatch, Interference, Links, Uplink, check_positive
 from sim.model_spec import DTYPE_BYTES
-from sim.prefill import Restore
+from sim.prefill import Restore, check_head_sizes
 from sim.samples import Samples
 from sim.source import Source, weakest
+from sim.table_errors import TableErrors
+from sim.utilisation import UtilisationTable
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +35,8 @@ class GemmTable:
 class Gemm:
     """Matrix products: rates for any shape, tables for the shapes that were measured.
 
-    A shape without a table costs `max(flops / flops_per_s, bytes / bytes_per_s)`.
+    `utilisation` holds for the shapes that have no table of their own, one table by the bits of a
+    weight. Without either a shape costs `max(flops / flops_per_s, bytes / bytes_per_s)`.
     """
 
     __pydantic_config__ = STRICT_KEYS
@@ -43,6 +46,7 @@ class Gemm:
     bytes_per_s: float | None = None
     tables: tuple[GemmTable, ...] = ()
     note: str = ""
+    utilisation: tuple[UtilisationTable, ...] = ()
 
     def __post_init__(self) -> None:
         check_positive("gemm", flops_per_s=self.flops_per_s, bytes_per_s=self.bytes_per_s)
@@ -69,8 +73,28 @@ class AttentionTable:
 
 
 @dataclass(frozen=True, slots=True)
+class KvHeads:
+    """Measured seconds of one decode attention over (KV heads of all sequences, context).
+
+    The query heads of a group share what they read, and sequences go on side by side like KV
+    heads, so that one table holds for every batch and head count.
+    """
+
+    __pydantic_config__ = STRICT_KEYS
+
+    head_dim: int
+    fan: Fan
+
+    def __post_init__(self) -> None:
+        check_head_sizes("attention.heads", head_dim=self.head_dim)
+
+
+@dataclass(frozen=True, slots=True)
 class Attention:
-    """Decode attention: reads all K and V once; head shapes without a table cost bytes / rate."""
+    """Decode attention: reads all K and V once; head shapes without a table cost bytes / rate.
+
+    `heads` holds for the head shapes without a table of their own.
+    """
 
     __pydantic_config__ = STRICT_KEYS
 
@@ -78,6 +102,7 @@ class Attention:
     bytes_per_s: float
     tables: tuple[AttentionTable, ...] = ()
     note: str = ""
+    heads: tuple[KvHeads, ...] = ()
 
     def __post_init__(self) -> None:
         check_positive("attention", bytes_per_s=self.bytes_per_s)
@@ -140,7 +165,8 @@ class HardwareProfile:
     `dtype` is the element type the compute figures hold for. `device_kind` names the backend
     that can run plans made for it (`cpu`, `cuda`), or `none` for paper and datasheet profiles.
     `samples` are what its tables are the medians of, where they were kept. Nothing is priced by
-    them: they do not tell two profiles apart, and only the profile's own file holds them.
+    them: they do not tell two profiles apart, and only the profile's own file holds them, and so
+    do `checks`, how well the tables of published timings predict their own points.
     `restore` is what restoring a cached prefix needs besides.
     """
 
@@ -161,6 +187,7 @@ class HardwareProfile:
     environment: dict[str, Any] | None = None
     samples: tuple[Samples, ...] = field(default=(), compare=False, repr=False)
     restore: Restore | None = None
+    checks: tuple[TableErrors, ...] = field(default=(), compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPE_BYTES:
@@ -182,9 +209,9 @@ class HardwareProfile:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """The profile as plans and recordings hold it: without samples."""
-        content = asdict(replace(self, samples=()))
-        del content["samples"]
+        """The profile as plans and recordings hold it: without samples and checks."""
+        content = asdict(replace(self, samples=(), checks=()))
+        del content["samples"], content["checks"]
         if self.links.host is None:
             del content["links"]["host"]
         return {key: value for key, value in content.items() if value is not None}
@@ -198,6 +225,8 @@ class HardwareProfile:
         content = self.to_dict()
         if self.samples:
             content["samples"] = [asdict(one) for one in self.samples]
+        if self.checks:
+            content["checks"] = [asdict(one) for one in self.checks]
         write_json(path, "hardware-profile", content)
 
     @classmethod
@@ -229,6 +258,7 @@ class HardwareProfile:
             return replace(
                 self,
                 samples=(),
+                checks=(),
                 gemm=_faster_gemm(
                     self.gemm, 1.0 if part == "hbm" else factor, hbm, DTYPE_BYTES[self.dtype]
                 ),
@@ -238,6 +268,9 @@ class HardwareProfile:
                     tables=tuple(
                         replace(table, grid=_faster_grid(table.grid, hbm))
                         for table in self.attention.tables
+                    ),
+                    heads=tuple(
+                        replace(one, fan=one.fan.scaled(1.0 / hbm)) for one in self.attention.heads
                     ),
                 ),
                 elementwise=replace(
@@ -289,7 +322,11 @@ def _faster_gemm(gemm: Gemm, flops: float, hbm: float, element_bytes: int) -> Ge
         )
         return replace(table, curve=replace(table.curve, seconds=seconds))
 
-    return replace(after, tables=tuple(map(move, gemm.tables)))
+    return replace(
+        after,
+        tables=tuple(map(move, gemm.tables)),
+        utilisation=tuple(one.faster(flops, hbm) for one in gemm.utilisation),
+    )
 
 
 def _faster_grid(grid: Grid, factor: float) -> Grid:

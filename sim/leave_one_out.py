@@ -7,40 +7,19 @@ errors are larger than those of its predictions.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from math import ceil
+from collections.abc import Iterator, Sequence
+from math import ceil, log
 from statistics import median
 
-from sim.curves import Curve
+from sim.curves import Curve, Fan
 from sim.hardware import HardwareProfile
+from sim.table_errors import TableErrors
+from sim.utilisation import UNIT, UtilisationTable
 
-KINDS = ("gemm", "attention", "h2d", "d2h", "host", "elementwise")
+KINDS = ("gemm", "gemm_8bit", "attention", "prefill", "h2d", "d2h", "host", "elementwise")
 
 Miss = tuple[str, float]
 """Name of a point and (predicted - measured) / measured."""
-
-
-@dataclass(frozen=True, slots=True)
-class TableErrors:
-    """Leave-one-out errors of all tables of one kind.
-
-    Args:
-        kind: one of `KINDS`.
-        points: predictions made; an inner point of an attention grid is predicted twice, from
-            its neighbours along context and from those along batch.
-        p90_abs_error_frac: nine tenths of the points are at most so far off.
-        worst: the point that is farthest off.
-        worst_error_frac: its error with sign, predicted - measured.
-    """
-
-    kind: str
-    points: int
-    median_abs_error_frac: float
-    p90_abs_error_frac: float
-    max_abs_error_frac: float
-    worst: str
-    worst_error_frac: float
 
 
 def leave_one_out(hardware: HardwareProfile) -> tuple[TableErrors, ...]:
@@ -57,8 +36,18 @@ def _misses(kind: str, hardware: HardwareProfile) -> Iterator[Miss]:
         case "gemm":
             for table in hardware.gemm.tables:
                 yield from _curve_misses(table.curve, f"n={table.n} k={table.k} m={{:g}}")
+            yield from _products_misses(hardware, 16)
+        case "gemm_8bit":
+            yield from _products_misses(hardware, 8)
         case "attention":
             yield from _attention_misses(hardware)
+            for heads in hardware.attention.heads:
+                yield from _fan_misses(heads.fan, f"KV heads of {heads.head_dim}")
+        case "prefill":
+            prefill = hardware.restore.prefill if hardware.restore else None
+            for queries in prefill.heads if prefill else ():
+                name = f"heads of {queries.head_dim}, {queries.queries_per_kv} to a KV head"
+                yield from _fan_misses(queries.fan, name, squared=True)
         case "elementwise":
             if hardware.elementwise.curve is not None:
                 yield from _curve_misses(hardware.elementwise.curve, "{:.0f} bytes")
@@ -79,6 +68,56 @@ def _attention_misses(hardware: HardwareProfile) -> Iterator[Miss]:
             name = f"{heads} batch={{:g}} context={context:g}, along batch"
             column = Curve(grid.rows, tuple(seconds[at] for seconds in grid.seconds))
             yield from _curve_misses(column, name)
+
+
+def _products_misses(hardware: HardwareProfile, weight_bits: int) -> Iterator[Miss]:
+    """Each inner point of the utilisation over m, n and k, from its neighbours along each."""
+    for table in hardware.gemm.utilisation:
+        if table.weight_bits == weight_bits:
+            lines = [[table.shares(n, k) for k in range(len(table.k))] for n in range(len(table.n))]
+            yield from _rows_misses(table, lines)
+            for n, row in zip(table.n, lines, strict=True):
+                yield from _shape_misses(table.m, table.k, row, f"n={n} k={{}} m={{}}, along k")
+            for k, column in zip(table.k, zip(*lines, strict=True), strict=True):
+                yield from _shape_misses(table.m, table.n, column, f"n={{}} k={k} m={{}}, along n")
+
+
+def _rows_misses(table: UtilisationTable, lines: Sequence[Sequence[list[int]]]) -> Iterator[Miss]:
+    for n, row in zip(table.n, lines, strict=True):
+        for k, shares in zip(table.k, row, strict=True):
+            measured = [(m, share) for m, share in zip(table.m, shares, strict=False) if share]
+            if measured:
+                work = tuple(float(m) for m, _ in measured)
+                seconds = tuple(table.best_s(m, n, k) * UNIT / share for m, share in measured)
+                yield from _curve_misses(Curve(work, seconds), f"n={n} k={k} m={{:g}}, along m")
+
+
+def _shape_misses(
+    rows: Sequence[int], sizes: Sequence[int], lines: Sequence[list[int]], name: str
+) -> Iterator[Miss]:
+    """Shapes along one axis, each from the two beside it; `name` has places for size and m."""
+    for at in range(1, len(sizes) - 1):
+        weight = log(sizes[at] / sizes[at - 1]) / log(sizes[at + 1] / sizes[at - 1])
+        for m, low, share, high in zip(rows, *lines[at - 1 : at + 2], strict=False):
+            if low and share and high:
+                yield name.format(sizes[at], m), share / (low + (high - low) * weight) - 1.0
+
+
+def _fan_misses(fan: Fan, name: str, squared: bool = False) -> Iterator[Miss]:
+    """Each inner point of a fan along its columns, by roots where `squared`, and along its rows."""
+    for row, curve in zip(fan.rows, fan.curves, strict=True):
+        along = f"{name}: {row:g} at {{:g}}, along tokens"
+        for point, error in _curve_misses(curve.rooted() if squared else curve, along):
+            yield point, (1.0 + error) ** 2 - 1.0 if squared else error
+    points = [dict(zip(curve.work, curve.seconds, strict=True)) for curve in fan.curves]
+    for column in sorted({work for known in points for work in known}):
+        sampled = [
+            (row, known[column])
+            for row, known in zip(fan.rows, points, strict=True)
+            if column in known
+        ]
+        along = f"{name}: {{:g}} at {column:g}, along heads"
+        yield from _curve_misses(Curve(*zip(*sampled, strict=True)), along)
 
 
 def _curve_misses(curve: Curve, name: str) -> Iterator[Miss]:

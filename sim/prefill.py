@@ -7,7 +7,9 @@ with its matrix-product rate taken for attention, and says that it left its cali
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from math import log
 
+from sim.curves import Curve, Fan
 from sim.errors import BadInput, NotMeasured
 from sim.files import STRICT_KEYS
 from sim.source import Figure, Source
@@ -20,6 +22,46 @@ LANE_OF_TIER = {"ssd": DISK, "net": NET}
 TIERS = ("dram", *LANE_OF_TIER)
 
 
+MOST_OF_HEADS = 2**16
+"""Elements of a head, or heads of a group: far above what any model has."""
+
+
+def check_head_sizes(where: str, **sizes: int) -> None:
+    for name, value in sizes.items():
+        if not 1 <= value <= MOST_OF_HEADS:
+            raise BadInput(f"{where}: {name}(={value}) must be from 1 to {MOST_OF_HEADS}.")
+
+
+@dataclass(frozen=True, slots=True)
+class QueryHeads:
+    """Measured seconds of causal attention of one sequence over (query heads, its tokens).
+
+    Args:
+        queries_per_kv: query heads that share a KV head.
+    """
+
+    __pydantic_config__ = STRICT_KEYS
+
+    head_dim: int
+    queries_per_kv: int
+    fan: Fan
+
+    def __post_init__(self) -> None:
+        check_head_sizes(
+            "restore.prefill.heads", head_dim=self.head_dim, queries_per_kv=self.queries_per_kv
+        )
+
+    def at(self, n_heads: float, n_tokens: float) -> tuple[float, bool]:
+        """Seconds of a whole prompt of `n_tokens`, and whether it lies in the sampled range.
+
+        Time grows with the square of the tokens, so that its root is read linearly along them.
+        """
+        roots = [curve.rooted().at(n_tokens) for curve in self.fan.curves]
+        over_heads = Curve(self.fan.rows, tuple(root * root for root, _ in roots))
+        seconds, inside = over_heads.at(n_heads)
+        return seconds, inside and all(within for _, within in roots)
+
+
 @dataclass(frozen=True, slots=True)
 class Prefill:
     """Computing from token ids: what the matrix-product figures do not tell.
@@ -28,6 +70,7 @@ class Prefill:
         attention_flops_per_s: rate of causal attention of a chunk over everything before it.
         step_s: what a step costs besides, however few tokens it has.
         eight_bit_speedup: matrix products with 8-bit weights against 16-bit ones.
+        heads: attention that was measured, instead of its one rate.
     """
 
     __pydantic_config__ = STRICT_KEYS
@@ -35,11 +78,32 @@ class Prefill:
     attention_flops_per_s: Figure
     step_s: Figure
     eight_bit_speedup: Figure | None = None
+    heads: tuple[QueryHeads, ...] = ()
 
     def __post_init__(self) -> None:
         for figure in (self.attention_flops_per_s, self.eight_bit_speedup):
             if figure is not None and not figure.value > 0:
                 raise BadInput(f"restore.prefill: a rate of {figure.value} must be above 0.")
+
+    def attention_s(
+        self, n_heads: int, queries_per_kv: int, head_dim: int, n_tokens: int
+    ) -> tuple[float, bool] | None:
+        """Seconds of causal attention over a whole prompt, and whether such heads were measured.
+
+        Of other heads the FLOP rate of the nearest is taken; None where nothing was measured.
+        """
+        if not self.heads:
+            return None
+        near = min(
+            self.heads,
+            key=lambda one: (
+                abs(log(one.head_dim / head_dim)),
+                abs(log(one.queries_per_kv / queries_per_kv)),
+            ),
+        )
+        seconds, inside = near.at(n_heads, n_tokens)
+        exact = (near.head_dim, near.queries_per_kv) == (head_dim, queries_per_kv)
+        return seconds * head_dim / near.head_dim, inside and exact
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +176,10 @@ class Restore:
             return self
         rate = self.prefill.attention_flops_per_s
         prefill = replace(
-            self.prefill, attention_flops_per_s=replace(rate, value=rate.value * factor)
+            self.prefill,
+            attention_flops_per_s=replace(rate, value=rate.value * factor),
+            heads=tuple(
+                replace(one, fan=one.fan.scaled(1.0 / factor)) for one in self.prefill.heads
+            ),
         )
         return replace(self, prefill=prefill)

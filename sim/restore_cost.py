@@ -14,7 +14,7 @@ from sim.graph import COMPUTE, TIER_LANES, Task
 from sim.hardware import HardwareProfile
 from sim.kernels import DecodeAttention, MatMul
 from sim.model_spec import ModelSpec
-from sim.prefill import Restore
+from sim.prefill import Prefill, Restore
 from sim.restore import RestoreRequest
 from sim.source import weakest
 from sim.workload import Workload
@@ -57,6 +57,7 @@ class RestoreCosts(CostModel):
         super().__init__(hardware, model, workload)
         self._block = hardware.restore or Restore()
         self._products: dict[int, Estimate] = {}
+        self._prompts: dict[int, tuple[float, bool] | None] = {}
 
     def estimate(self, task: Task) -> Estimate:
         """Time of `task` alone on its lane, at the request's share of the device."""
@@ -142,14 +143,19 @@ class RestoreCosts(CostModel):
 
     @property
     def _weight_speedup(self) -> float:
-        """How much faster a product is for the model's 8-bit weights; 1 where nobody knows."""
+        """How much faster a product is than priced for the model's 8-bit weights; 1 where nobody
+        knows, or where products of 8 bits were measured."""
         block = self._block.prefill
-        if self.model.weight_bits != 8 or block is None or block.eight_bit_speedup is None:
+        timed = self._matmuls.weight_bits == self.model.weight_bits
+        if self.model.weight_bits != 8 or timed or block is None or block.eight_bit_speedup is None:
             return 1.0
         return block.eight_bit_speedup.value
 
     def _prefill_attention(self, start: int, n_tokens: int, times: float) -> Estimate:
-        """`times` the FLOPs by their rate, but no faster than keys and values are read once."""
+        """`times` the FLOPs by their rate, but no faster than keys and values are read once.
+
+        Where attention was measured, the rate is that of the whole prompt up to the chunk's end.
+        """
         flops = times * prefill_attention_flops(self.model, start, n_tokens)
         read = self.hardware.attention
         read_s = (start + n_tokens) * self.model.kv_token_bytes / read.bytes_per_s
@@ -158,7 +164,23 @@ class RestoreCosts(CostModel):
             rate = self.hardware.gemm.flops_per_s
             return Estimate(max(flops / rate, read_s), weakest(read.source, "fitted"), False)
         rate, source = block.attention_flops_per_s.value, block.attention_flops_per_s.source
-        return Estimate(max(flops / rate, read_s), source, True)
+        stop = start + n_tokens
+        measured = self._whole_attention(block, stop)
+        if measured is None:
+            return Estimate(max(flops / rate, read_s), source, True)
+        whole_s, inside = measured
+        seconds = whole_s * flops / prefill_attention_flops(self.model, 0, stop)
+        source = source if inside else weakest(source, "fitted")
+        return Estimate(max(seconds, read_s), source, inside)
+
+    def _whole_attention(self, block: Prefill, n_tokens: int) -> tuple[float, bool] | None:
+        """Measured seconds of the first `n_tokens` of a prompt; None where nothing was measured."""
+        if n_tokens not in self._prompts:
+            model = self.model
+            shape = (model.n_heads, model.n_heads // model.n_kv_heads, model.head_dim)
+            found = block.attention_s(*shape, n_tokens) if model.mla is None else None
+            self._prompts[n_tokens] = found
+        return self._prompts[n_tokens]
 
     def _tier_copy(self, lane: str, n_bytes: int) -> Estimate:
         tier = self._block.tier(lane)

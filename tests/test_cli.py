@@ -200,6 +200,38 @@ def test_models_and_hardware_list_what_is_shipped(call):
     assert "opt-13b" in call("models")[1]
 
 
+def test_hardware_lists_the_parts_that_machines_are_composed_of(call):
+    entries = json.loads(call("hardware", "--json")[1])
+    by_kind = {entry["kind"]: entry for entry in entries}
+    assert set(by_kind) == {"machine", "device", "link"}
+    (h100,) = (entry for entry in entries if entry["name"] == "h100-sxm")
+    assert h100["measured_in"]["device"] == "NVIDIA H100 80GB HBM3"
+    assert {errors["kind"] for errors in h100["checks"]} >= {"gemm", "attention", "prefill"}
+    text = call("hardware")[1]
+    assert "h100-sxm+pcie5-x16" in text
+    assert "nvlink-c2c" in text
+
+
+def test_a_composed_machine_is_planned_for_and_its_link_changed(call):
+    job = "plan --model opt-30b --hardware h100-sxm+pcie5-x16 --batch 16 --prompt 512 --json"
+    plans = [
+        json.loads(call(*job.split(), *changes)[1])
+        for changes in ((), ("--set", "link.h2d.bandwidth=128GB/s"))
+    ]
+    assert plans[0]["hardware"] == "h100-sxm+pcie5-x16"
+    assert plans[1]["makespan_s"] < plans[0]["makespan_s"]
+    assert plans[1]["steps"][0]["recomputed_tokens"] < plans[0]["steps"][0]["recomputed_tokens"]
+    assert plans[0]["out_of_range_tasks"] == 0
+
+
+def test_a_model_that_does_not_fit_a_composed_machine_is_told_what_to_change(call):
+    job = "plan --model llama-3.1-70b --hardware h100-sxm+pcie5-x16 --batch 16 --prompt 1K"
+    status, _, stderr = call(*job.split())
+    assert status == 2
+    assert "h100-sxm+pcie5-x16 has 79.0 GiB for it" in stderr
+    assert "--schedule column" in stderr
+
+
 @pytest.mark.parametrize(
     "verb", ["plan", "simulate", "profile", "run", "compare", "validate", "models", "hardware"]
 )

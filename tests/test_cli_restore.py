@@ -112,3 +112,13 @@ def test_wrong_input_is_refused_in_one_sentence(call, change, message):
     assert status == 2
     assert message in " ".join(stderr.split())
     assert "Traceback" not in stderr
+
+
+def test_a_hypothetical_link_of_a_composed_machine_is_one_option(call):
+    machine = ["--model", "llama-3.1-8b", "--hardware", "h200+pcie5-x16"]
+    ask = ["restore", *machine, "--prompt", "4K", "--json"]
+    usual, faster = (
+        json.loads(call(*ask, *words)[1]) for words in ((), ("--set", "link.h2d.bandwidth=128GB/s"))
+    )
+    assert faster["load_only_s"] < usual["load_only_s"]
+    assert faster["compute_only_s"] == usual["compute_only_s"]

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from sim.catalog import find_model
 from sim.cost import CostModel, compute_flops, kernels
-from sim.curves import Curve, Grid
+from sim.curves import Curve, Fan, Grid
 from sim.graph import H2D
-from sim.hardware import AttentionTable, GemmTable
+from sim.hardware import AttentionTable, GemmTable, KvHeads
 from sim.kernels import DecodeAttention, MatMul, Pass
 from sim.links import Link
 from sim.workload import Workload
@@ -228,3 +228,20 @@ def test_costs_scaled_from_another_shape_are_straight_between_knots(model, batch
     profile = machine_with_curves((3 * model.kv_size, model.hidden_size))
     job = Workload(batch, 400, 1)
     assert_straight_between_knots(costs(profile, model, job), model, job)
+
+
+def test_decode_attention_goes_by_kv_heads_of_all_sequences():
+    fan = Fan((2.0, 8.0), (Curve((100.0, 200.0), (1.0, 2.0)), Curve((100.0, 200.0), (4.0, 8.0))))
+    base = machine()
+    attention = replace(base.attention, source="measured", heads=(KvHeads(TINY.head_dim, fan),))
+    hardware = replace(base, attention=attention)
+    product = costs(hardware).matmul(MatMul(2, 8, 8)).seconds + 3 * 32 / 1e9
+    # A batch of 2 with 2 KV heads each: 4 rows, a third of the way from 2 to 8.
+    found = costs(hardware).compute("attention", 1, 150)
+    assert found.seconds == pytest.approx(1.5 + (6.0 - 1.5) / 3 + product)
+    assert found.in_range
+    assert not costs(hardware).compute("attention", 1, 201).in_range
+    other = replace(hardware, attention=replace(attention, heads=(KvHeads(8, fan),)))
+    found = costs(other).compute("attention", 1, 150)
+    assert found.seconds == pytest.approx((1.5 + 1.5) / 2 + product)
+    assert not found.in_range

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from math import inf, nan
+
 import pytest
 from builders import examples
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sim.curves import Curve, Grid
+from sim.curves import Curve, Fan, Grid
 from sim.errors import BadInput
 
 CURVE = Curve((10.0, 20.0, 40.0), (1.0, 2.0, 6.0))
@@ -76,7 +78,10 @@ def test_only_the_sampled_range_counts_as_calibrated(work):
     assert CURVE.at(work)[1] == (10 <= work <= 40)
 
 
-@pytest.mark.parametrize("work", [(), (0.0, 1.0), (-1.0, 1.0), (1.0, 1.0), (2.0, 1.0)])
+WRONG_AXES = [(), (0.0, 1.0), (-1.0, 1.0), (1.0, 1.0), (2.0, 1.0), (1.0, nan), (1.0, inf)]
+
+
+@pytest.mark.parametrize("work", WRONG_AXES)
 def test_work_must_be_positive_and_rising(work):
     with pytest.raises(BadInput, match="positive and strictly increasing"):
         Curve(work, (1.0,) * len(work))
@@ -97,3 +102,47 @@ def test_a_grid_needs_every_row_whole():
         Grid((1.0, 2.0), (1.0,), ((1.0,), (1.0, 2.0)))
     with pytest.raises(BadInput, match="columns"):
         Grid((1.0, 2.0), (2.0, 1.0), ((1.0, 1.0), (1.0, 1.0)))
+
+
+FAN = Fan(
+    (1.0, 2.0, 4.0),
+    (CURVE, Curve((10.0, 20.0), (3.0, 4.0)), Curve((10.0,), (7.0,))),
+)
+"""Long contexts were sampled for few rows only."""
+
+
+@pytest.mark.parametrize(
+    ("row", "column", "seconds", "inside"),
+    [
+        (1, 20, 2.0, True),
+        (2, 15, 3.5, True),
+        (1.5, 20, 3.0, True),
+        (3, 10, 5.0, True),
+        (1.5, 40, (6.0 + 8.0) / 2, False),
+        (4, 20, 14.0, False),
+        (8, 10, 14.0, False),
+        (0.5, 10, 1.0, False),
+    ],
+)
+def test_a_fan_is_read_along_both_axes_as_far_as_each_curve_goes(row, column, seconds, inside):
+    assert FAN.at(row, column) == (seconds, inside)
+
+
+def test_work_that_takes_longer_takes_longer_everywhere():
+    assert CURVE.scaled(2.0).seconds == (2.0, 4.0, 12.0)
+    assert FAN.scaled(0.5).at(1.5, 20) == (1.5, True)
+
+
+def test_between_roots_a_square_is_read_exactly():
+    squares = Curve((1.0, 3.0, 9.0), (1.0, 9.0, 81.0))
+    assert squares.rooted().at(5)[0] ** 2 == pytest.approx(25.0)
+    assert squares.rooted().at(18)[0] ** 2 == pytest.approx(18.0**2)
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [((1.0, 2.0), "curves must hold 2 curves"), ((0.0,), "rows"), ((), "rows")],
+)
+def test_a_fan_that_is_none_is_refused(rows, message):
+    with pytest.raises(BadInput, match=message):
+        Fan(rows, (CURVE,))

@@ -183,6 +183,7 @@ def run_command(command, capsys):
         {"keep": "true", "memory": "40 GiB"},
         {"kv_bits": "4 bits"},
         {"schedule": "auto", "n_batches": "4", "model": "opt-125m"},
+        {"hardware": "h100-sxm+pcie5-x16", "link_of_h100-sxm": "nvlink-c2c", "model": "opt-6.7b"},
     ],
 )
 def test_the_command_shown_gives_the_answer_shown(query, capsys):
@@ -296,6 +297,27 @@ def test_a_machine_without_a_run_has_no_residuals():
     told = [caption.value for caption in app.caption]
     assert any("no residuals" in caption for caption in told)
     assert "No samples of this work are kept in kvpr-a100: its spread is not known." in told
+
+
+@pytest.mark.usefixtures("runs")
+@pytest.mark.parametrize(
+    ("work", "points"),
+    [
+        ("products, [rows, 8192] x [8192, 8192]", 30),
+        ("products in 8 bits, [rows, 8192] x [8192, 8192]", 30),
+        ("decode attention, 256 KV heads of 128", 15),
+        ("prefill attention, 32 heads of 128, 1 to a KV head", 16),
+    ],
+)
+def test_hardware_page_draws_published_timings_and_how_well_they_predict(work, points):
+    chosen = {"machine": "h100-sxm+pcie5-x16", "against": "h100", "of_work": work}
+    app = show("hardware", **chosen)
+    (rates,) = charts(app)
+    assert [len(trace["x"]) for trace in rates["data"] if trace["mode"] == "markers"] == [points]
+    assert rates["data"][0]["name"] == "h100-sxm+pcie5-x16, measured"
+    checks = app.dataframe[0].value.set_index("table")
+    assert checks.loc["gemm", "median |error| (%)"] < 5
+    assert any("aiconfigurator-core" in caption.value for caption in app.caption)
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from builders import dispatch, machine, slowed, task, tiny_model
 from planner import Plan, make_plan
 from sim import Recording, simulate
 from sim.cost import CostModel
-from sim.curves import Curve, Grid
+from sim.curves import Curve, Fan, Grid
 from sim.errors import BadFile, BadInput
 from sim.graph import D2H, H2D, HOST
 from sim.hardware import (
@@ -21,11 +21,13 @@ from sim.hardware import (
     Gemm,
     GemmTable,
     HardwareProfile,
+    KvHeads,
     Memory,
 )
 from sim.links import Interference, Link, Uplink
 from sim.samples import Samples
 from sim.source import weakest
+from sim.utilisation import UtilisationTable
 from sim.workload import Workload
 
 
@@ -278,3 +280,21 @@ def test_a_paced_link_is_paced_faster_too():
 def test_an_impossible_what_if_is_refused(part, factor):
     with pytest.raises(BadInput, match=part):
         machine().with_faster(part, factor)
+
+
+def test_a_faster_device_keeps_its_utilisation_and_reads_kv_faster():
+    table = UtilisationTable(16, 1e9, 1e9, 0.0, (1, 1024), (64,), (64,), ("5000 5000",))
+    fan = Fan((1.0, 64.0), (Curve((64.0, 128.0), (1.0, 2.0)),) * 2)
+    base = measured_machine()
+    profile = replace(
+        base,
+        gemm=replace(base.gemm, tables=(), utilisation=(table,)),
+        attention=replace(base.attention, tables=(), heads=(KvHeads(4, fan),)),
+    )
+    flops, hbm = (profile.with_faster(part, 4.0) for part in ("flops", "hbm"))
+    assert flops.gemm.utilisation[0] == replace(table, flops_per_s=4e9)
+    assert hbm.gemm.utilisation[0] == replace(table, bytes_per_s=4e9)
+    assert flops.attention.heads == profile.attention.heads
+    assert hbm.attention.heads[0].fan.at(1, 64)[0] == 0.25
+    both = profile.with_faster("compute", 4.0)
+    assert both.with_faster("compute", 0.25) == profile

@@ -8,10 +8,14 @@ import pytest
 from builders import machine
 
 from cli.checks import print_checks
-from sim.curves import Curve, Grid
-from sim.hardware import Attention, AttentionTable, Elementwise, Gemm, GemmTable
-from sim.leave_one_out import KINDS, TableErrors, leave_one_out
+from sim.curves import Curve, Fan, Grid
+from sim.hardware import Attention, AttentionTable, Elementwise, Gemm, GemmTable, KvHeads
+from sim.leave_one_out import KINDS, leave_one_out
 from sim.links import Link
+from sim.prefill import Prefill, QueryHeads, Restore
+from sim.source import Figure
+from sim.table_errors import TableErrors
+from sim.utilisation import UtilisationTable
 
 STRAIGHT = Curve((1.0, 2.0, 4.0, 8.0), (3.0, 5.0, 9.0, 17.0))
 BENT = Curve((10.0, 20.0, 30.0), (1.0, 4.0, 3.0))
@@ -107,6 +111,49 @@ def test_a_grid_is_missed_along_context_by_its_row_and_along_batch_by_its_column
     assert found.worst == "heads=8/2x64 batch=2 context=10, along batch"
     assert found.worst_error_frac == -0.25
     assert found.median_abs_error_frac == 0.125
+
+
+def with_utilisation(bits, *shapes):
+    sizes = (100, 200, 400)
+    table = UtilisationTable(bits, 1e12, 1e12, 0.0, (1, 2), sizes, (64,), shapes)
+    return machine(gemm=Gemm("measured", 1e9, utilisation=(table,)))
+
+
+def test_shapes_are_predicted_from_those_beside_them_half_way_on_a_logarithmic_axis():
+    (found,) = leave_one_out(with_utilisation(16, "4000 4000", "6000 8000", "8000 8000"))
+    assert (found.kind, found.points) == ("gemm", 2)
+    assert found.median_abs_error_frac == pytest.approx((0.0 + 1 / 3) / 2)
+    assert found.worst == "n=200 k=64 m=2, along n"
+    assert found.worst_error_frac == pytest.approx(1 / 3)
+    (found,) = leave_one_out(with_utilisation(8, "4000 0", "6000 8000", "8000 8000"))
+    assert (found.kind, found.points) == ("gemm_8bit", 1)
+
+
+def test_rows_of_a_shape_are_predicted_in_seconds():
+    table = UtilisationTable(16, 1e12, 1e6, 0.0, (1, 2, 3), (64,), (64,), ("5000 5000 5000",))
+    (found,) = leave_one_out(machine(gemm=Gemm("measured", 1e9, utilisation=(table,))))
+    assert found.points == 1
+    assert found.worst == "n=64 k=64 m=2, along m"
+    assert found.max_abs_error_frac == pytest.approx(0.0, abs=1e-12)
+
+
+def test_decode_attention_is_predicted_along_tokens_and_heads():
+    fan = Fan((1.0, 2.0, 3.0), (BENT, Curve((10.0,), (1.0,)), Curve((10.0, 20.0), (1.0, 1.0))))
+    (found,) = leave_one_out(
+        machine(attention=Attention("measured", 1e9, heads=(KvHeads(64, fan),)))
+    )
+    assert (found.kind, found.points) == ("attention", 2)
+    assert found.worst == "KV heads of 64: 1 at 20, along tokens"
+    assert found.worst_error_frac == -0.5
+
+
+def test_prefill_attention_is_predicted_by_roots_along_tokens():
+    squares = Curve((10.0, 20.0, 40.0), (1.0, 4.0, 16.0))
+    heads = QueryHeads(128, 4, Fan((4.0, 8.0), (squares, squares.scaled(2.0))))
+    prefill = Prefill(Figure("measured", 1e12), Figure("datasheet", 0.0), heads=(heads,))
+    (found,) = leave_one_out(machine(restore=Restore(prefill)))
+    assert (found.kind, found.points) == ("prefill", 2)
+    assert found.max_abs_error_frac == pytest.approx(0.0, abs=1e-12)
 
 
 def test_the_report_is_printed_kind_by_kind(capsys):

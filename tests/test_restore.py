@@ -17,13 +17,15 @@ from planner.restore.planning import meeting_token
 from planner.restore.split import RestoreSplit
 from sim.availability import ALWAYS, Availability, Step
 from sim.claims import claimed
+from sim.curves import Curve, Fan
 from sim.engine import simulate
 from sim.errors import BadInput, DoesNotFit, Mismatch, NotMeasured, UnknownName
 from sim.graph import COMPUTE, DISK, H2D
-from sim.prefill import Prefill, Restore, Tier
+from sim.prefill import Prefill, QueryHeads, Restore, Tier
 from sim.restore import RestoreRequest
 from sim.restore_cost import RestoreCosts
 from sim.source import Figure
+from sim.utilisation import UtilisationTable
 
 POLICIES = RESTORE_POLICIES[:-1]
 TOKEN_BYTES = 64
@@ -203,6 +205,58 @@ def test_a_step_is_priced_by_the_products_and_the_keys_before_it():
     assert costs.prefill(16, 8, 2).seconds == pytest.approx(2 * expected)
     half = RestoreCosts(hardware, model, replace(job, gpu_share=0.5))
     assert half.prefill(16, 4, 2).seconds == pytest.approx(2 * expected, rel=0.15)
+
+
+def measured_prefill(**changes):
+    """Attention of tiny heads: tokens squared in ms for 2 heads, twice that for 4."""
+    tokens = (4.0, 16.0, 64.0)
+    seconds = tuple(1e-3 * count**2 for count in tokens)
+    fan = Fan((2.0, 4.0), (Curve(tokens, seconds), Curve(tokens, seconds).scaled(2.0)))
+    heads = QueryHeads(**{"head_dim": 4, "queries_per_kv": 1, "fan": fan, **changes})
+    block = Prefill(Figure("measured", 1.0), figure(0.0), heads=(heads,))
+    return machine(flops_per_s=1e30, memory_bytes_per_s=1e30, restore=Restore(block))
+
+
+def test_measured_attention_goes_at_the_rate_of_the_prompt_up_to_the_chunk():
+    costs = RestoreCosts(measured_prefill(), tiny_model(), request(65))
+    whole = costs.prefill(0, 32, 1)  # between samples, where only the square is right
+    assert whole.seconds == pytest.approx(1e-3 * 32**2)
+    assert whole.in_range
+    part = costs.prefill(24, 8, 1)
+    keys = sum(range(25, 33)) / sum(range(1, 33))
+    assert part.seconds == pytest.approx(1e-3 * 32**2 * keys)
+    assert not costs.prefill(0, 65, 1).in_range
+    assert costs.prefill(0, 128, 1).seconds == pytest.approx(1e-3 * 128**2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "factor"), [({"head_dim": 2}, 2.0), ({"queries_per_kv": 8}, 1.0)]
+)
+def test_heads_that_were_not_measured_go_at_the_nearest_ones_rate(changes, factor):
+    found = RestoreCosts(measured_prefill(**changes), tiny_model(), request(65)).prefill(0, 16, 1)
+    assert found.seconds == pytest.approx(factor * 1e-3 * 16**2)
+    assert (found.source, found.in_range) == ("datasheet", False)  # the products' source
+
+
+def test_faster_matrix_products_speed_measured_attention_up():
+    faster = measured_prefill().with_faster("flops", 4.0)
+    found = RestoreCosts(faster, tiny_model(), request(65)).prefill(0, 16, 1)
+    assert found.seconds == pytest.approx(1e-3 * 16**2 / 4)
+
+
+def test_products_that_were_timed_in_eight_bits_need_no_factor():
+    tables = tuple(
+        UtilisationTable(bits, 1e6, 1e30, 0.0, (1, 64), (8, 32), (8, 32), (share,) * 4)
+        for bits, share in ((16, "2500 2500"), (8, "10000 10000"))
+    )
+    block = Restore(Prefill(figure(1e30), figure(0.0), figure(2.0)))
+    base = machine(flops_per_s=1e6, memory_bytes_per_s=1e30, restore=block)
+    hardware = replace(base, gemm=replace(base.gemm, utilisation=tables))
+    seconds = [
+        RestoreCosts(hardware, tiny_model(weight_bits=bits), request(65)).prefill(0, 8, 1).seconds
+        for bits in (None, 8)
+    ]
+    assert seconds[0] == pytest.approx(4 * seconds[1])
 
 
 def test_a_profile_without_figures_for_prefill_says_that_it_guesses():

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import pandas as pd
 import streamlit as st
 
-from dashboard.calibration import key_figures, subjects
+from dashboard.calibration import checks_table, key_figures, subjects
 from dashboard.figures import rate_curves, residual_dots, sample_residuals
 from dashboard.machines import Machine
 from dashboard.residuals import measured_tasks, residual_table, spread_table
@@ -41,6 +41,7 @@ def show_page() -> None:
         other = None if against == NOTHING else (against, machines[against].load())
         show_profile(profile)
         show_curves(chosen, profile, other)
+        show_checks(profile)
         show_spread([(label, profile), *([other] if other is not None else [])])
         show_figures(profile, None if other is None else other[1])
         if chosen.run is not None:
@@ -55,6 +56,8 @@ def show_profile(profile: HardwareProfile) -> None:
     environment = profile.environment or {}
     when = environment.get("measured_at")
     dated = f"Measured at {when}." if when else "Not measured: figures from papers and datasheets."
+    if "package" in environment:
+        dated = f"Operator timings of {environment['package']}."
     st.caption(f"{plain(profile.description)}, {profile.dtype}. {plain(dated)}")
 
 
@@ -119,6 +122,19 @@ def show_curves(
             "Each dot is a task that ran after the profile was made, against its estimate alone on "
             "its lane. A copy that another lane slowed down lies below zero."
         )
+
+
+def show_checks(profile: HardwareProfile) -> None:
+    """How well tables of published timings predict their own points."""
+    table = checks_table(profile)
+    if table.empty:
+        return
+    st.subheader("How well the tables predict their own points", anchor=False)
+    number = st.column_config.NumberColumn
+    formats = {name: number(format="%.1f") for name in table.columns if "(%)" in name}
+    formats["worst (%)"] = number(format="%+.1f")
+    st.dataframe(table, hide_index=True, column_config=formats, height="content")
+    st.caption("Each inner point left out in turn and read from its neighbours.")
 
 
 def show_spread(profiles: Sequence[tuple[str, HardwareProfile]]) -> None:

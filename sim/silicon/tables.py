@@ -1,0 +1,194 @@
+"""The tables that the package aiconfigurator-core ships, read from its files.
+
+Its code is never imported: each table is a Parquet file under
+`systems/data/<system>/<family>/<engine>/<version>/`, beside `systems/<system>.yaml` with the
+datasheet's figures. Times are in milliseconds there and in seconds here.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from sim.errors import BadFile, UnknownName
+
+PACKAGE = "aiconfigurator-core"
+MODULE = "aiconfigurator_core"
+
+GEMM = "gemm/{}/gemm_perf.parquet"
+DECODE = "attention/{}/generation_attention_perf.parquet"
+PREFILL = "attention/{}/context_attention_perf.parquet"
+
+DTYPE = "bfloat16"
+EIGHT_BITS = "fp8"
+
+Shape = tuple[int, ...]
+"""What was timed: (m, n, k), or (batch, heads, KV heads, head size, tokens) of an attention."""
+
+
+@dataclass(frozen=True, slots=True)
+class Silicon:
+    """One system of the package as one engine ran it.
+
+    Args:
+        peaks: the `gpu` block of the system's file, in SI units.
+        pcie_bytes_per_s: raw rate of its PCIe.
+        device: what the timings say they were taken on.
+    """
+
+    system: str
+    engine: str
+    engine_version: str
+    package_version: str
+    peaks: dict[str, float]
+    pcie_bytes_per_s: float
+    device: str
+    folder: Path
+
+    @classmethod
+    def find(cls, system: str, engine: str, engine_version: str | None = None) -> Silicon:
+        """A system and engine by their names in the package, of the newest version of the engine
+        or the given one.
+
+        Raises:
+            ModuleNotFoundError: the package is not installed.
+            UnknownName: it has no such system, engine or version; the message lists what it has.
+            BadFile: a file of it lacks what is needed here.
+        """
+        known = system_names()
+        if system not in known:
+            raise UnknownName("system", system, known, f"systems: {', '.join(known)}.")
+        versions = engines(system)
+        if engine not in versions:
+            raise UnknownName("engine", engine, versions, f"{system} has {', '.join(versions)}.")
+        if engine_version is not None and engine_version not in versions[engine]:
+            raise UnknownName("engine version", engine_version, versions[engine])
+        chosen = engine_version or versions[engine][-1]
+        folder = _systems_folder() / "data" / system
+        return cls(
+            system,
+            engine,
+            chosen,
+            _package_version(),
+            *_datasheet(_systems_folder() / f"{system}.yaml"),
+            _device(folder / GEMM.format(f"{engine}/{chosen}")),
+            folder,
+        )
+
+    def _path(self, table: str) -> Path:
+        return self.folder / table.format(f"{self.engine}/{self.engine_version}")
+
+    def products(self, gemm_dtype: str) -> dict[Shape, float]:
+        """Seconds of `[m, k] x [k, n]` by (m, n, k); empty where the dtype was not timed."""
+        return _timings(self._path(GEMM), ("m", "n", "k"), {"gemm_dtype": gemm_dtype})
+
+    def decode_attention(self) -> dict[Shape, float]:
+        """Seconds by (batch, heads, KV heads, head size, context) of one query token each."""
+        shape = ("batch_size", "num_heads", "num_key_value_heads", "head_dim", "isl", "step")
+        found = _timings(self._path(DECODE), shape, {"kv_cache_dtype": DTYPE, "window_size": 0})
+        return {(*key[:-2], key[-2] + key[-1]): seconds for key, seconds in found.items()}
+
+    def prefill_attention(self) -> dict[Shape, float]:
+        """Seconds by (batch, heads, KV heads, head size, tokens) of causal attention of prompts."""
+        shape = ("batch_size", "num_heads", "num_key_value_heads", "head_dim", "isl")
+        where = {"kv_cache_dtype": DTYPE, "window_size": 0, "step": 0}
+        return _timings(self._path(PREFILL), shape, where)
+
+
+def system_names() -> list[str]:
+    """Systems that the installed package has timings of.
+
+    Raises:
+        ModuleNotFoundError: the package is not installed.
+    """
+    data = _systems_folder() / "data"
+    return sorted(path.name for path in data.glob("*") if engines(path.name))
+
+
+def engines(system: str) -> dict[str, list[str]]:
+    """Engines that all three tables of a system exist for, with their versions, oldest first."""
+    folder = _systems_folder() / "data" / system
+    found: dict[str, list[str]] = {}
+    for path in folder.glob(GEMM.format("*/*")):
+        engine, number = path.parts[-3:-1]
+        run = f"{engine}/{number}"
+        if all((folder / table.format(run)).is_file() for table in (DECODE, PREFILL)):
+            found.setdefault(engine, []).append(number)
+    return {engine: sorted(found[engine], key=_version_key) for engine in sorted(found)}
+
+
+def _version_key(text: str) -> list[int]:
+    return [int(part) for part in re.findall(r"\d+", text)]
+
+
+def _systems_folder() -> Path:
+    spec = find_spec(MODULE)
+    if spec is None or not spec.submodule_search_locations:
+        raise ModuleNotFoundError(f"No module named {MODULE!r}", name=MODULE)
+    return Path(spec.submodule_search_locations[0]) / "systems"
+
+
+def _package_version() -> str:
+    try:
+        return version(PACKAGE)
+    except PackageNotFoundError:
+        return "of unknown version"
+
+
+def _datasheet(path: Path) -> tuple[dict[str, float], float]:
+    """The figures of a system's `gpu` block, and the rate of its PCIe."""
+    import yaml
+
+    try:
+        content = yaml.safe_load(path.read_text())
+        peaks = {name: float(value) for name, value in content["gpu"].items()}
+        return peaks, float(content["node"]["pcie_bw"])
+    except (OSError, KeyError, TypeError, ValueError, AttributeError, yaml.YAMLError) as error:
+        raise BadFile(f"{path} cannot be read ({error}); reinstall {PACKAGE}.") from None
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Turn what goes wrong inside a table into a `BadFile` that names it."""
+    import pyarrow
+
+    try:
+        yield
+    except (OSError, KeyError, pyarrow.ArrowException) as error:
+        reason = str(error).splitlines()[0]
+        raise BadFile(f"{path} cannot be read ({reason}); reinstall {PACKAGE}.") from None
+
+
+def _device(path: Path) -> str:
+    import pyarrow.parquet as pq
+
+    with _reading(path):
+        names = pq.read_table(path, columns=["device"])["device"].unique().to_pylist()
+    return ", ".join(map(str, names))
+
+
+def _timings(path: Path, shape: Sequence[str], where: dict[str, Any]) -> dict[Shape, float]:
+    """Seconds by the columns of `shape` in the rows that match `where`.
+
+    A column that a table lacks does not restrict it. A shape that was timed more than once has the
+    median of its times.
+    """
+    import pyarrow.parquet as pq
+
+    with _reading(path):
+        present = set(pq.read_schema(path).names)
+        filters = [(name, "==", value) for name, value in where.items() if name in present]
+        table = pq.read_table(path, columns=[*shape, "latency"], filters=filters)
+    times: dict[Shape, list[float]] = {}
+    columns = [table[name].to_pylist() for name in (*shape, "latency")]
+    for *key, latency in zip(*columns, strict=True):
+        if latency is not None and latency > 0:
+            times.setdefault(tuple(key), []).append(latency * 1e-3)
+    return {key: median(values) for key, values in times.items()}

@@ -26,11 +26,15 @@ from math import log
 from statistics import linear_regression, median
 
 from planner.lower import lower, replicate
+from planner.restore import behind_link
+from planner.restore.lower import two_ended_graph
 from sim import HardwareProfile, TaskGraph, Workload, find_hardware, find_model, simulate
-from sim.cost import CostModel
+from sim.availability import ALWAYS, Availability, Step
 from sim.engine import _Run  # the reference without pricing, as FastJob.run is without it
 from sim.fast import FastJob
 from sim.links import Interference, Uplink
+from sim.resources import Undisturbed
+from sim.restore import RestoreRequest
 
 MODEL = find_model("opt-6.7b")
 MACHINE = find_hardware("kvpr-a100")
@@ -42,6 +46,7 @@ BOTH_WAYS = replace(
     ),
 )
 SWITCH = replace(BOTH_WAYS, uplinks=(Uplink("switch", (0, 1), 32e9, 32e9),))
+TRACE = Availability(tuple(Step(0.25 * at, (("net", 0.5 + at % 2),)) for at in range(1, 9)))
 SIZES = (1_000, 10_000, 100_000, 1_000_000)
 FIRST_CALL = """
 import time
@@ -77,22 +82,39 @@ def timed(work: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def compared(graph: TaskGraph, machine: HardwareProfile, repeats: int) -> dict[str, float]:
+def two_ends(tasks: int) -> TaskGraph:
+    """A restore of about so many tasks, three to a token: computed, read and loaded, by claims."""
+    cached = tasks // 3
+    request = RestoreRequest(
+        prompt_tokens=cached + 1,
+        cached_tokens=cached,
+        tier="net",
+        chunk_tokens=1,
+        io_chunk_tokens=1,
+    )
+    return two_ended_graph(MODEL, request)
+
+
+def compared(
+    graph: TaskGraph, machine: HardwareProfile, repeats: int, trace: Availability = ALWAYS
+) -> dict[str, float]:
     """Tasks a second of both engines on one graph."""
-    costs = CostModel(machine, graph.model, graph.workload)
-    durations_s = [costs.estimate(task).seconds for task in graph.tasks]
-    job = FastJob.of(graph, machine)
+    alone, shared = Undisturbed.on(machine, graph)
+    durations_s = list(map(alone.seconds, graph.tasks))
+    job = FastJob.of(graph, machine, trace)
     ways = {
-        "simpy_tasks_per_s": lambda: _Run(graph, durations_s, machine, shared=True).timeline(),
+        "simpy_tasks_per_s": lambda: _Run(
+            graph, durations_s, shared, True, trace, alone
+        ).timeline(),
         "fast_tasks_per_s": job.run,
-        "simpy_whole_tasks_per_s": lambda: simulate(graph, machine),
-        "fast_whole_again_tasks_per_s": lambda: simulate(graph, machine, "fast"),
+        "simpy_whole_tasks_per_s": lambda: simulate(graph, machine, "simpy", trace),
+        "fast_whole_again_tasks_per_s": lambda: simulate(graph, machine, "fast", trace),
     }
     seconds: dict[str, list[float]] = {name: [] for name in (*ways, "fast_whole_tasks_per_s")}
     for _ in range(repeats):
         for name, way in ways.items():
             seconds[name].append(timed(way))
-        without_arrays = partial(simulate, replace(graph), machine, "fast")
+        without_arrays = partial(simulate, replace(graph), machine, "fast", trace)
         seconds["fast_whole_tasks_per_s"].append(timed(without_arrays))
     return {name: len(graph.tasks) / median(values) for name, values in seconds.items()}
 
@@ -133,6 +155,9 @@ def main() -> None:
         "nothing shared": compared(graph, MACHINE, options.repeats),
         "both directions slow each other": compared(graph, BOTH_WAYS, options.repeats),
         "two GPUs behind a switch": compared(unlike_pair(10_000), SWITCH, options.repeats),
+        "claims, a tier and a trace": compared(
+            two_ends(3_000), behind_link(BOTH_WAYS, 4e9), options.repeats, TRACE
+        ),
     }
     for case in cases.values():
         case["ratio"] = case["fast_tasks_per_s"] / case["simpy_tasks_per_s"]

@@ -1,6 +1,6 @@
 """How often the joint policy loses, and what it gains over the two-ended restore.
 
-    python benchmarks/restore_regret.py [--cases 200] [--seed 0] [--json]
+    python benchmarks/restore_regret.py [--cases 200] [--seed 0] [--engine fast] [--json]
 
 Each case draws a model, a machine, a tier, a prompt and a GPU share, and simulates every policy.
 Regret is the joint plan's time to first token over the least of any policy, minus 1; the gain is
@@ -18,6 +18,7 @@ from statistics import median
 
 from planner.restore import RESTORE_POLICIES, RestorePlanner
 from sim import HardwareProfile, ModelSpec, find_hardware, find_model
+from sim.engine import ENGINES
 from sim.prefill import LANE_OF_TIER, Restore, Tier
 from sim.restore import RestoreRequest
 from sim.source import Figure
@@ -55,13 +56,14 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     arguments.add_argument("--cases", type=int, default=200)
     arguments.add_argument("--seed", type=int, default=0)
+    arguments.add_argument("--engine", default="simpy", choices=ENGINES)
     arguments.add_argument("--json", action="store_true")
     options = arguments.parse_args()
     rng = random.Random(options.seed)  # noqa: S311
     regrets, gains = [], []
     wins = dict.fromkeys(POLICIES, 0)
     for number in range(options.cases):
-        planner = RestorePlanner(*draw_case(rng))
+        planner = RestorePlanner(*draw_case(rng), engine=options.engine)
         times = {policy: planner.choice(policy).ttft_s for policy in POLICIES}
         regrets.append(times["joint"] / min(times.values()) - 1)
         gains.append(times["two-ended"] / times["joint"] - 1)

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from cyclopts import App, CycloptsError, Parameter
 
 from cli.accuracy import accuracy
+from cli.advise import advise_verb
 from cli.catalogue import hardware_app, models
 from cli.devices import profile, run
 from cli.generation import generate
@@ -63,6 +64,7 @@ app.command(validate)
 app.command(record)
 app.command(peers)
 app.command(accuracy)
+app.command(advise_verb, name="advise")
 app.command(restore)
 app.command(reproduce)
 app.command(models)

@@ -47,11 +47,13 @@ def annotate(title: str, text: str) -> None:
         sys.stderr.write(f"::error title={title}::{text}\n")
 
 
-def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table whose first column is text and whose other columns are numbers."""
+def table(
+    title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], n_text: int = 1
+) -> None:
+    """A table whose first columns are text and whose other columns are numbers."""
     grid = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
     for position, column in enumerate(columns):
-        grid.add_column(column, justify="left" if position == 0 else "right", no_wrap=True)
+        grid.add_column(column, justify="left" if position < n_text else "right", no_wrap=True)
     for row in rows:
         grid.add_row(*(escape(cell) for cell in row))
     out.print(grid)

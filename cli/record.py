@@ -16,7 +16,7 @@ from cli.grid import EXTRA_ROUNDS, FIXED_PARTS, WARM_UPS, GridRun, plan_names, s
 from cli.output import Steps, note, print_json, progress, say
 from cli.peers import measure_peers, print_peers
 from planner import make_plan
-from sim.accuracy import CASE, CASES, assess
+from sim.accuracy import CASE, CASES, PROFILE, assess
 from sim.catalog import find_model
 from sim.errors import BadInput, DoesNotFit, Mismatch
 from sim.files import read_json, write_json
@@ -27,7 +27,6 @@ from sim.workload import Workload
 if TYPE_CHECKING:
     from hw.backends import Backend
 
-PROFILE = "profile.json"
 RECORDING = "recording.json"
 PEERS = "peers.json"
 STEPS = 2

@@ -7,6 +7,7 @@ import io
 from pathlib import Path
 from typing import Any
 
+from cli.engines import installed_engine
 from cli.output import print_json, say, table
 from cli.plans import Output
 from planner.restore.published import (
@@ -21,7 +22,9 @@ from sim.files import write_bytes
 from sim.quantities import ms, percent
 
 
-def reproduce(table_file: Path, *, output: Output = None, json: bool = False) -> None:
+def reproduce(
+    table_file: Path, *, engine: str = "simpy", output: Output = None, json: bool = False
+) -> None:
     """Predict published measurements of two-ended restores, row by row, and show the error.
 
     Each row names hardware, model, prompt length, chunk, GPU share, link and KV bits. The answer is
@@ -37,12 +40,15 @@ def reproduce(table_file: Path, *, output: Output = None, json: bool = False) ->
     table_file
         A CSV file with the columns of data/published/cake_table3_a100.csv; the last two, the
         reported speed-ups, may be absent.
+    engine
+        simpy, or fast: compiled, the same times within rounding.
     output
         Write the rows with predictions and errors here, as CSV.
     json
         Print JSON instead of text.
     """
-    results = [reproduce_case(case) for case in read_cases(table_file)]
+    chosen = installed_engine(engine)
+    results = [reproduce_case(case, chosen) for case in read_cases(table_file)]
     rows = [_row(one) for one in results]
     if output is not None:
         text = io.StringIO()

@@ -6,17 +6,23 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from cli.engines import installed_engine
 from cli.output import print_json, say, table
 from cli.plans import Output, apply_setting, match_dtype
 from planner.restore import Adaptation, RestorePlan, behind_link, make_restore_plan
 from planner.restore.published import GBPS
 from sim.availability import ALWAYS, Availability
 from sim.catalog import find_hardware, find_model
+from sim.engine import fast_engine_installed
 from sim.errors import BadInput
 from sim.prefill import TIERS
 from sim.quantities import ms, parse_count, parse_rate
 from sim.restore import RestoreRequest
 from sim.serving import OtherRequest, read_others, serve
+
+LONG_CHUNKS = 256
+"""I/O chunks of a prompt from which planning under a trace, and anew at each change of it, takes
+longer than it takes the fast engine to start."""
 
 
 def restore(
@@ -35,6 +41,7 @@ def restore(
     others: Path | None = None,
     dtype: str | None = None,
     set: tuple[str, ...] = (),  # noqa: A002
+    engine: str | None = None,
     output: Output = None,
     json: bool = False,
 ) -> None:
@@ -87,6 +94,9 @@ def restore(
         float32, float16 or bfloat16; by default the model's, or the profile's if its size differs.
     set
         What-if change of the hardware, such as link.h2d.bandwidth=128GB/s or compute.flops=2e15.
+    engine
+        simpy, or fast: compiled, the same times within rounding. By default simpy, and fast for a
+        long prompt under a trace where it is installed.
     output
         Write the plan here, for simulate.
     json
@@ -109,7 +119,10 @@ def restore(
         tier_kv_bits=kv_bits,
     )
     trace = ALWAYS if availability is None else Availability.load(availability)
-    made = make_restore_plan(spec, machine, request, policy, trace)
+    if engine is None:
+        long = n_tokens >= LONG_CHUNKS * request.io_chunk_tokens and trace != ALWAYS
+        engine = "fast" if long and fast_engine_installed() else "simpy"
+    made = make_restore_plan(spec, machine, request, policy, trace, installed_engine(engine))
     served = None if others is None else _serve(made, read_others(others))
     if output is not None:
         made.save(output)

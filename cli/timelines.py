@@ -58,7 +58,10 @@ def simulate_verb(
         if plan_out is not None:
             raise BadInput(f"--plan-out is for edited decode plans; {plan} is of a restore.")
         timeline = simulate(
-            loaded.simulated_graph(), loaded.hardware, availability=loaded.availability
+            loaded.simulated_graph(),
+            loaded.hardware,
+            installed_engine(engine),
+            loaded.availability,
         )
         report_prediction(timeline, loaded.hardware, output, trace, json)
         return

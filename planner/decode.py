@@ -19,7 +19,7 @@ from planner.room import Room, check_any_fits
 from planner.rounding import Limits, between_steps, planned_steps, whole_tokens
 from sim.cost import CostModel
 from sim.engine import issue_times, simulate
-from sim.errors import BadInput, UnknownName
+from sim.errors import BadInput, DoesNotFit, Infeasible, UnknownName
 from sim.graph import COMPUTE, D2H, H2D, TaskGraph
 from sim.hardware import HardwareProfile
 from sim.memory import check_fits, footprint
@@ -129,7 +129,14 @@ class DecodePlanner:
         ends = [lower(self.schedule, self.model, self.workload, [row], [past]) for row in rows]
         loaded, recomputed = (replicate(graph, self.gpus) for graph in ends)
         check_any_fits(loaded, recomputed, self.hardware)
-        return self.program().solve()
+        try:
+            return self.program().solve()
+        except Infeasible:  # only memory can be in the way of a schedule
+            raise DoesNotFit(
+                f"{self.model.name} has no split for which {self.hardware.name} has both host and "
+                "device memory: the host holds less the more is recomputed, the device stages "
+                "more; lower --batch or --prompt."
+            ) from None
 
     def lower_bound_s(self) -> float:
         """Makespan that no split can beat: the LP's if it saw every step, else by lane work."""

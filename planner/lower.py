@@ -20,6 +20,8 @@ start before the rest has arrived, and all batches pass through a layer before t
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import accumulate
@@ -133,8 +135,9 @@ class _Lowering:
         self.split = split
         self.contexts = contexts
         self.kept = kept
-        self.recomputed = [
-            _ever_recomputed(model, layer, contexts, split, kept) for layer in range(model.n_layers)
+        self.recomputed_later = [
+            _recomputed_later(model, layer, contexts, split, kept)
+            for layer in range(model.n_layers)
         ]
         self.flops: dict[tuple[str, int, int], int] = {}
         self.cells: list[Cell] = [
@@ -302,7 +305,7 @@ class _Lowering:
         self.stored_kv[layer, batch] = store
         self.new_row_readers[slot] = [store]
         self.new_x_readers[slot] = []
-        if self.recomputed[layer][past]:
+        if past in self.recomputed_later[layer]:
             stored = self._copy(cell, "store_x", new, [qkv])
             self.stored_x[layer, batch] = stored
             self.new_x_readers[slot] = [stored]
@@ -362,18 +365,19 @@ def weight_slot(model: ModelSpec, step: int, layer: int) -> int:
     return (step * model.n_layers + layer) % STAGING_SLOTS
 
 
-def _ever_recomputed(
+def _recomputed_later(
     model: ModelSpec, layer: int, contexts: Sequence[int], split: Split, kept: Residency
-) -> list[bool]:
-    """For each token, whether some step recomputes it in `layer`.
+) -> set[int]:
+    """Positions of the steps' new tokens that some step recomputes in `layer`.
 
-    A step recomputes only tokens of its past, so of a new token this tells whether a later one
-    does.
+    A step recomputes only tokens of its past, so that it is a later one.
     """
-    changes = [0] * (max(contexts) + 2)
+    changes: Counter[int] = Counter()
     for past, row in zip(contexts, split, strict=True):
         if row[layer]:
             start = model.first_token(layer, past) + kept.kv_tokens[layer]
             changes[start] += 1
             changes[start + row[layer]] -= 1
-    return [count > 0 for count in accumulate(changes)]
+    edges = sorted(changes)
+    counts = [0, *accumulate(changes[edge] for edge in edges)]
+    return {past for past in contexts if counts[bisect_right(edges, past)]}

@@ -6,7 +6,7 @@ from typing import Any
 
 import pulp
 
-from sim.errors import PlannerFailed
+from sim.errors import Infeasible, PlannerFailed
 
 
 class _Highs(pulp.HiGHS):  # type: ignore[misc]
@@ -36,11 +36,12 @@ def solve_to_optimum(problem: pulp.LpProblem, basis: Any = None) -> Any:
         The basis of the optimum.
 
     Raises:
-        PlannerFailed: the solver stopped without an optimum.
+        PlannerFailed: the solver stopped without an optimum; Infeasible where there is none.
     """
     status = problem.solve(_Highs(basis))
     if status != pulp.LpStatusOptimal:
-        raise PlannerFailed(
+        failure = Infeasible if status == pulp.LpStatusInfeasible else PlannerFailed
+        raise failure(
             f"the LP {problem.name!r} ended {pulp.LpStatus[status]!r} instead of optimal; report "
             "the plan's inputs as a defect."
         )

@@ -19,12 +19,14 @@ from sim.compare import compare
 from sim.engine import simulate
 from sim.errors import BadFile, BadInput, KvOverlapError
 from sim.files import STRICT_KEYS, parse, read_json, write_json
+from sim.hardware import HardwareProfile
 from sim.quantities import ms, percent
 from sim.recording import Recording
 
 CASES = "cases"
 CASE = "case.json"
 MEASURED = "measured.json.gz"
+PROFILE = "profile.json"
 
 TOLERANCE_FRAC = {"cpu": 0.10, "cuda": 0.05}
 """Most that a steady case may be off, by kind of device; a noisy one twice its spread."""
@@ -125,8 +127,7 @@ class Accuracy:
     @property
     def p90_abs_error_frac(self) -> float:
         """The error that nine of ten cases do not exceed."""
-        errors = self.errors_frac
-        return errors[ceil(0.9 * len(errors)) - 1]
+        return nine_of_ten(self.errors_frac)
 
     @property
     def median_naive_error_frac(self) -> float:
@@ -149,6 +150,20 @@ class Accuracy:
         ]
         return sum(pair > 0 for pair in pairs) / len(pairs) if pairs else None
 
+    @property
+    def ratio_errors_frac(self) -> list[float]:
+        """How far off ratios of two policies' makespans on one shape are, smallest first."""
+        pairs = [pair for group in self._shapes() for pair in combinations(group, 2)]
+        return sorted(
+            abs(
+                one.predicted_makespan_s
+                / other.predicted_makespan_s
+                / (one.measured_makespan_s / other.measured_makespan_s)
+                - 1
+            )
+            for one, other in pairs
+        )
+
     def _shapes(self) -> Iterable[Sequence[CaseAccuracy]]:
         shapes: dict[tuple[Any, ...], list[CaseAccuracy]] = {}
         for case in self.cases:
@@ -167,6 +182,11 @@ class Accuracy:
             "rank_agreement_frac": self.rank_agreement_frac,
             "passed": self.passed,
         }
+
+
+def nine_of_ten(errors_frac: Sequence[float]) -> float:
+    """The error, of sorted ones, that nine of ten do not exceed."""
+    return errors_frac[ceil(0.9 * len(errors_frac)) - 1]
 
 
 def case_folders(root: Path) -> list[Path]:
@@ -201,6 +221,23 @@ def assess(root: Path) -> Accuracy:
             cases.append(assess_case(folder))
         except KvOverlapError as error:
             unreadable.append(str(error))
+    return Accuracy(tuple(cases), tuple(unreadable))
+
+
+def assess_kind(root: Path, device_kind: str) -> Accuracy:
+    """As `assess`, of the recordings in `root` from machines of one kind; maybe of none."""
+    cases: list[CaseAccuracy] = []
+    unreadable: list[str] = []
+    for profile in sorted(root.glob(f"*/{PROFILE}")):
+        try:
+            if HardwareProfile.load(profile).device_kind != device_kind:
+                continue
+            found = assess(profile.parent)
+        except KvOverlapError as error:
+            unreadable.append(str(error))
+            continue
+        cases += found.cases
+        unreadable += found.unreadable
     return Accuracy(tuple(cases), tuple(unreadable))
 
 

@@ -71,6 +71,10 @@ class Availability:
             fraction = dict(step.fractions).get(lane, 1.0)
         return fraction
 
+    def course(self, lane: str) -> tuple[float, ...]:
+        """The fraction of `lane` before the first step, and from each step on."""
+        return (1.0, *(dict(step.fractions).get(lane, 1.0) for step in self.steps))
+
     @classmethod
     def load(cls, path: Path | str) -> Availability:
         """Read a trace.

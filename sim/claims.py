@@ -31,9 +31,9 @@ class Claims:
         A task whose free tokens lie apart does all from the first to the last of them.
         """
         task = self.graph.tasks[at]
-        first_leg = self._first_leg(at)
-        if first_leg is not None:
-            self.got[at] = self.got[first_leg]
+        before = first_leg(self.graph, at)
+        if before is not None:
+            self.got[at] = self.got[before]
         elif not task.claim:
             self.got[at] = (task.token_start, task.token_stop)
         else:
@@ -43,13 +43,13 @@ class Claims:
                 taken.append(self.got[at])
         return self.got[at]
 
-    def _first_leg(self, at: int) -> int | None:
-        """The dep that works on the very same tokens under the same claim, if there is one."""
-        tasks = self.graph.tasks
-        if not tasks[at].claim:
-            return None
-        deps = self.graph.dep_indices[at]
-        return next((dep for dep in deps if _same(tasks[dep], tasks[at])), None)
+
+def first_leg(graph: TaskGraph, at: int) -> int | None:
+    """The dep that works on the very same tokens under the same claim, if there is one."""
+    tasks = graph.tasks
+    if not tasks[at].claim:
+        return None
+    return next((dep for dep in graph.dep_indices[at] if _same(tasks[dep], tasks[at])), None)
 
 
 def _same(one: Task, other: Task) -> bool:

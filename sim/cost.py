@@ -223,12 +223,8 @@ class CostModel:
         key = (lane, n_bytes, 0)
         if key not in self._cache:
             link = self.hardware.links.of(lane)
-            if link.curve is None:
-                seconds = link.latency_s + n_bytes / link.bytes_per_s
-                self._cache[key] = Estimate(seconds, link.source, True)
-            else:
-                seconds, inside = link.curve.at(n_bytes)
-                self._cache[key] = Estimate(seconds, link.source, inside)
+            seconds, inside = link.copy_s(n_bytes)
+            self._cache[key] = Estimate(seconds, link.source, inside)
         return self._cache[key]
 
     def load_bytes(self, op: str, n_tokens: int) -> int:

@@ -7,7 +7,6 @@ runs it on the machine at whatever pace sharing allows, and announces that it is
 from __future__ import annotations
 
 from collections.abc import Collection, Generator, Mapping, Sequence
-from dataclasses import replace
 from importlib.util import find_spec
 
 import simpy
@@ -16,10 +15,9 @@ from sim.availability import ALWAYS, Availability
 from sim.claims import Claims, part_of
 from sim.cost import CostModel
 from sim.errors import BadInput, UnknownName
-from sim.graph import TaskGraph
+from sim.graph import Task, TaskGraph
 from sim.hardware import HardwareProfile
-from sim.resources import Machine, crossing_s
-from sim.restore import RestoreRequest
+from sim.resources import Machine, Undisturbed
 from sim.restore_cost import cost_model
 from sim.symmetry import stand_in
 from sim.timeline import Timeline
@@ -76,25 +74,31 @@ def simulate(
     if engine == "fast":
         if not fast_engine_installed():
             raise BadInput(NO_NUMBA)
-        if isinstance(graph.workload, RestoreRequest) or availability != ALWAYS or release_s:
-            raise BadInput("engine 'fast' does not know restores; use engine 'simpy'.")
-        from sim.fast import fast_timeline
+        from sim.fast import FastJob
 
-        return fast_timeline(graph, hardware)
-    one, seen = stand_in(graph, hardware)
-    costs = cost_model(seen, one.model, one.workload)
-    durations = [costs.estimate(task).seconds for task in one.tasks]
-    if one.n_devices == 1:  # nobody shares its uplinks, so that they only bound its copies
-        least = [crossing_s(task, seen.uplinks) for task in one.tasks]
-        durations, seen = list(map(max, durations, least)), replace(seen, uplinks=())
-    run = _Run(one, durations, seen, True, availability, costs)
-    for name, earliest_s in (release_s or {}).items():
-        at = one.index[name]
+        return FastJob.of(graph, hardware, availability, release_s).timeline()
+    one, seen = (graph, hardware) if release_s else stand_in(graph, hardware)
+    alone, seen = Undisturbed.on(seen, one)
+    durations = list(map(alone.seconds, one.tasks))
+    run = _Run(one, durations, seen, True, availability, alone)
+    for at, earliest_s in released(graph, release_s).items():
         run.issued_s[at] = max(run.issued_s[at], earliest_s)
     timeline = run.timeline()
     if one is graph:
         return timeline
     return Timeline(graph, timeline.start_s * graph.n_devices, timeline.end_s * graph.n_devices)
+
+
+def released(graph: TaskGraph, release_s: Mapping[str, float] | None) -> dict[int, float]:
+    """Before when tasks cannot start, by position.
+
+    Raises:
+        BadInput: the graph has no such task.
+    """
+    unknown = [name for name in release_s or {} if name not in graph.index]
+    if unknown:
+        raise BadInput(f"release_s names task {unknown[0]!r}, which the graph does not have.")
+    return {graph.index[name]: earliest_s for name, earliest_s in (release_s or {}).items()}
 
 
 def replay(graph: TaskGraph, durations_s: Sequence[float], hardware: HardwareProfile) -> Timeline:
@@ -136,11 +140,11 @@ class _Run:
         hardware: HardwareProfile,
         shared: bool,
         availability: Availability = ALWAYS,
-        costs: CostModel | None = None,
+        alone: Undisturbed | None = None,
     ) -> None:
         self.graph = graph
         self.durations_s = durations_s
-        self.costs = costs
+        self.alone = alone
         self.claims = Claims(graph)
         self.issued_s = issue_times(graph, cost_model(hardware, graph.model, graph.workload))
         self.dispatch = hardware.dispatch
@@ -170,13 +174,13 @@ class _Run:
                     earliest = max(earliest, self.end_s[dep] + self.dispatch.handover_s)
             if earliest > env.now:
                 yield env.timeout(earliest - env.now)
-            duration_s = self.durations_s[at]
-            if tasks[at].claim and self.costs is not None:
+            work, duration_s = tasks[at], self.durations_s[at]
+            if work.claim and self.alone is not None:
                 yield _Turn(env, at)
-                duration_s = self._claim(at, self.costs)
+                work, duration_s = self._claim(at, self.alone)
             self.start_s[at] = env.now
             if self.machine is not None:
-                yield self.machine.run(tasks[at], duration_s)
+                yield self.machine.run(work, duration_s)
             else:
                 yield env.timeout(duration_s)
             self.end_s[at] = env.now
@@ -184,12 +188,10 @@ class _Run:
             if duration_s > 0 or not tasks[at].claim:
                 free_s = env.now + self.dispatch.gap_s
 
-    def _claim(self, at: int, costs: CostModel) -> float:
-        """Seconds of what is left of the task for it to do."""
+    def _claim(self, at: int, alone: Undisturbed) -> tuple[Task, float]:
+        """What is left of the task for it to do, and how long that takes."""
         task = self.graph.tasks[at]
-        tokens = self.claims.take(at)
-        if tokens[0] == tokens[1]:
-            return 0.0
-        if tokens == (task.token_start, task.token_stop):
-            return self.durations_s[at]
-        return costs.estimate(part_of(task, tokens)).seconds
+        part = part_of(task, self.claims.take(at))
+        if not part.n_tokens:
+            return part, 0.0
+        return part, self.durations_s[at] if part is task else alone.seconds(part)

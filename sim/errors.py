@@ -13,6 +13,7 @@ uses kvoverlap as a library catches `KvOverlapError` or the branch it can act on
     ├── NotSimulated         a plan reached a device without a passing simulation
     ├── DeviceUnavailable    the device asked for is not on this machine
     ├── PlannerFailed        the solver ended without an optimal solution
+    │   └── Infeasible       no values satisfy all rows of its program
     └── WrongNumbers         a run produced other tokens or tensors than the resident run
 """
 
@@ -68,6 +69,10 @@ class DeviceUnavailable(KvOverlapError):
 
 class PlannerFailed(KvOverlapError):
     """The LP solver stopped with a status other than optimal."""
+
+
+class Infeasible(PlannerFailed):
+    """A linear program has no solution."""
 
 
 class WrongNumbers(KvOverlapError):

@@ -1,7 +1,8 @@
 """The fast engine's loops, compiled by numba over arrays of records.
 
-Letters: N tasks, M deps of all of them, D devices, L lanes of a device, U uplinks. The lanes of all
-devices are numbered `device * L + position in sim.graph.LANES`.
+Letters: N tasks, M deps of all of them, K of the tasks under G claims, D devices, L lanes of a
+device, U uplinks, S changes of what is available. The lanes of all devices are numbered
+`device * L + lane of the device`.
 
 Compiled code is kept on disk until this file changes. So it may hold no number from another file:
 all of them, L too, come as arguments.
@@ -9,79 +10,93 @@ all of them, L too, come as arguments.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 from numba import njit
 
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int32]
-Bools = npt.NDArray[np.bool_]
-Records = npt.NDArray[Any]
+from sim.fast_arrays import Bools, Floats, Ints, Records
 
 NOBODY = -1
 NOT_DONE = -1.0
+NO_PACE = -1.0
+"""Of a task that has just started, so that its first pace, 0 too, counts as a change."""
 
-PLACE = np.dtype(
-    [
-        ("lane", np.int32),
-        ("next_on_lane", np.int32),  # NOBODY after the last
-        ("dep_from", np.int32),  # its deps are deps[dep_from:dep_to]
-        ("dep_to", np.int32),
-    ]
-)
-"""Where a task stands in its graph."""
+NOTHING, PART, WHOLE = 0, 1, 2
+"""How much of its tokens a claim leaves a task."""
 
-RUN = np.dtype(
-    [
-        ("alone_s", np.float64),  # undisturbed
-        ("demand_bytes_per_s", np.float64),  # what a copy then uses of its link
-        ("issued_s", np.float64),  # when the host has issued it
-        ("start_s", np.float64),
-        ("end_s", np.float64),  # NOT_DONE until it ends
-    ]
-)
-"""What a task needs on a machine, and when it ran."""
 
-LANE = np.dtype(
-    [
-        ("head", np.int32),  # the task it runs or will run next, or NOBODY
-        ("dep_at", np.int32),  # the dep that it waits for
-        ("running", np.bool_),
-        ("earliest_s", np.float64),  # before which the head cannot start
-        ("event_s", np.float64),  # when the head starts or ends; infinite while it waits for a dep
-        ("left_s", np.float64),  # what the head needed alone at `since_s`
-        ("since_s", np.float64),
-        ("pace", np.float64),
-        ("share", np.float64),  # of the head's demand that the uplinks leave
-    ]
-)
-"""Where a lane stands."""
+class Work(NamedTuple):
+    """A graph: `places` [N], `deps` [M], `claims` [K], `taken` [G], a row of CLAIM or NOBODY."""
+
+    places: Records
+    deps: Ints
+    claims: Records
+    taken: Ints
+
+
+class Sharing(NamedTuple):
+    """What slows tasks down while they run.
+
+    Args:
+        change_s: [S + 1], when availability changes, infinite at last.
+        pace: [S + 1, L, 2 ** L], of a lane before each change and after the last, by the set of
+            busy lanes of its device, a bit each.
+        shares: [L], whether a lane copies over uplinks.
+        capacity: [L, U], bytes/s of each uplink in the direction of such a lane.
+        crosses: [D, U], whether a device's copies cross an uplink.
+    """
+
+    change_s: Floats
+    pace: Floats
+    shares: Bools
+    capacity: Floats
+    crosses: Bools
+
+
+class State(NamedTuple):
+    """How far a run has come.
+
+    Args:
+        lanes: [D * L] of LANE.
+        busy: [D], the set of busy lanes of each device.
+        changes: [1], how many changes of availability have been.
+        runs: [N] of RUN.
+    """
+
+    lanes: Records
+    busy: Ints
+    changes: Ints
+    runs: Records
+
 
 compiled = njit(cache=True, nogil=True, error_model="numpy")
 
 
 @compiled
-def issue(
+def prepare(
     places: Records,
     kind: Ints,
-    kind_issue_s: Floats,
+    prices: Records,
     n_devices: int,
     n_lanes: int,
     ahead_s: float,
     runs: Records,
 ) -> None:
-    """When each task has been issued; the host thread of each device issues in graph order.
+    """What each task needs, and when the host thread of its device, in graph order, issues it.
 
     Args:
+        prices: of PRICE, by kind.
         n_lanes: L.
     """
     spent_s = np.zeros(n_devices)
     for task in range(places.size):
+        price, run = prices[kind[task]], runs[task]
         device = places[task].lane // n_lanes
-        spent_s[device] += kind_issue_s[kind[task]]
-        runs[task].issued_s = max(0.0, spent_s[device] - ahead_s)
+        spent_s[device] += price.issue_s
+        run.issued_s = max(price.earliest_s, spent_s[device] - ahead_s)
+        run.alone_s = price.alone_s
+        run.demand_bytes_per_s = price.demand_bytes_per_s
 
 
 @compiled
@@ -106,101 +121,155 @@ def run_alone(
 
 
 @compiled
-def run_shared(
-    places: Records,
-    deps: Ints,
-    lanes: Records,
-    factor: Floats,
-    shares: Bools,
-    capacity: Floats,
-    crosses: Bools,
-    gap_s: float,
-    handover_s: float,
-    runs: Records,
-) -> None:
+def begin(work: Work, state: State, handover_s: float) -> None:
+    """Put the first task of each lane, its head, where it waits for its deps."""
+    state.runs["end_s"][:] = NOT_DONE
+    for number in range(state.lanes.size):
+        _take(state.lanes[number], work.places, state.runs, state.lanes[number].head)
+        _look(state.lanes[number], work, state.runs, 0.0, handover_s)
+
+
+@compiled
+def run_events(work: Work, sharing: Sharing, state: State, gap_s: float, handover_s: float) -> int:
     """Event after event: whenever a task starts or ends, the paces of the others are set anew.
 
-    Args:
-        lanes: [D * L], each with its first task as head.
-        factor: [L, 2 ** L], pace of a lane by the set of busy lanes of its device, a bit each.
-        shares: [L], whether a lane copies over uplinks.
-        capacity: [L, U], bytes/s of each uplink in the direction of such a lane.
-        crosses: [D, U], whether a device's copies cross an uplink.
+    Returns:
+        The position of a task that has got a part of its tokens, once the caller has to say what
+        that part needs (`alone_s` and `demand_bytes_per_s` of its run) and call again; NOBODY when
+        all is done.
     """
-    n_lanes = factor.shape[0]
-    busy = np.zeros(lanes.size // n_lanes, np.int32)
-    runs["end_s"][:] = NOT_DONE
-    for number in range(lanes.size):
-        if lanes[number].head != NOBODY:
-            _take(lanes[number], places, runs, lanes[number].head, 0.0)
-            _look(lanes[number], places, deps, runs, 0.0, handover_s)
+    lanes, busy, runs = state.lanes, state.busy, state.runs
+    n_lanes = sharing.shares.size
     while True:
         number = _soonest(lanes)
         lane = lanes[number]
         now_s = lane.event_s
+        change_s = sharing.change_s[state.changes[0]]
+        if change_s <= now_s and change_s < np.inf:
+            state.changes[0] += 1
+            for device in range(busy.size):
+                _set_paces(device, sharing, state, change_s)
+            continue
         if now_s == np.inf:
-            return
+            return NOBODY
         task = lane.head
+        if lane.turn != NOBODY:
+            lane.turn = NOBODY
+            got = _claim(work.claims, work.taken, work.places[task].claim)
+            if got == PART:
+                return int(task)
+            if got == NOTHING:
+                runs[task].alone_s = 0.0
         if not lane.running:
             runs[task].start_s = now_s
         if lane.running or runs[task].alone_s > 0.0:
+            device, at = number // n_lanes, number % n_lanes
             _start_or_stop(lane, runs[task].alone_s, now_s)
-            busy[number // n_lanes] ^= 1 << number % n_lanes
-            if shares[number % n_lanes]:
-                at = number % n_lanes
-                _share_uplinks(lanes[at::n_lanes], runs, capacity[at], crosses)
-                for device in range(busy.size):
-                    _set_pace(lanes[device * n_lanes + at], factor[at, busy[device]], now_s)
-            device = number // n_lanes
-            for at in range(n_lanes):
-                _set_pace(lanes[device * n_lanes + at], factor[at, busy[device]], now_s)
+            busy[device] ^= 1 << at
+            if sharing.shares[at]:
+                _share_uplinks(lanes[at::n_lanes], runs, sharing.capacity[at], sharing.crosses)
+                for other in range(busy.size):
+                    if other != device:
+                        _set_paces(other, sharing, state, now_s)
+            _set_paces(device, sharing, state, now_s)
             if lane.running:
                 continue
         runs[task].end_s = now_s
-        _take(lane, places, runs, places[task].next_on_lane, now_s + gap_s)
-        _look(lane, places, deps, runs, now_s, handover_s)
+        if runs[task].alone_s > 0.0 or work.places[task].claim == NOBODY:
+            lane.free_s = now_s + gap_s
+        _take(lane, work.places, runs, work.places[task].next_on_lane)
+        _look(lane, work, runs, now_s, handover_s)
         for other in range(lanes.size):
             waiting = lanes[other]
-            waits = waiting.event_s == np.inf and waiting.head != NOBODY
-            if waits and deps[waiting.dep_at] == task:
-                _look(waiting, places, deps, runs, now_s, handover_s)
+            waits = waiting.event_s == np.inf and not waiting.running and waiting.head != NOBODY
+            if waits and work.deps[waiting.dep_at] == task:
+                _look(waiting, work, runs, now_s, handover_s)
 
 
 @compiled
 def _soonest(lanes: Records) -> int:
+    """The lane with the next event; of several, those without a claim first, then by position."""
     best = 0
     for number in range(1, lanes.size):
-        if lanes[number].event_s < lanes[best].event_s:
+        one, other = lanes[number], lanes[best]
+        if one.event_s < other.event_s or (one.event_s == other.event_s and one.turn < other.turn):
             best = number
     return best
 
 
 @compiled
-def _take(lane: Any, places: Records, runs: Records, task: int, free_s: float) -> None:
-    """Make `task` the head of a lane that is free from `free_s` on."""
+def _take(lane: Any, places: Records, runs: Records, task: int) -> None:
+    """Make `task` the head of a lane."""
     lane.head = task
     lane.event_s = np.inf
+    lane.turn = NOBODY
     if task != NOBODY:
         lane.dep_at = places[task].dep_from
-        lane.earliest_s = max(free_s, runs[task].issued_s)
+        lane.earliest_s = max(lane.free_s, runs[task].issued_s)
+        if places[task].claim != NOBODY:
+            lane.turn = task
 
 
 @compiled
-def _look(
-    lane: Any, places: Records, deps: Ints, runs: Records, now_s: float, handover_s: float
-) -> None:
+def _look(lane: Any, work: Work, runs: Records, now_s: float, handover_s: float) -> None:
     """Step over the head's deps that are done; after the last its start is known."""
     if lane.head == NOBODY:
         return
-    place = places[lane.head]
+    place = work.places[lane.head]
     while lane.dep_at < place.dep_to:
-        dep = deps[lane.dep_at]
+        dep = work.deps[lane.dep_at]
         if runs[dep].end_s == NOT_DONE:
             return
-        if places[dep].lane != place.lane:
+        if work.places[dep].lane != place.lane:
             lane.earliest_s = max(lane.earliest_s, runs[dep].end_s + handover_s)
         lane.dep_at += 1
-    lane.event_s = max(now_s, lane.earliest_s)
+    lane.event_s = now_s + max(0.0, lane.earliest_s - now_s)  # rounded as the reference does
+
+
+@compiled
+def _claim(claims: Records, taken: Ints, row: int) -> int:
+    """Settle, as `sim.claims.Claims.take`, which of its tokens a task does: how many of them."""
+    mine = claims[row]
+    mine.got_start, mine.got_stop = mine.start, mine.stop
+    if mine.first_leg != NOBODY:
+        first = claims[mine.first_leg]
+        mine.got_start, mine.got_stop = first.got_start, first.got_stop
+    else:
+        at = taken[mine.group]
+        while at != NOBODY:
+            stretch = claims[at]
+            if stretch.taken_start <= mine.got_start < stretch.taken_stop:
+                mine.got_start = min(stretch.taken_stop, mine.got_stop)
+            if stretch.taken_start < mine.got_stop <= stretch.taken_stop:
+                mine.got_stop = max(stretch.taken_start, mine.got_start)
+            at = stretch.next_taken
+    if mine.got_start == mine.got_stop:
+        return NOTHING
+    if mine.first_leg == NOBODY:
+        _mark_taken(claims, taken, row)
+    return WHOLE if mine.got_stop - mine.got_start == mine.stop - mine.start else PART
+
+
+@compiled
+def _mark_taken(claims: Records, taken: Ints, row: int) -> None:
+    """Join what a task has got with the stretches that it touches."""
+    mine = claims[row]
+    mine.taken_start, mine.taken_stop = mine.got_start, mine.got_stop
+    before, at = NOBODY, taken[mine.group]
+    while at != NOBODY:
+        stretch = claims[at]
+        if stretch.taken_start <= mine.taken_stop and mine.taken_start <= stretch.taken_stop:
+            mine.taken_start = min(mine.taken_start, stretch.taken_start)
+            mine.taken_stop = max(mine.taken_stop, stretch.taken_stop)
+            if before == NOBODY:
+                taken[mine.group] = stretch.next_taken
+            else:
+                claims[before].next_taken = stretch.next_taken
+        else:
+            before = at
+        at = stretch.next_taken
+    mine.next_taken = taken[mine.group]
+    taken[mine.group] = row
 
 
 @compiled
@@ -208,19 +277,22 @@ def _start_or_stop(lane: Any, alone_s: float, now_s: float) -> None:
     lane.running = not lane.running
     lane.left_s = alone_s
     lane.since_s = now_s
-    lane.pace = 0.0  # unlike any, so that the first pace counts as a change
+    lane.pace = NO_PACE
     lane.share = 1.0
 
 
 @compiled
-def _set_pace(lane: Any, factor: float, now_s: float) -> None:
-    """Where the pace changes, book progress so far and foresee the end anew."""
-    pace = lane.share * factor
-    if lane.running and pace != lane.pace:
-        lane.left_s -= (now_s - lane.since_s) * lane.pace
-        lane.since_s = now_s
-        lane.pace = pace
-        lane.event_s = now_s + max(0.0, lane.left_s / pace)
+def _set_paces(device: int, sharing: Sharing, state: State, now_s: float) -> None:
+    """Where the pace of a device's lane changes, book progress so far and foresee the end anew."""
+    n_lanes = sharing.shares.size
+    for at in range(n_lanes):
+        lane = state.lanes[device * n_lanes + at]
+        pace = lane.share * sharing.pace[state.changes[0], at, state.busy[device]]
+        if lane.running and pace != lane.pace:
+            lane.left_s -= (now_s - lane.since_s) * lane.pace
+            lane.since_s = now_s
+            lane.pace = pace
+            lane.event_s = now_s + max(0.0, lane.left_s / pace) if pace else np.inf
 
 
 @compiled

@@ -23,7 +23,7 @@ from sim.restore import RestoreRequest
 from sim.workload import Workload
 
 if TYPE_CHECKING:
-    from sim.fast import GraphArrays
+    from sim.fast_graph import GraphArrays
 
 COMPUTE = "compute"
 H2D = "h2d"
@@ -180,7 +180,7 @@ class TaskGraph:
     @cached_property
     def arrays(self) -> GraphArrays:
         """The graph as the fast engine takes it."""
-        from sim.fast import GraphArrays
+        from sim.fast_graph import GraphArrays
 
         return GraphArrays.of(self)
 

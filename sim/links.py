@@ -41,6 +41,12 @@ class Link:
         if not 0 <= self.latency_s < float("inf"):
             raise BadInput(f"link.latency_s(={self.latency_s}) must be at least 0.")
 
+    def copy_s(self, n_bytes: float) -> tuple[float, bool]:
+        """Seconds of one copy, and whether copies of that size were measured or need not be."""
+        if self.curve is not None:
+            return self.curve.at(n_bytes)
+        return self.latency_s + n_bytes / self.bytes_per_s, True
+
     def faster(self, factor: float) -> Link:
         """The link with its bandwidth multiplied; its latency stays."""
         return replace(

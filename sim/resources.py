@@ -9,14 +9,16 @@ is booked and the paces of the others are set anew.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import simpy
 
 from sim.availability import ALWAYS, Availability
-from sim.graph import COPY_LANES, Task
+from sim.cost import CostModel
+from sim.graph import COPY_LANES, Task, TaskGraph
 from sim.hardware import HardwareProfile
 from sim.links import Uplink
+from sim.restore_cost import cost_model
 
 
 def max_min_share(
@@ -80,6 +82,29 @@ def crossing_s(task: Task, uplinks: Sequence[Uplink]) -> float:
     return max((task.bytes / capacity_bytes_per_s(one, task.lane) for one in own), default=0.0)
 
 
+@dataclass(frozen=True)
+class Undisturbed:
+    """Tasks that nothing slows down: what they cost, and no less than their uplinks let through.
+
+    Args:
+        uplinks: those that a single device has for itself, so that they only bound its copies.
+    """
+
+    costs: CostModel
+    uplinks: tuple[Uplink, ...]
+
+    @classmethod
+    def on(cls, hardware: HardwareProfile, graph: TaskGraph) -> tuple[Undisturbed, HardwareProfile]:
+        """For the tasks of a graph, beside the machine with what they share."""
+        costs = cost_model(hardware, graph.model, graph.workload)
+        if graph.n_devices > 1:
+            return cls(costs, ()), hardware
+        return cls(costs, hardware.uplinks), replace(hardware, uplinks=())
+
+    def seconds(self, task: Task) -> float:
+        return max(self.costs.estimate(task).seconds, crossing_s(task, self.uplinks))
+
+
 @dataclass(slots=True)
 class _Running:
     task: Task
@@ -134,10 +159,11 @@ class Machine:
         busy = {(entry.task.device, entry.task.lane) for entry in self._running.values()}
         shares = self._link_shares()
         for key, entry in self._running.items():
-            pace = shares.get(key, 1.0) * self._availability.at(self.env.now, entry.task.lane)
+            pace = self._availability.at(self.env.now, entry.task.lane)
             for other, factor in self._factors.get(entry.task.lane, ()):
                 if (entry.task.device, other) in busy:
                     pace *= factor
+            pace *= shares.get(key, 1.0)
             if pace != entry.pace or key == fresh:
                 entry.left_s -= (self.env.now - entry.since_s) * entry.pace
                 entry.since_s, entry.pace = self.env.now, pace

@@ -7,9 +7,9 @@ priced as a whole, other requests' tokens like the restore's own, so that comput
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
-from sim.cost import CostModel, Estimate, kernels
+from sim.cost import CostModel, Estimate, kernels, price_key
 from sim.graph import COMPUTE, TIER_LANES, Task
 from sim.hardware import HardwareProfile
 from sim.kernels import DecodeAttention, MatMul
@@ -29,21 +29,27 @@ def cost_model(
     return CostModel(hardware, model, workload)
 
 
+def price_kind(task: Task, model: ModelSpec, workload: Workload | RestoreRequest) -> Hashable:
+    """Tasks of one graph of one kind take the same time on any machine, to issue too."""
+    if not isinstance(workload, RestoreRequest) or task.lane != COMPUTE:
+        return price_key(task, model)
+    return task.op, task.token_start, task.token_stop, task.layers
+
+
 def prefill_attention_flops(model: ModelSpec, start: int, n_tokens: int) -> int:
     """Scores and weighted sum of tokens [start, start + n) over all before them and themselves."""
     keys = n_tokens * start + n_tokens * (n_tokens + 1) // 2
     return 4 * model.q_size * keys
 
 
-def prefill_flops(model: ModelSpec, start: int, n_tokens: int, layers: int) -> int:
-    """Floating-point operations of `layers` layers over tokens [start, start + n)."""
-    products = sum(
+def product_flops(model: ModelSpec) -> int:
+    """Floating-point operations of a layer's matrix products for one token."""
+    return sum(
         kernel.flops
         for op in ("qkv", "attention", "mlp")
-        for kernel in kernels(op, n_tokens, 1, model, 1)
+        for kernel in kernels(op, 1, 1, model, 1)
         if isinstance(kernel, MatMul)
     )
-    return layers * (products + prefill_attention_flops(model, start, n_tokens))
 
 
 class RestoreCosts(CostModel):

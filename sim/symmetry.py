@@ -15,7 +15,8 @@ def stand_in(graph: TaskGraph, hardware: HardwareProfile) -> tuple[TaskGraph, Ha
     Where devices differ in what they do or in what they share, both come back as they are.
     """
     seen = seen_by_each(hardware, graph.n_devices)
-    if graph.n_devices == 1 or seen is None or not _replicas(graph):
+    claims = any(task.claim for task in graph.tasks)  # one device may do what the other skips
+    if graph.n_devices == 1 or seen is None or claims or not _replicas(graph):
         return graph, hardware
     return replace(graph, tasks=graph.tasks[: len(graph.tasks) // graph.n_devices]), seen
 
@@ -60,4 +61,4 @@ def _replicas(graph: TaskGraph) -> bool:
 
 def _work(task: Task) -> tuple[object, ...]:
     """What decides how long a task takes."""
-    return task.op, task.token_start, task.token_stop, task.bytes
+    return task.op, task.token_start, task.token_stop, task.bytes, task.layers

@@ -118,9 +118,12 @@ def graph(*tasks: Task, workload: Workload = JOB) -> TaskGraph:
     return TaskGraph("row", tiny_model(rotary=True), workload, 2, tasks)
 
 
-def both_engines(made: TaskGraph, hardware: HardwareProfile) -> Timeline:
-    """The timeline of the reference, which that of the fast engine has to equal."""
-    reference, fast = simulate(made, hardware), simulate(made, hardware, "fast")
+def both_engines(made: TaskGraph, hardware: HardwareProfile, *how) -> Timeline:
+    """The timeline of the reference, which that of the fast engine has to equal.
+
+    `how` are the availability and the releases that `simulate` takes.
+    """
+    reference, fast = (simulate(made, hardware, engine, *how) for engine in ("simpy", "fast"))
     nothing_s = 1e-13 * reference.makespan_s
     assert fast.start_s == pytest.approx(reference.start_s, rel=1e-9, abs=nothing_s)
     assert fast.end_s == pytest.approx(reference.end_s, rel=1e-9, abs=nothing_s)

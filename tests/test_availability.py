@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from builders import graph, task, times, unit_machine
+from builders import both_engines, graph, task, times, unit_machine
 
 from sim.availability import Availability, Step
-from sim.engine import simulate
 from sim.errors import BadFile, BadInput
 from sim.graph import COMPUTE, H2D
 
@@ -31,7 +30,7 @@ def drop(*rows: tuple[float, dict[str, float]]) -> Availability:
 )
 def test_a_task_takes_longer_by_what_it_misses(trace, load, compute):
     drawn = graph(task("load", H2D, 8), task("compute", COMPUTE, 4, "load"))
-    assert times(simulate(drawn, unit_machine(), availability=trace)) == {
+    assert times(both_engines(drawn, unit_machine(), trace)) == {
         "load": load,
         "compute": compute,
     }

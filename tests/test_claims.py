@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from builders import examples, task, times, tiny_model, unit_machine
+from builders import both_engines, examples, task, times, tiny_model, unit_machine
 from hypothesis import given
 from hypothesis import strategies as st
 
 from sim.claims import claimed
-from sim.engine import replay, simulate
+from sim.engine import replay
 from sim.graph import COMPUTE, DISK, H2D, Task, TaskGraph
+from sim.links import Uplink
 from sim.prefill import Restore, Tier
 from sim.restore import RestoreRequest
 from sim.source import Figure
@@ -51,7 +52,7 @@ def two_ends(front: list[int], back: list[int], n_tokens: int) -> list[Task]:
 
 
 def test_whoever_starts_first_does_a_range_and_the_other_skips_it():
-    timeline = simulate(graph(*two_ends([4, 4, 4], [2, 2, 2, 2, 2, 2], 12)), unit_machine())
+    timeline = both_engines(graph(*two_ends([4, 4, 4], [2, 2, 2, 2, 2, 2], 12)), unit_machine())
     assert times(timeline) == {
         "c0": (0, 4),
         "c4": (4, 8),  # at second 4 the loads have 8..12, and want 6..8 too
@@ -64,15 +65,15 @@ def test_whoever_starts_first_does_a_range_and_the_other_skips_it():
 
 def test_at_the_same_moment_the_task_that_comes_first_in_the_graph_claims_first():
     one, other = side("compute", COMPUTE, 0, 3), side("load", H2D, 0, 3)
-    assert times(simulate(graph(one, other), unit_machine()))["load"] == (0, 0)
-    assert times(simulate(graph(other, one), unit_machine()))["compute"] == (0, 0)
+    assert times(both_engines(graph(one, other), unit_machine()))["load"] == (0, 0)
+    assert times(both_engines(graph(other, one), unit_machine()))["compute"] == (0, 0)
 
 
 def test_a_later_task_does_what_is_left_of_its_range():
     load = side("load", H2D, 6, 10)
     hold = side("hold", COMPUTE, 0, 1, claim="")
     compute = side("compute", COMPUTE, 2, 8)
-    timeline = simulate(graph(load, hold, compute), unit_machine())
+    timeline = both_engines(graph(load, hold, compute), unit_machine())
     assert times(timeline)["compute"] == (1, 5)  # tokens 2..6 of 2..8
     done = claimed(timeline.graph, timeline.start_s)
     assert [(one.token_start, one.token_stop) for one in done] == [(6, 10), (0, 1), (2, 6)]
@@ -87,7 +88,7 @@ def test_the_second_leg_of_a_load_goes_on_with_what_the_first_got():
         side("load.0", H2D, 0, 3, "read.0"),
     ]
     disk = Restore(tiers=(Tier(DISK, Figure("datasheet", 1.0)),))
-    timeline = simulate(graph(*tasks), unit_machine(restore=disk))
+    timeline = both_engines(graph(*tasks), unit_machine(restore=disk))
     assert times(timeline)["load.3"] == (3, 6)
     assert times(timeline)["read.0"] == (3, 3)
     assert times(timeline)["load.0"] == (6, 6)
@@ -100,12 +101,38 @@ def test_the_second_leg_of_a_load_goes_on_with_what_the_first_got():
 )
 def test_every_token_is_done_exactly_once(front, back):
     n_tokens = min(sum(front), sum(back))
-    timeline = simulate(graph(*two_ends(front, back, n_tokens)), unit_machine())
+    timeline = both_engines(graph(*two_ends(front, back, n_tokens)), unit_machine())
     done = claimed(timeline.graph, timeline.start_s)
     tokens = [token for one in done for token in range(one.token_start, one.token_stop)]
     assert sorted(tokens) == list(range(n_tokens))
     for one, span in zip(done, timeline.spans, strict=True):
         assert span.duration_s == pytest.approx(one.n_tokens)
+
+
+def test_a_part_of_a_copy_is_bound_by_its_uplink_too():
+    """Tokens 0 to 2 of 0 to 8 are left to the load: 2 bytes, at half a byte a second."""
+    hold, rest = side("hold", COMPUTE, 0, 1, claim=""), side("load", H2D, 0, 8, "hold")
+    compute = side("compute", COMPUTE, 2, 8, "hold")
+    switch = Uplink("switch", (0,), 0.5, 0.5)
+    timeline = both_engines(graph(hold, compute, rest), unit_machine(uplinks=(switch,)))
+    assert times(timeline)["load"] == (1, 5)
+
+
+def test_a_part_of_a_copy_takes_its_share_of_an_uplink():
+    """What is left of load 0 is 2 bytes, beside 6 of load 1 over one byte a second for both."""
+    hold, compute = side("hold", COMPUTE, 0, 1, claim=""), side("compute", COMPUTE, 2, 8, "hold")
+    left = side("load.0", H2D, 0, 8, "hold")
+    other = replace(side("load.1", H2D, 0, 6, "hold", claim=""), device=1)
+    switch = Uplink("switch", (0, 1), 1.0, 1.0)
+    timeline = both_engines(graph(hold, compute, left, other), unit_machine(uplinks=(switch,)))
+    assert times(timeline)["load.0"] == (1, 5)
+    assert times(timeline)["load.1"] == (1, 9)
+
+
+def test_devices_that_claim_from_each_other_do_not_stand_for_each_other():
+    one = side("one", COMPUTE, 0, 4)
+    timeline = both_engines(graph(one, replace(one, id="other", device=1)), unit_machine())
+    assert times(timeline) == {"one": (0, 4), "other": (0, 0)}
 
 
 def test_a_replay_settles_claims_as_they_were():

@@ -7,6 +7,8 @@ import json
 import pytest
 
 from cli.restore import link_rate
+from sim.engine import ENGINES
+from sim.errors import BadInput
 
 WHAT = {
     "--model": "longalpaca-13b",
@@ -85,6 +87,32 @@ def test_other_requests_are_served_first_and_reported(call, tmp_path):
     status, _, stderr = call(*ASK, "--others", path, "--gpu-share", "0.5")
     assert status == 2
     assert "must be 1 with --others" in stderr
+
+
+def test_either_engine_plans_and_simulates_the_same(call, tmp_path):
+    (tmp_path / "drop.csv").write_text("start_s,net\n0.05,0.5\n")
+    slow = ("--availability", tmp_path / "drop.csv", "-o", tmp_path / "plan.json", "--json")
+    simpy, fast = (json.loads(call(*ASK, "--engine", one, *slow)[1]) for one in ENGINES)
+    assert fast["baselines"] == pytest.approx(simpy["baselines"], rel=1e-9)
+    assert fast["graph_sha256"] == simpy["graph_sha256"]
+    assert fast["adaptation"]["replanned_s"] == pytest.approx(simpy["adaptation"]["replanned_s"])
+    answer = json.loads(call("simulate", tmp_path / "plan.json", "--engine", "fast", "--json")[1])
+    assert answer["makespan_s"] == pytest.approx(simpy["ttft_s"], rel=1e-9)
+
+
+def test_a_long_prompt_under_a_trace_is_planned_by_the_fast_engine(call, tmp_path, monkeypatch):
+    asked = []
+
+    def engine_asked(name):
+        asked.append(name)
+        raise BadInput("enough")
+
+    monkeypatch.setattr("cli.restore.installed_engine", engine_asked)
+    (tmp_path / "drop.csv").write_text("start_s,net\n0.05,0.5\n")
+    call(*ASK)
+    long = [word.replace("4K", "32K") for word in ASK]
+    call(*long, "--availability", tmp_path / "drop.csv")
+    assert asked == ["simpy", "fast"]
 
 
 @pytest.mark.parametrize(

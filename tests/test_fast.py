@@ -21,15 +21,29 @@ from builders import (
 )
 from hypothesis import given
 from hypothesis import strategies as st
+from restores import TIERS, random_restores, restores, traces
 
 from planner import make_plan
 from planner.lower import lower, replicate
+from planner.restore import RestorePlanner, behind_link, make_restore_plan
 from planner.rivals import rival_graph
-from sim import Recording, fast, find_hardware, find_model, hardware_names, model_names, simulate
+from sim import (
+    Recording,
+    fast_known,
+    find_hardware,
+    find_model,
+    hardware_names,
+    model_names,
+    simulate,
+)
 from sim import engine as engines
+from sim.availability import Availability, Step
 from sim.errors import BadInput, UnknownName
-from sim.graph import COMPUTE, D2H, H2D, HOST, LANES
+from sim.graph import COMPUTE, D2H, DISK, H2D, HOST, LANES, NET
 from sim.links import Uplink
+from sim.prefill import Tier
+from sim.restore import RestoreRequest
+from sim.source import Figure
 from sim.workload import Workload
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -46,16 +60,26 @@ def crowded_machines(draw, devices: int = 3):
     ports = st.sets(st.integers(0, devices), min_size=1).map(tuple)
     uplinks = draw(st.lists(st.tuples(ports, st.floats(0.2, 3), st.floats(0.2, 3)), max_size=3))
     return unit_machine(
+        restore=replace(TIERS, lookup_s=Figure("datasheet", draw(seconds))),
         dispatch=dispatch(**{name: draw(seconds) for name in names}),
         interference=tuple(slowed(*pair) for pair in draw(st.lists(pairs, max_size=4))),
         uplinks=tuple(Uplink(f"u{at}", *uplink) for at, uplink in enumerate(uplinks)),
     )
 
 
-@given(random_graphs(max_tasks=24, devices=3), crowded_machines())
+@st.composite
+def jobs(draw):
+    """A decode or a restore, on any machine, with or without a trace and releases."""
+    some = st.one_of(random_graphs(16, 3), random_restores(16, 1), random_restores(16, 2))
+    made, names = draw(some), st.sampled_from
+    late = st.dictionaries(names([one.id for one in made.tasks]), st.integers(1, 20), max_size=3)
+    return made, draw(crowded_machines()), draw(traces()), draw(late)
+
+
+@given(jobs())
 @examples(1000)
-def test_engines_agree_on_a_thousand_random_graphs(made, hardware):
-    both_engines(made, hardware)
+def test_engines_agree_on_a_thousand_random_graphs(job):
+    both_engines(*job)
 
 
 @pytest.mark.parametrize("path", RECORDINGS, ids=lambda path: path.parent.name)
@@ -79,6 +103,29 @@ def test_engines_agree_on_every_shipped_machine(name, gpus):
     model, job = find_model("opt-125m"), Workload(4, 300, 2)
     one = lower("row", model, job, [[100] * model.n_layers] * 2)
     both_engines(replicate(one, gpus), hardware)
+
+
+@given(restores(), traces((COMPUTE, H2D)))
+@examples(15)
+def test_a_restore_is_planned_the_same_whichever_engine_simulates(case, trace):
+    one, other = (make_restore_plan(*case, "auto", trace, engine) for engine in engines.ENGINES)
+    assert other.baselines == pytest.approx(one.baselines, rel=1e-9)
+    assert other.split == one.split
+
+
+@pytest.mark.parametrize("tier", ["dram", "ssd", "net"])
+@pytest.mark.parametrize("share", [1.0, 0.3])
+def test_engines_agree_on_restores_of_a_shipped_model(tier, share):
+    model = find_model("longalpaca-13b")
+    hardware = behind_link(find_hardware("a100-80g"), 4 * 2.0**30)
+    block = hardware.restore.with_tier(Tier(DISK, Figure("datasheet", 3e9), chunk_s=1e-4))
+    hardware = replace(hardware, restore=block)
+    job = RestoreRequest(prompt_tokens=5000, cached_tokens=4700, tier=tier, gpu_share=share)
+    trace = Availability((Step(0.1, ((COMPUTE, 0.5), (H2D, 0.0))), Step(0.2, ((NET, 0.3),))))
+    for policy in ("two-ended", "layer-wise"):
+        made = RestorePlanner(model, hardware, job).choice(policy).timeline.graph
+        both_engines(made, hardware)
+        both_engines(made, hardware, trace)
 
 
 def test_engines_agree_where_the_host_copies():
@@ -125,12 +172,18 @@ def test_a_graph_is_turned_into_arrays_once_for_all_machines():
     ],
 )
 def test_what_the_fast_engine_does_not_know_is_refused(monkeypatch, kind, field, made, hardware):
-    (known,) = (one for one in fast.KNOWN_FIELDS if one.__name__ == kind)
-    rest = fast.KNOWN_FIELDS[known].replace(field, "")
-    monkeypatch.setitem(fast.KNOWN_FIELDS, known, rest)
+    (known,) = (one for one in fast_known.KNOWN_FIELDS if one.__name__ == kind)
+    rest = fast_known.KNOWN_FIELDS[known].replace(field, "")
+    monkeypatch.setitem(fast_known.KNOWN_FIELDS, known, rest)
     with pytest.raises(BadInput, match=f"engine 'fast' does not know {kind}.{field}"):
         simulate(made, hardware, "fast")
     assert simulate(graph(task("plain", H2D, 1)), unit_machine(), "fast").end_s == (1,)
+
+
+@pytest.mark.parametrize("engine", engines.ENGINES)
+def test_a_release_of_a_task_that_is_not_there_is_refused(engine):
+    with pytest.raises(BadInput, match="names task 'b', which the graph does not have"):
+        simulate(graph(task("a", H2D, 1)), machine(), engine, release_s={"b": 1.0})
 
 
 def test_an_engine_that_does_not_exist_is_refused():
@@ -182,9 +235,13 @@ def test_the_command_line_starts_without_numba():
 def test_a_second_process_compiles_nothing(tmp_path):
     check = (
         "from sim import *; from sim import fast_kernels as f;"
-        "simulate(TaskGraph('row', find_model('opt-125m'), Workload(1, 8, 1), 2, ()),"
-        "find_hardware('kvpr-a100'), 'fast');"
-        "print(sum(f.run_alone.stats.cache_misses.values()))"
+        "from sim.availability import *;"
+        "made = TaskGraph('row', find_model('opt-125m'), Workload(1, 8, 1), 2, ());"
+        "machine = find_hardware('kvpr-a100');"
+        "simulate(made, machine, 'fast');"
+        "simulate(made, machine, 'fast', Availability((Step(1.0, ()),)));"
+        "loops = f.prepare, f.run_alone, f.begin, f.run_events;"
+        "print(sum(sum(one.stats.cache_misses.values()) for one in loops))"
     )
     misses = [
         subprocess.run(
@@ -196,4 +253,4 @@ def test_a_second_process_compiles_nothing(tmp_path):
         ).stdout
         for _ in range(2)
     ]
-    assert misses == [b"1\n", b"0\n"]
+    assert misses == [b"4\n", b"0\n"]

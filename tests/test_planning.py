@@ -267,3 +267,16 @@ def test_a_context_beyond_the_positions_of_the_model_is_refused():
 def test_an_unknown_schedule_is_refused():
     with pytest.raises(UnknownName, match="schedule 'diagonal'"):
         make_plan(tiny_model(), machine(), Workload(1, 8, 1), schedule="diagonal")
+
+
+def test_a_job_that_each_memory_refuses_another_split_of_is_refused():
+    """Loading all would fit the device and recomputing all the host, but no split fits both."""
+    model, refused = tiny_model(), []
+    memory = replace(machine().memory, device_bytes=model.weight_bytes + 1e5, host_bytes=38_400)
+    for tokens in range(260, 280):
+        try:
+            make_plan(model, machine(memory=memory), Workload(4, tokens, 1))
+        except DoesNotFit as error:
+            refused.append((tokens, str(error)))
+    assert refused[0][0] == 267
+    assert "no split for which" in refused[0][1]

@@ -57,6 +57,9 @@ def test_the_verb_prints_errors_and_writes_the_rows(call, tmp_path):
     with out.open() as file:
         written = list(csv.DictReader(file))
     assert float(written[0]["speedup_vs_load"]) == pytest.approx(row["speedup_vs_load"])
+    fast = json.loads(call("reproduce", TABLE, "--engine", "fast", "--json")[1])
+    for name, errors in answer["errors"].items():
+        assert fast["errors"][name] == pytest.approx(errors, rel=1e-6)
     stdout = call("reproduce", TABLE)[1]
     assert "mean |error|" in stdout
 

@@ -6,9 +6,10 @@ from collections import Counter
 from dataclasses import replace
 
 import pytest
-from builders import GQA, examples, machine, tiny_model
+from builders import GQA, both_engines, examples, machine, tiny_model
 from hypothesis import given
 from hypothesis import strategies as st
+from restores import figure, request, restores, step_machine
 
 from planner.restore import RESTORE_POLICIES, RestorePlan, RestorePlanner, make_restore_plan
 from planner.restore.adapting import Change, adapt
@@ -22,36 +23,11 @@ from sim.engine import simulate
 from sim.errors import BadInput, DoesNotFit, Mismatch, NotMeasured, UnknownName
 from sim.graph import COMPUTE, DISK, H2D
 from sim.prefill import Prefill, QueryHeads, Restore, Tier
-from sim.restore import RestoreRequest
 from sim.restore_cost import RestoreCosts
 from sim.source import Figure
 from sim.utilisation import UtilisationTable
 
 POLICIES = RESTORE_POLICIES[:-1]
-TOKEN_BYTES = 64
-"""K and V of one token in both layers of `tiny_model`."""
-
-
-def figure(value: float) -> Figure:
-    return Figure("datasheet", value)
-
-
-def step_machine(step_s: float, load_tokens_per_s: float, disk_tokens_per_s: float | None = None):
-    """A step takes `step_s` however many tokens it has; copies take their bytes' time."""
-    tiers = ()
-    if disk_tokens_per_s is not None:
-        tiers = (Tier(DISK, figure(disk_tokens_per_s * TOKEN_BYTES)),)
-    return machine(
-        flops_per_s=1e30,
-        memory_bytes_per_s=1e30,
-        h2d=load_tokens_per_s * TOKEN_BYTES,
-        restore=Restore(Prefill(figure(1e30), figure(step_s)), tiers),
-    )
-
-
-def request(prompt: int, **changes) -> RestoreRequest:
-    usual = {"cached_tokens": prompt - 1, "chunk_tokens": 4, "io_chunk_tokens": 2}
-    return RestoreRequest(prompt_tokens=prompt, **{**usual, **changes})
 
 
 def spans(timeline) -> dict[str, tuple[float, float]]:
@@ -114,7 +90,7 @@ DROP = 4.0
 def test_two_ends_meet_where_the_drawing_says(trace, expected, meeting):
     job = request(17)
     graph = two_ended_graph(tiny_model(), job)
-    timeline = simulate(graph, step_machine(4.0, 1.0), availability=trace)
+    timeline = both_engines(graph, step_machine(4.0, 1.0), trace)
     assert spans(timeline) == expected
     assert meeting_token(timeline, job) == meeting
 
@@ -122,7 +98,7 @@ def test_two_ends_meet_where_the_drawing_says(trace, expected, meeting):
 def test_a_disk_and_the_link_work_on_two_chunks_at_once():
     job = request(9, io_chunk_tokens=4, tier="ssd")
     graph = split_graph(tiny_model(), job, RestoreSplit.even(tiny_model(), 0))
-    assert spans(simulate(graph, step_machine(3.0, 2.0, disk_tokens_per_s=1.0))) == {
+    assert spans(both_engines(graph, step_machine(3.0, 2.0, disk_tokens_per_s=1.0))) == {
         "read_kv.4": (0, 4),
         "load_kv.4": (4, 6),
         "read_kv.0": (4, 8),
@@ -134,7 +110,7 @@ def test_a_disk_and_the_link_work_on_two_chunks_at_once():
 def test_a_staging_buffer_is_read_into_again_only_when_it_is_free():
     job = request(13, io_chunk_tokens=2, tier="ssd")
     graph = split_graph(tiny_model(), job, RestoreSplit.even(tiny_model(), 0))
-    drawn = spans(simulate(graph, step_machine(3.0, 0.5, disk_tokens_per_s=2.0)))
+    drawn = spans(both_engines(graph, step_machine(3.0, 0.5, disk_tokens_per_s=2.0)))
     assert drawn["load_kv.10"] == (1, 5)  # the first of four buffers is free at second 5
     assert drawn["read_kv.4"] == (3, 4)
     assert drawn["read_kv.2"] == (5, 6)
@@ -316,36 +292,13 @@ def two_pointers(costs: RestoreCosts, layers: int) -> float:
     return max(clock, io_clock) + last.seconds + costs.compute("head", 1, 1).seconds
 
 
-@st.composite
-def restores(draw):
-    """A small model, a machine on which loading costs about what computing costs, a request."""
-    model = tiny_model(n_layers=draw(st.integers(1, 5)), **draw(st.sampled_from([{}, GQA])))
-    rate = st.floats(0.2, 5.0)
-    hardware = machine(
-        flops_per_s=3e8 * draw(rate),
-        memory_bytes_per_s=1e8 * draw(rate),
-        h2d=3e6 * draw(rate),
-        restore=Restore(Prefill(figure(3e8 * draw(rate)), figure(1e-5))),
-    )
-    prompt = draw(st.integers(20, 200))
-    cached = draw(st.integers(prompt // 2, prompt - 1))
-    job = request(
-        prompt,
-        cached_tokens=cached,
-        chunk_tokens=draw(st.sampled_from([16, 32])),
-        io_chunk_tokens=draw(st.sampled_from([4, 8])),
-        gpu_share=1.0,
-    )
-    return model, hardware, job
-
-
 @examples(60)
 @given(restores())
 def test_two_ends_agree_with_two_clocks(case):
     model, hardware, job = case
     job = replace(job, cached_tokens=job.prompt_tokens - 1)
     expected = two_pointers(RestoreCosts(hardware, model, job), model.n_layers)
-    simulated = simulate(two_ended_graph(model, job), hardware).makespan_s
+    simulated = both_engines(two_ended_graph(model, job), hardware).makespan_s
     assert simulated == pytest.approx(expected)
 
 

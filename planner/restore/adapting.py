@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from planner.restore.lower import split_graph
 from planner.restore.planning import RestorePlanner
 from planner.restore.split import RestoreSplit
 from sim.availability import ALWAYS, Availability, Step
@@ -62,7 +61,9 @@ class Adaptation:
 
 def adapt(planner: RestorePlanner) -> Adaptation:
     """Run the `lp` split of the whole machine under the planner's trace, with changes of plan."""
-    unaware = RestorePlanner(planner.model, planner.hardware, planner.request, ALWAYS)
+    unaware = RestorePlanner(
+        planner.model, planner.hardware, planner.request, ALWAYS, planner.engine
+    )
     split = unaware.choice("lp").split
     tokens = planner.request.cached_tokens if split is None else split.computed_tokens[0]
     stale = _run(planner, tokens, planner.availability, None, 0.0)
@@ -80,11 +81,10 @@ def _run(
     planner: RestorePlanner, tokens: int, trace: Availability, so_far: Timeline | None, now_s: float
 ) -> Timeline:
     """The run that goes on from `so_far` at `now_s` with this split."""
-    split = RestoreSplit.even(planner.model, tokens)
-    graph = split_graph(planner.model, planner.request, split)
+    graph = planner.graph(RestoreSplit.even(planner.model, tokens))
     begun = set() if so_far is None else {span.task.id for span in _begun(so_far, now_s)}
     release_s = {task.id: now_s for task in graph.tasks if task.id not in begun}
-    return simulate(graph, planner.hardware, availability=trace, release_s=release_s)
+    return simulate(graph, planner.hardware, planner.engine, trace, release_s)
 
 
 def _begun(timeline: Timeline, now_s: float) -> list[Span]:

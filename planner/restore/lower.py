@@ -16,7 +16,7 @@ from sim.graph import LANE_OF_OP, Task, TaskGraph
 from sim.model_spec import ModelSpec
 from sim.prefill import DISK, LANE_OF_TIER
 from sim.restore import RestoreRequest
-from sim.restore_cost import prefill_flops
+from sim.restore_cost import prefill_attention_flops, product_flops
 
 STAGING_CHUNKS = 4
 """Chunks that host memory holds between a tier and the device."""
@@ -79,6 +79,8 @@ class _Lowering:
         self.tier_lane = LANE_OF_TIER.get(request.tier)
         self.tasks: list[Task] = []
         self.staged: list[str] = []
+        self.product_flops = product_flops(model)
+        self.project_flops = compute_flops("recompute", 1, 1, model, 1)
 
     def graph(self) -> TaskGraph:
         """With the output head behind everything."""
@@ -144,13 +146,15 @@ class _Lowering:
         deps: tuple[str, ...] = (),
         claim: str = "",
     ) -> None:
-        flops = prefill_flops(self.model, start, stop - start, layers)
+        n_tokens = stop - start
+        attention = prefill_attention_flops(self.model, start, n_tokens)
+        flops = layers * (n_tokens * self.product_flops + attention)
         name = f"prefill.{start}" if layers == self.model.n_layers else f"L{layer}.prefill.{start}"
         self._add(name, "prefill", start, stop, layer, layers, deps=deps, flops=flops, claim=claim)
 
     def project(self, start: int, stop: int, layer: int, loaded: str) -> None:
         """K and V of tokens from their X."""
-        flops = compute_flops("recompute", stop - start, 1, self.model, 1)
+        flops = (stop - start) * self.project_flops
         name = f"L{layer}.project.{start}"
         self._add(name, "recompute", start, stop, layer, 1, deps=(loaded,), flops=flops)
 

@@ -131,15 +131,19 @@ def make_restore_plan(
     request: RestoreRequest,
     policy: str = "auto",
     availability: Availability = ALWAYS,
+    engine: str = "simpy",
 ) -> RestorePlan:
     """Choose what to compute and what to load by `policy`, and predict the time to first token.
 
+    Args:
+        engine: which one simulates, as in `sim.simulate`.
+
     Raises:
-        UnknownName: no such policy.
+        UnknownName: no such policy or engine.
         DoesNotFit: the device cannot hold the weights and the K and V of the prompt.
         NotMeasured: the profile has no figures for the tier.
     """
-    planner = RestorePlanner(model, hardware, request, availability)
+    planner = RestorePlanner(model, hardware, request, availability, engine)
     planner.check_fits()
     choice = planner.choice(policy)
     graph = choice.timeline.graph

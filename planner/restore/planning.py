@@ -76,7 +76,11 @@ def form_graph(
 
 
 class RestorePlanner:
-    """Finds each policy's choice for one request on one machine; each is searched once."""
+    """Finds each policy's choice for one request on one machine; each is searched once.
+
+    Args:
+        engine: which one simulates, as in `sim.simulate`.
+    """
 
     def __init__(
         self,
@@ -84,13 +88,16 @@ class RestorePlanner:
         hardware: HardwareProfile,
         request: RestoreRequest,
         availability: Availability = ALWAYS,
+        engine: str = "simpy",
     ) -> None:
         self.model = model
         self.hardware = hardware
         self.request = request
         self.availability = availability
+        self.engine = engine
         self._choices: dict[str, Choice] = {}
         self._splits: dict[RestoreSplit, Choice] = {}
+        self._graphs: dict[RestoreSplit, TaskGraph] = {}
 
     def choice(self, policy: str) -> Choice:
         """What `policy` does.
@@ -123,7 +130,7 @@ class RestorePlanner:
     def _make(self, policy: str) -> Choice:
         match policy:
             case "compute-only" | "two-ended":
-                return self._simulated(policy, None)
+                return self._simulated(policy, form_graph(policy, self.model, self.request, None))
             case "load-only":
                 return self._split(RestoreSplit.even(self.model, 0))
             case "lp":
@@ -134,13 +141,18 @@ class RestorePlanner:
                 return self._best_cells()
         return self.choice(self.fastest())
 
-    def _simulated(self, form: Form, split: RestoreSplit | None) -> Choice:
-        graph = form_graph(form, self.model, self.request, split)
-        return Choice(form, split, simulate(graph, self.hardware, availability=self.availability))
+    def graph(self, split: RestoreSplit) -> TaskGraph:
+        """The graph of a split; that of the same split is the same object."""
+        if split not in self._graphs:
+            self._graphs[split] = split_graph(self.model, self.request, split)
+        return self._graphs[split]
+
+    def _simulated(self, form: Form, graph: TaskGraph, split: RestoreSplit | None = None) -> Choice:
+        return Choice(form, split, simulate(graph, self.hardware, self.engine, self.availability))
 
     def _split(self, split: RestoreSplit) -> Choice:
         if split not in self._splits:
-            self._splits[split] = self._simulated("split", split)
+            self._splits[split] = self._simulated("split", self.graph(split), split)
         return self._splits[split]
 
     @cached_property

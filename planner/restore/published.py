@@ -98,8 +98,11 @@ def behind_link(hardware: HardwareProfile, bytes_per_s: float) -> HardwareProfil
     return with_changes(hardware, restore=(hardware.restore or Restore()).with_tier(tier))
 
 
-def reproduce_case(case: Case) -> Reproduced:
+def reproduce_case(case: Case, engine: str = "simpy") -> Reproduced:
     """Simulate the two ends and both baselines of one case.
+
+    Args:
+        engine: which one simulates, as in `sim.simulate`.
 
     Raises:
         BadInput: the row asks for something that is not a restore; UnknownName for its names.
@@ -111,7 +114,7 @@ def reproduce_case(case: Case) -> Reproduced:
         split_graph(model, request, RestoreSplit.even(model, 0)),
         compute_only_graph(model, request),
     )
-    return Reproduced(case, *(simulate(graph, machine).makespan_s for graph in graphs))
+    return Reproduced(case, *(simulate(graph, machine, engine).makespan_s for graph in graphs))
 
 
 def read_cases(path: Path | str) -> list[Case]:

@@ -13,8 +13,11 @@ from cli.checks import print_checks
 from cli.grid import WARM_UPS
 from cli.output import note, print_json, progress, say, table
 from cli.plans import Output
-from cli.timelines import report_timeline
+from cli.restore_runs import run_restore, say_restore, what_it_did
+from cli.timelines import load_plan, report_timeline
 from planner import Plan
+from planner.restore import RestorePlan
+from sim.availability import Availability
 from sim.catalog import find_model
 from sim.engine import simulate
 from sim.errors import BadInput
@@ -49,8 +52,9 @@ def profile(
 
     Measured are matrix products over rows, decode attention over batch and context, element-wise
     kernels, both copy directions and copies within the host over size, how lanes slow each other
-    down, and the time to issue and hand over work. The file keeps every sample beside the medians.
-    On the CPU device it takes about a minute.
+    down, the time to issue and hand over work, prefill in chunks, and direct reads of the disk that
+    holds temporary files. The file keeps every sample beside the medians. On the CPU device it
+    takes about a minute.
 
     Examples:
       kvoverlap profile -o profile.json
@@ -97,11 +101,13 @@ def measure_profile(
     name: str,
     link: str | None,
     kv_bits: Sequence[int] = KV_BITS,
+    restores: bool = True,
 ) -> HardwareProfile:
     """Profile the device `kind` for the shapes of `specs`, choosing a link pace where needed.
 
     Args:
         kv_bits: quantised caches whose kernels are sampled.
+        restores: prefill in chunks and the disk are sampled too.
     """
     from hw import balanced_link_bytes_per_s, open_backend, profile_device
 
@@ -119,6 +125,7 @@ def measure_profile(
             **SAMPLED[kind],
             link_bytes_per_s=pace,
             kv_bits=kv_bits,
+            restores=restores,
             progress=steps,
         )
 
@@ -135,6 +142,13 @@ def print_profile(made: HardwareProfile) -> None:
         ("lane gap", f"{made.dispatch.gap_s * 1e6:.1f} us"),
         ("hand-over between lanes", f"{made.dispatch.handover_s * 1e6:.1f} us"),
     ]
+    if made.restore is not None and made.restore.prefill is not None:
+        rate = made.restore.prefill.attention_flops_per_s.value
+        rows.append(("attention of prefill, best", f"{rate / 1e12:.3g} TFLOP/s"))
+        rows += [
+            (f"{tier.lane}, direct reads", f"{tier.bytes_per_s.value / 1e9:.3g} GB/s")
+            for tier in made.restore.tiers
+        ]
     rows += [
         (f"{entry.lane} while {entry.while_busy} works", percent(entry.rate))
         for entry in made.interference
@@ -152,21 +166,27 @@ def run(
     seed: int = 0,
     output: Output = None,
     trace: Path | None = None,
+    availability: Path | None = None,
+    cache: Path | None = None,
     json: bool = False,
 ) -> None:
     """Run a plan on a device with real tensors and measure when each task ran.
 
     The model's architecture is real, its weights and prompts are random from --seed. The numbers
-    are checked against a decode with the whole cache resident: the run fails if they differ.
+    are checked against a decode with the whole cache resident, or a restore's against computing the
+    whole prompt: the run fails if they differ.
 
     Examples:
       kvoverlap run plan.json -o measured.json
+      kvoverlap run restore.json --availability drop.csv
+      kvoverlap run restore.json --cache prefix.kv
       kvoverlap run plan.json --device cuda --repeats 9 --trace measured.trace.json.gz
 
     Parameters
     ----------
     plan
-        A plan written by `kvoverlap plan -o`; it carries the simulation that must precede a run.
+        A plan written by `kvoverlap plan -o` or `kvoverlap restore -o`; it carries the simulation
+        that must precede a run.
     device
         auto, cpu or cuda; auto is the device that the plan's profile was measured on, if it was.
     repeats
@@ -177,21 +197,58 @@ def run(
         Write the measured timelines here, for compare.
     trace
         Write a Chrome trace of the typical run here; open it at ui.perfetto.dev.
+    availability
+        Of a restore: a trace as for `kvoverlap restore`, which the cpu device then follows with
+        links that change their pace and with a load that competes for the core that computes. By
+        default the plan's.
+    cache
+        Of a restore from ssd: the cache file, kept; one that is there already is read, and chunks
+        that it has lost are computed instead.
     json
         Print JSON instead of text.
     """
     if repeats < 1:
         raise BadInput(f"--repeats(={repeats}) must be at least 1.")
-    loaded = Plan.load(plan)
-    recording = run_plan(loaded, device, repeats, seed)
+    loaded = load_plan(plan)
+    kind = device_of(loaded, device)
+    if isinstance(loaded, RestorePlan):
+        if cache is not None and loaded.workload.tier != "ssd":
+            raise BadInput(f"--cache(={cache}) is for tier ssd, not {loaded.workload.tier}.")
+        traced = loaded.availability if availability is None else Availability.load(availability)
+        recording = run_restore(loaded, kind, repeats, seed, traced, cache)
+    else:
+        for name, value in (("availability", availability), ("cache", cache)):
+            if value is not None:
+                raise BadInput(f"--{name}(={value}) is for restores; {plan} is of a decode.")
+        recording = run_plan(loaded, kind, repeats, seed)
     if output is not None:
         recording.save(output)
     if trace is not None:
         write_trace(recording.typical, trace, "measured")
-    report_timeline("measured", recording, json)
+    if not isinstance(loaded, RestorePlan):
+        report_timeline("measured", recording, json)
+        return
+    did = what_it_did(recording.typical, loaded.workload)
+    report_timeline("measured", recording, json, {"ttft_s": recording.makespan_s, **did})
+    if not json:
+        say("")
+        say_restore(did, recording.checks, str(recording.environment["tier"]))
 
 
-def run_plan(loaded: Plan, device: str, repeats: int, seed: int) -> Recording:
+def device_of(loaded: Plan | RestorePlan, device: str) -> str:
+    """The device to run on; `auto` is the one that the plan's profile was measured on, if any."""
+    from hw import resolve_device
+
+    made_for = loaded.hardware.device_kind
+    kind = resolve_device(made_for if device == "auto" and made_for != "none" else device)
+    if kind != made_for:
+        note(
+            f"the plan was made for {loaded.hardware.name}; what is measured is this {kind} device"
+        )
+    return kind
+
+
+def run_plan(loaded: Plan, kind: str, repeats: int, seed: int) -> Recording:
     """Execute a simulated plan `repeats` times and check its numbers."""
     from hw import (
         Executor,
@@ -200,15 +257,8 @@ def run_plan(loaded: Plan, device: str, repeats: int, seed: int) -> Recording:
         prefilled_caches,
         random_weights,
         resident_decode,
-        resolve_device,
     )
 
-    made_for = loaded.hardware.device_kind
-    kind = resolve_device(made_for if device == "auto" and made_for != "none" else device)
-    if kind != made_for:
-        note(
-            f"the plan was made for {loaded.hardware.name}; what is measured is this {kind} device"
-        )
     graph = loaded.simulated_graph()
     pace = loaded.hardware.links.h2d.paced_bytes_per_s
     with progress("run") as steps, open_backend(kind, pace) as backend:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean, median
 from typing import TYPE_CHECKING, Any
 
 from cli.output import Steps
+from cli.rounds import run_in_turn
 from planner import Plan, baseline_split, lower, make_plan
 from sim.accuracy import MEASURED, RecordedCase, loosest_tolerance_frac
 from sim.compare import Comparison, compare
@@ -22,7 +22,7 @@ from sim.timeline import Timeline
 from sim.workload import Workload
 
 if TYPE_CHECKING:
-    from hw import HostCache
+    from hw import Executor, HostCache
     from hw.backends import Backend
     from hw.cache import ResidentDecode
 
@@ -30,18 +30,8 @@ POLICIES = ("lp", "kvpr", "load-all", "recompute-all")
 FIXED_PARTS = (0.25, 0.75)
 """Fixed splits of the grid, as parts of the prompt."""
 
-STEADY_FRAC = 0.04
-"""A run counts as disturbed when the machine's speed beside it is off by more from the plan's."""
-
 WARM_UPS = {"cpu": 1, "cuda": 3}
 """Runs of each case that do not count."""
-
-EXTRA_ROUNDS = 1
-"""Rounds of runs in which disturbed ones get another chance."""
-
-LEFT_BEHIND_FRAC = 0.03
-"""A machine whose median speed beside the first half of a shape's runs is further off the plan's
-has left the plans behind: the shape is planned anew."""
 
 MAX_REPLANS = 2
 """Times that a grid may plan a shape anew."""
@@ -229,34 +219,36 @@ class GridRun:
         for executor in executors.values():
             for _ in range(WARM_UPS[self.backend.kind]):
                 executor.run()
-        runs: dict[str, list[tuple[float, Timeline]]] = {name: [] for name in group}
         checks: dict[str, dict[str, float | bool]] = {}
-        beats: list[dict[str, float]] = []
-        rounds = self.repeats + EXTRA_ROUNDS
-        for number in range(rounds):
-            if number == rounds // 2 and self._replans < MAX_REPLANS and _left_behind(beats, drift):
-                self._replans += 1
-                self.steps(f"{self.model.name} {shape_name(job)}, planning anew", done)
-                return None
-            self.steps(f"{self.model.name} {shape_name(job)}, round {number + 1}", done)
-            beats.append(self._pulse.beat())
-            for name, executor in executors.items():
-                if sum(off <= STEADY_FRAC for off, _ in runs[name]) < self.repeats:
-                    timeline = executor.run()
-                    checks[name] = executor.check(references)
-                    beats.append(self._pulse.beat())
-                    off = max(_off_frac(beat, drift) for beat in beats[-2:])
-                    runs[name].append((off, timeline))
+
+        def runner(name: str, executor: Executor) -> Callable[[], Timeline]:
+            def run() -> Timeline:
+                timeline = executor.run()
+                checks[name] = executor.check(references)
+                return timeline
+
+            return run
+
+        rounds = run_in_turn(
+            {name: runner(name, executor) for name, executor in executors.items()},
+            self._pulse,
+            drift,
+            self.repeats,
+            lambda n: self.steps(f"{self.model.name} {shape_name(job)}, round {n}", done),
+            may_leave=self._replans < MAX_REPLANS,
+        )
+        if rounds is None:
+            self._replans += 1
+            self.steps(f"{self.model.name} {shape_name(job)}, planning anew", done)
+            return None
         environment = self.backend.environment()
         cases = []
         for name, plan in group.items():
-            steadiest = sorted(runs[name], key=lambda run: run[0])[: self.repeats]
-            timelines = tuple(timeline for _, timeline in steadiest)
+            timelines = rounds.steadiest(name, self.repeats)
             measured = Recording("measured", hardware, timelines, environment, checks[name])
             guess = Recording("predicted", hardware, (predicted[name],))
             cases.append(Case(name, plan, measured, compare(guess, measured)))
-        deviations = [off for some in runs.values() for off, _ in some]
-        return ShapeResult(cases, drift, _medians(beats), deviations)
+        return ShapeResult(cases, drift, rounds.beside, rounds.deviations_frac)
 
     def _caches(self, job: Workload) -> list[HostCache]:
         """One cache for each batch of a job.
@@ -276,18 +268,3 @@ class GridRun:
                 prompts = self._prompts[first : first + job.batch_size, : job.prompt_tokens]
                 prefill(self._weights, prompts, cache)
         return caches
-
-
-def _medians(beats: Sequence[dict[str, float]]) -> dict[str, float]:
-    return {part: median(beat[part] for beat in beats) for part in beats[0]}
-
-
-def _left_behind(beats: Sequence[dict[str, float]], drift: dict[str, float]) -> bool:
-    """Whether the machine has changed its speed since the plans were made."""
-    beside = _medians(beats)
-    return any(abs(beside[part] / drift[part] - 1.0) > LEFT_BEHIND_FRAC for part in drift)
-
-
-def _off_frac(beat: dict[str, float], drift: dict[str, float]) -> float:
-    """How far the machine's speed is off the one that was planned for."""
-    return abs(mean(beat[part] / drift[part] for part in drift) - 1.0)

@@ -33,7 +33,7 @@ GARBAGE_THRESHOLD = 200_000
 took a seventh of its planning."""
 
 EXTRA_OF = {
-    **dict.fromkeys(("torch", "numpy", "safetensors", "tokenizers"), "hw"),
+    **dict.fromkeys(("torch", "numpy", "safetensors", "tokenizers", "xxhash"), "hw"),
     **dict.fromkeys(("aiconfigurator_core", "pyarrow", "yaml"), "silicon"),
 }
 """The extra that brings a package which a verb needs."""

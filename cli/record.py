@@ -12,13 +12,15 @@ from cyclopts import Parameter
 
 from cli.accuracy import print_accuracy
 from cli.devices import DEFAULT_DTYPE, measure_profile
-from cli.grid import EXTRA_ROUNDS, FIXED_PARTS, WARM_UPS, GridRun, plan_names, shape_name
+from cli.grid import FIXED_PARTS, WARM_UPS, GridRun, plan_names, shape_name
 from cli.output import Steps, note, print_json, progress, say
 from cli.peers import measure_peers, print_peers
+from cli.restore_recording import RestoreRecorder
+from cli.rounds import EXTRA_ROUNDS
 from planner import make_plan
 from sim.accuracy import CASE, CASES, PROFILE, assess
 from sim.catalog import find_model
-from sim.errors import BadInput, DoesNotFit, Mismatch
+from sim.errors import BadInput, DoesNotFit, Mismatch, UnknownName
 from sim.files import read_json, write_json
 from sim.hardware import HardwareProfile
 from sim.model_spec import ModelSpec
@@ -27,6 +29,9 @@ from sim.workload import Workload
 if TYPE_CHECKING:
     from hw.backends import Backend
 
+SCENARIOS = ("decode", "restore")
+RESTORED = {"cpu": ("opt-125m",), "cuda": ("opt-6.7b",)}
+"""Models whose restores are recorded."""
 RECORDING = "recording.json"
 PEERS = "peers.json"
 STEPS = 2
@@ -71,6 +76,7 @@ class Budget:
 def record(
     *,
     output: Annotated[Path, Parameter(name=["--out", "-o"])],
+    scenario: str = "decode",
     device: str = "auto",
     minutes: float = 8.0,
     repeats: int = REPEATS,
@@ -88,11 +94,14 @@ def record(
     Examples:
       kvoverlap record --out data/recordings/my-machine
       kvoverlap record --device cuda --out data/recordings/h100-pcie5 --minutes 8
+      kvoverlap record --scenario restore --out data/recordings/my-restores
 
     Parameters
     ----------
     output
         Folder of the recording; one that holds a broken-off recording is completed.
+    scenario
+        decode, or restore: of a cached prefix from host memory and from a file.
     device
         auto, cpu or cuda.
     minutes
@@ -110,23 +119,30 @@ def record(
     """
     from hw import open_backend, resolve_device
 
+    if scenario not in SCENARIOS:
+        raise UnknownName("scenario", scenario, SCENARIOS)
     if repeats < 1:
         raise BadInput(f"--repeats(={repeats}) must be at least 1.")
     if not 0 < minutes < float("inf"):
         raise BadInput(f"--minutes(={minutes}) must be above 0.")
     budget = Budget(monotonic(), 60 * minutes)
     kind = resolve_device(device)
-    grid = {find_model(name, DEFAULT_DTYPE[kind]): shapes for name, shapes in GRID[kind].items()}
-    hardware = recorded_profile(output, kind, list(grid), link)
-    with progress("record") as tell, open_backend(kind, hardware.links.h2d.paced_bytes_per_s) as on:
-        check_same_machine(output, hardware, on.environment())
-        recorder = Recorder(output, hardware, on, repeats, seed, budget, tell)
-        for spec, shapes in grid.items():
-            recorder.measure(spec, [Workload(batch, prompt, STEPS) for batch, prompt in shapes])
-            shape = PEER_SHAPES[kind].get(spec.name)
-            if peers and shape is not None:
-                recorder.run_peers(spec, Workload(*shape, STEPS))
-        environment, left_out = on.environment(), recorder.left_out
+    names = RESTORED[kind] if scenario == "restore" else GRID[kind]
+    specs = [find_model(name, DEFAULT_DTYPE[kind]) for name in names]
+    hardware = recorded_profile(output, kind, specs, link)
+    with progress("record") as tell:
+        if scenario == "restore":
+            with open_backend(kind) as on:
+                environment = on.environment()
+            check_same_machine(output, hardware, environment)
+            recorder = RestoreRecorder(
+                output, hardware, kind, repeats, seed, lambda: budget.left_s, tell
+            )
+            left_out = [one for spec in specs for one in recorder.measure(spec)]
+        else:
+            environment, left_out = _record_decodes(
+                output, hardware, kind, specs, repeats, seed, budget, peers, tell
+            )
     write_json(
         output / RECORDING,
         "recording",
@@ -144,6 +160,31 @@ def record(
         note(what)
     say(f"\nrecording in {output}; check it with: kvoverlap accuracy --recordings {output}")
     return 0
+
+
+def _record_decodes(
+    output: Path,
+    hardware: HardwareProfile,
+    kind: str,
+    specs: Sequence[ModelSpec],
+    repeats: int,
+    seed: int,
+    budget: Budget,
+    peers: bool,
+    tell: Steps,
+) -> tuple[dict[str, Any], list[str]]:
+    """Measure the grid of decodes; returns the environment and what was left out."""
+    from hw import open_backend
+
+    with open_backend(kind, hardware.links.h2d.paced_bytes_per_s) as on:
+        check_same_machine(output, hardware, on.environment())
+        recorder = Recorder(output, hardware, on, repeats, seed, budget, tell)
+        for spec, shapes in zip(specs, GRID[kind].values(), strict=True):
+            recorder.measure(spec, [Workload(batch, prompt, STEPS) for batch, prompt in shapes])
+            shape = PEER_SHAPES[kind].get(spec.name)
+            if peers and shape is not None:
+                recorder.run_peers(spec, Workload(*shape, STEPS))
+        return on.environment(), recorder.left_out
 
 
 def recorded_profile(

@@ -106,8 +106,10 @@ def report_prediction(
     report_timeline("predicted", recording, json)
 
 
-def report_timeline(what: str, recording: Recording, json: bool) -> None:
-    """Print the measures of a timeline."""
+def report_timeline(
+    what: str, recording: Recording, json: bool, more: Mapping[str, Any] | None = None
+) -> None:
+    """Print the measures of a timeline; JSON with what there is `more` to say."""
     timeline = recording.typical
     parts = timeline.breakdown
     lanes = {lane: timeline.busy_s(lane) for _, lane in timeline.graph.lanes}
@@ -129,6 +131,7 @@ def report_timeline(what: str, recording: Recording, json: bool) -> None:
         "critical_path": [timeline.graph.tasks[at].id for at in timeline.critical_path],
         "checks": recording.checks,
         "environment": recording.environment,
+        **(more or {}),
     }
     if json:
         print_json(answer)

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Annotated, Any
 
 from cyclopts import Parameter
 
+from cli.adapt_validation import measure_adaptation, print_adaptation_report
 from cli.devices import DEFAULT_DTYPE, measure_profile
-from cli.grid import STEADY_FRAC, Case, GridRun, ShapeResult, shape_name
+from cli.grid import Case, GridRun, ShapeResult, shape_name
 from cli.output import print_json, progress, say, table
 from cli.plans import parse_kv_bits
+from cli.restore_grid import RestoreCase
+from cli.restore_validation import measure_restores, print_restore_report
+from cli.rounds import STEADY_FRAC
 from cli.timelines import say_quantisation
 from sim.accuracy import CASE, CASES, MEASURED
 from sim.catalog import find_model
-from sim.errors import BadInput
+from sim.errors import BadInput, UnknownName
 from sim.files import read_json, write_json
 from sim.hardware import HardwareProfile
+from sim.model_spec import ModelSpec
 from sim.quantities import ms, parse_count, parse_counts, percent
 from sim.workload import Workload
 
@@ -28,12 +34,21 @@ DEFAULT_GRID = {
 }
 """No attention and no recomputation of these cases is of a size that `profile` samples."""
 
+SCENARIOS = ("decode", "restore", "adapt")
+RESTORE_PROMPTS = {
+    "restore": {"cpu": "500,900", "cuda": "2K,8K"},
+    "adapt": {"cpu": "900", "cuda": ""},
+}
+DECODE_OPTIONS = {"gen": "2", "schedule": "row", "n_batches": "1"}
+"""What only decodes have, where it is not None."""
+
 REPORT = "report.json"
 PLAN = "plan.json"
 
 
 def validate(
     *,
+    scenario: str = "decode",
     device: str = "auto",
     model: str | None = None,
     prompts: str | None = None,
@@ -55,14 +70,24 @@ def validate(
     the identical graph with real tensors, checks the numbers against a fully resident decode, and
     compares. On the CPU device this takes about three minutes.
 
+    With --scenario restore the grid is of restores, from host memory and from a cache file at
+    several bandwidths, each by five policies, and checked against computing the whole prompt. With
+    --scenario adapt bandwidth or device are taken away in mid-restore, which a split that is kept,
+    one that is planned again, and claims each have to cope with.
+
     Examples:
       kvoverlap validate
+      kvoverlap validate --scenario restore --out runs/restores
+      kvoverlap validate --scenario adapt --device cpu
       kvoverlap validate --device cpu --link 0.4GB/s --out runs/slow-link
       kvoverlap validate --schedule column --n-batches 2 --batches 3,5 --prompts 200,350
       kvoverlap validate --device cuda --model llama-2-7b --batches 8,16 --prompts 512,2K --gate 5
 
     Parameters
     ----------
+    scenario
+        decode, restore or adapt; --batches, --gen, --schedule, --n-batches and --kv-bits are of
+        decodes.
     device
         auto, cpu or cuda.
     model
@@ -92,8 +117,10 @@ def validate(
     json
         Print JSON instead of text.
     """
-    from hw import open_backend, resolve_device
+    from hw import resolve_device
 
+    if scenario not in SCENARIOS:
+        raise UnknownName("scenario", scenario, SCENARIOS)
     if repeats < 1:
         raise BadInput(f"--repeats(={repeats}) must be at least 1.")
     if gate is not None and not gate >= 0:
@@ -101,24 +128,38 @@ def validate(
     kind = resolve_device(device)
     default = DEFAULT_GRID[kind]
     spec = find_model(model or default["model"], DEFAULT_DTYPE[kind])
-    steps = parse_count("--gen", gen)
-    jobs = [
-        Workload(
-            batch, prompt, steps, parse_count("--n-batches", n_batches), parse_kv_bits(kv_bits)
-        )
-        for prompt in parse_counts("--prompts", prompts or default["prompts"])
-        for batch in parse_counts("--batches", batches or default["batches"])
-    ]
     if out is not None:
         check_out_folder(out)
-    used_bits = {job.kv_bits for job in jobs if job.kv_bits is not None}
-    hardware = measure_profile(kind, [spec], f"this-{kind}", link, sorted(used_bits))
-    pace = hardware.links.h2d.paced_bytes_per_s
-    with progress("validate") as tell, open_backend(kind, pace) as backend:
-        grid = GridRun(spec, hardware, backend, jobs, repeats, seed, tell, schedule)
-        shapes = [grid.measure(job, number / len(jobs)) for number, job in enumerate(jobs)]
-    report = summary(shapes, hardware)
-    cases = [case for shape in shapes for case in shape.cases]
+    cases: Sequence[Case] | Sequence[RestoreCase] = ()
+    if scenario == "decode":
+        jobs = [
+            Workload(
+                batch,
+                prompt,
+                parse_count("--gen", gen),
+                parse_count("--n-batches", n_batches),
+                parse_kv_bits(kv_bits),
+            )
+            for prompt in parse_counts("--prompts", prompts or default["prompts"])
+            for batch in parse_counts("--batches", batches or default["batches"])
+        ]
+        used_bits = {job.kv_bits for job in jobs if job.kv_bits is not None}
+        hardware = measure_profile(kind, [spec], f"this-{kind}", link, sorted(used_bits), False)
+        cases, report = measure_decodes(spec, hardware, kind, jobs, repeats, seed, schedule)
+        show = partial(print_report, report, cases)
+    else:
+        _check_untouched(batches=batches, gen=gen, schedule=schedule, n_batches=n_batches)
+        _check_untouched(kv_bits=kv_bits)
+        lengths = parse_counts("--prompts", prompts or RESTORE_PROMPTS[scenario][kind])
+        if scenario == "adapt" and (kind != "cpu" or len(lengths) > 1):
+            raise BadInput("--scenario adapt is for one of --prompts and --device cpu.")
+        hardware = measure_profile(kind, [spec], f"this-{kind}", link, ())
+        if scenario == "restore":
+            cases, report = measure_restores(spec, hardware, kind, lengths, repeats, seed)
+            show = partial(print_restore_report, report)
+        else:
+            report = measure_adaptation(spec, hardware, kind, lengths[0], repeats, seed)
+            show = partial(print_adaptation_report, report)
     if out is not None:
         write_run(out, hardware, cases, report)
     worst = float(report["max_abs_error_frac"])
@@ -126,12 +167,40 @@ def validate(
     if json:
         print_json({**report, "passed": passed})
     else:
-        print_report(report, cases)
+        show()
         if gate is not None:
             say(f"gate {gate:g} %: {'passed' if passed else 'FAILED'}")
         if out is not None:
             say(f"everything is in {out}; look at it with: make dashboard")
     return 0 if passed else 1
+
+
+def _check_untouched(**options: str | None) -> None:
+    """Refuse options that say nothing about restores."""
+    for name, value in options.items():
+        if value != DECODE_OPTIONS.get(name):
+            raise BadInput(
+                f"--{name.replace('_', '-')}(={value}) is of decodes; leave it out of restores."
+            )
+
+
+def measure_decodes(
+    spec: ModelSpec,
+    hardware: HardwareProfile,
+    kind: str,
+    jobs: Sequence[Workload],
+    repeats: int,
+    seed: int,
+    schedule: str,
+) -> tuple[list[Case], dict[str, Any]]:
+    """Every case of a grid of decodes, and the report."""
+    from hw import open_backend
+
+    pace = hardware.links.h2d.paced_bytes_per_s
+    with progress("validate") as tell, open_backend(kind, pace) as backend:
+        grid = GridRun(spec, hardware, backend, jobs, repeats, seed, tell, schedule)
+        shapes = [grid.measure(job, number / len(jobs)) for number, job in enumerate(jobs)]
+    return [case for shape in shapes for case in shape.cases], summary(shapes, hardware)
 
 
 def summary(shapes: list[ShapeResult], hardware: HardwareProfile) -> dict[str, Any]:
@@ -181,7 +250,7 @@ def summary(shapes: list[ShapeResult], hardware: HardwareProfile) -> dict[str, A
     }
 
 
-def print_report(report: dict[str, Any], cases: list[Case]) -> None:
+def print_report(report: dict[str, Any], cases: Sequence[Case]) -> None:
     """The table a newcomer sees first, and what it means."""
     rows = []
     for case in cases:
@@ -272,7 +341,10 @@ def check_out_folder(out: Path) -> None:
 
 
 def write_run(
-    out: Path, hardware: HardwareProfile, cases: list[Case], report: dict[str, Any]
+    out: Path,
+    hardware: HardwareProfile,
+    cases: Sequence[Case] | Sequence[RestoreCase],
+    report: dict[str, Any],
 ) -> None:
     """Profile, plans and measured timelines; the report comes last, so that it means all."""
     (out / REPORT).unlink(missing_ok=True)

@@ -175,16 +175,20 @@ def prefilled_caches(
 
 
 @torch.inference_mode()
-def prefill(weights: Weights, prompts: Tensor, cache: HostCache) -> None:
+def prefill(weights: Weights, prompts: Tensor, cache: HostCache) -> Tensor:
     """Run the prompts through the model and store K, V, X and the predicted next tokens.
 
     Args:
         prompts: [B, S] token ids.
+
+    Returns:
+        [B, V] on the host, the logits behind the last tokens.
     """
     n_sequences, n_tokens = prompts.shape
     kernels = Kernels(weights, n_tokens)
     model, device = weights.model, weights.device
     together = max(1, PREFILL_TOKENS // n_tokens)
+    logits = []
     for first in range(0, n_sequences, together):
         part = slice(first, min(first + together, n_sequences))
         hidden = kernels.embed(prompts[part].to(device), 0)  # [B, S, h]
@@ -195,7 +199,9 @@ def prefill(weights: Weights, prompts: Tensor, cache: HostCache) -> None:
             kernels.causal_attention(layer, hidden, kv, x, model.window(number))
             kernels.mlp(layer, hidden)
             cache.store(number, kv, x, part)
-        cache.next_tokens[part] = kernels.logits(hidden[:, -1]).argmax(dim=-1).cpu()
+        logits.append(kernels.logits(hidden[:, -1]).cpu())
+        cache.next_tokens[part] = logits[-1].argmax(dim=-1)
+    return torch.cat(logits)
 
 
 @dataclass(slots=True)

@@ -7,7 +7,8 @@ the samples are kept beside it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from statistics import median
 from time import perf_counter
@@ -19,6 +20,13 @@ from hw.bench import Bench
 from hw.kernels import Kernels
 from hw.pulse import pulse_points
 from hw.quantise_points import quantisation_points, quantisation_tables
+from hw.restore.points import (
+    disk_points,
+    prefill_points,
+    product_points,
+    restore_block,
+    step_point,
+)
 from hw.weights import TORCH_DTYPE, Norm, check_runnable, random_weights
 from sim.cost import kernels
 from sim.curves import Curve, Grid
@@ -40,8 +48,8 @@ from sim.samples import Point, Samples
 
 PASSES = 8
 LANES_EVERY = 3
-"""Passes over all kernels, and in every which of them the lanes are sampled too: copies vary less
-than products that wait for memory, and take longer."""
+"""Passes over all kernels, and in every which of them lanes and prefill are sampled too: copies and
+large products vary less than products that wait for memory, and take longer."""
 
 CONTEXTS = (64, 256, 512, 1024, 2048)
 LINK_BYTES = tuple(4**power for power in range(5, 16))
@@ -64,6 +72,7 @@ def profile_device(
     max_copy_bytes: int = 2**26,
     link_bytes_per_s: float | None = None,
     kv_bits: Sequence[int] = KV_BITS,
+    restores: bool = True,
     progress: Progress = lambda _text, _done: None,
 ) -> HardwareProfile:
     """Measure a device for the shapes of `models`, which share one dtype.
@@ -74,6 +83,7 @@ def profile_device(
         max_copy_bytes: largest copy that is sampled.
         link_bytes_per_s: pace of an emulated link, recorded as such.
         kv_bits: quantised caches whose kernels are sampled.
+        restores: sample prefill in chunks and the disk too.
         progress: called with what is measured and the fraction done.
     """
     for model in models:
@@ -82,7 +92,7 @@ def profile_device(
     copies = [size for size in LINK_BYTES if size <= max_copy_bytes]
     memory, environment = backend.memory(), backend.environment()
     with torch.inference_mode():
-        profiler = _Profiler(backend, models, batches, max_rows, copies, kv_bits)
+        profiler = _Profiler(backend, models, batches, max_rows, copies, kv_bits, restores)
         samples = profiler.measure(progress)
     figures = {point: median(values) for point, values in samples.items()}
     links = _links(figures, copies, link_bytes_per_s)
@@ -110,6 +120,7 @@ def profile_device(
             for lane, other in INTERFERING
         ),
         environment=environment,
+        restore=restore_block(figures, models, max_rows) if restores else None,
         samples=tuple(Samples.rounded(point, values) for point, values in samples.items()),
     )
 
@@ -140,8 +151,10 @@ class _Profiler:
         max_rows: int,
         copies: Sequence[int],
         kv_bits: Sequence[int],
+        restores: bool,
     ) -> None:
         self.copies = copies
+        self.restores = restores
         self.kv_bits = kv_bits
         self.backend = backend
         self.models = models
@@ -174,16 +187,21 @@ class _Profiler:
                 self.bench, self.models[0], self.kv_bits, self.batches, self.max_rows
             ),
         }
-        lane_points = {**self._link_points(), **self._lane_points()}
-        samples: dict[Point, list[float]] = {key: [] for key in (*kernel_points, *lane_points)}
         self._warm_up()
-        for number in range(PASSES):
-            points = kernel_points
-            if number % LANES_EVERY == 0:
-                points = {**kernel_points, **lane_points}
-            for done, (key, sampler) in enumerate(points.items()):
-                progress(f"pass {number + 1} of {PASSES}", (number + done / len(points)) / PASSES)
-                samples[key] += sampler()
+        with ExitStack() as stack:
+            rarely = {**self._link_points(), **self._lane_points()}
+            if self.restores:
+                rarely |= self._prefill_points(kernel_points)
+                rarely |= stack.enter_context(disk_points(self.bench))
+            samples: dict[Point, list[float]] = {key: [] for key in (*kernel_points, *rarely)}
+            for number in range(PASSES):
+                points = kernel_points
+                if number % LANES_EVERY == 0:
+                    points = {**kernel_points, **rarely}
+                for done, (key, sampler) in enumerate(points.items()):
+                    fraction = (number + done / len(points)) / PASSES
+                    progress(f"pass {number + 1} of {PASSES}", fraction)
+                    samples[key] += sampler()
         return samples
 
     def _warm_up(self) -> None:
@@ -264,6 +282,14 @@ class _Profiler:
             for lane in (H2D, D2H, HOST)
             for size in self.copies
         }
+
+    def _prefill_points(self, known: Mapping[Point, Sampler]) -> dict[Point, Sampler]:
+        """What a restore needs besides: prefill in chunks."""
+        points = step_point(self.bench, self.models[0])
+        for model in self.models:
+            points |= product_points(self.bench, model, self.max_rows)
+            points |= prefill_points(self.bench, model, self.max_rows)
+        return {key: sampler for key, sampler in points.items() if key not in known}
 
     def _lane_points(self) -> dict[Point, Sampler]:
         """Lanes beside each other, the host's time to issue, and the time between tasks."""

@@ -80,8 +80,8 @@ class Pulse:
         self._recent.append(ratios)
         return ratios
 
-    def drift(self) -> dict[str, float]:
+    def drift(self, beats: int = BEATS) -> dict[str, float]:
         """The same ratios, medians over some beats now and the last ones before."""
-        for _ in range(BEATS):
+        for _ in range(beats):
             self.beat()
         return {part: median(beat[part] for beat in self._recent) for part in self._points}

@@ -62,6 +62,11 @@ class Availability:
     def changes_s(self) -> tuple[float, ...]:
         return tuple(step.start_s for step in self.steps)
 
+    @cached_property
+    def lanes(self) -> tuple[str, ...]:
+        """Lanes that change."""
+        return tuple(sorted({lane for step in self.steps for lane, _ in step.fractions}))
+
     def at(self, now_s: float, lane: str) -> float:
         """The fraction of `lane` at a time."""
         fraction = 1.0

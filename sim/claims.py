@@ -9,7 +9,7 @@ that one got.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from sim.graph import Task, TaskGraph
 
@@ -97,3 +97,20 @@ def claimed(graph: TaskGraph, start_s: Sequence[float]) -> tuple[Task, ...]:
     for at in sorted(range(len(graph.tasks)), key=lambda at: (start_s[at], at)):
         claims.take(at)
     return tuple(part_of(task, claims.got[at]) for at, task in enumerate(graph.tasks))
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """How far the two ends of a restore have come while it runs.
+
+    Args:
+        now_s: seconds, from any zero.
+        computed_to: the first cached token that no step has begun.
+        loaded_from: the first token of the last load that has begun.
+        running: what every lane works on, and since when.
+    """
+
+    now_s: float
+    computed_to: int
+    loaded_from: int
+    running: tuple[tuple[Task, float], ...]

@@ -96,6 +96,11 @@ class Grid:
         above, _ = Curve(self.columns, self.seconds[high]).at(column)
         return (below * (1.0 - weight) + above * weight) * scale, inside and inside_below
 
+    def scaled(self, factor: float) -> Grid:
+        """The same work where everything takes `factor` times as long."""
+        seconds = tuple(tuple(value * factor for value in row) for row in self.seconds)
+        return replace(self, seconds=seconds)
+
 
 @dataclass(frozen=True, slots=True)
 class Fan:

@@ -266,7 +266,7 @@ class HardwareProfile:
                     self.attention,
                     bytes_per_s=self.attention.bytes_per_s * hbm,
                     tables=tuple(
-                        replace(table, grid=_faster_grid(table.grid, hbm))
+                        replace(table, grid=table.grid.scaled(1.0 / hbm))
                         for table in self.attention.tables
                     ),
                     heads=tuple(
@@ -326,12 +326,6 @@ def _faster_gemm(gemm: Gemm, flops: float, hbm: float, element_bytes: int) -> Ge
         after,
         tables=tuple(map(move, gemm.tables)),
         utilisation=tuple(one.faster(flops, hbm) for one in gemm.utilisation),
-    )
-
-
-def _faster_grid(grid: Grid, factor: float) -> Grid:
-    return replace(
-        grid, seconds=tuple(tuple(value / factor for value in row) for row in grid.seconds)
     )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from math import log
 
-from sim.curves import Curve, Fan
+from sim.curves import Curve, Fan, Grid
 from sim.errors import BadInput, NotMeasured
 from sim.files import STRICT_KEYS
 from sim.source import Figure, Source
@@ -63,6 +63,22 @@ class QueryHeads:
 
 
 @dataclass(frozen=True, slots=True)
+class PrefillTable:
+    """Measured seconds of one layer's causal attention of a chunk, for one head shape.
+
+    Args:
+        grid: over (tokens of the chunk, keys that its first token attends to, itself included).
+    """
+
+    __pydantic_config__ = STRICT_KEYS
+
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int
+    grid: Grid
+
+
+@dataclass(frozen=True, slots=True)
 class Prefill:
     """Computing from token ids: what the matrix-product figures do not tell.
 
@@ -70,7 +86,8 @@ class Prefill:
         attention_flops_per_s: rate of causal attention of a chunk over everything before it.
         step_s: what a step costs besides, however few tokens it has.
         eight_bit_speedup: matrix products with 8-bit weights against 16-bit ones.
-        heads: attention that was measured, instead of its one rate.
+        heads: attention that was measured over whole prompts, instead of its one rate.
+        tables: attention that was measured chunk by chunk, instead of both.
     """
 
     __pydantic_config__ = STRICT_KEYS
@@ -79,6 +96,7 @@ class Prefill:
     step_s: Figure
     eight_bit_speedup: Figure | None = None
     heads: tuple[QueryHeads, ...] = ()
+    tables: tuple[PrefillTable, ...] = ()
 
     def __post_init__(self) -> None:
         for figure in (self.attention_flops_per_s, self.eight_bit_speedup):
@@ -110,6 +128,9 @@ class Prefill:
 class Tier:
     """A place behind host memory, whose chunks arrive one after another at a rate.
 
+    A device that runs a plan reads a disk for which this was measured as fast as it can. A link,
+    and a disk whose rate was given, are emulated by real copies and reads that keep this pace.
+
     Args:
         lane: `disk` or `net`.
         chunk_s: latency of each chunk.
@@ -120,6 +141,12 @@ class Tier:
     lane: str
     bytes_per_s: Figure
     chunk_s: float = 0.0
+
+    @property
+    def paced_bytes_per_s(self) -> float | None:
+        """The pace that a device keeps; None where it reads as fast as it can."""
+        measured = self.lane == DISK and self.bytes_per_s.source == "measured"
+        return None if measured else self.bytes_per_s.value
 
     def __post_init__(self) -> None:
         if self.lane not in LANE_OF_TIER.values():
@@ -180,6 +207,10 @@ class Restore:
             attention_flops_per_s=replace(rate, value=rate.value * factor),
             heads=tuple(
                 replace(one, fan=one.fan.scaled(1.0 / factor)) for one in self.prefill.heads
+            ),
+            tables=tuple(
+                replace(table, grid=table.grid.scaled(1.0 / factor))
+                for table in self.prefill.tables
             ),
         )
         return replace(self, prefill=prefill)

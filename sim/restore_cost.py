@@ -64,6 +64,11 @@ class RestoreCosts(CostModel):
         self._block = hardware.restore or Restore()
         self._products: dict[int, Estimate] = {}
         self._prompts: dict[int, tuple[float, bool] | None] = {}
+        self._heads = (model.n_heads, model.n_kv_heads, model.head_dim)
+        tables = self._block.prefill.tables if self._block.prefill is not None else ()
+        self._prefill_tables = {
+            (table.n_heads, table.n_kv_heads, table.head_dim): table.grid for table in tables
+        }
 
     def estimate(self, task: Task) -> Estimate:
         """Time of `task` alone on its lane, at the request's share of the device."""
@@ -160,8 +165,13 @@ class RestoreCosts(CostModel):
     def _prefill_attention(self, start: int, n_tokens: int, times: float) -> Estimate:
         """`times` the FLOPs by their rate, but no faster than keys and values are read once.
 
-        Where attention was measured, the rate is that of the whole prompt up to the chunk's end.
+        Where chunks of the head shape were measured, `times` what was; where whole prompts were,
+        the rate is that of the whole prompt up to the chunk's end.
         """
+        table = self._prefill_tables.get(self._heads)
+        if table is not None:
+            seconds, inside = table.at(n_tokens, start + 1)
+            return Estimate(times * seconds, "measured", inside)
         flops = times * prefill_attention_flops(self.model, start, n_tokens)
         read = self.hardware.attention
         read_s = (start + n_tokens) * self.model.kv_token_bytes / read.bytes_per_s

@@ -22,6 +22,10 @@ context
 elementwise, bytes                                 seconds of one element-wise kernel
 link, lane, bytes                                  seconds of one copy in direction `lane`
 pace, lane, other                                  pace of `lane` while `other` works, 1 if alone
+prefill, n_heads, n_kv_heads, head_dim, tokens,    seconds of causal attention of a chunk whose
+first_keys                                         first token attends to so many keys
+step                                               seconds of what a step of prefill does besides
+tier, lane, bytes                                  seconds of one read of so many bytes
 task / kernel / copy                               host seconds to issue it
 gap / handover                                     seconds between two tasks of one / two lanes
 ================================================== =============================================

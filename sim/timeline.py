@@ -8,9 +8,12 @@ from functools import cached_property
 from itertools import pairwise
 
 from sim.errors import BadInput
-from sim.graph import COMPUTE, COPY_LANES, Task, TaskGraph
+from sim.graph import COMPUTE, COPY_LANES, TIER_LANES, Task, TaskGraph
 
 Interval = tuple[float, float]
+
+MOVING_LANES = (*COPY_LANES, *TIER_LANES)
+"""What moves K, V or X to or from the device, from wherever they are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,12 +99,12 @@ class Timeline:
     @cached_property
     def copy_s(self) -> float:
         """Time in which at least one copy of device 0 runs."""
-        return length(self.intervals(COPY_LANES))
+        return length(self.intervals(MOVING_LANES))
 
     @cached_property
     def overlapped_copy_s(self) -> float:
         """Copy time during which the compute lane works too."""
-        return length(intersection(self.intervals(COPY_LANES), self.intervals([COMPUTE])))
+        return length(intersection(self.intervals(MOVING_LANES), self.intervals([COMPUTE])))
 
     @property
     def exposed_copy_s(self) -> float:

@@ -12,8 +12,9 @@ from tiny import LLAMA, OPT, decode_case
 
 from hw import DEVICES, Executor, open_backend, resolve_device
 from hw.backends.cuda import cuda_available
-from sim.errors import DeviceUnavailable, UnknownName
-from sim.graph import COMPUTE, COPY_LANES, D2H, H2D, LANES
+from sim.availability import Availability, Step
+from sim.errors import BadInput, DeviceUnavailable, UnknownName
+from sim.graph import COMPUTE, COPY_LANES, D2H, H2D, LANES, NET, TIER_LANES
 
 MB = 1_000_000
 
@@ -134,7 +135,7 @@ def test_threads_end_with_the_backend():
     before = set(threading.enumerate())
     with open_backend("cpu"):
         lanes = set(threading.enumerate()) - before
-        assert len(lanes) == len(LANES)
+        assert len(lanes) == len(LANES) + len(TIER_LANES)
     assert not any(thread.is_alive() for thread in lanes)
 
 
@@ -167,6 +168,50 @@ def test_memory_and_environment_say_what_the_device_is(cpu):
     assert memory.host_bytes > 0
     assert environment["device"].startswith("cpu")
     assert environment["link_bytes_per_s"] is None
+
+
+def test_whoever_settles_first_starts_first(cpu):
+    settled: list[tuple[str, int]] = []
+    cpu.begin(in_turn=True)
+    markers = {
+        (lane, number): cpu.issue(
+            lane, lambda: None, settle=lambda key=(lane, number): settled.append(key) is None
+        )
+        for number in range(100)
+        for lane in (COMPUTE, *COPY_LANES, NET)
+    }
+    cpu.finish()
+    times = dict(zip(markers, cpu.times_s(list(markers.values())), strict=True))
+    assert sorted(times, key=lambda key: times[key][0]) == settled
+
+
+def test_work_that_settles_on_nothing_takes_no_time(cpu):
+    cpu.begin(in_turn=True)
+    marker = cpu.issue(COMPUTE, lambda: pytest.fail("was run"), settle=lambda: False)
+    cpu.finish()
+    ((start_s, end_s),) = cpu.times_s([marker])
+    assert start_s == end_s
+
+
+def test_a_tiers_lane_keeps_its_own_pace():
+    with open_backend("cpu", 1000 * MB, {NET: 20 * MB}) as backend:
+        backend.begin()
+        marker = backend.issue(NET, lambda: backend.transfer().passed(2 * MB))
+        backend.finish()
+        ((start_s, end_s),) = backend.times_s([marker])
+    assert 0.1 <= end_s - start_s < 0.15
+
+
+def test_a_trace_slows_a_paced_copy_and_nothing_else_can_be_slowed():
+    source, target = torch.ones(2 * MB, dtype=torch.uint8), torch.zeros(2 * MB, dtype=torch.uint8)
+    with open_backend("cpu", 20 * MB) as backend:
+        backend.begin(Availability((Step(0.05, ((H2D, 0.5),)),)))
+        marker = backend.issue(H2D, lambda: backend.copy(target, source))
+        backend.finish()
+        ((_, end_s),) = backend.times_s([marker])
+        assert 0.15 <= end_s < 0.2  # half of it by second 0.05, the other half at half the pace
+        with pytest.raises(BadInput, match="'net', which has no pace"):
+            backend.begin(Availability((Step(0.0, ((NET, 0.5),)),)))
 
 
 @pytest.mark.gpu
@@ -209,3 +254,25 @@ def test_cuda_decode_equals_the_resident_one(model):
         for _ in range(3):
             executor.run()
             executor.check([case.reference])
+
+
+@pytest.mark.gpu
+@needs_cuda
+def test_cuda_settles_in_the_order_of_its_start_times():
+    settled: list[int] = []
+    with open_backend("cuda") as backend:
+        backend.begin(in_turn=True)
+        markers = [
+            backend.issue(lane, lambda: None, settle=lambda key=key: settled.append(key) is None)
+            for key, lane in enumerate((COMPUTE, H2D, NET) * 30)
+        ]
+        backend.finish()
+        starts = [start for start, _ in backend.times_s(markers)]
+    assert sorted(range(len(starts)), key=starts.__getitem__) == settled
+
+
+@pytest.mark.gpu
+@needs_cuda
+def test_cuda_has_all_of_its_lanes_all_of_the_time():
+    with open_backend("cuda") as backend, pytest.raises(BadInput, match="--device cpu"):
+        backend.begin(Availability((Step(0.0, ((H2D, 0.5),)),)))

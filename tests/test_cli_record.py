@@ -7,10 +7,9 @@ import shutil
 from dataclasses import replace
 
 import pytest
-from tiny import CONFIG
+from tiny import CONFIG, shorten_profiles
 
 import cli.record
-import hw.profiler
 from cli.main import main
 from sim import HardwareProfile, Recording
 
@@ -28,10 +27,7 @@ def record(folder, capsys, monkeypatch):
     """Run `record --out NAME`; returns (exit status, stdout, stderr)."""
     tiny = folder / "tiny.json"
     tiny.write_text(json.dumps(CONFIG))
-    monkeypatch.setattr(hw.profiler, "PASSES", 1)
-    monkeypatch.setattr(hw.profiler, "WARM_UP_S", 0.05)
-    monkeypatch.setattr(hw.profiler, "LINK_BYTES", (2**10, 2**14, 2**18))
-    monkeypatch.setattr(hw.profiler, "CONTEXTS", (16, 64))
+    shorten_profiles(monkeypatch)
     monkeypatch.setattr(cli.record, "GRID", {"cpu": {str(tiny): SHAPES}})
     monkeypatch.setattr(cli.record, "PEER_SHAPES", {"cpu": {"tiny": SHAPES[0]}})
     monkeypatch.setattr(cli.record, "SETUP_S", {"cpu": 1.0})

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from tiny import CONFIG
+from tiny import CONFIG, shorten_profiles
 
 import hw
 import hw.profiler
@@ -23,10 +23,7 @@ def folder(tmp_path_factory):
 def validate(folder, capsys, monkeypatch):
     """Run a small grid; returns (exit status, stdout, stderr)."""
     (folder / "tiny.json").write_text(json.dumps(CONFIG))
-    monkeypatch.setattr(hw.profiler, "PASSES", 1)
-    monkeypatch.setattr(hw.profiler, "WARM_UP_S", 0.05)
-    monkeypatch.setattr(hw.profiler, "LINK_BYTES", (2**10, 2**14, 2**18))
-    monkeypatch.setattr(hw.profiler, "CONTEXTS", (16, 64))
+    shorten_profiles(monkeypatch)
     grid = f"--model {folder / 'tiny.json'} --batches 2,3 --repeats 2 --link 0.2GB/s"
 
     def call(*more, prompts="24,40"):

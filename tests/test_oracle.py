@@ -7,10 +7,13 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 import transformers as hf
+from run_restores import RestoreCase, policy_graphs
+from run_restores import request as restore_request
 from tiny import CPU, filled_cache
 from torch import Tensor
 
 from hw import Executor, HostCache, open_backend, prompt_ids, weights_from_tensors
+from hw.restore import resident_prefill
 from hw.weights import Weights
 from planner import make_plan
 from sim import Workload, find_hardware, find_model
@@ -20,6 +23,7 @@ SLOW_LINK = find_hardware("kvpr-a100").with_faster("link", 0.25)
 """Slow enough that the LP recomputes some tokens of such short prompts, and loads others."""
 
 POLICIES = ("lp", "kvpr", "load-all", "recompute-all", "fixed:5")
+RESTORES = ("two-ended", "lp", "joint")
 TOLERANCE = 1e-4
 """Largest difference relative to the largest magnitude, in 32 bit."""
 
@@ -164,6 +168,21 @@ def test_decode_computes_what_transformers_does(oracle, policy, cpu):
     assert_kv_equal(cache, oracle, range(job.prompt_tokens, job.max_tokens))
     assert_equal(executor.logits[0], oracle.logits)
     assert executor.tokens[0].T.equal(oracle.tokens[:, 1:])
+
+
+@pytest.mark.parametrize("policy", RESTORES)
+def test_a_restore_comes_to_what_transformers_does(oracle, policy, cpu):
+    model, n_tokens = oracle.weights.model, oracle.job.prompt_tokens
+    job = restore_request(n_tokens, n_tokens - 3)
+    reference = resident_prefill(oracle.weights, oracle.prompts[0], cpu)
+    case = RestoreCase(oracle.weights, job, reference, cpu)
+    executor = case.executor(policy_graphs(model, job)[policy])
+    executor.run()
+    for ours, oracles in zip(executor.kv, oracle.kv, strict=True):
+        n_both = n_tokens - max(0, oracle.job.max_tokens - oracles.shape[0])
+        theirs = oracles[: n_tokens - oracle.job.max_tokens, :1]
+        assert_equal(ours[n_tokens - n_both :], theirs[-n_both:])
+    assert int(executor.logits.argmax()) == int(oracle.tokens[0, 0])
 
 
 def test_the_shipped_opt_125m_is_the_shape_that_transformers_has():

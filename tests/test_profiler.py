@@ -123,8 +123,14 @@ def test_every_time_of_the_profile_is_the_median_of_its_samples(profile):
     times["gap",], times["handover",] = profile.dispatch.gap_s, profile.dispatch.handover_s
     for point, seconds in times.items():
         assert medians[point] == pytest.approx(seconds, rel=1e-3), point
+    times["step",] = profile.restore.prefill.step_s.value
+    for table in profile.restore.prefill.tables:
+        heads = (table.n_heads, table.n_kv_heads, table.head_dim)
+        for n_tokens, row in zip(table.grid.rows, table.grid.seconds, strict=True):
+            for first_keys, seconds in zip(table.grid.columns, row, strict=True):
+                times["prefill", *heads, int(n_tokens), int(first_keys)] = seconds
     others = {point[0] for point in medians.keys() - times.keys()}
-    assert others == {"pace", "task", "kernel", "copy"}
+    assert others == {"pace", "task", "kernel", "copy", "tier"}
 
 
 @pytest.mark.parametrize("model", MODELS, ids=lambda model: model.name)

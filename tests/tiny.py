@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import pytest
 import torch
 
+import hw.profiler
 from hw import HostCache, prefill, prompt_ids, random_weights, resident_decode
 from hw.backends import Backend
 from hw.cache import ResidentDecode
@@ -87,6 +89,14 @@ CONFIG = {
     "max_position_embeddings": 512,
 }
 """A config.json that a profile takes seconds for."""
+
+
+def shorten_profiles(patch: pytest.MonkeyPatch) -> None:
+    """One short pass over few sizes, for tests of what is made of a profile."""
+    patch.setattr(hw.profiler, "PASSES", 1)
+    patch.setattr(hw.profiler, "WARM_UP_S", 0.05)
+    patch.setattr(hw.profiler, "LINK_BYTES", (2**10, 2**14, 2**18))
+    patch.setattr(hw.profiler, "CONTEXTS", (16, 64))
 
 
 @dataclass

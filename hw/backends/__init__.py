@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from hw.backends.base import Backend, Marker, Memory
 from sim.errors import DeviceUnavailable, UnknownName
 
@@ -31,18 +33,23 @@ def resolve_device(device: str) -> str:
     return device
 
 
-def open_backend(device: str, link_bytes_per_s: float | None = None) -> Backend:
+def open_backend(
+    device: str,
+    link_bytes_per_s: float | None = None,
+    tier_bytes_per_s: Mapping[str, float] | None = None,
+) -> Backend:
     """Open a device for running tasks; use it as a context manager.
 
     Args:
         device: `auto`, `cpu` or `cuda`.
         link_bytes_per_s: pace of the emulated link of `cpu`; None copies at memory speed. A CUDA
             device has a real link and ignores it.
+        tier_bytes_per_s: pace of the lanes behind host memory that are emulated.
     """
     if resolve_device(device) == "cuda":
         from hw.backends.cuda import CudaBackend
 
-        return CudaBackend()
+        return CudaBackend(tier_bytes_per_s)
     from hw.backends.cpu import CpuBackend
 
-    return CpuBackend(link_bytes_per_s)
+    return CpuBackend(link_bytes_per_s, tier_bytes_per_s)

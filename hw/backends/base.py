@@ -9,6 +9,12 @@ from typing import Any, Protocol, Self
 import torch
 from torch import Tensor
 
+from hw.backends.pacing import Transfer
+from sim.availability import ALWAYS, Availability
+
+ASK_AGAIN_S = 5e-4
+"""Pause before work that could not settle is asked again."""
+
 Marker = Any
 """The start and end of one piece of issued work; only the backend that made it looks inside."""
 
@@ -39,17 +45,41 @@ class Backend(Protocol):
     def memory(self) -> Memory:
         """Bytes free now."""
 
-    def begin(self) -> None:
-        """Start a run: time zero of the markers that follow."""
+    def begin(self, trace: Availability = ALWAYS, in_turn: bool = False) -> None:
+        """Start a run: time zero of the markers that follow.
+
+        Args:
+            trace: how much of each lane there is over time; a device may have all of it only.
+            in_turn: work is handed to the device when its turn has come, and not before, so that
+                it can settle then what it does.
+
+        Raises:
+            BadInput: this device cannot take away what the trace does.
+        """
 
     def head_start_s(self) -> float:
         """Seconds between `begin` and time zero, in which work can be issued but none runs."""
 
-    def issue(self, lane: str, work: Callable[[], object], after: Sequence[Marker] = ()) -> Marker:
+    def issue(
+        self,
+        lane: str,
+        work: Callable[[], object],
+        after: Sequence[Marker] = (),
+        settle: Callable[[], bool | None] | None = None,
+        done: Callable[[float], object] | None = None,
+    ) -> Marker:
         """Queue `work` on `lane`, to start once `after` and all earlier work of the lane is done.
 
         `work` enqueues device operations; it must not wait for the device. On lane `host` it is
         work of the host's own, and this call may last until it is done.
+
+        Args:
+            settle: called when the turn of the work has come, in one step with noting its start:
+                of two works on any lanes the one that settles first starts first. Where it returns
+                False the work is left out and takes no time; where it returns None that is not
+                decided yet, and it is asked again. Only for runs in turn.
+            done: called with the seconds that it took when the work is done, before what waits for
+                it starts. Only for runs in turn.
         """
 
     def copy(self, destination: Tensor, source: Tensor, pageable: bool = False) -> None:
@@ -59,11 +89,23 @@ class Backend(Protocol):
             pageable: the host side is not from `host_empty`; a device may make the host wait then.
         """
 
+    def copy_all(self, parts: Sequence[tuple[Tensor, Tensor]]) -> None:
+        """Copies between host and device, destination first, as one transfer of the lane."""
+
+    def transfer(self) -> Transfer:
+        """A transfer that work on a tier's lane makes within the host, and may have to pace."""
+
     def finish(self) -> None:
         """Wait until all issued work is done; raises what a piece of work raised."""
 
     def times_s(self, markers: Sequence[Marker]) -> list[tuple[float, float]]:
         """Start and end of finished work, in seconds since `begin`."""
+
+    def worked_s(self, markers: Sequence[Marker]) -> list[float]:
+        """Seconds for which each finished work had its device, less than it took where it shared.
+
+        A device that cannot tell says that it had it all the time.
+        """
 
     def environment(self) -> dict[str, Any]:
         """What a reader needs to judge or repeat a measurement made here."""

@@ -10,17 +10,20 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
 import torch
 from torch import Tensor
 
-from hw.backends.base import Memory
+from hw.backends.base import ASK_AGAIN_S, Memory
+from hw.backends.competing import CompetingLoad, check_competition
+from hw.backends.pacing import Pace, Transfer
 from hw.environment import host_environment, host_memory_bytes
-from sim.errors import DoesNotFit
-from sim.graph import COMPUTE, LANES
+from sim.availability import ALWAYS, Availability
+from sim.errors import BadInput, DoesNotFit
+from sim.graph import COMPUTE, COPY_LANES, LANES, TIER_LANES
 
 CHUNK_BYTES = 512 * 1024
 """Bytes copied at memory speed before the pace is kept by sleeping."""
@@ -31,9 +34,12 @@ class CpuMarker:
     done: threading.Event = field(default_factory=threading.Event)
     start_s: float = 0.0
     end_s: float = 0.0
+    worked_s: float = 0.0
 
 
-Job = tuple[Callable[[], object], Sequence[CpuMarker], CpuMarker]
+Settle = Callable[[], bool | None]
+Done = Callable[[float], object]
+Job = tuple[Callable[[], object], Sequence[CpuMarker], Settle | None, Done | None, CpuMarker]
 
 
 class CpuBackend:
@@ -41,15 +47,26 @@ class CpuBackend:
 
     Args:
         link_bytes_per_s: pace of each copy direction; None copies as fast as memory allows.
+        tier_bytes_per_s: pace of the lanes behind host memory that have one.
     """
 
     kind = "cpu"
 
-    def __init__(self, link_bytes_per_s: float | None) -> None:
+    def __init__(
+        self,
+        link_bytes_per_s: float | None,
+        tier_bytes_per_s: Mapping[str, float] | None = None,
+    ) -> None:
         self.device = torch.device("cpu")
         self.link_bytes_per_s = link_bytes_per_s
+        self._rates = dict(tier_bytes_per_s or {})
+        if link_bytes_per_s is not None:
+            self._rates |= dict.fromkeys(COPY_LANES, link_bytes_per_s)
+        self._paces: dict[str, Pace] = {}
+        self._settling = threading.Lock()
+        self._mine = threading.local()
         self._queues: dict[str, queue.SimpleQueue[Job | None]] = {
-            lane: queue.SimpleQueue() for lane in LANES
+            lane: queue.SimpleQueue() for lane in (*LANES, *TIER_LANES)
         }
         self._threads = [
             threading.Thread(target=self._work, args=(lane, jobs), name=f"lane-{lane}", daemon=True)
@@ -57,6 +74,7 @@ class CpuBackend:
         ]
         self._last: list[CpuMarker] = []
         self._failure: BaseException | None = None
+        self._competing: CompetingLoad | None = None
         self._zero_s = time.perf_counter()
         for thread in self._threads:
             thread.start()
@@ -75,17 +93,44 @@ class CpuBackend:
     def head_start_s(self) -> float:
         return 0.0
 
-    def begin(self) -> None:
+    def begin(
+        self,
+        trace: Availability = ALWAYS,
+        in_turn: bool = False,  # noqa: ARG002 - lanes always take their work in turn
+    ) -> None:
+        if COMPUTE in trace.lanes:
+            check_competition(trace)
+        for lane in trace.lanes:
+            if lane not in (COMPUTE, *self._rates):
+                raise BadInput(
+                    f"the trace changes lane {lane!r}, which has no pace of its own on this cpu "
+                    "device; give the tier or link a rate."
+                )
         self._last = []
         self._failure = None
+        self._paces = {
+            lane: Pace(lane, rate, self._now_s, trace) for lane, rate in self._rates.items()
+        }
+        if COMPUTE in trace.lanes:
+            self._competing = CompetingLoad(compute_core(), trace)
         self._zero_s = time.perf_counter()
+        if self._competing is not None:
+            self._competing.follow(self._zero_s)
+
+    def _now_s(self) -> float:
+        return time.perf_counter() - self._zero_s
 
     def issue(
-        self, lane: str, work: Callable[[], object], after: Sequence[CpuMarker] = ()
+        self,
+        lane: str,
+        work: Callable[[], object],
+        after: Sequence[CpuMarker] = (),
+        settle: Settle | None = None,
+        done: Done | None = None,
     ) -> CpuMarker:
         marker = CpuMarker()
         self._last.append(marker)
-        self._queues[lane].put((work, after, marker))
+        self._queues[lane].put((work, after, settle, done, marker))
         return marker
 
     def copy(
@@ -94,29 +139,38 @@ class CpuBackend:
         source: Tensor,
         pageable: bool = False,  # noqa: ARG002 - nothing is pinned here
     ) -> None:
-        pace = self.link_bytes_per_s
-        if pace is None:
-            destination.copy_(source)
-            return
-        into = destination.view(-1).view(torch.uint8)
-        out_of = source.view(-1).view(torch.uint8)
-        begun_s = time.perf_counter()
-        total = into.numel()
-        for first in range(0, total, CHUNK_BYTES):
-            last = min(first + CHUNK_BYTES, total)
-            into[first:last].copy_(out_of[first:last])
-            ahead_s = begun_s + last / pace - time.perf_counter()
-            if ahead_s > 0:
-                time.sleep(ahead_s)
+        self.copy_all([(destination, source)])
+
+    def copy_all(self, parts: Sequence[tuple[Tensor, Tensor]]) -> None:
+        transfer = self.transfer()
+        for destination, source in parts:
+            if not transfer.paced:
+                destination.copy_(source)
+                continue
+            into = destination.view(-1).view(torch.uint8)
+            out_of = source.view(-1).view(torch.uint8)
+            for first in range(0, into.numel(), CHUNK_BYTES):
+                part = slice(first, first + CHUNK_BYTES)
+                into[part].copy_(out_of[part])
+                transfer.passed(into[part].numel())
+
+    def transfer(self) -> Transfer:
+        return Transfer(self._paces.get(getattr(self._mine, "lane", "")))
 
     def finish(self) -> None:
         for marker in self._last:
             marker.done.wait()
+        if self._competing is not None:
+            self._competing.end()
+            self._competing = None
         if self._failure is not None:
             raise self._failure
 
     def times_s(self, markers: Sequence[CpuMarker]) -> list[tuple[float, float]]:
         return [(marker.start_s, marker.end_s) for marker in markers]
+
+    def worked_s(self, markers: Sequence[CpuMarker]) -> list[float]:
+        return [marker.worked_s for marker in markers]
 
     def environment(self) -> dict[str, Any]:
         return {
@@ -149,19 +203,33 @@ class CpuBackend:
     def _work(self, lane: str, jobs: queue.SimpleQueue[Job | None]) -> None:
         torch.set_num_threads(1)
         _keep_to_own_cores(lane)
+        self._mine.lane = lane
         with torch.inference_mode():
             while (job := jobs.get()) is not None:
-                work, after, marker = job
+                work, after, settle, done, marker = job
                 for earlier in after:
                     earlier.done.wait()
-                marker.start_s = time.perf_counter() - self._zero_s
-                if self._failure is None:
+                if self._starts(marker, settle):
+                    worked_s = time.thread_time()
                     try:
                         work()
+                        marker.worked_s = time.thread_time() - worked_s
+                        marker.end_s = self._now_s()
+                        if done is not None:
+                            done(marker.end_s - marker.start_s)
                     except BaseException as failure:  # handed to the thread that waits in finish
                         self._failure = failure
-                marker.end_s = time.perf_counter() - self._zero_s
                 marker.done.set()
+
+    def _starts(self, marker: CpuMarker, settle: Settle | None) -> bool:
+        """Note the start of work whose turn has come; whether there is anything to do."""
+        while True:
+            with self._settling:
+                marker.start_s = marker.end_s = self._now_s()
+                goes = self._failure is None and (settle is None or settle())
+            if goes is not None:
+                return goes
+            time.sleep(ASK_AGAIN_S)
 
 
 def _keep_to_own_cores(lane: str) -> None:
@@ -171,6 +239,11 @@ def _keep_to_own_cores(lane: str) -> None:
     """
     if not hasattr(os, "sched_setaffinity"):
         return
-    *others, last = sorted(os.sched_getaffinity(0))
+    others = os.sched_getaffinity(0) - {compute_core()}
     if others:
-        os.sched_setaffinity(0, {last} if lane == COMPUTE else set(others))
+        os.sched_setaffinity(0, {compute_core()} if lane == COMPUTE else others)
+
+
+def compute_core() -> int:
+    """The core that the compute lane has: the last of this process."""
+    return max(os.sched_getaffinity(0))

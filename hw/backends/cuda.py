@@ -8,34 +8,51 @@ the operation and not of the waiting.
 Copies within the host are done by the thread that issues, after it has waited for what they wait
 for. Their events go to a stream that holds nothing else, so that each completes as soon as it is
 recorded: they too are read off the device's clock, a few microseconds late at either end.
+
+In a run in turn every lane has a thread that hands over one piece of work after another, each when
+what it waits for is done: only then can the host know who claims first.
 """
 
 from __future__ import annotations
 
 import mmap
+import queue
+import threading
+import time
 import weakref
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from math import prod
 from typing import Any, Self
 
 import torch
 from torch import Tensor
 
-from hw.backends.base import Memory
+from hw.backends.base import ASK_AGAIN_S, Memory
+from hw.backends.pacing import Pace, Transfer
 from hw.environment import cuda_environment, host_environment, host_memory_bytes
-from sim.errors import DoesNotFit
-from sim.graph import HOST, LANES
+from sim.availability import ALWAYS, Availability
+from sim.errors import BadInput, DoesNotFit
+from sim.graph import HOST, LANES, TIER_LANES
 
 
 def cuda_available() -> bool:
     return torch.cuda.is_available()
 
 
-@dataclass(frozen=True, slots=True)
+def _timed_event() -> torch.cuda.Event:
+    return torch.cuda.Event(enable_timing=True)
+
+
+@dataclass(slots=True)
 class CudaMarker:
-    start: torch.cuda.Event
-    end: torch.cuda.Event
+    """Events on the lane's stream; `issued` says, in a run in turn, that both are recorded."""
+
+    start: torch.cuda.Event = field(default_factory=_timed_event)
+    end: torch.cuda.Event = field(default_factory=_timed_event)
+    issued: threading.Event = field(default_factory=threading.Event)
+    left_out: bool = False
 
 
 class _Pages(mmap.mmap):
@@ -52,14 +69,30 @@ the device waits for the host would never return.
 
 
 class CudaBackend:
-    """The current CUDA device."""
+    """The current CUDA device.
+
+    Args:
+        tier_bytes_per_s: pace of the lanes behind host memory that are emulated.
+    """
 
     kind = "cuda"
 
-    def __init__(self) -> None:
+    def __init__(self, tier_bytes_per_s: Mapping[str, float] | None = None) -> None:
         self.device = torch.device("cuda", torch.cuda.current_device())
-        self._streams = {lane: torch.cuda.Stream(self.device) for lane in LANES}
+        lanes = (*LANES, *TIER_LANES)
+        self._streams = {lane: torch.cuda.Stream(self.device) for lane in lanes}
         self._zero = torch.cuda.Event(enable_timing=True)
+        self._paces = {
+            lane: Pace(lane, rate, time.perf_counter)
+            for lane, rate in (tier_bytes_per_s or {}).items()
+        }
+        self._in_turn = False
+        self._queues: dict[str, queue.SimpleQueue[Callable[[], None] | None]] = {}
+        self._threads: list[threading.Thread] = []
+        self._issued: list[CudaMarker] = []
+        self._failure: BaseException | None = None
+        self._settling = threading.Lock()
+        self._mine = threading.local()
 
     def host_empty(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         """Pinned memory of exactly this size; torch's own rounds it up to a power of two.
@@ -101,8 +134,14 @@ class CudaBackend:
         torch.cuda.synchronize(self.device)
         return start.elapsed_time(self._zero) / 1e3
 
-    def begin(self) -> None:
+    def begin(self, trace: Availability = ALWAYS, in_turn: bool = False) -> None:
         """All streams start behind one event, time zero, which comes after the hold."""
+        if trace.lanes:
+            raise BadInput(
+                "a trace takes part of this GPU or its link away, which cannot be done here; "
+                "run it with --device cpu."
+            )
+        self._in_turn, self._issued, self._failure = in_turn, [], None
         torch.cuda.synchronize(self.device)
         first = next(iter(self._streams.values()))
         with torch.cuda.stream(first):
@@ -112,15 +151,23 @@ class CudaBackend:
             stream.wait_event(self._zero)
 
     def issue(
-        self, lane: str, work: Callable[[], object], after: Sequence[CudaMarker] = ()
+        self,
+        lane: str,
+        work: Callable[[], object],
+        after: Sequence[CudaMarker] = (),
+        settle: Callable[[], bool | None] | None = None,
+        done: Callable[[float], object] | None = None,
     ) -> CudaMarker:
+        marker = CudaMarker()
+        if self._in_turn:
+            self._issued.append(marker)
+            turn = partial(self._take_turn, lane, work, after, settle, done, marker)
+            self._queue(lane).put(turn)
+            return marker
         stream = self._streams[lane]
-        if lane == HOST:
+        if lane in (HOST, *TIER_LANES):
             for event in (self._zero, *(earlier.end for earlier in after)):
                 event.synchronize()
-        marker = CudaMarker(
-            torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        )
         with torch.cuda.stream(stream), torch.inference_mode():
             for earlier in after:
                 stream.wait_event(earlier.end)
@@ -129,23 +176,88 @@ class CudaBackend:
             marker.end.record(stream)
         return marker
 
+    def _take_turn(
+        self,
+        lane: str,
+        work: Callable[[], object],
+        after: Sequence[CudaMarker],
+        settle: Callable[[], bool | None] | None,
+        done: Callable[[float], object] | None,
+        marker: CudaMarker,
+    ) -> None:
+        """Wait for what comes before, settle, work, and wait until that is done."""
+        stream = self._streams[lane]
+        for earlier in after:
+            earlier.issued.wait()
+            earlier.end.synchronize()
+        goes: bool | None = None
+        while goes is None:
+            with self._settling:
+                marker.start.record(stream)
+                marker.start.synchronize()
+                goes = self._failure is None and (settle is None or settle())
+            if goes is None:
+                time.sleep(ASK_AGAIN_S)
+        marker.left_out = not goes
+        try:
+            if goes:
+                with torch.cuda.stream(stream), torch.inference_mode():
+                    work()
+            marker.end.record(stream)
+            marker.end.synchronize()
+            if done is not None and not marker.left_out:
+                done(marker.start.elapsed_time(marker.end) / 1e3)
+        except BaseException as failure:  # handed to the thread that waits in finish
+            self._failure = failure
+        marker.issued.set()
+
+    def _queue(self, lane: str) -> queue.SimpleQueue[Callable[[], None] | None]:
+        """The turns of a lane, with the thread that gives them."""
+        if lane not in self._queues:
+            self._queues[lane] = queue.SimpleQueue()
+            thread = threading.Thread(
+                target=self._give_turns, args=(lane,), name=f"lane-{lane}", daemon=True
+            )
+            self._threads.append(thread)
+            thread.start()
+        return self._queues[lane]
+
+    def _give_turns(self, lane: str) -> None:
+        torch.cuda.set_device(self.device)
+        self._mine.lane = lane
+        while (turn := self._queues[lane].get()) is not None:
+            turn()
+
     def copy(self, destination: Tensor, source: Tensor, pageable: bool = False) -> None:
         host = source if source.device.type == "cpu" else destination
         if not pageable and not host.is_pinned():
             raise RuntimeError("a copy lane was given pageable host memory")
         destination.copy_(source, non_blocking=not pageable)
 
+    def copy_all(self, parts: Sequence[tuple[Tensor, Tensor]]) -> None:
+        for destination, source in parts:
+            self.copy(destination, source)
+
+    def transfer(self) -> Transfer:
+        return Transfer(self._paces.get(getattr(self._mine, "lane", "")))
+
     def finish(self) -> None:
+        for marker in self._issued:
+            marker.issued.wait()
         torch.cuda.synchronize(self.device)
+        if self._failure is not None:
+            raise self._failure
 
     def times_s(self, markers: Sequence[CudaMarker]) -> list[tuple[float, float]]:
-        return [
-            (
-                max(0.0, self._zero.elapsed_time(marker.start) / 1e3),
-                max(0.0, self._zero.elapsed_time(marker.end) / 1e3),
-            )
-            for marker in markers
-        ]
+        times = []
+        for marker in markers:
+            start_s = max(0.0, self._zero.elapsed_time(marker.start) / 1e3)
+            end_s = max(start_s, self._zero.elapsed_time(marker.end) / 1e3)
+            times.append((start_s, start_s if marker.left_out else end_s))
+        return times
+
+    def worked_s(self, markers: Sequence[CudaMarker]) -> list[float]:
+        return [end_s - start_s for start_s, end_s in self.times_s(markers)]
 
     def environment(self) -> dict[str, Any]:
         return {**host_environment(), **cuda_environment(self.device)}
@@ -159,6 +271,10 @@ class CudaBackend:
         Raises:
             DoesNotFit: device or host memory ran out in the work done here.
         """
+        for jobs in self._queues.values():
+            jobs.put(None)
+        for thread in self._threads:
+            thread.join()
         torch.cuda.synchronize(self.device)
         torch.cuda.empty_cache()
         for failure in exc:

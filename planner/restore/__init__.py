@@ -4,12 +4,14 @@ from planner.restore.adapting import Adaptation, Change, adapt
 from planner.restore.plan import RestorePlan, make_restore_plan
 from planner.restore.planning import RESTORE_POLICIES, RestorePlanner
 from planner.restore.published import behind_link, error_summary, read_cases, reproduce_case
+from planner.restore.replanning import Replanner
 from planner.restore.split import RestoreSplit
 
 __all__ = [
     "RESTORE_POLICIES",
     "Adaptation",
     "Change",
+    "Replanner",
     "RestorePlan",
     "RestorePlanner",
     "RestoreSplit",

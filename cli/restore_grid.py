@@ -1,0 +1,278 @@
+"""A grid of restores over tiers and bandwidths, planned, predicted and measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cli.grid import WARM_UPS
+from cli.output import Steps
+from cli.restore_runs import Prepared, prepare, tier_paces, what_it_did
+from cli.rounds import Rounds, Speed, run_in_turn
+from planner.restore import RestorePlan, make_restore_plan
+from planner.restore.lower import compute_only_graph
+from sim.accuracy import MEASURED, RecordedCase, loosest_tolerance_frac
+from sim.compare import Comparison, compare
+from sim.engine import simulate
+from sim.hardware import HardwareProfile
+from sim.model_spec import ModelSpec
+from sim.prefill import LANE_OF_TIER, Restore, Tier
+from sim.recording import Recording
+from sim.restore import RestoreRequest
+from sim.source import Figure
+from sim.timeline import Timeline
+
+if TYPE_CHECKING:
+    from hw import Pulse
+    from hw.backends import Backend
+    from hw.restore import RestoreExecutor
+
+POLICIES = ("two-ended", "lp", "joint", "load-only", "compute-only")
+CHUNK_TOKENS, IO_CHUNK_TOKENS = 128, 64
+
+BANDWIDTHS = {"dram": (0.5, 1.0, 2.0), "ssd": (0.7, 1.5)}
+"""Of each tier, as multiples of the rate at which loading takes as long as computing."""
+
+BEATS = 10
+"""Beats of reference products before each setting is planned."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A machine with one tier at one rate, and a request of it."""
+
+    name: str
+    hardware: HardwareProfile
+    request: RestoreRequest
+    policies: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class RestoreCase:
+    """One plan of the grid with its measurement; `predicted` and `did` say who did which tokens."""
+
+    name: str
+    plan: RestorePlan
+    measured: Recording
+    comparison: Comparison
+    predicted: dict[str, int]
+    did: dict[str, int]
+
+    @property
+    def meeting_error_tokens(self) -> int:
+        return self.predicted["meeting_token"] - self.did["meeting_token"]
+
+    def save(self, folder: Path) -> None:
+        """Write the measurement and, last, what says that it is whole."""
+        self.measured.save(folder / MEASURED)
+        RecordedCase(self.plan.policy, loosest_tolerance_frac(self.measured)).save(folder)
+
+    def to_dict(self) -> dict[str, Any]:
+        request = self.plan.workload
+        return {
+            "name": self.name,
+            "policy": self.plan.policy,
+            "tier": request.tier,
+            "prompt_tokens": request.prompt_tokens,
+            "chunk_tokens": request.chunk_tokens,
+            "ttft_error_frac": self.comparison.makespan_error_frac,
+            "predicted": self.predicted,
+            "measured": self.did,
+            "recomputed_instead": self.measured.checks["recomputed_instead"],
+            **self.comparison.to_dict(),
+        }
+
+
+@dataclass(frozen=True)
+class SettingResult:
+    """Cases of one setting, with how fast the machine was before and beside their runs."""
+
+    name: str
+    cases: list[RestoreCase]
+    drift: Speed
+    rounds: Rounds
+
+
+def default_settings(
+    model: ModelSpec, hardware: HardwareProfile, prompts: Sequence[int]
+) -> Iterator[Setting]:
+    """Every prompt from every tier at every rate; computing alone does not depend on them.
+
+    The link to a device that has a real one is as it is.
+    """
+    for n_tokens in prompts:
+        request = _request(n_tokens)
+        balanced = _balanced_bytes_per_s(model, hardware, request)
+        policies: tuple[str, ...] = POLICIES
+        for tier, factors in BANDWIDTHS.items():
+            if tier == "dram" and hardware.links.h2d.paced_bytes_per_s is None:
+                factors = (1.0,)
+            for factor in factors:
+                rate = float(f"{factor * balanced:.2g}")
+                machine, name = at_rate(hardware, tier, rate)
+                yield Setting(
+                    f"s{n_tokens}-{tier}-{name}", machine, replace(request, tier=tier), policies
+                )
+                policies = POLICIES[:-1]
+
+
+def at_balance(
+    model: ModelSpec, hardware: HardwareProfile, prompt_tokens: int
+) -> tuple[HardwareProfile, RestoreRequest]:
+    """A prompt in host memory behind a link over which loading takes as long as computing."""
+    request = _request(prompt_tokens)
+    rate = _balanced_bytes_per_s(model, hardware, request)
+    return at_rate(hardware, request.tier, float(f"{rate:.2g}"))[0], request
+
+
+def _request(prompt_tokens: int) -> RestoreRequest:
+    return RestoreRequest(
+        prompt_tokens=prompt_tokens,
+        cached_tokens=prompt_tokens - 1,
+        chunk_tokens=CHUNK_TOKENS,
+        io_chunk_tokens=IO_CHUNK_TOKENS,
+    )
+
+
+def _balanced_bytes_per_s(
+    model: ModelSpec, hardware: HardwareProfile, request: RestoreRequest
+) -> float:
+    alone_s = simulate(compute_only_graph(model, request), hardware).makespan_s
+    return model.n_layers * request.prompt_tokens * model.kv_token_bytes / alone_s
+
+
+def at_rate(
+    hardware: HardwareProfile, tier: str, bytes_per_s: float
+) -> tuple[HardwareProfile, str]:
+    """The machine with a tier of this rate, and the rate in words."""
+    words = f"{bytes_per_s / 1e6:g}MBps"
+    if tier != "dram":
+        block = hardware.restore or Restore()
+        made = Tier(LANE_OF_TIER[tier], Figure("datasheet", bytes_per_s, "as given"))
+        return replace(hardware, restore=block.with_tier(made)), words
+    pace = hardware.links.h2d.paced_bytes_per_s
+    if pace is None:
+        return hardware, "link"
+    return hardware.with_faster("link", bytes_per_s / pace), words
+
+
+class RestoreGrid:
+    """Plans and runs every policy of each setting, the plans for a machine as fast as it is now."""
+
+    def __init__(
+        self,
+        model: ModelSpec,
+        kind: str,
+        repeats: int,
+        seed: int,
+        steps: Steps,
+    ) -> None:
+        self.model = model
+        self.kind = kind
+        self.repeats = repeats
+        self.seed = seed
+        self.steps = steps
+
+    def measure(self, setting: Setting, done: float) -> SettingResult:
+        """Plan, run and compare the cases of one setting.
+
+        Args:
+            done: fraction of all settings that is behind.
+
+        Raises:
+            WrongNumbers: a run came to something else than computing the whole prompt.
+        """
+        from hw import Pulse, open_backend
+
+        pace = setting.hardware.links.h2d.paced_bytes_per_s
+        paces = tier_paces(setting.hardware, setting.request.tier)
+        with open_backend(self.kind, pace, paces) as backend:
+            self.steps(f"{setting.name}, planning", done)
+            pulse = Pulse(backend, self.model, setting.hardware)
+            drift = pulse.drift(BEATS)
+            hardware = setting.hardware
+            for part, ratio in drift.items():
+                hardware = hardware.with_faster(part, 1 / ratio)
+            plans = {
+                f"{setting.name}-{policy}": make_restore_plan(
+                    self.model, hardware, setting.request, policy
+                )
+                for policy in setting.policies
+            }
+            first = next(iter(plans.values()))
+            ready = prepare(
+                first, backend, self.seed, lambda text: self.steps(f"{setting.name}, {text}", done)
+            )
+            return self._measure(setting.name, plans, ready, pulse, drift, done)
+
+    def _measure(
+        self,
+        name: str,
+        plans: dict[str, RestorePlan],
+        ready: Prepared,
+        pulse: Pulse,
+        drift: Speed,
+        done: float,
+    ) -> SettingResult:
+        checks: dict[str, dict[str, Any]] = {}
+        with ExitStack() as stack:
+            executors = {
+                case: stack.enter_context(ready.executor(plan)) for case, plan in plans.items()
+            }
+            for executor in executors.values():
+                for _ in range(WARM_UPS[self.kind]):
+                    executor.run()
+            runners = {case: _runner(case, one, checks) for case, one in executors.items()}
+            rounds = run_in_turn(
+                runners,
+                pulse,
+                drift,
+                self.repeats,
+                lambda number: self.steps(f"{name}, round {number}", done),
+            )
+            environment = {
+                case: _environment(ready.backend, one) for case, one in executors.items()
+            }
+        if rounds is None:
+            raise ValueError("rounds gave up though they may not")
+        cases = []
+        for case, plan in plans.items():
+            timelines = rounds.steadiest(case, self.repeats)
+            measured = Recording(
+                "measured", plan.hardware, timelines, environment[case], checks[case]
+            )
+            timeline = simulate(plan.simulated_graph(), plan.hardware)
+            guess = Recording("predicted", plan.hardware, (timeline,))
+            cases.append(
+                RestoreCase(
+                    case,
+                    plan,
+                    measured,
+                    compare(guess, measured),
+                    what_it_did(timeline, plan.workload),
+                    what_it_did(measured.typical, plan.workload),
+                )
+            )
+        return SettingResult(name, cases, drift, rounds)
+
+
+def _runner(
+    name: str, executor: RestoreExecutor, checks: dict[str, dict[str, Any]]
+) -> Callable[[], Timeline]:
+    """A run that is checked each time; `checks` keeps what the last one was found to be."""
+    from hw.restore import lost_tokens
+
+    def run() -> Timeline:
+        timeline = executor.run()
+        found = {**executor.check(), "recomputed_instead": lost_tokens(executor.recomputed)}
+        checks[name] = found
+        return timeline
+
+    return run
+
+
+def _environment(backend: Backend, executor: RestoreExecutor) -> dict[str, Any]:
+    return {**backend.environment(), "tier": executor.tier.how}

@@ -19,6 +19,11 @@ PAGES = {
     "timeline": "",
     "plan": "plan",
     "what-if": "what_if?view=Crossover",
+    "restore": "restore?policy=two-ended",
+    "restore-layers": "restore",
+    "restore-bandwidth": "restore?view=Against+bandwidth",
+    "restore-availability": "restore?view=Availability&policy=two-ended",
+    "restore-measured": "restore?of=a+measured+case",
     "accuracy": "accuracy",
     "hardware": "hardware?machine=cpu-xeon-opt-125m",
     "your-machine": "your_machine",
@@ -39,6 +44,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=Path, default=ROOT, help="where the dashboard starts")
     parser.add_argument("--run", help="label of the run to show; by default the first")
+    parser.add_argument("--only", nargs="+", choices=PAGES, default=PAGES, help="pages to take")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "img")
     options = parser.parse_args()
     if chromium() is None:
@@ -50,7 +56,8 @@ def main() -> None:
             for size, (width, height) in SIZES.items():
                 view = {"width": width, "height": height}
                 page = opened.new_page(viewport=view, color_scheme=theme)
-                for name, path in PAGES.items():
+                for name in options.only:
+                    path = PAGES[name]
                     page.goto(f"{address}/{path}{'&' if '?' in path else '?'}{run}")
                     settle(page)
                     page.wait_for_timeout(800)

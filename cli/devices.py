@@ -14,8 +14,8 @@ from cli.grid import WARM_UPS
 from cli.output import note, print_json, progress, say, table
 from cli.plans import Output
 from cli.restore_runs import run_restore, say_restore, what_it_did
-from cli.timelines import load_plan, report_timeline
-from planner import Plan
+from cli.timelines import report_timeline
+from planner import Plan, load_plan
 from planner.restore import RestorePlan
 from sim.availability import Availability
 from sim.catalog import find_model

@@ -189,15 +189,8 @@ def _print(made: RestorePlan) -> None:
     projected = f", project {made.projected_tokens:,} from X" if made.projected_tokens else ""
     say(f"compute {made.computed_tokens:,} tokens{projected}, load {made.loaded_tokens:,}")
     say(f"first token after {ms(made.ttft_s)}; hardware figures: {made.source}")
-    if made.out_of_range_tasks:
-        block = made.hardware.restore
-        reason = "their times hold the rate of the nearest sample"
-        if block is None or block.prefill is None:
-            reason = "it has no figures for prefill attention, the matrix products' rate is taken"
-        say(
-            f"{made.out_of_range_tasks} tasks lie outside what {made.hardware.name} was measured "
-            f"for: {reason}"
-        )
+    if made.beyond_figures is not None:
+        say(made.beyond_figures)
     say(f"{made.reason}\n")
     rows = [
         (name, ms(value), f"{made.load_only_s / value:.2f}", f"{made.compute_only_s / value:.2f}")

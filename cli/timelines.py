@@ -9,12 +9,11 @@ from typing import Any
 from cli.engines import installed_engine
 from cli.output import print_json, say, table
 from cli.plans import Output
-from planner import Plan, plan_split
+from planner import load_plan, plan_split
 from planner.restore import RestorePlan
 from sim.compare import Comparison, compare
 from sim.engine import simulate
 from sim.errors import BadInput, Mismatch
-from sim.files import decode_json
 from sim.hardware import HardwareProfile
 from sim.quantities import ms, percent
 from sim.recording import Recording
@@ -81,13 +80,6 @@ def simulate_verb(
             )
         edited.save(plan_out)
     report_prediction(timeline, loaded.hardware, output, trace, json)
-
-
-def load_plan(path: Path) -> Plan | RestorePlan:
-    """A plan of either kind."""
-    content = decode_json(path)
-    restores = isinstance(content, dict) and content.get("kind") == "restore-plan"
-    return RestorePlan.load(path) if restores else Plan.load(path)
 
 
 def report_prediction(

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import streamlit as st
 
-from dashboard.machines import Machine
+from dashboard.machines import FIRST_MACHINE, Machine
 from dashboard.points import MULTIPLES
 from dashboard.question import AUTO, Changes, Question, both_ways_rate
 from dashboard.session import all_machines
@@ -37,13 +37,8 @@ def ask_question(changeable: bool) -> Question:
     Raises:
         BadFile: the chosen machine's profile cannot be read.
     """
-    names = model_names()
-    model = st.selectbox(
-        "Model", names, index=names.index("opt-13b"), key="model", bind="query-params"
-    )
-    machines = {machine.label: machine for machine in all_machines()}
-    label = st.selectbox("Machine", list(machines), key="hardware", bind="query-params")
-    machine = behind_link(machines[label])
+    model = ask_model("opt-13b")
+    machine = ask_machine(FIRST_MACHINE)
     job = ask_job()
     schedule, n_batches = ask_schedule()
     kv_bits = ask_kv_bits()
@@ -64,7 +59,31 @@ def ask_question(changeable: bool) -> Question:
     return Question(model, hardware, machine.reference, workload, schedule, changes, keep)
 
 
-def behind_link(machine: Machine) -> Machine:
+def ask_model(first: str) -> str:
+    """A shipped model; `first` is shown to who has not chosen."""
+    names = model_names()
+    chosen: str = st.selectbox(
+        "Model", names, index=names.index(first), key="model", bind="query-params"
+    )
+    return chosen
+
+
+def ask_machine(first: str) -> Machine:
+    """A machine that is shipped, profiled here or uploaded; an uploaded one is shown first."""
+    machines = {machine.label: machine for machine in all_machines()}
+    labels = list(machines)
+    uploaded = machines[labels[0]].profile is not None
+    label = st.selectbox(
+        "Machine",
+        labels,
+        index=0 if uploaded else labels.index(first),
+        key="hardware",
+        bind="query-params",
+    )
+    return _behind_link(machines[label])
+
+
+def _behind_link(machine: Machine) -> Machine:
     """A composed machine behind the link that is chosen for it; any other as it is."""
     if machine.parts is None:
         return machine
@@ -84,9 +103,9 @@ def behind_link(machine: Machine) -> Machine:
 
 def ask_job() -> tuple[int, int, int]:
     """Batch, prompt and decode steps."""
-    batch = _steps("Batch (sequences)", BATCHES, 32, "batch", "{:,}")
-    prompt = _steps("Prompt (tokens)", (*PROMPTS, *LONG_PROMPTS), 1024, "prompt", "{:,}")
-    gen = _steps("Decode steps", STEPS, 1, "gen", "{}")
+    batch = steps("Batch (sequences)", BATCHES, 32, "batch", "{:,}")
+    prompt = steps("Prompt (tokens)", (*PROMPTS, *LONG_PROMPTS), 1024, "prompt", "{:,}")
+    gen = steps("Decode steps", STEPS, 1, "gen", "{}")
     return int(batch), int(prompt), int(gen)
 
 
@@ -103,7 +122,7 @@ def ask_schedule() -> tuple[str, int]:
     )
     if schedule == "row":
         return schedule, 1
-    batches = _steps("Batches through each layer", N_BATCHES, 4, "n_batches", "{}")
+    batches = steps("Batches through each layer", N_BATCHES, 4, "n_batches", "{}")
     return schedule, int(batches)
 
 
@@ -132,7 +151,7 @@ def ask_changes(hardware: HardwareProfile) -> Changes:
     return Changes(
         link=_multiple("Link to the device", link, "GB/s", "link"),
         gpus=int(
-            _steps(
+            steps(
                 "GPUs per switch",
                 GPUS,
                 1,
@@ -161,7 +180,7 @@ def ask_changes(hardware: HardwareProfile) -> Changes:
     )
 
 
-def _steps(
+def steps(
     label: str,
     options: Sequence[float],
     value: float,

@@ -133,6 +133,14 @@ def both_ways_rate(hardware: HardwareProfile) -> float:
     return rate
 
 
+def model_for(name: str, hardware: HardwareProfile) -> ModelSpec:
+    """The model in the element size that a machine's figures hold for."""
+    spec = find_model(name)
+    if DTYPE_BYTES[spec.dtype] == DTYPE_BYTES[hardware.dtype]:
+        return spec
+    return replace(spec, dtype=hardware.dtype)
+
+
 @dataclass(frozen=True)
 class Question:
     """What is asked: a shipped model, a job, a machine as profiled and how it is changed.
@@ -161,11 +169,7 @@ class Question:
 
     @property
     def model(self) -> ModelSpec:
-        """The model in the element size that the machine's figures hold for."""
-        spec = find_model(self.model_name)
-        if DTYPE_BYTES[spec.dtype] == DTYPE_BYTES[self.hardware.dtype]:
-            return spec
-        return replace(spec, dtype=self.hardware.dtype)
+        return model_for(self.model_name, self.hardware)
 
     def plan(self, policy: str = "lp") -> Plan:
         """The answer.

@@ -12,6 +12,7 @@ import pandas as pd
 
 from dashboard.calibration import subjects
 from dashboard.runs import Case
+from sim.claims import claimed
 from sim.cost import kernels
 from sim.hardware import HardwareProfile
 from sim.kernels import MatMul
@@ -56,15 +57,16 @@ def measured_tasks(cases: Sequence[Case]) -> pd.DataFrame:
     for case in cases:
         model, job = case.graph.model, case.graph.workload
         durations = case.measured.typical.duration_s
-        for task, estimate, seconds in zip(
-            case.graph.tasks, case.estimates, durations, strict=True
+        done = claimed(case.graph, case.measured.typical.start_s)
+        for task, whole, estimate, seconds in zip(
+            done, case.graph.tasks, case.estimates, durations, strict=True
         ):
-            if seconds <= 0:
-                continue
+            if seconds <= 0 or task.n_tokens != whole.n_tokens:
+                continue  # skipped, or done in part: the estimate is of all of it
             subject, x, amount = "", 0.0, 0.0
             if task.bytes:
                 subject, x, amount = task.lane, float(task.bytes), task.bytes / 1e9
-            elif task.op == "recompute":
+            elif task.op == "recompute" and task.layers == 1:
                 parts = kernels(task.op, task.n_tokens, task.token_stop, model, job.batch_size)
                 if len(parts) == 1 and isinstance(parts[0], MatMul):
                     product = parts[0]

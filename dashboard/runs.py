@@ -14,15 +14,20 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-from planner import Plan, make_plan, plan_split
+from planner import Plan, load_plan, make_plan, plan_split
+from planner.restore import RESTORE_POLICIES, RestorePlan
 from sim.accuracy import CASE, CASES, MEASURED, RecordedCase
+from sim.availability import ALWAYS, Availability
 from sim.catalog import DATA
 from sim.compare import Comparison, compare
-from sim.cost import CostModel, Estimate
+from sim.cost import Estimate
 from sim.engine import simulate
 from sim.errors import BadFile, BadInput
+from sim.files import read_text
 from sim.graph import TaskGraph
 from sim.recording import Recording
+from sim.restore import RestoreRequest
+from sim.restore_cost import cost_model
 
 PLAN = "plan.json"
 PROFILE = "profile.json"
@@ -35,8 +40,14 @@ OWN_RUNS = Path("runs")
 SHIPPED_RUNS = DATA / "recordings"
 
 UNKNOWN_POLICY = "unknown"
-POLICY_ORDER = ("lp", "kvpr", "load-all", "recompute-all")
+POLICY_ORDER = (
+    *("lp", "kvpr", "load-all", "recompute-all"),
+    *(policy for policy in reversed(RESTORE_POLICIES) if policy not in ("lp", "auto")),
+)
 """Of the cases of one shape in a menu; the lp plan is what a visitor sees first."""
+
+RESTORE_MARK = '"schedule": "restore"'
+"""In the file of a measured restore and in no other."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +95,7 @@ class Case:
     Args:
         policy: whose split it is.
         tolerance_frac: most that the prediction may be off, where one was set.
+        availability: what there was of the machine over time, where its plan says so.
     """
 
     policy: str
@@ -91,15 +103,21 @@ class Case:
     predicted: Recording
     measured: Recording
     comparison: Comparison
+    availability: Availability = ALWAYS
 
     @property
     def graph(self) -> TaskGraph:
         return self.measured.graph
 
+    @property
+    def restores(self) -> bool:
+        """Whether a cached prefix was restored, rather than tokens decoded."""
+        return isinstance(self.graph.workload, RestoreRequest)
+
     @cached_property
     def estimates(self) -> list[Estimate]:
         """Of every task alone, in graph order."""
-        costs = CostModel(self.measured.hardware, self.graph.model, self.graph.workload)
+        costs = cost_model(self.measured.hardware, self.graph.model, self.graph.workload)
         return [costs.estimate(task) for task in self.graph.tasks]
 
 
@@ -135,16 +153,33 @@ def load_case(folder: Path) -> Case:
         BadFile: the measurement, or what says whose plan it is, is unreadable or inconsistent.
     """
     measured = Recording.load(folder / MEASURED)
-    if (folder / CASE).is_file():
-        known = RecordedCase.load(folder)
-        return case_of(measured, known.policy, known.tolerance_frac)
-    if (folder / PLAN).is_file():
-        return case_of(measured, Plan.load(folder / PLAN).policy)
-    return case_of(measured)
+    policy, tolerance_frac, availability = UNKNOWN_POLICY, None, ALWAYS
+    known = (folder / CASE).is_file()
+    restored = isinstance(measured.graph.workload, RestoreRequest)
+    if (folder / PLAN).is_file() and (restored or not known):
+        plan = load_plan(folder / PLAN)
+        policy = plan.policy
+        availability = plan.availability if isinstance(plan, RestorePlan) else ALWAYS
+    if known:
+        case = RecordedCase.load(folder)
+        policy, tolerance_frac = case.policy, case.tolerance_frac
+    return case_of(measured, policy, tolerance_frac, availability)
+
+
+def is_restore(folder: Path) -> bool:
+    """Whether a restore was measured in a case, told without understanding its file.
+
+    Raises:
+        BadFile: the measurement is unreadable.
+    """
+    return RESTORE_MARK in read_text(folder / MEASURED)
 
 
 def case_of(
-    measured: Recording, policy: str = UNKNOWN_POLICY, tolerance_frac: float | None = None
+    measured: Recording,
+    policy: str = UNKNOWN_POLICY,
+    tolerance_frac: float | None = None,
+    availability: Availability = ALWAYS,
 ) -> Case:
     """Predict what was measured and compare.
 
@@ -155,9 +190,10 @@ def case_of(
         raise BadInput(
             "this timeline was predicted, not measured; kvoverlap run -o writes a measured one."
         )
-    timeline = simulate(measured.graph, measured.hardware)
+    timeline = simulate(measured.graph, measured.hardware, availability=availability)
     predicted = Recording("predicted", measured.hardware, (timeline,))
-    return Case(policy, tolerance_frac, predicted, measured, compare(predicted, measured))
+    result = compare(predicted, measured)
+    return Case(policy, tolerance_frac, predicted, measured, result, availability)
 
 
 def split_of(graph: TaskGraph) -> list[list[int]]:
@@ -176,6 +212,8 @@ def plan_of(case: Case) -> Plan:
         KvOverlapError: this version cannot plan such a graph.
     """
     graph, hardware = case.graph, case.measured.hardware
+    if case.restores:
+        raise BadInput("this is a restore, which the page Restore shows: it has no split by steps.")
     job, gpus = graph.workload, 1 + max(task.device for task in graph.tasks)
     if case.policy != UNKNOWN_POLICY:
         plan = make_plan(graph.model, hardware, job, case.policy, graph.schedule, gpus)

@@ -11,15 +11,30 @@ from dashboard import runs as run_folders
 from dashboard.jobs import Jobs
 from dashboard.machines import Machine, find_machines, profile_key
 from dashboard.question import Question
-from dashboard.runs import Case, Run, case_of, find_runs, load_case, plan_of
+from dashboard.restores import Report, RestoreAnswer, RestoreQuestion
+from dashboard.runs import (
+    Case,
+    Run,
+    case_of,
+    case_stamp,
+    find_runs,
+    is_restore,
+    load_case,
+    plan_of,
+)
 from dashboard.uploads import Upload
 from planner import Plan
+from planner.restore import RestorePlan
 from sim.accuracy import Accuracy, assess
+from sim.errors import KvOverlapError
 from sim.hardware import HardwareProfile
 from sim.recording import Recording
+from sim.restore import RestoreRequest
 
 UPLOADS = "uploads"
 MAX_UPLOADS = 8
+MAX_RESTORES = 16
+"""Answers to restore questions that are kept of each visitor."""
 
 
 def uploads() -> dict[str, Upload]:
@@ -53,11 +68,21 @@ def uploaded_plans() -> dict[str, Plan]:
     }
 
 
-def uploaded_recordings() -> dict[str, Recording]:
+def uploaded_restore_plans() -> dict[str, RestorePlan]:
+    return {
+        name: upload.content
+        for name, upload in reversed(uploads().items())
+        if isinstance(upload.content, RestorePlan)
+    }
+
+
+def uploaded_recordings(restores: bool | None = None) -> dict[str, Recording]:
+    """All of them, those of restores, or the others."""
     return {
         name: upload.content
         for name, upload in reversed(uploads().items())
         if isinstance(upload.content, Recording)
+        and restores in (None, isinstance(upload.content.graph.workload, RestoreRequest))
     }
 
 
@@ -78,6 +103,45 @@ def _load_stamped(folder: Path, stamp: tuple[int, ...]) -> Case:  # noqa: ARG001
 stored_case: Callable[[Path, tuple[int, ...]], Case] = st.cache_resource(
     _load_stamped, max_entries=64, show_spinner="Simulating the recorded plan"
 )
+
+
+def _is_restore_stamped(folder: Path, stamp: tuple[int, ...]) -> bool:  # noqa: ARG001
+    try:
+        return is_restore(folder)
+    except KvOverlapError:
+        return False
+
+
+_stored_kind: Callable[[Path, tuple[int, ...]], bool] = st.cache_data(
+    _is_restore_stamped, max_entries=4096, show_spinner=False
+)
+
+
+def cases_of(run: Run, restores: bool | None = None) -> list[str]:
+    """The cases of a run: all, those of restores, or the others, unreadable ones among them.
+
+    Raises:
+        BadFile: there are none, or the folder cannot be listed.
+    """
+    names = run.case_names()
+    if restores is None:
+        return names
+    folders = {name: run.case_folder(name) for name in names}
+    return [
+        name for name in names if _stored_kind(folders[name], case_stamp(folders[name])) == restores
+    ]
+
+
+def runs_with(restores: bool) -> list[Run]:
+    """Runs that hold a restore, or a decode."""
+    found = []
+    for run in all_runs():
+        try:
+            if cases_of(run, restores):
+                found.append(run)
+        except KvOverlapError:
+            continue
+    return found
 
 
 def _assess_stamped(root: Path, stamp: tuple[int, ...]) -> Accuracy:  # noqa: ARG001
@@ -146,3 +210,18 @@ def answer_to(question: Question, policy: str = "lp") -> Plan:
 
 jobs: Callable[[], Jobs] = st.cache_resource(Jobs, show_spinner=False)
 """The measurement of this server, shared by all visitors."""
+
+
+def restore_answer_to(question: RestoreQuestion, report: Report) -> RestoreAnswer:
+    """Every policy's plan for a question, worked out once for this visitor.
+
+    Raises:
+        KvOverlapError: the model or the machine cannot take the request.
+    """
+    kept: dict[tuple[str, str], RestoreAnswer] = st.session_state.setdefault("restores", {})
+    key = (repr(question), profile_key(question.hardware))
+    if key not in kept:
+        kept[key] = question.answer(report)
+        while len(kept) > MAX_RESTORES:
+            del kept[next(iter(kept))]
+    return kept[key]

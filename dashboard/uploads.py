@@ -14,20 +14,23 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from dashboard.words import request_in_words
 from planner import Plan
+from planner.restore import RestorePlan
 from sim.errors import BadFile, KvOverlapError
 from sim.graph import TaskGraph
 from sim.hardware import HardwareProfile
 from sim.recording import Recording
+from sim.restore import RestoreRequest
 
 MEGABYTE = 2**20
 MAX_UPLOAD_MB = 16
 MAX_UNPACKED_MB = 96
 MAX_TASKS = 200_000
 MAX_TOKENS = 16_000_000
-ADVICE = "kvoverlap profile, plan and run write files that can be shown here"
+ADVICE = "kvoverlap profile, plan, restore and run write files that can be shown here"
 
-Content = HardwareProfile | Plan | Recording
+Content = HardwareProfile | Plan | RestorePlan | Recording
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,8 @@ class Upload:
                 return "profile"
             case Plan():
                 return "plan"
+            case RestorePlan():
+                return "restore plan"
         return "recording"
 
     @property
@@ -58,11 +63,18 @@ class Upload:
                     f"{plan.model.name}, batch {job.batch_size}, prompt {job.prompt_tokens}, "
                     f"policy {plan.policy}, on {plan.hardware.name}"
                 )
+            case RestorePlan() as plan:
+                return (
+                    f"{plan.model.name}, {request_in_words(plan.workload)}, policy {plan.policy}, "
+                    f"on {plan.hardware.name}"
+                )
             case Recording() as recording:
                 graph = recording.graph
+                asked = f"batch {graph.workload.batch_size}, prompt {graph.workload.prompt_tokens}"
+                if isinstance(graph.workload, RestoreRequest):
+                    asked = request_in_words(graph.workload)
                 return (
-                    f"{graph.model.name}, batch {graph.workload.batch_size}, prompt "
-                    f"{graph.workload.prompt_tokens}, {len(recording.runs)} runs of "
+                    f"{graph.model.name}, {asked}, {len(recording.runs)} runs of "
                     f"{len(graph.tasks):,} tasks"
                 )
 
@@ -79,6 +91,7 @@ def read_upload(name: str, payload: bytes) -> Upload:
     loaders: dict[str, Callable[[Path], Content]] = {
         "hardware-profile": HardwareProfile.load,
         "plan": Plan.load,
+        "restore-plan": RestorePlan.load,
         "timeline": Recording.load,
     }
     kind = _kind(name, text)
@@ -110,7 +123,7 @@ def _graph_of(content: Content) -> TaskGraph | None:
         Mismatch: the plan was edited after its simulation.
     """
     match content:
-        case Plan():
+        case Plan() | RestorePlan():
             return content.simulated_graph()
         case Recording():
             return content.graph

@@ -15,6 +15,8 @@ from dashboard.question import CHANGED_PROFILE, Question
 from dashboard.runs import OWN_RUNS, Case, Run, case_stamp
 from dashboard.session import (
     all_runs,
+    cases_of,
+    runs_with,
     stored_case,
     uploaded_case,
     uploaded_recordings,
@@ -23,6 +25,10 @@ from dashboard.words import Metric
 
 CHART = {"displaylogo": False, "modeBarButtonsToRemove": ["select2d", "lasso2d", "autoScale2d"]}
 BARE_CHART = {"displayModeBar": False}
+
+DECODE_RUN = ("make run", "kvoverlap validate --out runs/latest")
+RESTORE_RUN = ("kvoverlap validate --scenario restore --out runs/restores",)
+"""What measures something to show."""
 
 NARROW = """
 @media (max-width: 1000px) {
@@ -81,19 +87,21 @@ def cards(metrics: Sequence[Metric]) -> None:
         )
 
 
-def pick_case(about: str = "") -> Picked | None:
+def pick_case(about: str = "", restores: bool | None = None) -> Picked | None:
     """Menus of runs and of the cases in one; None, with an invitation, where there are none.
 
     Args:
         about: what the page is about, beside the menus.
+        restores: offer only restores, or only what is none; by default all.
 
     Raises:
         KvOverlapError: the chosen case cannot be read.
     """
-    runs = {run.label: run for run in all_runs()}
-    recordings = {f"{name} (uploaded)": name for name in uploaded_recordings()}
+    found = all_runs() if restores is None else runs_with(restores)
+    runs = {run.label: run for run in found}
+    recordings = {f"{name} (uploaded)": name for name in uploaded_recordings(restores)}
     if not runs and not recordings:
-        show_invitation()
+        show_invitation(RESTORE_RUN if restores else DECODE_RUN)
         return None
     left, right, rest = st.columns([2, 2, 2], vertical_alignment="bottom")
     rest.caption(about)
@@ -102,21 +110,22 @@ def pick_case(about: str = "") -> Picked | None:
         name = recordings[chosen]
         return Picked(None, name, uploaded_case(name))
     run = runs[chosen]
-    name = right.selectbox("Case", run.case_names(), key="case", bind="query-params")
+    name = right.selectbox("Case", cases_of(run, restores), key="case", bind="query-params")
     folder = run.case_folder(name)
     return Picked(run, name, stored_case(folder, case_stamp(folder)))
 
 
-def show_invitation() -> None:
+def show_invitation(commands: Sequence[str] = DECODE_RUN) -> None:
     """What to do when nothing has been measured yet."""
     st.header("No run to show yet", anchor=False)
     st.write(
         "One command profiles this machine, plans a grid of cases, predicts each, runs it and "
         "keeps what it measured. It takes a few minutes and needs no GPU."
     )
-    st.code("make run", language="bash")
-    st.write("Outside a checkout:")
-    st.code("kvoverlap validate --out runs/latest", language="bash")
+    for number, command in enumerate(commands):
+        if number:
+            st.write("Outside a checkout:")
+        st.code(command, language="bash")
     st.caption(
         f"Then reload this page. Runs are looked for in {OWN_RUNS.resolve()}. The page Your "
         "machine starts the same command from here."

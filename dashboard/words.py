@@ -14,6 +14,7 @@ from planner import Plan
 from sim.accuracy import MEASURED, Accuracy
 from sim.compare import Comparison
 from sim.quantities import ms, percent
+from sim.restore import RestoreRequest
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,13 +45,35 @@ def answer(comparison: Comparison) -> str:
 def circumstances(case: Case) -> str:
     """What was planned, on what, and how often it ran."""
     model, job, hardware = case.graph.model, case.graph.workload, case.measured.hardware
+    asked = (
+        f"batch {job.batch_size}, prompt {job.prompt_tokens}, {count_of(job.gen_tokens, 'step')}"
+    )
+    if isinstance(job, RestoreRequest):
+        asked = request_in_words(job)
     return (
-        f"{plain(model.name)} ({model.dtype}), batch {job.batch_size}, "
-        f"prompt {job.prompt_tokens}, {count_of(job.gen_tokens, 'step')}, policy {case.policy}, "
+        f"{plain(model.name)} ({model.dtype}), {asked}, policy {case.policy}, "
         f"on {plain(hardware.name)} ({hardware.source} figures), "
         f"measured {count_of(len(case.measured.runs), 'time')}, "
         f"{count_of(len(case.graph.tasks), 'task')}."
     )
+
+
+def request_in_words(request: RestoreRequest) -> str:
+    """What a restore is asked for, in one phrase."""
+    bits = "" if request.tier_kv_bits == 16 else f" in {request.tier_kv_bits} bits"
+    return (
+        f"{request.cached_tokens:,} of {request.prompt_tokens:,} tokens cached{bits} "
+        f"({request.tier}), {100 * request.gpu_share:g} % of the GPU"
+    )
+
+
+def busy_lanes(case: Case) -> str:
+    """What limits a restore: how much of the measured time each of its lanes works."""
+    run = case.measured.typical
+    busy = {lane: run.busy_s(lane) / run.makespan_s for _, lane in run.graph.lanes}
+    told = sorted(busy.items(), key=lambda one: -one[1])
+    parts = [f"{lane} {percent(part)}" for lane, part in told]
+    return f"**{told[0][0]} works longest.** Of the time to first token: {', '.join(parts)}."
 
 
 def count_of(number: int, thing: str) -> str:

@@ -1,5 +1,6 @@
 """Chooses what to load and what to recompute, and turns the choice into a task graph."""
 
+from planner.loading import load_plan
 from planner.lower import SCHEDULES, lower
 from planner.plan import Plan, StepSplit
 from planner.planning import choose_schedule, make_plan, plan_split
@@ -14,6 +15,7 @@ __all__ = [
     "StepSplit",
     "baseline_split",
     "choose_schedule",
+    "load_plan",
     "lower",
     "make_plan",
     "plan_split",

@@ -16,9 +16,11 @@ from pathlib import Path
 
 import dashboard
 from planner import make_plan
+from planner.restore import make_restore_plan
 from sim import Recording, Timeline, Workload, find_hardware, find_model, simulate
 from sim.accuracy import RecordedCase
 from sim.files import write_json
+from sim.restore import RestoreRequest
 
 FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking")
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
@@ -102,6 +104,25 @@ def make_run(folder: Path, jobs: Sequence[Workload], model: str = "opt-125m") ->
                 case / "measured.json.gz"
             )
             RecordedCase(policy, 0.05).save(case)
+    write_json(folder / "report.json", "validation", {"cases": []})
+    return folder
+
+
+def make_restore_run(folder: Path, policies: Sequence[str] = ("two-ended", "lp", "joint")) -> Path:
+    """A run folder of one request restored by several policies, as slow as in `make_run`."""
+    hardware, spec = find_hardware("kvpr-a100"), find_model("opt-125m")
+    hardware = hardware.with_faster("link", 0.25)
+    hardware.save(folder / "profile.json")
+    request = RestoreRequest(prompt_tokens=2048, cached_tokens=2000)
+    for policy in policies:
+        case = folder / "cases" / f"s2048-dram-8000MBps-{policy}"
+        plan = make_restore_plan(spec, hardware, request, policy)
+        plan.save(case / "plan.json")
+        runs = [stretched(simulate(plan.lower(), hardware), number) for number in range(3)]
+        environment = {"device": "made for tests", "tier": "host memory"}
+        measured = Recording("measured", hardware, tuple(runs), environment)
+        measured.save(case / "measured.json.gz")
+        RecordedCase(policy, 0.05).save(case)
     write_json(folder / "report.json", "validation", {"cases": []})
     return folder
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from browser import browser, chromium, make_run, serve, settle
+from browser import browser, chromium, make_restore_run, make_run, serve, settle
 
 from sim import Recording, Workload, read_trace
 
@@ -18,7 +18,8 @@ pytestmark = pytest.mark.skipif(
 )
 
 CASE = "b4-s256-load-all"
-PAGES = ("Timeline", "Plan", "What-if", "Accuracy", "Hardware", "Your machine")
+RESTORE = "s2048-dram-8000MBps-two-ended"
+PAGES = ("Timeline", "Plan", "What-if", "Restore", "Accuracy", "Hardware", "Your machine")
 BARS = ".st-key-lanes .barlayer .point path"
 FAKE_PERFETTO = """
 <script>
@@ -39,6 +40,7 @@ window.onmessage = (event) => {
 def folder(tmp_path_factory):
     made = tmp_path_factory.mktemp("site")
     make_run(made / "runs" / "demo", [Workload(4, 256, 2), Workload(2, 128, 1)])
+    make_restore_run(made / "runs" / "restores", ["two-ended"])
     return made
 
 
@@ -134,6 +136,36 @@ def test_a_moved_slider_changes_the_number_and_the_address(page, address):
     assert "--set link.bandwidth=48GB/s" in page.get_by_test_id("stCode").inner_text()
     visit(page, page.url)
     assert page.locator("h2").first.inner_text() == after, "the address is a link to the view"
+
+
+def test_an_edited_trace_changes_the_answer_and_the_address(page, address):
+    visit(page, f"{address}/restore?view=Availability&prompt=4,096&policy=two-ended")
+    told = page.get_by_text("A plan made for the whole machine").first
+    before = told.inner_text()
+    assert "trace=" not in page.url
+    table = page.get_by_test_id("stDataFrame").first
+    table.scroll_into_view_if_needed()
+    page.wait_for_timeout(500)  # the grid is a canvas, which takes clicks once it is drawn
+    box = table.bounding_box()
+    page.mouse.click(box["x"] + box["width"] - 60, box["y"] + 52)  # lane net in the first row
+    page.wait_for_timeout(300)
+    page.keyboard.press("Enter")
+    page.locator("input.gdg-input").fill("0.5")
+    page.keyboard.press("Enter")
+    page.wait_for_url("**trace=*net*0.5*")
+    page.wait_for_function("old => !document.body.innerText.includes(old)", arg=before)
+    settle(page)
+    assert "--availability availability.csv" in page.get_by_test_id("stCode").inner_text()
+
+
+def test_a_measured_restore_leads_from_its_two_ends_to_its_tasks(page, address):
+    visit(page, f"{address}/restore?of=a+measured+case&case={RESTORE}")
+    page.locator(".st-key-ends .barlayer .point path").first.wait_for(state="attached")
+    before = page.locator("h2").first.inner_text()
+    page.get_by_role("link", name="Task by task").click()
+    arrive(page, "Timeline")
+    assert page.get_by_role("combobox", name="Case").input_value() == RESTORE
+    assert page.locator("h2").first.inner_text() == before
 
 
 def test_hovering_a_bar_tells_predicted_and_measured(timeline):

@@ -131,7 +131,8 @@ def test_a_tier_may_be_a_rate(text, rate):
         (("--gpu-share", "1.5"), "at most 1"),
         (("--policy", "two-end"), "did you mean 'two-ended'"),
         (("--availability", "no.csv"), "no.csv does not exist"),
-        (("--prompt", "128K"), "GiB of device memory"),
+        (("--prompt", "128K"), "must be at most the 32768 positions of longalpaca-13b"),
+        (("--model", "llama-3.1-70b"), "GiB of device memory"),
     ],
 )
 def test_wrong_input_is_refused_in_one_sentence(call, change, message):

@@ -23,7 +23,7 @@ from sim.quantities import ms
 from sim.samples import Samples
 
 APP = Path(dashboard.__file__).parent / "streamlit_app.py"
-PAGES = ("plan", "what_if", "accuracy", "hardware", "your_machine")
+PAGES = ("plan", "what_if", "restore", "accuracy", "hardware", "your_machine")
 
 
 @pytest.fixture(scope="module")

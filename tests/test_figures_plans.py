@@ -6,7 +6,6 @@ import pytest
 from dashboard.figures import (
     MEASURES,
     POLICY_COLOUR,
-    crossing,
     crossover_curves,
     heat_map,
     policy_bars,
@@ -97,16 +96,6 @@ def test_split_curve_is_hatched_where_it_left_the_calibrated_range(points):
     assert list(hatch.x[:4]) == [75, 100, 100, 75]
     points["in_range"] = True
     assert names_of(split_curve(points, {}, {})) == ["same split in every layer"]
-
-
-def test_curves_cross_where_powers_of_their_argument_are_equal():
-    """8 / x and x / 2 meet at 4, which is no sample."""
-    x = [1.0, 3.0, 9.0]
-    falling, rising = [8 / at for at in x], [at / 2 for at in x]
-    assert crossing(x, falling, rising) == pytest.approx((4.0, 2.0))
-    assert crossing(x, rising, falling) == pytest.approx((4.0, 2.0))
-    assert crossing(x, falling, [100.0] * 3) is None
-    assert crossing(x, [1.0, 2.0, 3.0], [2.0, 3.0, 3.0]) == pytest.approx((9.0, 3.0))
 
 
 @pytest.fixture

@@ -33,7 +33,7 @@ def show_page() -> None:
         if kind == ASKED:
             show_asked()
         elif kind == MEASURED:
-            picked = pick_case()
+            picked = pick_case(restores=False)
             if picked is not None:
                 show_plan(case_plan(picked.case))
         else:

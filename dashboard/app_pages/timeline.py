@@ -12,6 +12,7 @@ from dashboard.session import case_plan, stored_accuracy
 from dashboard.widgets import Picked, cards, chart, pair, pick_case, table_downloads
 from dashboard.words import (
     answer,
+    busy_lanes,
     circumstances,
     compare_command,
     metrics,
@@ -58,6 +59,8 @@ def show_answer(case: Case) -> st.delta_generator.DeltaGenerator:
 
 def limit_of(case: Case) -> str:
     """What holds the plan up and what would help; asked last, because the LP is solved for it."""
+    if case.restores:
+        return busy_lanes(case)
     try:
         return f"**{case_plan(case).bottleneck}.**"
     except KvOverlapError as error:

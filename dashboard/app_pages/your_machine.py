@@ -18,6 +18,7 @@ REFRESH_S = 2.0
 WHERE_SHOWN = {
     "profile": ("Plan, What-if and Hardware, as a machine", "app_pages/hardware.py"),
     "plan": ("Plan, as an uploaded plan", "app_pages/plan.py"),
+    "restore plan": ("Restore, as an uploaded plan", "app_pages/restore.py"),
     "recording": ("Timeline, as a run", "app_pages/timeline.py"),
 }
 
@@ -110,9 +111,9 @@ def show_end(job: Job) -> None:
 def show_uploads() -> None:
     """The uploader, the reason for a refusal, and what was accepted."""
     st.write(
-        "A profile (`kvoverlap profile -o`), a plan (`kvoverlap plan -o`) or a recording "
-        "(`kvoverlap run -o`), plain or gzipped. It stays in this browser session: it is checked, "
-        "shown and then forgotten."
+        "A profile (`kvoverlap profile -o`), a plan (`kvoverlap plan -o` or `restore -o`) or a "
+        "recording (`kvoverlap run -o`), plain or gzipped. It stays in this browser session: it is "
+        "checked, shown and then forgotten."
     )
     file = st.file_uploader(
         "Profile, plan or recording",

@@ -1,9 +1,11 @@
 """Figures: pure functions from the project's objects to plotly, to be drawn by any page."""
 
 from dashboard.figures.accuracy import errors_by_case, predicted_against_measured
-from dashboard.figures.lanes import View, paired_lanes
+from dashboard.figures.lanes import View, paired_lanes, predicted_lanes
 from dashboard.figures.machine import rate_curves, residual_dots, sample_residuals
 from dashboard.figures.parts import breakdown_bars, lane_use_bars
+from dashboard.figures.restore_times import availability_steps, ttft_bars, ttft_curves
+from dashboard.figures.restores import Meeting, both_ends, both_ends_compared, ways_of_layers
 from dashboard.figures.splits import (
     policy_bars,
     sensitivity_bars,
@@ -11,18 +13,22 @@ from dashboard.figures.splits import (
     way_map,
     ways_by_layer,
 )
-from dashboard.figures.style import OP_COLOUR, PART_COLOUR, POLICY_COLOUR
-from dashboard.figures.sweeps import MEASURES, Measure, crossing, crossover_curves, heat_map
+from dashboard.figures.style import OP_COLOUR, PART_COLOUR, POLICY_COLOUR, RESTORE_COLOUR
+from dashboard.figures.sweeps import MEASURES, Measure, crossover_curves, heat_map
 
 __all__ = [
     "MEASURES",
     "OP_COLOUR",
     "PART_COLOUR",
     "POLICY_COLOUR",
+    "RESTORE_COLOUR",
     "Measure",
+    "Meeting",
     "View",
+    "availability_steps",
+    "both_ends",
+    "both_ends_compared",
     "breakdown_bars",
-    "crossing",
     "crossover_curves",
     "errors_by_case",
     "heat_map",
@@ -30,11 +36,15 @@ __all__ = [
     "paired_lanes",
     "policy_bars",
     "predicted_against_measured",
+    "predicted_lanes",
     "rate_curves",
     "residual_dots",
     "sample_residuals",
     "sensitivity_bars",
     "split_curve",
+    "ttft_bars",
+    "ttft_curves",
     "way_map",
     "ways_by_layer",
+    "ways_of_layers",
 ]

@@ -10,6 +10,7 @@ from dashboard.figures.style import (
     LATE_COLOUR,
     MUTED,
     POLICY_COLOUR,
+    RESTORE_COLOUR,
     log_ticks,
     style_curves,
     style_rows,
@@ -18,6 +19,9 @@ from sim.accuracy import CaseAccuracy
 from sim.quantities import ms, percent
 
 FIXED = "fixed split"
+COLOURS = {**POLICY_COLOUR, **RESTORE_COLOUR}
+"""Of the policies of decodes and of restores."""
+
 OURS_COLOUR = "#2a9d8f"
 NAIVE_COLOUR = "#b98ac9"
 MARGIN = 1.25
@@ -55,8 +59,7 @@ def predicted_against_measured(cases: Sequence[CaseAccuracy]) -> go.Figure:
             hoverinfo="skip",
         )
     )
-    policies = [*POLICY_COLOUR, FIXED]
-    for policy in policies:
+    for policy in (*COLOURS, FIXED):
         group = [case for case in cases if _kind(case.policy) == policy]
         if group:
             figure.add_trace(_dots(policy, group))
@@ -67,7 +70,7 @@ def predicted_against_measured(cases: Sequence[CaseAccuracy]) -> go.Figure:
 
 
 def _kind(policy: str) -> str:
-    return policy if policy in POLICY_COLOUR else FIXED
+    return policy if policy in COLOURS else FIXED
 
 
 def _dots(policy: str, group: Sequence[CaseAccuracy]) -> go.Scatter:
@@ -77,7 +80,7 @@ def _dots(policy: str, group: Sequence[CaseAccuracy]) -> go.Scatter:
         y=[case.predicted_makespan_s * 1e3 for case in group],
         mode="markers",
         marker={
-            "color": POLICY_COLOUR.get(policy, MUTED),
+            "color": COLOURS.get(policy, MUTED),
             "size": 10,
             "line": {
                 "color": ["white" if case.passed else LATE_COLOUR for case in group],

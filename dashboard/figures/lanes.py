@@ -1,4 +1,4 @@
-"""Two timelines of one graph, lane by lane, as bars on one axis of milliseconds.
+"""One timeline of a graph or two, lane by lane, as bars on one axis of milliseconds.
 
 `px.timeline` would turn the times into dates. A browser draws every bar as an element of its
 own, so that neighbours too short to be told apart are drawn as one bar where there are many.
@@ -19,6 +19,7 @@ from dashboard.figures.style import (
     darker,
     style_rows,
 )
+from sim.claims import claimed
 from sim.cost import Estimate
 from sim.graph import COMPUTE, LANE_OF_OP, LANES, TIER_LANES, Task
 from sim.timeline import Timeline
@@ -62,7 +63,9 @@ class View:
     def _shows(self, task: Task) -> bool:
         if task.device != self.device or (self.step is not None and task.step != self.step):
             return False
-        return self.layers is None or self.layers[0] <= task.layer <= self.layers[1]
+        if self.layers is None:
+            return True
+        return task.layer <= self.layers[1] and self.layers[0] < task.layer + task.layers
 
     @property
     def whole(self) -> bool:
@@ -117,17 +120,24 @@ def paired_lanes(
     ).figure()
 
 
+def predicted_lanes(predicted: Timeline, estimates: Sequence[Estimate] | None = None) -> go.Figure:
+    """One run that was predicted and not measured, lane by lane."""
+    return _LaneFigure((predicted,), WHOLE, estimates, False, False).figure()
+
+
 class _LaneFigure:
     def __init__(
         self,
-        timelines: tuple[Timeline, Timeline],
+        timelines: tuple[Timeline, ...],
         view: View,
         estimates: Sequence[Estimate] | None,
         critical_only: bool,
         outline_errors: bool,
     ) -> None:
         self.timelines = timelines
+        self.sources = SOURCES[: len(timelines)]
         self.tasks = timelines[0].graph.tasks
+        self.done = tuple(claimed(run.graph, run.start_s) for run in timelines)
         self.view = view
         self.estimates = estimates
         self.outline_errors = outline_errors
@@ -138,9 +148,9 @@ class _LaneFigure:
         used = {self.tasks[at].lane for at in self.chosen}
         lanes = [lane for lane in (*LANES, *TIER_LANES) if lane in used]
         self.rows = {
-            (lane, source): position * PAIR_PITCH + offset
+            (lane, source): position * (PAIR_PITCH if len(timelines) > 1 else 1) + offset
             for position, lane in enumerate(lanes)
-            for offset, source in enumerate(SOURCES)
+            for offset, source in enumerate(self.sources)
         }
         self.origins_s = [
             0.0 if view.whole else min((run.start_s[at] for at in self.chosen), default=0.0)
@@ -157,9 +167,11 @@ class _LaneFigure:
 
     def figure(self) -> go.Figure:
         bars: dict[str, _Bars] = {}
-        for which, source in enumerate(SOURCES):
+        for which, source in enumerate(self.sources):
             queues: dict[str, list[int]] = {}
             for at in self.chosen:
+                if self.tasks[at].claim and not self.done[which][at].n_tokens:
+                    continue  # skipped: another did its tokens
                 queues.setdefault(self.tasks[at].lane, []).append(at)
             for lane, queue in queues.items():
                 for group in self._groups(which, queue):
@@ -168,7 +180,9 @@ class _LaneFigure:
         figure = go.Figure()
         for op in sorted(bars, key=list(LANE_OF_OP).index):
             figure.add_trace(_trace(op, bars[op]))
-        labels = [f"{lane} {source}" for lane, source in self.rows]
+        labels = [
+            f"{lane} {source}" if len(self.sources) > 1 else lane for lane, source in self.rows
+        ]
         style_rows(figure, labels, list(self.rows.values()) or [0.0])
         figure.update_xaxes(title=f"time since {self.view} (ms)")
         return figure
@@ -223,14 +237,12 @@ class _LaneFigure:
         return (LATE_COLOUR if late_s > 0 else EARLY_COLOUR), 2.0
 
     def _task_hover(self, which: int, at: int) -> str:
-        task = self.tasks[at]
-        predicted_s, measured_s = (run.duration_s[at] for run in self.timelines)
-        error = f", {100 * (predicted_s / measured_s - 1):+.1f} %" if measured_s > 0 else ""
+        task = self.done[which][at]
         lines = [
             f"<b>{task.id}</b> ({SOURCES[which]})",
             ", ".join(_place(task)),
-            _rate(task, (predicted_s, measured_s)[which]),
-            f"predicted {predicted_s * 1e3:,.3f} ms, measured {measured_s * 1e3:,.3f} ms{error}",
+            _rate(task, self.timelines[which].duration_s[at]),
+            self._times([at]),
         ]
         if self.estimates is not None:
             estimate = self.estimates[at]
@@ -239,17 +251,27 @@ class _LaneFigure:
         return "<br>".join(lines)
 
     def _group_hover(self, which: int, group: Sequence[int]) -> str:
-        guess_s, truth_s = (sum(run.duration_s[at] for at in group) for run in self.timelines)
         counts = Counter(self.tasks[at].op for at in group)
         return "<br>".join(
             [
                 f"<b>{len(group)} tasks</b> ({SOURCES[which]})",
                 f"{self.tasks[group[0]].id} to {self.tasks[group[-1]].id}",
                 ", ".join(f"{count} {op}" for op, count in counts.most_common()),
-                f"predicted {guess_s * 1e3:,.3f} ms, measured {truth_s * 1e3:,.3f} ms",
-                "choose a step or layers to part them",
+                self._times(group),
+                *(["choose a step or layers to part them"] if len(self.sources) > 1 else []),
             ]
         )
+
+    def _times(self, group: Sequence[int]) -> str:
+        """What some tasks take in each run, and how far off the prediction is."""
+        seconds = [sum(run.duration_s[at] for at in group) for run in self.timelines]
+        told = ", ".join(
+            f"{source} {spent_s * 1e3:,.3f} ms"
+            for source, spent_s in zip(self.sources, seconds, strict=True)
+        )
+        if len(seconds) == 1 or seconds[1] <= 0:
+            return told
+        return f"{told}, {100 * (seconds[0] / seconds[1] - 1):+.1f} %"
 
 
 def _trace(op: str, bars: _Bars) -> go.Bar:

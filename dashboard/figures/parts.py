@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 
 from dashboard.figures.lanes import PAIR_PITCH, SOURCES
 from dashboard.figures.style import MUTED, PART_COLOUR, style_rows
-from sim.graph import LANES
+from sim.graph import LANES, TIER_LANES
 from sim.timeline import Timeline
 
 WORKS = "works"
@@ -17,6 +17,8 @@ CAUSE_COLOUR = {
     "waits for compute": "#b98ac9",
     "waits for h2d": "#3f7fc1",
     "waits for d2h": "#86b4e3",
+    "waits for disk": "#5cc0b8",
+    "waits for net": "#4fb3c8",
     "hand-over": "#d8a13a",
     "drained": "#c3ccd3",
 }
@@ -45,7 +47,11 @@ def breakdown_bars(predicted: Timeline, measured: Timeline) -> go.Figure:
 
 def lane_use_bars(predicted: Timeline, measured: Timeline) -> go.Figure:
     """What each lane did with the makespan: worked, or waited, and for what."""
-    lanes = [lane for lane in LANES if any(name == lane for _, name in measured.graph.lanes)]
+    lanes = [
+        lane
+        for lane in (*LANES, *TIER_LANES)
+        if any(name == lane for _, name in measured.graph.lanes)
+    ]
     rows = {
         (lane, source): position * PAIR_PITCH + offset
         for position, lane in enumerate(lanes)

@@ -27,9 +27,9 @@ OP_COLOUR = {
     "store_x": "#d8c07a",
     "stage_kv": "#5b8f9e",
     "prefill": "#d9683c",
-    "read_kv": "#5a9bd4",
+    "read_kv": "#5cc0b8",
     "read_x": "#e3c46b",
-    "fetch_kv": "#2f6aa3",
+    "fetch_kv": "#4fb3c8",
     "fetch_x": "#cf9a35",
 }
 """One colour per operation in every figure, readable on white and on near-black: warm for the
@@ -47,6 +47,16 @@ POLICY_COLOUR = {
     "recompute-all": "#e07b39",
 }
 """Loading is blue and recomputing orange, as in the timeline; the LP's answer is green."""
+
+RESTORE_COLOUR = {
+    "compute-only": "#e07b39",
+    "load-only": "#3f7fc1",
+    "two-ended": "#8b79c9",
+    "lp": "#2a9d8f",
+    "layer-wise": "#c9932e",
+    "joint": "#c2467d",
+}
+"""Policies of a restore; as above, loading is blue and computing orange."""
 
 WAY_COLOUR = {"recomputed": "#e07b39", "loaded": "#3f7fc1", "resident": "#9aa7b5"}
 

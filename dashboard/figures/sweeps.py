@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from math import exp, log, sqrt
+from math import sqrt
 
 import pandas as pd
 import plotly.graph_objects as go
 
+from dashboard.crossovers import crossings
 from dashboard.figures.style import (
     GAIN_SCALE,
     POLICY_COLOUR,
@@ -44,22 +45,6 @@ MEASURES = (
 )
 
 
-def crossing(
-    x: Sequence[float], first: Sequence[float], second: Sequence[float]
-) -> tuple[float, float] | None:
-    """Where two curves sampled at the same points meet first, on logarithmic axes.
-
-    None where one is above the other at every point.
-    """
-    gaps = [log(a / b) for a, b in zip(first, second, strict=True)]
-    for at, (left, right) in enumerate(pairwise(gaps)):
-        if left == 0 or left * right < 0:
-            weight = left / (left - right) if left else 0.0
-            at_x = exp(log(x[at]) + weight * log(x[at + 1] / x[at]))
-            return at_x, exp(log(first[at]) + weight * log(first[at + 1] / first[at]))
-    return (x[-1], first[-1]) if gaps and gaps[-1] == 0 else None
-
-
 def crossover_curves(points: pd.DataFrame, x_title: str, here: float | None) -> go.Figure:
     """Makespan of every policy over one input, and where loading meets recomputing.
 
@@ -91,8 +76,8 @@ def crossover_curves(points: pd.DataFrame, x_title: str, here: float | None) -> 
                 hovertemplate=f"{name}: %{{y:,.1f}} ms at %{{x:,.4g}}<extra></extra>",
             )
         )
-    meet = crossing(x, columns["load-all"].tolist(), columns["recompute-all"].tolist())
-    if meet is not None:
+    met = crossings(x, columns["load-all"].tolist(), columns["recompute-all"].tolist())
+    for meet in met[:1]:
         figure.add_trace(
             go.Scatter(
                 name=f"load-all meets recompute-all at {meet[0]:,.3g}",

@@ -1,7 +1,7 @@
 """Restoring a cached prefix: what to compute, what to load, and how that becomes a task graph."""
 
 from planner.restore.adapting import Adaptation, Change, adapt
-from planner.restore.plan import RestorePlan, make_restore_plan
+from planner.restore.plan import RestorePlan, make_restore_plan, plan_choice
 from planner.restore.planning import RESTORE_POLICIES, RestorePlanner
 from planner.restore.published import behind_link, error_summary, read_cases, reproduce_case
 from planner.restore.replanning import Replanner
@@ -19,6 +19,7 @@ __all__ = [
     "behind_link",
     "error_summary",
     "make_restore_plan",
+    "plan_choice",
     "read_cases",
     "reproduce_case",
 ]

@@ -19,7 +19,7 @@ from planner.restore.planning import (
 from planner.restore.split import RestoreSplit
 from sim.availability import ALWAYS, Availability
 from sim.claims import claimed
-from sim.errors import Mismatch
+from sim.errors import BadInput, Mismatch
 from sim.files import STRICT_KEYS, blaming, parse, read_json, write_json
 from sim.graph import TaskGraph
 from sim.hardware import HardwareProfile
@@ -48,6 +48,9 @@ class RestorePlan:
         out_of_range_tasks: tasks whose time the profile has no figures for.
         graph_sha256: hash of the graph that was simulated; a device runs no other.
         adaptation: with a trace, which the policies know, what it does to those who do not.
+
+    Raises:
+        BadInput: a baseline is missing, or a time is not above 0.
     """
 
     __pydantic_config__ = STRICT_KEYS
@@ -71,6 +74,14 @@ class RestorePlan:
     graph_sha256: str
     adaptation: Adaptation | None = None
 
+    def __post_init__(self) -> None:
+        missing = [name for name in FIXED if name not in self.baselines]
+        if missing:
+            raise BadInput(f"baselines must hold {', '.join(FIXED)}; {missing[0]} is missing.")
+        for name, value in {"ttft_s": self.ttft_s, **self.baselines}.items():
+            if not 0 < value < float("inf"):
+                raise BadInput(f"{name}(={value}) must be above 0 and finite.")
+
     @property
     def compute_only_s(self) -> float:
         return self.baselines["compute-only"]
@@ -78,6 +89,19 @@ class RestorePlan:
     @property
     def load_only_s(self) -> float:
         return self.baselines["load-only"]
+
+    @property
+    def beyond_figures(self) -> str | None:
+        """What is known of the machine too little for some tasks, in one sentence."""
+        count = self.out_of_range_tasks
+        if not count:
+            return None
+        restore = self.hardware.restore
+        told = "their times hold the rate of the nearest sample"
+        if restore is None or restore.prefill is None:
+            told = "it has no figures for prefill attention, the matrix products' rate is taken"
+        tasks = "1 task lies" if count == 1 else f"{count:,} tasks lie"
+        return f"{tasks} outside what {self.hardware.name} was measured for: {told}."
 
     def lower(self) -> TaskGraph:
         """The graph that realises this plan, built anew."""
@@ -140,24 +164,37 @@ def make_restore_plan(
 
     Raises:
         UnknownName: no such policy or engine.
+        BadInput: the model has no positions for the prompt.
         DoesNotFit: the device cannot hold the weights and the K and V of the prompt.
         NotMeasured: the profile has no figures for the tier.
     """
     planner = RestorePlanner(model, hardware, request, availability, engine)
     planner.check_fits()
+    return plan_choice(planner, policy, adapt(planner) if availability.steps else None)
+
+
+def plan_choice(
+    planner: RestorePlanner, policy: str, adaptation: Adaptation | None = None
+) -> RestorePlan:
+    """The choice of a policy as a plan; a planner that is kept gives those of all policies.
+
+    Raises:
+        UnknownName: no such policy.
+        NotMeasured: the profile has no figures for the tier.
+    """
     choice = planner.choice(policy)
-    graph = choice.timeline.graph
-    costs = RestoreCosts(hardware, model, request)
+    graph, request = choice.timeline.graph, planner.request
+    costs = RestoreCosts(planner.hardware, planner.model, request)
     estimates = [costs.estimate(task) for task in graph.tasks]
     computed, projected, loaded = token_counts(choice.timeline)
     return RestorePlan(
         policy=policy,
         form=choice.form,
-        model=model,
-        hardware=hardware,
+        model=planner.model,
+        hardware=planner.hardware,
         workload=request,
         split=choice.split,
-        availability=availability,
+        availability=planner.availability,
         ttft_s=choice.ttft_s,
         computed_tokens=computed,
         projected_tokens=projected,
@@ -168,7 +205,7 @@ def make_restore_plan(
         source=weakest(*(estimate.source for estimate in estimates)),
         out_of_range_tasks=sum(not estimate.in_range for estimate in estimates),
         graph_sha256=graph.sha256,
-        adaptation=adapt(planner) if availability.steps else None,
+        adaptation=adaptation,
     )
 
 

@@ -27,7 +27,7 @@ from planner.restore.split import RestoreSplit
 from sim.availability import ALWAYS, Availability
 from sim.claims import claimed
 from sim.engine import simulate
-from sim.errors import DoesNotFit, UnknownName
+from sim.errors import BadInput, DoesNotFit, UnknownName
 from sim.graph import TaskGraph
 from sim.hardware import HardwareProfile
 from sim.model_spec import ModelSpec
@@ -117,7 +117,16 @@ class RestorePlanner:
         return min((*FIXED, *PLANNED), key=lambda policy: self.choice(policy).ttft_s)
 
     def check_fits(self) -> None:
-        """Raise DoesNotFit where weights and K and V of the prompt exceed device memory."""
+        """Raise DoesNotFit where weights and K and V of the prompt exceed device memory.
+
+        Raises:
+            BadInput: the model has no positions for the prompt.
+        """
+        if self.request.prompt_tokens > self.model.max_positions:
+            raise BadInput(
+                f"prompt_tokens(={self.request.prompt_tokens}) must be at most the "
+                f"{self.model.max_positions} positions of {self.model.name}; lower --prompt."
+            )
         kv = self.model.n_layers * self.request.prompt_tokens * self.model.kv_token_bytes
         need, has = self.model.weight_bytes + kv, self.hardware.memory.job_device_bytes
         if need > has:

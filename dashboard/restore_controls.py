@@ -10,7 +10,6 @@ from dashboard.traces import (
     START,
     example_trace,
     read_trace_text,
-    trace_lanes,
     trace_of_table,
     trace_table,
     trace_text,
@@ -149,7 +148,7 @@ def ask_trace(question: RestoreQuestion, usual_s: float) -> Availability:
         base = example_trace(usual_s, question.slow_lane)
     fraction = st.column_config.NumberColumn(min_value=0.0, default=1.0, format="%.3g")
     start = st.column_config.NumberColumn("from (s)", min_value=0.0, required=True, format="%.4g")
-    lanes = dict.fromkeys((*question.lanes, *trace_lanes(base)))
+    lanes = dict.fromkeys((*question.lanes, *base.lanes))
     table = st.data_editor(
         trace_table(base, tuple(lanes)),
         key=f"trace {kept['version']} {trace_text(base)} {question.slow_lane}",

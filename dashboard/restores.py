@@ -13,7 +13,7 @@ from functools import cached_property
 
 import pandas as pd
 
-from dashboard.question import model_for
+from dashboard.question import ENGINE, model_for
 from planner.restore import (
     RESTORE_POLICIES,
     RestorePlan,
@@ -43,6 +43,9 @@ AVAILABILITY_FILE = "availability.csv"
 GIB = 2**30
 LEAST_GIB, OCTAVES = 0.5, 7
 """The sweep goes from half a GiB/s to 64."""
+
+FEW_TASKS, MANY_TASKS = 600, 2000
+"""Tasks up to which a run is simulated at once, and up to which a sweep of them is short."""
 
 Report = Callable[[float, str], None]
 """Told which part of the work is done, and what comes next."""
@@ -125,6 +128,18 @@ class RestoreQuestion:
     def _restore(self) -> Restore:
         return self.machine.restore or Restore()
 
+    @property
+    def n_tasks(self) -> int:
+        """About how many tasks a run of it has."""
+        asked = self.request
+        loads = asked.cached_tokens / asked.io_chunk_tokens
+        return round(loads + asked.prompt_tokens / asked.step_tokens)
+
+    @property
+    def engine(self) -> str:
+        """Which simulator answers; few tasks are done before the fast one has started."""
+        return ENGINE if self.n_tasks > FEW_TASKS else "simpy"
+
     def at_rate(self, bytes_per_s: float) -> RestoreQuestion:
         """The same question of a machine whose prefix comes at another rate."""
         if self.slow_lane == H2D:
@@ -142,7 +157,9 @@ class RestoreQuestion:
         Raises:
             DoesNotFit: the device cannot hold the weights and the K and V of the prompt.
         """
-        made = RestorePlanner(self.model, self.machine, self.request, self.availability)
+        made = RestorePlanner(
+            self.model, self.machine, self.request, self.availability, self.engine
+        )
         made.check_fits()
         return made
 
@@ -205,10 +222,8 @@ class RateSweep:
     @cached_property
     def rates(self) -> list[float]:
         """In GiB/s, rising; fewer for requests of many tasks."""
-        asked = self.question.request
-        n_tasks = asked.cached_tokens / asked.io_chunk_tokens
-        n_tasks += asked.prompt_tokens / asked.step_tokens
-        per_octave = 4 if n_tasks <= 600 else 2 if n_tasks <= 2000 else 1
+        n_tasks = self.question.n_tasks
+        per_octave = 4 if n_tasks <= FEW_TASKS else 2 if n_tasks <= MANY_TASKS else 1
         steps = range(OCTAVES * per_octave + 1)
         return sorted({self.here, *(LEAST_GIB * 2 ** (at / per_octave) for at in steps)})
 

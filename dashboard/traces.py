@@ -63,11 +63,6 @@ def _short(trace: Availability) -> Availability:
     return trace
 
 
-def trace_lanes(trace: Availability) -> tuple[str, ...]:
-    """The lanes that a trace names."""
-    return tuple(dict.fromkeys(lane for step in trace.steps for lane, _ in step.fractions))
-
-
 def trace_table(trace: Availability, lanes: Sequence[str]) -> pd.DataFrame:
     """The trace for the editor: a row for each step, a column for each lane."""
     rows = [

@@ -260,6 +260,7 @@ def show_changes(question: RestoreQuestion, answer: RestoreAnswer) -> None:
     chart(figure, "Available part of each lane over time", "available", bare=True)
     figure = ttft_bars(adaptation_times(plan.adaptation), STALE)
     chart(figure, "Time to first token of each way of adapting", "adapting", bare=True)
+    st.caption("`kvoverlap validate --scenario adapt` measures the first three on a device.")
     if plan.adaptation.changes:
         number = st.column_config.NumberColumn
         st.dataframe(

@@ -61,7 +61,8 @@ def measure_adaptation(
         open_backend(kind, pace, tier_paces(machine, request.tier)) as backend,
     ):
         steps("planning", 0.0)
-        for part, ratio in Pulse(backend, spec, machine).drift(BEATS).items():
+        drift = Pulse(backend, spec, machine, request.chunk_tokens).drift(BEATS)
+        for part, ratio in drift.items():
             machine = machine.with_faster(part, 1 / ratio)
         split = make_restore_plan(spec, machine, request, "lp")
         claims = make_restore_plan(spec, machine, request, "two-ended")

@@ -191,7 +191,7 @@ class RestoreGrid:
         paces = tier_paces(setting.hardware, setting.request.tier)
         with open_backend(self.kind, pace, paces) as backend:
             self.steps(f"{setting.name}, planning", done)
-            pulse = Pulse(backend, self.model, setting.hardware)
+            pulse = Pulse(backend, self.model, setting.hardware, setting.request.chunk_tokens)
             drift = pulse.drift(BEATS)
             hardware = setting.hardware
             for part, ratio in drift.items():

@@ -43,6 +43,9 @@ BURST_S = 0.1
 MOST_CALLS = 300
 """Length of a burst, and calls in it: fewer than a device's launch queue holds."""
 
+MOST_TURNS = 16
+"""More operands in turn push each other out of a core's own caches."""
+
 MIN_ROTATION = 4
 """Copies of a matrix so large that it fills the rotation alone, such as the output head."""
 
@@ -89,6 +92,15 @@ class Bench:
     def random(self, *shape: int) -> Tensor:
         """A random operand; equal shapes share their memory."""
         return self._pool[: prod(shape)].view(shape)
+
+    def turns(self, *shape: int) -> list[Tensor]:
+        """Random operands of one shape that take turns, so that none is in a near cache still.
+
+        Unlike a rotation's they lie in the memory of all the others.
+        """
+        size = prod(shape)
+        starts = range(0, self._pool.numel() - size + 1, size)[:MOST_TURNS]
+        return [self._pool[start : start + size].view(shape) for start in starts]
 
     def rotation(self, *shape: int) -> list[Tensor]:
         """Different random operands of one shape, each allocated by itself as a layer's are."""

@@ -40,22 +40,37 @@ def pulse_points(
         most_rows: rows of the largest recomputation that the profile knows.
     """
     recomputed = MatMul(min(RECOMPUTED_ROWS, most_rows), 2 * model.kv_size, model.hidden_size)
-    decoded = {
-        MatMul(DECODED_ROWS, kernel.n, kernel.k)
+    return {
+        "flops": {recomputed: partial(bench.matmul_fed, *astuple(recomputed))},
+        "hbm": step_points(bench, model, DECODED_ROWS),
+    }
+
+
+def step_points(bench: Bench, model: ModelSpec, n_tokens: int) -> dict[MatMul, Sampler]:
+    """Products of a layer over so many tokens."""
+    shapes = {
+        MatMul(n_tokens, kernel.n, kernel.k)
         for op in ("qkv", "attention", "mlp")
         for kernel in kernels(op, 1, 1, model, 1)
         if isinstance(kernel, MatMul)
     }
-    return {
-        "flops": {recomputed: partial(bench.matmul_fed, *astuple(recomputed))},
-        "hbm": {shape: partial(bench.matmul, *astuple(shape)) for shape in decoded},
-    }
+    return {shape: partial(bench.matmul, *astuple(shape)) for shape in shapes}
 
 
 class Pulse:
-    """The products of `pulse_points`, timed again and again beside what is measured."""
+    """The products of `pulse_points`, timed again and again beside what is measured.
 
-    def __init__(self, backend: Backend, model: ModelSpec, hardware: HardwareProfile) -> None:
+    Args:
+        step_tokens: of restores, tokens of a step; products of steps tell of `flops` then.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        model: ModelSpec,
+        hardware: HardwareProfile,
+        step_tokens: int | None = None,
+    ) -> None:
         tables = {(table.n, table.k): table for table in hardware.gemm.tables}
         table = tables.get((2 * model.kv_size, model.hidden_size))
         most_rows = RECOMPUTED_ROWS if table is None else int(table.curve.work[-1])
@@ -64,6 +79,8 @@ class Pulse:
         largest = max(slot, model.layer_weight_bytes // model.element_bytes)
         bench = Bench(backend, TORCH_DTYPE[model.dtype], largest, slot, model.layer_weight_bytes)
         self._points = pulse_points(bench, model, most_rows)
+        if step_tokens is not None:
+            self._points["flops"] = step_points(bench, model, step_tokens)
         self._profiled_s = {
             part: sum(costs.matmul(shape).seconds for shape in points)
             for part, points in self._points.items()

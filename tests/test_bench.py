@@ -92,3 +92,14 @@ def test_pauses_between_tasks_and_time_to_issue_are_short_and_not_negative(bench
     assert min(gaps + handovers) >= 0
     assert sorted(gaps)[len(gaps) // 2] < 0.1
     assert all(0 < seconds < 0.1 for seconds in bench.issue_s(COMPUTE, lambda _call: None))
+
+
+def test_operands_that_take_turns_do_not_overlap_and_have_the_shape():
+    with open_backend("cpu") as backend:
+        bench = Bench(backend, torch.float32, 3 * 10**6, 16, 16)
+        turns = bench.turns(1000, 1000)
+        few = bench.turns(3, 10**6)
+        many = bench.turns(10, 10)
+    assert [tuple(one.shape) for one in turns] == [(1000, 1000)] * 3
+    assert len({one.data_ptr() for one in turns}) == 3
+    assert (len(few), len(many)) == (1, 16)

@@ -85,8 +85,6 @@ def test_engines_agree_on_a_thousand_random_graphs(job):
 @pytest.mark.parametrize("path", RECORDINGS, ids=lambda path: path.parent.name)
 def test_engines_agree_on_every_recorded_graph(path):
     recording = Recording.load(path)
-    if recording.graph.schedule == "restore":
-        pytest.skip("the fast engine does not know restores")
     both_engines(recording.graph, recording.hardware)
 
 

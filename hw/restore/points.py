@@ -12,8 +12,9 @@ from itertools import count
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
-from hw.bench import Bench
+from hw.bench import Bench, Work
 from hw.restore.direct_io import DirectReader, aligned_buffer
 from hw.restore.prefill import ChunkPrefill, attend_chunk, causal_bias
 from hw.weights import random_weights
@@ -64,11 +65,17 @@ def prefill_points(bench: Bench, model: ModelSpec, max_rows: int) -> dict[Point,
     for n_tokens in _chunks(ATTENTION_CHUNKS, model, max_rows):
         queries = bench.random(n_tokens, model.n_heads, model.head_dim)
         for before in _keys_before(model, max_rows):
-            kv = bench.random(before + n_tokens, 1, 2, model.n_kv_heads, model.head_dim)
+            shape = (before + n_tokens, 1, 2, model.n_kv_heads, model.head_dim)
             bias = causal_bias(model, before, n_tokens, bench.backend.device)
-            attend = partial(attend_chunk, queries, kv, bias)
-            points["prefill", *_heads(model), n_tokens, before + 1] = _alone(bench, COMPUTE, attend)
+            points["prefill", *_heads(model), n_tokens, before + 1] = partial(
+                bench.alone, COMPUTE, _attending(queries, bench.turns(*shape), bias)
+            )
     return points
+
+
+def _attending(queries: Tensor, kvs: Sequence[Tensor], bias: Tensor) -> Work:
+    """Attention over the K and V of one layer after another."""
+    return lambda call: attend_chunk(queries, kvs[call % len(kvs)], bias)
 
 
 def step_point(bench: Bench, model: ModelSpec) -> dict[Point, Sampler]:

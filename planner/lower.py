@@ -39,6 +39,8 @@ Split = Sequence[Sequence[int]]
 
 SCHEDULES = ("row", "column")
 
+WEIGHT_OPS = ("load_kv_weights", "load_weights")
+
 
 def lower(
     schedule: str,
@@ -139,6 +141,11 @@ class _Lowering:
             _recomputed_later(model, layer, contexts, split, kept)
             for layer in range(model.n_layers)
         ]
+        self.whole = {at for at in range(model.n_layers) if kept.keeps_whole(at, workload)}
+        self.token_bytes = {
+            "kv": workload.batch_size * host_kv_token_bytes(model, workload.kv_bits),
+            "x": workload.batch_size * model.x_token_bytes,
+        }
         self.flops: dict[tuple[str, int, int], int] = {}
         self.cells: list[Cell] = [
             (step, layer, batch)
@@ -187,7 +194,7 @@ class _Lowering:
         return TaskGraph(self.schedule, self.model, self.workload, self.slots, tuple(self.tasks))
 
     def _whole(self, cell: Cell) -> bool:
-        return self.kept.keeps_whole(cell[1], self.workload)
+        return cell[1] in self.whole
 
     def _moves_weights(self, layer: int) -> bool:
         return self.schedule == "column" and layer not in self.kept.weight_layers
@@ -239,9 +246,9 @@ class _Lowering:
         """The cell's compute and the new token's way back to the host; returns its last task."""
         step, layer, batch = cell
         slot = self.slot_of[cell]
-        arrived = [self._id((step, layer, 0), op) for op in ("load_kv_weights", "load_weights")]
-        if not self._moves_weights(layer):
-            arrived = []
+        arrived = []
+        if self._moves_weights(layer):
+            arrived = [self._id((step, layer, 0), op) for op in WEIGHT_OPS]
         ready, free = [], self.kv_readers[slot]
         if arrived:
             ready += self._fill_slot(cell, free, arrived[:1])
@@ -324,10 +331,7 @@ class _Lowering:
         return self._add(cell, op, (start, stop), 0, self.flops[key], deps)
 
     def _copy(self, cell: Cell, op: str, tokens: tuple[int, int], deps: Sequence[str]) -> str:
-        one = self.model.x_token_bytes
-        if op.endswith("_kv"):
-            one = host_kv_token_bytes(self.model, self.workload.kv_bits)
-        n_bytes = self.workload.batch_size * (tokens[1] - tokens[0]) * one
+        n_bytes = (tokens[1] - tokens[0]) * self.token_bytes[op.partition("_")[2]]
         return self._add(cell, op, tokens, n_bytes, 0, deps)
 
     def _add(
@@ -343,21 +347,24 @@ class _Lowering:
         step, layer, batch = cell
         if slot is None:
             slot = self.slot_of.get(cell, -1)
-        name, lane, unique = self._id(cell, op), LANE_OF_OP[op], tuple(dict.fromkeys(deps))
+        name, lane = self._id(cell, op), LANE_OF_OP[op]
+        unique = tuple(deps) if len(deps) < 2 else tuple(dict.fromkeys(deps))
+        start, stop = tokens
         self.tasks.append(
-            Task(name, op, lane, step, layer, *tokens, slot, n_bytes, flops, unique, 0, batch)
+            Task(name, op, lane, step, layer, start, stop, slot, n_bytes, flops, unique, 0, batch)
         )
         return name
 
     def _id(self, cell: Cell, op: str) -> str:
-        if op.endswith("weights"):
-            return f"s{cell[0]}.L{cell[1]}.{op}"
-        if cell not in self.prefixes:
+        prefix = self.prefixes.get(cell)
+        if prefix is None:
             step, layer, batch = cell
             in_layer = f"L{layer}." if layer >= 0 else ""
             in_batch = f"b{batch}." if self.workload.n_batches > 1 else ""
-            self.prefixes[cell] = f"s{step}.{in_layer}{in_batch}"
-        return self.prefixes[cell] + op
+            prefix = self.prefixes[cell] = f"s{step}.{in_layer}{in_batch}"
+        if op in WEIGHT_OPS:  # all batches share them
+            return f"s{cell[0]}.L{cell[1]}.{op}"
+        return prefix + op
 
 
 def weight_slot(model: ModelSpec, step: int, layer: int) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from planner.decode import DecodePlanner
+from planner.hulls import SIZED_OPS
 from planner.lp import Relaxation, ScheduleLP
 from planner.plan import Sensitivity
 from sim.graph import HOST
@@ -60,10 +61,25 @@ def sensitivities(
         by_duals_s = gained_s / (1 - 1 / (1 + NUDGE)) * (1 - 1 / (1 + MORE))
         if part == "memory":
             by_duals_s = now.memory_worth_s * MORE * planner.hardware.memory.device_bytes
-        again = program(planner.on(planner.hardware.with_faster(part, 1 + MORE)))
-        resolved_s = now.objective_s - again.solve(choose=False, start=now).objective_s
+        if part != "memory" and gained_s == 0.0 and not _resized(lp, seconds, later):
+            resolved_s = 0.0
+        else:
+            again = program(planner.on(planner.hardware.with_faster(part, 1 + MORE)))
+            resolved_s = now.objective_s - again.solve(choose=False, start=now).objective_s
         found.append(Sensitivity(part, by_duals_s / now.objective_s, resolved_s / now.objective_s))
     return tuple(found)
+
+
+def _resized(lp: ScheduleLP, before_s: Sequence[float], after_s: Sequence[float]) -> bool:
+    """Whether a task whose size is chosen takes another time.
+
+    If none does, a faster part changes right-hand sides alone. The optimum is convex in those, and
+    no faster part makes it larger: where its derivative is zero, so is all that there is to save.
+    """
+    return any(
+        task.op in SIZED_OPS and before != after
+        for task, before, after in zip(lp.graph.tasks, before_s, after_s, strict=True)
+    )
 
 
 def bottleneck(sensitivities: Sequence[Sensitivity]) -> str:

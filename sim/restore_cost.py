@@ -165,13 +165,13 @@ class RestoreCosts(CostModel):
     def _prefill_attention(self, start: int, n_tokens: int, times: float) -> Estimate:
         """`times` the FLOPs by their rate, but no faster than keys and values are read once.
 
-        Where chunks of the head shape were measured, `times` what was; where whole prompts were,
-        the rate is that of the whole prompt up to the chunk's end.
+        Where chunks of the head shape were measured, it is one of `times` as many tokens; where
+        whole prompts were, the rate is that of the whole prompt up to the chunk's end.
         """
         table = self._prefill_tables.get(self._heads)
         if table is not None:
-            seconds, inside = table.at(n_tokens, start + 1)
-            return Estimate(times * seconds, "measured", inside)
+            seconds, inside = table.at(times * n_tokens, start + 1)
+            return Estimate(seconds, "measured", inside)
         flops = times * prefill_attention_flops(self.model, start, n_tokens)
         read = self.hardware.attention
         read_s = (start + n_tokens) * self.model.kv_token_bytes / read.bytes_per_s

@@ -9,10 +9,12 @@ import pytest
 import torch
 from run_restores import POLICIES, RestoreCase, policy_graphs, request
 from tiny import LLAMA, MODELS, OPT, decode_case
+from torch.utils.flop_counter import FlopCounterMode
 
 from hw import open_backend
 from hw.backends.cuda import cuda_available
 from hw.restore import check_restore_fits, check_runnable_request, open_tier
+from hw.restore.prefill import ChunkPrefill
 from planner.restore.lower import split_graph, two_ended_graph
 from planner.restore.split import RestoreSplit
 from sim.claims import claimed
@@ -56,6 +58,40 @@ def test_a_tier_behind_host_memory_is_restored_from_through_staging_buffers(
         executor.run()
     assert executor.check()["tokens_equal"] is True
     assert executor.recomputed == []
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("model", [OPT, WINDOWED], ids=lambda model: model.name)
+def test_other_requests_in_every_step_change_no_number(cpu, model, policy):
+    case = RestoreCase.of(cpu, model, request(gpu_share=0.25))
+    executor = case.executor(policy_graphs(model, case.job)[policy])
+    executor.run()
+    assert executor.check()["tokens_equal"] is True
+
+
+def test_other_requests_take_their_part_of_every_step(cpu):
+    """Of a step of 8 rows 2 are the restore's: it costs what 8 of its own would."""
+    case = RestoreCase.of(cpu, OPT, request())
+
+    def flops(n_tokens, n_others, share):
+        kv = [torch.zeros_like(layer) for layer in case.executor(two_ended_graph(OPT, case.job)).kv]
+        chunk = ChunkPrefill(case.weights, case.reference.prompt, kv, n_others, share)
+        x = torch.zeros(n_tokens, 1, OPT.hidden_size)
+        counts = []
+        for work in (
+            lambda: chunk.run(0, n_tokens, range(OPT.n_layers)),
+            lambda: chunk.project(0, 0, x),
+            chunk.logits,
+        ):
+            with FlopCounterMode(display=False) as counter, torch.inference_mode():
+                work()
+            counts.append(counter.get_total_flops())
+        return counts
+
+    prefill, project, head = flops(2, 6, 0.25)
+    alone_8, project_8, head_8 = flops(8, 0, 1.0)
+    assert prefill == pytest.approx(alone_8, rel=0.1)  # fewer keys: the others have none here
+    assert (project, head) == (project_8, 4 * head_8)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
@@ -134,7 +170,7 @@ def test_weights_and_prompts_of_another_plan_are_refused(cpu):
 
 @pytest.mark.parametrize(
     ("changes", "message"),
-    [({"gpu_share": 0.5}, "gpu_share"), ({"tier_kv_bits": 8}, "compressed K and V")],
+    [({"tier_kv_bits": 8}, "compressed K and V"), ({"tier_kv_bits": 3}, "compressed K and V")],
 )
 def test_what_can_only_be_simulated_says_so(changes, message):
     with pytest.raises(BadInput, match=message):

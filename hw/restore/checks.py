@@ -36,19 +36,13 @@ def check_runnable_request(graph: TaskGraph) -> RestoreRequest:
     """The request of a restore graph that a device can run.
 
     Raises:
-        BadInput: it shares every step with other requests, its K and V are compressed, or there
-            are no kernels for its model.
+        BadInput: its K and V are compressed, or there are no kernels for its model.
         Mismatch: the graph is of a decode.
     """
     request = graph.workload
     if not isinstance(request, RestoreRequest):
         raise Mismatch("the graph is of a decode, not of a restore; run it as such.")
     check_runnable(graph.model)
-    if request.gpu_share < 1:
-        raise BadInput(
-            f"gpu_share(={request.gpu_share}) must be 1 to run: other requests' tokens are only "
-            "simulated; take a part of the device away with --availability instead."
-        )
     if request.tier_kv_bits < 16:
         raise BadInput(
             f"tier_kv_bits(={request.tier_kv_bits}) must be 16 to run: compressed K and V are only "

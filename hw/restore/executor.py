@@ -80,7 +80,13 @@ class RestoreExecutor:
         empty = backend.device_empty
         self.kv = [empty((n_tokens, 1, *kv_shape), dtype) for _ in weights.layers]
         self._x_tokens = _x_tokens(graph)
-        self._prefill = ChunkPrefill(weights, reference.prompt.to(backend.device), self.kv)
+        self._prefill = ChunkPrefill(
+            weights,
+            reference.prompt.to(backend.device),
+            self.kv,
+            self.request.other_tokens,
+            self.request.gpu_share,
+        )
         self._x = {
             layer: empty((stop - start, 1, model.hidden_size), TORCH_DTYPE[model.dtype])
             for layer, (start, stop) in self._x_tokens.items()

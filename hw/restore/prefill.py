@@ -59,43 +59,70 @@ def attend_chunk(queries: Tensor, kv: Tensor, bias: Tensor) -> Tensor:
 class ChunkPrefill:
     """Makes K and V of tokens from their ids, or from the hidden state an earlier layer left.
 
+    Where other requests share the steps, as many tokens of theirs go through the same products and
+    attend to as many keys; what they come to is thrown away.
+
     Args:
         prompt: [S] token ids, on the device.
         kv: for each layer [S, 1, 2, H_kv, D]; rows of tokens before a chunk are read, its own
             are written.
+        n_others: tokens of other requests in a step.
+        share: part of the device that this request gets.
     """
 
-    def __init__(self, weights: Weights, prompt: Tensor, kv: list[Tensor]) -> None:
+    def __init__(
+        self,
+        weights: Weights,
+        prompt: Tensor,
+        kv: list[Tensor],
+        n_others: int = 0,
+        share: float = 1.0,
+    ) -> None:
         self.model = weights.model
         self.prompt = prompt
         self.kv = kv
-        self._kernels = Kernels(weights, prompt.shape[0])
+        self.n_others, self._share = n_others, share
+        self._kernels = Kernels(weights, max(prompt.shape[0], self.n_others))
         shape = (prompt.shape[0], self.model.hidden_size)
         self.hidden = torch.empty(shape, dtype=TORCH_DTYPE[self.model.dtype], device=prompt.device)
 
     def run(self, start: int, stop: int, layers: range) -> None:
         """Tokens [start, stop) through `layers`; what they come to is kept in `hidden`."""
-        hidden = self.hidden[start:stop]
+        own = self.hidden[start:stop]
         if layers.start == 0:
-            hidden.copy_(self._kernels.embed(self.prompt[None, start:stop], start)[0])
+            own.copy_(self._kernels.embed(self.prompt[None, start:stop], start)[0])
+        hidden = self._beside_others(own, self.n_others)
         biases: dict[int | None, Tensor] = {}
         for number in layers:
             window = self.model.window(number)
             if window not in biases:
-                biases[window] = causal_bias(self.model, start, stop - start, hidden.device, window)
-            self._layer(number, hidden, start, biases[window])
+                bias = causal_bias(self.model, start, stop - start, hidden.device, window)
+                biases[window] = F.pad(bias, (0, 0, 0, self.n_others))
+            self._layer(number, hidden, start, stop - start, biases[window])
+        if self.n_others:
+            own.copy_(hidden[: stop - start])
 
-    def _layer(self, number: int, hidden: Tensor, start: int, bias: Tensor) -> None:
-        """hidden: [n, h], updated in place."""
+    def _beside_others(self, own: Tensor, n_others: int) -> Tensor:
+        """[n + others, h]: the tokens' rows with those of others behind them; own: [n, h]."""
+        if not n_others:
+            return own
+        others = own[torch.arange(n_others, device=own.device) % own.shape[0]]
+        return torch.cat((own, others))
+
+    def _layer(self, number: int, hidden: Tensor, start: int, n_tokens: int, bias: Tensor) -> None:
+        """hidden: [n + others, h], updated in place; the first n are tokens from `start` on."""
         kernels, model = self._kernels, self.model
-        layer, n_tokens = kernels.weights.layers[number], hidden.shape[0]
+        layer = kernels.weights.layers[number]
         x = kernels.norm(layer.input_norm, hidden)
         fused = F.linear(x, layer.qkv.weight, layer.qkv.bias)
         own = self.kv[number][start : start + n_tokens]
-        own.view(n_tokens, -1).copy_(fused[:, model.q_size :])
+        own.view(n_tokens, -1).copy_(fused[:n_tokens, model.q_size :])
         kernels.finish_keys(layer, own[:, :, 0], start)
-        queries = fused[:, None, : model.q_size].unflatten(-1, (-1, model.head_dim))
-        queries = kernels.finish_queries(layer, queries, start)[:, 0]
+        asked = fused[:, None, : model.q_size].unflatten(-1, (-1, model.head_dim))
+        queries = kernels.finish_queries(layer, asked[:n_tokens], start)[:, 0]
+        if self.n_others:
+            others = kernels.finish_queries(layer, asked[n_tokens:], 0)[:, 0]
+            queries = torch.cat((queries, others))
         mixed = attend_chunk(queries, self.kv[number][: start + n_tokens], bias)
         hidden.add_(F.linear(mixed, layer.out.weight, layer.out.bias))
         kernels.mlp(layer, hidden)
@@ -103,8 +130,18 @@ class ChunkPrefill:
     def project(self, number: int, start: int, x: Tensor) -> None:
         """K and V of one layer from attention inputs; x: [n, 1, h] of tokens from `start` on."""
         own = self.kv[number][start : start + x.shape[0]]
-        self._kernels.project_kv(self._kernels.weights.layers[number], x, own, start)
+        layer = self._kernels.weights.layers[number]
+        self._kernels.project_kv(layer, x, own, start)
+        n_others = self._others_beside(x.shape[0])
+        if n_others:
+            others = self._beside_others(x[:, 0], n_others)[x.shape[0] :]
+            F.linear(others, layer.qkv.weight[self.model.q_size :])
 
     def logits(self) -> Tensor:
         """[1, V] behind the last token."""
-        return self._kernels.logits(self.hidden[-1:])
+        last = self.hidden[-1:]
+        return self._kernels.logits(self._beside_others(last, self._others_beside(1)))[:1]
+
+    def _others_beside(self, n_tokens: int) -> int:
+        """Tokens of others in the time that these take, by the share of the device."""
+        return round(n_tokens / self._share) - n_tokens

@@ -31,7 +31,7 @@ clean:
 $(RUN_READY): pyproject.toml constraints.txt
 	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is not installed: use make PYTHON=python3 with Python 3.11 or newer"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[hw,dashboard,fast]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[hw,dashboard,fast,sweep]'
 	touch $@
 
 $(DEV_READY): $(RUN_READY)

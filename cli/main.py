@@ -23,6 +23,7 @@ from cli.plans import plan
 from cli.record import record
 from cli.reproduce import reproduce
 from cli.restore import restore
+from cli.sweep import sweep
 from cli.timelines import compare_verb, simulate_verb
 from cli.validation import validate
 from sim.errors import KvOverlapError
@@ -66,6 +67,7 @@ app.command(peers)
 app.command(accuracy)
 app.command(advise_verb, name="advise")
 app.command(restore)
+app.command(sweep)
 app.command(reproduce)
 app.command(models)
 app.command(hardware_app)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -16,23 +14,15 @@ from sim.catalog import find_hardware, find_model
 from sim.engine import fast_engine_installed
 from sim.errors import BadInput
 from sim.hardware import HardwareProfile
-from sim.model_spec import DTYPE_BYTES, ModelSpec
+from sim.model_spec import ModelSpec
 from sim.quantities import ms, parse_bytes, parse_count, parse_rate, percent
+from sim.what_if import RATES, in_dtype_of, with_memory, with_rate
 from sim.workload import Workload
 
 LONG_JOB_LAYERS = 1000
 """Layers over all steps from which planning takes long enough to say so."""
 
 Output = Annotated[Path | None, Parameter(name=["--output", "-o"])]
-SETTINGS: dict[str, tuple[str, Callable[[HardwareProfile], float]]] = {
-    "link.bandwidth": ("link", lambda hardware: hardware.links.h2d.bytes_per_s),
-    "link.h2d.bandwidth": ("h2d", lambda hardware: hardware.links.h2d.bytes_per_s),
-    "link.d2h.bandwidth": ("d2h", lambda hardware: hardware.links.d2h.bytes_per_s),
-    "host.bandwidth": ("host", lambda hardware: hardware.links.of("host").bytes_per_s),
-    "compute.flops": ("flops", lambda hardware: hardware.gemm.flops_per_s),
-    "hbm.bandwidth": ("hbm", lambda hardware: hardware.attention.bytes_per_s),
-}
-"""What `--set` can change: the part of the machine and its present rate."""
 
 
 def plan(
@@ -132,14 +122,11 @@ def plan(
     machine = find_hardware(hardware)
     for setting in set:
         machine = apply_setting(machine, setting)
-    if gpu_memory is not None:
-        size = parse_bytes("--gpu-memory", gpu_memory)
-        machine = replace(
-            machine, memory=replace(machine.memory, device_bytes=size, device_reserve_bytes=0.0)
-        )
-    if host_memory is not None:
-        size = parse_bytes("--host-memory", host_memory)
-        machine = replace(machine, memory=replace(machine.memory, host_bytes=size))
+    machine = with_memory(
+        machine,
+        None if gpu_memory is None else parse_bytes("--gpu-memory", gpu_memory),
+        None if host_memory is None else parse_bytes("--host-memory", host_memory),
+    )
     spec = match_dtype(find_model(model, dtype), machine, chosen=dtype is not None)
     keeps = gpu_memory is not None if keep is None else keep
     long = workload.gen_tokens * workload.n_batches * spec.n_layers >= LONG_JOB_LAYERS
@@ -184,10 +171,9 @@ def apply_setting(hardware: HardwareProfile, setting: str) -> HardwareProfile:
         BadInput: no `=`, an unknown key, or a value that is not a rate.
     """
     key, equals, value = setting.partition("=")
-    if not equals or key not in SETTINGS:
-        raise BadInput(f"--set {setting}: must be KEY=RATE with KEY one of {', '.join(SETTINGS)}.")
-    part, rate = SETTINGS[key]
-    return hardware.with_faster(part, parse_rate(f"--set {key}", value) / rate(hardware))
+    if not equals or key not in RATES:
+        raise BadInput(f"--set {setting}: must be KEY=RATE with KEY one of {', '.join(RATES)}.")
+    return with_rate(hardware, key, parse_rate(f"--set {key}", value))
 
 
 def match_dtype(model: ModelSpec, hardware: HardwareProfile, chosen: bool) -> ModelSpec:
@@ -196,15 +182,11 @@ def match_dtype(model: ModelSpec, hardware: HardwareProfile, chosen: bool) -> Mo
     Raises:
         BadInput: the chosen dtype has another size than the profile's figures are for.
     """
-    if DTYPE_BYTES[model.dtype] == DTYPE_BYTES[hardware.dtype]:
-        return model
-    if chosen:
-        raise BadInput(
-            f"--dtype {model.dtype}: profile {hardware.name} holds for {hardware.dtype}; leave "
-            "--dtype out or use a profile measured with it."
-        )
-    note(f"using {hardware.dtype}, which profile {hardware.name} was made for, not {model.dtype}")
-    return replace(model, dtype=hardware.dtype)
+    fitting = in_dtype_of(model, hardware, chosen)
+    if fitting is not model:
+        name = hardware.name
+        note(f"using {fitting.dtype}, which profile {name} was made for, not {model.dtype}")
+    return fitting
 
 
 def print_plan(made: Plan) -> None:

@@ -9,14 +9,13 @@ from typing import Any
 from cli.engines import installed_engine
 from cli.output import print_json, say, table
 from cli.plans import Output, apply_setting, match_dtype
-from planner.restore import Adaptation, RestorePlan, behind_link, make_restore_plan
-from planner.restore.published import GBPS
+from planner.restore import Adaptation, RestorePlan, behind_link, link_rate, make_restore_plan
 from sim.availability import ALWAYS, Availability
 from sim.catalog import find_hardware, find_model
 from sim.engine import fast_engine_installed
 from sim.errors import BadInput
 from sim.prefill import TIERS
-from sim.quantities import ms, parse_count, parse_rate
+from sim.quantities import ms, parse_count
 from sim.restore import RestoreRequest
 from sim.serving import OtherRequest, read_others, serve
 
@@ -106,7 +105,11 @@ def restore(
     for setting in set:
         machine = apply_setting(machine, setting)
     if tier not in TIERS:
-        machine = behind_link(machine, link_rate(tier))
+        if not tier[:1].isdigit():
+            raise BadInput(
+                f"--tier(={tier}) must be {', '.join(TIERS)}, a rate such as 4GiB/s, or Gbps."
+            )
+        machine = behind_link(machine, link_rate("--tier", tier))
     spec = match_dtype(find_model(model, dtype), machine, chosen=dtype is not None)
     n_tokens = parse_count("--prompt", prompt)
     request = RestoreRequest(
@@ -162,21 +165,6 @@ def _print_served(served: dict[str, Any]) -> None:
         rows.append((f"request {number}", *cells(beside), *cells(alone)))
     columns = ("", "TTFT", "TPOT", "TTFT without the restore", "TPOT without it")
     table("\nAmong other requests", columns, rows)
-
-
-def link_rate(text: str) -> float:
-    """Bytes a second of `4GiB/s`, or of a bare number of Gbps."""
-    try:
-        gbps = float(text)
-    except ValueError:
-        if not text[:1].isdigit():
-            raise BadInput(
-                f"--tier(={text}) must be {', '.join(TIERS)}, a rate such as 4GiB/s, or Gbps."
-            ) from None
-        return parse_rate("--tier", text)
-    if not 0 < gbps < float("inf"):
-        raise BadInput(f"--tier(={text}) must be above 0 Gbps.")
-    return gbps * GBPS
 
 
 def _print(made: RestorePlan) -> None:

@@ -22,7 +22,7 @@ from sim.engine import issue_times, simulate
 from sim.errors import BadInput, DoesNotFit, Infeasible, UnknownName
 from sim.graph import COMPUTE, D2H, H2D, TaskGraph
 from sim.hardware import HardwareProfile
-from sim.memory import check_fits, footprint
+from sim.memory import Footprint, check_fits, footprint
 from sim.model_spec import ModelSpec
 from sim.resources import streaming_share
 from sim.symmetry import seen_by_each
@@ -98,18 +98,24 @@ class DecodePlanner:
         self.model = model
         self.hardware = hardware
         self.workload = workload
-        # The LP knows one GPU; its links are as fast as when all GPUs copy at once.
-        streaming = hardware
-        for lane in (H2D, D2H):
-            share = streaming_share(hardware, lane, gpus)
-            if share < 1.0:
-                streaming = streaming.with_faster(lane, share)
-        self.costs = CostModel(streaming, model, workload)
+        self.costs = self.costs_on(hardware)
         self.lines = CostLines(self.costs, workload.max_tokens)
         self.planned_steps = planned_steps(workload.gen_tokens, model.n_layers * workload.n_batches)
         self._contexts = [workload.context_tokens(step) for step in self.planned_steps]
         self.nothing_kept = Residency.nothing(model)
         self._timelines: dict[tuple[tuple[tuple[int, ...], ...], Residency], Timeline] = {}
+
+    def costs_on(self, hardware: HardwareProfile) -> CostModel:
+        """What the LP takes tasks to cost on a machine.
+
+        It knows one GPU; its links are as fast as when all GPUs copy at once.
+        """
+        streaming = hardware
+        for lane in (H2D, D2H):
+            share = streaming_share(hardware, lane, self.gpus)
+            if share < 1.0:
+                streaming = streaming.with_faster(lane, share)
+        return CostModel(streaming, self.model, self.workload)
 
     @property
     def sees_all(self) -> bool:
@@ -218,16 +224,8 @@ class DecodePlanner:
         kept = self._whole_kept(relaxed)
         limits = [self._limits(past, kept) for past in self._contexts]
 
-        seen = seen_by_each(self.hardware, self.gpus)
-
         def makespan(shift: int) -> float:
-            graph = self._shortened(whole_tokens(rows, limits, shift), kept)
-            together = replicate(graph, self.gpus)
-            if not self._fits(together):
-                return inf
-            if seen is not None:
-                return simulate(graph, seen, self.engine).makespan_s
-            return simulate(together, self.hardware, self.engine).makespan_s
+            return self._planned_makespan_s(whole_tokens(rows, limits, shift), kept)
 
         best, best_s = 0, makespan(0)
         stride = max(1, self.workload.max_tokens // 8)
@@ -244,6 +242,16 @@ class DecodePlanner:
             lambda step: self._limits(self.workload.context_tokens(step), kept),
         )
         return Choice(split, kept)
+
+    def _planned_makespan_s(self, split: Sequence[Sequence[int]], kept: Residency) -> float:
+        """Of the planned steps alone; of what does not fit the memory infinite."""
+        graph, seen = self._shortened(split, kept), seen_by_each(self.hardware, self.gpus)
+        together = replicate(graph, self.gpus)
+        if not self._fits(together):
+            return inf
+        if seen is not None:
+            return simulate(graph, seen, self.engine).makespan_s
+        return simulate(together, self.hardware, self.engine).makespan_s
 
     def _whole_kept(self, relaxed: Relaxation) -> Residency:
         """What the LP keeps, in whole tokens that take no more memory; X only where it is used."""
@@ -356,14 +364,14 @@ class DecodePlanner:
         need, memory = footprint(graph), self.hardware.memory
         return need.device_bytes <= memory.job_device_bytes and need.host_bytes <= memory.host_bytes
 
-    def check_fits(self, graph: TaskGraph) -> None:
-        """Refuse a graph that the machine has no memory for.
+    def check_fits(self, graph: TaskGraph) -> Footprint:
+        """The memory that a graph takes, of which the machine has enough.
 
         Raises:
-            DoesNotFit: names what to change.
+            DoesNotFit: it has not; names what to change.
         """
         memory = self.hardware.memory
-        check_fits(
+        return check_fits(
             graph,
             memory.device_bytes,
             memory.host_bytes,

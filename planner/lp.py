@@ -272,15 +272,7 @@ class ScheduleLP:
                 self._after(at, self.makespan, "end", 0.0)
 
     def _pause_s(self, earlier: Task, later: Task) -> float:
-        """Pause between two tasks that exist in every split; none around one that may vanish.
-
-        Of a layer's two loads at least one exists, and so does one pause of the link lane.
-        """
-        if earlier.lane != later.lane:
-            return 0.0 if later.op in self._sized else self._dispatch.handover_s
-        if self._sized and (earlier.op in _MAY_VANISH or later.op in _VANISH_BEHIND_PAUSE):
-            return 0.0
-        return self._dispatch.gap_s
+        return certain_pause_s(self._dispatch, earlier, later, bool(self._sized))
 
     def _after(
         self, earlier: int, target: pulp.LpVariable, target_name: str, pause_s: float
@@ -324,6 +316,21 @@ class ScheduleLP:
                     self._row(f"{side}_{kind}{number}", terms, 0.0)
                 changes.append(change)
         self.problem.setObjective(pulp.lpSum(changes))
+
+
+def certain_pause_s(dispatch: Dispatch, earlier: Task, later: Task, sized: bool) -> float:
+    """Pause between two tasks that exist in every split; none around one that may vanish.
+
+    Of a layer's two loads at least one exists, and so does one pause of the link lane.
+
+    Args:
+        sized: whether counts are free, so that a task may vanish.
+    """
+    if earlier.lane != later.lane:
+        return 0.0 if sized and later.op in SIZED_OPS else dispatch.handover_s
+    if sized and (earlier.op in _MAY_VANISH or later.op in _VANISH_BEHIND_PAUSE):
+        return 0.0
+    return dispatch.gap_s
 
 
 def _values(variables: dict[Key, pulp.LpVariable]) -> dict[Key, float]:

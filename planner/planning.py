@@ -138,7 +138,7 @@ def _rival_plan(planner: DecodePlanner, policy: str) -> Plan:
     if planner.schedule != "row":
         raise BadInput(f"policy {policy!r} has a schedule of its own; leave --schedule at row.")
     model, workload = planner.model, planner.workload
-    timeline = _simulate_rival(planner, policy)
+    timeline = simulate_rival(planner, policy)
     planner.check_fits(timeline.graph)
     first = replace(workload, gen_tokens=min(2, workload.gen_tokens))
     start = rival_graph(policy, model, first)
@@ -204,12 +204,13 @@ def _rivals(planner: DecodePlanner) -> dict[str, float]:
                 split = baseline_split(policy, model, job, planner.hardware)
                 timeline = planner.simulate(split, Residency.whole_cache(model, job))
             else:
-                timeline = _simulate_rival(planner, policy)
+                timeline = simulate_rival(planner, policy)
             planner.check_fits(timeline.graph)
             found[policy] = timeline.makespan_s
     return found
 
 
-def _simulate_rival(planner: DecodePlanner, policy: str) -> Timeline:
+def simulate_rival(planner: DecodePlanner, policy: str) -> Timeline:
+    """The whole job as a rival decodes it, on every GPU."""
     graph = rival_graph(policy, planner.model, planner.workload)
     return simulate(replicate(graph, planner.gpus), planner.hardware, planner.engine)

@@ -34,9 +34,9 @@ def _check_axis(name: str, axis: tuple[float, ...]) -> None:
         raise BadInput(f"{name}(={list(axis)}) must be positive and strictly increasing.")
 
 
-def _check_seconds(seconds: tuple[float, ...], n: int) -> None:
+def _check_seconds(seconds: tuple[float, ...], axis: str, n: int) -> None:
     if len(seconds) != n or not all(0 < value < float("inf") for value in seconds):
-        raise BadInput(f"seconds must hold {n} positive finite values, one for each sample point.")
+        raise BadInput(f"seconds must hold {n} positive finite values, one for each of {axis}.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ class Curve:
 
     def __post_init__(self) -> None:
         _check_axis("work", self.work)
-        _check_seconds(self.seconds, len(self.work))
+        _check_seconds(self.seconds, "work", len(self.work))
 
     def at(self, work: float) -> tuple[float, bool]:
         """Seconds for `work`, and whether it lies in the sampled range."""
@@ -84,7 +84,7 @@ class Grid:
         if len(self.seconds) != len(self.rows):
             raise BadInput(f"seconds must hold {len(self.rows)} rows.")
         for row in self.seconds:
-            _check_seconds(row, len(self.columns))
+            _check_seconds(row, "columns", len(self.columns))
 
     def at(self, row: float, column: float) -> tuple[float, bool]:
         """Seconds at (row, column), bilinear, and whether it lies in the sampled range."""

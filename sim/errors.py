@@ -12,6 +12,7 @@ uses kvoverlap as a library catches `KvOverlapError` or the branch it can act on
     ├── Mismatch             two things that must belong together do not
     ├── NotSimulated         a plan reached a device without a passing simulation
     ├── DeviceUnavailable    the device asked for is not on this machine
+    ├── SweepStopped         workers of a sweep died; its finished points are kept
     ├── PlannerFailed        the solver ended without an optimal solution
     │   └── Infeasible       no values satisfy all rows of its program
     └── WrongNumbers         a run produced other tokens or tensors than the resident run
@@ -65,6 +66,10 @@ class NotSimulated(KvOverlapError):
 
 class DeviceUnavailable(KvOverlapError):
     """The requested device is not present or cannot be used."""
+
+
+class SweepStopped(KvOverlapError):
+    """Workers of a sweep died; what is finished is kept, and `--resume` goes on."""
 
 
 class PlannerFailed(KvOverlapError):

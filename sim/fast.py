@@ -7,7 +7,7 @@ tasks with one claim would start within rounding of each other, either may come 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +15,7 @@ import numpy as np
 from sim.availability import ALWAYS, Availability
 from sim.claims import part_of
 from sim.engine import released
-from sim.fast_arrays import LANE, PRICE, RUN, Records
+from sim.fast_arrays import LANE, PRICE, RUN, Floats, Records
 from sim.fast_graph import GraphArrays
 from sim.fast_kernels import (
     NOBODY,
@@ -77,11 +77,31 @@ class FastJob:
 
     def run(self) -> None:
         """Fill in `runs`."""
+        self._prepare()
+        self._go()
+
+    def run_resized(self, places: Sequence[int], prices: Floats) -> None:
+        """Fill in `runs` with other sizes of some tasks.
+
+        Args:
+            places: positions of these tasks, P of them.
+            prices: [P, 2], `alone_s` and `demand_bytes_per_s`.
+        """
+        self._prepare()
+        self.runs["alone_s"][places] = prices[:, 0]
+        self.runs["demand_bytes_per_s"][places] = prices[:, 1]
+        self._go()
+
+    def _prepare(self) -> None:
         arrays, runs, host = self.graph.arrays, self.runs, self.dispatch
         places, n_lanes, n_devices = arrays.places, len(arrays.lanes), arrays.n_devices
         prepare(places, arrays.kind, self.prices, n_devices, n_lanes, host.head_start_s, runs)
         for task, earliest_s in self.released_s.items():
             runs["issued_s"][task] = max(runs["issued_s"][task], earliest_s)
+
+    def _go(self) -> None:
+        arrays, runs, host = self.graph.arrays, self.runs, self.dispatch
+        places = arrays.places
         if self.sharing is None:
             run_alone(places, arrays.deps, arrays.heads.size, host.gap_s, host.handover_s, runs)
         else:

@@ -107,7 +107,9 @@ def read_json(path: Path | str, kind: str) -> dict[str, Any]:
     document = decode_json(path)
     if not isinstance(document, dict) or document.get("kind") != kind:
         found = document.get("kind") if isinstance(document, dict) else type(document).__name__
-        raise BadFile(f"{path} holds {found!r}, not a kvoverlap {kind!r} document.")
+        raise BadFile(
+            f"{path} holds {found!r}, not a kvoverlap {kind!r} document: see its key 'kind'."
+        )
     if document.get("schema_version") != SCHEMA_VERSION:
         raise BadFile(
             f"{path} has schema_version {document.get('schema_version')!r}; this version reads "

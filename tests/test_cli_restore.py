@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from cli.restore import link_rate
+from planner.restore import link_rate
 from sim.engine import ENGINES
 from sim.errors import BadInput
 
@@ -119,7 +119,7 @@ def test_a_long_prompt_under_a_trace_is_planned_by_the_fast_engine(call, tmp_pat
     ("text", "rate"), [("32", 4 * 2**30), ("4GiB/s", 4 * 2**30), ("7GB/s", 7e9), ("0.5", 2**26)]
 )
 def test_a_tier_may_be_a_rate(text, rate):
-    assert link_rate(text) == rate
+    assert link_rate("--tier", text) == rate
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,13 @@
 from planner.restore.adapting import Adaptation, Change, adapt
 from planner.restore.plan import RestorePlan, make_restore_plan, plan_choice
 from planner.restore.planning import RESTORE_POLICIES, RestorePlanner
-from planner.restore.published import behind_link, error_summary, read_cases, reproduce_case
+from planner.restore.published import (
+    behind_link,
+    error_summary,
+    link_rate,
+    read_cases,
+    reproduce_case,
+)
 from planner.restore.replanning import Replanner
 from planner.restore.split import RestoreSplit
 
@@ -18,6 +24,7 @@ __all__ = [
     "adapt",
     "behind_link",
     "error_summary",
+    "link_rate",
     "make_restore_plan",
     "plan_choice",
     "read_cases",

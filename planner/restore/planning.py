@@ -116,6 +116,12 @@ class RestorePlanner:
         """The policy with the least time to first token; of equal ones the simplest."""
         return min((*FIXED, *PLANNED), key=lambda policy: self.choice(policy).ttft_s)
 
+    @property
+    def device_bytes(self) -> int:
+        """Device memory of the weights and of the K and V of the prompt."""
+        kv_bytes = self.model.n_layers * self.request.prompt_tokens * self.model.kv_token_bytes
+        return self.model.weight_bytes + kv_bytes
+
     def check_fits(self) -> None:
         """Raise DoesNotFit where weights and K and V of the prompt exceed device memory.
 
@@ -127,8 +133,7 @@ class RestorePlanner:
                 f"prompt_tokens(={self.request.prompt_tokens}) must be at most the "
                 f"{self.model.max_positions} positions of {self.model.name}; lower --prompt."
             )
-        kv = self.model.n_layers * self.request.prompt_tokens * self.model.kv_token_bytes
-        need, has = self.model.weight_bytes + kv, self.hardware.memory.job_device_bytes
+        need, has = self.device_bytes, self.hardware.memory.job_device_bytes
         if need > has:
             raise DoesNotFit(
                 f"{self.model.name} with {self.request.prompt_tokens} tokens needs "

@@ -21,6 +21,7 @@ from sim.errors import BadFile, BadInput
 from sim.files import blaming, read_text
 from sim.hardware import HardwareProfile
 from sim.prefill import NET, Restore, Tier
+from sim.quantities import parse_rate
 from sim.restore import RestoreRequest
 from sim.source import Figure
 
@@ -90,6 +91,21 @@ class Reproduced:
         return {
             name: self.speedups[name] / value - 1.0 for name, value in self.case.reported.items()
         }
+
+
+def link_rate(name: str, value: str | float) -> float:
+    """Bytes a second of a text such as `4GiB/s`, or of a bare number of Gbps.
+
+    Raises:
+        BadInput: neither; the message names `name`.
+    """
+    try:
+        gbps = float(value)
+    except (ValueError, OverflowError):
+        return parse_rate(name, str(value))
+    if not 0 < gbps < float("inf"):
+        raise BadInput(f"{name}(={value}) must be above 0 Gbps.")
+    return gbps * GBPS
 
 
 def behind_link(hardware: HardwareProfile, bytes_per_s: float) -> HardwareProfile:

@@ -1,0 +1,84 @@
+"""Models and machines of a study's points, each made once in a process."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+from planner.restore.published import behind_link, link_rate
+from planner.sensitivity import NUDGE, PARTS
+from planner.sweep.knobs import MODEL_SIZES
+from sim.catalog import find_hardware, find_model
+from sim.graph import HOST
+from sim.hardware import HardwareProfile
+from sim.model_spec import ModelSpec
+from sim.prefill import TIERS
+from sim.what_if import RATES, in_dtype_of, with_memory, with_rate
+
+Pairs = tuple[tuple[str, Any], ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Machine:
+    """A machine as a point changes it.
+
+    Args:
+        nudged: the same machine with one part a little faster, for each part it has.
+    """
+
+    hardware: HardwareProfile
+    nudged: Mapping[str, HardwareProfile]
+
+
+def machine_of(values: Mapping[str, Any]) -> Machine:
+    """The machine of a point: profile, rates, memory sizes and the link to the tier.
+
+    Raises:
+        NotMeasured: the profile has no figure for something that is set.
+    """
+    keys = ("hardware", "gpu_memory", "host_memory", "tier", *RATES)
+    return _machine(tuple((key, values[key]) for key in keys if key in values))
+
+
+@lru_cache(maxsize=256)
+def _machine(pairs: Pairs) -> Machine:
+    values = dict(pairs)
+    hardware = _profile(values["hardware"])
+    for key in RATES:
+        if key in values:
+            hardware = with_rate(hardware, key, values[key])
+    hardware = with_memory(hardware, values.get("gpu_memory"), values.get("host_memory"))
+    tier = values.get("tier", TIERS[0])
+    if tier not in TIERS:
+        hardware = behind_link(hardware, link_rate("tier", tier))
+    nudged = {}
+    for part in PARTS:
+        if part == HOST and hardware.links.host is None:
+            continue
+        if part == "uplink" and not hardware.uplinks:
+            continue
+        nudged[part] = hardware.with_faster(part, 1 + NUDGE)
+    return Machine(hardware, nudged)
+
+
+@lru_cache(maxsize=64)
+def _profile(name: str) -> HardwareProfile:
+    return find_hardware(name)
+
+
+def model_of(values: Mapping[str, Any], hardware: HardwareProfile) -> ModelSpec:
+    """The model of a point, in the element size that the machine's figures hold for.
+
+    Raises:
+        BadInput: sizes that do not go together, or a dtype of another size.
+    """
+    sizes = tuple((size, values[key]) for size in MODEL_SIZES if (key := f"model.{size}") in values)
+    spec = _model(values["model"], values.get("dtype"), sizes)
+    return in_dtype_of(spec, hardware, chosen="dtype" in values)
+
+
+@lru_cache(maxsize=64)
+def _model(name: str, dtype: str | None, sizes: Pairs) -> ModelSpec:
+    return replace(find_model(name, dtype), **dict(sizes))

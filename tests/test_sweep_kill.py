@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pyarrow.parquet as pq
 import pytest
@@ -63,9 +64,11 @@ def wait_until(holds) -> None:
 
 
 @pytest.mark.filterwarnings("default")  # what a dying worker's sockets warn of is not ours
-def test_a_cluster_that_loses_a_worker_loses_and_doubles_no_point(whole, tmp_path):
+def test_a_cluster_that_loses_a_worker_loses_and_doubles_no_point(whole, tmp_path, monkeypatch):
     from distributed import LocalCluster
 
+    # Workers run the main module again, and a test of pages leaves a page in its place.
+    monkeypatch.setitem(sys.modules, "__main__", ModuleType("__main__"))
     study = Study.of(MANY)
     with LocalCluster(
         n_workers=2, threads_per_worker=1, dashboard_address=None, worker_dashboard_address=None

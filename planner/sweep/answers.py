@@ -222,7 +222,7 @@ def restore_row(values: Inputs) -> Row:
         gpu_share=values["gpu_share"],
         tier_kv_bits=values["kv_bits"],
     )
-    planner = RestorePlanner(model_of(values, hardware), hardware, request)
+    planner = RestorePlanner(model_of(values, hardware), hardware, request, engine=ENGINE)
     planner.check_fits()
     policy = values["policy"]
     taken = planner.fastest() if policy == AUTO else policy

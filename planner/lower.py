@@ -84,6 +84,8 @@ def replicate(graph: TaskGraph, devices: int) -> TaskGraph:
 
     Tasks of device 0 keep their names, those of device d are called `g<d>.<name>`.
     """
+    if devices == 1:
+        return graph
     tasks = list(graph.tasks)
     for device in range(1, devices):
         tasks += [

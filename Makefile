@@ -10,7 +10,7 @@ run: $(RUN_READY)  ## profile this machine, plan, predict, run and compare; resu
 	$(BIN)/kvoverlap validate --device auto --out runs/latest
 
 test: lint  ## style, types, import arrows, then every test
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadfile
 
 lint: $(DEV_READY)
 	$(BIN)/ruff check .

@@ -121,8 +121,14 @@ def test_wrong_input_is_refused_in_one_sentence(plan, call, tier, more, words):
     assert "Traceback" not in stderr
 
 
+def test_a_share_of_the_device_is_run_beside_other_requests(plan, call):
+    status, stdout, _ = call("run", plan("two-ended", "dram", "--gpu-share", 0.5))
+    assert status == 0
+    assert "first token, logits, K and V equal the resident prefill" in stdout
+
+
 def test_what_can_only_be_simulated_says_so(plan, call, folder):
-    status, _, stderr = call("run", plan("two-ended", "dram", "--gpu-share", 0.5))
+    status, _, stderr = call("run", plan("two-ended", "dram", "--kv-bits", 8))
     assert status == 2
     assert "only simulated" in " ".join(stderr.split())
     (folder / "drop.csv").write_text("start_s,disk\n0,0.2\n")

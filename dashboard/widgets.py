@@ -61,6 +61,20 @@ def chart(figure: Figure, alt: str, key: str, bare: bool = False) -> None:
     st.plotly_chart(figure, config=BARE_CHART if bare else CHART, alt=alt, key=key)
 
 
+def choose_view(views: Sequence[str]) -> str:
+    """Which of a page's views is shown; the first at first, and part of the link."""
+    view: str = st.segmented_control(
+        "View",
+        list(views),
+        default=views[0],
+        required=True,
+        key="view",
+        bind="query-params",
+        label_visibility="collapsed",
+    )
+    return view
+
+
 def narrow_windows() -> None:
     """Below a width at which they would be cut, cards stand two by two and pairs in one column."""
     st.html(f"<style>{NARROW}</style>")

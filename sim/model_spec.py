@@ -13,7 +13,7 @@ from sim.errors import BadInput
 from sim.files import STRICT_KEYS
 
 DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
-_SIZES = (
+MODEL_SIZES = (
     "n_layers",
     "hidden_size",
     "n_heads",
@@ -157,7 +157,7 @@ class ModelSpec:
     weight_bits: int | None = None
 
     def __post_init__(self) -> None:
-        _check_sizes(f"model {self.name}", self, _SIZES)
+        _check_sizes(f"model {self.name}", self, MODEL_SIZES)
         if self.sliding_window is not None:
             _check_sizes(f"model {self.name}", self, ("sliding_window",), least=2)
         for layer in self.full_attention_layers:

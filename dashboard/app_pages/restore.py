@@ -32,7 +32,7 @@ from dashboard.restore_words import (
 from dashboard.restores import AUTO, AVAILABILITY_FILE, RateSweep, RestoreAnswer, RestoreQuestion
 from dashboard.session import restore_answer_to, uploaded_restore_plans
 from dashboard.traces import trace_csv, trace_in_words
-from dashboard.widgets import cards, chart, table_downloads
+from dashboard.widgets import cards, chart, choose_view, table_downloads
 from dashboard.words import plain
 from planner.restore import RestorePlan
 from sim.availability import Availability
@@ -98,15 +98,7 @@ def show_question() -> None:
 def show_asked(question: RestoreQuestion, policy: str) -> None:
     """The answer, then the view that is chosen of it."""
     head, progress = st.container(), st.container()
-    view = st.segmented_control(
-        "View",
-        [ENDS, RATES, CHANGES],
-        default=ENDS,
-        required=True,
-        key="view",
-        bind="query-params",
-        label_visibility="collapsed",
-    )
+    view = choose_view([ENDS, RATES, CHANGES])
     answer = planned(question, progress)
     if view == CHANGES:
         st.subheader("What happens to the machine meanwhile", anchor=False)

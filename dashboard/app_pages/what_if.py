@@ -22,6 +22,7 @@ from dashboard.session import answer_to
 from dashboard.widgets import (
     cards,
     chart,
+    choose_view,
     show_command,
     table_downloads,
 )
@@ -91,15 +92,7 @@ def show_answer(plan: Plan) -> None:
 
 def show_view(question: Question, plan: Plan) -> None:
     """The chosen figure with its table."""
-    view = st.segmented_control(
-        "View",
-        [SPLIT, CROSSOVER, MAP],
-        default=SPLIT,
-        required=True,
-        key="view",
-        bind="query-params",
-        label_visibility="collapsed",
-    )
+    view = choose_view([SPLIT, CROSSOVER, MAP])
     if view == SPLIT:
         points = show_split(question, plan)
     elif view == CROSSOVER:

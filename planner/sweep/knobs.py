@@ -13,7 +13,7 @@ from planner.restore.planning import RESTORE_POLICIES
 from planner.restore.published import link_rate
 from sim.catalog import find_hardware, find_model
 from sim.errors import BadInput, UnknownName
-from sim.model_spec import DTYPE_BYTES
+from sim.model_spec import DTYPE_BYTES, MODEL_SIZES
 from sim.prefill import TIERS
 from sim.quantities import parse_bytes, parse_count, parse_rate
 from sim.restore import KV_BITS
@@ -24,17 +24,6 @@ Reader = Callable[[str, Any], Value]
 """From a key and what stands there to the value in SI units; raises BadInput that names the key."""
 
 AUTO = "auto"
-MODEL_SIZES = (
-    "n_layers",
-    "hidden_size",
-    "n_heads",
-    "n_kv_heads",
-    "head_dim",
-    "intermediate_size",
-    "vocab_size",
-    "max_positions",
-)
-"""Sizes of a model that can be set as `model.<size>`."""
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,10 @@ from typing import Any
 
 from planner.restore.published import behind_link, link_rate
 from planner.sensitivity import NUDGE, PARTS
-from planner.sweep.knobs import MODEL_SIZES
 from sim.catalog import find_hardware, find_model
 from sim.graph import HOST
 from sim.hardware import HardwareProfile
-from sim.model_spec import ModelSpec
+from sim.model_spec import MODEL_SIZES, ModelSpec
 from sim.prefill import TIERS
 from sim.what_if import RATES, in_dtype_of, with_memory, with_rate
 

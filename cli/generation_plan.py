@@ -48,7 +48,7 @@ def plan_on_the_spot(
             f"profiling this {kind} device for {model.name}; `kvoverlap profile -o FILE` keeps a "
             "profile, --hardware FILE uses it"
         )
-        machine = measure_profile(kind, [model], f"this-{kind}", link)
+        machine = measure_profile(kind, [model], f"this-{kind}", link, restores=False)
     with progress("plan") as tell:
         tell("solving and simulating")
         return make_plan(model, machine, job, policy or DEFAULT_POLICY)

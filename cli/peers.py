@@ -84,7 +84,7 @@ def peers(
     check_workload(spec, job)
     if machine is None:
         spec = find_model(model, DEFAULT_DTYPE[kind])
-        machine = measure_profile(kind, [spec], f"this-{kind}", None)
+        machine = measure_profile(kind, [spec], f"this-{kind}", None, restores=False)
     elif kind != made_for:
         note(f"the plans are made for {machine.name}; what is measured is this {kind} device")
     spec = match_dtype(spec, machine, chosen=False)

@@ -219,13 +219,13 @@ def test_the_verb_prints_json(config, capsys):
 def test_the_verb_profiles_the_machine_where_no_profile_is_given(config, capsys, monkeypatch):
     asked = []
 
-    def profiled(kind, specs, name, link):
-        asked.append((kind, [spec.dtype for spec in specs], name, link))
+    def profiled(kind, specs, name, link, restores):
+        asked.append((kind, [spec.dtype for spec in specs], name, link, restores))
         return replace(SLOW_LINK, dtype="float32", device_kind="cpu")
 
     monkeypatch.setattr(cli.peers, "measure_profile", profiled)
     peers(model=config, **{**ARGUMENTS, "hardware": None}, repeats=1)
-    assert asked == [("cpu", ["float32"], "this-cpu", None)]
+    assert asked == [("cpu", ["float32"], "this-cpu", None, False)]
     text = capsys.readouterr().out
     assert "tiny (float32) beside others: batch 2, prompt 12, 2 step(s)" in text
     assert "transformers offloaded: not run: needs CUDA" in text

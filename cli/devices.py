@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from math import inf
 from pathlib import Path
 from typing import Annotated
 
@@ -102,12 +103,14 @@ def measure_profile(
     link: str | None,
     kv_bits: Sequence[int] = KV_BITS,
     restores: bool = True,
+    max_s: float = inf,
 ) -> HardwareProfile:
     """Profile the device `kind` for the shapes of `specs`, choosing a link pace where needed.
 
     Args:
         kv_bits: quantised caches whose kernels are sampled.
         restores: prefill in chunks and the disk are sampled too.
+        max_s: time after which no further pass over the points begins.
     """
     from hw import balanced_link_bytes_per_s, open_backend, profile_device
 
@@ -127,6 +130,7 @@ def measure_profile(
             kv_bits=kv_bits,
             restores=restores,
             progress=steps,
+            max_s=max_s,
         )
 
 

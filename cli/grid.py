@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import chain
+from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,10 +21,11 @@ from sim.memory import footprint
 from sim.model_spec import ModelSpec
 from sim.recording import Recording
 from sim.timeline import Timeline
+from sim.what_if import with_memory
 from sim.workload import Workload
 
 if TYPE_CHECKING:
-    from hw import Executor, HostCache
+    from hw import Executor, HostCache, OffloadedLayers
     from hw.backends import Backend
     from hw.cache import ResidentDecode
 
@@ -31,7 +34,9 @@ FIXED_PARTS = (0.25, 0.75)
 """Fixed splits of the grid, as parts of the prompt."""
 
 WARM_UPS = {"cpu": 1, "cuda": 3}
-"""Runs of each case that do not count."""
+"""Runs of each case that do not count; fewer where they take longer than `WARM_UP_S` together."""
+
+WARM_UP_S = 1.0
 
 MAX_REPLANS = 2
 """Times that a grid may plan a shape anew."""
@@ -93,22 +98,42 @@ def shape_name(job: Workload) -> str:
     return f"b{batches}{job.batch_size}-s{job.prompt_tokens}{bits}"
 
 
-def plan_names(job: Workload) -> dict[str, str]:
-    """Case name and policy of every plan of a shape."""
-    fixed = [f"fixed:{round(part * job.prompt_tokens)}" for part in FIXED_PARTS]
-    return {
-        f"{shape_name(job)}-{policy.replace(':', '')}": policy for policy in (*POLICIES, *fixed)
-    }
+@dataclass(frozen=True)
+class GridOptions:
+    """How the plans of every shape of a grid are made.
+
+    Args:
+        schedule: `row` or `column`.
+        gpu_memory_bytes: device memory that plans may use; policy `lp` then keeps what fits.
+        fixed_parts: fixed splits that are measured too, as parts of the prompt.
+    """
+
+    schedule: str = "row"
+    gpu_memory_bytes: float | None = None
+    fixed_parts: tuple[float, ...] = FIXED_PARTS
+
+    def names(self, job: Workload) -> dict[str, str]:
+        """Case name and policy of every plan of a shape."""
+        fixed = [f"fixed:{round(part * job.prompt_tokens)}" for part in self.fixed_parts]
+        shape = shape_name(job)
+        if self.gpu_memory_bytes is not None:
+            shape += f"-mem{self.gpu_memory_bytes / 2**30:g}"
+        return {f"{shape}-{policy.replace(':', '')}": policy for policy in (*POLICIES, *fixed)}
+
+    def plans(self, model: ModelSpec, hardware: HardwareProfile, job: Workload) -> PlanGroup:
+        """One plan per policy and fixed split."""
+        if self.gpu_memory_bytes is not None:
+            hardware = with_memory(hardware, self.gpu_memory_bytes, None)
+        keep = self.gpu_memory_bytes is not None
+        return {
+            name: make_plan(model, hardware, job, policy, self.schedule, keep=keep)
+            for name, policy in self.names(job).items()
+        }
 
 
-def plan_shape(
-    model: ModelSpec, hardware: HardwareProfile, job: Workload, schedule: str
-) -> PlanGroup:
-    """One plan per policy and fixed split."""
-    return {
-        name: make_plan(model, hardware, job, policy, schedule)
-        for name, policy in plan_names(job).items()
-    }
+def warm_ups(kind: str, makespan_s: float) -> int:
+    """Runs that do not count, of a case that takes `makespan_s`."""
+    return max(1, min(WARM_UPS[kind], ceil(WARM_UP_S / makespan_s)))
 
 
 class GridRun:
@@ -131,7 +156,7 @@ class GridRun:
         repeats: int,
         seed: int,
         steps: Steps,
-        schedule: str = "row",
+        options: GridOptions | None = None,
     ) -> None:
         """Make the weights, and the prompts' cache of which every job takes its part.
 
@@ -145,7 +170,7 @@ class GridRun:
         self.backend = backend
         self.repeats = repeats
         self.steps = steps
-        self.schedule = schedule
+        self.options = options or GridOptions()
         longest = Workload(
             max(job.batch_size * job.n_batches for job in jobs),
             max(job.prompt_tokens for job in jobs),
@@ -160,18 +185,24 @@ class GridRun:
         self._prompts = prompt_ids(model, longest, seed)
         prefill(self._weights, self._prompts, self._source)
         self._pulse = Pulse(backend, model, hardware)
+        self._offloaded: OffloadedLayers | None = None
         self._replans = 0
 
     def _check_memory(self, longest: Workload, jobs: Sequence[Workload]) -> None:
-        """Every job fits beside the prompts' cache, of which a job smaller than it takes a copy."""
-        from hw import check_graph_fits
+        """Every job fits, with the prompts' cache, the speed probe and the reference decodes.
+
+        A job smaller than the prompts' cache takes a copy of its part.
+        """
+        from hw import Pulse, check_graph_fits, reference_bytes
 
         source = lower("row", self.model, longest, self._recompute_all(longest))
         whole_cache_bytes = footprint(source, all_rows(self.model, longest)).host_bytes
         for job in jobs:
-            largest = lower(self.schedule, self.model, job, self._recompute_all(job))
+            largest = lower(self.options.schedule, self.model, job, self._recompute_all(job))
             held = 0 if job == longest else whole_cache_bytes
-            check_graph_fits(largest, self.backend, held)
+            probe_bytes = Pulse.device_bytes(self.model, self.backend.kind)
+            held_device = probe_bytes + reference_bytes(self.model, job)
+            check_graph_fits(largest, self.backend, held, held_device_bytes=held_device)
 
     def _recompute_all(self, job: Workload) -> list[list[int]]:
         return baseline_split("recompute-all", self.model, job, self.hardware)
@@ -199,7 +230,7 @@ class GridRun:
         self, job: Workload, caches: list[HostCache], references: list[ResidentDecode], done: float
     ) -> ShapeResult | None:
         """Plan for the machine as fast as it is now, and run; None if it left the plans behind."""
-        from hw import Executor
+        from hw import DeviceArena, Executor, OffloadedLayers, buffer_bytes, executor_buffers
 
         tokens = [reference.tokens for reference in references]
         follow = tokens if self.model.dtype != "float32" or job.kv_bits is not None else None
@@ -207,17 +238,29 @@ class GridRun:
         hardware = self.hardware
         for part, ratio in drift.items():
             hardware = hardware.with_faster(part, 1 / ratio)
-        group = plan_shape(self.model, hardware, job, self.schedule)
+        group = self.options.plans(self.model, hardware, job)
         graphs = {name: plan.simulated_graph() for name, plan in group.items()}
         predicted = {name: simulate(graph, hardware) for name, graph in graphs.items()}
+        needs = [executor_buffers(graph, caches[0].row) for graph in graphs.values()]
+        arena_bytes = max(buffer_bytes(chain.from_iterable(need.values())) for need in needs)
+        arena = DeviceArena(self.backend, arena_bytes)
+        if self.options.schedule == "column" and self._offloaded is None:
+            self._offloaded = OffloadedLayers(self._weights, self.backend)
         executors = {
             name: Executor(
-                graph, predicted[name].graph.sha256, self._weights, caches, self.backend, follow
+                graph,
+                predicted[name].graph.sha256,
+                self._weights,
+                caches,
+                self.backend,
+                follow,
+                self._offloaded,
+                arena,
             )
             for name, graph in graphs.items()
         }
-        for executor in executors.values():
-            for _ in range(WARM_UPS[self.backend.kind]):
+        for name, executor in executors.items():
+            for _ in range(warm_ups(self.backend.kind, predicted[name].makespan_s)):
                 executor.run()
         checks: dict[str, dict[str, float | bool]] = {}
 

@@ -16,6 +16,7 @@ from cli.accuracy import accuracy
 from cli.advise import advise_verb
 from cli.catalogue import hardware_app, models
 from cli.devices import profile, run
+from cli.doctor import doctor
 from cli.generation import generate
 from cli.output import err, fail, out
 from cli.peers import peers
@@ -57,6 +58,7 @@ app = App(
 )
 app.command(plan)
 app.command(simulate_verb, name="simulate")
+app.command(doctor)
 app.command(profile)
 app.command(run)
 app.command(generate)

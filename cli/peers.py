@@ -12,7 +12,7 @@ from cli.entrants import (
     spare_memory,
     transformers_entrants,
 )
-from cli.grid import WARM_UPS, shape_name
+from cli.grid import shape_name, warm_ups
 from cli.output import Steps, note, print_json, progress, say, table
 from cli.plans import match_dtype
 from planner import make_plan
@@ -131,11 +131,11 @@ def measure_peers(
         flexgen_entrant(),
         *our_entrants(graphs, hardware, weights, cache, backend, reference),
     ]
-    warm_ups = WARM_UPS[backend.kind]
-    for number in range(warm_ups + repeats):
-        steps(f"{title}, peers: round {number + 1}", number / (warm_ups + repeats))
+    first = warm_ups(backend.kind, plans["load-all"].makespan_s)
+    for number in range(first + repeats):
+        steps(f"{title}, peers: round {number + 1}", number / (first + repeats))
         for entrant in entrants:
-            entrant.take_turn(reference if number else None, counted=number >= warm_ups)
+            entrant.take_turn(reference if number else None, counted=number >= first)
     load_all_s = next(one.median_s for one in entrants if one.name == "load-all")
     lines = [entrant.to_dict(job.gen_tokens, load_all_s) for entrant in entrants]
     for entrant in entrants:

@@ -2,98 +2,70 @@
 
 from __future__ import annotations
 
+import gc
+import io
+import tarfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from cyclopts import Parameter
 
 from cli.accuracy import print_accuracy
 from cli.devices import DEFAULT_DTYPE, measure_profile
-from cli.grid import FIXED_PARTS, WARM_UPS, GridRun, plan_names, shape_name
-from cli.output import Steps, note, print_json, progress, say
-from cli.peers import measure_peers, print_peers
-from cli.restore_recording import RestoreRecorder
-from cli.rounds import EXTRA_ROUNDS
-from planner import make_plan
+from cli.output import note, print_json, progress, say
+from cli.peers import print_peers
+from cli.settings import DEFAULT_JOBS, PEERS, SETTINGS, DecodeSetting, Recorded, RecordSetting
 from sim.accuracy import CASE, CASES, PROFILE, assess
 from sim.catalog import find_model
-from sim.errors import BadInput, DoesNotFit, Mismatch, UnknownName
-from sim.files import read_json, write_json
+from sim.errors import BadInput, Mismatch, UnknownName
+from sim.files import read_json, write_bytes, write_json
 from sim.hardware import HardwareProfile
 from sim.model_spec import ModelSpec
-from sim.workload import Workload
 
-if TYPE_CHECKING:
-    from hw.backends import Backend
-
-SCENARIOS = ("decode", "restore")
-RESTORED = {"cpu": ("opt-125m",), "cuda": ("opt-6.7b",)}
-"""Models whose restores are recorded."""
+SCENARIOS = ("all", "decode", "restore")
 RECORDING = "recording.json"
-PEERS = "peers.json"
-STEPS = 2
 REPEATS = 5
+INTERRUPTED = 130
+"""Exit status after Ctrl-C, as shells report it."""
 
-GRID: dict[str, dict[str, tuple[tuple[int, int], ...]]] = {
-    "cpu": {
-        "opt-125m": ((7, 500), (4, 300)),
-        "qwen2.5-0.5b": ((6, 400),),
-    },
-    "cuda": {
-        "opt-6.7b": ((32, 1024), (12, 700)),
-        "opt-13b": ((32, 1024), (10, 500)),
-        "llama-3.1-8b": ((24, 1500),),
-        "opt-1.3b": ((20, 900),),
-    },
-}
-"""(batch, prompt) of each model, the most valuable first."""
+PROFILE_S = {"cpu": 55.0, "cuda": 45.0}
+"""About how long profiling takes for one model."""
 
-PEER_SHAPES = {
-    "cpu": {"opt-125m": (7, 500)},
-    "cuda": {"opt-6.7b": (32, 1024), "opt-13b": (32, 1024)},
-}
-"""Where other runtimes decode the same."""
+PROFILE_SHARE = 0.35
+"""Part of the time left that profiling a model may take before it makes do with fewer samples."""
 
-SETUP_S = {"cpu": 15.0, "cuda": 30.0}
-"""About what weights, prompts and reference of one shape take."""
-
-
-@dataclass(frozen=True)
-class Budget:
-    """Seconds that a recording may take, from the moment it started."""
-
-    started_s: float
-    seconds: float
-
-    @property
-    def left_s(self) -> float:
-        return self.seconds - (monotonic() - self.started_s)
+RESTORE_PROFILE_S = {"cpu": 30.0, "cuda": 30.0}
+"""What chunked prefill and the disk add to it."""
 
 
 def record(
     *,
     output: Annotated[Path, Parameter(name=["--out", "-o"])],
-    scenario: str = "decode",
+    scenario: str = "all",
     device: str = "auto",
     minutes: float = 8.0,
+    models: str | None = None,
     repeats: int = REPEATS,
     link: str | None = None,
     seed: int = 0,
     peers: Annotated[bool, Parameter(negative="--no-peers")] = True,
+    pack: Path | None = None,
     json: bool = False,
 ) -> int:
-    """Record this machine: profile it, measure a held-out grid of plans, run others beside.
+    """Record this machine: measure held-out plans, restores and other systems.
 
     The folder holds the profile and, for every case, its graph and measured timelines, which
-    `kvoverlap accuracy` predicts anew. The most valuable cases come first; what does not fit the
-    time is left out, and the same command goes on where it stopped.
+    `kvoverlap accuracy` predicts again. The most valuable cases come first. Only models whose cases
+    fit the time are profiled. Every case is written when it is finished: what fails, does not fit
+    the time or is interrupted is named in `left_out`, and the same command goes on.
 
     Examples:
       kvoverlap record --out data/recordings/my-machine
       kvoverlap record --device cuda --out data/recordings/h100-pcie5 --minutes 8
+      kvoverlap record --device cuda --models opt-30b,opt-6.7b --out h100 --pack h100.tar.gz
       kvoverlap record --scenario restore --out data/recordings/my-restores
 
     Parameters
@@ -101,11 +73,14 @@ def record(
     output
         Folder of the recording; one that holds a broken-off recording is completed.
     scenario
-        decode, or restore: of a cached prefix from host memory and from a file.
+        all, decode, or restore: of a cached prefix from host memory and from a file.
     device
         auto, cpu or cuda.
     minutes
         Time that the whole may take.
+    models
+        Comma-separated models to measure, by default all of the device's list; a model that is not
+        on the list is measured with one decode job.
     repeats
         Measured repetitions of every case, in turn with the other cases of its shape.
     link
@@ -114,10 +89,12 @@ def record(
         Seed of weights and prompts.
     peers
         Also let transformers decode the same, with its offloaded and its resident cache.
+    pack
+        Write the whole folder into this .tar.gz file at the end.
     json
         Print JSON instead of text.
     """
-    from hw import open_backend, resolve_device
+    from hw import resolve_device
 
     if scenario not in SCENARIOS:
         raise UnknownName("scenario", scenario, SCENARIOS)
@@ -125,99 +102,211 @@ def record(
         raise BadInput(f"--repeats(={repeats}) must be at least 1.")
     if not 0 < minutes < float("inf"):
         raise BadInput(f"--minutes(={minutes}) must be above 0.")
-    budget = Budget(monotonic(), 60 * minutes)
+    if pack is not None and pack.is_dir():
+        raise BadInput(f"--pack(={pack}) is a folder; name a file, such as recording.tar.gz.")
     kind = resolve_device(device)
-    names = RESTORED[kind] if scenario == "restore" else GRID[kind]
-    specs = [find_model(name, DEFAULT_DTYPE[kind]) for name in names]
-    hardware = recorded_profile(output, kind, specs, link)
-    with progress("record") as tell:
-        if scenario == "restore":
-            with open_backend(kind) as on:
-                environment = on.environment()
-            check_same_machine(output, hardware, environment)
-            recorder = RestoreRecorder(
-                output, hardware, kind, repeats, seed, lambda: budget.left_s, tell
-            )
-            left_out = [one for spec in specs for one in recorder.measure(spec)]
-        else:
-            environment, left_out = _record_decodes(
-                output, hardware, kind, specs, repeats, seed, budget, peers, tell
-            )
-    write_json(
-        output / RECORDING,
-        "recording",
-        {"environment": environment, "repeats": repeats, "seed": seed, "left_out": left_out},
-    )
-    found = assess(output)
-    if json:
-        print_json({**found.to_dict(), "left_out": left_out, "peers": recorded_peers(output)})
-        return 0
-    print_accuracy(found)
-    for report in recorded_peers(output):
-        say("")
-        print_peers(report)
-    for what in left_out:
-        note(what)
-    say(f"\nrecording in {output}; check it with: kvoverlap accuracy --recordings {output}")
-    return 0
+    chosen = chosen_settings(kind, scenario, models, peers)
+    specs = {one.model: find_model(one.model, DEFAULT_DTYPE[kind]) for one in chosen}
+    check_output(output, link)
+    with progress("record") as steps:
+        how = Recorded(output, kind, repeats, seed, steps)
+        recorder = Recorder(how, specs, monotonic() + 60 * minutes, link)
+        recorder.measure(chosen)
+    if pack is not None:
+        pack_folder(output, pack)
+    report(output, recorder, json)
+    return INTERRUPTED if recorder.interrupted else 0
 
 
-def _record_decodes(
-    output: Path,
-    hardware: HardwareProfile,
-    kind: str,
-    specs: Sequence[ModelSpec],
-    repeats: int,
-    seed: int,
-    budget: Budget,
-    peers: bool,
-    tell: Steps,
-) -> tuple[dict[str, Any], list[str]]:
-    """Measure the grid of decodes; returns the environment and what was left out."""
-    from hw import open_backend
-
-    with open_backend(kind, hardware.links.h2d.paced_bytes_per_s) as on:
-        check_same_machine(output, hardware, on.environment())
-        recorder = Recorder(output, hardware, on, repeats, seed, budget, tell)
-        for spec, shapes in zip(specs, GRID[kind].values(), strict=True):
-            recorder.measure(spec, [Workload(batch, prompt, STEPS) for batch, prompt in shapes])
-            shape = PEER_SHAPES[kind].get(spec.name)
-            if peers and shape is not None:
-                recorder.run_peers(spec, Workload(*shape, STEPS))
-        return on.environment(), recorder.left_out
-
-
-def recorded_profile(
-    output: Path, kind: str, specs: list[ModelSpec], link: str | None
-) -> HardwareProfile:
-    """The profile that a broken-off recording left, or a new one.
+def chosen_settings(
+    kind: str, scenario: str, models: str | None, peers: bool
+) -> list[RecordSetting]:
+    """What to measure on a device of this kind, in order.
 
     Raises:
-        BadInput: the folder holds something else.
+        BadInput: nothing is left to measure.
+    """
+    wanted = None if models is None else [name.strip() for name in models.split(",")]
+    known = SETTINGS[kind]
+    if wanted is not None:
+        listed = {one.model for one in known}
+        others = [DecodeSetting(name, DEFAULT_JOBS[kind]) for name in wanted if name not in listed]
+        known = [*(one for one in known if one.model in wanted), *others]
+    chosen = [
+        one
+        for one in known
+        if scenario in ("all", one.scenario) and (peers or not one.other_systems)
+    ]
+    if not chosen:
+        raise BadInput(
+            f"--scenario {scenario} has nothing to measure of --models(={models}); leave one out."
+        )
+    return chosen
+
+
+def check_output(output: Path, link: str | None) -> None:
+    """Refuse a folder that holds something else than a recording.
+
+    Raises:
+        BadInput: so, or the folder has a profile, whose link pace cannot be chosen again.
     """
     if (output / PROFILE).is_file():
-        found = HardwareProfile.load(output / PROFILE)
         done = len(list(output.glob(f"{CASES}/*/{CASE}")))
         note(f"{output} holds {done} finished cases; going on with its profile.")
         if link is not None:
             raise BadInput(f"--link(={link}): {output} has a profile already; leave --link out.")
-        return found
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+    elif output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise BadInput(f"--out(={output}) holds something else; name a new folder.")
-    made = measure_profile(kind, specs, output.name, link)
-    made.save(output / PROFILE)
-    return made
 
 
-def check_same_machine(
-    output: Path, hardware: HardwareProfile, environment: Mapping[str, Any]
-) -> None:
+@dataclass
+class Recorder:
+    """Fills a folder until the time is spent.
+
+    Args:
+        specs: model by the name that a setting gives it.
+        until_s: moment on `time.monotonic()` at which the time is spent.
+        link: pace of the cpu device's link, as typed.
+
+    Attributes:
+        left_out: one sentence for each setting that is not in the folder.
+        interrupted: somebody pressed Ctrl-C.
+    """
+
+    how: Recorded
+    specs: Mapping[str, ModelSpec]
+    until_s: float
+    link: str | None
+    left_out: list[str] = field(default_factory=list)
+    interrupted: bool = False
+    environment: dict[str, Any] = field(default_factory=dict)
+
+    def measure(self, settings: Sequence[RecordSetting]) -> None:
+        """Measure what is not there yet and what the time allows, one setting after another.
+
+        Raises:
+            Mismatch: the folder holds a recording of another machine.
+        """
+        hardware: HardwareProfile | None = None
+        if (self.how.output / PROFILE).is_file():
+            hardware = HardwareProfile.load(self.how.output / PROFILE)
+            check_same_machine(self.how.output, hardware, self.how.kind)
+        for number, setting in enumerate(settings):
+            spec = self.specs[setting.model]
+            try:
+                hardware = self._measure(setting, spec, hardware, settings[number:])
+            except KeyboardInterrupt:
+                self.interrupted = True
+                names = [one.name(self.specs[one.model]) for one in settings[number:]]
+                self.left_out.append(f"{', '.join(names)} left out: interrupted.")
+            except (Mismatch, BadInput) as error:
+                if hardware is None:
+                    raise
+                self._leave_out(setting.name(spec), error)
+            except Exception as error:  # one failure must not lose the other cases
+                self._leave_out(setting.name(spec), error)
+            if hardware is not None:
+                self._write()
+            if self.interrupted:
+                return
+            gc.collect()
+
+    def _leave_out(self, name: str, error: Exception) -> None:
+        text = " ".join(str(error).split())[:300]
+        self.left_out.append(f"{name} left out: {type(error).__name__}: {text}")
+        note(self.left_out[-1])
+
+    def _measure(
+        self,
+        setting: RecordSetting,
+        spec: ModelSpec,
+        hardware: HardwareProfile | None,
+        later: Sequence[RecordSetting],
+    ) -> HardwareProfile | None:
+        """Profile the model if nobody has, and measure the setting; returns the profile."""
+        same = [one for one in later if self.specs[one.model] == spec]
+        bits = sorted({one.kv_bits for one in same if one.kv_bits is not None})
+        restores = any(one.scenario == "restore" for one in same)
+        name = setting.name(spec)
+        if hardware is None or not covers(hardware, spec, bits, restores):
+            needed_s = PROFILE_S[self.how.kind] + restores * RESTORE_PROFILE_S[self.how.kind]
+            if hardware is not None and not self._affordable(f"profile of {name}", needed_s):
+                return hardware
+            made = measure_profile(
+                self.how.kind,
+                [spec],
+                self.how.output.name,
+                self._link(hardware),
+                bits,
+                restores,
+                max_s=PROFILE_SHARE * max(0.0, self.until_s - monotonic()),
+            )
+            hardware = made if hardware is None else hardware.with_tables_of(made)
+            hardware.save(self.how.output / PROFILE)
+        if setting.is_there(self.how.output, spec, hardware):
+            return hardware
+        started_s = monotonic()
+        needed_s = setting.seconds(spec, hardware, self.how)
+        if self._affordable(name, needed_s):
+            self.environment = setting.record(spec, hardware, self.how)
+            took_s = monotonic() - started_s
+            note(f"{name}: {took_s:.0f} s, estimated {needed_s:.0f} s")
+        return hardware
+
+    def _link(self, hardware: HardwareProfile | None) -> str | None:
+        """The pace to profile with: one link serves all models of a recording."""
+        pace = None if hardware is None else hardware.links.h2d.paced_bytes_per_s
+        return self.link if pace is None else f"{pace:.17g}B/s"
+
+    def _affordable(self, name: str, needed_s: float) -> bool:
+        left_s = max(0.0, self.until_s - monotonic())
+        if needed_s > left_s:
+            self.left_out.append(
+                f"{name} left out: {left_s:.0f} s of --minutes were left, it takes about "
+                f"{needed_s:.0f} s; the same command goes on."
+            )
+            note(self.left_out[-1])
+        return needed_s <= left_s
+
+    def _write(self) -> None:
+        path = self.how.output / RECORDING
+        if not self.environment and path.is_file():
+            self.environment = read_json(path, "recording")["environment"]
+        content = {
+            "environment": self.environment,
+            "repeats": self.how.repeats,
+            "seed": self.how.seed,
+            "left_out": self.left_out,
+        }
+        write_json(path, "recording", content)
+
+
+def covers(
+    hardware: HardwareProfile, spec: ModelSpec, kv_bits: Sequence[int], restores: bool
+) -> bool:
+    """Whether a profile has the tables of a model."""
+    heads = (spec.n_heads, spec.n_kv_heads, spec.head_dim)
+    products = {(table.n, table.k) for table in hardware.gemm.tables}
+    if (2 * spec.kv_size, spec.hidden_size) not in products:
+        return False
+    if not set(kv_bits) <= {table.bits for table in hardware.elementwise.tables}:
+        return False
+    block = hardware.restore
+    tables = () if block is None or block.prefill is None else block.prefill.tables
+    return not restores or heads in {(one.n_heads, one.n_kv_heads, one.head_dim) for one in tables}
+
+
+def check_same_machine(output: Path, hardware: HardwareProfile, kind: str) -> None:
     """Refuse to go on with a recording of another machine.
 
     Raises:
         Mismatch: device or torch version differ.
     """
+    from hw import open_backend
+
     before = hardware.environment or {}
+    with open_backend(kind, hardware.links.h2d.paced_bytes_per_s) as backend:
+        environment = backend.environment()
     for key in ("device", "torch"):
         if before.get(key) != environment.get(key):
             raise Mismatch(
@@ -226,77 +315,36 @@ def check_same_machine(
             )
 
 
-@dataclass
-class Recorder:
-    """Fills the folder `output` until the budget is spent; `left_out` says what is not in it."""
+def pack_folder(folder: Path, archive: Path) -> None:
+    """Write a folder into a .tar.gz file, which appears only when it is whole."""
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w:gz") as tar:
+        tar.add(folder, arcname=folder.name)
+    write_bytes(archive, packed.getvalue())
 
-    output: Path
-    hardware: HardwareProfile
-    backend: Backend
-    repeats: int
-    seed: int
-    budget: Budget
-    tell: Steps
-    left_out: list[str] = field(default_factory=list)
 
-    def measure(self, spec: ModelSpec, jobs: Sequence[Workload]) -> None:
-        """Measure the shapes of one model that are not there yet and that the time allows."""
-        affordable = [
-            job
-            for job in jobs
-            if not recorded(self.output, spec, job) and self._affordable(spec, job, "")
-        ]
-        if not affordable:
-            return
-        try:
-            grid = GridRun(
-                spec, self.hardware, self.backend, affordable, self.repeats, self.seed, self.tell
-            )
-        except DoesNotFit as error:
-            self.left_out.append(f"{spec.name} left out: {error}")
-            return
-        for number, job in enumerate(affordable):
-            if number and not self._affordable(spec, job, ""):
-                continue
-            for case in grid.measure(job, number / len(affordable)).cases:
-                case.save(self.output / CASES / f"{spec.name}-{case.name}")
-
-    def run_peers(self, spec: ModelSpec, job: Workload) -> None:
-        """Let other runtimes decode one shape, unless they have."""
-        path = self.output / f"{spec.name}-{PEERS}"
-        if not path.is_file() and self._affordable(spec, job, "peers of "):
-            try:
-                report = measure_peers(
-                    spec, self.hardware, self.backend, job, self.repeats, self.seed, self.tell
-                )
-            except DoesNotFit as error:
-                self.left_out.append(f"peers of {spec.name} left out: {error}")
-                return
-            write_json(path, "peers", report)
-
-    def _affordable(self, spec: ModelSpec, job: Workload, what: str) -> bool:
-        left_s, needed_s = self.budget.left_s, self._estimated_s(spec, job)
-        if needed_s > left_s:
-            self.left_out.append(
-                f"{what}{spec.name}-{shape_name(job)} left out: {max(0.0, left_s):.0f} s of "
-                f"--minutes were left, it takes about {needed_s:.0f} s; the same command goes on."
-            )
-        return needed_s <= left_s
-
-    def _estimated_s(self, spec: ModelSpec, job: Workload) -> float:
-        """About how long all cases of one shape take."""
-        plan = make_plan(spec, self.hardware, job, "lp")
-        once_s = sum(plan.baselines.values()) + plan.makespan_s * (1 + len(FIXED_PARTS))
-        runs = WARM_UPS[self.backend.kind] + self.repeats + EXTRA_ROUNDS
-        return SETUP_S[self.backend.kind] + 1.2 * once_s * runs
+def report(output: Path, recorder: Recorder, json: bool) -> None:
+    """Print how far the predictions of the recorded cases are off, and what is not there."""
+    left_out = recorder.left_out
+    if not any(output.glob(f"{CASES}/*/{CASE}")):
+        if json:
+            print_json({"cases": [], "left_out": left_out, "peers": []})
+        else:
+            say(f"no case was measured; {output} is not a recording yet")
+        return
+    found = assess(output)
+    if json:
+        print_json({**found.to_dict(), "left_out": left_out, "peers": recorded_peers(output)})
+        return
+    print_accuracy(found)
+    for one in recorded_peers(output):
+        say("")
+        print_peers(one)
+    for what in left_out:
+        note(what)
+    say(f"\nrecording in {output}; check it with: kvoverlap accuracy --recordings {output}")
 
 
 def recorded_peers(output: Path) -> list[dict[str, Any]]:
+    """Reports on other systems in a recording."""
     return [read_json(path, "peers") for path in sorted(output.glob(f"*-{PEERS}"))]
-
-
-def recorded(output: Path, spec: ModelSpec, job: Workload) -> bool:
-    """Whether every case of a shape is there, each with the file that is written last."""
-    return all(
-        (output / CASES / f"{spec.name}-{name}" / CASE).is_file() for name in plan_names(job)
-    )

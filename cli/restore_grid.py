@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cli.grid import WARM_UPS
+from cli.grid import warm_ups
 from cli.output import Steps
 from cli.restore_runs import Prepared, prepare, tier_paces, what_it_did
 from cli.rounds import Rounds, Speed, run_in_turn
@@ -104,31 +104,43 @@ def default_settings(
     The link to a device that has a real one is as it is.
     """
     for n_tokens in prompts:
-        request = _request(n_tokens)
-        balanced = _balanced_bytes_per_s(model, hardware, request)
         policies: tuple[str, ...] = POLICIES
         for tier, factors in BANDWIDTHS.items():
             if tier == "dram" and hardware.links.h2d.paced_bytes_per_s is None:
                 factors = (1.0,)
             for factor in factors:
-                rate = float(f"{factor * balanced:.2g}")
-                machine, name = at_rate(hardware, tier, rate)
-                yield Setting(
-                    f"s{n_tokens}-{tier}-{name}", machine, replace(request, tier=tier), policies
-                )
+                request = replace(restore_request(n_tokens), tier=tier)
+                yield setting_at(model, hardware, request, factor, policies)
                 policies = POLICIES[:-1]
+
+
+def setting_at(
+    model: ModelSpec,
+    hardware: HardwareProfile,
+    request: RestoreRequest,
+    factor: float,
+    policies: tuple[str, ...],
+) -> Setting:
+    """A request of a machine whose tier is `factor` as fast as one that loads as long as computes.
+
+    A real link stays as it is.
+    """
+    rate = float(f"{factor * _balanced_bytes_per_s(model, hardware, request):.2g}")
+    machine, words = at_rate(hardware, request.tier, rate)
+    return Setting(f"s{request.prompt_tokens}-{request.tier}-{words}", machine, request, policies)
 
 
 def at_balance(
     model: ModelSpec, hardware: HardwareProfile, prompt_tokens: int
 ) -> tuple[HardwareProfile, RestoreRequest]:
     """A prompt in host memory behind a link over which loading takes as long as computing."""
-    request = _request(prompt_tokens)
+    request = restore_request(prompt_tokens)
     rate = _balanced_bytes_per_s(model, hardware, request)
     return at_rate(hardware, request.tier, float(f"{rate:.2g}"))[0], request
 
 
-def _request(prompt_tokens: int) -> RestoreRequest:
+def restore_request(prompt_tokens: int) -> RestoreRequest:
+    """A prompt that is cached but for its last token, in the chunks of this grid."""
     return RestoreRequest(
         prompt_tokens=prompt_tokens,
         cached_tokens=prompt_tokens - 1,
@@ -222,8 +234,8 @@ class RestoreGrid:
             executors = {
                 case: stack.enter_context(ready.executor(plan)) for case, plan in plans.items()
             }
-            for executor in executors.values():
-                for _ in range(WARM_UPS[self.kind]):
+            for case, executor in executors.items():
+                for _ in range(warm_ups(self.kind, plans[case].ttft_s)):
                     executor.run()
             runners = {case: _runner(case, one, checks) for case, one in executors.items()}
             rounds = run_in_turn(

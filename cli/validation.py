@@ -12,7 +12,7 @@ from cyclopts import Parameter
 
 from cli.adapt_validation import measure_adaptation, print_adaptation_report
 from cli.devices import DEFAULT_DTYPE, measure_profile
-from cli.grid import Case, GridRun, ShapeResult, shape_name
+from cli.grid import Case, GridOptions, GridRun, ShapeResult, shape_name
 from cli.output import print_json, progress, say, table
 from cli.plans import parse_kv_bits
 from cli.restore_grid import RestoreCase
@@ -198,7 +198,7 @@ def measure_decodes(
 
     pace = hardware.links.h2d.paced_bytes_per_s
     with progress("validate") as tell, open_backend(kind, pace) as backend:
-        grid = GridRun(spec, hardware, backend, jobs, repeats, seed, tell, schedule)
+        grid = GridRun(spec, hardware, backend, jobs, repeats, seed, tell, GridOptions(schedule))
         shapes = [grid.measure(job, number / len(jobs)) for number, job in enumerate(jobs)]
     return [case for shape in shapes for case in shape.cases], summary(shapes, hardware)
 

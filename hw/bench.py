@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 from itertools import count, pairwise
 from math import prod
+from statistics import median
 from time import perf_counter
 
 import torch
@@ -29,7 +30,7 @@ SAMPLE_S = 2e-3
 SLOTS = 2
 """Staging buffers that take turns, as in the executor."""
 
-MOST_EVICTED_BYTES = 256 * 2**20
+MAX_EVICTED_BYTES = 256 * 2**20
 """More than any cache holds; a layer whose weights are larger is stood in for by this much."""
 
 ROTATION_BYTES = 192 * 2**20
@@ -40,17 +41,31 @@ SHORTEST_S = 1e-7
 """Kernels in one chain between matrix products, and the least that one of them is said to take."""
 
 BURST_S = 0.1
-MOST_CALLS = 300
+MAX_CALLS = 300
 """Length of a burst, and calls in it: fewer than a device's launch queue holds."""
 
 MOST_TURNS = 16
 """More operands in turn push each other out of a core's own caches."""
 
-MIN_ROTATION = 4
+MIN_ROTATION = {"cpu": 4, "cuda": 2}
 """Copies of a matrix so large that it fills the rotation alone, such as the output head."""
+
+MAX_ROTATION = 256
+
+OVERHEAD_TASKS = 50
+
+SUSTAINED_S = 0.25
+SUSTAINED_FROM_S = 1e-3
+"""A GPU lowers its clocks under steady load. Work that takes a millisecond or more is therefore
+called back to back for so long, and the last third of the calls counts."""
 
 Work = Callable[[int], object]
 """Work on a lane; the argument counts all calls ever made, so that operands take turns."""
+
+
+def rotation_copies(n_bytes: int, kind: str) -> int:
+    """Copies of a matrix that take turns on a device of this kind."""
+    return max(MIN_ROTATION[kind], min(MAX_ROTATION, ROTATION_BYTES // n_bytes))
 
 
 class Bench:
@@ -78,7 +93,7 @@ class Bench:
         generator = torch.Generator(device=backend.device).manual_seed(0)
         self._calls = count()
         self._rotations: dict[tuple[int, ...], list[Tensor]] = {}
-        self._evicted = min(layer_bytes, MOST_EVICTED_BYTES) // dtype.itemsize
+        self._evicted = min(layer_bytes, MAX_EVICTED_BYTES) // dtype.itemsize
         n = max(largest_operand, self._evicted, 1024 * 1024)
         self._pool = torch.empty(n, dtype=dtype, device=backend.device)
         self._pool.normal_(generator=generator)
@@ -88,6 +103,27 @@ class Bench:
         for slot in self._slots:
             slot.normal_(generator=generator)
         self._host.copy_(self._slots[0])
+
+    @cached_property
+    def compute_task_s(self) -> float:
+        """Device seconds of a compute task besides its kernels: its events, and starting up."""
+        a, b, c = self.random(256, 1024), self.random(1024, 1024), self.out(256, 1024)
+        return self._task_overhead_s(COMPUTE, lambda _: torch.mm(a, b, out=c))
+
+    @cached_property
+    def copy_task_s(self) -> float:
+        """Device seconds of a copy task besides its copy."""
+        return self._task_overhead_s(H2D, self.copy_work(H2D, 2**20))
+
+    def _task_overhead_s(self, lane: str, work: Work) -> float:
+        """What a task of one piece of work takes longer than that work in a row.
+
+        None where the lane's own thread takes the time.
+        """
+        if self.backend.kind == "cpu":
+            return 0.0
+        in_a_row_s = min(self.alone(lane, work))
+        return max(0.0, median(self._samples(lane, work, 1, OVERHEAD_TASKS)) - in_a_row_s)
 
     def random(self, *shape: int) -> Tensor:
         """A random operand; equal shapes share their memory."""
@@ -105,9 +141,7 @@ class Bench:
     def rotation(self, *shape: int) -> list[Tensor]:
         """Different random operands of one shape, each allocated by itself as a layer's are."""
         if shape not in self._rotations:
-            size = prod(shape)
-            copies = ROTATION_BYTES // (size * self.dtype.itemsize)
-            copies = max(MIN_ROTATION, min(256, copies))
+            copies = rotation_copies(prod(shape) * self.dtype.itemsize, self.backend.kind)
             self._rotations[shape] = [self.random(*shape).clone() for _ in range(copies)]
         return self._rotations[shape]
 
@@ -122,6 +156,13 @@ class Bench:
         once = self._samples(lane, work, 1, 2)[-1]
         inner = max(1, min(200, round(SAMPLE_S / max(once, 1e-7))))
         return [sample / inner for sample in self._samples(lane, work, inner, REPEATS)]
+
+    def sustained(self, lane: str, work: Work) -> list[float]:
+        """Seconds of `work(i)` under steady load on `lane`: the last third of `SUSTAINED_S`."""
+        once_s = self._samples(lane, work, 1, 2)[-1]
+        calls = max(3 * REPEATS, min(MAX_CALLS, round(SUSTAINED_S / once_s)))
+        samples = self._samples(lane, work, 1, calls)[-(calls // 3) :]
+        return [sample - self.compute_task_s for sample in samples]
 
     def between(self, n: int, work: Work) -> list[float]:
         """Seconds that `work(i)` adds between `[1, n] x [n, n]` products of one task.
@@ -152,7 +193,7 @@ class Bench:
         """Seconds of `work(i, slot)` when slot was filled over the link, but not just now."""
         size = prod(shape)
         host, slots = self._host[:size], [slot[:size] for slot in self._slots]
-
+        overhead_s = self.compute_task_s
         markers: list[Marker] = []
         self.backend.begin()
         for number in range(2 + REPEATS):
@@ -163,21 +204,36 @@ class Bench:
             self.backend.issue(COMPUTE, self._evict, [filled])
             use = partial(work, next(self._calls), slot.view(*shape))
             markers.append(self.backend.issue(COMPUTE, use))
-        return self._finish(markers)[2:]
+        return [max(SHORTEST_S, one - overhead_s) for one in self._finish(markers)[2:]]
 
     def matmul(self, m: int, n: int, k: int) -> list[float]:
         """Seconds of `[m, k] x [k, n]` on activations that are still in a cache."""
         linears, x, out = self.linears(n, k), self.random(m, k), self.out(m, n)
-        return self.alone(COMPUTE, lambda call: linear_into(linears[call % len(linears)], x, out))
+
+        def work(call: int) -> None:
+            linear_into(linears[call % len(linears)], x, out)
+
+        samples = self.alone(COMPUTE, work)
+        if self.backend.kind == "cpu" or median(samples) < SUSTAINED_FROM_S:
+            return samples
+        return self.sustained(COMPUTE, work)
 
     def matmul_fed(self, m: int, n: int, k: int) -> list[float]:
-        """Seconds of `[m, k] x [k, n]` when x just came over the link, as in a recomputation."""
+        """Seconds of `[m, k] x [k, n]` when x just came over the link, as in a recomputation.
+
+        A product of a millisecond or more on a GPU is sampled under steady load instead: its x is
+        larger than any cache there, so that only the clocks matter.
+        """
         linears, outs = self.linears(n, k), [out[: m * n].view(m, n) for out in self._outs]
+        slots = [slot[: m * k].view(m, k) for slot in self._slots]
 
         def work(call: int, x: Tensor) -> None:
             linear_into(linears[call % len(linears)], x, outs[call % SLOTS])
 
-        return self.fed((m, k), work)
+        samples = self.fed((m, k), work)
+        if self.backend.kind == "cpu" or median(samples) < SUSTAINED_FROM_S:
+            return samples
+        return self.sustained(COMPUTE, lambda call: work(call, slots[call % SLOTS]))
 
     def copy_work(self, lane: str, n_bytes: int) -> Work:
         """A copy of `n_bytes` between host and device in the direction of `lane`.
@@ -200,7 +256,8 @@ class Bench:
         as much work again, so that it lasts for as long as `lane` works even if it is not slowed.
         """
         once_s, other_s = self.alone(lane, work)[0], self.alone(other, other_work)[0]
-        calls = max(3, min(MOST_CALLS, round(BURST_S / once_s)))
+        calls = max(3, min(MAX_CALLS, round(BURST_S / once_s)))
+        calls = max(3, min(calls, int(MAX_CALLS * other_s / (1.5 * once_s))))
         beside = max(3, round(1.5 * calls * once_s / other_s))
         paces = []
         for _ in range(REPEATS):
@@ -227,9 +284,13 @@ class Bench:
         shared = min(end, other_end) - max(start, other_start)
         return end - start, max(shared / (end - start), 0.1)
 
-    def issue_s(self, lane: str, work: Work) -> list[float]:
-        """Host seconds to issue one piece of work; the device has none of it to wait for."""
-        n, samples = 200, []
+    def issue_s(self, lane: str, work: Work, n: int = 200) -> list[float]:
+        """Host seconds to issue one piece of work; the device has none of it to wait for.
+
+        Args:
+            n: pieces that are issued ahead; a launch queue that is full makes the host wait.
+        """
+        samples = []
         for _ in range(REPEATS):
             self.backend.begin()
             start = perf_counter()
@@ -247,12 +308,18 @@ class Bench:
         """Seconds between the end of work on one lane and the start of work that waits for it."""
         return self._gaps(lambda call: (COMPUTE, H2D)[call % 2])
 
-    def _gaps(self, lane_of: Callable[[int], str]) -> list[float]:
+    def turn_s(self) -> list[float]:
+        """Seconds between two matrix products that are handed over when their turn has come."""
+        return self._gaps(lambda _: COMPUTE, in_turn=True)
+
+    def _gaps(self, lane_of: Callable[[int], str], in_turn: bool = False) -> list[float]:
         a, b, c = self.random(256, 1024), self.random(1024, 1024), self.out(256, 1024)
         copy = self.copy_work(H2D, 2**20)
         works: dict[str, Work] = {COMPUTE: lambda _: torch.mm(a, b, out=c), H2D: copy}
+        for lane, work in works.items():  # a library loads its kernel when it is first called
+            self._samples(lane, work, 1, 1)
         markers: list[Marker] = []
-        self.backend.begin()
+        self.backend.begin(in_turn=in_turn)
         for call in range(20):
             lane = lane_of(call)
             markers.append(self.backend.issue(lane, self._once(works[lane]), markers[-1:]))

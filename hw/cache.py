@@ -20,9 +20,9 @@ from sim.kv_format import QuantisedRow
 from sim.model_spec import ModelSpec
 from sim.workload import Workload
 
-PREFILL_TOKENS = 4096
-"""Prompt tokens that go through a layer together; bounds the activations' memory."""
-
+PREFILL_TOKENS = {"cpu": 4096, "cuda": 32768}
+"""Prompt tokens that go through a layer together, by kind of device; bounds the activations'
+memory. Rows of a whole batch are one copy to the host, those of some sequences are not."""
 
 MOST_SLOTS = 2
 """Staging slots that a graph may have; as many layers are kept whole for comparison."""
@@ -187,7 +187,7 @@ def prefill(weights: Weights, prompts: Tensor, cache: HostCache) -> Tensor:
     n_sequences, n_tokens = prompts.shape
     kernels = Kernels(weights, n_tokens)
     model, device = weights.model, weights.device
-    together = max(1, PREFILL_TOKENS // n_tokens)
+    together = max(1, PREFILL_TOKENS[device.type] // n_tokens)
     logits = []
     for first in range(0, n_sequences, together):
         part = slice(first, min(first + together, n_sequences))
@@ -213,8 +213,8 @@ class ResidentDecode:
         margins: [steps, B], how far the best logit led the second, relative to the largest.
         logits: [B, V] of the last step.
         new_kv: for each layer [steps, B, 2, H_kv, D], the tokens decoded.
-        last_kv: by layer, [S, B, 2, H_kv, D], the tokens that the last step attends to, of the
-            layers that staging slots hold at the end of a run.
+        last_kv: by layer, [S, B, 2, H_kv, D] on the device, the tokens that the last step attends
+            to, of the layers that staging slots hold at the end of a run.
     """
 
     tokens: Tensor
@@ -222,6 +222,12 @@ class ResidentDecode:
     logits: Tensor
     new_kv: list[Tensor]
     last_kv: dict[int, Tensor]
+
+
+def reference_bytes(model: ModelSpec, workload: Workload) -> int:
+    """Device memory that the reference decodes of a job's batches hold while others run."""
+    layers = min(MOST_SLOTS, model.n_layers) * workload.n_batches
+    return layers * workload.max_tokens * workload.batch_size * model.kv_token_bytes
 
 
 @torch.inference_mode()
@@ -268,7 +274,7 @@ def resident_decode(
             kernels.mlp(layer, hidden)
             new_kv[number][step].copy_(layer_kv[past])
             if step == steps - 1 and number >= model.n_layers - MOST_SLOTS:
-                last_kv[number] = layer_kv[start : past + 1].cpu().clone()
+                last_kv[number] = layer_kv[start : past + 1].clone()
         logits = kernels.logits(hidden)
         tokens[step] = logits.argmax(dim=-1).cpu()
         current = (tokens if follow is None else follow)[step].to(device)

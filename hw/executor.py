@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from hw.arena import Buffer, DeviceArena
 from hw.backends import Backend, Marker
 from hw.cache import HostCache, ResidentDecode, kv_layout, planned_decode
 from hw.kernels import Kernels
@@ -20,6 +22,7 @@ from sim.graph import HOST, Task, TaskGraph
 from sim.host_rows import HostRows, all_rows, needed_rows
 from sim.kv_format import QuantisedRow
 from sim.memory import check_fits, slot_rows
+from sim.races import check_races
 from sim.timeline import Timeline
 
 
@@ -33,10 +36,14 @@ class Executor:
         caches: K, V and X of each batch's prompts; the run appends the new tokens behind them.
         follow: for each batch [steps, B], tokens to feed instead of the run's own, so that a
             reference stays comparable in precisions whose rounding can turn a close choice over.
+        offloaded: host copies of the weights for a column schedule, by default made here; several
+            executors can share them.
+        arena: device memory to share with executors that run at other times, by default none.
 
     Raises:
         NotSimulated: `predicted_sha256` is not this graph's hash.
         Mismatch: the weights or the cache belong to another model or workload.
+        RaceFound: two tasks of the graph touch the same buffer in no fixed order.
     """
 
     def __init__(
@@ -47,6 +54,8 @@ class Executor:
         caches: Sequence[HostCache],
         backend: Backend,
         follow: Sequence[Tensor] | None = None,
+        offloaded: OffloadedLayers | None = None,
+        arena: DeviceArena | None = None,
     ) -> None:
         if predicted_sha256 != graph.sha256:
             raise NotSimulated(
@@ -63,40 +72,30 @@ class Executor:
                 f"the plan is for {graph.n_devices} GPUs that share links, which can only be "
                 "simulated; plan with --gpus 1 to run."
             )
+        check_races(graph)
         _check_caches(caches, graph)
         self.graph = graph
         self.weights = weights
         self.caches = caches
         self.backend = backend
-        model, job = graph.model, graph.workload
-        dtype, empty = TORCH_DTYPE[model.dtype], backend.device_empty
-        loads = [task for task in graph.tasks if task.op == "load_x"]
-        x_rows = max((task.n_tokens for task in loads), default=0)
-        x_slots = {task.slot for task in loads}
-        batch, rows, batches = job.batch_size, range(graph.slots), range(job.n_batches)
-        self._kernels = Kernels(weights, job.max_tokens)
-        head = (2, model.n_kv_heads, model.head_dim)
-        slots = slot_rows(graph)
-        self._kv = [empty((tokens, batch, *head), dtype) for tokens in slots]
         self._row = caches[0].row
-        self._staged, self._new_rows = self._kv, []
-        if self._row is not None:
-            shape = (batch, self._row.bytes)
-            self._staged = [empty((tokens, *shape), torch.uint8) for tokens in slots]
-            self._new_rows = [empty((1, *shape), torch.uint8) for _ in rows]
-        self._x = {slot: empty((x_rows, batch, model.hidden_size), dtype) for slot in x_slots}
+        empty = backend.device_empty if arena is None else arena.layout().empty
+        buffers = executor_buffers(graph, self._row)
+        held = {name: [empty(*one) for one in some] for name, some in buffers.items()}
+        self._kernels = Kernels(weights, graph.workload.max_tokens)
+        self._kv, self._new_rows = held["kv"], held["new_rows"]
+        self._staged = held["staged"] or self._kv
+        self._x = dict(zip(_x_slots(graph), held["x"], strict=True))
+        self._new_x, self._hidden = held["new_x"], held["hidden"]
+        (self._queries,) = held["queries"]
+        self._tokens, self._logits = held["tokens"], held["logits"]
         self._pinned: Tensor | None = None
         if (0, HOST) in graph.lanes:
-            self._pinned = backend.host_empty((max(slots), batch, *head), dtype)
-        self._new_x = [empty((batch, model.hidden_size), dtype) for _ in rows]
-        self._hidden = [empty((batch, model.hidden_size), dtype) for _ in batches]
-        self._queries = empty((batch, model.n_heads, model.head_dim), dtype)
-        self._tokens = [empty((job.gen_tokens + 1, batch), torch.int64) for _ in batches]
-        self._logits = [empty((batch, model.vocab_size), dtype) for _ in batches]
+            self._pinned = backend.host_empty(*max(buffers["kv"], key=lambda one: one[0]))
         self._follow = follow and [tokens.to(backend.device) for tokens in follow]
         self._layers = {
             (step, at): layer
-            for step in range(job.gen_tokens)
+            for step in range(graph.workload.gen_tokens)
             for at, layer in enumerate(weights.layers)
         }
         self._own_slot = own_slots(graph)
@@ -108,27 +107,8 @@ class Executor:
         self._offloaded: OffloadedLayers | None = None
         brought = {(t.step, t.layer): t.slot for t in graph.tasks if t.op == "load_weights"}
         if brought:
-            offloaded = self._offloaded = OffloadedLayers(weights, backend)
+            offloaded = self._offloaded = offloaded or OffloadedLayers(weights, backend)
             self._layers |= {at: offloaded.layer(at[1], slot) for at, slot in brought.items()}
-        self._ops: dict[str, Callable[[Task], None]] = {
-            "embed": self._embed,
-            "qkv": self._qkv,
-            "place_kv": self._place_kv,
-            "recompute_resident": self._recompute_resident,
-            "recompute": self._recompute,
-            "attention": self._attention,
-            "mlp": self._mlp,
-            "head": self._head,
-            "load_kv_weights": self._load_kv_weights,
-            "load_weights": self._load_weights,
-            "load_x": self._load_x,
-            "load_kv": self._load_kv,
-            "store_kv": self._store_kv,
-            "store_x": self._store_x,
-            "stage_kv": self._stage_kv,
-            "quantise": self._quantise,
-            "dequantise": self._dequantise,
-        }
 
     def run(self) -> Timeline:
         """Decode once; returns when every task ran.
@@ -148,7 +128,9 @@ class Executor:
         self.backend.begin()
         for task, deps in zip(self.graph.tasks, self.graph.dep_indices, strict=True):
             markers.append(
-                self.backend.issue(task.lane, self._work(task), [markers[dep] for dep in deps])
+                self.backend.issue(
+                    task.lane, partial(OPS[task.op], self, task), [markers[dep] for dep in deps]
+                )
             )
         self.backend.finish()
         times = self.backend.times_s(markers)
@@ -183,7 +165,7 @@ class Executor:
         model, job = self.graph.model, self.graph.workload
         appended = [[kv[-job.gen_tokens :] for kv in cache.kv] for cache in self.caches]
         for (layer, batch), slot in self._own_slot.items():
-            appended[batch][layer] = self._kv[slot][-job.gen_tokens :].cpu()
+            appended[batch][layer] = self._kv[slot][-job.gen_tokens :]
         attentions = {task.slot: task for task in self.graph.tasks if task.op == "attention"}
         last = model.n_layers - 1
         left = model.first_token(last, job.max_tokens - 1)
@@ -194,13 +176,9 @@ class Executor:
             self.tokens,
             self.logits,
             appended,
-            {(task.batch, task.layer): self._attended(task).cpu() for task in attentions.values()},
+            {(task.batch, task.layer): self._attended(task) for task in attentions.values()},
             [cache.kv[last][skipped : -job.gen_tokens] for cache in self.caches],
         )
-
-    def _work(self, task: Task) -> Callable[[], None]:
-        op = self._ops[task.op]
-        return lambda: op(task)
 
     def _embed(self, task: Task) -> None:
         tokens = self._tokens[task.batch][task.step]
@@ -321,6 +299,62 @@ class Executor:
         return self._kv[task.slot][stop - attended_tokens(task, self.graph.model) : stop]
 
 
+OPS: dict[str, Callable[[Executor, Task], None]] = {
+    "embed": Executor._embed,
+    "qkv": Executor._qkv,
+    "place_kv": Executor._place_kv,
+    "recompute_resident": Executor._recompute_resident,
+    "recompute": Executor._recompute,
+    "attention": Executor._attention,
+    "mlp": Executor._mlp,
+    "head": Executor._head,
+    "load_kv_weights": Executor._load_kv_weights,
+    "load_weights": Executor._load_weights,
+    "load_x": Executor._load_x,
+    "load_kv": Executor._load_kv,
+    "store_kv": Executor._store_kv,
+    "store_x": Executor._store_x,
+    "stage_kv": Executor._stage_kv,
+    "quantise": Executor._quantise,
+    "dequantise": Executor._dequantise,
+}
+"""What each operation does. Bound methods in the executor would make a reference cycle, which
+keeps its buffers until the garbage collector runs."""
+
+
+def executor_buffers(graph: TaskGraph, row: QuantisedRow | None) -> dict[str, list[Buffer]]:
+    """The device buffers that a run of `graph` overwrites, by name.
+
+    Args:
+        row: how the host cache is quantised; None where it is not.
+    """
+    model, job = graph.model, graph.workload
+    dtype, batch, n_batches = TORCH_DTYPE[model.dtype], job.batch_size, job.n_batches
+    slots, hidden = slot_rows(graph), ((batch, model.hidden_size), dtype)
+    x_rows = max((task.n_tokens for task in graph.tasks if task.op == "load_x"), default=0)
+    staged: list[Buffer] = []
+    new_rows: list[Buffer] = []
+    if row is not None:
+        staged = [((tokens, batch, row.bytes), torch.uint8) for tokens in slots]
+        new_rows = [((1, batch, row.bytes), torch.uint8)] * graph.slots
+    head = (2, model.n_kv_heads, model.head_dim)
+    return {
+        "kv": [((tokens, batch, *head), dtype) for tokens in slots],
+        "staged": staged,
+        "new_rows": new_rows,
+        "x": [((x_rows, batch, model.hidden_size), dtype)] * len(_x_slots(graph)),
+        "new_x": [hidden] * graph.slots,
+        "hidden": [hidden] * n_batches,
+        "queries": [((batch, model.n_heads, model.head_dim), dtype)],
+        "tokens": [((job.gen_tokens + 1, batch), torch.int64)] * n_batches,
+        "logits": [((batch, model.vocab_size), dtype)] * n_batches,
+    }
+
+
+def _x_slots(graph: TaskGraph) -> list[int]:
+    return sorted({task.slot for task in graph.tasks if task.op == "load_x"})
+
+
 def own_slots(graph: TaskGraph) -> dict[tuple[int, int], int]:
     """Slot of each (layer, batch) whose cache stays on the device: only new rows come in."""
     filling = ("load_x", "load_kv", "place_kv", "recompute", "recompute_resident")
@@ -374,20 +408,22 @@ def check_graph_fits(
     backend: Backend,
     held_host_bytes: int = 0,
     cache: Sequence[HostRows] | None = None,
+    held_device_bytes: int = 0,
 ) -> None:
     """Refuse a graph that the device or host has no room for, before anything is allocated.
 
     The reference decode needs all weights on the device, those of a column schedule too.
 
     Args:
-        held_host_bytes: host memory that something else will take beside the graph's.
+        held_host_bytes: host memory that something else will take.
+        held_device_bytes: device memory that something else will take.
         cache: rows of each layer on the host, by default all, which the reference decode needs.
 
     Raises:
         DoesNotFit: names what is too large and what to lower.
     """
     memory = backend.memory()
-    device_bytes = memory.device_bytes
+    device_bytes = memory.device_bytes - held_device_bytes
     if graph.schedule == "column":
         device_bytes -= graph.model.n_layers * graph.model.layer_weight_bytes
     where = f"this {backend.kind} device"

@@ -7,6 +7,7 @@ the samples are kept beside it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -46,12 +47,21 @@ from sim.links import Dispatch, Interference, Link, Links
 from sim.model_spec import ModelSpec
 from sim.samples import Point, Samples
 
-PASSES = 8
+PASSES = {"cpu": 8, "cuda": 3}
 LANES_EVERY = 3
 """Passes over all kernels, and in every which of them lanes and prefill are sampled too: copies and
 large products vary less than products that wait for memory, and take longer."""
 
-CONTEXTS = (64, 256, 512, 1024, 2048)
+CONTEXTS = {
+    "cpu": (64, 256, 512, 1024, 2048),
+    "cuda": (65, 257, 513, 769, 1025, 1537, 2049),
+}
+"""Keys of the sampled attention. A GPU works in tiles of 64, and a decode attends to its prompt and
+the new token."""
+
+MIN_PACE = 0.01
+"""Least pace that a lane is said to keep while another works; a bad sample can come out below 0."""
+
 LINK_BYTES = tuple(4**power for power in range(5, 16))
 """Copies of 1 KiB to 1 GiB."""
 
@@ -74,6 +84,7 @@ def profile_device(
     kv_bits: Sequence[int] = KV_BITS,
     restores: bool = True,
     progress: Progress = lambda _text, _done: None,
+    max_s: float = math.inf,
 ) -> HardwareProfile:
     """Measure a device for the shapes of `models`, which share one dtype.
 
@@ -85,6 +96,7 @@ def profile_device(
         kv_bits: quantised caches whose kernels are sampled.
         restores: sample prefill in chunks and the disk too.
         progress: called with what is measured and the fraction done.
+        max_s: after this time no further pass over the points begins; there is always one.
     """
     for model in models:
         check_runnable(model)
@@ -93,7 +105,7 @@ def profile_device(
     memory, environment = backend.memory(), backend.environment()
     with torch.inference_mode():
         profiler = _Profiler(backend, models, batches, max_rows, copies, kv_bits, restores)
-        samples = profiler.measure(progress)
+        samples = profiler.measure(progress, max_s)
     figures = {point: median(values) for point, values in samples.items()}
     links = _links(figures, copies, link_bytes_per_s)
     return HardwareProfile(
@@ -103,20 +115,25 @@ def profile_device(
         dtype=models[0].dtype,
         memory=Memory("measured", memory.device_bytes, memory.host_bytes),
         gemm=_gemm(figures, models[0].element_bytes),
-        attention=_attention(figures, models, batches),
+        attention=_attention(figures, models, batches, backend.kind),
         elementwise=_elementwise(figures),
         links=links,
         dispatch=Dispatch(
             "measured",
             task_s=figures["task",],
-            kernel_s=max(0.0, figures["kernel",] - figures["task",]),
+            kernel_s=max(0.0, figures["kernel",]),
             copy_s=max(0.0, figures["copy",] - figures["task",]),
             gap_s=figures["gap",],
             handover_s=figures["handover",],
             head_start_s=backend.head_start_s(),
+            turn_s=figures.get(("turn",), 0.0),
+            compute_task_s=profiler.bench.compute_task_s,
+            copy_task_s=profiler.bench.copy_task_s,
         ),
         interference=tuple(
-            Interference(lane, other, min(1.0, figures["pace", lane, other]), "measured")
+            Interference(
+                lane, other, min(1.0, max(MIN_PACE, figures["pace", lane, other])), "measured"
+            )
             for lane, other in INTERFERING
         ),
         environment=environment,
@@ -168,7 +185,7 @@ class _Profiler:
         slot = max(
             max(
                 max_rows * model.hidden_size,
-                batches[-1] * CONTEXTS[-1] * 2 * model.kv_size,
+                batches[-1] * CONTEXTS[backend.kind][-1] * 2 * model.kv_size,
             )
             for model in models
         )
@@ -177,8 +194,9 @@ class _Profiler:
         layer_bytes = min(model.layer_weight_bytes for model in models)
         self.bench = Bench(backend, dtype, max(widest, tall), slot, layer_bytes)
 
-    def measure(self, progress: Progress) -> dict[Point, list[float]]:
+    def measure(self, progress: Progress, max_s: float) -> dict[Point, list[float]]:
         """Sample every point in `PASSES` passes."""
+        passes = PASSES[self.backend.kind]
         kernel_points = {
             **self._gemm_points(),
             **self._attention_points(),
@@ -194,13 +212,17 @@ class _Profiler:
                 rarely |= self._prefill_points(kernel_points)
                 rarely |= stack.enter_context(disk_points(self.bench))
             samples: dict[Point, list[float]] = {key: [] for key in (*kernel_points, *rarely)}
-            for number in range(PASSES):
+            begun_s = perf_counter()
+            for number in range(passes):
+                spent_s = perf_counter() - begun_s
+                if number and spent_s * (number + 1) / number > max_s:
+                    break
                 points = kernel_points
                 if number % LANES_EVERY == 0:
                     points = {**kernel_points, **rarely}
                 for done, (key, sampler) in enumerate(points.items()):
-                    fraction = (number + done / len(points)) / PASSES
-                    progress(f"pass {number + 1} of {PASSES}", fraction)
+                    fraction = (number + done / len(points)) / passes
+                    progress(f"pass {number + 1} of {passes}", fraction)
                     samples[key] += sampler()
         return samples
 
@@ -249,7 +271,7 @@ class _Profiler:
             attend = _one_layer(model, self.backend).attend
             for batch in self.batches:
                 queries = self.bench.random(batch, model.n_heads, model.head_dim)
-                for context in _contexts(model):
+                for context in _contexts(model, self.backend.kind):
                     shape = (context, batch, 2, model.n_kv_heads, model.head_dim)
                     points["attention", *heads, batch, context] = _sampler(
                         self.bench.fed,
@@ -313,10 +335,34 @@ class _Profiler:
         if self.backend.kind == "cpu":  # a lane's own thread launches its kernels and copies
             points["kernel",] = points["copy",] = lambda: [0.0]
         else:
-            small, tiny = bench.out(64), bench.copy_work(H2D, 4096)
-            points["kernel",] = _sampler(bench.issue_s, COMPUTE, lambda _: small.add_(1.0))
-            points["copy",] = _sampler(bench.issue_s, H2D, tiny)
+            points["turn",] = bench.turn_s
+            points["kernel",] = self._kernel_launch
+            points["copy",] = _sampler(bench.issue_s, H2D, bench.copy_work(H2D, 4096))
         return points
+
+    def _kernel_launch(self) -> list[float]:
+        """Host seconds to launch one kernel, mean over those of a decoder layer.
+
+        A matrix product takes longer to launch than an addition, and attention longer still.
+        """
+        model, bench = self.models[0], self.bench
+        layer_kernels = _one_layer(model, self.backend)
+        layer = layer_kernels.weights.layers[0]
+        hidden = bench.out(1, model.hidden_size)
+        x = bench.out(1, model.hidden_size, slot=1)
+        context = 16
+        kv = bench.random(context, 1, 2, model.n_kv_heads, model.head_dim).clone()
+
+        def decode(_: int) -> None:
+            queries = layer_kernels.qkv(layer, hidden, kv[-1:], x, 0)
+            layer_kernels.attention(layer, hidden, queries, kv)
+            layer_kernels.mlp(layer, hidden)
+
+        ops = ("qkv", "attention", "mlp")
+        launches = sum(len(kernels(op, 1, context, model, 1)) for op in ops)
+        task_s = min(bench.issue_s(COMPUTE, lambda _: None))
+        layers_s = bench.issue_s(COMPUTE, decode, n=40)
+        return [(layer_s - task_s) / launches for layer_s in layers_s]
 
 
 def _sampler(function: Callable[..., list[float]], *args: object) -> Sampler:
@@ -332,8 +378,8 @@ def _narrowed(norm: Norm, width: int) -> Norm:
     return Norm(norm.weight[:width], None if norm.bias is None else norm.bias[:width])
 
 
-def _contexts(model: ModelSpec) -> list[int]:
-    return [context for context in CONTEXTS if context <= model.max_positions]
+def _contexts(model: ModelSpec, kind: str) -> list[int]:
+    return [context for context in CONTEXTS[kind] if context <= model.max_positions + 1]
 
 
 def _gemm(figures: dict[Point, float], element_bytes: int) -> Gemm:
@@ -350,12 +396,12 @@ def _gemm(figures: dict[Point, float], element_bytes: int) -> Gemm:
 
 
 def _attention(
-    figures: dict[Point, float], models: Sequence[ModelSpec], batches: Sequence[int]
+    figures: dict[Point, float], models: Sequence[ModelSpec], batches: Sequence[int], kind: str
 ) -> Attention:
     tables, best = {}, 0.0
     for model in models:
         heads = (model.n_heads, model.n_kv_heads, model.head_dim)
-        contexts = _contexts(model)
+        contexts = _contexts(model, kind)
         seconds = tuple(
             tuple(figures["attention", *heads, batch, context] for context in contexts)
             for batch in batches

@@ -11,7 +11,7 @@ from statistics import median
 import torch
 
 from hw.backends import Backend
-from hw.bench import Bench
+from hw.bench import MAX_EVICTED_BYTES, SLOTS, Bench, rotation_copies
 from hw.weights import TORCH_DTYPE
 from sim.cost import CostModel, kernels
 from sim.hardware import HardwareProfile
@@ -48,13 +48,18 @@ def pulse_points(
 
 def step_points(bench: Bench, model: ModelSpec, n_tokens: int) -> dict[MatMul, Sampler]:
     """Products of a layer over so many tokens."""
-    shapes = {
-        MatMul(n_tokens, kernel.n, kernel.k)
+    shapes = [MatMul(n_tokens, n, k) for n, k in layer_matrices(model)]
+    return {shape: partial(bench.matmul, *astuple(shape)) for shape in shapes}
+
+
+def layer_matrices(model: ModelSpec) -> set[tuple[int, int]]:
+    """Output and input width of every matrix of a layer."""
+    return {
+        (kernel.n, kernel.k)
         for op in ("qkv", "attention", "mlp")
         for kernel in kernels(op, 1, 1, model, 1)
         if isinstance(kernel, MatMul)
     }
-    return {shape: partial(bench.matmul, *astuple(shape)) for shape in shapes}
 
 
 class Pulse:
@@ -86,6 +91,16 @@ class Pulse:
             for part, points in self._points.items()
         }
         self._recent: deque[dict[str, float]] = deque(maxlen=RECENT_BEATS)
+
+    @staticmethod
+    def device_bytes(model: ModelSpec, kind: str) -> int:
+        """Device memory that the probe of a model takes on a device of this kind."""
+        shapes = {*layer_matrices(model), (2 * model.kv_size, model.hidden_size)}
+        sizes = [n * k * model.element_bytes for n, k in shapes]
+        slot = RECOMPUTED_ROWS * max(2 * model.kv_size, model.hidden_size) * model.element_bytes
+        largest = max(slot, model.layer_weight_bytes, MAX_EVICTED_BYTES)
+        turns = sum(size * rotation_copies(size, kind) for size in sizes)
+        return turns + (1 + SLOTS) * largest + SLOTS * slot
 
     def beat(self) -> dict[str, float]:
         """For each part: time of its products now / their time in the profile."""

@@ -55,8 +55,8 @@ def dequantise_into(rows: Tensor, kv: Tensor, row: QuantisedRow) -> None:
     values = kv.view(*kv.shape[:2], row.n_values)
     if row.bits == HALF_BITS:
         keys, others = values.chunk(2, dim=-1)
-        torch.bitwise_and(codes, LOW_HALF, out=keys)
-        torch.bitwise_right_shift(codes, HALF_BITS, out=others)
+        keys.copy_(codes.bitwise_and(LOW_HALF))  # CUDA has no bitwise kernel with a float output
+        others.copy_(codes.bitwise_right_shift(HALF_BITS))
     else:
         values.copy_(codes)
     groups = kv.view(*kv.shape[:2], row.n_groups, row.group)

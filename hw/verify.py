@@ -18,10 +18,15 @@ from sim.kv_format import QuantisedRow
 TOLERANCE = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1}
 """Largest difference from the resident decode, relative to its largest magnitude."""
 
+PART_ELEMENTS = 2**26
+"""Elements that are compared at a time."""
+
 
 @dataclass(frozen=True)
 class RunNumbers:
-    """What a run left behind, in host memory; for each batch, unless said otherwise.
+    """What a run left behind; for each batch, unless said otherwise.
+
+    Tensors stay where the run left them: rows of the cache in host memory, slots on the device.
 
     Args:
         row: how the host cache is quantised; None where it is not.
@@ -105,7 +110,7 @@ def _logits_difference(run: RunNumbers, references: Sequence[ResidentDecode]) ->
 def _stored_difference(run: RunNumbers, stored: Tensor, kv: Tensor) -> float:
     """Of stored K and V from what they should be; of quantised ones, beyond their rounding."""
     if stored.dtype == torch.uint8 and run.row is not None:
-        stored = nearest_original(kv, stored, run.row)
+        stored = nearest_original(kv, stored.to(kv.device), run.row)
     return relative_difference(stored, kv)
 
 
@@ -131,8 +136,20 @@ def _quantisation_errors(
 
 
 def relative_difference(mine: Tensor, theirs: Tensor) -> float:
-    """Largest absolute difference over the largest magnitude of `theirs`; infinite for NaN."""
+    """Largest absolute difference over the largest magnitude of `theirs`; infinite for NaN.
+
+    Where one of them is on a GPU, the GPU compares, in parts of `PART_ELEMENTS`, so that comparing
+    whole caches takes little memory.
+    """
     if not theirs.numel():
         return 0.0
-    difference = float((mine.float() - theirs.float()).abs().max() / theirs.float().abs().max())
+    device = theirs.device if mine.device.type == "cpu" else mine.device
+    rows = max(1, PART_ELEMENTS * theirs.shape[0] // theirs.numel())
+    differences, magnitudes = [], []
+    for part, expected in zip(mine.split(rows), theirs.split(rows), strict=True):
+        expected = expected.to(device).float()
+        differences.append((part.to(device).float() - expected).abs().max())
+        magnitudes.append(expected.abs().max())
+    worst = torch.stack(differences).max() / torch.stack(magnitudes).max()  # NaN stays NaN
+    difference = float(worst)
     return math.inf if math.isnan(difference) else difference

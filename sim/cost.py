@@ -22,6 +22,7 @@ from sim.kernels import (
     rotary_passes,
 )
 from sim.kv_format import QuantisedRow, host_kv_token_bytes
+from sim.links import Dispatch
 from sim.model_spec import ModelSpec
 from sim.products import ProductPrices
 from sim.source import Source, weakest
@@ -132,10 +133,15 @@ def _quantise(row: QuantisedRow, rows: int, element_bytes: int) -> list[Kernel]:
 
 
 def _dequantise(row: QuantisedRow, rows: int, element_bytes: int) -> list[Kernel]:
-    """Passes of `hw.quantise.dequantise_into`: widen codes in place, times scale, plus minimum."""
+    """Passes of `hw.quantise.dequantise_into`: widen codes, multiply by scale, add minimum.
+
+    Codes of 4 bits are first unpacked into bytes, once for K and once for V.
+    """
     n_bytes = rows * row.n_values * element_bytes
     codes = rows * row.n_values * row.bits // 8
-    widened = [Pass(codes + n_bytes)] if row.bits == 8 else [Pass(codes + n_bytes // 2)] * 2
+    widened = [Pass(codes + n_bytes)]
+    if row.bits == 4:
+        widened = [Pass(2 * codes), Pass(codes + n_bytes // 2)] * 2
     return [*widened, Pass(2 * n_bytes), Pass(2 * n_bytes)]
 
 
@@ -189,6 +195,11 @@ class CostModel:
         self._setting = (model, workload.batch_size, workload.kv_bits)
         self._kv_elements = 2 * workload.batch_size * model.kv_size
 
+    @property
+    def dispatch(self) -> Dispatch:
+        """What it costs to hand this job's work to the device."""
+        return self.hardware.dispatch
+
     def estimate(self, task: Task) -> Estimate:
         """Time of `task` alone on its lane, undisturbed by other lanes."""
         what, amount, context = price_key(task, self.model)
@@ -204,12 +215,13 @@ class CostModel:
         return self._cache[key]
 
     def _compute(self, op: str, n_tokens: int, context: int) -> Estimate:
+        task_s = self.dispatch.compute_task_s
         if op in self._quantisation:
             seconds, inside = self._quantisation[op].at(n_tokens * self._kv_elements)
-            return Estimate(seconds, self.hardware.elementwise.source, inside)
+            return Estimate(task_s + seconds, self.hardware.elementwise.source, inside)
         parts = [self._kernel(kernel) for kernel in kernels(op, n_tokens, context, *self._setting)]
         return Estimate(
-            sum(part.seconds for part in parts),
+            task_s + sum(part.seconds for part in parts),
             weakest(*(part.source for part in parts)),
             all(part.in_range for part in parts),
         )
@@ -224,7 +236,8 @@ class CostModel:
         if key not in self._cache:
             link = self.hardware.links.of(lane)
             seconds, inside = link.copy_s(n_bytes)
-            self._cache[key] = Estimate(seconds, link.source, inside)
+            task_s = self.dispatch.copy_task_s
+            self._cache[key] = Estimate(task_s + seconds, link.source, inside)
         return self._cache[key]
 
     def load_bytes(self, op: str, n_tokens: int) -> int:
@@ -236,7 +249,7 @@ class CostModel:
 
     def issue_s(self, task: Task) -> float:
         """Host time to hand `task` to the device."""
-        cost = self.hardware.dispatch
+        cost = self.dispatch
         if task.lane == HOST:
             return cost.task_s
         if task.lane != COMPUTE:

@@ -146,8 +146,9 @@ class _Run:
         self.durations_s = durations_s
         self.alone = alone
         self.claims = Claims(graph)
-        self.issued_s = issue_times(graph, cost_model(hardware, graph.model, graph.workload))
-        self.dispatch = hardware.dispatch
+        costs = cost_model(hardware, graph.model, graph.workload)
+        self.issued_s = issue_times(graph, costs)
+        self.dispatch = costs.dispatch
         self.env = simpy.Environment()
         machine = Machine(self.env, hardware, availability)
         self.machine = machine if shared and machine.shares() else None

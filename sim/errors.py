@@ -11,6 +11,7 @@ uses kvoverlap as a library catches `KvOverlapError` or the branch it can act on
     ├── NotMeasured          the hardware profile lacks a figure that the plan needs
     ├── Mismatch             two things that must belong together do not
     ├── NotSimulated         a plan reached a device without a passing simulation
+    ├── RaceFound            two tasks touch the same buffer in no fixed order
     ├── DeviceUnavailable    the device asked for is not on this machine
     ├── SweepStopped         workers of a sweep died; its finished points are kept
     ├── PlannerFailed        the solver ended without an optimal solution
@@ -62,6 +63,10 @@ class Mismatch(KvOverlapError):
 
 class NotSimulated(KvOverlapError):
     """A graph was handed to a device without a passing simulation of the same hash."""
+
+
+class RaceFound(KvOverlapError):
+    """Two tasks touch the same buffer in no fixed order; the message names the missing dep."""
 
 
 class DeviceUnavailable(KvOverlapError):

@@ -73,7 +73,7 @@ class FastJob:
         sharing = sharing_of(graph.arrays, shared, availability)
         prices = prices_of(graph.arrays, alone)
         starts = released(graph, release_s)
-        return cls(graph, alone, prices, starts, runs, sharing, hardware.dispatch)
+        return cls(graph, alone, prices, starts, runs, sharing, alone.costs.dispatch)
 
     def run(self) -> None:
         """Fill in `runs`."""

@@ -21,7 +21,8 @@ KNOWN_FIELDS: dict[type, str] = {
     Links: "h2d d2h host",
     Link: "source bytes_per_s latency_s curve paced_bytes_per_s note",
     Interference: "lane while_busy rate source",
-    Dispatch: "source task_s kernel_s copy_s gap_s handover_s head_start_s",
+    Dispatch: "source task_s kernel_s copy_s gap_s handover_s head_start_s turn_s "
+    "compute_task_s copy_task_s",
     Uplink: "name devices h2d_bytes_per_s d2h_bytes_per_s",
     Availability: "steps",
     Step: "start_s fractions",

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from sim.curves import Curve, Fan, Grid
 from sim.errors import BadInput
@@ -18,6 +19,8 @@ from sim.samples import Samples
 from sim.source import Source, weakest
 from sim.table_errors import TableErrors
 from sim.utilisation import UtilisationTable
+
+Table = TypeVar("Table")
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,6 +241,41 @@ class HardwareProfile:
         """
         return cls.from_dict(read_json(path, "hardware-profile"), str(path))
 
+    def with_tables_of(self, other: HardwareProfile) -> HardwareProfile:
+        """The machine with the tables of another profile of it too; its own come first.
+
+        Everything that is not a table, such as links, stays as it is here.
+        """
+        restore = self.restore or other.restore
+        if restore is not None and other.restore is not None:
+            restore = restore.with_tables_of(other.restore)
+        return replace(
+            self,
+            gemm=replace(
+                self.gemm,
+                flops_per_s=max(self.gemm.flops_per_s, other.gemm.flops_per_s),
+                tables=_first_of_each(
+                    [*self.gemm.tables, *other.gemm.tables], lambda table: (table.n, table.k)
+                ),
+            ),
+            attention=replace(
+                self.attention,
+                tables=_first_of_each(
+                    [*self.attention.tables, *other.attention.tables],
+                    lambda table: (table.n_heads, table.n_kv_heads, table.head_dim),
+                ),
+            ),
+            elementwise=replace(
+                self.elementwise,
+                tables=_first_of_each(
+                    [*self.elementwise.tables, *other.elementwise.tables],
+                    lambda table: (table.op, table.bits),
+                ),
+            ),
+            restore=restore,
+            samples=_first_of_each([*self.samples, *other.samples], lambda one: one.point),
+        )
+
     def with_faster(self, part: str, factor: float) -> HardwareProfile:
         """The same machine with one part `factor` times as fast, for what-if questions.
 
@@ -304,6 +342,14 @@ class HardwareProfile:
                 **{lane: self.links.of(lane).faster(factor) for lane in lanes},
             ),
         )
+
+
+def _first_of_each(tables: Sequence[Table], key: Callable[[Table], object]) -> tuple[Table, ...]:
+    """The first table of each shape."""
+    found: dict[object, Table] = {}
+    for table in tables:
+        found.setdefault(key(table), table)
+    return tuple(found.values())
 
 
 def _faster_gemm(gemm: Gemm, flops: float, hbm: float, element_bytes: int) -> Gemm:

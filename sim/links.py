@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 from sim.curves import Curve
 from sim.errors import BadInput, NotMeasured
@@ -109,7 +109,10 @@ class Dispatch:
     The host spends `task_s` on every task and `kernel_s` on each kernel it launches or `copy_s` on
     its copy; a host that falls behind delays the lanes. A lane starts its next task `gap_s` after
     the one before, and `handover_s` after the end of a task of another lane that it waited for.
-    Lanes are held for `head_start_s` while the host already issues.
+    Lanes are held for `head_start_s` while the host already issues. Work that a lane is handed only
+    when its turn has come, as in a restore, starts `turn_s` after what it waited for; 0 means the
+    same pauses as for work that is queued ahead. On the device a task takes `compute_task_s` or
+    `copy_task_s` longer than its kernels or its copy: for its events, and for starting up.
     """
 
     __pydantic_config__ = STRICT_KEYS
@@ -121,11 +124,18 @@ class Dispatch:
     gap_s: float = 0.0
     handover_s: float = 0.0
     head_start_s: float = 0.0
+    turn_s: float = 0.0
+    compute_task_s: float = 0.0
+    copy_task_s: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("task_s", "kernel_s", "copy_s", "gap_s", "handover_s", "head_start_s"):
+        for name in (one.name for one in fields(self) if one.name != "source"):
             if not 0 <= getattr(self, name) < 1:
                 raise BadInput(f"dispatch.{name}(={getattr(self, name)}) must be in [0, 1) s.")
+
+    def in_turn(self) -> Dispatch:
+        """The pauses of work that is handed over when its turn has come."""
+        return self if not self.turn_s else replace(self, gap_s=self.turn_s, handover_s=self.turn_s)
 
 
 @dataclass(frozen=True, slots=True)

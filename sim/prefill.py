@@ -197,6 +197,16 @@ class Restore:
         others = tuple(one for one in self.tiers if one.lane != tier.lane)
         return replace(self, tiers=(*others, tier))
 
+    def with_tables_of(self, other: Restore) -> Restore:
+        """The same machine with the attention tables of another block of it too."""
+        if self.prefill is None or other.prefill is None:
+            return replace(self, prefill=self.prefill or other.prefill)
+        shapes = {
+            (one.n_heads, one.n_kv_heads, one.head_dim): one
+            for one in (*other.prefill.tables, *self.prefill.tables)
+        }
+        return replace(self, prefill=replace(self.prefill, tables=tuple(shapes.values())))
+
     def faster_attention(self, factor: float) -> Restore:
         """Attention `factor` times as fast, for what-if questions."""
         if self.prefill is None:

@@ -13,6 +13,7 @@ from sim.cost import CostModel, Estimate, kernels, price_key
 from sim.graph import COMPUTE, TIER_LANES, Task
 from sim.hardware import HardwareProfile
 from sim.kernels import DecodeAttention, MatMul
+from sim.links import Dispatch
 from sim.model_spec import ModelSpec
 from sim.prefill import Prefill, Restore
 from sim.restore import RestoreRequest
@@ -64,6 +65,7 @@ class RestoreCosts(CostModel):
         self._block = hardware.restore or Restore()
         self._products: dict[int, Estimate] = {}
         self._prompts: dict[int, tuple[float, bool] | None] = {}
+        self._layer_launches: int | None = None
         self._heads = (model.n_heads, model.n_kv_heads, model.head_dim)
         tables = self._block.prefill.tables if self._block.prefill is not None else ()
         self._prefill_tables = {
@@ -80,17 +82,34 @@ class RestoreCosts(CostModel):
             alone = self.compute(task.op, task.n_tokens, task.token_stop)
             shared_s = task.layers * alone.seconds / self.workload.gpu_share
             return Estimate(shared_s, alone.source, alone.in_range)
-        return self.copy(task.lane, task.bytes)
+        return self._link_copy(task)
 
-    def issue_s(self, task: Task) -> float:
-        """Host time to hand `task` to the device: prefill launches the kernels of its layers."""
-        if task.op != "prefill":
-            return super().issue_s(task)
-        if task.op not in self._launches:
+    def _link_copy(self, task: Task) -> Estimate:
+        """Time of a copy over the link; a CUDA device copies the rows of each layer by one call."""
+        if self.hardware.device_kind != "cuda":
+            return self.copy(task.lane, task.bytes)
+        link = self.hardware.links.of(task.lane)
+        one_s, inside = link.copy_s(task.bytes / task.layers)
+        return Estimate(self.dispatch.copy_task_s + task.layers * one_s, link.source, inside)
+
+    @property
+    def dispatch(self) -> Dispatch:
+        return self.hardware.dispatch.in_turn()
+
+    def issue_s(self, task: Task) -> float:  # noqa: ARG002
+        """Host time to queue `task`: its kernels are launched when its turn comes, as part of it.
+
+        Who computes and who loads a token is decided at that moment, so the host cannot launch a
+        whole prompt ahead.
+        """
+        return self.dispatch.task_s
+
+    def _launch_s(self, layers: int) -> float:
+        """Host time to launch the kernels of a prefill step, which the device cannot outrun."""
+        if self._layer_launches is None:
             ops = ("qkv", "attention", "mlp")
-            self._launches[task.op] = sum(len(kernels(op, 1, 1, self.model, 1)) for op in ops)
-        cost = self.hardware.dispatch
-        return cost.task_s + cost.kernel_s * task.layers * self._launches[task.op]
+            self._layer_launches = sum(len(kernels(op, 1, 1, self.model, 1)) for op in ops)
+        return layers * self._layer_launches * self.dispatch.kernel_s
 
     @property
     def lookup_s(self) -> float:
@@ -115,8 +134,9 @@ class RestoreCosts(CostModel):
         seconds = product.seconds + attention.seconds
         block = self._block.prefill
         step_s = block.step_s.value / self.model.n_layers if block is not None else 0.0
+        task_s = self.dispatch.compute_task_s
         return Estimate(
-            layers * (seconds + step_s),
+            task_s + max(layers * (seconds + step_s), self._launch_s(layers)),
             weakest(product.source, attention.source),
             product.in_range and attention.in_range,
         )

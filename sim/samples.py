@@ -28,6 +28,8 @@ step                                               seconds of what a step of pre
 tier, lane, bytes                                  seconds of one read of so many bytes
 task / kernel / copy                               host seconds to issue it
 gap / handover                                     seconds between two tasks of one / two lanes
+turn                                               seconds between two tasks that the host hands
+                                                   over one after the other
 ================================================== =============================================
 """
 

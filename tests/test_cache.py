@@ -57,7 +57,7 @@ def test_a_smaller_batch_of_the_same_prompts_predicts_the_same_tokens(cpu, model
 def test_a_prefill_in_parts_equals_one_of_all_sequences(cpu, monkeypatch):
     weights, job = random_weights(OPT, 0, CPU), replace(JOB, batch_size=5)
     together = filled_cache(weights, job, cpu)
-    monkeypatch.setattr(hw.cache, "PREFILL_TOKENS", 2 * JOB.prompt_tokens)
+    monkeypatch.setitem(hw.cache.PREFILL_TOKENS, "cpu", 2 * JOB.prompt_tokens)
     in_parts = filled_cache(weights, job, cpu)
     assert_prompts_equal(in_parts, together, JOB.prompt_tokens)
     assert in_parts.next_tokens.equal(together.next_tokens)

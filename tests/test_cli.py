@@ -175,7 +175,7 @@ def test_a_plan_that_was_not_edited_stays_what_it_is(call, plan_file, tmp_path):
 def test_profile_of_a_tiny_model_can_be_planned_with(call, tiny, tmp_path, monkeypatch):
     import hw.profiler
 
-    monkeypatch.setattr(hw.profiler, "PASSES", 1)
+    monkeypatch.setitem(hw.profiler.PASSES, "cpu", 1)
     monkeypatch.setattr(hw.profiler, "LINK_BYTES", (2**14, 2**18, 2**22))
     path = tmp_path / "profile.json"
     status, _, stderr = call(

@@ -238,10 +238,10 @@ def test_the_dtype_follows_the_machine_unless_it_is_chosen(llama, call, files, g
 
 
 def test_without_a_machine_the_device_is_profiled_first(llama, call, files, monkeypatch):
-    monkeypatch.setattr(hw.profiler, "PASSES", 1)
+    monkeypatch.setitem(hw.profiler.PASSES, "cpu", 1)
     monkeypatch.setattr(hw.profiler, "WARM_UP_S", 0.05)
     monkeypatch.setattr(hw.profiler, "LINK_BYTES", (2**10, 2**14, 2**18))
-    monkeypatch.setattr(hw.profiler, "CONTEXTS", (16, 64))
+    monkeypatch.setitem(hw.profiler.CONTEXTS, "cpu", (16, 64))
     arguments = ["generate", "--weights", llama, "--device", "cpu", "--link", "0.2GB/s"]
     arguments += ["--prompt-ids", files / "ids.json", "--max-new-tokens", 3, "--json"]
     status, stdout, stderr = call(*arguments)

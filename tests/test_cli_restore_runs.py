@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 
+import cli.restore_recording
 import pytest
 from builders import machine
 from tiny import CONFIG, shorten_profiles
 
 import cli.record
 import cli.restore_grid
-import cli.restore_recording
 import hw
 import hw.pulse
 from cli.main import main

@@ -85,6 +85,10 @@ class SlowedPulse:
     def __init__(self, *_: object) -> None:
         self.ratio = 1.0
 
+    @staticmethod
+    def device_bytes(*_: object) -> int:
+        return 0
+
     def beat(self) -> dict[str, float]:
         self.ratio = 1.1
         return {"flops": self.ratio, "hbm": self.ratio}

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import CPU, LLAMA
 
+import hw.executor
 from hw import Executor, open_backend, prefilled_caches, random_weights, resident_decode
 from hw.backends.cuda import cuda_available
 from planner import make_plan
@@ -155,7 +156,7 @@ def test_a_device_keeps_the_barriers_and_computes_the_resident_tokens(prepared):
 def test_what_is_loaded_is_what_was_staged(prepared, monkeypatch):
     executor, references = prepared
     executor.run()
-    monkeypatch.setitem(executor._ops, "stage_kv", lambda _task: None)
+    monkeypatch.setitem(hw.executor.OPS, "stage_kv", lambda _executor, _task: None)
     executor.run()
     with pytest.raises(WrongNumbers):
         executor.check(references)

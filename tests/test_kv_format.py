@@ -81,7 +81,7 @@ def test_a_footprint_by_hand(bits, token_bytes):
 def test_kernels_by_hand():
     # 10 rows of 16 elements of 2 bytes
     assert kernels("dequantise", 5, 5, TINY, 2, 8) == [Pass(160 + 320), Pass(640), Pass(640)]
-    halves = [Pass(80 + 160)] * 2
+    halves = [Pass(80 + 80), Pass(80 + 160)] * 2
     assert kernels("dequantise", 5, 5, TINY, 2, 4) == [*halves, Pass(640), Pass(640)]
     assert kernels("quantise", 1, 1, TINY, 1, 8)[0] == Pass(16 * (2 + 4))
     single = replace(TINY, dtype="float32")

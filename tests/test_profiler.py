@@ -30,9 +30,9 @@ MODELS = (OPT, LLAMA)
 def reduced_profile(models, max_rows, progress=lambda _text, _done: None):
     """A profile of `models` over reduced ranges."""
     with pytest.MonkeyPatch.context() as patch, open_backend("cpu", PACE) as backend:
-        patch.setattr(hw.profiler, "PASSES", 1)
+        patch.setitem(hw.profiler.PASSES, "cpu", 1)
         patch.setattr(hw.profiler, "WARM_UP_S", 0.01)
-        patch.setattr(hw.profiler, "CONTEXTS", (16, 64))
+        patch.setitem(hw.profiler.CONTEXTS, "cpu", (16, 64))
         patch.setattr(hw.profiler, "LINK_BYTES", (256, 4096, 2**16, 2**20))
         patch.setattr(hw.bench, "REPEATS", 1)
         patch.setattr(hw.bench, "SAMPLE_S", 1e-4)

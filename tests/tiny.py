@@ -93,10 +93,10 @@ CONFIG = {
 
 def shorten_profiles(patch: pytest.MonkeyPatch) -> None:
     """One short pass over few sizes, for tests of what is made of a profile."""
-    patch.setattr(hw.profiler, "PASSES", 1)
+    patch.setitem(hw.profiler.PASSES, "cpu", 1)
     patch.setattr(hw.profiler, "WARM_UP_S", 0.05)
     patch.setattr(hw.profiler, "LINK_BYTES", (2**10, 2**14, 2**18))
-    patch.setattr(hw.profiler, "CONTEXTS", (16, 64))
+    patch.setitem(hw.profiler.CONTEXTS, "cpu", (16, 64))
 
 
 @dataclass

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, Self
@@ -11,9 +13,16 @@ from torch import Tensor
 
 from hw.backends.pacing import Transfer
 from sim.availability import ALWAYS, Availability
+from sim.errors import DeviceUnavailable
 
 ASK_AGAIN_S = 5e-4
 """Pause before work that could not settle is asked again."""
+
+FINISH_TIMEOUT_S = 300.0
+"""A run whose work has not ended by then is given up: its device or one of its lanes hangs."""
+
+JOIN_TIMEOUT_S = 10.0
+"""How long a closing backend waits for a lane's thread, which hangs if its work does."""
 
 Marker = Any
 """The start and end of one piece of issued work; only the backend that made it looks inside."""
@@ -25,6 +34,22 @@ class Memory:
 
     device_bytes: int
     host_bytes: int
+
+
+def wait_for(done: threading.Event, until_s: float, lane: str) -> None:
+    """Wait for the end of one piece of work.
+
+    Args:
+        until_s: moment on `time.monotonic()` at which to give up.
+
+    Raises:
+        DeviceUnavailable: it has not ended by then.
+    """
+    if not done.wait(max(0.0, until_s - time.monotonic())):
+        raise DeviceUnavailable(
+            f"lane {lane!r} has not ended its work within {FINISH_TIMEOUT_S:g} s; the device "
+            "hangs. End other processes that use it, or run a smaller job."
+        )
 
 
 class Backend(Protocol):
@@ -96,7 +121,11 @@ class Backend(Protocol):
         """A transfer that work on a tier's lane makes within the host, and may have to pace."""
 
     def finish(self) -> None:
-        """Wait until all issued work is done; raises what a piece of work raised."""
+        """Wait until all issued work is done; raises what a piece of work raised.
+
+        Raises:
+            DeviceUnavailable: a lane has not ended its work within `FINISH_TIMEOUT_S`.
+        """
 
     def times_s(self, markers: Sequence[Marker]) -> list[tuple[float, float]]:
         """Start and end of finished work, in seconds since `begin`."""

@@ -17,7 +17,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from hw.backends.base import ASK_AGAIN_S, Memory
+from hw.backends.base import ASK_AGAIN_S, FINISH_TIMEOUT_S, JOIN_TIMEOUT_S, Memory, wait_for
 from hw.backends.competing import CompetingLoad, check_competition
 from hw.backends.pacing import Pace, Transfer
 from hw.environment import host_environment, host_memory_bytes
@@ -31,6 +31,7 @@ CHUNK_BYTES = 512 * 1024
 
 @dataclass(slots=True)
 class CpuMarker:
+    lane: str
     done: threading.Event = field(default_factory=threading.Event)
     start_s: float = 0.0
     end_s: float = 0.0
@@ -128,7 +129,7 @@ class CpuBackend:
         settle: Settle | None = None,
         done: Done | None = None,
     ) -> CpuMarker:
-        marker = CpuMarker()
+        marker = CpuMarker(lane)
         self._last.append(marker)
         self._queues[lane].put((work, after, settle, done, marker))
         return marker
@@ -158,13 +159,15 @@ class CpuBackend:
         return Transfer(self._paces.get(getattr(self._mine, "lane", "")))
 
     def finish(self) -> None:
+        until_s = time.monotonic() + FINISH_TIMEOUT_S
         for marker in self._last:
-            marker.done.wait()
+            wait_for(marker.done, until_s, marker.lane)
         if self._competing is not None:
             self._competing.end()
             self._competing = None
-        if self._failure is not None:
-            raise self._failure
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            raise failure
 
     def times_s(self, markers: Sequence[CpuMarker]) -> list[tuple[float, float]]:
         return [(marker.start_s, marker.end_s) for marker in markers]
@@ -191,7 +194,7 @@ class CpuBackend:
         for jobs in self._queues.values():
             jobs.put(None)
         for thread in self._threads:
-            thread.join()
+            thread.join(JOIN_TIMEOUT_S)
         for failure in exc:
             if isinstance(failure, MemoryError) or "DefaultCPUAllocator" in str(failure):
                 raise DoesNotFit(
@@ -206,20 +209,33 @@ class CpuBackend:
         self._mine.lane = lane
         with torch.inference_mode():
             while (job := jobs.get()) is not None:
-                work, after, settle, done, marker = job
-                for earlier in after:
-                    earlier.done.wait()
-                if self._starts(marker, settle):
-                    worked_s = time.thread_time()
-                    try:
-                        work()
-                        marker.worked_s = time.thread_time() - worked_s
-                        marker.end_s = self._now_s()
-                        if done is not None:
-                            done(marker.end_s - marker.start_s)
-                    except BaseException as failure:  # handed to the thread that waits in finish
-                        self._failure = failure
-                marker.done.set()
+                try:
+                    self._run(*job)
+                except BaseException as failure:  # handed to the thread that waits in finish
+                    self._failure = failure
+                finally:
+                    job[-1].done.set()
+                del job  # the idle thread must not keep the buffers of the last run alive
+
+    def _run(
+        self,
+        work: Callable[[], object],
+        after: Sequence[CpuMarker],
+        settle: Settle | None,
+        done: Done | None,
+        marker: CpuMarker,
+    ) -> None:
+        """One piece of work, when its turn has come."""
+        for earlier in after:
+            earlier.done.wait()
+        if not self._starts(marker, settle):
+            return
+        worked_s = time.thread_time()
+        work()
+        marker.worked_s = time.thread_time() - worked_s
+        marker.end_s = self._now_s()
+        if done is not None:
+            done(marker.end_s - marker.start_s)
 
     def _starts(self, marker: CpuMarker, settle: Settle | None) -> bool:
         """Note the start of work whose turn has come; whether there is anything to do."""

@@ -21,6 +21,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from math import prod
@@ -29,7 +30,13 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from hw.backends.base import ASK_AGAIN_S, Memory
+from hw.backends.base import (
+    ASK_AGAIN_S,
+    FINISH_TIMEOUT_S,
+    JOIN_TIMEOUT_S,
+    Memory,
+    wait_for,
+)
 from hw.backends.pacing import Pace, Transfer
 from hw.environment import cuda_environment, host_environment, host_memory_bytes
 from sim.availability import ALWAYS, Availability
@@ -47,11 +54,16 @@ def _timed_event() -> torch.cuda.Event:
 
 @dataclass(slots=True)
 class CudaMarker:
-    """Events on the lane's stream; `issued` says, in a run in turn, that both are recorded."""
+    """Events on the lane's stream.
 
+    Args:
+        issued: of a run in turn: set once both events are recorded, or the work has failed.
+    """
+
+    lane: str
     start: torch.cuda.Event = field(default_factory=_timed_event)
     end: torch.cuda.Event = field(default_factory=_timed_event)
-    issued: threading.Event = field(default_factory=threading.Event)
+    issued: threading.Event | None = None
     left_out: bool = False
 
 
@@ -81,6 +93,7 @@ class CudaBackend:
         self.device = torch.device("cuda", torch.cuda.current_device())
         lanes = (*LANES, *TIER_LANES)
         self._streams = {lane: torch.cuda.Stream(self.device) for lane in lanes}
+        self._outside = torch.cuda.current_stream(self.device)
         self._zero = torch.cuda.Event(enable_timing=True)
         self._paces = {
             lane: Pace(lane, rate, time.perf_counter)
@@ -93,9 +106,14 @@ class CudaBackend:
         self._failure: BaseException | None = None
         self._settling = threading.Lock()
         self._mine = threading.local()
+        # cuDNN attention builds a plan for each new shape, which takes up to half a second.
+        torch.backends.cuda.enable_cudnn_sdp(False)
 
     def host_empty(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         """Pinned memory of exactly this size; torch's own rounds it up to a power of two.
+
+        The pages are private, so that the system can make them huge ones, and all threads of torch
+        write them once: pinning pages that are there already takes a third of the time.
 
         Raises:
             DoesNotFit: the system will not lock that many pages.
@@ -103,16 +121,25 @@ class CudaBackend:
         n_bytes = prod(shape) * dtype.itemsize
         if n_bytes == 0:
             return torch.empty(tuple(shape), dtype=dtype, pin_memory=True)
-        pages = _Pages(-1, n_bytes)
+        pages = _Pages(-1, n_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        with suppress(OSError):  # a kernel without huge pages takes small ones
+            pages.madvise(mmap.MADV_HUGEPAGE)
         flat = torch.frombuffer(pages, dtype=dtype, count=prod(shape))
+        flat.zero_()
         status = torch.cuda.cudart().cudaHostRegister(flat.data_ptr(), n_bytes, 0)
         if int(status) != 0:
+            self._drain_error()
             raise DoesNotFit(
                 f"{n_bytes / 2**30:.1f} GiB of host memory cannot be pinned (CUDA error "
                 f"{int(status)}); lower --batch or --prompt, or raise the limit of `ulimit -l`."
             )
         weakref.finalize(pages, torch.cuda.cudart().cudaHostUnregister, flat.data_ptr())
         return flat.view(tuple(shape))
+
+    def _drain_error(self) -> None:
+        """Clear the error of a failed call, which the next kernel would report as its own."""
+        with suppress(RuntimeError):
+            torch.empty(1, device=self.device).fill_(0.0)
 
     def device_empty(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         return torch.empty(tuple(shape), dtype=dtype, device=self.device)
@@ -158,19 +185,22 @@ class CudaBackend:
         settle: Callable[[], bool | None] | None = None,
         done: Callable[[float], object] | None = None,
     ) -> CudaMarker:
-        marker = CudaMarker()
+        marker = CudaMarker(lane)
         if self._in_turn:
+            marker.issued = threading.Event()
             self._issued.append(marker)
-            turn = partial(self._take_turn, lane, work, after, settle, done, marker)
+            turn = partial(self._take_turn, work, after, settle, done, marker)
             self._queue(lane).put(turn)
             return marker
-        stream = self._streams[lane]
         if lane in (HOST, *TIER_LANES):
             for event in (self._zero, *(earlier.end for earlier in after)):
                 event.synchronize()
-        with torch.cuda.stream(stream), torch.inference_mode():
+        stream = self._streams[lane]
+        torch.cuda.set_stream(stream)  # a tenth of the host time of the context manager
+        with torch.inference_mode():
             for earlier in after:
-                stream.wait_event(earlier.end)
+                if earlier.lane != lane:  # one stream keeps its own order
+                    stream.wait_event(earlier.end)
             marker.start.record(stream)
             work()
             marker.end.record(stream)
@@ -178,7 +208,6 @@ class CudaBackend:
 
     def _take_turn(
         self,
-        lane: str,
         work: Callable[[], object],
         after: Sequence[CudaMarker],
         settle: Callable[[], bool | None] | None,
@@ -186,30 +215,43 @@ class CudaBackend:
         marker: CudaMarker,
     ) -> None:
         """Wait for what comes before, settle, work, and wait until that is done."""
-        stream = self._streams[lane]
-        for earlier in after:
-            earlier.issued.wait()
-            earlier.end.synchronize()
-        goes: bool | None = None
-        while goes is None:
+        stream = self._streams[marker.lane]
+        try:
+            for earlier in after:
+                if earlier.issued is not None:
+                    earlier.issued.wait()
+                if not earlier.left_out:
+                    earlier.end.synchronize()
+            if not self._settles(settle, marker):
+                marker.left_out = True
+                return
+            with torch.cuda.stream(stream), torch.inference_mode():
+                work()
+            marker.end.record(stream)
+            marker.end.synchronize()
+            if done is not None:
+                done(marker.start.elapsed_time(marker.end) / 1e3)
+        except BaseException as failure:  # handed to the thread that waits in finish
+            self._failure = failure
+            marker.left_out = True
+        finally:
+            if marker.issued is not None:
+                marker.issued.set()
+
+    def _settles(self, settle: Callable[[], bool | None] | None, marker: CudaMarker) -> bool:
+        """Record the start of work whose turn has come; whether there is anything to do.
+
+        The lock makes the recorded starts keep the order of the claims of all lanes.
+        """
+        stream = self._streams[marker.lane]
+        while True:
             with self._settling:
                 marker.start.record(stream)
                 marker.start.synchronize()
                 goes = self._failure is None and (settle is None or settle())
-            if goes is None:
-                time.sleep(ASK_AGAIN_S)
-        marker.left_out = not goes
-        try:
-            if goes:
-                with torch.cuda.stream(stream), torch.inference_mode():
-                    work()
-            marker.end.record(stream)
-            marker.end.synchronize()
-            if done is not None and not marker.left_out:
-                done(marker.start.elapsed_time(marker.end) / 1e3)
-        except BaseException as failure:  # handed to the thread that waits in finish
-            self._failure = failure
-        marker.issued.set()
+            if goes is not None:
+                return goes
+            time.sleep(ASK_AGAIN_S)
 
     def _queue(self, lane: str) -> queue.SimpleQueue[Callable[[], None] | None]:
         """The turns of a lane, with the thread that gives them."""
@@ -227,6 +269,7 @@ class CudaBackend:
         self._mine.lane = lane
         while (turn := self._queues[lane].get()) is not None:
             turn()
+            del turn  # the idle thread must not keep the buffers of the last run alive
 
     def copy(self, destination: Tensor, source: Tensor, pageable: bool = False) -> None:
         host = source if source.device.type == "cpu" else destination
@@ -242,18 +285,24 @@ class CudaBackend:
         return Transfer(self._paces.get(getattr(self._mine, "lane", "")))
 
     def finish(self) -> None:
+        torch.cuda.set_stream(self._outside)
+        until_s = time.monotonic() + FINISH_TIMEOUT_S
         for marker in self._issued:
-            marker.issued.wait()
+            if marker.issued is not None:
+                wait_for(marker.issued, until_s, marker.lane)
         torch.cuda.synchronize(self.device)
-        if self._failure is not None:
-            raise self._failure
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            raise failure
 
     def times_s(self, markers: Sequence[CudaMarker]) -> list[tuple[float, float]]:
         times = []
         for marker in markers:
             start_s = max(0.0, self._zero.elapsed_time(marker.start) / 1e3)
-            end_s = max(start_s, self._zero.elapsed_time(marker.end) / 1e3)
-            times.append((start_s, start_s if marker.left_out else end_s))
+            end_s = start_s
+            if not marker.left_out:
+                end_s = max(start_s, self._zero.elapsed_time(marker.end) / 1e3)
+            times.append((start_s, end_s))
         return times
 
     def worked_s(self, markers: Sequence[CudaMarker]) -> list[float]:
@@ -271,10 +320,11 @@ class CudaBackend:
         Raises:
             DoesNotFit: device or host memory ran out in the work done here.
         """
+        torch.cuda.set_stream(self._outside)
         for jobs in self._queues.values():
             jobs.put(None)
         for thread in self._threads:
-            thread.join()
+            thread.join(JOIN_TIMEOUT_S)
         torch.cuda.synchronize(self.device)
         torch.cuda.empty_cache()
         for failure in exc:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable
 from functools import partial
 from typing import Protocol
@@ -22,7 +23,10 @@ from sim.availability import ALWAYS, Availability
 from sim.claims import Claims, Tokens
 from sim.errors import NotSimulated
 from sim.graph import TIER_LANES, Task, TaskGraph
+from sim.races import check_races
 from sim.timeline import Timeline
+
+Operation = Callable[["RestoreExecutor", Task, Tokens], None]
 
 
 class Settler(Protocol):
@@ -57,6 +61,7 @@ class RestoreExecutor:
         NotSimulated: `predicted_sha256` is not this graph's hash.
         Mismatch: the weights or the prompt belong to another model or request.
         BadInput: the request is one that can only be simulated.
+        RaceFound: two tasks of the graph touch the same buffer in no fixed order.
     """
 
     def __init__(
@@ -73,6 +78,7 @@ class RestoreExecutor:
                 f"graph {graph.sha256[:12]} has no passing simulation (found one of "
                 f"{predicted_sha256[:12]}); simulate the plan first."
             )
+        check_races(graph)
         self.request = check_restore(graph, weights.model, reference.prompt)
         self.graph, self.reference, self.tier, self.backend = graph, reference, tier, backend
         model, n_tokens = graph.model, graph.workload.prompt_tokens
@@ -95,20 +101,10 @@ class RestoreExecutor:
         self._slots = self._staging_slots()
         self._staged: dict[int, list[Piece]] = {}
         self._lost: list[Lost] = []
+        self._losing = threading.Lock()  # the lane of a tier adds, the compute lane takes
         self.recomputed: list[Lost] = []
         self._got: dict[int, Tokens] = {}
         self._markers: list[Marker] = []
-        self._ops: dict[str, Callable[[Task, Tokens], None]] = {
-            "prefill": self._compute,
-            "recompute": self._project,
-            "head": self._head,
-            "load_kv": partial(self._load, KV),
-            "load_x": partial(self._load, X),
-            "read_kv": partial(self._bring, KV),
-            "read_x": partial(self._bring, X),
-            "fetch_kv": partial(self._bring, KV),
-            "fetch_x": partial(self._bring, X),
-        }
 
     def _staging_slots(self) -> list[Tensor]:
         """Host memory between a tier and the link, by the slots of the graph."""
@@ -173,7 +169,7 @@ class RestoreExecutor:
 
     def _work(self, at: int) -> None:
         task = self.graph.tasks[at]
-        self._ops[task.op](task, self._got[at])
+        OPS[task.op](self, task, self._got[at])
 
     def _compute(self, task: Task, tokens: Tokens) -> None:
         if task.token_start >= self.request.cached_tokens:
@@ -185,8 +181,9 @@ class RestoreExecutor:
 
         The hidden state of these tokens exists in no layer, so they go through all from the first.
         """
-        now = [one for one in self._lost if one.layer < layers]
-        self._lost = [one for one in self._lost if one not in now]
+        with self._losing:
+            now = [one for one in self._lost if one.layer < layers]
+            self._lost = [one for one in self._lost if one not in now]
         self.recomputed += now
         for start, stop in sorted({(one.start, one.stop) for one in now}):
             last = max(one.layer for one in now if (one.start, one.stop) == (start, stop))
@@ -206,7 +203,8 @@ class RestoreExecutor:
         move = self.backend.transfer()
         pieces, lost = self.tier.bring(kind, layers, *tokens, self._slots[task.slot], move)
         self._staged[task.slot] = pieces
-        self._lost += lost
+        with self._losing:
+            self._lost += lost
 
     def _load(self, kind: str, task: Task, tokens: Tokens) -> None:
         if task.slot >= 0:
@@ -222,6 +220,28 @@ class RestoreExecutor:
         if kind == X:
             held, first = self._x[piece.layer], self._x_tokens[piece.layer][0]
         return held[piece.start - first : piece.stop - first]
+
+
+def _loading(kind: str) -> Operation:
+    return lambda executor, task, tokens: executor._load(kind, task, tokens)
+
+
+def _bringing(kind: str) -> Operation:
+    return lambda executor, task, tokens: executor._bring(kind, task, tokens)
+
+
+OPS: dict[str, Operation] = {
+    "prefill": RestoreExecutor._compute,
+    "recompute": RestoreExecutor._project,
+    "head": RestoreExecutor._head,
+    "load_kv": _loading(KV),
+    "load_x": _loading(X),
+    "read_kv": _bringing(KV),
+    "read_x": _bringing(X),
+    "fetch_kv": _bringing(KV),
+    "fetch_x": _bringing(X),
+}
+"""What each operation does; functions and not bound methods, as in `hw/executor.py`."""
 
 
 def _x_tokens(graph: TaskGraph) -> dict[int, Tokens]:

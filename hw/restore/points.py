@@ -16,7 +16,7 @@ from torch import Tensor
 
 from hw.bench import Bench, Work
 from hw.restore.direct_io import DirectReader, aligned_buffer
-from hw.restore.prefill import ChunkPrefill, attend_chunk, causal_bias
+from hw.restore.prefill import ChunkPrefill, attend_chunk, chunk_bias
 from hw.weights import random_weights
 from sim.cost import kernels
 from sim.curves import Grid
@@ -34,7 +34,7 @@ CHUNKS = (16, 32, 64, 128, 256, 512, 1024, 2048)
 """Tokens of a step whose matrix products are sampled."""
 
 ATTENTION_CHUNKS = (1, 16, 64, 128, 256, 512, 2048)
-KEYS_BEFORE = (0, 256, 1024, 1536, 4096, 14336)
+KEYS_BEFORE = (0, 256, 1024, 1536, 4096, 14336, 30720)
 """Tokens of a step whose attention is sampled, and keys before the first of them."""
 
 STEP_TOKENS, STEP_START = 128, 512
@@ -66,14 +66,14 @@ def prefill_points(bench: Bench, model: ModelSpec, max_rows: int) -> dict[Point,
         queries = bench.random(n_tokens, model.n_heads, model.head_dim)
         for before in _keys_before(model, max_rows):
             shape = (before + n_tokens, 1, 2, model.n_kv_heads, model.head_dim)
-            bias = causal_bias(model, before, n_tokens, bench.backend.device)
+            bias = chunk_bias(model, before, n_tokens, bench.backend.device)
             points["prefill", *_heads(model), n_tokens, before + 1] = partial(
                 bench.alone, COMPUTE, _attending(queries, bench.turns(*shape), bias)
             )
     return points
 
 
-def _attending(queries: Tensor, kvs: Sequence[Tensor], bias: Tensor) -> Work:
+def _attending(queries: Tensor, kvs: Sequence[Tensor], bias: Tensor | None) -> Work:
     """Attention over the K and V of one layer after another."""
     return lambda call: attend_chunk(queries, kvs[call % len(kvs)], bias)
 
@@ -87,7 +87,7 @@ def step_point(bench: Bench, model: ModelSpec) -> dict[Point, Sampler]:
 
     def step() -> None:
         chunk.run(STEP_START, STEP_START + STEP_TOKENS, range(0))
-        causal_bias(model, STEP_START, STEP_TOKENS, prompt.device)
+        chunk_bias(model, STEP_START, STEP_TOKENS, prompt.device)
 
     return {("step",): _alone(bench, COMPUTE, step)}
 
@@ -176,5 +176,5 @@ def _chunks(sizes: Sequence[int], model: ModelSpec, max_rows: int) -> list[int]:
 
 def _keys_before(model: ModelSpec, max_rows: int) -> list[int]:
     longest = _chunks(ATTENTION_CHUNKS, model, max_rows)[-1]
-    most = min(max_rows // 2, model.max_positions) - longest
+    most = min(max_rows, model.max_positions) - longest
     return [keys for keys in KEYS_BEFORE if keys <= most]

@@ -7,29 +7,42 @@ import math
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
+from torch.nn.attention.bias import CausalBias, CausalVariant
 
 from hw.kernels import Kernels
 from hw.weights import TORCH_DTYPE, Weights
 from sim.model_spec import ModelSpec
 
 
-def causal_bias(
-    model: ModelSpec, start: int, n_tokens: int, device: torch.device, window: int | None = None
-) -> Tensor:
+def chunk_bias(
+    model: ModelSpec,
+    start: int,
+    n_tokens: int,
+    device: torch.device,
+    window: int | None = None,
+    explicit: bool = False,
+) -> Tensor | None:
     """[n, start + n], what is added to scores: 0 where token start + i sees key j, else -inf.
+
+    None on a GPU where the tokens see all keys before them: its attention kernels know that case,
+    and are several times as fast without a bias.
 
     Args:
         window: tokens that each token attends to at most, itself included.
+        explicit: never None.
     """
+    cut = window is not None and window < start + n_tokens
+    if device.type != "cpu" and not cut and not explicit:
+        return None
     shape = (n_tokens, start + n_tokens)
     bias = torch.full(shape, -math.inf, dtype=TORCH_DTYPE[model.dtype], device=device)
     bias.triu_(start + 1)
-    if window is not None and window < start + n_tokens:
+    if window is not None and cut:
         bias += torch.full_like(bias, -math.inf).tril_(start - window)
     return bias
 
 
-def attend_chunk(queries: Tensor, kv: Tensor, bias: Tensor) -> Tensor:
+def attend_chunk(queries: Tensor, kv: Tensor, bias: Tensor | None) -> Tensor:
     """Attention of some tokens over all before them and themselves.
 
     Heads of a group share one pass over K and V.
@@ -37,7 +50,7 @@ def attend_chunk(queries: Tensor, kv: Tensor, bias: Tensor) -> Tensor:
     Args:
         queries: [n, H, D].
         kv: [S, 1, 2, H_kv, D], the tokens' own rows last.
-        bias: [n, S], added to the scores.
+        bias: [n, S], added to the scores; None where every token sees all keys before it.
 
     Returns:
         [n, H * D].
@@ -45,6 +58,15 @@ def attend_chunk(queries: Tensor, kv: Tensor, bias: Tensor) -> Tensor:
     n_tokens, n_kv_heads = queries.shape[0], kv.shape[3]
     groups = queries.shape[1] // n_kv_heads
     keys, values = (kv[:, 0, part].transpose(0, 1)[None] for part in (0, 1))  # [1, H_kv, S, D]
+    if bias is None:
+        mixed = F.scaled_dot_product_attention(
+            queries.transpose(0, 1)[None],
+            keys,
+            values,
+            attn_mask=_lower_right(n_tokens, kv.shape[0]),
+            enable_gqa=groups > 1,
+        )
+        return mixed[0].transpose(0, 1).reshape(n_tokens, -1)
     grouped = queries.unflatten(1, (n_kv_heads, groups)).permute(1, 2, 0, 3)
     mixed = F.scaled_dot_product_attention(
         grouped.reshape(1, n_kv_heads, groups * n_tokens, -1),
@@ -54,6 +76,16 @@ def attend_chunk(queries: Tensor, kv: Tensor, bias: Tensor) -> Tensor:
     )
     mixed = mixed.view(n_kv_heads, groups, n_tokens, -1).permute(2, 0, 1, 3)
     return mixed.reshape(n_tokens, -1)
+
+
+def _lower_right(n_queries: int, n_keys: int) -> Tensor:
+    """The causal bias whose last query sees all keys.
+
+    torch's own `causal_lower_right` allocates 8 * n_queries * n_keys bytes of host memory a call.
+    """
+    bias = torch.Tensor._make_subclass(CausalBias, torch.empty(0))
+    CausalBias.__init__(bias, CausalVariant.LOWER_RIGHT, n_queries, n_keys)
+    return bias
 
 
 class ChunkPrefill:
@@ -92,12 +124,14 @@ class ChunkPrefill:
         if layers.start == 0:
             own.copy_(self._kernels.embed(self.prompt[None, start:stop], start)[0])
         hidden = self._beside_others(own, self.n_others)
-        biases: dict[int | None, Tensor] = {}
+        biases: dict[int | None, Tensor | None] = {}
         for number in layers:
             window = self.model.window(number)
             if window not in biases:
-                bias = causal_bias(self.model, start, stop - start, hidden.device, window)
-                biases[window] = F.pad(bias, (0, 0, 0, self.n_others))
+                bias = chunk_bias(
+                    self.model, start, stop - start, hidden.device, window, self.n_others > 0
+                )
+                biases[window] = bias if bias is None else F.pad(bias, (0, 0, 0, self.n_others))
             self._layer(number, hidden, start, stop - start, biases[window])
         if self.n_others:
             own.copy_(hidden[: stop - start])
@@ -109,7 +143,9 @@ class ChunkPrefill:
         others = own[torch.arange(n_others, device=own.device) % own.shape[0]]
         return torch.cat((own, others))
 
-    def _layer(self, number: int, hidden: Tensor, start: int, n_tokens: int, bias: Tensor) -> None:
+    def _layer(
+        self, number: int, hidden: Tensor, start: int, n_tokens: int, bias: Tensor | None
+    ) -> None:
         """hidden: [n + others, h], updated in place; the first n are tokens from `start` on."""
         kernels, model = self._kernels, self.model
         layer = kernels.weights.layers[number]

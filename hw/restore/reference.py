@@ -66,7 +66,7 @@ def verify_restore(
     first, expected = int(logits.argmax()), int(reference.cache.next_tokens)
     least_margin = 0.0 if model.dtype == "float32" else limit
     kv_difference = max(
-        relative_difference(mine.cpu(), theirs)
+        relative_difference(mine, theirs)
         for mine, theirs in zip(kv, reference.cache.kv, strict=True)
     )
     found: dict[str, float | bool] = {

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cli.output import Steps
-from cli.rounds import run_in_turn
+from cli.rounds import EXTRA_ROUNDS, present_machine, run_in_turn
 from planner import Plan, baseline_split, lower, make_plan
 from sim.accuracy import MEASURED, RecordedCase, loosest_tolerance_frac
 from sim.compare import Comparison, compare
@@ -37,6 +37,10 @@ WARM_UPS = {"cpu": 1, "cuda": 3}
 """Runs of each case that do not count; fewer where they take longer than `WARM_UP_S` together."""
 
 WARM_UP_S = 1.0
+
+BEATS = 30
+"""Beats of reference products before each shape is planned: some seconds, because a machine that
+has just worked hard on something else can be slow for one or two."""
 
 MAX_REPLANS = 2
 """Times that a grid may plan a shape anew."""
@@ -234,10 +238,7 @@ class GridRun:
 
         tokens = [reference.tokens for reference in references]
         follow = tokens if self.model.dtype != "float32" or job.kv_bits is not None else None
-        drift = self._pulse.drift()
-        hardware = self.hardware
-        for part, ratio in drift.items():
-            hardware = hardware.with_faster(part, 1 / ratio)
+        hardware, drift = present_machine(self.hardware, self._pulse, self.backend.kind, BEATS)
         group = self.options.plans(self.model, hardware, job)
         graphs = {name: plan.simulated_graph() for name, plan in group.items()}
         predicted = {name: simulate(graph, hardware) for name, graph in graphs.items()}
@@ -279,6 +280,7 @@ class GridRun:
             self.repeats,
             lambda n: self.steps(f"{self.model.name} {shape_name(job)}, round {n}", done),
             may_leave=self._replans < MAX_REPLANS,
+            extra_rounds=EXTRA_ROUNDS[self.backend.kind],
         )
         if rounds is None:
             self._replans += 1

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from cli.grid import warm_ups
 from cli.output import Steps
 from cli.restore_runs import Prepared, prepare, tier_paces, what_it_did
-from cli.rounds import Rounds, Speed, run_in_turn
+from cli.rounds import EXTRA_ROUNDS, Rounds, Speed, present_machine, run_in_turn
 from planner.restore import RestorePlan, make_restore_plan
 from planner.restore.lower import compute_only_graph
 from sim.accuracy import MEASURED, RecordedCase, loosest_tolerance_frac
@@ -204,10 +204,7 @@ class RestoreGrid:
         with open_backend(self.kind, pace, paces) as backend:
             self.steps(f"{setting.name}, planning", done)
             pulse = Pulse(backend, self.model, setting.hardware, setting.request.chunk_tokens)
-            drift = pulse.drift(BEATS)
-            hardware = setting.hardware
-            for part, ratio in drift.items():
-                hardware = hardware.with_faster(part, 1 / ratio)
+            hardware, drift = present_machine(setting.hardware, pulse, self.kind, BEATS)
             plans = {
                 f"{setting.name}-{policy}": make_restore_plan(
                     self.model, hardware, setting.request, policy
@@ -244,6 +241,7 @@ class RestoreGrid:
                 drift,
                 self.repeats,
                 lambda number: self.steps(f"{name}, round {number}", done),
+                extra_rounds=EXTRA_ROUNDS[self.kind],
             )
             environment = {
                 case: _environment(ready.backend, one) for case, one in executors.items()

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 from itertools import count, pairwise
 from math import prod
-from statistics import median
+from statistics import mean, median
 from time import perf_counter
 
 import torch
@@ -37,8 +37,10 @@ ROTATION_BYTES = 192 * 2**20
 """Memory over which the weights of one shape take turns."""
 
 CHAIN = 4
+ADDED = {"cpu": 1, "cuda": 2}
 SHORTEST_S = 1e-7
-"""Kernels in one chain between matrix products, and the least that one of them is said to take."""
+"""Links of a chain of matrix products, kernels that are added to each, and the least that one of
+them is said to take."""
 
 BURST_S = 0.1
 MAX_CALLS = 300
@@ -54,10 +56,11 @@ MAX_ROTATION = 256
 
 OVERHEAD_TASKS = 50
 
-SUSTAINED_S = 0.25
-SUSTAINED_FROM_S = 1e-3
-"""A GPU lowers its clocks under steady load. Work that takes a millisecond or more is therefore
-called back to back for so long, and the last third of the calls counts."""
+SUSTAINED_S = 0.2
+SUSTAINED_FLOPS = 2e10
+READING_SHARE = 0.18
+"""A GPU slows down under steady load. A product of so many operations is therefore sampled for so
+long, with so much reading of memory between products for each second of them."""
 
 Work = Callable[[int], object]
 """Work on a lane; the argument counts all calls ever made, so that operands take turns."""
@@ -157,35 +160,59 @@ class Bench:
         inner = max(1, min(200, round(SAMPLE_S / max(once, 1e-7))))
         return [sample / inner for sample in self._samples(lane, work, inner, REPEATS)]
 
-    def sustained(self, lane: str, work: Work) -> list[float]:
-        """Seconds of `work(i)` under steady load on `lane`: the last third of `SUSTAINED_S`."""
-        once_s = self._samples(lane, work, 1, 2)[-1]
-        calls = max(3 * REPEATS, min(MAX_CALLS, round(SUSTAINED_S / once_s)))
-        samples = self._samples(lane, work, 1, calls)[-(calls // 3) :]
-        return [sample - self.compute_task_s for sample in samples]
+    def sustained(self, work: Work) -> list[float]:
+        """Seconds of `work(i)` under the load of a decode: products for most of the time.
+
+        The rest of the time the memory is read, as by attention.
+        """
+        overhead_s = self.compute_task_s
+        once_s = min(self._samples(COMPUTE, work, 1, 2))
+        inner = max(1, round(SAMPLE_S / once_s))
+        read_s = min(self._samples(COMPUTE, lambda _: self._evict(), 1, 2))
+        reads = max(1, round(READING_SHARE * inner * once_s / read_s))
+        tasks = max(2 * REPEATS, round(SUSTAINED_S / (inner * once_s + reads * read_s)))
+
+        def products() -> None:
+            for _ in range(inner):
+                work(next(self._calls))
+
+        def reading() -> None:
+            for _ in range(reads):
+                self._evict()
+
+        markers = []
+        self.backend.begin(launches=MAX_CALLS)
+        for _ in range(tasks):
+            markers.append(self.backend.issue(COMPUTE, products))
+            self.backend.issue(COMPUTE, reading)
+        seconds = [(one - overhead_s) / inner for one in self._finish(markers)][tasks // 5 :]
+        return [mean(seconds[part::REPEATS]) for part in range(REPEATS)]
 
     def between(self, n: int, work: Work) -> list[float]:
         """Seconds that `work(i)` adds between `[1, n] x [n, n]` products of one task.
 
         Element-wise kernels run like this. Alone in a loop they would find code and data in the
         nearest cache, and as tasks of their own they would also pay for waking up their lane.
+        On a GPU the first kernel after a product also ends the overlap of the product with the next
+        one, and most come in pairs: there two are added.
         """
+        added = ADDED[self.backend.kind]
         linears, x, out = self.linears(n, n), self.random(1, n), self.out(1, n)
 
         def chain(call: int, extra: bool) -> None:
             for number in range(call, call + CHAIN):
                 linear_into(linears[number % len(linears)], x, out)
-                if extra:
+                for _ in range(added if extra else 0):
                     work(number)
 
         markers = []
-        self.backend.begin()
+        self.backend.begin(launches=(1 + 2 * REPEATS) * (2 + added) * CHAIN)
         for _ in range(1 + 2 * REPEATS):
             for extra in (False, True):
                 markers.append(self.backend.issue(COMPUTE, self._once(partial(chain, extra=extra))))
         seconds = self._finish(markers)[2:]
         return [
-            max(SHORTEST_S, (full - bare) / CHAIN)
+            max(SHORTEST_S, (full - bare) / (added * CHAIN))
             for bare, full in zip(seconds[::2], seconds[1::2], strict=True)
         ]
 
@@ -213,16 +240,14 @@ class Bench:
         def work(call: int) -> None:
             linear_into(linears[call % len(linears)], x, out)
 
-        samples = self.alone(COMPUTE, work)
-        if self.backend.kind == "cpu" or median(samples) < SUSTAINED_FROM_S:
-            return samples
-        return self.sustained(COMPUTE, work)
+        if self.backend.kind == "cpu" or 2 * m * n * k < SUSTAINED_FLOPS:
+            return self.alone(COMPUTE, work)
+        return self.sustained(work)
 
     def matmul_fed(self, m: int, n: int, k: int) -> list[float]:
         """Seconds of `[m, k] x [k, n]` when x just came over the link, as in a recomputation.
 
-        A product of a millisecond or more on a GPU is sampled under steady load instead: its x is
-        larger than any cache there, so that only the clocks matter.
+        A large product on a GPU is sampled under steady load instead, which matters more.
         """
         linears, outs = self.linears(n, k), [out[: m * n].view(m, n) for out in self._outs]
         slots = [slot[: m * k].view(m, k) for slot in self._slots]
@@ -230,10 +255,9 @@ class Bench:
         def work(call: int, x: Tensor) -> None:
             linear_into(linears[call % len(linears)], x, outs[call % SLOTS])
 
-        samples = self.fed((m, k), work)
-        if self.backend.kind == "cpu" or median(samples) < SUSTAINED_FROM_S:
-            return samples
-        return self.sustained(COMPUTE, lambda call: work(call, slots[call % SLOTS]))
+        if self.backend.kind == "cpu" or 2 * m * n * k < SUSTAINED_FLOPS:
+            return self.fed((m, k), work)
+        return self.sustained(lambda call: work(call, slots[call % SLOTS]))
 
     def copy_work(self, lane: str, n_bytes: int) -> Work:
         """A copy of `n_bytes` between host and device in the direction of `lane`.
@@ -341,7 +365,7 @@ class Bench:
             for _ in range(inner):
                 work(next(self._calls))
 
-        self.backend.begin()
+        self.backend.begin(launches=min(MAX_CALLS, inner * (repeats + 1)))
         markers = [self.backend.issue(lane, several) for _ in range(repeats + 1)]
         return self._finish(markers)[1:]
 

@@ -106,7 +106,7 @@ def profile_device(
     with torch.inference_mode():
         profiler = _Profiler(backend, models, batches, max_rows, copies, kv_bits, restores)
         samples = profiler.measure(progress, max_s)
-    figures = {point: median(values) for point, values in samples.items()}
+    figures = {point: _figure(point, values, backend.kind) for point, values in samples.items()}
     links = _links(figures, copies, link_bytes_per_s)
     return HardwareProfile(
         name=name,
@@ -201,6 +201,7 @@ class _Profiler:
             **self._gemm_points(),
             **self._attention_points(),
             **self._elementwise_points(),
+            **self._copy_points(),
             **quantisation_points(
                 self.bench, self.models[0], self.kv_bits, self.batches, self.max_rows
             ),
@@ -298,6 +299,20 @@ class _Profiler:
             )
         return points
 
+    def _copy_points(self) -> dict[Point, Sampler]:
+        """Copies within device memory, over bytes read and written together."""
+        if self.backend.kind == "cpu":
+            return {}
+        bench = self.bench
+        most = self.max_rows * max(2 * model.kv_size for model in self.models)
+        points: dict[Point, Sampler] = {}
+        for elements in (4**power for power in range(8, 16) if 4**power <= most):
+            into, out_of = bench.out(elements), bench.random(elements)
+            points["copied", 2 * elements * into.itemsize] = _sampler(
+                bench.alone, COMPUTE, lambda _, a=into, b=out_of: a.copy_(b)
+            )
+        return points
+
     def _link_points(self) -> dict[Point, Sampler]:
         return {
             ("link", lane, size): _sampler(self.bench.alone, lane, self.bench.copy_work(lane, size))
@@ -365,6 +380,15 @@ class _Profiler:
         return [(layer_s - task_s) / launches for layer_s in layers_s]
 
 
+def _figure(point: Point, values: list[float], kind: str) -> float:
+    """What a profile says of the samples of a point.
+
+    Others on a shared host can only slow a real link down, and do so for milliseconds: its fastest
+    copies tell its rate.
+    """
+    return min(values) if kind == "cuda" and point[0] == "link" else median(values)
+
+
 def _sampler(function: Callable[..., list[float]], *args: object) -> Sampler:
     return lambda: function(*args)
 
@@ -415,8 +439,14 @@ def _attention(
 def _elementwise(figures: dict[Point, float]) -> Elementwise:
     points = {int(key[1]): value for key, value in figures.items() if key[0] == "elementwise"}
     best = max(n_bytes / seconds for n_bytes, seconds in points.items())
-    tables = quantisation_tables(figures)
-    return Elementwise("measured", best, _curve(points), tables=tables)
+    copied = {int(key[1]): value for key, value in figures.items() if key[0] == "copied"}
+    return Elementwise(
+        "measured",
+        best,
+        _curve(points),
+        tables=quantisation_tables(figures),
+        copies=_curve(copied) if copied else None,
+    )
 
 
 def _links(

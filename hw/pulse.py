@@ -1,4 +1,4 @@
-"""How fast the machine is now against its profile, told by a few matrix products."""
+"""How fast the machine is now against its profile, told by a few matrix products and copies."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from hw.backends import Backend
 from hw.bench import MAX_EVICTED_BYTES, SLOTS, Bench, rotation_copies
 from hw.weights import TORCH_DTYPE
 from sim.cost import CostModel, kernels
+from sim.graph import H2D
 from sim.hardware import HardwareProfile
 from sim.kernels import MatMul
 from sim.model_spec import ModelSpec
@@ -21,9 +22,8 @@ from sim.workload import Workload
 
 RECOMPUTED_ROWS = 1024
 DECODED_ROWS = 4
-BEATS = 30
-"""Beats taken before something is planned: some seconds, because a machine that has just worked
-hard on something else can be slow for one or two."""
+LINK_BYTES = 2**24
+"""Size of the copy that tells the speed of a real link."""
 
 RECENT_BEATS = 48
 """Beats whose median is the present speed."""
@@ -63,7 +63,9 @@ def layer_matrices(model: ModelSpec) -> set[tuple[int, int]]:
 
 
 class Pulse:
-    """The products of `pulse_points`, timed again and again beside what is measured.
+    """The products of `pulse_points`, timed again and again between what is measured.
+
+    Where the link is real, a copy to the device tells the speed of part `link`.
 
     Args:
         step_tokens: of restores, tokens of a step; products of steps tell of `flops` then.
@@ -83,13 +85,18 @@ class Pulse:
         slot = RECOMPUTED_ROWS * max(2 * model.kv_size, model.hidden_size)
         largest = max(slot, model.layer_weight_bytes // model.element_bytes)
         bench = Bench(backend, TORCH_DTYPE[model.dtype], largest, slot, model.layer_weight_bytes)
-        self._points = pulse_points(bench, model, most_rows)
+        points = pulse_points(bench, model, most_rows)
         if step_tokens is not None:
-            self._points["flops"] = step_points(bench, model, step_tokens)
+            points["flops"] = step_points(bench, model, step_tokens)
         self._profiled_s = {
-            part: sum(costs.matmul(shape).seconds for shape in points)
-            for part, points in self._points.items()
+            part: sum(costs.matmul(shape).seconds for shape in shapes)
+            for part, shapes in points.items()
         }
+        self._samplers = {part: list(shapes.values()) for part, shapes in points.items()}
+        if hardware.links.h2d.paced_bytes_per_s is None and backend.kind != "cpu":
+            n_bytes = min(LINK_BYTES, slot * model.element_bytes)
+            self._samplers["link"] = [partial(bench.alone, H2D, bench.copy_work(H2D, n_bytes))]
+            self._profiled_s["link"], _ = hardware.links.h2d.copy_s(n_bytes)
         self._recent: deque[dict[str, float]] = deque(maxlen=RECENT_BEATS)
 
     @staticmethod
@@ -106,14 +113,14 @@ class Pulse:
         """For each part: time of its products now / their time in the profile."""
         with torch.inference_mode():
             ratios = {
-                part: sum(median(sample()) for sample in points.values()) / self._profiled_s[part]
-                for part, points in self._points.items()
+                part: sum(median(sample()) for sample in samplers) / self._profiled_s[part]
+                for part, samplers in self._samplers.items()
             }
         self._recent.append(ratios)
         return ratios
 
-    def drift(self, beats: int = BEATS) -> dict[str, float]:
+    def drift(self, beats: int) -> dict[str, float]:
         """The same ratios, medians over some beats now and the last ones before."""
         for _ in range(beats):
             self.beat()
-        return {part: median(beat[part] for beat in self._recent) for part in self._points}
+        return {part: median(beat[part] for beat in self._recent) for part in self._samplers}

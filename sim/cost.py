@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from math import ceil, floor, log
 
+from sim.curves import Curve
 from sim.graph import COMPUTE, HOST, Task
 from sim.hardware import HardwareProfile
 from sim.kernels import (
@@ -62,7 +63,7 @@ def kernels(
         return _dequantise(row, batch * n_tokens, model.element_bytes)
     rows = batch * n_tokens
     if task_op == "place_kv":
-        return [Pass(2 * rows * model.kv_token_bytes)]
+        return [Pass(2 * rows * model.kv_token_bytes, plain=True)]
     if task_op == "recompute_resident":
         task_op = "recompute"
     if model.mla is not None and task_op in ("qkv", "recompute", "attention"):
@@ -286,10 +287,14 @@ class CostModel:
     def _kernel_knots(self, kernel: Kernel, batch: int) -> list[float]:
         if isinstance(kernel, MatMul):
             return [m / batch for m in self._matmuls.row_knots(kernel)]
-        curve = self.hardware.elementwise.curve
-        if isinstance(kernel, Pass) and curve is not None:
+        if isinstance(kernel, Pass) and (curve := self._pass_curve(kernel)) is not None:
             return [work / kernel.bytes for work in curve.work]
         return []
+
+    def _pass_curve(self, kernel: Pass) -> Curve | None:
+        """Measured seconds over bytes, of plain copies where those were measured too."""
+        costs = self.hardware.elementwise
+        return costs.copies if kernel.plain and costs.copies is not None else costs.curve
 
     def _kernel(self, kernel: Kernel) -> Estimate:
         if isinstance(kernel, MatMul):
@@ -299,10 +304,10 @@ class CostModel:
             return replace(one, seconds=kernel.groups * one.seconds)
         if isinstance(kernel, DecodeAttention):
             return self._attention(kernel)
-        costs = self.hardware.elementwise
-        if costs.curve is None:
+        costs, curve = self.hardware.elementwise, self._pass_curve(kernel)
+        if curve is None:
             return Estimate(kernel.bytes / costs.bytes_per_s, costs.source, True)
-        seconds, inside = costs.curve.at(kernel.bytes)
+        seconds, inside = curve.at(kernel.bytes)
         return Estimate(seconds, costs.source, inside)
 
     def matmul(self, shape: MatMul) -> Estimate:

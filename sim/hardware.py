@@ -116,6 +116,7 @@ class Elementwise:
     """Norms, residuals, rotary embedding, activations: a memory rate or a curve over bytes.
 
     `tables` are of quantising and dequantising K and V, whose passes go at rates of their own.
+    `copies` is the curve of plain copies within device memory, where they were measured.
     """
 
     __pydantic_config__ = STRICT_KEYS
@@ -125,6 +126,7 @@ class Elementwise:
     curve: Curve | None = None
     note: str = ""
     tables: tuple[QuantisationTable, ...] = ()
+    copies: Curve | None = None
 
     def __post_init__(self) -> None:
         check_positive("elementwise", bytes_per_s=self.bytes_per_s)
@@ -217,6 +219,8 @@ class HardwareProfile:
         del content["samples"], content["checks"]
         if self.links.host is None:
             del content["links"]["host"]
+        if self.elementwise.copies is None:
+            del content["elementwise"]["copies"]
         return {key: value for key, value in content.items() if value is not None}
 
     @classmethod
@@ -315,6 +319,7 @@ class HardwareProfile:
                     self.elementwise,
                     bytes_per_s=self.elementwise.bytes_per_s * hbm,
                     curve=self.elementwise.curve and _faster(self.elementwise.curve, hbm),
+                    copies=self.elementwise.copies and _faster(self.elementwise.copies, hbm),
                     tables=tuple(
                         replace(table, curve=_faster(table.curve, hbm))
                         for table in self.elementwise.tables

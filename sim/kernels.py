@@ -64,9 +64,14 @@ class DecodeAttention:
 
 @dataclass(frozen=True, slots=True)
 class Pass:
-    """One element-wise kernel that reads and writes `bytes` in total."""
+    """One element-wise kernel that reads and writes `bytes` in total.
+
+    Args:
+        plain: it copies and computes nothing.
+    """
 
     bytes: int
+    plain: bool = False
 
 
 Kernel = MatMul | GroupedMatMul | DecodeAttention | Pass

@@ -20,6 +20,8 @@ gemm, n, k, m                                      seconds of `[m, k] x [k, n]`
 attention, n_heads, n_kv_heads, head_dim, batch,   seconds of one decode attention
 context
 elementwise, bytes                                 seconds of one element-wise kernel
+copied, bytes                                      seconds of one copy within device memory, over
+                                                   bytes read and written
 link, lane, bytes                                  seconds of one copy in direction `lane`
 pace, lane, other                                  pace of `lane` while `other` works, 1 if alone
 prefill, n_heads, n_kv_heads, head_dim, tokens,    seconds of causal attention of a chunk whose

@@ -248,7 +248,12 @@ class FakeCudaBackend:
     def head_start_s(self) -> float:
         return 5e-3
 
-    def begin(self, trace: Availability = ALWAYS, in_turn: bool = False) -> None:
+    def begin(
+        self,
+        trace: Availability = ALWAYS,
+        in_turn: bool = False,
+        launches: int = 0,  # noqa: ARG002 - nothing is held here
+    ) -> None:
         if trace.lanes:
             raise BadInput("a trace takes part of this GPU away; run it with --device cpu.")
         if self._running:

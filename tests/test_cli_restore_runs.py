@@ -141,7 +141,7 @@ def test_what_can_only_be_simulated_says_so(plan, call, folder):
 def grids(capsys, monkeypatch):
     """Run a verb over a short grid; returns (exit status, stdout, stderr)."""
     shorten_profiles(monkeypatch)
-    monkeypatch.setattr(hw.pulse, "BEATS", 2)
+    monkeypatch.setattr(cli.restore_grid, "BEATS", 2)
     monkeypatch.setattr(cli.restore_grid, "BEATS", 1)
     monkeypatch.setattr(cli.restore_grid, "BANDWIDTHS", {"dram": (1.0,), "ssd": (1.0,)})
     monkeypatch.setattr(cli.restore_grid, "CHUNK_TOKENS", 16)

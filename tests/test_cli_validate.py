@@ -93,7 +93,7 @@ class SlowedPulse:
         self.ratio = 1.1
         return {"flops": self.ratio, "hbm": self.ratio}
 
-    def drift(self) -> dict[str, float]:
+    def drift(self, _beats: int) -> dict[str, float]:
         return {"flops": self.ratio, "hbm": self.ratio}
 
 

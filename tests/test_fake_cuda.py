@@ -416,13 +416,13 @@ def test_a_device_is_profiled_planned_for_and_its_speed_probed(cuda, monkeypatch
     plan = make_plan(model, profile, Workload(2, 13, 2), "lp")
     run_graph(cuda, plan.simulated_graph())
     probe = Pulse(cuda, model, profile)
-    assert set(probe.drift(2)) == {"flops", "hbm"}
-    assert set(Pulse(cuda, model, profile, 8).beat()) == {"flops", "hbm"}
+    assert set(probe.drift(2)) == {"flops", "hbm", "link"}
+    assert set(Pulse(cuda, model, profile, 8).beat()) == {"flops", "hbm", "link"}
 
 
 @pytest.mark.usefixtures("short_bench")
 def test_large_products_are_sampled_under_steady_load(cuda, monkeypatch):
-    monkeypatch.setattr(hw.bench, "SUSTAINED_FROM_S", 0.0)
+    monkeypatch.setattr(hw.bench, "SUSTAINED_FLOPS", 0.0)
     monkeypatch.setattr(hw.bench, "SUSTAINED_S", 1e-5)
     bench = hw.bench.Bench(cuda, torch.float16, 2**12, 2**12, 2**12)
     assert min(bench.matmul(4, 32, 32) + bench.matmul_fed(4, 32, 32)) > 0

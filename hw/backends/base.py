@@ -70,10 +70,12 @@ class Backend(Protocol):
     def memory(self) -> Memory:
         """Bytes free now."""
 
-    def begin(self, trace: Availability = ALWAYS, in_turn: bool = False) -> None:
+    def begin(self, trace: Availability = ALWAYS, in_turn: bool = False, launches: int = 0) -> None:
         """Start a run: time zero of the markers that follow.
 
         Args:
+            launches: kernels and copies of a sample whose time must not depend on the host; a
+                device holds its lanes until that many have been launched.
             trace: how much of each lane there is over time; a device may have all of it only.
             in_turn: work is handed to the device when its turn has come, and not before, so that
                 it can settle then what it does.

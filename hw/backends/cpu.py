@@ -98,6 +98,7 @@ class CpuBackend:
         self,
         trace: Availability = ALWAYS,
         in_turn: bool = False,  # noqa: ARG002 - lanes always take their work in turn
+        launches: int = 0,  # noqa: ARG002 - lanes launch their own kernels
     ) -> None:
         if COMPUTE in trace.lanes:
             check_competition(trace)

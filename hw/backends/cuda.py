@@ -79,6 +79,9 @@ itself: a launch queue holds about a thousand entries, and a host that waits for
 the device waits for the host would never return.
 """
 
+LAUNCH_CYCLES = 80_000
+"""Device cycles (about 40 us) that a slow host needs for one launch."""
+
 
 class CudaBackend:
     """The current CUDA device.
@@ -161,7 +164,7 @@ class CudaBackend:
         torch.cuda.synchronize(self.device)
         return start.elapsed_time(self._zero) / 1e3
 
-    def begin(self, trace: Availability = ALWAYS, in_turn: bool = False) -> None:
+    def begin(self, trace: Availability = ALWAYS, in_turn: bool = False, launches: int = 0) -> None:
         """All streams start behind one event, time zero, which comes after the hold."""
         if trace.lanes:
             raise BadInput(
@@ -172,7 +175,7 @@ class CudaBackend:
         torch.cuda.synchronize(self.device)
         first = next(iter(self._streams.values()))
         with torch.cuda.stream(first):
-            torch.cuda._sleep(HOLD_CYCLES)
+            torch.cuda._sleep(max(HOLD_CYCLES, launches * LAUNCH_CYCLES))
         self._zero.record(first)
         for stream in self._streams.values():
             stream.wait_event(self._zero)

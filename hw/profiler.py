@@ -48,9 +48,9 @@ from sim.model_spec import ModelSpec
 from sim.samples import Point, Samples
 
 PASSES = {"cpu": 8, "cuda": 3}
-LANES_EVERY = 3
-"""Passes over all kernels, and in every which of them lanes and prefill are sampled too: copies and
-large products vary less than products that wait for memory, and take longer."""
+LANES_EVERY = {"cpu": 3, "cuda": 1}
+"""Passes over all kernels, and in every which of them lanes and prefill are sampled too: on a CPU
+they vary less than products that wait for memory, and take longer."""
 
 CONTEXTS = {
     "cpu": (64, 256, 512, 1024, 2048),
@@ -219,7 +219,7 @@ class _Profiler:
                 if number and spent_s * (number + 1) / number > max_s:
                     break
                 points = kernel_points
-                if number % LANES_EVERY == 0:
+                if number % LANES_EVERY[self.backend.kind] == 0:
                     points = {**kernel_points, **rarely}
                 for done, (key, sampler) in enumerate(points.items()):
                     fraction = (number + done / len(points)) / passes

@@ -1,17 +1,25 @@
-"""`kvoverlap record` on a tiny model: whole, broken off, resumed, and refused."""
+"""`kvoverlap record` on a tiny model: whole, broken off, resumed, failing, and refused."""
 
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
+import tarfile
+import threading
+import time
 from dataclasses import replace
 
 import pytest
 from tiny import CONFIG, shorten_profiles
 
 import cli.record
+import cli.settings
+from cli.grid import GridRun
 from cli.main import main
-from sim import HardwareProfile, Recording
+from cli.settings import DecodeSetting, OtherSystems, RestoreSetting
+from sim import HardwareProfile, Recording, Workload
 
 SHAPES = ((2, 24), (3, 40))
 CASES_OF_A_SHAPE = 6
@@ -28,13 +36,20 @@ def record(folder, capsys, monkeypatch):
     tiny = folder / "tiny.json"
     tiny.write_text(json.dumps(CONFIG))
     shorten_profiles(monkeypatch)
-    monkeypatch.setattr(cli.record, "GRID", {"cpu": {str(tiny): SHAPES}})
-    monkeypatch.setattr(cli.record, "PEER_SHAPES", {"cpu": {"tiny": SHAPES[0]}})
-    monkeypatch.setattr(cli.record, "SETUP_S", {"cpu": 1.0})
+    jobs = [Workload(batch, prompt, 2) for batch, prompt in SHAPES]
+    settings = [
+        DecodeSetting(str(tiny), jobs[0]),
+        OtherSystems(str(tiny), jobs[0]),
+        DecodeSetting(str(tiny), jobs[1]),
+        RestoreSetting(str(tiny), 40, "dram", 1.0, ("load-only", "two-ended"), 16, 8),
+    ]
+    monkeypatch.setattr(cli.record, "SETTINGS", {"cpu": settings})
+    monkeypatch.setitem(cli.settings.FIXED_S, "cpu", 1.0)
 
     def call(name, *more):
         repeats = () if "--repeats" in more else ("--repeats", "2")
-        arguments = ["record", "--device", "cpu", "--out", str(folder / name), *repeats]
+        scenario = () if "--scenario" in more else ("--scenario", "decode")
+        arguments = ["record", "--device", "cpu", "--out", str(folder / name), *repeats, *scenario]
         status = main([*arguments, *map(str, more)])
         captured = capsys.readouterr()
         return status, captured.out, captured.err
@@ -95,7 +110,7 @@ def test_what_the_time_does_not_allow_is_left_out_and_named(whole, folder, recor
     shutil.copytree(whole, short)
     for path in short.glob("cases/tiny-b3-s40-*/case.json"):
         path.unlink()
-    monkeypatch.setattr(cli.record, "SETUP_S", {"cpu": 1000.0})
+    monkeypatch.setitem(cli.settings.FIXED_S, "cpu", 1000.0)
     status, _, stderr = record("short", "--minutes", 1)
     assert status == 0
     assert "tiny-b3-s40 left out: " in stderr
@@ -122,6 +137,9 @@ def test_a_recording_of_another_machine_is_not_gone_on_with(whole, folder, recor
         (("--minutes", 0), "--minutes(=0.0) must be above 0"),
         (("--minutes", "nan"), "--minutes(=nan)"),
         (("--link", "fast"), "--link(=fast)"),
+        (("--scenario", "all-of-it"), "scenario 'all-of-it' is unknown"),
+        (("--models", "opt-125m", "--scenario", "restore"), "has nothing to measure"),
+        (("--pack", "/"), "--pack(=/) is a folder"),
     ],
 )
 def test_bad_input_is_one_sentence_and_writes_nothing(record, folder, more, words):
@@ -139,3 +157,77 @@ def test_a_folder_with_other_files_is_refused(record, folder):
     assert status == 2
     assert "holds something else; name a new folder" in stderr
     assert [path.name for path in (folder / "mine").iterdir()] == ["thesis.txt"]
+
+
+def test_restores_are_recorded_too_and_the_folder_packed(whole, folder, record):
+    both, archive = folder / "both", folder / "both.tar.gz"
+    shutil.copytree(whole, both)
+    status, stdout, stderr = record("both", "--scenario", "all", "--pack", archive)
+    assert status == 0
+    assert "profile: pass 1 of 1" in stderr  # the profile had no tables for restores
+    restored = {path.parent.name for path in both.glob("cases/*dram*/case.json")}
+    assert {name.rpartition("-")[2] for name in restored} == {"only", "ended"}
+    assert "14 cases: median |error|" in stdout
+    with tarfile.open(archive) as tar:
+        names = tar.getnames()
+    assert {"both/profile.json", "both/recording.json"} <= set(names)
+    assert sum(name.endswith("case.json") for name in names) == 14
+
+
+def test_a_setting_that_raises_is_left_out_with_its_reason_and_the_rest_is_there(
+    whole, folder, record, monkeypatch
+):
+    failing = folder / "failing"
+    shutil.copytree(whole, failing)
+    for path in failing.glob("cases/*/case.json"):
+        path.unlink()
+    measure = GridRun.measure
+
+    def measured(self, job, done):
+        if job.prompt_tokens == SHAPES[0][1]:
+            raise RuntimeError("the GPU fell\noff the bus")
+        return measure(self, job, done)
+
+    monkeypatch.setattr(GridRun, "measure", measured)
+    status, _, stderr = record("failing")
+    assert status == 0
+    (left_out,) = json.loads((failing / "recording.json").read_text())["left_out"]
+    assert left_out == "tiny-b2-s24 left out: RuntimeError: the GPU fell off the bus"
+    assert left_out in " ".join(stderr.split())
+    assert len(list(failing.glob("cases/tiny-b3-s40-*/case.json"))) == CASES_OF_A_SHAPE
+
+
+def test_an_interrupted_recording_keeps_what_is_finished(
+    whole, folder, record, monkeypatch, capsys
+):
+    stopped = folder / "stopped"
+    shutil.copytree(whole, stopped)
+    for path in stopped.glob("cases/tiny-b3-s40-*/case.json"):
+        path.unlink()
+    measure = GridRun.measure
+
+    def interrupted(self, job, done):
+        timer = threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT))
+        timer.start()
+        measure(self, job, done)
+        time.sleep(5)
+        pytest.fail("the signal did not arrive")
+
+    monkeypatch.setattr(GridRun, "measure", interrupted)
+    status, stdout, _ = record("stopped")
+    assert status == 130
+    (left_out,) = json.loads((stopped / "recording.json").read_text())["left_out"]
+    assert left_out == "tiny-b3-s40 left out: interrupted."
+    assert "6 cases: median |error|" in stdout
+    assert main(["accuracy", "--recordings", str(stopped), "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["cases"]) == CASES_OF_A_SHAPE
+
+
+def test_a_model_off_the_list_is_measured_with_one_decode_job(folder, record, monkeypatch):
+    other = folder / "other.json"
+    other.write_text(json.dumps(CONFIG))
+    monkeypatch.setitem(cli.settings.DEFAULT_JOBS, "cpu", Workload(2, 20, 2))
+    status, stdout, _ = record("another", "--models", other, "--link", "0.2GB/s")
+    assert status == 0
+    assert "6 cases: median |error|" in stdout
+    assert (folder / "another" / "cases" / "other-b2-s20-lp" / "case.json").is_file()

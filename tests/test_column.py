@@ -35,12 +35,6 @@ column_jobs = st.builds(
 )
 
 
-@pytest.fixture(scope="module")
-def cpu():
-    with open_backend("cpu") as backend:
-        yield backend
-
-
 def uniform(model, job, count):
     return [
         [min(count, job.context_tokens(step))] * model.n_layers for step in range(job.gen_tokens)
@@ -137,13 +131,13 @@ def test_no_split_beats_the_bound(model, hardware, job, data):
 @pytest.mark.parametrize("model", [OPT, LLAMA], ids=lambda model: model.name)
 @pytest.mark.parametrize("count", [0, 5, 1000])
 @pytest.mark.parametrize(("n_batches", "kv_bits"), [(1, None), (3, None), (3, 8), (3, 4)])
-def test_every_batch_decodes_as_if_alone(cpu, model, count, n_batches, kv_bits):
+def test_every_batch_decodes_as_if_alone(backend, model, count, n_batches, kv_bits):
     job = Workload(2, 8, 3, n_batches, kv_bits)
-    weights = random_weights(model, 0, CPU)
-    caches = prefilled_caches(weights, job, 1, cpu)
+    weights = random_weights(model, 0, backend.device)
+    caches = prefilled_caches(weights, job, 1, backend)
     references = [resident_decode(weights, cache, job) for cache in caches]
     graph = lower("column", model, job, uniform(model, job, count))
-    executor = Executor(graph, graph.sha256, weights, caches, cpu)
+    executor = Executor(graph, graph.sha256, weights, caches, backend)
     executor.run()
     assert executor.check(references)["tokens_equal"] is True
     assert len(executor.tokens) == n_batches
@@ -151,13 +145,13 @@ def test_every_batch_decodes_as_if_alone(cpu, model, count, n_batches, kv_bits):
         assert not executor.logits[0].equal(executor.logits[1])
 
 
-def test_weights_really_come_through_the_slots(cpu):
+def test_weights_really_come_through_the_slots(backend):
     job = Workload(2, 8, 2, 2)
-    weights = random_weights(OPT, 0, CPU)
-    caches = prefilled_caches(weights, job, 1, cpu)
+    weights = random_weights(OPT, 0, backend.device)
+    caches = prefilled_caches(weights, job, 1, backend)
     references = [resident_decode(weights, cache, job) for cache in caches]
     graph = lower("column", OPT, job, uniform(OPT, job, 4))
-    executor = Executor(graph, graph.sha256, weights, caches, cpu)
+    executor = Executor(graph, graph.sha256, weights, caches, backend)
     for layer in weights.layers:  # what the device still holds of them is not used
         for linear in (layer.qkv, layer.out, layer.up, layer.down):
             linear.weight.fill_(torch.nan)
@@ -179,12 +173,12 @@ def test_a_device_must_hold_all_weights_for_the_reference():
         check_graph_fits(graph, with_room(need.device_bytes + layers - 1))
 
 
-def test_as_many_caches_as_batches(cpu):
-    weights = random_weights(OPT, 0, CPU)
-    caches = prefilled_caches(weights, JOB, 1, cpu)
+def test_as_many_caches_as_batches(backend):
+    weights = random_weights(OPT, 0, backend.device)
+    caches = prefilled_caches(weights, JOB, 1, backend)
     graph = lower("column", OPT, JOB, uniform(OPT, JOB, 4))
     with pytest.raises(Mismatch, match="decodes 3 batches, there are 2 caches"):
-        Executor(graph, graph.sha256, weights, caches[:2], cpu)
+        Executor(graph, graph.sha256, weights, caches[:2], backend)
 
 
 def test_row_takes_one_batch():

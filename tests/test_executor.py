@@ -21,50 +21,44 @@ from sim.errors import DoesNotFit, Mismatch, NotSimulated, WrongNumbers
 RECOMPUTE_ALL = 10**6
 
 
-@pytest.fixture
-def cpu():
-    with open_backend("cpu") as backend:
-        yield backend
-
-
 def executor_of(case: DecodeCase, backend, graph: TaskGraph | None = None) -> Executor:
     graph = graph or case.graph
     return Executor(graph, graph.sha256, case.weights, [case.cache], backend)
 
 
-def test_a_graph_without_its_simulation_is_not_run(cpu):
-    case = decode_case(cpu)
-    other = decode_case(cpu, split=6)
+def test_a_graph_without_its_simulation_is_not_run(backend):
+    case = decode_case(backend)
+    other = decode_case(backend, split=6)
     with pytest.raises(NotSimulated, match="simulate the plan first"):
-        Executor(case.graph, other.graph.sha256, case.weights, [case.cache], cpu)
+        Executor(case.graph, other.graph.sha256, case.weights, [case.cache], backend)
 
 
-def test_weights_of_another_model_are_refused(cpu):
-    case = decode_case(cpu)
+def test_weights_of_another_model_are_refused(backend):
+    case = decode_case(backend)
     with pytest.raises(Mismatch, match=r"tiny-opt.*tiny-llama"):
-        Executor(case.graph, case.graph.sha256, random_weights(LLAMA, 0, CPU), [case.cache], cpu)
+        Executor(case.graph, case.graph.sha256, random_weights(LLAMA, 0, backend.device), [case.cache], backend)
 
 
 @pytest.mark.parametrize(
     "job", [replace(JOB, batch_size=3), replace(JOB, prompt_tokens=14), replace(JOB, gen_tokens=2)]
 )
-def test_a_cache_of_another_workload_is_refused(cpu, job):
-    case = decode_case(cpu)
+def test_a_cache_of_another_workload_is_refused(backend, job):
+    case = decode_case(backend)
     with pytest.raises(Mismatch, match="the cache holds"):
         Executor(
             case.graph,
             case.graph.sha256,
             case.weights,
-            [filled_cache(case.weights, job, cpu)],
-            cpu,
+            [filled_cache(case.weights, job, backend)],
+            backend,
         )
 
 
 @pytest.mark.parametrize("split", [0, 5, RECOMPUTE_ALL])
 @pytest.mark.parametrize("model", MODELS, ids=lambda model: model.name)
-def test_a_run_passes_its_check(cpu, model, split):
-    case = decode_case(cpu, model, split=split)
-    executor = executor_of(case, cpu)
+def test_a_run_passes_its_check(backend, model, split):
+    case = decode_case(backend, model, split=split)
+    executor = executor_of(case, backend)
     executor.run()
     found = executor.check([case.reference])
     assert found.pop("tokens_equal") is True
@@ -72,9 +66,9 @@ def test_a_run_passes_its_check(cpu, model, split):
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_a_run_in_half_precision_passes_its_check(cpu, dtype):
-    case = decode_case(cpu, replace(LLAMA, dtype=dtype))
-    executor = executor_of(case, cpu)
+def test_a_run_in_half_precision_passes_its_check(backend, dtype):
+    case = decode_case(backend, replace(LLAMA, dtype=dtype))
+    executor = executor_of(case, backend)
     executor.run()
     executor.check([case.reference])
 
@@ -101,34 +95,34 @@ def test_any_split_of_any_layer_and_step_passes_its_check(split):
         executor.check([case.reference])
 
 
-def test_recomputing_generated_tokens_uses_every_operation(cpu):
+def test_recomputing_generated_tokens_uses_every_operation(backend):
     job = Workload(batch_size=2, prompt_tokens=6, gen_tokens=6)
-    case = decode_case(cpu, job=job, split=RECOMPUTE_ALL)
+    case = decode_case(backend, job=job, split=RECOMPUTE_ALL)
     device_ops = {"embed", "qkv", "recompute", "attention", "mlp", "head"}
     assert {task.op for task in case.graph.tasks} == device_ops | {"load_x", "store_x", "store_kv"}
-    executor = executor_of(case, cpu)
+    executor = executor_of(case, backend)
     executor.run()
     executor.check([case.reference])
 
 
-def test_x_of_generated_tokens_is_stored_where_it_is_recomputed_from(cpu):
-    case = decode_case(cpu, split=RECOMPUTE_ALL)
+def test_x_of_generated_tokens_is_stored_where_it_is_recomputed_from(backend):
+    case = decode_case(backend, split=RECOMPUTE_ALL)
     new = slice(JOB.prompt_tokens, JOB.max_tokens - 1)  # the last token's X is never needed
     for x in case.cache.x:
         x[JOB.prompt_tokens :] = math.nan
-    executor_of(case, cpu).run()
+    executor_of(case, backend).run()
     longer = replace(JOB, prompt_tokens=JOB.max_tokens - 1, gen_tokens=1)
     first = case.cache.next_tokens[:, None]
     generated = torch.cat((first, case.reference.tokens[:-2].T), 1)
     prompts = torch.cat((prompt_ids(OPT, JOB, 1), generated), 1)
-    prefilled = filled_cache(case.weights, longer, cpu, prompts)
+    prefilled = filled_cache(case.weights, longer, backend, prompts)
     for mine, theirs in zip(case.cache.x, prefilled.x, strict=True):
         torch.testing.assert_close(mine[new], theirs[new])
 
 
-def test_running_twice_gives_the_same_tokens(cpu):
-    case = decode_case(cpu, split=RECOMPUTE_ALL)
-    executor = executor_of(case, cpu)
+def test_running_twice_gives_the_same_tokens(backend):
+    case = decode_case(backend, split=RECOMPUTE_ALL)
+    executor = executor_of(case, backend)
     executor.run()
     (first,), (logits,) = executor.tokens, executor.logits
     executor.run()
@@ -195,18 +189,18 @@ def nan_in_x(case: DecodeCase) -> None:
     ],
 )
 @pytest.mark.parametrize("model", [OPT, LLAMA], ids=lambda model: model.name)
-def test_corrupted_data_fails_the_check(cpu, model, split, corrupt):
-    case = decode_case(cpu, model, split=split)
+def test_corrupted_data_fails_the_check(backend, model, split, corrupt):
+    case = decode_case(backend, model, split=split)
     corrupt(case)
-    executor = executor_of(case, cpu)
+    executor = executor_of(case, backend)
     executor.run()
     with pytest.raises(WrongNumbers, match="differs from the resident decode"):
         executor.check([case.reference])
 
 
-def test_each_part_of_the_check_can_fail_alone(cpu):
-    case = decode_case(cpu)
-    executor = executor_of(case, cpu)
+def test_each_part_of_the_check_can_fail_alone(backend):
+    case = decode_case(backend)
+    executor = executor_of(case, backend)
     executor.run()
     reference = case.reference
     last = OPT.n_layers - 1
@@ -227,11 +221,11 @@ def test_each_part_of_the_check_can_fail_alone(cpu):
 
 
 @pytest.mark.parametrize(("split", "unused"), [(0, "x"), (RECOMPUTE_ALL, "kv")])
-def test_prompt_data_that_a_plan_does_not_load_does_not_matter(cpu, split, unused):
-    case = decode_case(cpu, split=split)
+def test_prompt_data_that_a_plan_does_not_load_does_not_matter(backend, split, unused):
+    case = decode_case(backend, split=split)
     for tensor in getattr(case.cache, unused):
         tensor[: JOB.prompt_tokens] = math.nan
-    executor = executor_of(case, cpu)
+    executor = executor_of(case, backend)
     executor.run()
     executor.check([case.reference])
 
@@ -252,20 +246,20 @@ def shortened(graph: TaskGraph, op: str, layer: int) -> TaskGraph:
 
 @pytest.mark.parametrize("op", ["load_kv", "recompute", "store_kv"])
 @pytest.mark.parametrize("layer", range(LLAMA.n_layers))
-def test_a_graph_that_leaves_out_one_token_fails_the_check(cpu, op, layer):
-    case = decode_case(cpu, LLAMA, split=9)
+def test_a_graph_that_leaves_out_one_token_fails_the_check(backend, op, layer):
+    case = decode_case(backend, LLAMA, split=9)
     for kv in case.cache.kv:
         kv[JOB.prompt_tokens :] = 0.0
-    executor = executor_of(case, cpu, shortened(case.graph, op, layer))
+    executor = executor_of(case, backend, shortened(case.graph, op, layer))
     executor.run()
     with pytest.raises(WrongNumbers):
         executor.check([case.reference])
 
 
 @pytest.mark.parametrize("layer", range(OPT.n_layers))
-def test_nan_appended_to_the_cache_of_any_layer_fails_the_check(cpu, layer):
-    case = decode_case(cpu)
-    executor = executor_of(case, cpu)
+def test_nan_appended_to_the_cache_of_any_layer_fails_the_check(backend, layer):
+    case = decode_case(backend)
+    executor = executor_of(case, backend)
     executor.run()
     case.cache.kv[layer][-1] = math.nan
     with pytest.raises(WrongNumbers):
@@ -276,8 +270,8 @@ def test_relative_difference_is_relative_to_the_largest_magnitude():
     assert relative_difference(torch.tensor([1.0, -8.0]), torch.tensor([2.0, -8.0])) == 1 / 8
 
 
-def test_a_graph_too_large_for_the_device_is_refused_before_it_is_run(cpu):
-    check_graph_fits(decode_case(cpu).graph, cpu)
+def test_a_graph_too_large_for_the_device_is_refused_before_it_is_run(backend):
+    check_graph_fits(decode_case(backend).graph, backend)
     model, job = find_model("opt-30b"), Workload(10_000, 2000, 1)
-    with pytest.raises(DoesNotFit, match="this cpu device"):
-        check_graph_fits(lower("row", model, job, [[0] * model.n_layers]), cpu)
+    with pytest.raises(DoesNotFit, match="this backend device"):
+        check_graph_fits(lower("row", model, job, [[0] * model.n_layers]), backend)

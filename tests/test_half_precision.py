@@ -10,38 +10,32 @@ from hw import Executor, open_backend
 from sim.errors import WrongNumbers
 
 
-@pytest.fixture
-def cpu():
-    with open_backend("cpu") as backend:
-        yield backend
-
-
 def following(case, backend, tokens):
     return Executor(case.graph, case.graph.sha256, case.weights, [case.cache], backend, [tokens])
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("model", [OPT, LLAMA], ids=lambda model: model.name)
-def test_a_run_that_follows_the_reference_passes_its_check(cpu, model, dtype):
-    case = decode_case(cpu, replace(model, dtype=dtype))
-    executor = following(case, cpu, case.reference.tokens)
+def test_a_run_that_follows_the_reference_passes_its_check(backend, model, dtype):
+    case = decode_case(backend, replace(model, dtype=dtype))
+    executor = following(case, backend, case.reference.tokens)
     executor.run()
     assert executor.check([case.reference])["tokens_equal"] is True
 
 
-def test_tokens_that_are_followed_are_the_ones_that_are_fed(cpu):
-    case = decode_case(cpu)
+def test_tokens_that_are_followed_are_the_ones_that_are_fed(backend):
+    case = decode_case(backend)
     others = (case.reference.tokens + 1) % case.graph.model.vocab_size
-    executor = following(case, cpu, others)
+    executor = following(case, backend, others)
     executor.run()
     with pytest.raises(WrongNumbers):
         executor.check([case.reference])
 
 
 @pytest.mark.parametrize(("margin", "accepted"), [(0.0, True), (1.0, False)])
-def test_only_a_clear_choice_must_agree(cpu, margin, accepted):
-    case = decode_case(cpu, replace(OPT, dtype="bfloat16"))
-    executor = following(case, cpu, case.reference.tokens)
+def test_only_a_clear_choice_must_agree(backend, margin, accepted):
+    case = decode_case(backend, replace(OPT, dtype="bfloat16"))
+    executor = following(case, backend, case.reference.tokens)
     executor.run()
     turned = case.reference.tokens.clone()
     turned[0, 0] = (turned[0, 0] + 1) % case.graph.model.vocab_size
@@ -55,9 +49,9 @@ def test_only_a_clear_choice_must_agree(cpu, margin, accepted):
             executor.check([reference])
 
 
-def test_in_32_bit_the_smallest_margin_must_agree(cpu):
-    case = decode_case(cpu)
-    executor = following(case, cpu, case.reference.tokens)
+def test_in_32_bit_the_smallest_margin_must_agree(backend):
+    case = decode_case(backend)
+    executor = following(case, backend, case.reference.tokens)
     executor.run()
     turned = case.reference.tokens.clone()
     turned[-1, 0] = (turned[-1, 0] + 1) % case.graph.model.vocab_size

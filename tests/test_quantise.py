@@ -24,12 +24,6 @@ each_width = pytest.mark.parametrize("bits", [8, 4])
 each_model = pytest.mark.parametrize("model", [OPT, LLAMA], ids=lambda model: model.name)
 
 
-@pytest.fixture
-def cpu():
-    with open_backend("cpu") as backend:
-        yield backend
-
-
 def round_trip(kv: torch.Tensor, bits: int, group: int) -> tuple[torch.Tensor, ...]:
     """What a row makes of `kv` [S, B, 2, H_kv, D], the rows, and the scale of each element."""
     row = QuantisedRow(bits, kv[0, 0].numel(), group)
@@ -120,9 +114,9 @@ def executor_of(case: DecodeCase, backend) -> Executor:
 @each_width
 @each_model
 @pytest.mark.parametrize("split", ["load-all", "lp", "fixed:5", "recompute-all"])
-def test_a_run_equals_the_decode_that_sees_the_same_rows(cpu, model, bits, split):
-    case = quantised_case(cpu, model, bits, split)
-    executor = executor_of(case, cpu)
+def test_a_run_equals_the_decode_that_sees_the_same_rows(backend, model, bits, split):
+    case = quantised_case(backend, model, bits, split)
+    executor = executor_of(case, backend)
     for _ in range(2):
         executor.run()
         found = executor.check([case.reference])
@@ -138,17 +132,17 @@ def test_a_run_equals_the_decode_that_sees_the_same_rows(cpu, model, bits, split
 @each_model
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 @each_width
-def test_a_run_in_half_precision_passes_its_check(cpu, model, bits, dtype):
-    case = quantised_case(cpu, replace(model, dtype=dtype), bits)
-    executor = executor_of(case, cpu)
+def test_a_run_in_half_precision_passes_its_check(backend, model, bits, dtype):
+    case = quantised_case(backend, replace(model, dtype=dtype), bits)
+    executor = executor_of(case, backend)
     executor.run()
     assert executor.check([case.reference])["tokens_equal"] is True
 
 
-def test_fewer_bits_cost_more_and_recomputed_tokens_nothing(cpu):
+def test_fewer_bits_cost_more_and_recomputed_tokens_nothing(backend):
     def errors(bits, split):
-        case = quantised_case(cpu, OPT, bits, split)
-        executor = executor_of(case, cpu)
+        case = quantised_case(backend, OPT, bits, split)
+        executor = executor_of(case, backend)
         executor.run()
         found = executor.check([case.reference])
         return found["kv_quantisation_error"], found["logits_quantisation_error"]
@@ -159,10 +153,10 @@ def test_fewer_bits_cost_more_and_recomputed_tokens_nothing(cpu):
         assert least < 1e-4
 
 
-def test_the_reference_of_a_quantised_cache_is_the_decode_of_an_exact_one(cpu):
-    weights = random_weights(LLAMA, 0, cpu.device)
-    exact = decode_case(cpu, LLAMA).reference
-    case = quantised_case(cpu, LLAMA, 4)
+def test_the_reference_of_a_quantised_cache_is_the_decode_of_an_exact_one(backend):
+    weights = random_weights(LLAMA, 0, backend.device)
+    exact = decode_case(backend, LLAMA).reference
+    case = quantised_case(backend, LLAMA, 4)
     assert case.reference.tokens.equal(exact.tokens)
     torch.testing.assert_close(case.reference.logits, exact.logits)
     for mine, theirs in zip(case.reference.new_kv, exact.new_kv, strict=True):
@@ -183,8 +177,8 @@ def decode_as_loaded(weights, case):
 
 @each_width
 @pytest.mark.parametrize("op", ["load_kv", "dequantise", "store_kv"])
-def test_a_graph_that_leaves_out_one_token_fails_the_check(cpu, bits, op):
-    case = quantised_case(cpu, LLAMA, bits, 9)
+def test_a_graph_that_leaves_out_one_token_fails_the_check(backend, bits, op):
+    case = quantised_case(backend, LLAMA, bits, 9)
     last = case.graph.workload.gen_tokens - 1
     tasks = tuple(
         replace(task, token_stop=task.token_stop - 1)
@@ -193,30 +187,30 @@ def test_a_graph_that_leaves_out_one_token_fails_the_check(cpu, bits, op):
         for task in case.graph.tasks
     )
     case.graph = replace(case.graph, tasks=tasks)
-    executor = executor_of(case, cpu)
+    executor = executor_of(case, backend)
     executor.run()
     with pytest.raises(WrongNumbers):
         executor.check([case.reference])
 
 
 @pytest.mark.parametrize("token", [2, -1], ids=["prompt", "generated"])
-def test_rows_of_another_token_fail_the_check(cpu, token):
-    case = quantised_case(cpu, OPT, 4)
-    executor = executor_of(case, cpu)
+def test_rows_of_another_token_fail_the_check(backend, token):
+    case = quantised_case(backend, OPT, 4)
+    executor = executor_of(case, backend)
     executor.run()
     case.cache.kv[-1][token] = case.cache.kv[-1][3]
     with pytest.raises(WrongNumbers):
         executor.check([case.reference])
 
 
-def test_the_prefix_of_a_quantised_cache_is_that_of_its_prompts(cpu):
+def test_the_prefix_of_a_quantised_cache_is_that_of_its_prompts(backend):
     job = replace(JOB, kv_bits=8)
-    weights = random_weights(OPT, 0, cpu.device)
+    weights = random_weights(OPT, 0, backend.device)
     longer = replace(job, batch_size=3, prompt_tokens=20)
-    taken = HostCache.empty(OPT, job, cpu)
+    taken = HostCache.empty(OPT, job, backend)
     prompts = prompt_ids(OPT, longer, 1)
-    taken.take_prefix(filled_cache(weights, longer, cpu, prompts), job.prompt_tokens)
-    filled = filled_cache(weights, job, cpu, prompts[: job.batch_size, : job.prompt_tokens])
+    taken.take_prefix(filled_cache(weights, longer, backend, prompts), job.prompt_tokens)
+    filled = filled_cache(weights, job, backend, prompts[: job.batch_size, : job.prompt_tokens])
     for mine, theirs in zip(taken.kv, filled.kv, strict=True):
         restored = [torch.empty(job.prompt_tokens, 2, 2, 4, 16) for _ in range(2)]
         for rows, kv in zip((mine, theirs), restored, strict=True):
@@ -225,7 +219,7 @@ def test_the_prefix_of_a_quantised_cache_is_that_of_its_prompts(cpu):
         assert (restored[0] - restored[1]).abs().max() <= step
 
 
-def test_a_cache_of_other_bits_is_refused(cpu):
-    case, other = quantised_case(cpu, OPT, 8), quantised_case(cpu, OPT, 4)
+def test_a_cache_of_other_bits_is_refused(backend):
+    case, other = quantised_case(backend, OPT, 8), quantised_case(backend, OPT, 4)
     with pytest.raises(Mismatch, match="the cache holds"):
-        Executor(case.graph, case.graph.sha256, case.weights, [other.cache], cpu)
+        Executor(case.graph, case.graph.sha256, case.weights, [other.cache], backend)

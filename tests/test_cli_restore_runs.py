@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 
-import cli.restore_recording
 import pytest
 from builders import machine
 from tiny import CONFIG, shorten_profiles
 
 import cli.record
 import cli.restore_grid
-import hw
-import hw.pulse
+import cli.settings
 from cli.main import main
+from cli.restore_grid import POLICIES
+from cli.settings import RestoreSetting
 from sim import Recording
 from sim.links import Link
 from sim.prefill import DISK, NET, Prefill, Restore, Tier
@@ -141,7 +141,6 @@ def test_what_can_only_be_simulated_says_so(plan, call, folder):
 def grids(capsys, monkeypatch):
     """Run a verb over a short grid; returns (exit status, stdout, stderr)."""
     shorten_profiles(monkeypatch)
-    monkeypatch.setattr(cli.restore_grid, "BEATS", 2)
     monkeypatch.setattr(cli.restore_grid, "BEATS", 1)
     monkeypatch.setattr(cli.restore_grid, "BANDWIDTHS", {"dram": (1.0,), "ssd": (1.0,)})
     monkeypatch.setattr(cli.restore_grid, "CHUNK_TOKENS", 16)
@@ -187,8 +186,12 @@ def test_changes_in_mid_restore_are_validated(grids, folder):
 
 
 def test_restores_are_recorded_and_a_finished_recording_is_left_alone(grids, folder, monkeypatch):
-    monkeypatch.setattr(cli.record, "RESTORED", {"cpu": (str(folder / "tiny.json"),)})
-    monkeypatch.setattr(cli.restore_recording, "PROMPTS", {"cpu": (100,)})
+    settings = [
+        RestoreSetting(str(folder / "tiny.json"), 100, tier, 1.0, policies, 16, 8)
+        for tier, policies in (("dram", POLICIES), ("ssd", POLICIES[:-1]))
+    ]
+    monkeypatch.setattr(cli.record, "SETTINGS", {"cpu": settings})
+    monkeypatch.setitem(cli.settings.FIXED_S, "cpu", 1.0)
     out = folder / "recorded"
     words = ("--scenario", "restore", "--out", out)
     assert grids("record", *words, "--link", "0.2GB/s")[0] == 0

@@ -9,12 +9,11 @@ import torch
 from builders import bent_machines, examples, machine, models, splits, straight_machines, tiny_model
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny import CPU, LLAMA, OPT
+from tiny import LLAMA, OPT
 
 from hw import (
     Executor,
     check_graph_fits,
-    open_backend,
     prefilled_caches,
     random_weights,
     resident_decode,

@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import CPU, JOB, LLAMA, MODELS, OPT, DecodeCase, decode_case, filled_cache
+from tiny import JOB, LLAMA, MODELS, OPT, DecodeCase, decode_case, filled_cache
 
 from hw import Executor, check_graph_fits, open_backend, prompt_ids, random_weights
 from hw.verify import relative_difference
@@ -35,8 +35,9 @@ def test_a_graph_without_its_simulation_is_not_run(backend):
 
 def test_weights_of_another_model_are_refused(backend):
     case = decode_case(backend)
+    others = random_weights(LLAMA, 0, backend.device)
     with pytest.raises(Mismatch, match=r"tiny-opt.*tiny-llama"):
-        Executor(case.graph, case.graph.sha256, random_weights(LLAMA, 0, backend.device), [case.cache], backend)
+        Executor(case.graph, case.graph.sha256, others, [case.cache], backend)
 
 
 @pytest.mark.parametrize(
@@ -87,8 +88,8 @@ SPLITS = st.tuples(
 
 @settings(max_examples=25, deadline=None)
 @given(split=SPLITS)
-def test_any_split_of_any_layer_and_step_passes_its_check(split):
-    with open_backend("cpu") as backend:
+def test_any_split_of_any_layer_and_step_passes_its_check(device, split):
+    with open_backend(device) as backend:
         case = decode_case(backend, LLAMA, split=split)
         executor = executor_of(case, backend)
         executor.run()
@@ -117,7 +118,7 @@ def test_x_of_generated_tokens_is_stored_where_it_is_recomputed_from(backend):
     prompts = torch.cat((prompt_ids(OPT, JOB, 1), generated), 1)
     prefilled = filled_cache(case.weights, longer, backend, prompts)
     for mine, theirs in zip(case.cache.x, prefilled.x, strict=True):
-        torch.testing.assert_close(mine[new], theirs[new])
+        torch.testing.assert_close(mine[new], theirs[new], rtol=1e-5, atol=1e-4)
 
 
 def test_running_twice_gives_the_same_tokens(backend):
@@ -131,16 +132,17 @@ def test_running_twice_gives_the_same_tokens(backend):
     executor.check([case.reference])
 
 
-def test_the_measured_timeline_has_the_order_of_the_graph():
-    with open_backend("cpu", 20e6) as backend:
+def test_the_measured_timeline_has_the_order_of_the_graph(device):
+    with open_backend(device, 20e6) as backend:
         case = decode_case(backend, LLAMA)
         timeline = executor_of(case, backend).run()
     graph = case.graph
     assert [span.task for span in timeline.spans] == list(graph.tasks)
-    for at, deps in enumerate(graph.dep_indices):
-        assert all(timeline.end_s[dep] <= timeline.start_s[at] for dep in deps)
+    resolution_s = 0.0 if device == "cpu" else 1e-6
+    pairs = [(dep, at) for at, deps in enumerate(graph.dep_indices) for dep in deps]
     for queue in graph.lanes.values():
-        assert all(timeline.end_s[a] <= timeline.start_s[b] for a, b in pairwise(queue))
+        pairs += pairwise(queue)
+    assert all(timeline.end_s[a] <= timeline.start_s[b] + resolution_s for a, b in pairs)
 
 
 def test_a_paced_copy_takes_its_time_in_the_timeline():
@@ -273,5 +275,5 @@ def test_relative_difference_is_relative_to_the_largest_magnitude():
 def test_a_graph_too_large_for_the_device_is_refused_before_it_is_run(backend):
     check_graph_fits(decode_case(backend).graph, backend)
     model, job = find_model("opt-30b"), Workload(10_000, 2000, 1)
-    with pytest.raises(DoesNotFit, match="this backend device"):
+    with pytest.raises(DoesNotFit, match=f"this {backend.kind} device"):
         check_graph_fits(lower("row", model, job, [[0] * model.n_layers]), backend)

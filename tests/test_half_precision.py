@@ -5,9 +5,13 @@ from dataclasses import replace
 import pytest
 import torch
 from tiny import LLAMA, OPT, decode_case
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from hw import Executor, open_backend
+from hw import Executor
 from sim.errors import WrongNumbers
+
+HEADS_OF_64 = replace(LLAMA, name="tiny-heads-of-64", head_dim=64)
+"""Head size of the common models."""
 
 
 def following(case, backend, tokens):
@@ -15,12 +19,22 @@ def following(case, backend, tokens):
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-@pytest.mark.parametrize("model", [OPT, LLAMA], ids=lambda model: model.name)
+@pytest.mark.parametrize("model", [OPT, LLAMA, HEADS_OF_64], ids=lambda model: model.name)
 def test_a_run_that_follows_the_reference_passes_its_check(backend, model, dtype):
     case = decode_case(backend, replace(model, dtype=dtype))
     executor = following(case, backend, case.reference.tokens)
     executor.run()
     assert executor.check([case.reference])["tokens_equal"] is True
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_every_attention_of_heads_of_64_can_be_flash_attention(backend, dtype):
+    """torch raises where it has no kernel but flash and cannot use that."""
+    with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+        case = decode_case(backend, replace(HEADS_OF_64, dtype=dtype))
+        executor = following(case, backend, case.reference.tokens)
+        executor.run()
+        assert executor.check([case.reference])["tokens_equal"] is True
 
 
 def test_tokens_that_are_followed_are_the_ones_that_are_fed(backend):

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import JOB, LLAMA, OPT, DecodeCase, decode_case, filled_cache
 
-from hw import Executor, HostCache, open_backend, prompt_ids, random_weights, resident_decode
+from hw import Executor, HostCache, prompt_ids, random_weights, resident_decode
 from hw.quantise import dequantise_into, nearest_original, quantise_into
 from planner.planning import make_plan
 from planner.policies import baseline_split
@@ -27,7 +27,7 @@ each_model = pytest.mark.parametrize("model", [OPT, LLAMA], ids=lambda model: mo
 def round_trip(kv: torch.Tensor, bits: int, group: int) -> tuple[torch.Tensor, ...]:
     """What a row makes of `kv` [S, B, 2, H_kv, D], the rows, and the scale of each element."""
     row = QuantisedRow(bits, kv[0, 0].numel(), group)
-    rows = torch.full((*kv.shape[:2], row.bytes), 0xAB, dtype=torch.uint8)
+    rows = torch.full((*kv.shape[:2], row.bytes), 0xAB, dtype=torch.uint8, device=kv.device)
     quantise_into(kv, rows, row)
     restored = torch.full_like(kv, torch.nan)
     dequantise_into(rows, restored, row)
@@ -46,14 +46,14 @@ def round_trip(kv: torch.Tensor, bits: int, group: int) -> tuple[torch.Tensor, .
     offset=st.floats(-1e3, 1e3),
 )
 def test_no_element_moves_by_more_than_half_a_scale(
-    bits, dtype, seed, shape, groups, magnitude, offset
+    device, bits, dtype, seed, shape, groups, magnitude, offset
 ):
     tokens, batch, heads = shape
     head_dim, group = groups
     noise = torch.randn(
         (tokens, batch, 2, heads, head_dim), generator=torch.Generator().manual_seed(seed)
     )
-    kv = (magnitude * noise + offset).to(dtype)
+    kv = (magnitude * noise + offset).to(device, dtype)
     restored, _, scales = round_trip(kv, bits, group)
     # Rounding to the dtype of the slot, once after the product and once after the sum.
     largest = scales * 2**bits + kv.float().abs()
@@ -62,16 +62,16 @@ def test_no_element_moves_by_more_than_half_a_scale(
 
 
 @each_width
-def test_a_group_of_equal_elements_comes_back_as_it_was(bits):
+def test_a_group_of_equal_elements_comes_back_as_it_was(device, bits):
     values = torch.tensor([0.0, 1.0, -3.5, 1e-3, 60000.0])
-    kv = values[:, None, None, None, None].expand(5, 1, 2, 1, 4).contiguous()
+    kv = values[:, None, None, None, None].expand(5, 1, 2, 1, 4).contiguous().to(device)
     restored, _, _ = round_trip(kv, bits, 4)
     torch.testing.assert_close(restored, kv, rtol=2e-3, atol=1e-6)
 
 
 @each_width
-def test_a_range_of_tokens_comes_back_by_itself(bits):
-    kv = torch.randn(6, 2, 2, 2, 8)
+def test_a_range_of_tokens_comes_back_by_itself(device, bits):
+    kv = torch.randn(6, 2, 2, 2, 8).to(device)
     restored, rows, _ = round_trip(kv, bits, 8)
     part = torch.full_like(kv, torch.nan)
     row = QuantisedRow(bits, 32, 8)
@@ -82,8 +82,8 @@ def test_a_range_of_tokens_comes_back_by_itself(bits):
 
 
 @each_width
-def test_what_may_have_been_quantised_lies_within_half_a_scale(bits):
-    kv = torch.randn(3, 2, 2, 2, 8)
+def test_what_may_have_been_quantised_lies_within_half_a_scale(device, bits):
+    kv = torch.randn(3, 2, 2, 2, 8).to(device)
     _, rows, scales = round_trip(kv, bits, 8)
     row = QuantisedRow(bits, 32, 8)
     torch.testing.assert_close(nearest_original(kv, rows, row), kv, rtol=0, atol=1e-6)
@@ -158,7 +158,7 @@ def test_the_reference_of_a_quantised_cache_is_the_decode_of_an_exact_one(backen
     exact = decode_case(backend, LLAMA).reference
     case = quantised_case(backend, LLAMA, 4)
     assert case.reference.tokens.equal(exact.tokens)
-    torch.testing.assert_close(case.reference.logits, exact.logits)
+    torch.testing.assert_close(case.reference.logits, exact.logits, rtol=1e-4, atol=1e-4)
     for mine, theirs in zip(case.reference.new_kv, exact.new_kv, strict=True):
         torch.testing.assert_close(mine, theirs)
     rows = decode_as_loaded(weights, case)

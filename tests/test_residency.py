@@ -10,7 +10,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from tiny import JOB, LLAMA, OPT, filled_cache
 
-from hw import Executor, open_backend, prefilled_caches, random_weights, resident_decode
+from hw import Executor, prefilled_caches, random_weights, resident_decode
 from planner import Plan, make_plan
 from planner.decode import DecodePlanner
 from planner.lower import lower
@@ -235,32 +235,30 @@ KEPT = {
 @pytest.mark.parametrize("kept", KEPT.values(), ids=KEPT)
 @pytest.mark.parametrize("kv_bits", [None, 8])
 @pytest.mark.parametrize("model", [OPT, LLAMA], ids=lambda model: model.name)
-def test_a_run_computes_what_the_resident_decode_computes(model, kv_bits, kept):
+def test_a_run_computes_what_the_resident_decode_computes(backend, model, kv_bits, kept):
     row = [0 if count == 13 else 6 for count in kept.kv_tokens]
     job = replace(JOB, kv_bits=kv_bits)
     graph = lower("row", model, job, [row] * job.gen_tokens, residency=kept)
-    with open_backend("cpu") as backend:
-        weights = random_weights(model, 0, backend.device)
-        reference = resident_decode(weights, filled_cache(weights, JOB, backend), JOB)
-        cache = filled_cache(weights, job, backend)
-        executor = Executor(graph, graph.sha256, weights, [cache], backend)
-        for _ in range(2):
-            executor.run()
-            assert executor.check([reference])["tokens_equal"] is True
+    weights = random_weights(model, 0, backend.device)
+    reference = resident_decode(weights, filled_cache(weights, JOB, backend), JOB)
+    cache = filled_cache(weights, job, backend)
+    executor = Executor(graph, graph.sha256, weights, [cache], backend)
+    for _ in range(2):
+        executor.run()
+        assert executor.check([reference])["tokens_equal"] is True
 
 
-def test_a_layer_with_a_short_window_keeps_all_or_nothing():
+def test_a_layer_with_a_short_window_keeps_all_or_nothing(backend):
     model = replace(LLAMA, family="mistral", sliding_window=6, full_attention_layers=(1,))
     whole = Residency((13, 4, 0), (0, 3, 0))
     graph = lower("row", model, JOB, [[0, 5, 3]] * JOB.gen_tokens, residency=whole)
     assert {one.op for one in graph.tasks if one.layer == 0} == {"qkv", "attention", "mlp"}
-    with open_backend("cpu") as backend:
-        weights = random_weights(model, 0, backend.device)
-        cache = filled_cache(weights, JOB, backend)
-        reference = resident_decode(weights, cache, JOB)
-        executor = Executor(graph, graph.sha256, weights, [cache], backend)
-        executor.run()
-        assert executor.check([reference])["tokens_equal"] is True
+    weights = random_weights(model, 0, backend.device)
+    cache = filled_cache(weights, JOB, backend)
+    reference = resident_decode(weights, cache, JOB)
+    executor = Executor(graph, graph.sha256, weights, [cache], backend)
+    executor.run()
+    assert executor.check([reference])["tokens_equal"] is True
     with pytest.raises(BadInput, match="its sliding window leaves tokens behind"):
         lower("row", model, JOB, [[0] * 3] * 3, residency=Residency((4, 0, 0), (0, 0, 0)))
 
@@ -277,14 +275,13 @@ def test_the_lp_keeps_no_part_of_a_windowed_layer():
     assert any(plan.residency.kv_tokens) or any(plan.residency.x_tokens)
 
 
-def test_batches_of_a_column_schedule_keep_their_own():
+def test_batches_of_a_column_schedule_keep_their_own(backend):
     job = Workload(batch_size=2, prompt_tokens=13, gen_tokens=3, n_batches=2)
     kept = Residency((4, 13, 0), (2, 0, 3), (0, 1))
     graph = lower("column", OPT, job, [[5, 0, 5]] * 3, residency=kept)
-    with open_backend("cpu") as backend:
-        weights = random_weights(OPT, 0, backend.device)
-        caches = prefilled_caches(weights, job, 1, backend)
-        references = [resident_decode(weights, cache, job) for cache in caches]
-        executor = Executor(graph, graph.sha256, weights, caches, backend)
-        executor.run()
-        assert executor.check(references)["tokens_equal"] is True
+    weights = random_weights(OPT, 0, backend.device)
+    caches = prefilled_caches(weights, job, 1, backend)
+    references = [resident_decode(weights, cache, job) for cache in caches]
+    executor = Executor(graph, graph.sha256, weights, caches, backend)
+    executor.run()
+    assert executor.check(references)["tokens_equal"] is True

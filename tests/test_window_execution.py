@@ -8,11 +8,19 @@ import pytest
 import torch
 from tiny import CPU, JOB, LLAMA, filled_cache
 
-from hw import Executor, HostCache, open_backend, prompt_ids, random_weights, resident_decode
+from hw import (
+    Executor,
+    HostCache,
+    prefilled_caches,
+    prompt_ids,
+    random_weights,
+    resident_decode,
+)
 from hw.kernels import window_mask
 from planner import POLICIES, make_plan
 from sim import find_hardware
 from sim.errors import Mismatch
+from sim.graph import HOST
 from sim.links import Link
 
 MODEL = replace(LLAMA, family="mistral", sliding_window=5, full_attention_layers=(1,))
@@ -38,16 +46,18 @@ def test_the_cache_holds_the_window_of_the_whole_prefill(backend):
 
 @pytest.mark.parametrize("policy", POLICIES)
 def test_every_policy_computes_what_the_resident_decode_does(policy, backend):
-    weights = random_weights(MODEL, 0, backend.device)
-    cache = filled_cache(weights, JOB, backend)
-    reference = resident_decode(weights, cache, JOB)
     hardware = find_hardware("kvpr-a100").with_faster("link", 0.25)
     links = replace(hardware.links, host=Link("datasheet", 1e10))
     hardware = replace(hardware, links=links)
     plan = make_plan(MODEL, hardware, JOB, policy)
-    executor = Executor(plan.simulated_graph(), plan.graph_sha256, weights, [cache], backend)
+    graph = plan.simulated_graph()
+    weights = random_weights(MODEL, 0, backend.device)
+    staged = (0, HOST) in graph.lanes
+    caches = prefilled_caches(weights, JOB, 1, backend, pageable=staged)
+    references = [resident_decode(weights, cache, JOB) for cache in caches]
+    executor = Executor(graph, plan.graph_sha256, weights, caches, backend)
     executor.run()
-    assert executor.check([reference])["tokens_equal"]
+    assert executor.check(references)["tokens_equal"] is True
 
 
 def test_a_cache_of_longer_prompts_has_left_the_window_behind(backend):

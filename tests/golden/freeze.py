@@ -76,16 +76,16 @@ def graph_commands() -> list[str]:
         (f"{mha} {kvpr} --kv-bits 4", ["lp", "recompute-all"]),
         (f"{mha} {kvpr} --gpu-memory 2.8GiB", ["lp"]),
         (f"{mha} {kvpr} --gpu-memory 2GiB --schedule column --n-batches 2", ["lp"]),
-        (f"--model inputs/gqa.json {shared}", ["lp", "kvpr", "load-all"]),
+        (f"--model inputs/gqa.json {shared}", ["lp", "recompute-all"]),
         (f"--model inputs/window.json {h100}", POLICIES),
-        (f"--model inputs/mla.json {h100}", POLICIES[:4]),
+        (f"--model inputs/mla.json {h100}", ["lp", "recompute-all", "resident"]),
         (f"{cpu}", ["lp", "flexgen", "hf-offloaded"]),
     ]
-    gqa = "--model inputs/gqa.json --hardware h200+pcie5-x16 --prompt 1K"
+    gqa = "--model inputs/gqa.json --hardware kvpr-a100 --prompt 4K"
     restores = [
         (f"{gqa} --tier 2GB/s", RESTORE_POLICIES),
-        (f"{gqa} --cached 900 --gpu-share 0.5", ["two-ended", "lp"]),
-        (f"{mha} --hardware h100-sxm+pcie4-x16 --prompt 1K --io-chunk 100", RESTORE_POLICIES),
+        (f"{gqa} --cached 3K --gpu-share 0.5", ["two-ended", "lp"]),
+        (f"{mha} --hardware kvpr-a100 --prompt 2K --tier 9GB/s --io-chunk 100", RESTORE_POLICIES),
     ]
     jobs = [(f"plan {job}", policies) for job, policies in plans]
     jobs += [(f"restore {job}", policies) for job, policies in restores]

@@ -6,7 +6,7 @@ Run with `make bench`; pytest-benchmark prints median and spread of each.
 import pytest
 
 from planner import make_plan
-from planner.decode import DecodePlanner
+from planner.decode.planner import DecodePlanner
 from sim import Workload, find_hardware, find_model, simulate
 
 CASES = {

@@ -15,10 +15,10 @@ from statistics import median
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))
 
-from browser import browser, chromium, make_run, serve, settle
+from browser import browser, chromium, make_run, resolve, serve
 
+from dashboard.data.runs import load_case
 from dashboard.figures import paired_lanes
-from dashboard.runs import load_case
 from sim import Workload
 
 LARGE = Workload(16, 512, 45)
@@ -36,7 +36,7 @@ def time_timeline(page, address: str, small: str, large: list[str], n_bars: int)
     found = []
     for name in large:
         page.goto(f"{address}/?run=large&case={small}")
-        settle(page)
+        resolve(page)
         page.wait_for_function(f"() => {BARS} > 100")
         page.get_by_role("combobox", name="Case").click()
         option = page.get_by_role("option", name=name, exact=True)
@@ -53,7 +53,7 @@ def time_slider(page, address: str, repeats: int) -> tuple[list[float], list[flo
     Every press asks for a rate that was not asked for before.
     """
     page.goto(f"{address}/what_if")
-    settle(page)
+    resolve(page)
     slider = page.get_by_role("slider", name="Link to the device")
     numbers, curves = [], []
     for _ in range(repeats):
@@ -68,7 +68,7 @@ def time_slider(page, address: str, repeats: int) -> tuple[list[float], list[flo
         numbers.append(seconds_since(start))
         page.wait_for_function(f"old => {CURVE} !== old", arg=curve, polling=10)
         curves.append(seconds_since(start))
-        settle(page)
+        resolve(page)
     return numbers, curves
 
 

@@ -25,16 +25,16 @@ from functools import partial
 from math import log
 from statistics import linear_regression, median
 
-from planner.lower import lower, replicate
+from planner.decode.lower import lower, replicate
 from planner.restore import behind_link
 from planner.restore.lower import two_ended_graph
 from sim import HardwareProfile, TaskGraph, Workload, find_hardware, find_model, simulate
-from sim.availability import ALWAYS, Availability, Step
-from sim.engine import _Run  # the reference without pricing, as FastJob.run is without it
-from sim.fast import FastJob
-from sim.links import Interference, Uplink
-from sim.resources import Undisturbed
-from sim.restore import RestoreRequest
+from sim.engine.fast.job import FastJob
+from sim.engine.reference import _Run
+from sim.engine.sharing import Uncontended
+from sim.graph.jobs import RestoreRequest
+from sim.machine.availability import ALWAYS, Availability, Step
+from sim.machine.links import Interference, Uplink
 
 MODEL = find_model("opt-6.7b")
 MACHINE = find_hardware("kvpr-a100")
@@ -51,9 +51,9 @@ SIZES = (1_000, 10_000, 100_000, 1_000_000)
 FIRST_CALL = """
 import time
 from dataclasses import replace
-from planner.lower import lower
+from planner.decode.lower import lower
 from sim import Workload, find_hardware, find_model, simulate
-from sim.links import Interference
+from sim.machine.links import Interference
 slowed = Interference("h2d", "d2h", 0.81, "datasheet")
 machine = replace(find_hardware("kvpr-a100"), interference=(slowed,))
 graph = lower("row", find_model("opt-125m"), Workload(1, 8, 1), [[4] * 12])
@@ -99,7 +99,7 @@ def compared(
     graph: TaskGraph, machine: HardwareProfile, repeats: int, trace: Availability = ALWAYS
 ) -> dict[str, float]:
     """Tasks a second of both engines on one graph."""
-    alone, shared = Undisturbed.on(machine, graph)
+    alone, shared = Uncontended.on(machine, graph)
     durations_s = list(map(alone.seconds, graph.tasks))
     job = FastJob.of(graph, machine, trace)
     ways = {

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from planner import baseline_split, make_plan
 from sim import HardwareProfile, ModelSpec, find_hardware, find_model
-from sim.workload import Workload
+from sim.graph.jobs import Workload
 
 MODELS = ("opt-6.7b", "opt-13b", "opt-30b")
 CEILINGS = {"opt-6.7b": 0.648, "opt-13b": 0.672, "opt-30b": 0.712}

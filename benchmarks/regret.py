@@ -20,11 +20,11 @@ from dataclasses import replace
 from statistics import median
 
 from planner import make_plan
-from planner.decode import DecodePlanner
-from planner.lower import lower
+from planner.decode.lower import lower
+from planner.decode.planner import DecodePlanner
 from sim import HardwareProfile, ModelSpec, find_hardware, find_model, simulate
-from sim.links import Dispatch, Interference
-from sim.workload import Workload
+from sim.graph.jobs import Workload
+from sim.machine.links import Dispatch, Interference
 
 MODELS = ("opt-125m", "opt-1.3b", "opt-6.7b", "opt-13b", "opt-30b", "llama-2-7b", "llama-3.1-8b")
 GRID = 65

@@ -18,10 +18,11 @@ from statistics import median
 
 from planner.restore import RESTORE_POLICIES, RestorePlanner
 from sim import HardwareProfile, ModelSpec, find_hardware, find_model
-from sim.engine import ENGINES
-from sim.prefill import LANE_OF_TIER, Restore, Tier
-from sim.restore import RestoreRequest
-from sim.source import Figure
+from sim.engine.api import ENGINES
+from sim.graph.jobs import RestoreRequest
+from sim.lanes import LANE_OF_TIER
+from sim.machine.prefill import Restore, Tier
+from sim.machine.provenance import Figure
 
 MODELS = ("opt-1.3b", "opt-6.7b", "longalpaca-7b", "longalpaca-13b", "llama-3.1-8b", "qwen3-8b")
 MACHINES = ("a100-80g", "2xa100-80g", "h100")

@@ -12,7 +12,7 @@ from PIL import Image
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))
 
-from browser import browser, chromium, serve, settle
+from browser import browser, chromium, resolve, serve
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = {
@@ -59,7 +59,7 @@ def main() -> None:
                 for name in options.only:
                     path = PAGES[name]
                     page.goto(f"{address}/{path}{'&' if '?' in path else '?'}{run}")
-                    settle(page)
+                    resolve(page)
                     page.wait_for_timeout(800)
                     target = options.out / f"{name}-{theme}-{size}.png"
                     target.write_bytes(small_png(page.screenshot()))

@@ -13,13 +13,13 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from cli.checks import print_checks
-from cli.output import say
-from cli.silicon import checked
+from kvoverlap.cli.import_profile import checked
+from kvoverlap.cli.output import say
+from kvoverlap.cli.reports import print_checks
 from sim.catalog import DATA, find_link
-from sim.parts import ComputePart, compose
-from sim.silicon import Silicon, derive_part
-from sim.source import Figure, weakest
+from sim.machine.aiconfigurator import Silicon, derive_part
+from sim.machine.components import ComputePart, compose
+from sim.machine.provenance import Figure, weakest
 
 SHIPPED = {
     "a100-sxm-80g": ("a100_sxm", "vllm", "pcie4-x16"),

@@ -14,8 +14,8 @@ import json
 
 import streamlit as st
 
-from sim.timeline import Timeline
-from sim.trace import trace_document
+from sim.graph.timeline import Timeline
+from sim.results.trace import trace_document
 
 MEASURED_PID_SHIFT = 10_000
 """Keeps the processes of the two runs apart in one trace."""

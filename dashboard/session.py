@@ -7,12 +7,10 @@ from pathlib import Path
 
 import streamlit as st
 
-from dashboard import runs as run_folders
-from dashboard.jobs import Jobs
-from dashboard.machines import Machine, find_machines, profile_key
-from dashboard.question import Question
-from dashboard.restores import Report, RestoreAnswer, RestoreQuestion
-from dashboard.runs import (
+from dashboard.data import runs as run_folders
+from dashboard.data.jobs import Jobs
+from dashboard.data.machines import Machine, find_machines, profile_key
+from dashboard.data.runs import (
     Case,
     Run,
     case_of,
@@ -22,14 +20,16 @@ from dashboard.runs import (
     load_case,
     plan_of,
 )
-from dashboard.uploads import Upload
+from dashboard.data.uploads import Upload
+from dashboard.questions.decode import Question
+from dashboard.questions.restore import Report, RestoreAnswer, RestoreQuestion
 from planner import Plan
 from planner.restore import RestorePlan
-from sim.accuracy import Accuracy, assess
 from sim.errors import KvOverlapError
-from sim.hardware import HardwareProfile
-from sim.recording import Recording
-from sim.restore import RestoreRequest
+from sim.graph.jobs import RestoreRequest
+from sim.machine.profile import HardwareProfile
+from sim.results.accuracy import Accuracy, assess
+from sim.results.recording import Recording
 
 UPLOADS = "uploads"
 MAX_UPLOADS = 8

@@ -2,7 +2,7 @@
 
 import streamlit as st
 
-from dashboard.widgets import narrow_windows
+from dashboard.controls.widgets import narrow_windows
 
 page = st.navigation(
     [

@@ -1,17 +1,17 @@
 """The vocabulary of kvoverlap and its model of the machine, from specs to timelines."""
 
 from sim.catalog import find_hardware, find_model, hardware_names, model_names
-from sim.compare import Comparison, compare
-from sim.cost import CostModel
-from sim.engine import replay, simulate
+from sim.cost.model import CostModel
+from sim.engine.api import replay, simulate
 from sim.errors import KvOverlapError
-from sim.graph import Task, TaskGraph
-from sim.hardware import HardwareProfile
-from sim.model_spec import ModelSpec
-from sim.recording import Recording
-from sim.timeline import Span, Timeline
-from sim.trace import read_trace, write_trace
-from sim.workload import Workload
+from sim.graph.jobs import Workload
+from sim.graph.tasks import Task, TaskGraph
+from sim.graph.timeline import Span, Timeline
+from sim.machine.profile import HardwareProfile
+from sim.model.spec import ModelSpec
+from sim.results.compare import Comparison, compare
+from sim.results.recording import Recording
+from sim.results.trace import read_trace, write_trace
 
 __all__ = [
     "Comparison",

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TypeVar
 
 from sim.errors import BadInput, UnknownName
-from sim.hardware import HardwareProfile
-from sim.model_config import load_model_config
-from sim.model_spec import DTYPE_BYTES, ModelSpec
-from sim.parts import JOIN, ComputePart, LinkPart, compose, split_name
+from sim.machine.components import JOIN, ComputePart, LinkPart, compose, split_name
+from sim.machine.profile import HardwareProfile
+from sim.model.config import load_model_config
+from sim.model.spec import DTYPE_BYTES, ModelSpec
 
 DATA = Path(__file__).resolve().parent.parent / "data"
 """Beside the packages in a checkout and in an installed wheel alike."""
@@ -21,11 +21,12 @@ Part = TypeVar("Part", ComputePart, LinkPart)
 
 
 def model_names() -> list[str]:
+    """Names of the shipped models."""
     return _names("models")
 
 
 def hardware_names() -> list[str]:
-    """Whole machines, each in one file."""
+    """Names of the shipped machines that are whole; DEVICE+LINK names compose others."""
     return _names("hardware")
 
 

@@ -132,7 +132,7 @@ def set_fields(one: Any) -> dict[str, Any]:
 
 
 @contextmanager
-def blaming(where: str) -> Iterator[None]:
+def naming_file(where: str) -> Iterator[None]:
     """Turn a broken rule about content of the file `where` into a `BadFile` that names it."""
     try:
         yield
@@ -154,7 +154,7 @@ def parse(kind: type[T], data: Any, where: str) -> T:
         BadFile: names `where`, the first offending key and the rule it breaks.
     """
     try:
-        with blaming(where):
+        with naming_file(where):
             made: T = _adapter(cast(Hashable, kind)).validate_python(data)
         return made
     except ValidationError as error:

@@ -18,9 +18,9 @@ import dashboard
 from planner import make_plan
 from planner.restore import make_restore_plan
 from sim import Recording, Timeline, Workload, find_hardware, find_model, simulate
-from sim.accuracy import RecordedCase
 from sim.files import write_json
-from sim.restore import RestoreRequest
+from sim.graph.jobs import RestoreRequest
+from sim.results.accuracy import RecordedCase
 
 FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking")
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
@@ -78,7 +78,7 @@ def browser():
             opened.close()
 
 
-def settle(page) -> None:
+def resolve(page) -> None:
     """Wait until the page's script has run and its charts are drawn."""
     page.wait_for_selector("h2")
     page.wait_for_selector(IDLE)

@@ -12,14 +12,15 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 
-from planner.lower import lower
-from sim.engine import simulate
-from sim.graph import COMPUTE, D2H, DISK, H2D, HOST, LANES, NET, Task, TaskGraph
-from sim.hardware import Attention, Elementwise, Gemm, HardwareProfile, Memory
-from sim.links import Dispatch, Interference, Link, Links
-from sim.model_spec import ModelSpec
-from sim.timeline import Timeline
-from sim.workload import Workload
+from planner.decode.lower import lower
+from sim.engine.api import simulate
+from sim.graph.jobs import Workload
+from sim.graph.tasks import Task, TaskGraph
+from sim.graph.timeline import Timeline
+from sim.lanes import COMPUTE, D2H, DISK, H2D, HOST, LANES, NET
+from sim.machine.links import Dispatch, Interference, Link, Links
+from sim.machine.profile import Attention, Elementwise, Gemm, HardwareProfile, Memory
+from sim.model.spec import ModelSpec
 
 OP_OF_LANE = {
     COMPUTE: "embed",

@@ -42,9 +42,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from hw.backends.base import Memory
 from hw.backends.pacing import Transfer
 from hw.environment import host_environment
-from sim.availability import ALWAYS, Availability
 from sim.errors import BadInput
-from sim.graph import HOST, TIER_LANES
+from sim.lanes import HOST, TIER_LANES
+from sim.machine.availability import ALWAYS, Availability
 
 DEVICE = torch.device("cuda", 0)
 CPU = torch.device("cpu")
@@ -202,7 +202,7 @@ class FakeMarker:
     lane: str
     work: Callable[[], object]
     after: Sequence[FakeMarker]
-    settle: Callable[[], bool | None] | None
+    resolve: Callable[[], bool | None] | None
     done: Callable[[float], object] | None
     start_s: float = 0.0
     end_s: float = 0.0
@@ -260,60 +260,60 @@ class FakeCudaBackend:
             raise Refused("begin of a run within another")
         self._running, self._in_turn, self._turns, self._free_s = True, in_turn, [], {}
 
-    def issue(
+    def launch(
         self,
         lane: str,
         work: Callable[[], object],
         after: Sequence[FakeMarker] = (),
-        settle: Callable[[], bool | None] | None = None,
+        resolve: Callable[[], bool | None] | None = None,
         done: Callable[[float], object] | None = None,
     ) -> FakeMarker:
         if not self._running:
             raise Refused("issue outside of a run")
-        marker = FakeMarker(lane, work, after, settle, done)
+        handle = FakeMarker(lane, work, after, resolve, done)
         if self._in_turn:
-            self._turns.append(marker)
+            self._turns.append(handle)
         else:
-            self._do(marker)
-        return marker
+            self._do(handle)
+        return handle
 
-    def _do(self, marker: FakeMarker) -> None:
-        marker.start_s = max(
-            [self._free_s.get(marker.lane, 0.0), *(earlier.end_s for earlier in marker.after)]
+    def _do(self, handle: FakeMarker) -> None:
+        handle.start_s = max(
+            [self._free_s.get(handle.lane, 0.0), *(earlier.end_s for earlier in handle.after)]
         )
         before = len(self.operations)
-        self._lane = marker.lane
+        self._lane = handle.lane
         try:
             with torch.inference_mode():
-                marker.work()
+                handle.work()
         finally:
             self._lane = None
-        marker.end_s = marker.start_s + OPERATION_S * (1 + len(self.operations) - before)
-        self._free_s[marker.lane], marker.ended = marker.end_s, True
-        if marker.done is not None:
-            marker.done(marker.end_s - marker.start_s)
+        handle.end_s = handle.start_s + OPERATION_S * (1 + len(self.operations) - before)
+        self._free_s[handle.lane], handle.ended = handle.end_s, True
+        if handle.done is not None:
+            handle.done(handle.end_s - handle.start_s)
 
     def _take_turns(self) -> None:
         """Lanes take turns, each with its next work if what that waits for has ended."""
         queues: dict[str, list[FakeMarker]] = {}
-        for marker in self._turns:
-            queues.setdefault(marker.lane, []).append(marker)
+        for handle in self._turns:
+            queues.setdefault(handle.lane, []).append(handle)
         while any(queues.values()):
             moved = False
             for queue in queues.values():
                 if not queue or not all(earlier.ended for earlier in queue[0].after):
                     continue
-                marker = queue[0]
-                goes = marker.settle is None or marker.settle()
+                handle = queue[0]
+                goes = handle.resolve is None or handle.resolve()
                 if goes is None:
                     continue
                 moved = True
                 queue.pop(0)
                 if goes:
-                    self._do(marker)
+                    self._do(handle)
                 else:
-                    marker.start_s = self._free_s.get(marker.lane, 0.0)
-                    marker.end_s, marker.ended = marker.start_s, True
+                    handle.start_s = self._free_s.get(handle.lane, 0.0)
+                    handle.end_s, handle.ended = handle.start_s, True
             if not moved:
                 raise Refused("no lane can go on: work waits for itself, or never settles")
 
@@ -341,11 +341,11 @@ class FakeCudaBackend:
         finally:
             self._running = self._in_turn = False
 
-    def times_s(self, markers: Sequence[FakeMarker]) -> list[tuple[float, float]]:
-        return [(marker.start_s, marker.end_s) for marker in markers]
+    def times_s(self, handles: Sequence[FakeMarker]) -> list[tuple[float, float]]:
+        return [(handle.start_s, handle.end_s) for handle in handles]
 
-    def worked_s(self, markers: Sequence[FakeMarker]) -> list[float]:
-        return [marker.end_s - marker.start_s for marker in markers]
+    def worked_s(self, handles: Sequence[FakeMarker]) -> list[float]:
+        return [handle.end_s - handle.start_s for handle in handles]
 
     def environment(self) -> dict[str, Any]:
         return {**host_environment(), "device": "fake cuda", "cuda": "none"}

@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from run_restores import policy_graphs, request
 from tiny import LLAMA, OPT
 
-from planner.lower import lower
-from planner.residency import Residency, slides
-from planner.rivals import RIVALS, rival_graph
-from sim.graph import TaskGraph
-from sim.workload import Workload
+from planner.decode.lower import lower
+from planner.decode.other_systems import OTHER_SYSTEMS, other_system_graph
+from planner.decode.split import Residency, slides
+from sim.graph.jobs import Workload
+from sim.graph.tasks import TaskGraph
 
 JOB = Workload(batch_size=1, prompt_tokens=8, gen_tokens=3)
 BATCHES = replace(JOB, n_batches=2)
@@ -37,8 +37,8 @@ DECODE_GRAPHS = {
     "column-batches": lower("column", OPT, BATCHES, SPLIT),
     "column-batches-4-bit": lower("column", OPT, replace(BATCHES, kv_bits=4), SPLIT),
     "column-resident-parts": lower("column", OPT, BATCHES, PARTS_SPLIT, residency=WEIGHTS),
-    **{policy: rival_graph(policy, OPT, JOB) for policy in RIVALS},
-    "flexgen-windows": rival_graph("flexgen", WINDOWED, JOB),
+    **{policy: other_system_graph(policy, OPT, JOB) for policy in OTHER_SYSTEMS},
+    "flexgen-windows": other_system_graph("flexgen", WINDOWED, JOB),
 }
 
 RESTORE_GRAPHS = {

@@ -7,11 +7,12 @@ from dataclasses import replace
 from builders import GQA, machine, task, tiny_model
 from hypothesis import strategies as st
 
-from sim.availability import Availability, Step
-from sim.graph import COMPUTE, DISK, LANES, TIER_LANES, Task, TaskGraph
-from sim.prefill import Prefill, Restore, Tier
-from sim.restore import RestoreRequest
-from sim.source import Figure
+from sim.graph.jobs import RestoreRequest
+from sim.graph.tasks import Task, TaskGraph
+from sim.lanes import COMPUTE, DISK, LANES, TIER_LANES
+from sim.machine.availability import Availability, Step
+from sim.machine.prefill import Prefill, Restore, Tier
+from sim.machine.provenance import Figure
 
 TOKEN_BYTES = 64
 """K and V of one token in both layers of `tiny_model`."""

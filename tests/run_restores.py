@@ -7,9 +7,7 @@ from pathlib import Path
 
 from tiny import OPT
 
-from hw import prompt_ids, random_weights
-from hw.backends import Backend
-from hw.restore import (
+from hw import (
     CacheFile,
     FarMemory,
     HostMemory,
@@ -17,14 +15,17 @@ from hw.restore import (
     ResidentPrefill,
     RestoreExecutor,
     Tier,
+    prompt_ids,
+    random_weights,
     resident_prefill,
     write_cache_file,
 )
-from hw.weights import Weights
+from hw.backends import Backend
+from hw.model.weights import Weights
 from planner.restore.lower import compute_only_graph, split_graph, two_ended_graph
 from planner.restore.split import RestoreSplit
 from sim import ModelSpec, TaskGraph
-from sim.restore import RestoreRequest
+from sim.graph.jobs import RestoreRequest
 
 CHUNK, IO_CHUNK = 8, 4
 

@@ -8,14 +8,14 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 
-import hw.profiler
+import hw.calibrate.profiler
 from hw import HostCache, prefill, prompt_ids, random_weights, resident_decode
 from hw.backends import Backend
-from hw.cache import ResidentDecode
-from hw.weights import Weights
-from planner.lower import lower
+from hw.cache.reference import ResidentDecode
+from hw.model.weights import Weights
+from planner.decode.lower import lower
 from sim import ModelSpec, TaskGraph, Workload
-from sim.model_spec import Llama3RopeScaling
+from sim.model.spec import Llama3RopeScaling
 
 CPU = torch.device("cpu")
 
@@ -93,10 +93,10 @@ CONFIG = {
 
 def shorten_profiles(patch: pytest.MonkeyPatch) -> None:
     """One short pass over few sizes, for tests of what is made of a profile."""
-    patch.setitem(hw.profiler.PASSES, "cpu", 1)
-    patch.setattr(hw.profiler, "WARM_UP_S", 0.05)
-    patch.setattr(hw.profiler, "LINK_BYTES", (2**10, 2**14, 2**18))
-    patch.setitem(hw.profiler.CONTEXTS, "cpu", (16, 64))
+    patch.setitem(hw.calibrate.profiler.PASSES, "cpu", 1)
+    patch.setattr(hw.calibrate.profiler, "WARM_UP_S", 0.05)
+    patch.setattr(hw.calibrate.profiler, "LINK_BYTES", (2**10, 2**14, 2**18))
+    patch.setitem(hw.calibrate.profiler.CONTEXTS, "cpu", (16, 64))
 
 
 @dataclass

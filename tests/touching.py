@@ -11,8 +11,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from sim.accesses import graph_accesses
-from sim.graph import TaskGraph
+from sim.graph.accesses import graph_accesses
+from sim.graph.tasks import TaskGraph
 
 Pair = tuple[int, int]
 """Positions of two tasks in the graph, the earlier one first."""

@@ -5,15 +5,15 @@ from dataclasses import asdict
 import pandas as pd
 import streamlit as st
 
-from dashboard import runs as run_folders
+from dashboard.controls.widgets import cards, chart, pair, show_invitation, table_downloads
+from dashboard.data import runs as run_folders
+from dashboard.data.runs import Run, case_stamp, run_stamp
 from dashboard.figures import errors_by_case, predicted_against_measured
-from dashboard.runs import Run, case_stamp, run_stamp
 from dashboard.session import all_runs, stored_accuracy, stored_case
-from dashboard.widgets import cards, chart, pair, show_invitation, table_downloads
-from dashboard.words import Metric, accuracy_command
-from sim.accuracy import Accuracy
+from dashboard.text.comparison import Metric, accuracy_command
 from sim.errors import KvOverlapError
-from sim.quantities import percent
+from sim.results.accuracy import Accuracy
+from sim.units import percent
 
 SHIPPED = "every shipped recording"
 

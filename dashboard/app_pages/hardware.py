@@ -5,16 +5,16 @@ from collections.abc import Callable, Sequence
 import pandas as pd
 import streamlit as st
 
-from dashboard.calibration import checks_table, key_figures, subjects
+from dashboard.controls.widgets import chart, pair, table_downloads
+from dashboard.data.calibration import checks_table, key_figures, subjects
+from dashboard.data.machines import Machine
+from dashboard.data.residuals import measured_tasks, residual_table, spread_table
+from dashboard.data.runs import Run, case_stamp, run_stamp
 from dashboard.figures import rate_curves, residual_dots, sample_residuals
-from dashboard.machines import Machine
-from dashboard.residuals import measured_tasks, residual_table, spread_table
-from dashboard.runs import Run, case_stamp, run_stamp
 from dashboard.session import all_machines, stored_case
-from dashboard.widgets import chart, pair, table_downloads
-from dashboard.words import plain
+from dashboard.text.comparison import plain
 from sim.errors import KvOverlapError
-from sim.hardware import HardwareProfile
+from sim.machine.profile import HardwareProfile
 
 NOTHING = "nothing"
 

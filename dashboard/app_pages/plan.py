@@ -5,18 +5,18 @@ from collections.abc import Callable
 import pandas as pd
 import streamlit as st
 
-from dashboard.controls import ask_question
+from dashboard.controls.decode import ask_question
+from dashboard.controls.widgets import chart, pick_case, show_command
+from dashboard.data.machines import profile_key
 from dashboard.figures import policy_bars, sensitivity_bars, split_curve, way_map, ways_by_layer
-from dashboard.machines import profile_key
-from dashboard.points import even_split, kvpr_count, split_points
-from dashboard.question import ENGINE
+from dashboard.questions.decode import ENGINE
+from dashboard.questions.points import even_split, kvpr_count, split_points
 from dashboard.session import answer_to, case_plan, uploaded_plans
-from dashboard.widgets import chart, pick_case, show_command
-from dashboard.words import beyond_calibration, plain, plan_answer, plan_circumstances
+from dashboard.text.comparison import beyond_calibration, plain, plan_answer, plan_circumstances
 from planner import POLICIES, Plan
-from sim.engine import simulate
+from sim.engine.api import simulate
 from sim.errors import KvOverlapError
-from sim.quantities import ms, percent
+from sim.units import ms, percent
 
 ASKED, MEASURED, UPLOADED = "a question", "a measured case", "an uploaded plan"
 

@@ -7,7 +7,10 @@ import pandas as pd
 import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
-from dashboard.crossovers import rates_in_words
+from dashboard.controls.restore import ask_restore, ask_trace
+from dashboard.controls.traces import trace_csv, trace_in_words
+from dashboard.controls.widgets import cards, chart, choose_view, table_downloads
+from dashboard.data.machines import profile_key
 from dashboard.figures import (
     availability_steps,
     both_ends,
@@ -16,10 +19,18 @@ from dashboard.figures import (
     ttft_curves,
     ways_of_layers,
 )
-from dashboard.machines import profile_key
-from dashboard.restore_cases import show_measured
-from dashboard.restore_controls import ask_restore, ask_trace
-from dashboard.restore_words import (
+from dashboard.measured_restore import show_measured
+from dashboard.questions.restore import (
+    AUTO,
+    AVAILABILITY_FILE,
+    RateSweep,
+    RestoreAnswer,
+    RestoreQuestion,
+)
+from dashboard.session import restore_answer_to, uploaded_restore_plans
+from dashboard.text.comparison import plain
+from dashboard.text.crossovers import rates_in_words
+from dashboard.text.restore import (
     STALE,
     adaptation_answer,
     adaptation_times,
@@ -29,17 +40,12 @@ from dashboard.restore_words import (
     restore_circumstances,
     restore_metrics,
 )
-from dashboard.restores import AUTO, AVAILABILITY_FILE, RateSweep, RestoreAnswer, RestoreQuestion
-from dashboard.session import restore_answer_to, uploaded_restore_plans
-from dashboard.traces import trace_csv, trace_in_words
-from dashboard.widgets import cards, chart, choose_view, table_downloads
-from dashboard.words import plain
 from planner.restore import RestorePlan
-from sim.availability import Availability
-from sim.engine import simulate
+from sim.engine.api import simulate
 from sim.errors import KvOverlapError
-from sim.quantities import ms
-from sim.timeline import Timeline
+from sim.graph.timeline import Timeline
+from sim.machine.availability import Availability
+from sim.units import ms
 
 ASKED, MEASURED, UPLOADED = "a question", "a measured case", "an uploaded plan"
 ENDS, RATES, CHANGES = "Both ends", "Against bandwidth", "Availability"

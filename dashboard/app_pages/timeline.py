@@ -4,13 +4,13 @@ import re
 
 import streamlit as st
 
-from dashboard.exports import trace_bytes
+from dashboard.controls.widgets import Picked, cards, chart, pair, pick_case, table_downloads
+from dashboard.data.exports import trace_bytes
+from dashboard.data.runs import Case, run_stamp
 from dashboard.figures import View, breakdown_bars, lane_use_bars, paired_lanes
 from dashboard.perfetto import joint_trace, perfetto_button
-from dashboard.runs import Case, run_stamp
 from dashboard.session import case_plan, stored_accuracy
-from dashboard.widgets import Picked, cards, chart, pair, pick_case, table_downloads
-from dashboard.words import (
+from dashboard.text.comparison import (
     answer,
     busy_lanes,
     circumstances,

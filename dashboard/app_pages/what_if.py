@@ -5,10 +5,18 @@ from collections.abc import Callable, Sequence
 import pandas as pd
 import streamlit as st
 
-from dashboard.controls import ask_question
+from dashboard.controls.decode import ask_question
+from dashboard.controls.widgets import (
+    cards,
+    chart,
+    choose_view,
+    show_command,
+    table_downloads,
+)
+from dashboard.data.machines import profile_key
 from dashboard.figures import MEASURES, crossover_curves, heat_map, split_curve
-from dashboard.machines import profile_key
-from dashboard.points import (
+from dashboard.questions.decode import Question
+from dashboard.questions.points import (
     AXES,
     Axis,
     grid_points,
@@ -17,20 +25,12 @@ from dashboard.points import (
     recomputed_frac,
     split_points,
 )
-from dashboard.question import Question
 from dashboard.session import answer_to
-from dashboard.widgets import (
-    cards,
-    chart,
-    choose_view,
-    show_command,
-    table_downloads,
-)
-from dashboard.words import Metric, beyond_calibration, plain
+from dashboard.text.comparison import Metric, beyond_calibration, plain
 from planner import Plan
 from sim.errors import KvOverlapError
-from sim.hardware import HardwareProfile
-from sim.quantities import ms, percent
+from sim.machine.profile import HardwareProfile
+from sim.units import ms, percent
 
 SPLIT, CROSSOVER, MAP = "Split", "Crossover", "Map of two inputs"
 AXIS_NAMES = [axis.name for axis in AXES]

@@ -4,12 +4,12 @@ from collections.abc import Callable
 
 import streamlit as st
 
-from dashboard import runs as run_folders
-from dashboard.jobs import Job, Order
+from dashboard.controls.widgets import pair
+from dashboard.data import runs as run_folders
+from dashboard.data.jobs import Job, MeasurementRequest
+from dashboard.data.uploads import MAX_UPLOAD_MB, read_upload
 from dashboard.session import jobs, keep_upload, uploads
-from dashboard.uploads import MAX_UPLOAD_MB, read_upload
-from dashboard.widgets import pair
-from dashboard.words import plain
+from dashboard.text.comparison import plain
 from sim.catalog import model_names
 from sim.errors import KvOverlapError
 
@@ -56,7 +56,7 @@ def show_run() -> None:
         st.rerun()
 
 
-def ask_order() -> Order | None:
+def ask_order() -> MeasurementRequest | None:
     """The form; the order once it is sent."""
     with st.form("order"):
         name = st.text_input(
@@ -73,7 +73,7 @@ def ask_order() -> Order | None:
     if not sent:
         return None
     chosen = None if model == DEFAULT_MODEL else model
-    return Order(name.strip(), device, prompts, batches, repeats, chosen)
+    return MeasurementRequest(name.strip(), device, prompts, batches, repeats, chosen)
 
 
 def _follow(job: Job) -> None:

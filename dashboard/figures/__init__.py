@@ -3,18 +3,18 @@
 from dashboard.figures.accuracy import errors_by_case, predicted_against_measured
 from dashboard.figures.lanes import View, paired_lanes, predicted_lanes
 from dashboard.figures.machine import rate_curves, residual_dots, sample_residuals
-from dashboard.figures.parts import breakdown_bars, lane_use_bars
-from dashboard.figures.restore_times import availability_steps, ttft_bars, ttft_curves
-from dashboard.figures.restores import Meeting, both_ends, both_ends_compared, ways_of_layers
-from dashboard.figures.splits import (
+from dashboard.figures.plans import (
     policy_bars,
     sensitivity_bars,
     split_curve,
     way_map,
     ways_by_layer,
 )
+from dashboard.figures.policy_curves import MEASURES, Measure, crossover_curves, heat_map
+from dashboard.figures.restore_times import availability_steps, ttft_bars, ttft_curves
+from dashboard.figures.restores import Meeting, both_ends, both_ends_compared, ways_of_layers
 from dashboard.figures.style import OP_COLOUR, PART_COLOUR, POLICY_COLOUR, RESTORE_COLOUR
-from dashboard.figures.sweeps import MEASURES, Measure, crossover_curves, heat_map
+from dashboard.figures.time_breakdown import breakdown_bars, lane_use_bars
 
 __all__ = [
     "MEASURES",

@@ -15,8 +15,8 @@ from dashboard.figures.style import (
     style_curves,
     style_rows,
 )
-from sim.accuracy import CaseAccuracy
-from sim.quantities import ms, percent
+from sim.results.accuracy import CaseAccuracy
+from sim.units import ms, percent
 
 FIXED = "fixed split"
 COLOURS = {**POLICY_COLOUR, **RESTORE_COLOUR}

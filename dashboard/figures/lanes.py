@@ -19,10 +19,11 @@ from dashboard.figures.style import (
     darker,
     style_rows,
 )
-from sim.claims import claimed
-from sim.cost import Estimate
-from sim.graph import COMPUTE, LANE_OF_OP, LANES, TIER_LANES, Task
-from sim.timeline import Timeline
+from sim.cost.model import Estimate
+from sim.graph.claims import claimed
+from sim.graph.tasks import LANE_OF_OP, Task
+from sim.graph.timeline import Timeline
+from sim.lanes import COMPUTE, LANES, TIER_LANES
 
 SOURCES = ("predicted", "measured")
 PAIR_PITCH = 2.4

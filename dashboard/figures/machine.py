@@ -8,9 +8,9 @@ from math import log10
 import pandas as pd
 import plotly.graph_objects as go
 
-from dashboard.calibration import RateCurve, Subject
+from dashboard.data.calibration import RateCurve, Subject
+from dashboard.data.residuals import spread_by_size
 from dashboard.figures.style import MUTED, style_curves
-from dashboard.residuals import spread_by_size
 
 CURVE_COLOURS = ("#2a9d8f", "#8b79c9")
 TASK_COLOUR = "#e07b39"

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping, Sequence
 import pandas as pd
 import plotly.graph_objects as go
 
-from dashboard.crossovers import ONE_RESOURCE, policy_crossings, stretches
 from dashboard.figures.style import (
     LATE_COLOUR,
     MUTED,
@@ -18,8 +17,9 @@ from dashboard.figures.style import (
     style_rows,
     vertical_line,
 )
-from sim.availability import Availability
-from sim.quantities import ms
+from dashboard.text.crossovers import ONE_RESOURCE, policy_crossings, stretches
+from sim.machine.availability import Availability
+from sim.units import ms
 
 Y_MARGIN = 1.15
 HEADROOM = 2.5

@@ -16,12 +16,13 @@ from dashboard.figures.style import (
     style_curves,
     vertical_line,
 )
-from dashboard.restores import request_of
-from sim.claims import claimed
-from sim.graph import COMPUTE, LANE_OF_OP, Task
-from sim.quantities import ms
-from sim.restore import RestoreRequest
-from sim.timeline import Timeline
+from dashboard.questions.restore import request_of
+from sim.graph.claims import claimed
+from sim.graph.jobs import RestoreRequest
+from sim.graph.tasks import LANE_OF_OP, Task
+from sim.graph.timeline import Timeline
+from sim.lanes import COMPUTE
+from sim.units import ms
 
 WALK_PX = 420
 MAX_BOXES = 1_500

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from hw.backends.base import Backend, Marker, Memory
+from hw.backends.base import Backend, Handle, Memory
 from sim.errors import DeviceUnavailable, UnknownName
 
 DEVICES = ("auto", "cpu", "cuda")
 
-__all__ = ["DEVICES", "Backend", "Marker", "Memory", "open_backend", "resolve_device"]
+__all__ = ["DEVICES", "Backend", "Handle", "Memory", "open_backend", "resolve_device"]
 
 
 def resolve_device(device: str) -> str:

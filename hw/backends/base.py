@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from hw.backends.pacing import Transfer
-from sim.availability import ALWAYS, Availability
 from sim.errors import DeviceUnavailable
+from sim.machine.availability import ALWAYS, Availability
 
 ASK_AGAIN_S = 5e-4
-"""Pause before work that could not settle is asked again."""
+"""Pause before work that could not be resolved is asked again."""
 
 FINISH_TIMEOUT_S = 300.0
 """A run whose work has not ended by then is given up: its device or one of its lanes hangs."""
@@ -24,8 +24,8 @@ FINISH_TIMEOUT_S = 300.0
 JOIN_TIMEOUT_S = 10.0
 """How long a closing backend waits for a lane's thread, which hangs if its work does."""
 
-Marker = Any
-"""The start and end of one piece of issued work; only the backend that made it looks inside."""
+Handle = Any
+"""The start and end of one piece of launched work; only the backend that made it looks inside."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +53,9 @@ def wait_for(done: threading.Event, until_s: float, lane: str) -> None:
 
 
 class Backend(Protocol):
-    """A device whose lanes run issued work first in, first out.
+    """A device whose lanes run launched work first in, first out.
 
-    Work issued to different lanes runs at the same time unless `after` says otherwise.
+    Work launched on different lanes runs at the same time unless `after` says otherwise.
     """
 
     kind: str
@@ -71,40 +71,40 @@ class Backend(Protocol):
         """Bytes free now."""
 
     def begin(self, trace: Availability = ALWAYS, in_turn: bool = False, launches: int = 0) -> None:
-        """Start a run: time zero of the markers that follow.
+        """Start a run: time zero of the handles that follow.
 
         Args:
             launches: kernels and copies of a sample whose time must not depend on the host; a
                 device holds its lanes until that many have been launched.
             trace: how much of each lane there is over time; a device may have all of it only.
             in_turn: work is handed to the device when its turn has come, and not before, so that
-                it can settle then what it does.
+                what it does can be resolved then.
 
         Raises:
             BadInput: this device cannot take away what the trace does.
         """
 
     def head_start_s(self) -> float:
-        """Seconds between `begin` and time zero, in which work can be issued but none runs."""
+        """Seconds between `begin` and time zero, in which work can be launched but none runs."""
 
-    def issue(
+    def launch(
         self,
         lane: str,
         work: Callable[[], object],
-        after: Sequence[Marker] = (),
-        settle: Callable[[], bool | None] | None = None,
+        after: Sequence[Handle] = (),
+        resolve: Callable[[], bool | None] | None = None,
         done: Callable[[float], object] | None = None,
-    ) -> Marker:
+    ) -> Handle:
         """Queue `work` on `lane`, to start once `after` and all earlier work of the lane is done.
 
         `work` enqueues device operations; it must not wait for the device. On lane `host` it is
         work of the host's own, and this call may last until it is done.
 
         Args:
-            settle: called when the turn of the work has come, in one step with noting its start:
-                of two works on any lanes the one that settles first starts first. Where it returns
-                False the work is left out and takes no time; where it returns None that is not
-                decided yet, and it is asked again. Only for runs in turn.
+            resolve: called when the turn of the work has come, in one step with noting its start:
+                of two works on any lanes the one that is resolved first starts first. Where it
+                returns False the work is left out and takes no time; where it returns None that is
+                not decided yet, and it is asked again. Only for runs in turn.
             done: called with the seconds that it took when the work is done, before what waits for
                 it starts. Only for runs in turn.
         """
@@ -123,16 +123,16 @@ class Backend(Protocol):
         """A transfer that work on a tier's lane makes within the host, and may have to pace."""
 
     def finish(self) -> None:
-        """Wait until all issued work is done; raises what a piece of work raised.
+        """Wait until all launched work is done; raises what a piece of work raised.
 
         Raises:
             DeviceUnavailable: a lane has not ended its work within `FINISH_TIMEOUT_S`.
         """
 
-    def times_s(self, markers: Sequence[Marker]) -> list[tuple[float, float]]:
+    def times_s(self, handles: Sequence[Handle]) -> list[tuple[float, float]]:
         """Start and end of finished work, in seconds since `begin`."""
 
-    def worked_s(self, markers: Sequence[Marker]) -> list[float]:
+    def worked_s(self, handles: Sequence[Handle]) -> list[float]:
         """Seconds for which each finished work had its device, less than it took where it shared.
 
         A device that cannot tell says that it had it all the time.

@@ -18,19 +18,19 @@ import torch
 from torch import Tensor
 
 from hw.backends.base import ASK_AGAIN_S, FINISH_TIMEOUT_S, JOIN_TIMEOUT_S, Memory, wait_for
-from hw.backends.competing import CompetingLoad, check_competition
+from hw.backends.cpu_contention import CompetingLoad, check_competition
 from hw.backends.pacing import Pace, Transfer
 from hw.environment import host_environment, host_memory_bytes
-from sim.availability import ALWAYS, Availability
 from sim.errors import BadInput, DoesNotFit
-from sim.graph import COMPUTE, COPY_LANES, LANES, TIER_LANES
+from sim.lanes import COMPUTE, COPY_LANES, LANES, TIER_LANES
+from sim.machine.availability import ALWAYS, Availability
 
 CHUNK_BYTES = 512 * 1024
 """Bytes copied at memory speed before the pace is kept by sleeping."""
 
 
 @dataclass(slots=True)
-class CpuMarker:
+class CpuHandle:
     lane: str
     done: threading.Event = field(default_factory=threading.Event)
     start_s: float = 0.0
@@ -40,7 +40,7 @@ class CpuMarker:
 
 Settle = Callable[[], bool | None]
 Done = Callable[[float], object]
-Job = tuple[Callable[[], object], Sequence[CpuMarker], Settle | None, Done | None, CpuMarker]
+Job = tuple[Callable[[], object], Sequence[CpuHandle], Settle | None, Done | None, CpuHandle]
 
 
 class CpuBackend:
@@ -64,7 +64,7 @@ class CpuBackend:
         if link_bytes_per_s is not None:
             self._rates |= dict.fromkeys(COPY_LANES, link_bytes_per_s)
         self._paces: dict[str, Pace] = {}
-        self._settling = threading.Lock()
+        self._resolving = threading.Lock()
         self._mine = threading.local()
         self._queues: dict[str, queue.SimpleQueue[Job | None]] = {
             lane: queue.SimpleQueue() for lane in (*LANES, *TIER_LANES)
@@ -73,7 +73,7 @@ class CpuBackend:
             threading.Thread(target=self._work, args=(lane, jobs), name=f"lane-{lane}", daemon=True)
             for lane, jobs in self._queues.items()
         ]
-        self._last: list[CpuMarker] = []
+        self._last: list[CpuHandle] = []
         self._failure: BaseException | None = None
         self._competing: CompetingLoad | None = None
         self._zero_s = time.perf_counter()
@@ -122,18 +122,18 @@ class CpuBackend:
     def _now_s(self) -> float:
         return time.perf_counter() - self._zero_s
 
-    def issue(
+    def launch(
         self,
         lane: str,
         work: Callable[[], object],
-        after: Sequence[CpuMarker] = (),
-        settle: Settle | None = None,
+        after: Sequence[CpuHandle] = (),
+        resolve: Settle | None = None,
         done: Done | None = None,
-    ) -> CpuMarker:
-        marker = CpuMarker(lane)
-        self._last.append(marker)
-        self._queues[lane].put((work, after, settle, done, marker))
-        return marker
+    ) -> CpuHandle:
+        handle = CpuHandle(lane)
+        self._last.append(handle)
+        self._queues[lane].put((work, after, resolve, done, handle))
+        return handle
 
     def copy(
         self,
@@ -161,20 +161,23 @@ class CpuBackend:
 
     def finish(self) -> None:
         until_s = time.monotonic() + FINISH_TIMEOUT_S
-        for marker in self._last:
-            wait_for(marker.done, until_s, marker.lane)
+        for handle in self._last:
+            wait_for(handle.done, until_s, handle.lane)
         if self._competing is not None:
             self._competing.end()
             self._competing = None
         failure, self._failure = self._failure, None
         if failure is not None:
-            raise failure
+            try:
+                raise failure
+            finally:
+                del failure  # its traceback holds this frame: a cycle that keeps the buffers
 
-    def times_s(self, markers: Sequence[CpuMarker]) -> list[tuple[float, float]]:
-        return [(marker.start_s, marker.end_s) for marker in markers]
+    def times_s(self, handles: Sequence[CpuHandle]) -> list[tuple[float, float]]:
+        return [(handle.start_s, handle.end_s) for handle in handles]
 
-    def worked_s(self, markers: Sequence[CpuMarker]) -> list[float]:
-        return [marker.worked_s for marker in markers]
+    def worked_s(self, handles: Sequence[CpuHandle]) -> list[float]:
+        return [handle.worked_s for handle in handles]
 
     def environment(self) -> dict[str, Any]:
         return {
@@ -221,29 +224,29 @@ class CpuBackend:
     def _run(
         self,
         work: Callable[[], object],
-        after: Sequence[CpuMarker],
-        settle: Settle | None,
+        after: Sequence[CpuHandle],
+        resolve: Settle | None,
         done: Done | None,
-        marker: CpuMarker,
+        handle: CpuHandle,
     ) -> None:
         """One piece of work, when its turn has come."""
         for earlier in after:
             earlier.done.wait()
-        if not self._starts(marker, settle):
+        if not self._starts(handle, resolve):
             return
         worked_s = time.thread_time()
         work()
-        marker.worked_s = time.thread_time() - worked_s
-        marker.end_s = self._now_s()
+        handle.worked_s = time.thread_time() - worked_s
+        handle.end_s = self._now_s()
         if done is not None:
-            done(marker.end_s - marker.start_s)
+            done(handle.end_s - handle.start_s)
 
-    def _starts(self, marker: CpuMarker, settle: Settle | None) -> bool:
+    def _starts(self, handle: CpuHandle, resolve: Settle | None) -> bool:
         """Note the start of work whose turn has come; whether there is anything to do."""
         while True:
-            with self._settling:
-                marker.start_s = marker.end_s = self._now_s()
-                goes = self._failure is None and (settle is None or settle())
+            with self._resolving:
+                handle.start_s = handle.end_s = self._now_s()
+                goes = self._failure is None and (resolve is None or resolve())
             if goes is not None:
                 return goes
             time.sleep(ASK_AGAIN_S)

@@ -1,11 +1,11 @@
 """An NVIDIA GPU: lanes are streams, dependencies are events, times are device times.
 
-Host memory of the copy lanes is pinned, nothing is synchronised while work is issued, and kernels
+Host memory of the copy lanes is pinned, nothing is synchronised while work is launched, and kernels
 take their temporaries from the compute stream's own pool. Every operation is timed by a pair of
 events on its own stream, the first recorded after the stream's waits so that it marks the start of
 the operation and not of the waiting.
 
-Copies within the host are done by the thread that issues, after it has waited for what they wait
+Copies within the host are done by the thread that launches, after it has waited for what they wait
 for. Their events go to a stream that holds nothing else, so that each completes as soon as it is
 recorded: they too are read off the device's clock, a few microseconds late at either end.
 
@@ -39,9 +39,9 @@ from hw.backends.base import (
 )
 from hw.backends.pacing import Pace, Transfer
 from hw.environment import cuda_environment, host_environment, host_memory_bytes
-from sim.availability import ALWAYS, Availability
 from sim.errors import BadInput, DoesNotFit
-from sim.graph import HOST, LANES, TIER_LANES
+from sim.lanes import HOST, LANES, TIER_LANES
+from sim.machine.availability import ALWAYS, Availability
 
 
 def cuda_available() -> bool:
@@ -53,17 +53,17 @@ def _timed_event() -> torch.cuda.Event:
 
 
 @dataclass(slots=True)
-class CudaMarker:
+class CudaHandle:
     """Events on the lane's stream.
 
     Args:
-        issued: of a run in turn: set once both events are recorded, or the work has failed.
+        launched: of a run in turn: set once both events are recorded, or the work has failed.
     """
 
     lane: str
     start: torch.cuda.Event = field(default_factory=_timed_event)
     end: torch.cuda.Event = field(default_factory=_timed_event)
-    issued: threading.Event | None = None
+    launched: threading.Event | None = None
     left_out: bool = False
 
 
@@ -72,9 +72,9 @@ class _Pages(mmap.mmap):
 
 
 HOLD_CYCLES = 10_000_000
-"""Device cycles (about 5 ms) that every run is held for while the host already issues work.
+"""Device cycles (about 5 ms) that every run is held for while the host already launches work.
 
-Without it short work would be timed at the speed of the host that issues it. It must end by
+Without it short work would be timed at the speed of the host that launches it. It must end by
 itself: a launch queue holds about a thousand entries, and a host that waits for room in it while
 the device waits for the host would never return.
 """
@@ -105,9 +105,9 @@ class CudaBackend:
         self._in_turn = False
         self._queues: dict[str, queue.SimpleQueue[Callable[[], None] | None]] = {}
         self._threads: list[threading.Thread] = []
-        self._issued: list[CudaMarker] = []
+        self._issued: list[CudaHandle] = []
         self._failure: BaseException | None = None
-        self._settling = threading.Lock()
+        self._resolving = threading.Lock()
         self._mine = threading.local()
         # cuDNN attention builds a plan for each new shape, which takes up to half a second.
         torch.backends.cuda.enable_cudnn_sdp(False)
@@ -180,21 +180,21 @@ class CudaBackend:
         for stream in self._streams.values():
             stream.wait_event(self._zero)
 
-    def issue(
+    def launch(
         self,
         lane: str,
         work: Callable[[], object],
-        after: Sequence[CudaMarker] = (),
-        settle: Callable[[], bool | None] | None = None,
+        after: Sequence[CudaHandle] = (),
+        resolve: Callable[[], bool | None] | None = None,
         done: Callable[[float], object] | None = None,
-    ) -> CudaMarker:
-        marker = CudaMarker(lane)
+    ) -> CudaHandle:
+        handle = CudaHandle(lane)
         if self._in_turn:
-            marker.issued = threading.Event()
-            self._issued.append(marker)
-            turn = partial(self._take_turn, work, after, settle, done, marker)
+            handle.launched = threading.Event()
+            self._issued.append(handle)
+            turn = partial(self._take_turn, work, after, resolve, done, handle)
             self._queue(lane).put(turn)
-            return marker
+            return handle
         if lane in (HOST, *TIER_LANES):
             for event in (self._zero, *(earlier.end for earlier in after)):
                 event.synchronize()
@@ -204,54 +204,54 @@ class CudaBackend:
             for earlier in after:
                 if earlier.lane != lane:  # one stream keeps its own order
                     stream.wait_event(earlier.end)
-            marker.start.record(stream)
+            handle.start.record(stream)
             work()
-            marker.end.record(stream)
-        return marker
+            handle.end.record(stream)
+        return handle
 
     def _take_turn(
         self,
         work: Callable[[], object],
-        after: Sequence[CudaMarker],
-        settle: Callable[[], bool | None] | None,
+        after: Sequence[CudaHandle],
+        resolve: Callable[[], bool | None] | None,
         done: Callable[[float], object] | None,
-        marker: CudaMarker,
+        handle: CudaHandle,
     ) -> None:
-        """Wait for what comes before, settle, work, and wait until that is done."""
-        stream = self._streams[marker.lane]
+        """Wait for what comes before, resolve, work, and wait until that is done."""
+        stream = self._streams[handle.lane]
         try:
             for earlier in after:
-                if earlier.issued is not None:
-                    earlier.issued.wait()
+                if earlier.launched is not None:
+                    earlier.launched.wait()
                 if not earlier.left_out:
                     earlier.end.synchronize()
-            if not self._settles(settle, marker):
-                marker.left_out = True
+            if not self._resolves(resolve, handle):
+                handle.left_out = True
                 return
             with torch.cuda.stream(stream), torch.inference_mode():
                 work()
-            marker.end.record(stream)
-            marker.end.synchronize()
+            handle.end.record(stream)
+            handle.end.synchronize()
             if done is not None:
-                done(marker.start.elapsed_time(marker.end) / 1e3)
+                done(handle.start.elapsed_time(handle.end) / 1e3)
         except BaseException as failure:  # handed to the thread that waits in finish
             self._failure = failure
-            marker.left_out = True
+            handle.left_out = True
         finally:
-            if marker.issued is not None:
-                marker.issued.set()
+            if handle.launched is not None:
+                handle.launched.set()
 
-    def _settles(self, settle: Callable[[], bool | None] | None, marker: CudaMarker) -> bool:
+    def _resolves(self, resolve: Callable[[], bool | None] | None, handle: CudaHandle) -> bool:
         """Record the start of work whose turn has come; whether there is anything to do.
 
         The lock makes the recorded starts keep the order of the claims of all lanes.
         """
-        stream = self._streams[marker.lane]
+        stream = self._streams[handle.lane]
         while True:
-            with self._settling:
-                marker.start.record(stream)
-                marker.start.synchronize()
-                goes = self._failure is None and (settle is None or settle())
+            with self._resolving:
+                handle.start.record(stream)
+                handle.start.synchronize()
+                goes = self._failure is None and (resolve is None or resolve())
             if goes is not None:
                 return goes
             time.sleep(ASK_AGAIN_S)
@@ -290,26 +290,29 @@ class CudaBackend:
     def finish(self) -> None:
         torch.cuda.set_stream(self._outside)
         until_s = time.monotonic() + FINISH_TIMEOUT_S
-        for marker in self._issued:
-            if marker.issued is not None:
-                wait_for(marker.issued, until_s, marker.lane)
+        for handle in self._issued:
+            if handle.launched is not None:
+                wait_for(handle.launched, until_s, handle.lane)
         torch.cuda.synchronize(self.device)
         failure, self._failure = self._failure, None
         if failure is not None:
-            raise failure
+            try:
+                raise failure
+            finally:
+                del failure  # its traceback holds this frame: a cycle that keeps the buffers
 
-    def times_s(self, markers: Sequence[CudaMarker]) -> list[tuple[float, float]]:
+    def times_s(self, handles: Sequence[CudaHandle]) -> list[tuple[float, float]]:
         times = []
-        for marker in markers:
-            start_s = max(0.0, self._zero.elapsed_time(marker.start) / 1e3)
+        for handle in handles:
+            start_s = max(0.0, self._zero.elapsed_time(handle.start) / 1e3)
             end_s = start_s
-            if not marker.left_out:
-                end_s = max(start_s, self._zero.elapsed_time(marker.end) / 1e3)
+            if not handle.left_out:
+                end_s = max(start_s, self._zero.elapsed_time(handle.end) / 1e3)
             times.append((start_s, end_s))
         return times
 
-    def worked_s(self, markers: Sequence[CudaMarker]) -> list[float]:
-        return [end_s - start_s for start_s, end_s in self.times_s(markers)]
+    def worked_s(self, handles: Sequence[CudaHandle]) -> list[float]:
+        return [end_s - start_s for start_s, end_s in self.times_s(handles)]
 
     def environment(self) -> dict[str, Any]:
         return {**host_environment(), **cuda_environment(self.device)}

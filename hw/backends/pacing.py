@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from sim.availability import ALWAYS, Availability
+from sim.machine.availability import ALWAYS, Availability
 
 
 class Pace:

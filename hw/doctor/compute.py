@@ -13,8 +13,8 @@ import torch
 from hw.backends import Backend
 from hw.doctor.check import Check, Durations, judged
 from hw.doctor.lanes import Call, call_s, series_s
-from sim.graph import COMPUTE
-from sim.quantities import ms, percent
+from sim.lanes import COMPUTE
+from sim.units import ms, percent
 
 MATMUL_SIZE = {"cpu": 512, "cuda": 8192}
 MATMUL_DTYPE = {"cpu": torch.float32, "cuda": torch.float16}

@@ -11,8 +11,8 @@ from hw.doctor.check import Check, Durations, Status
 from hw.doctor.compute import Matmul
 from hw.doctor.copies import COPY_BYTES, CopyBuffers
 from hw.doctor.lanes import SAMPLES, Call, burst_times_s, call_s, calls_in
-from sim.graph import COMPUTE, COPY_LANES
-from sim.quantities import ms, percent
+from sim.lanes import COMPUTE, COPY_LANES
+from sim.units import ms, percent
 
 MIN_HIDDEN_FRAC = 0.75
 """Both directions at once slow each other by about 20 %, which leaves 0.85 to 0.9."""
@@ -25,22 +25,22 @@ class Overlap:
     """Times of equal bursts on three lanes, one after another and together.
 
     Args:
-        alone_s: seconds of each lane's burst while the others are idle.
+        uncontended_s: seconds of each lane's burst while the others are idle.
         together_s: seconds from the first start to the last end with all lanes busy.
     """
 
-    alone_s: Mapping[str, float]
+    uncontended_s: Mapping[str, float]
     together_s: float
 
     @property
     def longest_s(self) -> float:
         """The least that the three can take together."""
-        return max(self.alone_s.values())
+        return max(self.uncontended_s.values())
 
     @property
     def sum_s(self) -> float:
         """What the three take if nothing overlaps."""
-        return sum(self.alone_s.values())
+        return sum(self.uncontended_s.values())
 
     @property
     def hidden_frac(self) -> float:
@@ -74,7 +74,7 @@ def check_overlap(backend: Backend, durations: Durations) -> Check:
 
 def overlap_check(found: Overlap, kind: str) -> Check:
     """Judge an overlap: passed from 75 % hidden on; failed below 25 % on a GPU."""
-    alone = ", ".join(f"{lane} {ms(seconds)}" for lane, seconds in found.alone_s.items())
+    alone = ", ".join(f"{lane} {ms(seconds)}" for lane, seconds in found.uncontended_s.items())
     measured = (
         f"together {ms(found.together_s)}; longest {ms(found.longest_s)}, sum {ms(found.sum_s)} "
         f"({alone}); {percent(found.hidden_frac)} hidden"

@@ -12,8 +12,8 @@ from torch import Tensor
 from hw.backends import Backend
 from hw.doctor.check import Check, Durations, judged
 from hw.doctor.lanes import SAMPLES, Call, burst_times_s, call_s, calls_in
-from sim.graph import COPY_LANES, H2D
-from sim.quantities import percent
+from sim.lanes import COPY_LANES, H2D
+from sim.units import percent
 
 COPY_BYTES = (4 * 2**10, 2**20, 64 * 2**20)
 """Sizes of the copies: launch-bound, usual for one layer's K and V, and link-bound."""

@@ -13,7 +13,7 @@ import torch
 
 from hw.backends import Backend
 from hw.doctor.check import Check, Durations
-from hw.restore.direct_io import DIRECT, IN_FLIGHT, DirectReader, aligned_buffer
+from hw.tiers.direct_io import DIRECT, IN_FLIGHT, DirectReader, aligned_buffer
 from sim.errors import BadFile
 
 READ_BYTES = 4 * 2**20

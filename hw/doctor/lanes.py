@@ -36,10 +36,10 @@ def burst_times_s(
         return work
 
     backend.begin()
-    markers = [backend.issue(lane, repeated(*burst)) for lane, burst in bursts.items()]
+    handles = [backend.launch(lane, repeated(*burst)) for lane, burst in bursts.items()]
     meanwhile()
     backend.finish()
-    return dict(zip(bursts, backend.times_s(markers), strict=True))
+    return dict(zip(bursts, backend.times_s(handles), strict=True))
 
 
 def series_s(
@@ -57,10 +57,10 @@ def series_s(
             call()
 
     backend.begin()
-    markers = [backend.issue(lane, work) for _ in range(samples)]
+    handles = [backend.launch(lane, work) for _ in range(samples)]
     meanwhile()
     backend.finish()
-    return backend.times_s(markers)
+    return backend.times_s(handles)
 
 
 def call_s(backend: Backend, lane: str, call: Call) -> float:

@@ -6,7 +6,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from planner.advice.crossover import Stretch
 from planner.advice.decoding import (
     RESIDENT,
     DecodeJob,
@@ -18,15 +17,16 @@ from planner.advice.decoding import (
     by_context,
     keeps_whole_cache,
 )
-from planner.advice.hints import Held, Hint, hints
 from planner.advice.reuse import Reuse, reuse
-from planner.plan import Plan, Sensitivity
-from sim.accuracy import assess_kind, nine_of_ten
+from planner.advice.runtime_settings import Held, RuntimeSetting, hints
+from planner.crossovers import Stretch
+from planner.decode.plan import Plan, Sensitivity
 from sim.errors import BadInput
-from sim.hardware import HardwareProfile
-from sim.memory import footprint
-from sim.model_spec import ModelSpec
-from sim.workload import Workload
+from sim.graph.jobs import Workload
+from sim.graph.memory import footprint
+from sim.machine.profile import HardwareProfile
+from sim.model.spec import ModelSpec
+from sim.results.accuracy import assess_kind, nine_of_ten
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +79,7 @@ class Advice:
     by_context: tuple[Stretch, ...]
     reuse: Reuse | None
     slo: Slo | None
-    hints: tuple[Hint, ...]
+    hints: tuple[RuntimeSetting, ...]
 
     @property
     def from_host(self) -> str:
@@ -171,7 +171,7 @@ def advise(
     kept_step_s = min(best_step(keeping), plan.makespan_s)
     later = reuse(model, hardware, prompt, engine)
     emulated = hardware.links.h2d.paced_bytes_per_s is not None
-    settings: tuple[Hint, ...] = ()
+    settings: tuple[RuntimeSetting, ...] = ()
     if later is not None and not emulated:
         held = Held(footprint(loaded).host_kv_bytes, later.least_tokens)
         settings = hints(model, hardware, held)

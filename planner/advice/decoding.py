@@ -5,15 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import inf
 
-from planner.advice.crossover import Stretch, largest, stretches
-from planner.decode import DecodePlanner
-from planner.plan import Plan
-from planner.planning import make_plan
+from planner.crossovers import Stretch, largest, stretches
+from planner.decode.make import make_plan
+from planner.decode.plan import Plan
+from planner.decode.planner import DecodePlanner
 from sim.errors import BadInput, DoesNotFit
-from sim.graph import TaskGraph
-from sim.hardware import HardwareProfile
-from sim.model_spec import ModelSpec
-from sim.workload import Workload
+from sim.graph.jobs import Workload
+from sim.graph.tasks import TaskGraph
+from sim.machine.profile import HardwareProfile
+from sim.model.spec import ModelSpec
 
 RESIDENT, LOAD, RECOMPUTE, SPLIT, NO_ROOM = "resident", "load", "recompute", "split", "no room"
 """Verdicts: all in GPU memory, one way alone, both ways, or not on this machine."""
@@ -21,7 +21,7 @@ RESIDENT, LOAD, RECOMPUTE, SPLIT, NO_ROOM = "resident", "load", "recompute", "sp
 WORTH_FRAC = 0.01
 """A split that saves less than this is not worth its trouble."""
 
-LEAST_TOKENS = 16
+MIN_TOKENS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,10 +102,10 @@ class Ways:
         """One way alone, or the split where that is faster by `WORTH_FRAC`."""
         if self.best_s == inf:
             return NO_ROOM
-        alone_s = min(self.load_s, self.recompute_s)
-        if alone_s > self.best_s * (1 + WORTH_FRAC):
+        uncontended_s = min(self.load_s, self.recompute_s)
+        if uncontended_s > self.best_s * (1 + WORTH_FRAC):
             return SPLIT
-        return LOAD if alone_s == self.load_s else RECOMPUTE
+        return LOAD if uncontended_s == self.load_s else RECOMPUTE
 
 
 def _alone(planner: DecodePlanner, policy: str) -> float:
@@ -143,7 +143,7 @@ def by_context(job: DecodeJob) -> tuple[Stretch, ...]:
         return Ways.of(job.planner(tokens)).verdict
 
     most = job.model.max_positions - 1
-    return stretches(verdict, min(LEAST_TOKENS, most), most)
+    return stretches(verdict, min(MIN_TOKENS, most), most)
 
 
 def against_slo(job: DecodeJob, slo_s: float, step_s: float) -> Slo:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from planner.advice.crossover import Stretch, stretches
+from planner.crossovers import Stretch, stretches
 from planner.restore import RestorePlanner
-from sim.hardware import HardwareProfile
-from sim.model_spec import ModelSpec
-from sim.restore import RestoreRequest
+from sim.graph.jobs import RestoreRequest
+from sim.machine.profile import HardwareProfile
+from sim.model.spec import ModelSpec
 
 LOAD, COMPUTE = "load", "compute"
 
@@ -52,8 +52,8 @@ def reuse(
         loads = one.choice("load-only").ttft_s < one.choice("compute-only").ttft_s
         return LOAD if loads else COMPUTE
 
-    room = hardware.memory.job_device_bytes - model.weight_bytes
-    fitting = int(room // (model.n_layers * model.kv_token_bytes)) - 1
+    budget = hardware.memory.job_device_bytes - model.weight_bytes
+    fitting = int(budget // (model.n_layers * model.kv_token_bytes)) - 1
     most = min(model.max_positions - 1, fitting)
     if most < prompt_tokens:
         return None

@@ -1,16 +1,15 @@
 """Restoring a cached prefix: what to compute, what to load, and how that becomes a task graph."""
 
-from planner.restore.adapting import Adaptation, Change, adapt
 from planner.restore.plan import RestorePlan, make_restore_plan, plan_choice
-from planner.restore.planning import RESTORE_POLICIES, RestorePlanner
-from planner.restore.published import (
+from planner.restore.planner import RESTORE_POLICIES, RestorePlanner
+from planner.restore.replanning import Adaptation, Change, Replanner, adapt
+from planner.restore.reproduce import (
     behind_link,
     error_summary,
     link_rate,
     read_cases,
     reproduce_case,
 )
-from planner.restore.replanning import Replanner
 from planner.restore.split import RestoreSplit
 
 __all__ = [

@@ -11,12 +11,11 @@ from collections.abc import Iterator
 from itertools import pairwise
 
 from planner.restore.split import RestoreSplit
-from sim.cost import compute_flops
-from sim.graph import LANE_OF_OP, Task, TaskGraph
-from sim.model_spec import ModelSpec
-from sim.prefill import DISK, LANE_OF_TIER
-from sim.restore import RestoreRequest
-from sim.restore_cost import prefill_attention_flops, product_flops
+from sim.graph.jobs import RestoreRequest
+from sim.graph.tasks import LANE_OF_OP, Task, TaskGraph
+from sim.lanes import DISK, LANE_OF_TIER
+from sim.model.kernels import compute_flops, prefill_attention_flops, product_flops
+from sim.model.spec import ModelSpec
 
 STAGING_CHUNKS = 4
 """Chunks that host memory holds between a tier and the device."""

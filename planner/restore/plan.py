@@ -6,8 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from planner.restore.adapting import Adaptation, adapt
-from planner.restore.planning import (
+from planner.restore.planner import (
     FIXED,
     PLANNED,
     Choice,
@@ -16,19 +15,20 @@ from planner.restore.planning import (
     form_graph,
     meeting_token,
 )
+from planner.restore.replanning import Adaptation, adapt
 from planner.restore.split import RestoreSplit
-from sim.availability import ALWAYS, Availability
-from sim.claims import claimed
+from sim.cost.restore import RestoreCosts
 from sim.errors import BadInput, Mismatch
-from sim.files import STRICT_KEYS, blaming, parse, read_json, write_json
-from sim.graph import TaskGraph
-from sim.hardware import HardwareProfile
-from sim.model_spec import ModelSpec
-from sim.quantities import ms
-from sim.restore import RestoreRequest
-from sim.restore_cost import RestoreCosts
-from sim.source import Source, weakest
-from sim.timeline import Timeline
+from sim.files import STRICT_KEYS, naming_file, parse, read_json, write_json
+from sim.graph.claims import claimed
+from sim.graph.jobs import RestoreRequest
+from sim.graph.tasks import TaskGraph
+from sim.graph.timeline import Timeline
+from sim.machine.availability import ALWAYS, Availability
+from sim.machine.profile import HardwareProfile
+from sim.machine.provenance import Source, weakest
+from sim.model.spec import ModelSpec
+from sim.units import ms
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class RestorePlan:
     """A policy's choice for one request, its prediction, and what simulating it again needs.
 
     Args:
-        form: what the graph is made from, see `planner.restore.planning.Form`.
+        form: what the graph is made from, see `planner.restore.planner.Form`.
         ttft_s: simulated time to the first token.
         computed_tokens, projected_tokens, loaded_tokens: tokens by where their K and V come from,
             a token of which only some layers do counting as that part; rounded, they add up to the
@@ -145,7 +145,7 @@ class RestorePlan:
         Raises:
             BadFile: unreadable, of another kind, or with an unknown, absent or invalid key.
         """
-        with blaming(str(path)):
+        with naming_file(str(path)):
             return parse(cls, read_json(path, "restore-plan"), str(path))
 
 

@@ -7,8 +7,8 @@ from itertools import pairwise
 
 from sim.errors import BadInput
 from sim.files import STRICT_KEYS
-from sim.model_spec import ModelSpec
-from sim.restore import RestoreRequest
+from sim.graph.jobs import RestoreRequest
+from sim.model.spec import ModelSpec
 
 
 @dataclass(frozen=True, slots=True)

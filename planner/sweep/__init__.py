@@ -1,18 +1,18 @@
 """Studies: many questions in one file, answered in parallel, in one table."""
 
-from planner.sweep.executors import EXECUTORS, dask, local
-from planner.sweep.findings import Crossover, Findings, findings
-from planner.sweep.parts import Parts
+from planner.sweep.checkpoints import Parts
 from planner.sweep.runner import Estimate, Swept, cores, estimate, run_sweep
 from planner.sweep.study import Study
+from planner.sweep.summary import Crossover, Summary, findings
+from planner.sweep.workers import EXECUTORS, dask, local
 
 __all__ = [
     "EXECUTORS",
     "Crossover",
     "Estimate",
-    "Findings",
     "Parts",
     "Study",
+    "Summary",
     "Swept",
     "cores",
     "dask",

@@ -9,7 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from planner.sweep.answers import ANSWERS
+from planner.sweep.rows import ANSWERS
 from planner.sweep.study import Point
 from planner.sweep.table import ERROR, POINT, PROVENANCE, encode
 from sim.errors import KvOverlapError, Mismatch

@@ -7,14 +7,13 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
-from planner.restore.published import behind_link, link_rate
-from planner.sensitivity import NUDGE, PARTS
+from planner.decode.sensitivity import NUDGE, PARTS
+from planner.restore.reproduce import behind_link, link_rate
 from sim.catalog import find_hardware, find_model
-from sim.graph import HOST
-from sim.hardware import HardwareProfile
-from sim.model_spec import MODEL_SIZES, ModelSpec
-from sim.prefill import TIERS
-from sim.what_if import RATES, in_dtype_of, with_memory, with_rate
+from sim.lanes import HOST, TIERS
+from sim.machine.profile import HardwareProfile
+from sim.machine.what_if import RATES, in_dtype_of, with_memory, with_rate
+from sim.model.spec import MODEL_SIZES, ModelSpec
 
 Pairs = tuple[tuple[str, Any], ...]
 

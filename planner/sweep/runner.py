@@ -12,16 +12,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from planner.sweep.batch import Batch, answer
-from planner.sweep.executors import Executor
-from planner.sweep.parts import Parts
+from planner.sweep.checkpoints import Parts
 from planner.sweep.study import Point, Study
+from planner.sweep.workers import Executor
 from sim.errors import BadInput
 
 BATCH_S = 2.0
 """Seconds that a batch should take: what a killed sweep loses of each worker, about."""
 
-MOST_IN_BATCH = 500
-LEAST_BATCHES = 8
+MAX_IN_BATCH = 500
+MIN_BATCHES = 8
 """Batches for each worker at least, so that none waits long for the others at the end."""
 
 SAMPLES = 3
@@ -119,8 +119,8 @@ def run_sweep(
     done = parts.done()
     size = min(
         max(1, round(BATCH_S / max(expected.point_s, 1e-6))),
-        MOST_IN_BATCH,
-        max(1, expected.missing // (LEAST_BATCHES * workers)),
+        MAX_IN_BATCH,
+        max(1, expected.missing // (MIN_BATCHES * workers)),
     )
     finished, run_s = len(done), time.perf_counter()
     tell(finished, expected.points, expected.seconds)

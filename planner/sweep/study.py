@@ -31,13 +31,13 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from planner.sweep.knobs import REQUIRED, SCENARIOS, Knob, Value
-from planner.sweep.where import Filter
+from planner.sweep.filters import Filter
+from planner.sweep.inputs import REQUIRED, SCENARIOS, Input, Value
 from sim.catalog import find_hardware, find_model
 from sim.errors import BadFile, BadInput, UnknownName
-from sim.files import blaming, read_text, set_fields
+from sim.files import naming_file, read_text, set_fields
 
-MOST_POINTS = 10_000_000
+MAX_POINTS = 10_000_000
 """Before filters; a larger study is a slip of the hand."""
 
 TABLES = ("fixed", "grid", "zip", "where")
@@ -79,7 +79,7 @@ class Study:
             raise BadFile(f"{path} is not valid TOML: {error}.") from None
         except (RecursionError, ValueError) as error:  # an integer of thousands of digits
             raise BadFile(f"{path} is not valid TOML: {str(error) or 'nested too deep'}.") from None
-        with blaming(str(path)):
+        with naming_file(str(path)):
             return cls.of(content)
 
     @classmethod
@@ -122,9 +122,9 @@ class Study:
         made = {**defaults, **fixed, **varied}
         filters = tuple(_filter(f"where.{name}", text, made) for name, text in wanted.items())
         study = cls(title, scenario, {**defaults, **fixed}, axes["grid"], axes["zip"], filters)
-        if study.n_combinations > MOST_POINTS:
+        if study.n_combinations > MAX_POINTS:
             raise BadInput(
-                f"grid: {study.n_combinations:,} combinations are more than the {MOST_POINTS:,} a "
+                f"grid: {study.n_combinations:,} combinations are more than the {MAX_POINTS:,} a "
                 "study may have; split it."
             )
         return study
@@ -197,7 +197,7 @@ def _flat(where: str, table: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _check_keys(
-    scenario: str, knobs: Mapping[str, Knob], tables: Mapping[str, Mapping[str, Any]]
+    scenario: str, knobs: Mapping[str, Input], tables: Mapping[str, Mapping[str, Any]]
 ) -> None:
     """Refuse knobs that the scenario lacks, that are set twice, or that are needed and absent."""
     set_by: dict[str, str] = {}
@@ -213,7 +213,7 @@ def _check_keys(
             raise BadInput(f"{key} is missing; set it under [fixed], [grid] or [zip].")
 
 
-def _axis(key: str, knob: Knob, values: Any) -> tuple[Value, ...]:
+def _axis(key: str, knob: Input, values: Any) -> tuple[Value, ...]:
     if not isinstance(values, list):
         raise BadInput(f"{key}(={values!r}) must be a list; a single value goes under [fixed].")
     if not values:

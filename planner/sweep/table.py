@@ -10,8 +10,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from planner.sweep.answers import OUTPUTS
-from planner.sweep.knobs import SCENARIOS
+from planner.sweep.inputs import SCENARIOS
+from planner.sweep.rows import OUTPUTS
 from planner.sweep.study import Study
 from sim.files import VERSION
 

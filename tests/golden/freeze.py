@@ -2,7 +2,7 @@
 
 `python tests/golden/freeze.py` rewrites every golden file, `python tests/golden/freeze.py help`
 only help.txt. Read the `git diff` before you commit it: it shows what changed for users.
-`tests/test_golden.py` computes the same answers and compares them with the files.
+`tests/kvoverlap/test_golden.py` computes the same answers and compares them with the files.
 
     commands.txt                          the command lines; those of graphs.json are built below
     inputs/                               short models, traces and studies that they name
@@ -46,7 +46,7 @@ if __name__ == "__main__":
     os.environ["COLUMNS"] = WIDTH
 
 # The only import from the project: every answer comes from the command line.
-from cli.main import main  # noqa: E402
+from kvoverlap.cli.main import main  # noqa: E402
 
 Answer = Any
 """What JSON can hold."""
@@ -79,7 +79,7 @@ def graph_commands() -> list[str]:
         (f"--model inputs/gqa.json {shared}", ["lp", "recompute-all"]),
         (f"--model inputs/window.json {h100}", POLICIES),
         (f"--model inputs/mla.json {h100}", ["lp", "recompute-all", "resident"]),
-        (f"{cpu}", ["lp", "flexgen", "hf-offloaded"]),
+        (cpu, ["lp", "flexgen", "hf-offloaded"]),
     ]
     gqa = "--model inputs/gqa.json --hardware kvpr-a100 --prompt 4K"
     restores = [

@@ -1,0 +1,1 @@
+"""Widgets of the sidebar that make a question."""

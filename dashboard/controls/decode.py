@@ -1,0 +1,228 @@
+"""The controls of a question: model, machine and job, and what is different about the machine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import streamlit as st
+
+from dashboard.data.machines import FIRST_MACHINE, Machine
+from dashboard.questions.decode import AUTO, Changes, Question, both_ways_rate
+from dashboard.questions.points import MULTIPLES
+from dashboard.session import all_machines
+from dashboard.text.comparison import plain
+from planner import SCHEDULES
+from sim.catalog import link_names, model_names
+from sim.graph.jobs import Workload
+from sim.machine.profile import HardwareProfile
+from sim.model.kv_format import KV_BITS
+
+BATCHES = (1, 2, 3, 4, 6, 7, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
+PROMPTS = (64, 128, 200, 256, 300, 384, 500, 512, 640, 768, 1000, 1024, 1280, 1536, 1792, 2000)
+LONG_PROMPTS = (2046, 2500, 3072, 4000, 6144, 8192, 12288, 16384, 24576, 32768, 65536)
+STEPS = (1, 2, 4, 8, 16, 32)
+N_BATCHES = (1, 2, 4, 8, 16)
+GPUS = (1, 2, 4, 8)
+BOTH_WAYS = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+MEMORY_GIB = (8, 16, 24, 40, 48, 80, 96, 141, 192, 288)
+AS_PROFILED = "as profiled"
+
+
+def ask_question(changeable: bool) -> Question:
+    """Everything that a plan depends on.
+
+    Args:
+        changeable: offer changes of the machine too.
+
+    Raises:
+        BadFile: the chosen machine's profile cannot be read.
+    """
+    model = ask_model("opt-13b")
+    machine = ask_machine(FIRST_MACHINE)
+    job = ask_job()
+    schedule, n_batches = ask_schedule()
+    kv_bits = ask_kv_bits()
+    keep = st.toggle(
+        "Keep what fits",
+        key="keep",
+        bind="query-params",
+        help="K, V, X and, in the column schedule, weights stay in GPU memory as far as there is "
+        "room, instead of being moved in every step. Off: nothing stays, as in KVPR.",
+    )
+    hardware = machine.load()
+    changes = Changes()
+    if changeable:
+        st.markdown("**Change the machine**")
+        changes = ask_changes(hardware)
+        st.caption(plain(f"{hardware.name}: {hardware.description}"))
+    workload = Workload(*job, n_batches, kv_bits)
+    return Question(model, hardware, machine.reference, workload, schedule, changes, keep)
+
+
+def ask_model(first: str) -> str:
+    """A shipped model; `first` is shown to who has not chosen."""
+    names = model_names()
+    chosen: str = st.selectbox(
+        "Model", names, index=names.index(first), key="model", bind="query-params"
+    )
+    return chosen
+
+
+def ask_machine(first: str) -> Machine:
+    """A machine that is shipped, profiled here or uploaded; an uploaded one is shown first."""
+    machines = {machine.label: machine for machine in all_machines()}
+    labels = list(machines)
+    uploaded = machines[labels[0]].profile is not None
+    label = st.selectbox(
+        "Machine",
+        labels,
+        index=0 if uploaded else labels.index(first),
+        key="hardware",
+        bind="query-params",
+    )
+    return _behind_link(machines[label])
+
+
+def _behind_link(machine: Machine) -> Machine:
+    """A composed machine behind the link that is chosen for it; any other as it is."""
+    if machine.parts is None:
+        return machine
+    device, usual = machine.parts
+    names = link_names()
+    link = st.selectbox(
+        "Link to the host",
+        names,
+        index=names.index(usual),
+        key=f"link_of_{device}",
+        bind="query-params",
+        help="One device sits in many hosts. A link that is not there is a multiple of another: "
+        "What-if.",
+    )
+    return machine.behind(link)
+
+
+def ask_job() -> tuple[int, int, int]:
+    """Batch, prompt and decode steps."""
+    batch = steps("Batch (sequences)", BATCHES, 32, "batch", "{:,}")
+    prompt = steps("Prompt (tokens)", (*PROMPTS, *LONG_PROMPTS), 1024, "prompt", "{:,}")
+    gen = steps("Decode steps", STEPS, 1, "gen", "{}")
+    return int(batch), int(prompt), int(gen)
+
+
+def ask_schedule() -> tuple[str, int]:
+    """The schedule and how many batches share each layer."""
+    schedule = st.selectbox(
+        "Schedule",
+        (*SCHEDULES, AUTO),
+        key="schedule",
+        bind="query-params",
+        help="row: all layers of a step, then the next step; weights stay on the device. column: "
+        "weights come from host memory, and several batches pass through each loaded layer. "
+        "auto: whichever makes more tokens a second.",
+    )
+    if schedule == "row":
+        return schedule, 1
+    batches = steps("Batches through each layer", N_BATCHES, 4, "n_batches", "{}")
+    return schedule, int(batches)
+
+
+def ask_kv_bits() -> int | None:
+    """How the KV cache lies in host memory."""
+    chosen: int | None = st.selectbox(
+        "KV cache in host memory",
+        [None, *KV_BITS],
+        key="kv_bits",
+        bind="query-params",
+        format_func=lambda bits: "as computed" if bits is None else f"{bits} bits",
+        help="Quantised, it is smaller to move and must be dequantised on the device.",
+    )
+    return chosen
+
+
+def ask_changes(hardware: HardwareProfile) -> Changes:
+    """What is different about a machine."""
+    link, flops, hbm = (
+        hardware.links.h2d.bytes_per_s / 1e9,
+        hardware.gemm.flops_per_s / 1e12,
+        hardware.attention.bytes_per_s / 1e9,
+    )
+    both_ways = both_ways_rate(hardware)
+    memory_gib = hardware.memory.job_device_bytes / 2**30
+    return Changes(
+        link=_multiple("Link to the device", link, "GB/s", "link"),
+        gpus=int(
+            steps(
+                "GPUs per switch",
+                GPUS,
+                1,
+                "gpus",
+                "{}",
+                "So many GPUs, each with such a job, behind one link of this rate, which they "
+                "share fairly. A profile with switches of its own keeps those.",
+            )
+        ),
+        both_ways=_optional(
+            "Rate of a copy while the other direction works",
+            BOTH_WAYS,
+            f"{both_ways:.2f}, {AS_PROFILED}",
+            "both_ways",
+            "{:g}",
+        ),
+        flops=_multiple("Matrix products", flops, "TFLOP/s", "flops"),
+        hbm=_multiple("Device memory rate", hbm, "GB/s", "hbm"),
+        device_gib=_optional(
+            "Device memory",
+            MEMORY_GIB,
+            f"{memory_gib:.3g} GiB, {AS_PROFILED}",
+            "memory",
+            "{:g} GiB",
+        ),
+    )
+
+
+def steps(
+    label: str,
+    options: Sequence[float],
+    value: float,
+    key: str,
+    text: str,
+    meaning: str | None = None,
+) -> float:
+    """A slider over given values, which the link spells as the page does."""
+    chosen: float = st.select_slider(
+        label,
+        options,
+        value=value,
+        key=key,
+        bind="query-params",
+        format_func=text.format,
+        help=meaning,
+    )
+    return chosen
+
+
+def _multiple(label: str, base: float, unit: str, key: str) -> float:
+    """A slider of multiples of a rate, each shown, and put in the link, as the rate it gives."""
+    chosen: float = st.select_slider(
+        label,
+        MULTIPLES,
+        value=1.0,
+        key=key,
+        bind="query-params",
+        format_func=lambda multiple: f"{base * multiple:.4g} {unit}",
+    )
+    return chosen
+
+
+def _optional(
+    label: str, options: Sequence[float], unchanged: str, key: str, text: str
+) -> float | None:
+    """A menu whose first entry leaves things as the profile says."""
+    chosen = st.selectbox(
+        label,
+        [None, *options],
+        key=key,
+        bind="query-params",
+        format_func=lambda value: unchanged if value is None else text.format(value),
+    )
+    return None if chosen is None else float(chosen)

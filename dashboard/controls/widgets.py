@@ -1,0 +1,179 @@
+"""Parts of pages: menus, cards, charts, tables for download."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+import streamlit as st
+from plotly.graph_objects import Figure
+from streamlit.delta_generator import DeltaGenerator
+
+from dashboard.data.exports import csv_bytes, parquet_bytes, profile_bytes
+from dashboard.data.runs import OWN_RUNS, Case, Run, case_stamp
+from dashboard.questions.decode import CHANGED_PROFILE, Question
+from dashboard.session import (
+    all_runs,
+    cases_of,
+    runs_with,
+    stored_case,
+    uploaded_case,
+    uploaded_recordings,
+)
+from dashboard.text.comparison import Metric
+
+CHART = {"displaylogo": False, "modeBarButtonsToRemove": ["select2d", "lasso2d", "autoScale2d"]}
+BARE_CHART = {"displayModeBar": False}
+
+DECODE_RUN = ("make run", "kvoverlap validate --out runs/latest")
+RESTORE_RUN = ("kvoverlap validate --scenario restore --out runs/restores",)
+"""What measures something to show."""
+
+NARROW = """
+@media (max-width: 1000px) {
+  .st-key-cards [data-testid="stHorizontalBlock"] { flex-wrap: wrap; }
+  .st-key-cards [data-testid="stColumn"] { flex: 1 1 45%; min-width: 45%; }
+  [class*="st-key-pair_"] > [data-testid="stLayoutWrapper"] > [data-testid="stHorizontalBlock"] {
+    flex-direction: column;
+  }
+  [class*="st-key-pair_"] > [data-testid="stLayoutWrapper"] > [data-testid="stHorizontalBlock"]
+    > [data-testid="stColumn"] { width: 100%; flex: 1 1 100%; }
+}
+"""
+
+
+@dataclass(frozen=True)
+class Picked:
+    """A case chosen from a menu.
+
+    Args:
+        run: None for an uploaded recording.
+    """
+
+    run: Run | None
+    name: str
+    case: Case
+
+
+def chart(figure: Figure, alt: str, key: str, bare: bool = False) -> None:
+    """A figure in the theme of the page."""
+    st.plotly_chart(figure, config=BARE_CHART if bare else CHART, alt=alt, key=key)
+
+
+def choose_view(views: Sequence[str]) -> str:
+    """Which of a page's views is shown; the first at first, and part of the link."""
+    view: str = st.segmented_control(
+        "View",
+        list(views),
+        default=views[0],
+        required=True,
+        key="view",
+        bind="query-params",
+        label_visibility="collapsed",
+    )
+    return view
+
+
+def narrow_windows() -> None:
+    """Below a width at which they would be cut, cards stand two by two and pairs in one column."""
+    st.html(f"<style>{NARROW}</style>")
+
+
+def pair(key: str, widths: Sequence[float] = (1, 1)) -> tuple[DeltaGenerator, DeltaGenerator]:
+    """Two columns, or one below the other in a narrow window."""
+    left, right = st.container(key=f"pair_{key}").columns(widths, gap="large")
+    return left, right
+
+
+def cards(metrics: Sequence[Metric]) -> None:
+    """Figures side by side, each with what it means."""
+    columns = st.container(key="cards").columns(len(metrics))
+    for column, metric in zip(columns, metrics, strict=True):
+        column.metric(
+            metric.label,
+            metric.value,
+            delta=metric.below,
+            delta_color="off",
+            delta_arrow="off",
+            help=metric.meaning,
+            border=True,
+        )
+
+
+def pick_case(about: str = "", restores: bool | None = None) -> Picked | None:
+    """Menus of runs and of the cases in one; None, with an invitation, where there are none.
+
+    Args:
+        about: what the page is about, beside the menus.
+        restores: offer only restores, or only what is none; by default all.
+
+    Raises:
+        KvOverlapError: the chosen case cannot be read.
+    """
+    found = all_runs() if restores is None else runs_with(restores)
+    runs = {run.label: run for run in found}
+    recordings = {f"{name} (uploaded)": name for name in uploaded_recordings(restores)}
+    if not runs and not recordings:
+        show_invitation(RESTORE_RUN if restores else DECODE_RUN)
+        return None
+    left, right, rest = st.columns([2, 2, 2], vertical_alignment="bottom")
+    rest.caption(about)
+    chosen = left.selectbox("Run", [*recordings, *runs], key="run", bind="query-params")
+    if chosen in recordings:
+        name = recordings[chosen]
+        return Picked(None, name, uploaded_case(name))
+    run = runs[chosen]
+    name = right.selectbox("Case", cases_of(run, restores), key="case", bind="query-params")
+    folder = run.case_folder(name)
+    return Picked(run, name, stored_case(folder, case_stamp(folder)))
+
+
+def show_invitation(commands: Sequence[str] = DECODE_RUN) -> None:
+    """What to do when nothing has been measured yet."""
+    st.header("No run to show yet", anchor=False)
+    st.write(
+        "One command profiles this machine, plans a grid of cases, predicts each, runs it and "
+        "keeps what it measured. It takes a few minutes and needs no GPU."
+    )
+    for number, command in enumerate(commands):
+        if number:
+            st.write("Outside a checkout:")
+        st.code(command, language="bash")
+    st.caption(
+        f"Then reload this page. Runs are looked for in {OWN_RUNS.resolve()}. The page Your "
+        "machine starts the same command from here."
+    )
+
+
+def show_command(question: Question, policy: str = "lp") -> None:
+    """The command that gives the answer shown, with the profile that it needs."""
+    st.code(question.command(policy), language="bash", wrap_lines=True)
+    if question.needs_profile:
+        st.caption(f"No option of the command says this of a machine: it is in {CHANGED_PROFILE}.")
+        st.download_button(
+            f"Download {CHANGED_PROFILE}",
+            lambda: profile_bytes(question.machine),
+            file_name=CHANGED_PROFILE,
+            mime="application/json",
+            on_click="ignore",
+            key="changed_profile",
+        )
+
+
+def table_downloads(table: Callable[[], pd.DataFrame], stem: str) -> None:
+    """Buttons that give a table as CSV and as Parquet."""
+    row = st.container(horizontal=True)
+    kinds: tuple[tuple[str, str, Callable[[pd.DataFrame], bytes]], ...] = (
+        ("CSV", "text/csv", csv_bytes),
+        ("Parquet", "application/vnd.apache.parquet", parquet_bytes),
+    )
+    for name, mime, write in kinds:
+        row.download_button(
+            f"Table as {name}",
+            lambda write=write: write(table()),
+            file_name=f"{stem}.{name.lower()}",
+            mime=mime,
+            on_click="ignore",
+            key=f"{stem}_{name}",
+        )

@@ -1,0 +1,1 @@
+"""What pages read: runs, uploads, machines, running measurements."""

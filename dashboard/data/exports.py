@@ -1,0 +1,38 @@
+"""Answers as files: tables as CSV and Parquet, the rest as the command writes it."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import tempfile
+from pathlib import Path
+
+import pandas as pd
+
+from sim.graph.timeline import Timeline
+from sim.machine.profile import HardwareProfile
+from sim.results.trace import trace_document
+
+
+def csv_bytes(table: pd.DataFrame) -> bytes:
+    return table.to_csv(index=False).encode()
+
+
+def parquet_bytes(table: pd.DataFrame) -> bytes:
+    buffer = io.BytesIO()
+    table.to_parquet(buffer, index=False)
+    return buffer.getvalue()
+
+
+def profile_bytes(hardware: HardwareProfile) -> bytes:
+    """The profile as `kvoverlap profile` writes it."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "profile.json"
+        hardware.save(path)
+        return path.read_bytes()
+
+
+def trace_bytes(timeline: Timeline, title: str) -> bytes:
+    """The timeline as a gzipped Chrome trace, as `kvoverlap simulate --trace` writes it."""
+    return gzip.compress(json.dumps(trace_document(timeline, title)).encode(), mtime=0)

@@ -1,0 +1,225 @@
+"""Run folders: where they are, which cases they hold, and one case ready to be shown.
+
+A run folder is what `kvoverlap validate --out FOLDER` writes, a recording what is shipped of one:
+`profile.json`, and for every case the timelines that were measured and whose plan they are of.
+Predictions are not stored: the recorded graph is simulated again, so that what is shown is what
+this version of the simulator says.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+from planner import Plan, load_plan, make_plan, plan_split
+from planner.restore import RESTORE_POLICIES, RestorePlan
+from sim.catalog import DATA
+from sim.cost.model import Estimate
+from sim.cost.restore import cost_model
+from sim.engine.api import simulate
+from sim.errors import BadFile, BadInput
+from sim.files import read_text
+from sim.graph.jobs import RestoreRequest
+from sim.graph.tasks import TaskGraph
+from sim.machine.availability import ALWAYS, Availability
+from sim.results.accuracy import CASE, CASES, MEASURED, RecordedCase
+from sim.results.compare import Comparison, compare
+from sim.results.recording import Recording
+
+PLAN = "plan.json"
+PROFILE = "profile.json"
+REPORT = "report.json"
+RECORDING = "recording.json"
+
+OWN_RUNS = Path("runs")
+"""Of the folder in which the dashboard was started."""
+
+SHIPPED_RUNS = DATA / "recordings"
+
+UNKNOWN_POLICY = "unknown"
+POLICY_ORDER = (
+    *("lp", "kvpr", "load-all", "recompute-all"),
+    *(policy for policy in reversed(RESTORE_POLICIES) if policy not in ("lp", "auto")),
+)
+"""Of the cases of one shape in a menu; the lp plan is what a visitor sees first."""
+
+RESTORE_MARK = '"schedule": "restore"'
+"""In the file of a measured restore and in no other."""
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One run folder; `label` names it in a menu and in a link."""
+
+    label: str
+    folder: Path
+
+    @property
+    def finished(self) -> bool:
+        """Whether what is written last is there."""
+        return any((self.folder / name).is_file() for name in (REPORT, RECORDING))
+
+    def case_names(self) -> list[str]:
+        """The cases it holds: shape by shape, the lp plan of each first.
+
+        Raises:
+            BadFile: there are none, or the folder cannot be listed.
+        """
+        folder = self.folder / CASES
+        try:
+            names = [entry.name for entry in folder.iterdir() if entry.is_dir()]
+        except OSError as error:
+            raise BadFile(f"{folder} cannot be read ({error.strerror}).") from None
+        if not names:
+            raise BadFile(f"{folder} is empty; run kvoverlap validate --out {self.folder} again.")
+        return sorted(names, key=_menu_place)
+
+    def case_folder(self, case: str) -> Path:
+        return self.folder / CASES / case
+
+
+def _menu_place(name: str) -> tuple[str, int, str]:
+    for rank, policy in enumerate(POLICY_ORDER):
+        if name.endswith(f"-{policy}"):
+            return name.removesuffix(f"-{policy}"), rank, name
+    return re.sub(r"-[^-]*$", "", name), len(POLICY_ORDER), name
+
+
+@dataclass(frozen=True)
+class Case:
+    """One measured plan with its prediction and how far they are apart.
+
+    Args:
+        policy: whose split it is.
+        tolerance_frac: most that the prediction may be off, where one was set.
+        availability: what there was of the machine over time, where its plan says so.
+    """
+
+    policy: str
+    tolerance_frac: float | None
+    predicted: Recording
+    measured: Recording
+    comparison: Comparison
+    availability: Availability = ALWAYS
+
+    @property
+    def graph(self) -> TaskGraph:
+        return self.measured.graph
+
+    @property
+    def restores(self) -> bool:
+        """Whether a cached prefix was restored, rather than tokens decoded."""
+        return isinstance(self.graph.workload, RestoreRequest)
+
+    @cached_property
+    def estimates(self) -> list[Estimate]:
+        """Of every task alone, in graph order."""
+        costs = cost_model(self.measured.hardware, self.graph.model, self.graph.workload)
+        return [costs.estimate(task) for task in self.graph.tasks]
+
+
+def find_runs(own: Path, shipped: Path) -> list[Run]:
+    """The run folders in `own`, newest first, then those in `shipped` by name."""
+    mine = sorted(_run_folders(own), key=lambda folder: folder.stat().st_mtime, reverse=True)
+    return [
+        *(Run(folder.name, folder) for folder in mine),
+        *(Run(f"{folder.name} (shipped)", folder) for folder in sorted(_run_folders(shipped))),
+    ]
+
+
+def _run_folders(root: Path) -> Iterable[Path]:
+    return [cases.parent for cases in root.glob(f"*/{CASES}") if cases.is_dir()]
+
+
+def case_stamp(folder: Path) -> tuple[int, ...]:
+    """Changes whenever the files of a case do; 0 stands for an absent file."""
+    files = (folder / CASE, folder / PLAN, folder / MEASURED)
+    return tuple(file.stat().st_mtime_ns if file.is_file() else 0 for file in files)
+
+
+def run_stamp(run: Run) -> tuple[int, ...]:
+    """Changes whenever the files of any case of a run do."""
+    folders = sorted(run.folder.glob(f"{CASES}/*"))
+    return tuple(part for folder in folders for part in case_stamp(folder))
+
+
+def load_case(folder: Path) -> Case:
+    """Read one case and predict it anew.
+
+    Raises:
+        BadFile: the measurement, or what says whose plan it is, is unreadable or inconsistent.
+    """
+    measured = Recording.load(folder / MEASURED)
+    policy, tolerance_frac, availability = UNKNOWN_POLICY, None, ALWAYS
+    known = (folder / CASE).is_file()
+    restored = isinstance(measured.graph.workload, RestoreRequest)
+    if (folder / PLAN).is_file() and (restored or not known):
+        plan = load_plan(folder / PLAN)
+        policy = plan.policy
+        availability = plan.availability if isinstance(plan, RestorePlan) else ALWAYS
+    if known:
+        case = RecordedCase.load(folder)
+        policy, tolerance_frac = case.policy, case.tolerance_frac
+    return case_of(measured, policy, tolerance_frac, availability)
+
+
+def is_restore(folder: Path) -> bool:
+    """Whether a restore was measured in a case, told without understanding its file.
+
+    Raises:
+        BadFile: the measurement is unreadable.
+    """
+    return RESTORE_MARK in read_text(folder / MEASURED)
+
+
+def case_of(
+    measured: Recording,
+    policy: str = UNKNOWN_POLICY,
+    tolerance_frac: float | None = None,
+    availability: Availability = ALWAYS,
+) -> Case:
+    """Predict what was measured and compare.
+
+    Raises:
+        BadInput: it is a prediction.
+    """
+    if measured.source != "measured":
+        raise BadInput(
+            "this timeline was predicted, not measured; kvoverlap run -o writes a measured one."
+        )
+    timeline = simulate(measured.graph, measured.hardware, availability=availability)
+    predicted = Recording("predicted", measured.hardware, (timeline,))
+    result = compare(predicted, measured)
+    return Case(policy, tolerance_frac, predicted, measured, result, availability)
+
+
+def split_of(graph: TaskGraph) -> list[list[int]]:
+    """Recomputed tokens `[step][layer]` of a graph, as its loads of X tell."""
+    split = [[0] * graph.model.n_layers for _ in range(graph.workload.gen_tokens)]
+    for task in graph.tasks:
+        if task.op == "recompute":
+            split[task.step][task.layer] = task.n_tokens
+    return split
+
+
+def plan_of(case: Case) -> Plan:
+    """The plan that was run, with its bound, baselines and bottleneck worked out again.
+
+    Raises:
+        KvOverlapError: this version cannot plan such a graph.
+    """
+    graph, hardware = case.graph, case.measured.hardware
+    if case.restores:
+        raise BadInput("this is a restore, which the page Restore shows: it has no split by steps.")
+    job, gpus = graph.workload, 1 + max(task.device for task in graph.tasks)
+    if case.policy != UNKNOWN_POLICY:
+        plan = make_plan(graph.model, hardware, job, case.policy, graph.schedule, gpus)
+        if plan.graph_sha256 == graph.sha256:
+            return plan
+    if gpus > 1:
+        raise BadInput(f"this version makes another plan for {gpus} GPUs than the recorded one.")
+    made = plan_split(graph.model, hardware, job, split_of(graph), graph.schedule)
+    return replace(made, policy=f"{case.policy}, as recorded")

@@ -1,0 +1,191 @@
+"""What a visitor brings along: a profile, a plan or a recording, checked before it is used.
+
+An upload is text of ours or it is refused with the reason. It is unpacked within a limit, parsed
+as JSON and validated by the same loaders that read our own files; nothing of it is executed.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import tempfile
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from dashboard.text.comparison import request_in_words
+from planner import Plan
+from planner.restore import RestorePlan
+from sim.errors import BadFile, KvOverlapError
+from sim.graph.jobs import RestoreRequest
+from sim.graph.tasks import TaskGraph
+from sim.machine.profile import HardwareProfile
+from sim.results.recording import Recording
+
+MEGABYTE = 2**20
+MAX_UPLOAD_MB = 16
+MAX_UNPACKED_MB = 96
+MAX_TASKS = 200_000
+MAX_TOKENS = 16_000_000
+ADVICE = "kvoverlap profile, plan, restore and run write files that can be shown here"
+
+Content = HardwareProfile | Plan | RestorePlan | Recording
+
+
+@dataclass(frozen=True)
+class Upload:
+    """One accepted file."""
+
+    name: str
+    content: Content
+
+    @property
+    def kind(self) -> str:
+        match self.content:
+            case HardwareProfile():
+                return "profile"
+            case Plan():
+                return "plan"
+            case RestorePlan():
+                return "restore plan"
+        return "recording"
+
+    @property
+    def summary(self) -> str:
+        """What it holds, in a few words."""
+        match self.content:
+            case HardwareProfile() as profile:
+                return f"{profile.name}: {profile.description}"
+            case Plan() as plan:
+                job = plan.workload
+                return (
+                    f"{plan.model.name}, batch {job.batch_size}, prompt {job.prompt_tokens}, "
+                    f"policy {plan.policy}, on {plan.hardware.name}"
+                )
+            case RestorePlan() as plan:
+                return (
+                    f"{plan.model.name}, {request_in_words(plan.workload)}, policy {plan.policy}, "
+                    f"on {plan.hardware.name}"
+                )
+            case Recording() as recording:
+                graph = recording.graph
+                asked = f"batch {graph.workload.batch_size}, prompt {graph.workload.prompt_tokens}"
+                if isinstance(graph.workload, RestoreRequest):
+                    asked = request_in_words(graph.workload)
+                return (
+                    f"{graph.model.name}, {asked}, {len(recording.runs)} runs of "
+                    f"{len(graph.tasks):,} tasks"
+                )
+
+
+def read_upload(name: str, payload: bytes) -> Upload:
+    """The content of an uploaded file.
+
+    Raises:
+        KvOverlapError: it is too large, no document of ours, or breaks one of its rules; one
+            sentence that names the file and says why.
+    """
+    name = safe_name(name)
+    text = unpacked(name, payload)
+    loaders: dict[str, Callable[[Path], Content]] = {
+        "hardware-profile": HardwareProfile.load,
+        "plan": Plan.load,
+        "restore-plan": RestorePlan.load,
+        "timeline": Recording.load,
+    }
+    kind = _kind(name, text)
+    if kind not in loaders:
+        raise BadFile(f"{name} holds {kind}, which cannot be shown; {ADVICE}.")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / name
+        path.write_bytes(text)
+        try:
+            content = loaders[kind](path)
+            graph = _graph_of(content)
+        except KvOverlapError as error:
+            raise BadFile(_one_line(str(error).replace(str(path), name))) from None
+        except (RecursionError, OverflowError, MemoryError) as error:
+            raise BadFile(f"{name} cannot be used ({type(error).__name__}); {ADVICE}.") from None
+    if isinstance(content, Recording) and content.source != "measured":
+        raise BadFile(
+            f"{name} holds a predicted timeline; upload a measured one, as kvoverlap run -o writes."
+        )
+    if graph is not None:
+        _check_size(name, graph)
+    return Upload(name, content)
+
+
+def _graph_of(content: Content) -> TaskGraph | None:
+    """What a plan or a recording is about.
+
+    Raises:
+        Mismatch: the plan was edited after its simulation.
+    """
+    match content:
+        case Plan() | RestorePlan():
+            return content.simulated_graph()
+        case Recording():
+            return content.graph
+    return None
+
+
+def _check_size(name: str, graph: TaskGraph) -> None:
+    if len(graph.tasks) > MAX_TASKS:
+        raise BadFile(f"{name} holds {len(graph.tasks):,} tasks; {MAX_TASKS:,} is the most.")
+    if graph.workload.max_tokens > MAX_TOKENS:
+        raise BadFile(f"{name} is of {graph.workload.max_tokens:,} tokens; {MAX_TOKENS:,} is most.")
+
+
+def safe_name(name: str) -> str:
+    """The file's own name without folders and odd characters."""
+    last = re.split(r"[\\/]", name)[-1]
+    return re.sub(r"[^\w.-]+", "-", last).lstrip(".")[-80:] or "file"
+
+
+def unpacked(name: str, payload: bytes) -> bytes:
+    """The text of a plain or gzipped file, within the limits.
+
+    Raises:
+        BadFile: it is empty, too large packed or unpacked, or corrupt.
+    """
+    if not payload:
+        raise BadFile(f"{name} is empty; {ADVICE}.")
+    if len(payload) > MAX_UPLOAD_MB * MEGABYTE:
+        raise BadFile(f"{name} is larger than the {MAX_UPLOAD_MB} MB that can be uploaded.")
+    if payload[:2] != b"\x1f\x8b":
+        return payload
+    unzip = zlib.decompressobj(wbits=31)
+    try:
+        text = unzip.decompress(payload, MAX_UNPACKED_MB * MEGABYTE)
+    except zlib.error as error:
+        raise BadFile(f"{name} cannot be unpacked ({error}); it is corrupt.") from None
+    if unzip.unconsumed_tail:
+        raise BadFile(f"{name} unpacks to more than the {MAX_UNPACKED_MB} MB that can be shown.")
+    if not unzip.eof:
+        raise BadFile(f"{name} ends too early; upload it again.")
+    return text
+
+
+def _kind(name: str, text: bytes) -> str:
+    """What the document says it is."""
+    try:
+        document = json.loads(text.decode())
+    except UnicodeDecodeError:
+        raise BadFile(f"{name} is not text; {ADVICE}.") from None
+    except json.JSONDecodeError as error:
+        raise BadFile(
+            f"{name} is not valid JSON (line {error.lineno}: {error.msg}); {ADVICE}."
+        ) from None
+    except (RecursionError, ValueError):
+        raise BadFile(f"{name} is not a document of ours; {ADVICE}.") from None
+    if isinstance(document, dict) and "traceEvents" in document:
+        raise BadFile(f"{name} is a trace, which holds no graph; upload the timeline instead.")
+    kind = document.get("kind") if isinstance(document, dict) else None
+    return kind[:40] if isinstance(kind, str) else f"a JSON {type(document).__name__}"
+
+
+def _one_line(text: str) -> str:
+    """A refusal short enough to read, whatever value it quotes."""
+    line = " ".join(text.split())
+    return line if len(line) <= 400 else f"{line[:397]}..."

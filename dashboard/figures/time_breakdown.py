@@ -1,0 +1,95 @@
+"""Where the time of two runs went: by part of the makespan, and by lane."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import plotly.graph_objects as go
+
+from dashboard.figures.lanes import PAIR_PITCH, SOURCES
+from dashboard.figures.style import MUTED, PART_COLOUR, style_rows
+from sim.graph.timeline import Timeline
+from sim.lanes import LANES, TIER_LANES
+
+WORKS = "works"
+CAUSE_COLOUR = {
+    WORKS: "#2a9d8f",
+    "waits for compute": "#b98ac9",
+    "waits for h2d": "#3f7fc1",
+    "waits for d2h": "#86b4e3",
+    "waits for disk": "#5cc0b8",
+    "waits for net": "#4fb3c8",
+    "hand-over": "#d8a13a",
+    "drained": "#c3ccd3",
+}
+"""What a lane does with the makespan; other causes are grey."""
+
+
+def breakdown_bars(predicted: Timeline, measured: Timeline) -> go.Figure:
+    """Where the time of each run went: three parts, each instant counted once, whose sum is it."""
+    parts = [
+        (timeline.breakdown.compute_s, timeline.breakdown.exposed_copy_s, timeline.breakdown.idle_s)
+        for timeline in (predicted, measured)
+    ]
+    totals = [predicted.makespan_s, measured.makespan_s]
+    figure = go.Figure()
+    for (part, colour), seconds in zip(PART_COLOUR.items(), zip(*parts, strict=True), strict=True):
+        labels = [
+            f"{value * 1e3:,.1f} ms, {100 * value / total:.1f} %" if total else "0 ms"
+            for value, total in zip(seconds, totals, strict=True)
+        ]
+        figure.add_trace(_stacked(part, colour, [value * 1e3 for value in seconds], [0, 1], labels))
+    style_rows(figure, list(SOURCES), [0, 1])
+    figure.update_layout(barmode="stack", uniformtext={"minsize": 11, "mode": "hide"})
+    figure.update_xaxes(title="part of the makespan (ms)")
+    return figure
+
+
+def lane_use_bars(predicted: Timeline, measured: Timeline) -> go.Figure:
+    """What each lane did with the makespan: worked, or waited, and for what."""
+    lanes = [
+        lane
+        for lane in (*LANES, *TIER_LANES)
+        if any(name == lane for _, name in measured.graph.lanes)
+    ]
+    rows = {
+        (lane, source): position * PAIR_PITCH + offset
+        for position, lane in enumerate(lanes)
+        for offset, source in enumerate(SOURCES)
+    }
+    spent: dict[str, dict[float, float]] = {WORKS: {}}
+    for source, timeline in zip(SOURCES, (predicted, measured), strict=True):
+        for lane in lanes:
+            uses = {WORKS: timeline.busy_s(lane), **timeline.idle_by_cause(lane)}
+            for what, seconds in uses.items():
+                spent.setdefault(what, {})[rows[lane, source]] = seconds
+    known = list(CAUSE_COLOUR)
+    figure = go.Figure()
+    for what in sorted(spent, key=lambda cause: (*known, cause).index(cause)):
+        x = [seconds * 1e3 for seconds in spent[what].values()]
+        labels = [f"{value:,.1f} ms" for value in x]
+        colour = CAUSE_COLOUR.get(what, MUTED)
+        figure.add_trace(_stacked(what, colour, x, list(spent[what]), labels))
+    style_rows(figure, [f"{lane} {source}" for lane, source in rows], list(rows.values()))
+    figure.update_layout(barmode="stack", uniformtext={"minsize": 10, "mode": "hide"})
+    figure.update_xaxes(title="time of the lane (ms)")
+    return figure
+
+
+def _stacked(
+    name: str, colour: str, x: Sequence[float], rows: Sequence[float], labels: Sequence[str]
+) -> go.Bar:
+    return go.Bar(
+        name=name,
+        orientation="h",
+        x=x,
+        y=rows,
+        width=0.8,
+        text=labels,
+        textposition="inside",
+        insidetextanchor="middle",
+        textangle=0,
+        textfont={"color": "white"},
+        hovertemplate=f"{name}: %{{text}}<extra></extra>",
+        marker={"color": colour, "line": {"width": 0}},
+    )

@@ -1,0 +1,222 @@
+"""A what-if question: which model does which job on which machine, changed in which way.
+
+A question is asked in the browser and on the command line in the same words: `command` is the
+`kvoverlap plan` that gives the same answer, and every rate is read back from its text.
+"""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass, replace
+
+from planner import Plan, choose_schedule, make_plan
+from sim.catalog import find_model
+from sim.engine.api import fast_engine_installed
+from sim.graph.jobs import Workload
+from sim.lanes import D2H, H2D
+from sim.machine.links import Interference, Uplink
+from sim.machine.profile import HardwareProfile
+from sim.model.spec import DTYPE_BYTES, ModelSpec
+from sim.units import parse_bytes, parse_rate
+
+AUTO = "auto"
+"""Whichever schedule makes more tokens a second."""
+
+ENGINE = "fast" if fast_engine_installed() else "simpy"
+"""Which simulator answers in the browser; both give the same."""
+
+CHANGED_PROFILE = "what-if.json"
+"""Name under which a machine that no option describes is downloaded."""
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """How a machine is changed; every 1 or None leaves it as its profile says.
+
+    Args:
+        link, flops, hbm: multiples of a rate.
+        gpus: devices with a job each behind one shared link; a profile that has uplinks for that
+            many keeps its own.
+        both_ways: rate of one copy direction while the other one works, 1 for no loss.
+        device_gib: memory of a device.
+    """
+
+    link: float = 1.0
+    flops: float = 1.0
+    hbm: float = 1.0
+    gpus: int = 1
+    both_ways: float | None = None
+    device_gib: float | None = None
+
+    def settings(self, hardware: HardwareProfile) -> list[str]:
+        """The changes that `kvoverlap plan --set` knows, as its arguments."""
+        found = []
+        if self.link != 1:
+            rate = hardware.links.h2d.bytes_per_s * self.link / 1e9
+            found.append(f"link.bandwidth={rate:.6g}GB/s")
+        if self.flops != 1:
+            rate = hardware.gemm.flops_per_s * self.flops / 1e12
+            found.append(f"compute.flops={rate:.6g}TFLOP/s")
+        if self.hbm != 1:
+            rate = hardware.attention.bytes_per_s * self.hbm / 1e9
+            found.append(f"hbm.bandwidth={rate:.6g}GB/s")
+        return found
+
+    @property
+    def device_memory(self) -> str | None:
+        """Memory of a device as `--gpu-memory` takes it."""
+        return None if self.device_gib is None else f"{self.device_gib:g}GiB"
+
+    def beyond_options(self, hardware: HardwareProfile) -> bool:
+        """Whether the changed machine must be handed over as a profile."""
+        return self.both_ways is not None or self._lacks_uplinks(hardware)
+
+    def _lacks_uplinks(self, hardware: HardwareProfile) -> bool:
+        reached = {device for uplink in hardware.uplinks for device in uplink.devices}
+        return self.gpus > 1 and not set(range(self.gpus)) <= reached
+
+    def apply(self, hardware: HardwareProfile) -> HardwareProfile:
+        """The changed machine."""
+        changed = hardware
+        for setting in self.settings(hardware):
+            key, _, text = setting.partition("=")
+            part, present = {
+                "link.bandwidth": ("link", hardware.links.h2d.bytes_per_s),
+                "compute.flops": ("flops", hardware.gemm.flops_per_s),
+                "hbm.bandwidth": ("hbm", hardware.attention.bytes_per_s),
+            }[key]
+            changed = changed.with_faster(part, parse_rate(key, text) / present)
+        if self.device_memory is not None:
+            size = parse_bytes("--gpu-memory", self.device_memory)
+            changed = replace(
+                changed, memory=replace(changed.memory, device_bytes=size, device_reserve_bytes=0.0)
+            )
+        if self.both_ways is not None:
+            entries = _both_ways(changed.interference, self.both_ways)
+            changed = replace(changed, interference=entries)
+        if self._lacks_uplinks(hardware):
+            links = changed.links
+            switch = Uplink(
+                "one switch for all",
+                tuple(range(self.gpus)),
+                links.h2d.bytes_per_s,
+                links.d2h.bytes_per_s,
+            )
+            changed = replace(changed, uplinks=(switch,))
+        return changed
+
+    def __str__(self) -> str:
+        parts = [
+            f"link x {self.link:g}" if self.link != 1 else "",
+            f"{self.gpus} GPUs" if self.gpus != 1 else "",
+            f"FLOP/s x {self.flops:g}" if self.flops != 1 else "",
+            f"device memory rate x {self.hbm:g}" if self.hbm != 1 else "",
+            f"both-ways factor {self.both_ways:g}" if self.both_ways is not None else "",
+            f"{self.device_gib:g} GiB" if self.device_gib is not None else "",
+        ]
+        return ", ".join(filter(None, parts)) or "nothing"
+
+
+def _both_ways(entries: tuple[Interference, ...], rate: float) -> tuple[Interference, ...]:
+    """The entries with those between the two copy directions set to `rate`."""
+    others = tuple(entry for entry in entries if {entry.lane, entry.while_busy} != {H2D, D2H})
+    pairs = ((H2D, D2H), (D2H, H2D))
+    return others + tuple(Interference(*pair, rate, "datasheet") for pair in pairs)
+
+
+def both_ways_rate(hardware: HardwareProfile) -> float:
+    """Rate of a host-to-device copy while the other direction works."""
+    rate = 1.0
+    for entry in hardware.interference:
+        if (entry.lane, entry.while_busy) == (H2D, D2H):
+            rate *= entry.rate
+    return rate
+
+
+def model_for(name: str, hardware: HardwareProfile) -> ModelSpec:
+    """The model in the element size that a machine's figures hold for."""
+    spec = find_model(name)
+    if DTYPE_BYTES[spec.dtype] == DTYPE_BYTES[hardware.dtype]:
+        return spec
+    return replace(spec, dtype=hardware.dtype)
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked: a shipped model, a job, a machine as profiled and how it is changed.
+
+    Args:
+        reference: the machine on the command line, a shipped name or a path.
+        keep: whether the LP may keep in GPU memory what else would be moved.
+    """
+
+    model_name: str
+    hardware: HardwareProfile
+    reference: str
+    workload: Workload
+    schedule: str = "row"
+    changes: Changes = Changes()
+    keep: bool = False
+
+    @property
+    def machine(self) -> HardwareProfile:
+        return self.changes.apply(self.hardware)
+
+    @property
+    def needs_profile(self) -> bool:
+        """Whether the command needs the changed machine as a file."""
+        return self.changes.beyond_options(self.hardware)
+
+    @property
+    def model(self) -> ModelSpec:
+        return model_for(self.model_name, self.hardware)
+
+    def plan(self, policy: str = "lp") -> Plan:
+        """The answer.
+
+        Raises:
+            BadInput, DoesNotFit, PlannerFailed: as `make_plan`.
+        """
+        if self.schedule == AUTO:
+            gpus = self.changes.gpus
+            return choose_schedule(
+                self.model, self.machine, self.workload, policy, gpus, self.keep, ENGINE
+            )[0]
+        return make_plan(
+            self.model,
+            self.machine,
+            self.workload,
+            policy,
+            self.schedule,
+            self.changes.gpus,
+            self.keep,
+            ENGINE,
+        )
+
+    def command(self, policy: str = "lp") -> str:
+        """The command that gives the same answer; it may need the downloaded profile."""
+        job, changes = self.workload, self.changes
+        words = [
+            *("kvoverlap", "plan", "--model", self.model_name),
+            *("--hardware", CHANGED_PROFILE if self.needs_profile else self.reference),
+            *("--batch", str(job.batch_size), "--prompt", str(job.prompt_tokens)),
+            *("--gen", str(job.gen_tokens)),
+        ]
+        if self.schedule != "row":
+            words += ["--schedule", self.schedule, "--n-batches", str(job.n_batches)]
+        if job.kv_bits is not None:
+            words += ["--kv-bits", str(job.kv_bits)]
+        if changes.gpus != 1:
+            words += ["--gpus", str(changes.gpus)]
+        if policy != "lp":
+            words += ["--policy", policy]
+        if not self.needs_profile:
+            for setting in changes.settings(self.hardware):
+                words += ["--set", setting]
+            if changes.device_memory is not None:
+                words += ["--gpu-memory", changes.device_memory]
+                if not self.keep:
+                    words.append("--no-keep")
+        if self.keep:
+            words.append("--keep")
+        return shlex.join(words)

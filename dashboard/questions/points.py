@@ -1,0 +1,218 @@
+"""Tables of predicted points: one row for each answer of the planner or the simulator."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from math import log2
+from typing import Any
+
+import pandas as pd
+
+from dashboard.questions.decode import ENGINE, Question
+from planner import Plan, StepSplit, baseline_split
+from sim.cost.model import CostModel
+from sim.engine.api import simulate
+from sim.errors import KvOverlapError
+from sim.graph.tasks import TaskGraph
+from sim.units import parse_rate
+
+MAX_POINTS = 33
+FEWEST_POINTS = 9
+TASK_BUDGET = 12_000
+"""Tasks over all points of a split curve, so that it is there within half a second."""
+
+MULTIPLES = (0.125, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0, 8.0)
+BATCHES = (1, 2, 4, 8, 16, 32, 64, 128)
+PROMPTS = (128, 256, 512, 1024, 1536, 2046, 4096, 8192, 16384, 32768)
+"""2046 and one new token are what a model of 2048 positions takes with a step to spare."""
+
+
+def split_points(plan: Plan, also: Sequence[int] = ()) -> pd.DataFrame:
+    """Simulated makespan over the tokens that every layer recomputes in every step.
+
+    Args:
+        also: token counts to include besides evenly spaced ones.
+
+    Returns:
+        Columns `tokens`, `makespan_s` and `in_range` (no task left the calibrated range).
+    """
+    job = plan.workload
+    costs = CostModel(plan.hardware, plan.model, job)
+    tasks_a_point = len(plan.lower().tasks)
+    n_points = min(MAX_POINTS, max(FEWEST_POINTS, TASK_BUDGET // tasks_a_point))
+    spaced = {round(job.prompt_tokens * at / (n_points - 1)) for at in range(n_points)}
+    rows = []
+    for tokens in sorted(spaced | {count for count in also if 0 <= count <= job.prompt_tokens}):
+        graph = even_split(plan, tokens)
+        inside = all(costs.estimate(task).in_range for task in graph.tasks)
+        rows.append((tokens, simulate(graph, plan.hardware, ENGINE).makespan_s, inside))
+    return pd.DataFrame(rows, columns=["tokens", "makespan_s", "in_range"])
+
+
+def kvpr_count(plan: Plan) -> int:
+    """The tokens that KVPR's formula recomputes in the first step of a plan's job."""
+    return baseline_split("kvpr", plan.model, plan.workload, plan.hardware)[0][0]
+
+
+def even_split(plan: Plan, tokens: int) -> TaskGraph:
+    """The graph of a plan's job in which every layer recomputes `tokens` in every step.
+
+    K and V that are resident stay so, and X of as many tokens as are recomputed.
+    """
+    steps = []
+    for step in plan.steps:
+        moved = [sum(pair) for pair in zip(step.recomputed_tokens, step.loaded_tokens, strict=True)]
+        recomputed = tuple(min(tokens, count) for count in moved)
+        loaded = tuple(a - b for a, b in zip(moved, recomputed, strict=True))
+        steps.append(replace(step, recomputed_tokens=recomputed, loaded_tokens=loaded))
+    kept_x = tuple(min(tokens, count) for count in plan.resident_x_tokens)
+    edited = replace(plan, policy="edited", steps=tuple(steps), resident_x_tokens=kept_x)
+    return edited.lower()
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One input that a sweep moves.
+
+    Args:
+        name: in menus and in links.
+        title: with its unit.
+        settings: the values to try, as they are set.
+        ask: the question with the input set to a value.
+        shown: the input of a question in the unit of the title.
+    """
+
+    name: str
+    title: str
+    settings: tuple[float, ...]
+    ask: Callable[[Question, float], Question]
+    shown: Callable[[Question], float]
+
+    @property
+    def coarse(self) -> Axis:
+        """The same input at powers of two, for a map over two of them."""
+        return replace(
+            self, settings=tuple(value for value in self.settings if log2(value).is_integer())
+        )
+
+
+def _changed(part: str) -> Callable[[Question, float], Question]:
+    def ask(question: Question, multiple: float) -> Question:
+        values: dict[str, Any] = {part: multiple}
+        return replace(question, changes=replace(question.changes, **values))
+
+    return ask
+
+
+def _job(part: str) -> Callable[[Question, float], Question]:
+    def ask(question: Question, count: float) -> Question:
+        return replace(question, workload=replace(question.workload, **{part: int(count)}))
+
+    return ask
+
+
+def _set_rate(question: Question, key: str, present: float) -> float:
+    """A rate of the changed machine, as `--set` would say it."""
+    for setting in question.changes.settings(question.hardware):
+        name, _, text = setting.partition("=")
+        if name == key:
+            return parse_rate(key, text)
+    return present
+
+
+AXES = (
+    Axis(
+        "link",
+        "link to the device (GB/s)",
+        MULTIPLES,
+        _changed("link"),
+        lambda q: _set_rate(q, "link.bandwidth", q.hardware.links.h2d.bytes_per_s) / 1e9,
+    ),
+    Axis(
+        "compute",
+        "matrix products (TFLOP/s)",
+        MULTIPLES,
+        _changed("flops"),
+        lambda q: _set_rate(q, "compute.flops", q.hardware.gemm.flops_per_s) / 1e12,
+    ),
+    Axis(
+        "device memory",
+        "device memory rate (GB/s)",
+        MULTIPLES,
+        _changed("hbm"),
+        lambda q: _set_rate(q, "hbm.bandwidth", q.hardware.attention.bytes_per_s) / 1e9,
+    ),
+    Axis(
+        "batch",
+        "batch (sequences)",
+        BATCHES,
+        _job("batch_size"),
+        lambda q: float(q.workload.batch_size),
+    ),
+    Axis(
+        "prompt",
+        "prompt (tokens)",
+        PROMPTS,
+        _job("prompt_tokens"),
+        lambda q: float(q.workload.prompt_tokens),
+    ),
+)
+
+Planner = Callable[[Question], Plan]
+
+
+def grid_points(
+    question: Question, axes: Sequence[Axis], planner: Planner
+) -> Iterator[tuple[float, list[dict[str, object]]]]:
+    """Plans over all values of the axes, the rows so far after each with the part that is done.
+
+    What the model or the machine cannot take is left out. A row holds `x`, with two axes `y`,
+    the inputs, the makespan of every policy and what the LP recomputes.
+    """
+    rows: list[dict[str, object]] = []
+    values = list(product(*(axis.settings for axis in axes)))
+    for number, settings in enumerate(values, start=1):
+        asked = question
+        for axis, setting in zip(axes, settings, strict=True):
+            asked = axis.ask(asked, setting)
+        try:
+            plan = planner(asked)
+        except KvOverlapError:
+            pass
+        else:
+            place = dict(zip("xy", (axis.shown(asked) for axis in axes), strict=False))
+            rows.append({**place, **_row(asked, plan)})
+        yield number / len(values), rows
+
+
+def _row(question: Question, plan: Plan) -> dict[str, object]:
+    shown = {axis.title: axis.shown(question) for axis in AXES}
+    makespans = {f"{name}_s": seconds for name, seconds in plan.baselines.items()}
+    extreme_s = min(plan.baselines["load-all"], plan.baselines["recompute-all"])
+    return {
+        "model": question.model_name,
+        "machine": question.reference,
+        "changes": str(question.changes),
+        **shown,
+        "decode steps": question.workload.gen_tokens,
+        **makespans,
+        "lp_of_load_all": plan.makespan_s / plan.baselines["load-all"],
+        "lp_of_best_extreme": plan.makespan_s / extreme_s,
+        "recomputed_frac": recomputed_frac(plan.steps),
+        "in_range": plan.out_of_range_tasks == 0,
+        "bottleneck": plan.bottleneck,
+    }
+
+
+def recomputed_frac(steps: Sequence[StepSplit]) -> float:
+    """Part of all past tokens of all layers that a plan recomputes."""
+    recomputed = sum(sum(step.recomputed_tokens) for step in steps)
+    past = sum(sum(step.layer_tokens) for step in steps)
+    return recomputed / past
+
+
+def plain_table(points: pd.DataFrame) -> pd.DataFrame:
+    """The points for a file: without the columns that only place them in a figure."""
+    return points.drop(columns=["x", "y"], errors="ignore")

@@ -1,0 +1,267 @@
+"""A restore question: a prompt whose prefix is cached somewhere, and what every policy makes of it.
+
+Asked in the browser as on the command line: `command` is the `kvoverlap restore` that gives the
+same answer.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import pandas as pd
+
+from dashboard.questions.decode import ENGINE, model_for
+from planner.restore import (
+    RESTORE_POLICIES,
+    RestorePlan,
+    RestorePlanner,
+    adapt,
+    behind_link,
+    plan_choice,
+)
+from sim.errors import BadInput
+from sim.graph.jobs import RestoreRequest
+from sim.graph.tasks import TaskGraph
+from sim.graph.timeline import Timeline
+from sim.lanes import COMPUTE, H2D, LANE_OF_TIER
+from sim.machine.availability import ALWAYS, Availability
+from sim.machine.prefill import Restore, Tier
+from sim.machine.profile import HardwareProfile
+from sim.machine.provenance import Figure
+from sim.model.spec import ModelSpec
+
+AUTO = "auto"
+POLICIES = tuple(policy for policy in RESTORE_POLICIES if policy != AUTO)
+SWEPT = ("compute-only", "load-only", "two-ended", "lp")
+"""Policies that are planned in milliseconds, and so for many rates."""
+
+AVAILABILITY_FILE = "availability.csv"
+"""Name under which a trace is downloaded, for the command."""
+
+GIB = 2**30
+MIN_GIB, OCTAVES = 0.5, 7
+"""The sweep goes from half a GiB/s to 64."""
+
+FEW_TASKS, MANY_TASKS = 600, 2000
+"""Tasks up to which a run is simulated at once, and up to which a sweep of them is short."""
+
+Report = Callable[[float, str], None]
+"""Told which part of the work is done, and what comes next."""
+
+
+def request_of(graph: TaskGraph) -> RestoreRequest:
+    """What a graph restores.
+
+    Raises:
+        BadInput: it is of a decode.
+    """
+    if not isinstance(graph.workload, RestoreRequest):
+        raise BadInput("this run is no restore: it has no two ends.")
+    return graph.workload
+
+
+@dataclass(frozen=True)
+class RestoreAnswer:
+    """Every policy's plan of one question with its predicted run, `auto` among them."""
+
+    plans: dict[str, RestorePlan]
+    timelines: dict[str, Timeline]
+
+    @property
+    def fastest(self) -> str:
+        """The policy that `auto` took."""
+        return min(POLICIES, key=lambda policy: self.plans[policy].ttft_s)
+
+
+@dataclass(frozen=True)
+class RestoreQuestion:
+    """What is asked: a shipped model, a machine, and a request whose prefix lies on a tier of it.
+
+    Args:
+        reference: the machine on the command line, a shipped name or a path.
+        link_bytes_per_s: rate of the link behind which the prefix lies; None for the tier as the
+            profile has it.
+        availability: what the policies expect of the machine over time.
+    """
+
+    model_name: str
+    hardware: HardwareProfile
+    reference: str
+    request: RestoreRequest
+    link_bytes_per_s: float | None = None
+    availability: Availability = ALWAYS
+
+    @property
+    def model(self) -> ModelSpec:
+        return model_for(self.model_name, self.hardware)
+
+    @property
+    def machine(self) -> HardwareProfile:
+        if self.link_bytes_per_s is None:
+            return self.hardware
+        return behind_link(self.hardware, self.link_bytes_per_s)
+
+    @property
+    def slow_lane(self) -> str:
+        """The engine whose rate a sweep moves: that of the tier, or the link to the device."""
+        return LANE_OF_TIER.get(self.request.tier, H2D)
+
+    @property
+    def lanes(self) -> tuple[str, ...]:
+        """The engines that a restore from this tier uses."""
+        return (COMPUTE, H2D) if self.slow_lane == H2D else (COMPUTE, H2D, self.slow_lane)
+
+    @property
+    def bytes_per_s(self) -> float:
+        """At what rate the cached prefix comes from its tier.
+
+        Raises:
+            NotMeasured: the profile does not say.
+        """
+        if self.slow_lane == H2D:
+            return self.machine.links.h2d.bytes_per_s
+        return self._restore.tier(self.slow_lane).bytes_per_s.value
+
+    @property
+    def _restore(self) -> Restore:
+        return self.machine.restore or Restore()
+
+    @property
+    def n_tasks(self) -> int:
+        """About how many tasks a run of it has."""
+        asked = self.request
+        loads = asked.cached_tokens / asked.io_chunk_tokens
+        return round(loads + asked.prompt_tokens / asked.step_tokens)
+
+    @property
+    def engine(self) -> str:
+        """Which simulator answers; few tasks are done before the fast one has started."""
+        return ENGINE if self.n_tasks > FEW_TASKS else "simpy"
+
+    def at_rate(self, bytes_per_s: float) -> RestoreQuestion:
+        """The same question of a machine whose prefix comes at another rate."""
+        if self.slow_lane == H2D:
+            faster = self.hardware.with_faster("link", bytes_per_s / self.bytes_per_s)
+            return replace(self, hardware=faster)
+        if self.link_bytes_per_s is not None:
+            return replace(self, link_bytes_per_s=bytes_per_s)
+        tier = Tier(self.slow_lane, Figure("datasheet", bytes_per_s, "as asked"))
+        hardware = replace(self.hardware, restore=self._restore.with_tier(tier))
+        return replace(self, hardware=hardware)
+
+    def planner(self) -> RestorePlanner:
+        """What finds each policy's choice.
+
+        Raises:
+            DoesNotFit: the device cannot hold the weights and the K and V of the prompt.
+        """
+        made = RestorePlanner(
+            self.model, self.machine, self.request, self.availability, self.engine
+        )
+        made.check_fits()
+        return made
+
+    def answer(self, report: Report) -> RestoreAnswer:
+        """Plan by every policy.
+
+        Raises:
+            DoesNotFit, NotMeasured: the machine cannot take the request.
+        """
+        planner = self.planner()
+        for at, policy in enumerate(POLICIES):
+            report(at / (len(POLICIES) + 1), f"Planning {policy}")
+            planner.choice(policy)
+        adaptation = None
+        if self.availability.steps:
+            report(len(POLICIES) / (len(POLICIES) + 1), "Following the trace")
+            adaptation = adapt(planner)
+        return RestoreAnswer(
+            {name: plan_choice(planner, name, adaptation) for name in RESTORE_POLICIES},
+            {name: planner.choice(name).timeline for name in RESTORE_POLICIES},
+        )
+
+    def command(self, policy: str) -> str:
+        """The command that gives the same answer; a trace it needs as a file."""
+        asked = self.request
+        tier = asked.tier
+        if self.link_bytes_per_s is not None:
+            tier = f"{self.link_bytes_per_s / GIB:g}GiB/s"
+        words = [
+            *("kvoverlap", "restore", "--model", self.model_name, "--hardware", self.reference),
+            *("--prompt", str(asked.prompt_tokens)),
+        ]
+        if asked.cached_tokens != asked.prompt_tokens - 1:
+            words += ["--cached", str(asked.cached_tokens)]
+        words += ["--tier", tier]
+        usual = RestoreRequest(prompt_tokens=2, cached_tokens=1)
+        for option, value, default in (
+            ("--chunk", asked.chunk_tokens, usual.chunk_tokens),
+            ("--io-chunk", asked.io_chunk_tokens, usual.io_chunk_tokens),
+            ("--gpu-share", asked.gpu_share, usual.gpu_share),
+            ("--kv-bits", asked.tier_kv_bits, usual.tier_kv_bits),
+            ("--policy", policy, AUTO),
+            ("--availability", AVAILABILITY_FILE if self.availability.steps else "", ""),
+        ):
+            if value != default:
+                words += [option, str(value)]
+        return shlex.join(words)
+
+
+@dataclass(frozen=True)
+class RateSweep:
+    """Time to first token of every policy over the rate at which the cached prefix comes.
+
+    The policies of `SWEPT` are planned at all rates, the others at every power of two, and both at
+    the rate that is set.
+    """
+
+    question: RestoreQuestion
+
+    @cached_property
+    def rates(self) -> list[float]:
+        """In GiB/s, rising; fewer for requests of many tasks."""
+        n_tasks = self.question.n_tasks
+        per_octave = 4 if n_tasks <= FEW_TASKS else 2 if n_tasks <= MANY_TASKS else 1
+        steps = range(OCTAVES * per_octave + 1)
+        return sorted({self.here, *(MIN_GIB * 2 ** (at / per_octave) for at in steps)})
+
+    @cached_property
+    def coarse_rates(self) -> list[float]:
+        return sorted({self.here, *(MIN_GIB * 2.0**octave for octave in range(OCTAVES + 1))})
+
+    @property
+    def here(self) -> float:
+        """The rate that is set, in GiB/s."""
+        return self.question.bytes_per_s / GIB
+
+    @property
+    def quick_frac(self) -> float:
+        """The part of the work after which the policies of `SWEPT` are planned at all rates."""
+        quick = len(self.rates)
+        return quick / (quick + SLOWER * len(self.coarse_rates))
+
+    def points(self) -> Iterator[tuple[float, pd.DataFrame]]:
+        """The table so far with the part of the work that is done, after each rate.
+
+        Columns `gib_per_s` and `<policy>_s`, empty where a policy was not planned.
+        """
+        rows: dict[float, dict[str, float]] = {}
+        rest = tuple(policy for policy in POLICIES if policy not in SWEPT)
+        work: list[tuple[float, tuple[str, ...], int]] = [
+            *((rate, SWEPT, 1) for rate in self.rates),
+            *((rate, rest, SLOWER) for rate in self.coarse_rates),
+        ]
+        total, done = sum(weight for *_, weight in work), 0
+        for rate, policies, weight in work:
+            planner = self.question.at_rate(rate * GIB).planner()
+            row = rows.setdefault(rate, {"gib_per_s": rate})
+            row |= {f"{policy}_s": planner.choice(policy).ttft_s for policy in policies}
+            done += weight
+            yield done / total, pd.DataFrame([rows[key] for key in sorted(rows)])
+
+
+SLOWER = 8
+"""About how much longer the other policies take to plan than those of `SWEPT`."""

@@ -1,0 +1,187 @@
+"""The prefix as a prefill without any restoring leaves it, and how near a restore came to it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hw.backends import Backend
+from hw.cache.host import HostCache, kv_layout, prefill
+from hw.model.kernels import Kernels
+from hw.model.quantise import dequantise_into
+from hw.model.weights import Weights
+from sim.graph.jobs import Workload
+from sim.graph.memory import HostRows
+from sim.graph.tasks import TaskGraph
+from sim.model.spec import ModelSpec
+
+
+@dataclass(frozen=True)
+class ResidentPrefill:
+    """What computing the whole prompt at once gives.
+
+    Args:
+        prompt: [S] token ids, on the host.
+        cache: K, V and X of all its tokens, in memory that copy lanes read.
+        logits: [1, V] behind the last token.
+    """
+
+    prompt: Tensor
+    cache: HostCache
+    logits: Tensor
+
+    @property
+    def margin(self) -> float:
+        """How far the best logit leads the second, relative to the largest."""
+        best, second = self.logits.float().topk(2, dim=-1).values.unbind(-1)
+        return float((best - second) / self.logits.float().abs().max())
+
+
+def resident_prefill(weights: Weights, prompt: Tensor, backend: Backend) -> ResidentPrefill:
+    """Compute a prompt, [S] token ids, in one go; every layer keeps all of its tokens."""
+    model, n_tokens = weights.model, prompt.shape[0]
+    everything = HostRows(0, n_tokens, (0, 0), (0, n_tokens))
+    job = Workload(batch_size=1, prompt_tokens=n_tokens, gen_tokens=1)
+    cache = HostCache.empty(model, job, backend, rows=[everything] * model.n_layers)
+    logits = prefill(weights, prompt[None], cache)
+    return ResidentPrefill(prompt, cache, logits)
+
+
+MAX_SLOTS = 2
+"""Staging slots that a graph may have; as many layers are kept whole for comparison."""
+
+
+@dataclass(slots=True)
+class ResidentDecode:
+    """What a decode without any offloading computes.
+
+    Args:
+        tokens: [steps, B], the token that each step predicts.
+        margins: [steps, B], how far the best logit led the second, relative to the largest.
+        logits: [B, V] of the last step.
+        new_kv: for each layer [steps, B, 2, H_kv, D], the tokens decoded.
+        last_kv: by layer, [S, B, 2, H_kv, D] on the device, the tokens that the last step attends
+            to, of the layers that staging slots hold at the end of a run.
+    """
+
+    tokens: Tensor
+    margins: Tensor
+    logits: Tensor
+    new_kv: list[Tensor]
+    last_kv: dict[int, Tensor]
+
+
+def reference_bytes(model: ModelSpec, workload: Workload) -> int:
+    """Device memory that the reference decodes of a job's batches hold while others run."""
+    layers = min(MAX_SLOTS, model.n_layers) * workload.n_batches
+    return layers * workload.max_tokens * workload.batch_size * model.kv_token_bytes
+
+
+@torch.inference_mode()
+def resident_decode(
+    weights: Weights,
+    cache: HostCache,
+    workload: Workload,
+    exact: Sequence[Sequence[int]] | None = None,
+    follow: Tensor | None = None,
+) -> ResidentDecode:
+    """Decode greedily on the full KV cache, layer by layer: the reference for any plan.
+
+    Nothing is split or overlapped. Each layer's cache is put together on the device while the layer
+    runs; the host cache stays as it is. Of a quantised cache K and V are recomputed from X, so that
+    nothing is lost, except where `exact` says otherwise.
+
+    Args:
+        exact: leading tokens `[step][layer]` that a plan has as they were computed; it reads the
+            others, generated ones included, as a run left them in its quantised cache.
+        follow: [steps, B], tokens to feed instead of the decode's own.
+    """
+    kernels = Kernels(weights, workload.max_tokens)
+    model, device = weights.model, weights.device
+    batch, steps = workload.batch_size, workload.gen_tokens
+    kv_shape, dtype = kv_layout(model, None)
+    new_kv = [torch.empty((steps, batch, *kv_shape), dtype=dtype) for _ in weights.layers]
+    shape = (workload.max_tokens, batch, *kv_shape)
+    layer_kv = torch.empty(shape, dtype=dtype, device=device)
+    x = torch.empty_like(cache.x[0][0], device=device)
+    tokens = torch.empty((steps, batch), dtype=torch.int64)
+    margins = torch.empty((steps, batch))
+    last_kv: dict[int, Tensor] = {}
+    current, logits = cache.next_tokens.to(device), torch.empty(0)
+    for step in range(steps):
+        past = workload.context_tokens(step)
+        hidden = kernels.embed(current[:, None], past)[:, 0]
+        for number, layer in enumerate(weights.layers):
+            start, known = model.first_token(number, past), past
+            if exact is not None:
+                known = exact[step][number]
+            _past_kv(kernels, cache, number, new_kv[number][:step], known, layer_kv[:past])
+            queries = kernels.qkv(layer, hidden, layer_kv[past : past + 1], x, past)
+            kernels.attention(layer, hidden, queries, layer_kv[start : past + 1])
+            kernels.mlp(layer, hidden)
+            new_kv[number][step].copy_(layer_kv[past])
+            if step == steps - 1 and number >= model.n_layers - MAX_SLOTS:
+                last_kv[number] = layer_kv[start : past + 1].clone()
+        logits = kernels.logits(hidden)
+        tokens[step] = logits.argmax(dim=-1).cpu()
+        current = (tokens if follow is None else follow)[step].to(device)
+        best, second = logits.float().topk(2, dim=-1).values.unbind(-1)
+        margins[step] = ((best - second) / logits.float().abs().max()).cpu()
+    return ResidentDecode(tokens, margins, logits.cpu(), new_kv, last_kv)
+
+
+def planned_decode(
+    graph: TaskGraph,
+    weights: Weights,
+    caches: Sequence[HostCache],
+    follow: Sequence[Tensor] | None,
+) -> list[ResidentDecode]:
+    """For each batch the resident decode of what a graph's last run read, quantised or exact.
+
+    Generated rows are the run's own, because rounding may turn a code over; whether the run stored
+    the right ones is to be checked against `new_kv`.
+
+    Args:
+        caches: quantised, as the run left them.
+        follow: for each batch [steps, B], tokens that the run was fed instead of its own.
+    """
+    job, n_layers = graph.workload, graph.model.n_layers
+    exact = [[job.context_tokens(step)] * n_layers for step in range(job.gen_tokens)]
+    for task in graph.tasks:
+        if task.op == "dequantise":
+            exact[task.step][task.layer] = task.token_start
+    return [
+        resident_decode(weights, cache, job, exact, None if follow is None else follow[batch].cpu())
+        for batch, cache in enumerate(caches)
+    ]
+
+
+def _past_kv(
+    kernels: Kernels, cache: HostCache, number: int, new_kv: Tensor, known: int, kv: Tensor
+) -> None:
+    """Put together K and V of a layer's past tokens.
+
+    Args:
+        new_kv: [steps so far, B, 2, H_kv, D], generated tokens as they were computed.
+        known: leading tokens that are wanted as they were computed.
+        kv: [past, B, 2, H_kv, D], overwritten.
+    """
+    past, held = kv.shape[0], cache.rows[number].first
+    prompt = past - new_kv.shape[0]
+    if cache.row is None:
+        kv[held:prompt].copy_(cache.kv[number][: prompt - held])
+        kv[prompt:].copy_(new_kv)
+        return
+    remade = min(known, prompt)
+    if held < remade:
+        x = cache.x[number][: remade - held].to(kv.device)
+        kernels.project_kv(kernels.weights.layers[number], x, kv[held:remade], held)
+    if known > prompt:
+        kv[prompt:known].copy_(new_kv[: known - prompt])
+    first = max(known, held)
+    if first < past:
+        rows = cache.kv[number][first - held : past - held].to(kv.device)
+        dequantise_into(rows, kv[first:], cache.row)

@@ -1,0 +1,190 @@
+"""Hold the numbers that a run computed to those of a decode without any offloading."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hw.cache.reference import ResidentDecode, ResidentPrefill
+from hw.model.quantise import nearest_original
+from sim.errors import WrongNumbers
+from sim.graph.tasks import TaskGraph
+from sim.model.kv_format import QuantisedRow
+from sim.model.spec import ModelSpec
+
+TOLERANCE = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1}
+"""Largest difference from the resident decode, relative to its largest magnitude."""
+
+PART_ELEMENTS = 2**26
+"""Elements that are compared at a time."""
+
+
+@dataclass(frozen=True)
+class RunNumbers:
+    """What a run left behind; for each batch, unless said otherwise.
+
+    Tensors stay where the run left them: rows of the cache in host memory, slots on the device.
+
+    Args:
+        row: how the host cache is quantised; None where it is not.
+        tokens: [steps, B], predicted by each step.
+        logits: [B, V] of the last step.
+        appended: for each layer K and V of the new tokens, [steps, B, 2, H_kv, D], or their rows.
+        in_slots: by (batch, layer), [S, B, 2, H_kv, D], what the last attention of each slot read.
+        prompt: of the last layer, K and V of prompt tokens that the last step attends to.
+    """
+
+    graph: TaskGraph
+    row: QuantisedRow | None
+    tokens: list[Tensor]
+    logits: list[Tensor]
+    appended: list[list[Tensor]]
+    in_slots: dict[tuple[int, int], Tensor]
+    prompt: list[Tensor]
+
+
+def verify(
+    run: RunNumbers, references: Sequence[ResidentDecode], unquantised: Sequence[ResidentDecode]
+) -> dict[str, float | bool]:
+    """Compare a run with the resident decode of each batch.
+
+    Looked at are the greedy tokens (below 32 bit only where the reference's choice was clear), the
+    last logits, the K and V appended to the cache, and all K and V, loaded and recomputed, that the
+    slots still hold.
+
+    Args:
+        references: decodes that saw the same quantised rows as the run, where there are any.
+        unquantised: decodes that saw none; how far the run is from them is reported.
+
+    Raises:
+        WrongNumbers: tokens differ, or a tensor differs by more than `TOLERANCE`.
+    """
+    dtype = run.graph.model.dtype
+    limit = TOLERANCE[dtype]
+    least_margin = 0.0 if dtype == "float32" else limit
+    tokens_equal = not any(
+        bool(((mine != theirs.tokens) & (theirs.margins > least_margin)).any())
+        for mine, theirs in zip(run.tokens, references, strict=True)
+    )
+    result: dict[str, float | bool] = {
+        "tokens_equal": tokens_equal,
+        "logits_difference": _logits_difference(run, references),
+        "kv_appended_difference": max(
+            _stored_difference(run, mine, theirs)
+            for batch, reference in zip(run.appended, references, strict=True)
+            for mine, theirs in zip(batch, reference.new_kv, strict=True)
+        ),
+        "kv_in_slots_difference": _slots_difference(run, references),
+    }
+    if run.row is not None:
+        result["kv_prompt_difference"] = _prompt_difference(run, unquantised)
+    worst = max(value for value in result.values() if not isinstance(value, bool))
+    if not tokens_equal or not worst <= limit:
+        raise WrongNumbers(
+            f"the run of graph {run.graph.sha256[:12]} differs from the resident decode "
+            f"({result}); the limit is {limit}."
+        )
+    if run.row is not None:
+        result |= _quantisation_errors(run, unquantised)
+    return result
+
+
+def _slots_difference(run: RunNumbers, references: Sequence[ResidentDecode]) -> float:
+    return max(
+        relative_difference(kv, references[batch].last_kv[layer])
+        for (batch, layer), kv in run.in_slots.items()
+        if layer in references[batch].last_kv
+    )
+
+
+def _logits_difference(run: RunNumbers, references: Sequence[ResidentDecode]) -> float:
+    return max(
+        relative_difference(mine, theirs.logits)
+        for mine, theirs in zip(run.logits, references, strict=True)
+    )
+
+
+def _stored_difference(run: RunNumbers, stored: Tensor, kv: Tensor) -> float:
+    """Of stored K and V from what they should be; of quantised ones, beyond their rounding."""
+    if stored.dtype == torch.uint8 and run.row is not None:
+        stored = nearest_original(kv, stored.to(kv.device), run.row)
+    return relative_difference(stored, kv)
+
+
+def _prompt_difference(run: RunNumbers, unquantised: Sequence[ResidentDecode]) -> float:
+    """Of the last layer's prompt rows, which the reference read too, from exact K and V."""
+    last = run.graph.model.n_layers - 1
+    return max(
+        _stored_difference(run, rows, reference.last_kv[last][: rows.shape[0]])
+        for rows, reference in zip(run.prompt, unquantised, strict=True)
+    )
+
+
+def _quantisation_errors(
+    run: RunNumbers, unquantised: Sequence[ResidentDecode]
+) -> dict[str, float | bool]:
+    """What quantising the cache changed, relative to the largest magnitude."""
+    tokens = zip(run.tokens, unquantised, strict=True)
+    return {
+        "tokens_equal_unquantised": all(mine.equal(ours.tokens) for mine, ours in tokens),
+        "kv_quantisation_error": _slots_difference(run, unquantised),
+        "logits_quantisation_error": _logits_difference(run, unquantised),
+    }
+
+
+def relative_difference(mine: Tensor, theirs: Tensor) -> float:
+    """Largest absolute difference over the largest magnitude of `theirs`; infinite for NaN.
+
+    Where one of them is on a GPU, the GPU compares, in parts of `PART_ELEMENTS`, so that comparing
+    whole caches takes little memory.
+    """
+    if not theirs.numel():
+        return 0.0
+    device = theirs.device if mine.device.type == "cpu" else mine.device
+    rows = max(1, PART_ELEMENTS * theirs.shape[0] // theirs.numel())
+    differences, magnitudes = [], []
+    for part, expected in zip(mine.split(rows), theirs.split(rows), strict=True):
+        expected = expected.to(device).float()
+        differences.append((part.to(device).float() - expected).abs().max())
+        magnitudes.append(expected.abs().max())
+    worst = torch.stack(differences).max() / torch.stack(magnitudes).max()  # NaN stays NaN
+    difference = float(worst)
+    return math.inf if math.isnan(difference) else difference
+
+
+def verify_restore(
+    model: ModelSpec, kv: Sequence[Tensor], logits: Tensor, reference: ResidentPrefill
+) -> dict[str, float | bool]:
+    """Compare a restore with the reference: K and V of all tokens in all layers, and what follows.
+
+    Below 32 bit the first token counts only where the reference's choice was clear.
+
+    Args:
+        kv: for each layer [S, 1, 2, H_kv, D], restored.
+        logits: [1, V] behind the last token.
+
+    Raises:
+        WrongNumbers: the first token differs, or a tensor differs by more than `TOLERANCE`.
+    """
+    limit = TOLERANCE[model.dtype]
+    first, expected = int(logits.argmax()), int(reference.cache.next_tokens)
+    least_margin = 0.0 if model.dtype == "float32" else limit
+    kv_difference = max(
+        relative_difference(mine, theirs)
+        for mine, theirs in zip(kv, reference.cache.kv, strict=True)
+    )
+    found: dict[str, float | bool] = {
+        "tokens_equal": first == expected or reference.margin <= least_margin,
+        "logits_difference": relative_difference(logits, reference.logits),
+        "kv_difference": kv_difference,
+    }
+    worst = max(found["logits_difference"], kv_difference)
+    if not found["tokens_equal"] or not worst <= limit:
+        raise WrongNumbers(
+            f"the restore differs from the resident prefill ({found}); the limit is {limit}."
+        )
+    return found

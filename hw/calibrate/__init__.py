@@ -1,0 +1,1 @@
+"""Timing operations on a device, and the profile made of them."""

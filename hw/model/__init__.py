@@ -1,0 +1,1 @@
+"""A model on a device: weights, checkpoints, kernels, quantisation, chunked prefill."""

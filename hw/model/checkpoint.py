@@ -1,0 +1,209 @@
+"""A Hugging Face directory: config.json and safetensors files, loaded tensor by tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from hw.backends import Backend
+from hw.model.weights import Weights, assemble_weights
+from sim.errors import BadFile, DoesNotFit, Mismatch
+from sim.files import decode_json
+from sim.model.config import load_model_config
+from sim.model.spec import ModelSpec
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+PICKLES = ("*.bin", "*.pt", "*.pth")
+STORED_DTYPES = ("F32", "F16", "BF16")
+UNUSED = ("rotary_emb.inv_freq", "lm_head.weight")
+"""Ends of names that may go unread: a table we compute, and a head that is tied."""
+
+Progress = Callable[[str, float], None]
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """Where a tensor lies and what its file's header says of it."""
+
+    path: Path
+    name: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A model on disk whose headers agree with its config; nothing of the weights is read yet.
+
+    Args:
+        model: from config.json, under the directory's name.
+        tensors: by name, as stored.
+    """
+
+    directory: Path
+    model: ModelSpec
+    tensors: dict[str, StoredTensor]
+
+    @classmethod
+    def open(cls, directory: Path) -> Checkpoint:
+        """Read the config and every header, and check that they describe the same model.
+
+        Raises:
+            BadFile: no such directory, no config, no safetensors, a missing, corrupt or truncated
+                file, or a tensor in a dtype that is not computed with.
+            Mismatch: config.json and the tensors disagree in a name or shape.
+        """
+        if not directory.is_dir():
+            raise BadFile(
+                f"weights {directory} is not a directory; give the one that holds config.json and "
+                f"{SINGLE}."
+            )
+        if not (directory / "config.json").is_file():
+            raise BadFile(
+                f"{directory} holds no config.json; give the directory of one Hugging Face model."
+            )
+        model = load_model_config(directory, directory.resolve().name)
+        found = cls(directory, model, _stored_tensors(directory))
+        read: set[str] = set()
+
+        def outline(name: str) -> Tensor | None:
+            stored = found.find(name)
+            if stored is None:
+                return None
+            read.add(stored.name)
+            return torch.empty(stored.shape, device="meta")
+
+        assemble_weights(model, outline, torch.device("meta"))
+        left = sorted(name for name in found.tensors if name not in read)
+        left = [name for name in left if not name.endswith(UNUSED)]
+        if left:
+            raise Mismatch(
+                f"{directory} holds {len(left)} tensors that its config.json has no place for, "
+                f"such as {left[0]!r}; use the config.json of these weights."
+            )
+        return found
+
+    def find(self, name: str) -> StoredTensor | None:
+        """The tensor of that name; the files of a model without a head leave out `model.`."""
+        return self.tensors.get(name) or self.tensors.get(name.removeprefix("model."))
+
+    def load(
+        self,
+        model: ModelSpec,
+        backend: Backend,
+        progress: Progress = lambda _text, _done: None,
+    ) -> Weights:
+        """Copy the weights to the device, one tensor after the other.
+
+        Memory peaks at the weights plus one tensor: a file is mapped only while one is copied.
+
+        Args:
+            model: the checkpoint's shape under any name, in the dtype to compute with.
+            progress: called with what is read and the fraction done.
+
+        Raises:
+            DoesNotFit: the weights are larger than the device's memory.
+            Mismatch: `model` has another shape than the checkpoint.
+            BadFile: a file changed since it was opened.
+        """
+        room = backend.memory().device_bytes
+        if model.weight_bytes > room:
+            raise DoesNotFit(
+                f"the weights of {model.name} take {model.weight_bytes / 2**30:.1f} GiB in "
+                f"{model.dtype} and this {backend.kind} device has {room / 2**30:.1f} GiB for "
+                "them; choose a smaller model or --dtype."
+            )
+        n_read = 0
+
+        def read(name: str) -> Tensor | None:
+            nonlocal n_read
+            stored = self.find(name)
+            if stored is None:
+                return None
+            progress(f"loading {stored.path.name}", n_read / len(self.tensors))
+            n_read += 1
+            with _opened(stored.path) as file:
+                tensor: Tensor = file.get_tensor(stored.name)
+            return tensor
+
+        return assemble_weights(model, read, backend.device)
+
+
+def _stored_tensors(directory: Path) -> dict[str, StoredTensor]:
+    """All tensors of a directory, from one file or from the shards that its index names."""
+    if (directory / SINGLE).is_file():
+        return _header(directory / SINGLE)
+    if not (directory / INDEX).is_file():
+        raise BadFile(_nothing_to_load(directory))
+    shards = _shards(directory / INDEX)
+    headers = {shard: _header(directory / shard) for shard in sorted(set(shards.values()))}
+    for name, shard in shards.items():
+        if name not in headers[shard]:
+            raise BadFile(
+                f"{directory / INDEX} places tensor {name!r} in {shard}, which does not hold it; "
+                "download index and shards of one revision."
+            )
+    return {name: headers[shard][name] for name, shard in shards.items()}
+
+
+def _shards(index: Path) -> dict[str, str]:
+    """File name of each tensor; every file exists beside the index."""
+    content = decode_json(index)
+    shards = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(shards, dict) or not all(isinstance(at, str) for at in shards.values()):
+        raise BadFile(f"{index} has no weight_map from tensor to file; download it again.")
+    for shard in sorted(set(shards.values())):
+        if Path(shard).name != shard or not (index.parent / shard).is_file():
+            raise BadFile(
+                f"{index} names the file {shard!r}, which is not beside it; download all shards."
+            )
+    return shards
+
+
+def _header(path: Path) -> dict[str, StoredTensor]:
+    """The tensors of one file.
+
+    Raises:
+        BadFile: corrupt, truncated, or with a dtype other than the three we compute with.
+    """
+    tensors = {}
+    with _opened(path) as file:
+        for name in file.keys():  # noqa: SIM118
+            stored = file.get_slice(name)
+            if stored.get_dtype() not in STORED_DTYPES:
+                raise BadFile(
+                    f"tensor {name!r} in {path} is stored as {stored.get_dtype()}, which is not "
+                    "float32, float16 or bfloat16; use a checkpoint that is not quantised."
+                )
+            tensors[name] = StoredTensor(path, name, tuple(stored.get_shape()))
+    return tensors
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except (SafetensorError, OSError) as error:
+        raise BadFile(
+            f"{path} is not a whole safetensors file ({error}); download it again."
+        ) from None
+
+
+def _nothing_to_load(directory: Path) -> str:
+    """Why a directory without our two file names cannot be loaded."""
+    pickles = sorted(path.name for pattern in PICKLES for path in directory.glob(pattern))
+    if pickles:
+        return (
+            f"{directory} holds pickle checkpoints ({pickles[0]}) and only safetensors is loaded, "
+            "since a pickle can run code; convert it with transformers: "
+            f"AutoModelForCausalLM.from_pretrained({str(directory)!r}).save_pretrained('NEW')."
+        )
+    return f"{directory} holds neither {SINGLE} nor {INDEX}; download the model's weights."

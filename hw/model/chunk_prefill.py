@@ -1,0 +1,183 @@
+"""Prefill in chunks: tokens of one sequence through the layers, each over all before it."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+from torch.nn.attention.bias import CausalBias, CausalVariant
+
+from hw.model.kernels import Kernels
+from hw.model.weights import TORCH_DTYPE, Weights
+from sim.model.spec import ModelSpec
+
+
+def chunk_bias(
+    model: ModelSpec,
+    start: int,
+    n_tokens: int,
+    device: torch.device,
+    window: int | None = None,
+    explicit: bool = False,
+) -> Tensor | None:
+    """[n, start + n], what is added to scores: 0 where token start + i sees key j, else -inf.
+
+    None on a GPU where the tokens see all keys before them: its attention kernels know that case,
+    and are several times as fast without a bias.
+
+    Args:
+        window: tokens that each token attends to at most, itself included.
+        explicit: never None.
+    """
+    cut = window is not None and window < start + n_tokens
+    if device.type != "cpu" and not cut and not explicit:
+        return None
+    shape = (n_tokens, start + n_tokens)
+    bias = torch.full(shape, -math.inf, dtype=TORCH_DTYPE[model.dtype], device=device)
+    bias.triu_(start + 1)
+    if window is not None and cut:
+        bias += torch.full_like(bias, -math.inf).tril_(start - window)
+    return bias
+
+
+def attend_chunk(queries: Tensor, kv: Tensor, bias: Tensor | None) -> Tensor:
+    """Attention of some tokens over all before them and themselves.
+
+    Heads of a group share one pass over K and V.
+
+    Args:
+        queries: [n, H, D].
+        kv: [S, 1, 2, H_kv, D], the tokens' own rows last.
+        bias: [n, S], added to the scores; None where every token sees all keys before it.
+
+    Returns:
+        [n, H * D].
+    """
+    n_tokens, n_kv_heads = queries.shape[0], kv.shape[3]
+    groups = queries.shape[1] // n_kv_heads
+    keys, values = (kv[:, 0, part].transpose(0, 1)[None] for part in (0, 1))  # [1, H_kv, S, D]
+    if bias is None:
+        mixed = F.scaled_dot_product_attention(
+            queries.transpose(0, 1)[None],
+            keys,
+            values,
+            attn_mask=_lower_right(n_tokens, kv.shape[0]),
+            enable_gqa=groups > 1,
+        )
+        return mixed[0].transpose(0, 1).reshape(n_tokens, -1)
+    grouped = queries.unflatten(1, (n_kv_heads, groups)).permute(1, 2, 0, 3)
+    mixed = F.scaled_dot_product_attention(
+        grouped.reshape(1, n_kv_heads, groups * n_tokens, -1),
+        keys,
+        values,
+        attn_mask=bias.repeat(groups, 1),
+    )
+    mixed = mixed.view(n_kv_heads, groups, n_tokens, -1).permute(2, 0, 1, 3)
+    return mixed.reshape(n_tokens, -1)
+
+
+def _lower_right(n_queries: int, n_keys: int) -> Tensor:
+    """The causal bias whose last query sees all keys.
+
+    torch's own `causal_lower_right` allocates 8 * n_queries * n_keys bytes of host memory a call.
+    """
+    bias = torch.Tensor._make_subclass(CausalBias, torch.empty(0))
+    CausalBias.__init__(bias, CausalVariant.LOWER_RIGHT, n_queries, n_keys)
+    return bias
+
+
+class ChunkPrefill:
+    """Makes K and V of tokens from their ids, or from the hidden state an earlier layer left.
+
+    Where other requests share the steps, as many tokens of theirs go through the same products and
+    attend to as many keys; what they come to is thrown away.
+
+    Args:
+        prompt: [S] token ids, on the device.
+        kv: for each layer [S, 1, 2, H_kv, D]; rows of tokens before a chunk are read, its own
+            are written.
+        n_others: tokens of other requests in a step.
+        share: part of the device that this request gets.
+    """
+
+    def __init__(
+        self,
+        weights: Weights,
+        prompt: Tensor,
+        kv: list[Tensor],
+        n_others: int = 0,
+        share: float = 1.0,
+    ) -> None:
+        self.model = weights.model
+        self.prompt = prompt
+        self.kv = kv
+        self.n_others, self._share = n_others, share
+        self._kernels = Kernels(weights, max(prompt.shape[0], self.n_others))
+        shape = (prompt.shape[0], self.model.hidden_size)
+        self.hidden = torch.empty(shape, dtype=TORCH_DTYPE[self.model.dtype], device=prompt.device)
+
+    def run(self, start: int, stop: int, layers: range) -> None:
+        """Tokens [start, stop) through `layers`; what they come to is kept in `hidden`."""
+        own = self.hidden[start:stop]
+        if layers.start == 0:
+            own.copy_(self._kernels.embed(self.prompt[None, start:stop], start)[0])
+        hidden = self._beside_others(own, self.n_others)
+        biases: dict[int | None, Tensor | None] = {}
+        for number in layers:
+            window = self.model.window(number)
+            if window not in biases:
+                bias = chunk_bias(
+                    self.model, start, stop - start, hidden.device, window, self.n_others > 0
+                )
+                biases[window] = bias if bias is None else F.pad(bias, (0, 0, 0, self.n_others))
+            self._layer(number, hidden, start, stop - start, biases[window])
+        if self.n_others:
+            own.copy_(hidden[: stop - start])
+
+    def _beside_others(self, own: Tensor, n_others: int) -> Tensor:
+        """[n + others, h]: the tokens' rows with those of others behind them; own: [n, h]."""
+        if not n_others:
+            return own
+        others = own[torch.arange(n_others, device=own.device) % own.shape[0]]
+        return torch.cat((own, others))
+
+    def _layer(
+        self, number: int, hidden: Tensor, start: int, n_tokens: int, bias: Tensor | None
+    ) -> None:
+        """hidden: [n + others, h], updated in place; the first n are tokens from `start` on."""
+        kernels, model = self._kernels, self.model
+        layer = kernels.weights.layers[number]
+        x = kernels.norm(layer.input_norm, hidden)
+        fused = F.linear(x, layer.qkv.weight, layer.qkv.bias)
+        own = self.kv[number][start : start + n_tokens]
+        own.view(n_tokens, -1).copy_(fused[:n_tokens, model.q_size :])
+        kernels.finish_keys(layer, own[:, :, 0], start)
+        asked = fused[:, None, : model.q_size].unflatten(-1, (-1, model.head_dim))
+        queries = kernels.finish_queries(layer, asked[:n_tokens], start)[:, 0]
+        if self.n_others:
+            others = kernels.finish_queries(layer, asked[n_tokens:], 0)[:, 0]
+            queries = torch.cat((queries, others))
+        mixed = attend_chunk(queries, self.kv[number][: start + n_tokens], bias)
+        hidden.add_(F.linear(mixed, layer.out.weight, layer.out.bias))
+        kernels.mlp(layer, hidden)
+
+    def project(self, number: int, start: int, x: Tensor) -> None:
+        """K and V of one layer from attention inputs; x: [n, 1, h] of tokens from `start` on."""
+        own = self.kv[number][start : start + x.shape[0]]
+        layer = self._kernels.weights.layers[number]
+        self._kernels.project_kv(layer, x, own, start)
+        n_others = self._others_beside(x.shape[0])
+        if n_others:
+            others = self._beside_others(x[:, 0], n_others)[x.shape[0] :]
+            F.linear(others, layer.qkv.weight[self.model.q_size :])
+
+    def logits(self) -> Tensor:
+        """[1, V] behind the last token."""
+        last = self.hidden[-1:]
+        return self._kernels.logits(self._beside_others(last, self._others_beside(1)))[:1]
+
+    def _others_beside(self, n_tokens: int) -> int:
+        """Tokens of others in the time that these take, by the share of the device."""
+        return round(n_tokens / self._share) - n_tokens

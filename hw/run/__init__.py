@@ -1,0 +1,1 @@
+"""Executors of task graphs, checks before a run, generation, other systems."""

@@ -1,0 +1,150 @@
+"""A split that may move while a restore runs: the two ends meet where they are last told to.
+
+Steps come from the front and loads from the back for every split, so what was done stays done.
+What a run comes to is the graph of its last split.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from sim.errors import Mismatch
+from sim.graph.claims import RestoreProgress, Tokens, part_of
+from sim.graph.tasks import Task, TaskGraph
+from sim.graph.timeline import Timeline
+from sim.lanes import COMPUTE
+
+Replan = Callable[[Task, float, RestoreProgress], int | None]
+"""Where to meet from now on, given the task that has just ended, the seconds that it took, and how
+far the restore has come; None to leave it."""
+
+
+@dataclass(frozen=True, slots=True)
+class SplitChange:
+    """The ends were told to meet elsewhere, when a task of `lane` had ended."""
+
+    at_s: float
+    lane: str
+    computed_tokens: int
+
+
+class AdaptiveSplit:
+    """Settles the tasks of a two-ended graph by a meeting point instead of by who comes first.
+
+    An end that comes to the meeting point waits there for the other. Once a task has been cut at
+    the meeting point, it stays where it is.
+
+    Args:
+        meeting: cached tokens to compute; the others are loaded.
+        replan: asked whenever a task has ended.
+    """
+
+    def __init__(self, graph: TaskGraph, meeting: int, replan: Replan) -> None:
+        self.graph = graph
+        self.meeting = meeting
+        self.moves: list[SplitChange] = []
+        self._replan = replan
+        self._zero_s: float | None = None
+        self._got: dict[int, Tokens] = {}
+        self._running: dict[str, tuple[Task, float]] = {}
+        self._bounds = (0, max(task.token_stop for task in graph.tasks if task.claim))
+        self._lock = threading.Lock()
+
+    def take(self, at: int) -> Tokens | None:
+        """The part of a task on its side of the meeting point.
+
+        An end that has come to the meeting point waits there for the other: until then it may
+        still be told to go on.
+        """
+        task = self.graph.tasks[at]
+        with self._lock:
+            got = self._side(at, task)
+            if task.claim:
+                if got[0] == got[1] and self._is_awaited(task):
+                    return None
+                self._book(task, got)
+            self._got[at] = got
+            if got[0] < got[1]:
+                self._running[task.lane] = (part_of(task, got), self._now_s())
+        return got
+
+    def _is_awaited(self, task: Task) -> bool:
+        """Whether the other end has not come to the meeting point yet."""
+        least, most = self._bounds
+        return most > self.meeting if task.lane == COMPUTE else least < self.meeting
+
+    def _book(self, task: Task, got: Tokens) -> None:
+        """Note between which tokens the meeting point can still be."""
+        least, most = self._bounds
+        if got[0] < got[1]:
+            if task.lane == COMPUTE:
+                least = max(least, got[1])
+            else:
+                most = min(most, got[0])
+        if got != (task.token_start, task.token_stop):
+            cut = got[0] < got[1]
+            if task.lane == COMPUTE or cut:
+                most = min(most, self.meeting)
+            if task.lane != COMPUTE or cut:
+                least = max(least, self.meeting)
+        self._bounds = (least, most)
+
+    def _side(self, at: int, task: Task) -> Tokens:
+        start, stop = task.token_start, task.token_stop
+        if not task.claim:
+            return start, stop
+        for dep in self.graph.dep_indices[at]:
+            first = self.graph.tasks[dep]
+            if (first.token_start, first.token_stop, first.claim) == (start, stop, task.claim):
+                return self._got[dep]
+        if task.lane == COMPUTE:
+            return start, max(start, min(stop, self.meeting))
+        return min(max(start, self.meeting), stop), stop
+
+    def _now_s(self) -> float:
+        """Seconds since the first task settled."""
+        now_s = time.perf_counter()
+        if self._zero_s is None:
+            self._zero_s = now_s
+        return now_s - self._zero_s
+
+    def ended(self, at: int, seconds: float) -> None:
+        """Ask where to meet now that a task has ended."""
+        with self._lock:
+            task = part_of(self.graph.tasks[at], self._got[at])
+            self._running.pop(task.lane, None)
+            least, most = self._bounds
+            if least >= most or not task.claim:
+                return
+            now_s = self._now_s()
+            standing = RestoreProgress(now_s, least, most, tuple(self._running.values()))
+            meeting = self._replan(task, seconds, standing)
+            if meeting is not None and meeting != self.meeting:
+                self.meeting = min(max(meeting, least), most)
+                self.moves.append(SplitChange(now_s, task.lane, self.meeting))
+
+    def retold(self, timeline: Timeline, graph: TaskGraph) -> Timeline:
+        """The run as one of the graph of its last split.
+
+        Raises:
+            Mismatch: the graph is of another split.
+        """
+        spans = {
+            _key(part_of(span.task, self._got[at])): span
+            for at, span in enumerate(timeline.spans)
+            if self._got[at][0] < self._got[at][1]
+        }
+        missing = [task.id for task in graph.tasks if _key(task) not in spans]
+        if missing or len(spans) != len(graph.tasks):
+            raise Mismatch(f"the run did not do what the graph of its last split asks: {missing}.")
+        done = [spans[_key(task)] for task in graph.tasks]
+        return Timeline(
+            graph, tuple(span.start_s for span in done), tuple(span.end_s for span in done)
+        )
+
+
+def _key(task: Task) -> tuple[str, int, int]:
+    return task.op, task.token_start, task.token_stop

@@ -1,0 +1,1 @@
+"""Where a cached prefix is kept: host memory, a file, another machine."""

@@ -1,0 +1,258 @@
+"""Plan, predict and run what to load and what to recompute when a KV cache does not fit the GPU.
+
+    >>> import kvoverlap as kv
+    >>> job = kv.Workload(batch_size=32, prompt_tokens=1024, gen_tokens=1)
+    >>> plan = kv.plan("opt-6.7b", "kvpr-a100", job)
+    >>> plan.makespan_s < plan.baselines["load-all"]
+    True
+    >>> kv.simulate(plan).makespan_s == plan.makespan_s
+    True
+
+Sizes are bytes and times are seconds; every name that holds one ends in its unit. Expected failures
+are subclasses of `KvOverlapError`, whose message says what to change. The command line is a client
+of these functions. They call the packages `sim` (model, machine, graph, engines), `planner`,
+`hw` (devices) and `measure`, which can be imported too.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sim.catalog import find_hardware, find_model, hardware_names, model_names
+from sim.engine.api import simulate as _simulate
+from sim.errors import BadFile, KvOverlapError
+from sim.files import VERSION, decode_json
+from sim.graph.jobs import RestoreRequest, Workload
+from sim.graph.tasks import TaskGraph
+from sim.graph.timeline import Timeline
+from sim.machine.availability import ALWAYS, Availability
+from sim.machine.profile import HardwareProfile
+from sim.machine.what_if import in_dtype_of
+from sim.model.spec import ModelSpec
+from sim.progress import Progress, Silent
+from sim.results.compare import Comparison, compare
+from sim.results.recording import Recording
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from planner.advice import Advice
+    from planner.decode.plan import Plan
+    from planner.restore.plan import RestorePlan
+
+__all__ = [
+    "Availability",
+    "Comparison",
+    "HardwareProfile",
+    "KvOverlapError",
+    "ModelSpec",
+    "Progress",
+    "Recording",
+    "RestoreRequest",
+    "TaskGraph",
+    "Timeline",
+    "Workload",
+    "advise",
+    "compare",
+    "find_hardware",
+    "find_model",
+    "hardware_names",
+    "load",
+    "model_names",
+    "plan",
+    "restore",
+    "run",
+    "simulate",
+    "sweep",
+]
+__version__ = VERSION
+
+
+def plan(
+    model: str | ModelSpec,
+    hardware: str | HardwareProfile,
+    workload: Workload,
+    *,
+    policy: str = "lp",
+    schedule: str = "row",
+    gpus: int = 1,
+    keep: bool = False,
+    engine: str = "simpy",
+) -> Plan:
+    """The plan of a decode job, already simulated.
+
+    Args:
+        model: a name from `model_names()`, the path of a config.json, or a `ModelSpec`.
+        hardware: a name from `hardware_names()`, DEVICE+LINK, the path of a profile, or a profile.
+        policy: `lp`, `kvpr`, `load-all`, `recompute-all`, `resident`, `fixed:<tokens>`,
+            `hf-offloaded` or `flexgen`.
+        schedule: `row` (weights resident), or `column` (weights come from host memory).
+        gpus: GPUs that decode such a job each and share the host's links.
+        keep: whether policy `lp` may keep cache and weights in GPU memory that is left.
+        engine: `simpy` or `fast`.
+
+    Raises:
+        KvOverlapError: a value breaks a rule, or the job does not fit.
+    """
+    from planner import make_plan
+
+    machine = _hardware(hardware)
+    spec = _model(model, machine)
+    return make_plan(spec, machine, workload, policy, schedule, gpus, keep, engine)
+
+
+def restore(
+    model: str | ModelSpec,
+    hardware: str | HardwareProfile,
+    request: RestoreRequest,
+    *,
+    policy: str = "auto",
+    availability: Availability = ALWAYS,
+    engine: str = "simpy",
+) -> RestorePlan:
+    """The plan of restoring a cached prefix, already simulated.
+
+    Args:
+        model, hardware, engine: as for `plan`.
+        policy: `compute-only`, `load-only`, `two-ended`, `lp`, `layer-wise`, `joint`, or `auto`,
+            the fastest of them.
+        availability: how much of each lane there is over time, known in advance.
+
+    Raises:
+        KvOverlapError: a value breaks a rule, or the machine has no such tier.
+    """
+    from planner.restore import make_restore_plan
+
+    machine = _hardware(hardware)
+    return make_restore_plan(_model(model, machine), machine, request, policy, availability, engine)
+
+
+def advise(
+    model: str | ModelSpec,
+    hardware: str | HardwareProfile,
+    workload: Workload,
+    *,
+    slo_s: float | None = None,
+    recordings: str | Path | None = None,
+) -> Advice:
+    """Keep, load, recompute or split: an answer with its reasons, and settings of runtimes.
+
+    Args:
+        model, hardware: as for `plan`.
+        workload: one batch and one decode step.
+        slo_s: what a step may take.
+        recordings: folder of recordings whose errors say how sure the answer is; by default the
+            shipped ones.
+
+    Raises:
+        KvOverlapError: a value breaks a rule, or the machine has no memory for the job.
+    """
+    from planner.advice import advise as make_advice
+    from sim.catalog import DATA
+
+    machine = _hardware(hardware)
+    folder = DATA / "recordings" if recordings is None else Path(recordings)
+    return make_advice(_model(model, machine), machine, workload, folder, slo_s)
+
+
+def sweep(study: str | Path, output: str | Path, *, workers: int | None = None) -> pa.Table:
+    """Answer every point of a study, and write the table.
+
+    Args:
+        study: path of a study.toml.
+        output: the Parquet file to write.
+        workers: local processes; by default one for each core.
+
+    Raises:
+        KvOverlapError: the study breaks a rule.
+    """
+    import planner.sweep as sweeps
+
+    asked = sweeps.Study.load(Path(study))
+    n = sweeps.cores() if workers is None else workers
+    return sweeps.run_sweep(asked, Path(output), sweeps.local(n), n).table
+
+
+def simulate(
+    planned: Plan | RestorePlan | TaskGraph,
+    hardware: str | HardwareProfile | None = None,
+    *,
+    engine: str = "simpy",
+) -> Timeline:
+    """When every task of a plan or of a graph starts and ends.
+
+    Args:
+        hardware: the machine; by default the one that a plan was made for.
+        engine: `simpy` or `fast`.
+
+    Raises:
+        KvOverlapError: a graph without `hardware`, or a machine without a figure that is needed.
+    """
+    if isinstance(planned, TaskGraph):
+        if hardware is None:
+            raise KvOverlapError("simulate(hardware) is missing: a graph alone has no machine.")
+        return _simulate(planned, _hardware(hardware), engine)
+    machine = planned.hardware if hardware is None else _hardware(hardware)
+    return _simulate(planned.simulated_graph(), machine, engine)
+
+
+def run(
+    planned: Plan | RestorePlan,
+    *,
+    device: str = "auto",
+    repeats: int = 5,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Recording:
+    """Run a plan with real tensors and random weights, and check its numbers.
+
+    Args:
+        device: `auto`, `cpu` or `cuda`.
+        repeats: measured runs, after warm-ups.
+        seed: of weights and prompts.
+        progress: is told how far the work is.
+
+    Raises:
+        KvOverlapError: the device is not there, the job does not fit it, or a run computed
+            something else than a decode or prefill without offloading.
+    """
+    from hw import resolve_device
+    from measure.run import run_plan, run_restore
+    from planner.restore.plan import RestorePlan
+
+    kind = resolve_device(device)
+    steps = Silent() if progress is None else progress
+    if isinstance(planned, RestorePlan):
+        return run_restore(planned, kind, repeats, seed, planned.availability, None, steps)
+    return run_plan(planned, kind, repeats, seed, steps)
+
+
+def load(path: str | Path) -> Plan | RestorePlan | Recording | HardwareProfile:
+    """A file that kvoverlap wrote: a plan, timelines, or a hardware profile.
+
+    Raises:
+        KvOverlapError: unreadable, or of another kind.
+    """
+    from planner import load_plan
+
+    content = decode_json(Path(path))
+    kind = content.get("kind") if isinstance(content, dict) else None
+    if kind in ("plan", "restore-plan"):
+        return load_plan(Path(path))
+    if kind == "timeline":
+        return Recording.load(Path(path))
+    if kind == "hardware-profile":
+        return HardwareProfile.load(path)
+    raise BadFile(
+        f"{path} holds {kind!r}, which is no plan, timeline or hardware profile; name such a file."
+    )
+
+
+def _hardware(hardware: str | HardwareProfile) -> HardwareProfile:
+    return find_hardware(hardware) if isinstance(hardware, str) else hardware
+
+
+def _model(model: str | ModelSpec, hardware: HardwareProfile) -> ModelSpec:
+    spec = find_model(model) if isinstance(model, str) else model
+    return in_dtype_of(spec, hardware, chosen=not isinstance(model, str))

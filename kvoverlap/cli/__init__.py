@@ -1,0 +1,1 @@
+"""The `kvoverlap` command."""

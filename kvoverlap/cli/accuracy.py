@@ -1,0 +1,139 @@
+"""`kvoverlap accuracy`: every recording predicted anew, and the gate."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from kvoverlap.cli.output import annotate, print_json, say, table
+from sim.catalog import DATA
+from sim.files import write_bytes
+from sim.results.accuracy import Accuracy, assess
+from sim.units import ms, percent
+
+RECORDINGS = DATA / "recordings"
+SUMMARY_VARIABLE = "GITHUB_STEP_SUMMARY"
+COLUMNS = (
+    "case",
+    "predicted",
+    "measured",
+    "error",
+    "tolerance",
+    "spread",
+    "overlap",
+    "exposed copy",
+    "forced",
+    "max()",
+    "",
+)
+
+
+def accuracy(
+    *,
+    recordings: Path = RECORDINGS,
+    gate: bool = False,
+    markdown: Path | None = None,
+    json: bool = False,
+) -> int:
+    """Predict every recording anew and show how far the prediction is off, case by case.
+
+    A recording holds measured timelines with their graph and machine, never a prediction. With
+    --gate the exit status is 1 when any single case is out of its own tolerance or cannot be read.
+
+    Examples:
+      kvoverlap accuracy
+      kvoverlap accuracy --gate --markdown accuracy.md
+      kvoverlap accuracy --recordings runs/latest --json
+
+    Parameters
+    ----------
+    recordings
+        A recording, or a folder of several; default: those shipped.
+    gate
+        Exit with status 1 unless every case is within its tolerance.
+    markdown
+        Write the table here as Markdown; on GitHub it also goes to the job's summary.
+    json
+        Print JSON instead of text.
+    """
+    found = assess(recordings)
+    text = as_markdown(found)
+    if markdown is not None:
+        write_bytes(markdown, text.encode())
+    summary = os.environ.get(SUMMARY_VARIABLE)
+    if summary:
+        with Path(summary).open("a", encoding="utf-8") as file:
+            file.write(text)
+    for fault in faults(found):
+        annotate("kvoverlap accuracy", fault)
+    if json:
+        print_json(found.to_dict())
+    else:
+        print_accuracy(found)
+        if gate:
+            say(f"gate: {'passed' if found.passed else 'FAILED'}")
+    return 1 if gate and not found.passed else 0
+
+
+def faults(found: Accuracy) -> list[str]:
+    """One sentence for each case that is out of tolerance or cannot be read."""
+    return [*(case.reason for case in found.cases if not case.passed), *found.unreadable]
+
+
+def print_accuracy(found: Accuracy) -> None:
+    """Every case with its errors, then the figures over all."""
+    if found.cases:
+        table("errors: predicted - measured", COLUMNS, rows(found))
+        say("")
+        say("overlap in points, exposed copy in time; forced: given the measured task times;")
+        say("max(): what max(copy, compute) would have predicted instead")
+        say("; ".join(over_all(found)))
+    for fault in faults(found):
+        say(fault)
+    for case in found.cases:
+        if case.missed:
+            say(f"case {case.name} misses its overlap target: {case.missed}")
+
+
+def rows(found: Accuracy) -> list[tuple[str, ...]]:
+    return [
+        (
+            case.name,
+            ms(case.predicted_makespan_s),
+            ms(case.measured_makespan_s),
+            percent(case.makespan_error_frac, signed=True),
+            percent(case.tolerance_frac),
+            percent(case.spread_frac),
+            f"{case.overlap_error_points:+.1f}",
+            ms(case.exposed_copy_error_s),
+            percent(case.teacher_forced_error_frac, signed=True),
+            percent(case.naive_error_frac, signed=True),
+            "OUT" if not case.passed else "missed" if case.missed else "ok",
+        )
+        for case in found.cases
+    ]
+
+
+def over_all(found: Accuracy) -> list[str]:
+    """The figures over all cases, as phrases."""
+    ranks, n_missed = found.rank_agreement_frac, sum(bool(case.missed) for case in found.cases)
+    return [
+        f"{len(found.cases)} cases: median |error| {percent(found.median_abs_error_frac)}",
+        f"90th percentile {percent(found.p90_abs_error_frac)}",
+        f"max(copy, compute) {percent(found.median_naive_error_frac)}",
+        f"order of policies predicted right in {'no pair' if ranks is None else percent(ranks)}",
+        f"{sum(not case.passed for case in found.cases)} out of tolerance",
+        *([f"{n_missed} known to miss the overlap target"] if n_missed else []),
+        f"{len(found.unreadable)} unreadable",
+    ]
+
+
+def as_markdown(found: Accuracy) -> str:
+    """The same report as a Markdown document."""
+    lines = ["## Prediction accuracy", ""]
+    if found.cases:
+        lines += [f"| {' | '.join(COLUMNS)} |", "|" + "---|" * len(COLUMNS)]
+        lines += [f"| {' | '.join(row)} |" for row in rows(found)]
+        lines += ["", "; ".join(over_all(found)) + "."]
+    lines += ["", *(f"- {fault}" for fault in faults(found))]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,103 @@
+"""`kvoverlap advise`: one paragraph and a table instead of many commands."""
+
+from __future__ import annotations
+
+from kvoverlap.cli.accuracy import RECORDINGS
+from kvoverlap.cli.output import note, print_json, say, table
+from kvoverlap.cli.plan import installed_engine, match_dtype
+from planner.advice import Advice, advise, conclusions
+from planner.advice.text import WHAT_RUNTIMES_DO
+from sim.catalog import find_hardware, find_model
+from sim.errors import BadInput
+from sim.graph.jobs import Workload
+from sim.units import ms, parse_count
+
+
+def advise_verb(
+    *,
+    model: str,
+    hardware: str,
+    batch: str,
+    prompt: str,
+    slo_ms: float | None = None,
+    dtype: str | None = None,
+    engine: str = "simpy",
+    json: bool = False,
+) -> None:
+    """Say what to do about a KV cache that does not fit: load, recompute, or split.
+
+    The answer is a paragraph: what to do, what it gains and how sure that is, which part of the
+    hardware pays most, the context lengths at which the answer changes, whether a step is fast
+    enough. Then every policy's time, and the settings of serving runtimes that the answer means.
+
+    Examples:
+      kvoverlap advise --model opt-13b --hardware kvpr-a100 --batch 32 --prompt 1K
+      kvoverlap advise --model llama-3.1-8b --hardware h100 --batch 64 --prompt 8K --slo-ms 50
+      kvoverlap advise --model ./config.json --hardware profile.json --batch 8 --prompt 4K --json
+
+    Parameters
+    ----------
+    model
+        Name of a shipped model (`kvoverlap models`) or path of a config.json.
+    hardware
+        Name of a shipped profile (`kvoverlap hardware`) or path of a profile.json.
+    batch
+        Sequences decoded together.
+    prompt
+        Tokens of each sequence; 4K means 4096.
+    slo_ms
+        Milliseconds that a decode step may take: the answer says whether it does, and the largest
+        batch that does.
+    dtype
+        float32, float16 or bfloat16; by default the model's, or the profile's if its size differs.
+    engine
+        simpy, or fast: compiled, the same times within rounding. By default simpy, which answers
+        one step sooner than the other takes to start.
+    json
+        Print JSON instead of text.
+    """
+    workload = Workload(parse_count("--batch", batch), parse_count("--prompt", prompt), 1)
+    if slo_ms is not None and not 0 < slo_ms < float("inf"):
+        raise BadInput(f"--slo-ms(={slo_ms}) must be a time above 0, in milliseconds.")
+    machine = find_hardware(hardware)
+    spec = match_dtype(find_model(model, dtype), machine, chosen=dtype is not None)
+    slo_s = None if slo_ms is None else slo_ms / 1e3
+    found = advise(spec, machine, workload, RECORDINGS, slo_s, installed_engine(engine))
+    if json:
+        print_json(found.to_dict())
+        return
+    _print(found)
+
+
+def _print(found: Advice) -> None:
+    plan = found.plan
+    say(
+        f"{plan.model.name} ({plan.model.dtype}) on {plan.hardware.name}, batch "
+        f"{plan.workload.batch_size}, prompt {plan.workload.prompt_tokens:,}: {found.verdict}\n"
+    )
+    say(conclusions(found))
+    load_s = plan.baselines["load-all"]
+    times = dict(plan.baselines)
+    if not found.fits:
+        times["lp, keeping what fits"] = found.kept_step_s
+    rows = [
+        (name, ms(step_s), f"{load_s / step_s:.2f}")
+        for name, step_s in sorted(times.items(), key=lambda item: item[1])
+    ]
+    table("\nA decode step", ("policy", "step", "x load-all"), rows)
+    if not found.hints:
+        note("no settings for serving runtimes: " + _why_no_hints(found))
+        return
+    say(f"\n{WHAT_RUNTIMES_DO}")
+    settings = [(one.runtime, f"{one.setting} {one.value}", one.why) for one in found.hints]
+    table("\nSettings", ("runtime", "setting", "why"), settings, n_text=3)
+    for page in dict.fromkeys(one.page for one in found.hints):
+        say(f"documented at {page}")
+
+
+def _why_no_hints(found: Advice) -> str:
+    if found.reuse is None:
+        return "GPU memory has no room for the weights and one such request."
+    if found.reuse.least_tokens is None:
+        return "computing a prefix anew is faster than loading it, whatever its length."
+    return "the profile's link is an emulated one."

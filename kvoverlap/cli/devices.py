@@ -1,0 +1,202 @@
+"""`kvoverlap profile` and `run`: what needs a device."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from kvoverlap.cli.output import note, print_json, progress, say, table
+from kvoverlap.cli.plan import Output
+from kvoverlap.cli.reports import print_checks, report_timeline, say_restore
+from measure.calibrate import DEFAULT_DTYPE, DEFAULT_MODELS, measure_profile
+from measure.run import run_plan, run_restore, what_it_did
+from planner import Plan, load_plan
+from planner.restore import RestorePlan
+from sim.catalog import find_model
+from sim.errors import BadInput
+from sim.lanes import HOST
+from sim.machine.availability import Availability
+from sim.machine.cross_validation import leave_one_out
+from sim.machine.profile import HardwareProfile
+from sim.results.trace import write_trace
+from sim.units import percent
+
+
+def profile(
+    *,
+    output: Annotated[Path, Parameter(name=["--output", "-o"])],
+    device: str = "auto",
+    model: tuple[str, ...] = (),
+    link: str | None = None,
+    check: bool = False,
+    json: bool = False,
+) -> None:
+    """Measure this machine and write a hardware profile to plan with.
+
+    Measured are matrix products over rows, decode attention over batch and context, element-wise
+    kernels, both copy directions and copies within the host over size, how lanes slow each other
+    down, the time to issue and hand over work, prefill in chunks, and direct reads of the disk that
+    holds temporary files. The file keeps every sample beside the medians. On the CPU device it
+    takes about a minute.
+
+    Examples:
+      kvoverlap profile -o profile.json
+      kvoverlap profile --device cpu --link 0.4GB/s --check -o profile.json
+      kvoverlap profile --device cuda --model opt-13b --model llama-3.1-8b -o profile.json
+
+    Parameters
+    ----------
+    output
+        Write the profile here.
+    device
+        auto, cpu or cuda.
+    model
+        Model whose matrix shapes are measured; repeat for several. Default: opt-125m on cpu,
+        opt-1.3b, 6.7b, 13b and llama-3.1-8b on cuda.
+    link
+        Pace of the emulated link of the cpu device, such as 0.4GB/s; by default one at which
+        recomputing about half of the cache is worth while.
+    check
+        Also say how well the tables predict their own points, each left out in turn.
+    json
+        Print JSON instead of text.
+    """
+    from hw import resolve_device
+
+    kind = resolve_device(device)
+    specs = [find_model(name, DEFAULT_DTYPE[kind]) for name in model or DEFAULT_MODELS[kind]]
+    with progress("profile") as steps:
+        made = measure_profile(kind, specs, output.name.partition(".")[0], link, steps)
+    made.save(output)
+    errors = leave_one_out(made) if check else ()
+    if json:
+        print_json({**made.to_dict(), "checks": [asdict(kind) for kind in errors]})
+        return
+    print_profile(made)
+    if check:
+        say("")
+        print_checks(errors)
+    say(f"\nprofile written to {output}; next: kvoverlap plan --hardware {output} ...")
+
+
+def print_profile(made: HardwareProfile) -> None:
+    """The profile's main figures."""
+    pace = made.links.h2d.paced_bytes_per_s
+    rows = [
+        ("matrix products, best", f"{made.gemm.flops_per_s / 1e12:.3g} TFLOP/s"),
+        ("attention, best", f"{made.attention.bytes_per_s / 1e9:.3g} GB/s"),
+        ("h2d link", f"{made.links.h2d.bytes_per_s / 1e9:.3g} GB/s"),
+        ("d2h link", f"{made.links.d2h.bytes_per_s / 1e9:.3g} GB/s"),
+        ("host copies, pageable to pinned", f"{made.links.of(HOST).bytes_per_s / 1e9:.3g} GB/s"),
+        ("lane gap", f"{made.dispatch.gap_s * 1e6:.1f} us"),
+        ("hand-over between lanes", f"{made.dispatch.handover_s * 1e6:.1f} us"),
+    ]
+    if made.restore is not None and made.restore.prefill is not None:
+        rate = made.restore.prefill.attention_flops_per_s.value
+        rows.append(("attention of prefill, best", f"{rate / 1e12:.3g} TFLOP/s"))
+        rows += [
+            (f"{tier.lane}, direct reads", f"{tier.bytes_per_s.value / 1e9:.3g} GB/s")
+            for tier in made.restore.tiers
+        ]
+    rows += [
+        (f"{entry.lane} while {entry.while_busy} works", percent(entry.rate))
+        for entry in made.interference
+    ]
+    table(f"{made.name}: {made.description}, {made.dtype}", ("figure", "measured"), rows)
+    if pace is not None:
+        say(f"the link is emulated: real copies, paced to {pace / 1e9:g} GB/s")
+
+
+def run(
+    plan: Path,
+    *,
+    device: str = "auto",
+    repeats: int = 5,
+    seed: int = 0,
+    output: Output = None,
+    trace: Path | None = None,
+    availability: Path | None = None,
+    cache: Path | None = None,
+    json: bool = False,
+) -> None:
+    """Run a plan on a device with real tensors and measure when each task ran.
+
+    The model's architecture is real, its weights and prompts are random from --seed. The numbers
+    are checked against a decode with the whole cache resident, or a restore's against computing the
+    whole prompt: the run fails if they differ.
+
+    Examples:
+      kvoverlap run plan.json -o measured.json
+      kvoverlap run restore.json --availability drop.csv
+      kvoverlap run restore.json --cache prefix.kv
+      kvoverlap run plan.json --device cuda --repeats 9 --trace measured.trace.json.gz
+
+    Parameters
+    ----------
+    plan
+        A plan written by `kvoverlap plan -o` or `kvoverlap restore -o`; it carries the simulation
+        that must precede a run.
+    device
+        auto, cpu or cuda; auto is the device that the plan's profile was measured on, if it was.
+    repeats
+        Measured repetitions after one warm-up.
+    seed
+        Seed of weights and prompts.
+    output
+        Write the measured timelines here, for compare.
+    trace
+        Write a Chrome trace of the typical run here; open it at ui.perfetto.dev.
+    availability
+        Of a restore: a trace as for `kvoverlap restore`, which the cpu device then follows with
+        links that change their pace and with a load that competes for the core that computes. By
+        default the plan's.
+    cache
+        Of a restore from ssd: the cache file, kept; one that is there already is read, and chunks
+        that it has lost are computed instead.
+    json
+        Print JSON instead of text.
+    """
+    if repeats < 1:
+        raise BadInput(f"--repeats(={repeats}) must be at least 1.")
+    loaded = load_plan(plan)
+    kind = device_of(loaded, device)
+    if isinstance(loaded, RestorePlan):
+        if cache is not None and loaded.workload.tier != "ssd":
+            raise BadInput(f"--cache(={cache}) is for tier ssd, not {loaded.workload.tier}.")
+        traced = loaded.availability if availability is None else Availability.load(availability)
+        with progress("run") as steps:
+            recording = run_restore(loaded, kind, repeats, seed, traced, cache, steps)
+    else:
+        for name, value in (("availability", availability), ("cache", cache)):
+            if value is not None:
+                raise BadInput(f"--{name}(={value}) is for restores; {plan} is of a decode.")
+        with progress("run") as steps:
+            recording = run_plan(loaded, kind, repeats, seed, steps)
+    if output is not None:
+        recording.save(output)
+    if trace is not None:
+        write_trace(recording.typical, trace, "measured")
+    if not isinstance(loaded, RestorePlan):
+        report_timeline("measured", recording, json)
+        return
+    did = what_it_did(recording.typical, loaded.workload)
+    report_timeline("measured", recording, json, {"ttft_s": recording.makespan_s, **did})
+    if not json:
+        say("")
+        say_restore(did, recording.checks, str(recording.environment["tier"]))
+
+
+def device_of(loaded: Plan | RestorePlan, device: str) -> str:
+    """The device to run on; `auto` is the one that the plan's profile was measured on, if any."""
+    from hw import resolve_device
+
+    made_for = loaded.hardware.device_kind
+    kind = resolve_device(made_for if device == "auto" and made_for != "none" else device)
+    if kind != made_for:
+        note(
+            f"the plan was made for {loaded.hardware.name}; what is measured is this {kind} device"
+        )
+    return kind

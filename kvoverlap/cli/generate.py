@@ -1,0 +1,365 @@
+"""`kvoverlap generate`: a real checkpoint decodes with its KV cache in host memory."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
+
+from kvoverlap.cli.output import note, out, print_json, progress, say
+from kvoverlap.cli.plan import Output, match_dtype
+from kvoverlap.cli.tokenizer import TextCodec, check_prompts, read_prompt_ids
+from measure.calibrate import DEFAULT_DTYPE, measure_profile
+from planner import Plan, make_plan
+from sim.catalog import find_hardware, is_shipped
+from sim.engine.api import simulate
+from sim.errors import BadInput, Mismatch
+from sim.graph.jobs import Workload
+from sim.graph.timeline import Timeline
+from sim.machine.profile import HardwareProfile
+from sim.model.spec import DTYPE_BYTES, ModelSpec
+from sim.results.recording import Recording
+from sim.results.trace import write_trace
+from sim.units import ms, parse_count, parse_rate, percent
+
+if TYPE_CHECKING:
+    from hw.run.generate import Generated
+
+AUTO = "auto"
+
+
+def generate(
+    *,
+    weights: Path,
+    max_new_tokens: str,
+    prompt: str | None = None,
+    prompt_ids: Path | None = None,
+    plan: str = AUTO,
+    policy: str | None = None,
+    hardware: str | None = None,
+    device: str = "auto",
+    dtype: str | None = None,
+    link: str | None = None,
+    warm_ups: Annotated[int, Parameter(name="--warm-ups")] = 0,
+    output: Output = None,
+    trace: Path | None = None,
+    json: bool = False,
+) -> None:
+    """Continue prompts with a real model, greedily, under a plan; print text and timing.
+
+    The prefill makes the first new token and fills the KV cache in host memory; every further one
+    is a step of the plan, which runs only as it was simulated. A plan is a static graph: all steps
+    are decoded and timed, and what is printed ends where the model ends its text, as that of
+    transformers does. Precisions below float32 may choose another token where two are close.
+
+    Examples:
+      kvoverlap generate --weights ./opt-1.3b --prompt "The sea" --max-new-tokens 32
+      kvoverlap generate --weights ./llama --prompt-ids batch.json --max-new-tokens 64 \\
+        --hardware profile.json --policy load-all
+      kvoverlap generate --weights ./llama --prompt-ids batch.json --max-new-tokens 64 \\
+        --plan plan.json --json -o measured.json
+
+    Parameters
+    ----------
+    weights
+        Directory with config.json and safetensors files of an OPT, Llama, Mistral, Qwen2 or Qwen3.
+    max_new_tokens
+        New tokens of each prompt, N; the plan has N - 1 steps.
+    prompt
+        Text to continue; needs tokenizer.json in the directory.
+    prompt_ids
+        JSON file with a list of token ids, or with equally long lists, decoded as one batch.
+    plan
+        A plan file for this model and job, or auto to plan now.
+    policy
+        Policy of auto: lp (default), kvpr, load-all, recompute-all, or fixed:<tokens>.
+    hardware
+        Profile that auto plans for, by name or path; without it this device is profiled first.
+    device
+        auto, cpu or cuda; auto is the device that the profile was measured on, if it was.
+    dtype
+        float32, float16 or bfloat16; by default the plan's, or the profile's, or the
+        checkpoint's on a GPU and float32 on the cpu device.
+    link
+        Pace of the emulated link of the cpu device, such as 0.4GB/s; by default the profile's.
+    warm_ups
+        Times that all steps are decoded before the measured time.
+    output
+        Write the measured timeline here, for compare.
+    trace
+        Write a Chrome trace of the decode here; open it at ui.perfetto.dev.
+    json
+        Print JSON instead of text.
+    """
+    n_new = parse_count("--max-new-tokens", max_new_tokens)
+    check_choices(plan, policy, hardware, dtype, n_new)
+    if warm_ups < 0:
+        raise BadInput(f"--warm-ups(={warm_ups}) must be at least 0.")
+    if n_new == 1 and (output is not None or trace is not None):
+        raise BadInput(
+            "--output and --trace need decode steps; --max-new-tokens(=1) must be at least 2."
+        )
+    from hw import open_backend, resolve_device
+    from hw.model.checkpoint import Checkpoint
+    from hw.run.generate import DecodeSteps
+    from hw.run.generate import generate as decode
+
+    checkpoint = Checkpoint.open(weights)
+    words = TextCodec.of(weights)
+    prompts = _prompts(words, prompt, prompt_ids)
+    check_prompts(prompts, n_new, checkpoint.model)
+
+    if n_new == 1:
+        made, kind = None, resolve_device(device)
+        spec = computed_dtype(checkpoint.model, kind, dtype)
+    else:
+        job = Workload(len(prompts), len(prompts[0]), n_new - 1)
+        if plan == AUTO:
+            made = plan_on_the_spot(checkpoint.model, job, policy, hardware, device, dtype, link)
+        else:
+            made = load_fitting_plan(Path(plan), weights, checkpoint.model, job, dtype)
+        spec, kind = made.model, _device_for(made, device)
+    steps = None
+    if made is not None:
+        predicted = simulate(made.simulated_graph(), made.hardware)
+        steps = DecodeSteps(predicted.graph, predicted.graph.sha256, warm_ups)
+    pace = _pace(made, kind, link)
+    with progress("generate") as tell, open_backend(kind, pace) as backend:
+        result = decode(checkpoint, spec, prompts, steps, backend, tell)
+        environment = backend.environment()
+    if made is not None and result.decode is not None:
+        recording = Recording("measured", made.hardware, (result.decode,), environment)
+        if output is not None:
+            recording.save(output)
+        if trace is not None:
+            write_trace(result.decode, trace, "measured")
+    answer = generation_answer(spec, kind, len(prompts[0]), words, result)
+    if result.decode is not None and made is not None:
+        answer["decode"] = decode_answer(made, result.decode)
+    if json:
+        print_json(answer)
+    else:
+        print_generation(answer)
+
+
+def _prompts(words: TextCodec, text: str | None, path: Path | None) -> list[list[int]]:
+    """The prompts as ids, from the one of both options that was given."""
+    if text is not None and path is None:
+        return [words.encode(text)]
+    if text is None and path is not None:
+        return read_prompt_ids(path)
+    raise BadInput("give either --prompt TEXT or --prompt-ids FILE, and not both.")
+
+
+def _device_for(made: Plan, device: str) -> str:
+    """The device asked for; `auto` is the one that the plan's machine was measured on."""
+    from hw import resolve_device
+
+    made_for = made.hardware.device_kind
+    kind = resolve_device(made_for if device == "auto" and made_for != "none" else device)
+    if kind != made_for:
+        note(f"the plan was made for {made.hardware.name}; what is measured is this {kind} device")
+    return kind
+
+
+def _pace(made: Plan | None, kind: str, link: str | None) -> float | None:
+    """Pace of the emulated link: the one asked for, or else that of the plan's machine."""
+    if link is None:
+        return None if made is None else made.hardware.links.h2d.paced_bytes_per_s
+    if kind != "cpu":
+        raise BadInput(f"--link(={link}) paces the cpu device only; leave it out on {kind}.")
+    return parse_rate("--link", link)
+
+
+def generation_answer(
+    model: ModelSpec, kind: str, prompt_tokens: int, words: TextCodec, result: Generated
+) -> dict[str, Any]:
+    """What was generated, cut where the model ended its texts, as `--json` prints it."""
+    rows = [words.until_end(row) for row in result.tokens]
+    return {
+        "model": model.name,
+        "dtype": model.dtype,
+        "device": kind,
+        "batch_size": len(rows),
+        "prompt_tokens": prompt_tokens,
+        "max_new_tokens": len(result.tokens[0]),
+        "token_ids": rows,
+        "text": None if words.tokenizer is None else [words.decode(row) for row in rows],
+        "prefill_s": result.prefill_s,
+        "memory": asdict(result.peaks),
+        "decode": None,
+    }
+
+
+def decode_answer(made: Plan, timeline: Timeline) -> dict[str, Any]:
+    """How the decode steps went."""
+    n_steps = made.workload.gen_tokens
+    return {
+        "policy": made.policy,
+        "hardware": made.hardware.name,
+        "graph_sha256": made.graph_sha256,
+        "steps": n_steps,
+        "recomputed_tokens": made.steps[0].recomputed_tokens,
+        "makespan_s": timeline.makespan_s,
+        "predicted_makespan_s": made.makespan_s,
+        "tokens_per_s": made.workload.batch_size * n_steps / timeline.makespan_s,
+        "step_s": timeline.makespan_s / n_steps,
+        "busiest_lane_step_s": timeline.busiest_lane_s / n_steps,
+        "exposed_copy_s": timeline.exposed_copy_s,
+        "overlap_frac": timeline.overlap_frac,
+    }
+
+
+def print_generation(answer: dict[str, Any]) -> None:
+    """Text or ids of each prompt, then times and memory."""
+    for number, ids in enumerate(answer["token_ids"]):
+        words = ids if answer["text"] is None else answer["text"][number]
+        label = f"[{number}] " if answer["batch_size"] > 1 else ""
+        out.print(f"{label}{words}", markup=False, emoji=False)
+    say(
+        f"\n{answer['model']} ({answer['dtype']}) on {answer['device']}: batch "
+        f"{answer['batch_size']}, prompt {answer['prompt_tokens']}, {answer['max_new_tokens']} new "
+        "tokens"
+    )
+    say(f"prefill {ms(answer['prefill_s'])}")
+    decode, memory = answer["decode"], answer["memory"]
+    if decode is not None:
+        ratio = decode["step_s"] / decode["busiest_lane_step_s"]
+        say(
+            f"decode {decode['tokens_per_s']:,.1f} tokens/s: {decode['steps']} step(s) in "
+            f"{ms(decode['makespan_s'])} under policy {decode['policy']}, predicted "
+            f"{ms(decode['predicted_makespan_s'])} on {decode['hardware']}"
+        )
+        say(
+            f"step {ms(decode['step_s'])} = {ratio:.3f} x max(copy, compute) of its own tasks; "
+            f"exposed copy {ms(decode['exposed_copy_s'])}, overlap "
+            f"{percent(decode['overlap_frac'])} of copy time"
+        )
+    say(
+        f"memory: device {_mib(memory['device_bytes'])} ({memory['device_source']}), host "
+        f"{_mib(memory['host_bytes'])} (KV cache, activations), process at most "
+        f"{_mib(memory['process_bytes'])} (getrusage)"
+    )
+
+
+def _mib(n_bytes: int) -> str:
+    return f"{n_bytes / 2**20:,.1f} MiB"
+
+
+DEFAULT_POLICY = "lp"
+
+
+def computed_dtype(spec: ModelSpec, kind: str, dtype: str | None) -> ModelSpec:
+    """The model in the chosen dtype, or else its own on a GPU and float32 on the cpu device."""
+    own = spec.dtype if kind == "cuda" else DEFAULT_DTYPE[kind]
+    return replace(spec, dtype=dtype or own)
+
+
+def plan_on_the_spot(
+    spec: ModelSpec,
+    job: Workload,
+    policy: str | None,
+    hardware: str | None,
+    device: str,
+    dtype: str | None,
+    link: str | None,
+) -> Plan:
+    """Plan a job, for a given machine or for this device, which is then profiled first."""
+    from hw import resolve_device
+
+    if hardware is not None:
+        machine = find_hardware(hardware)
+        model = match_dtype(replace(spec, dtype=dtype or spec.dtype), machine, dtype is not None)
+    else:
+        kind = resolve_device(device)
+        model = computed_dtype(spec, kind, dtype)
+        note(
+            f"profiling this {kind} device for {model.name}; `kvoverlap profile -o FILE` keeps a "
+            "profile, --hardware FILE uses it"
+        )
+        with progress("profile") as tell:
+            machine = measure_profile(kind, [model], f"this-{kind}", link, tell, restores=False)
+    with progress("plan") as tell:
+        tell("solving and simulating")
+        return make_plan(model, machine, job, policy or DEFAULT_POLICY)
+
+
+def load_fitting_plan(
+    path: Path, directory: Path, spec: ModelSpec, job: Workload, dtype: str | None
+) -> Plan:
+    """Read a plan and check that it is one for these weights and this job.
+
+    The model's name may differ, so that a plan for a shipped name fits that model's weights.
+
+    Raises:
+        Mismatch: names what differs and the command that makes the right plan.
+    """
+    made = Plan.load(path)
+    wanted = replace(spec, name=made.model.name, dtype=dtype or made.model.dtype)
+    differing = _differences(made.model, wanted) + _differences(made.workload, job)
+    if not differing:
+        return made
+    what = ", ".join(differing)
+    if DTYPE_BYTES[wanted.dtype] != DTYPE_BYTES[made.hardware.dtype]:
+        raise Mismatch(
+            f"--plan {path} is for {what}, and its machine {made.hardware.name} was profiled in "
+            f"{made.hardware.dtype}; leave --dtype out."
+        )
+    raise Mismatch(
+        f"--plan {path} is for {what}; make the right one with: "
+        f"{plan_command(path, directory, made, wanted.dtype, job)}"
+    )
+
+
+def _differences(theirs: ModelSpec | Workload, ours: ModelSpec | Workload) -> list[str]:
+    """Fields of a plan's part that are not as wanted, in words."""
+    pairs = [(one.name, getattr(theirs, one.name), getattr(ours, one.name)) for one in fields(ours)]
+    return [f"{name} {value} and not {wanted}" for name, value, wanted in pairs if value != wanted]
+
+
+def plan_command(path: Path, directory: Path, made: Plan, dtype: str, job: Workload) -> str:
+    """The `kvoverlap plan` that makes of `made` a plan for these weights and this job."""
+    policy = DEFAULT_POLICY if made.policy == "edited" else made.policy
+    arguments = {
+        "--model": directory.resolve() / "config.json",
+        "--hardware": _hardware_argument(made.hardware),
+        "--batch": job.batch_size,
+        "--prompt": job.prompt_tokens,
+        "--gen": job.gen_tokens,
+        "--dtype": dtype,
+        "--policy": policy,
+        "--schedule": made.schedule,
+        "-o": path.with_name(f"generate-{path.name}"),
+    }
+    words = [str(word) for argument in arguments.items() for word in argument]
+    return shlex.join(["kvoverlap", "plan", *words])
+
+
+def _hardware_argument(hardware: HardwareProfile) -> str:
+    """Its name if it is shipped; else the file that `profile` would have given that name."""
+    return hardware.name if is_shipped(hardware.name) else f"{hardware.name}.json"
+
+
+def check_choices(
+    plan: str, policy: str | None, hardware: str | None, dtype: str | None, max_new_tokens: int
+) -> None:
+    """Refuse options that contradict each other before anything slow happens.
+
+    Raises:
+        BadInput: names the option to leave out.
+    """
+    if dtype is not None and dtype not in DTYPE_BYTES:
+        raise BadInput(f"--dtype(={dtype}) must be one of {', '.join(DTYPE_BYTES)}.")
+    if plan == AUTO:
+        return
+    for name, value in (("--policy", policy), ("--hardware", hardware)):
+        if value is not None:
+            raise BadInput(f"{name}(={value}): plan {plan} holds its own; leave {name} out.")
+    if max_new_tokens == 1:
+        raise BadInput(
+            f"--plan(={plan}): --max-new-tokens 1 is the prefill's and nothing is planned; leave "
+            "--plan out."
+        )

@@ -1,0 +1,137 @@
+"""`kvoverlap peers`: other people's ways of decoding beside our plans, on this machine."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from kvoverlap.cli.output import note, print_json, progress, say, table
+from kvoverlap.cli.plan import match_dtype
+from measure.calibrate import DEFAULT_DTYPE, measure_profile
+from measure.other_systems import check_repeats, measure_peers
+from planner.decode.planner import check_workload
+from sim.catalog import find_hardware, find_model
+from sim.graph.jobs import Workload
+from sim.units import ms, parse_count, percent
+
+if TYPE_CHECKING:
+    pass
+
+
+def peers(
+    *,
+    model: str,
+    batch: str,
+    prompt: str,
+    gen: str = "8",
+    hardware: str | None = None,
+    device: str = "auto",
+    repeats: int = 5,
+    seed: int = 0,
+    json: bool = False,
+) -> None:
+    """Let others decode the same beside our plans: step time, GB/s, and whether tokens agree.
+
+    The same random weights and prompts, in turns: transformers with its cache on the device, and
+    with its cache offloaded (CUDA only), and our plans load-all, kvpr and lp. What cannot run here
+    is listed with the reason.
+
+    Examples:
+      kvoverlap peers --model opt-125m --batch 4 --prompt 300
+      kvoverlap peers --model opt-6.7b --hardware profile.json --batch 32 --prompt 1K --gen 16
+
+    Parameters
+    ----------
+    model
+        Name of a shipped model (`kvoverlap models`) or path of a config.json.
+    batch
+        Sequences decoded together.
+    prompt
+        Tokens of each sequence whose KV is there at the start; 4K means 4096.
+    gen
+        Decode steps.
+    hardware
+        Profile that our plans are made for; by default this machine is profiled first.
+    device
+        auto, cpu or cuda; auto is the device that the profile was measured on, if it was.
+    repeats
+        Measured repetitions, after one warm-up on cpu and three on cuda.
+    seed
+        Seed of weights and prompts.
+    json
+        Print JSON instead of text.
+    """
+    from hw import open_backend, resolve_device
+
+    job = Workload(
+        parse_count("--batch", batch), parse_count("--prompt", prompt), parse_count("--gen", gen)
+    )
+    check_repeats(repeats)
+    machine = None if hardware is None else find_hardware(hardware)
+    made_for = "none" if machine is None else machine.device_kind
+    kind = resolve_device(made_for if device == "auto" and made_for != "none" else device)
+    spec = find_model(model)
+    check_workload(spec, job)
+    if machine is None:
+        spec = find_model(model, DEFAULT_DTYPE[kind])
+        with progress("profile") as steps:
+            machine = measure_profile(kind, [spec], f"this-{kind}", None, steps, restores=False)
+    elif kind != made_for:
+        note(f"the plans are made for {machine.name}; what is measured is this {kind} device")
+    spec = match_dtype(spec, machine, chosen=False)
+    pace = machine.links.h2d.paced_bytes_per_s
+    with progress("peers") as steps, open_backend(kind, pace) as backend:
+        report = measure_peers(spec, machine, backend, job, repeats, seed, steps)
+    if json:
+        print_json(report)
+    else:
+        print_peers(report)
+
+
+def print_peers(report: dict[str, Any]) -> None:
+    """Step times, ratios and achieved GB/s of a report, and why the others did not run."""
+    n_tokens = report["gen_tokens"] * report["batch_size"]
+    rows = []
+    for line in report["peers"]:
+        if line["not_run"] is not None:
+            continue
+        rate, bound = line["achieved_bytes_per_s"], line["ratio_to_max_copy_compute"]
+        agree = "yes" if line["tokens_equal"] else "NO"
+        rows.append(
+            (
+                line["name"],
+                ms(line["median_step_s"]),
+                percent(line["spread_frac"]),
+                f"{line['ratio_to_load_all']:.3f}",
+                "-" if bound is None else f"{bound:.3f}",
+                f"{line['copied_bytes_per_step'] / 1e9:,.3f} GB",
+                "-" if rate is None else f"{rate / 1e9:,.2f}",
+                f"{agree}, {line['tokens_compared']} of {n_tokens}",
+            )
+        )
+    title = (
+        f"{report['model']} ({report['dtype']}) beside others: batch {report['batch_size']}, "
+        f"prompt {report['prompt_tokens']}, {report['gen_tokens']} step(s), "
+        f"{report['repeats']} repeats in turn"
+    )
+    columns = (
+        "decoding by",
+        "step",
+        "spread",
+        "x load-all",
+        "x max()",
+        "copied a step",
+        "GB/s",
+        "tokens equal",
+    )
+    table(title, columns, rows)
+    for line in report["peers"]:
+        if line["not_run"] is not None:
+            say(f"{line['name']}: not run: {line['not_run']}")
+    say("x max(): time / max(copy, compute) of its own tasks; tokens equal: to a resident decode,")
+    say("in so many choices as had to agree (clear ones, before a close one turned over)")
+    if report["head_start_s"] > 0:
+        say(
+            f"our plans are timed on the device, which starts up to {ms(report['head_start_s'])} "
+            "after the host began to issue; others from the host's first call"
+        )
+    say(f"device: {report['device']}")

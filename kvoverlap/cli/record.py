@@ -1,0 +1,131 @@
+"""`kvoverlap record`: one call that leaves a recording of this machine behind."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from time import monotonic
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from kvoverlap.cli.accuracy import print_accuracy
+from kvoverlap.cli.output import note, print_json, progress, say
+from kvoverlap.cli.peers import print_peers
+from measure.calibrate import DEFAULT_DTYPE
+from measure.record import (
+    REPEATS,
+    Recorder,
+    check_output,
+    chosen_settings,
+    pack_folder,
+    recorded_peers,
+)
+from measure.settings import Recorded
+from sim.catalog import find_model
+from sim.errors import BadInput, UnknownName
+from sim.results.accuracy import CASE, CASES, assess
+
+SCENARIOS = ("all", "decode", "restore")
+INTERRUPTED = 130
+"""Exit status after Ctrl-C, as shells report it."""
+
+
+def record(
+    *,
+    output: Annotated[Path, Parameter(name=["--out", "-o"])],
+    scenario: str = "all",
+    device: str = "auto",
+    minutes: float = 8.0,
+    models: str | None = None,
+    repeats: int = REPEATS,
+    link: str | None = None,
+    seed: int = 0,
+    peers: Annotated[bool, Parameter(negative="--no-peers")] = True,
+    pack: Path | None = None,
+    json: bool = False,
+) -> int:
+    """Record this machine: measure held-out plans, restores and other systems.
+
+    The folder holds the profile and, for every case, its graph and measured timelines, which
+    `kvoverlap accuracy` predicts again. The most valuable cases come first. Only models whose cases
+    fit the time are profiled. Every case is written when it is finished: what fails, does not fit
+    the time or is interrupted is named in `left_out`, and the same command goes on.
+
+    Examples:
+      kvoverlap record --out data/recordings/my-machine
+      kvoverlap record --device cuda --out data/recordings/h100-pcie5 --minutes 8
+      kvoverlap record --device cuda --models opt-30b,opt-6.7b --out h100 --pack h100.tar.gz
+      kvoverlap record --scenario restore --out data/recordings/my-restores
+
+    Parameters
+    ----------
+    output
+        Folder of the recording; one that holds a broken-off recording is completed.
+    scenario
+        all, decode, or restore: of a cached prefix from host memory and from a file.
+    device
+        auto, cpu or cuda.
+    minutes
+        Time that the whole may take.
+    models
+        Comma-separated models to measure, by default all of the device's list; a model that is not
+        on the list is measured with one decode job.
+    repeats
+        Measured repetitions of every case, in turn with the other cases of its shape.
+    link
+        Pace of the emulated link of the cpu device; by default one that makes the choice close.
+    seed
+        Seed of weights and prompts.
+    peers
+        Also let transformers decode the same, with its offloaded and its resident cache.
+    pack
+        Write the whole folder into this .tar.gz file at the end.
+    json
+        Print JSON instead of text.
+    """
+    from hw import resolve_device
+
+    if scenario not in SCENARIOS:
+        raise UnknownName("scenario", scenario, SCENARIOS)
+    if repeats < 1:
+        raise BadInput(f"--repeats(={repeats}) must be at least 1.")
+    if not 0 < minutes < float("inf"):
+        raise BadInput(f"--minutes(={minutes}) must be above 0.")
+    if pack is not None and pack.is_dir():
+        raise BadInput(f"--pack(={pack}) is a folder; name a file, such as recording.tar.gz.")
+    kind = resolve_device(device)
+    chosen = chosen_settings(kind, scenario, models, peers)
+    specs = {one.model: find_model(one.model, DEFAULT_DTYPE[kind]) for one in chosen}
+    n_done = check_output(output, link)
+    if n_done:
+        note(f"{output} holds {n_done} finished cases; going on with its profile.")
+    with progress("record") as steps:
+        how = Recorded(output, kind, repeats, seed, steps)
+        recorder = Recorder(how, specs, monotonic() + 60 * minutes, link)
+        recorder.measure(chosen)
+    if pack is not None:
+        pack_folder(output, pack)
+    report(output, recorder, json)
+    return INTERRUPTED if recorder.interrupted else 0
+
+
+def report(output: Path, recorder: Recorder, json: bool) -> None:
+    """Print how far the predictions of the recorded cases are off, and what is not there."""
+    left_out = recorder.left_out
+    if not any(output.glob(f"{CASES}/*/{CASE}")):
+        if json:
+            print_json({"cases": [], "left_out": left_out, "peers": []})
+        else:
+            say(f"no case was measured; {output} is not a recording yet")
+        return
+    found = assess(output)
+    if json:
+        print_json({**found.to_dict(), "left_out": left_out, "peers": recorded_peers(output)})
+        return
+    print_accuracy(found)
+    for one in recorded_peers(output):
+        say("")
+        print_peers(one)
+    for what in left_out:
+        note(what)
+    say(f"\nrecording in {output}; check it with: kvoverlap accuracy --recordings {output}")

@@ -1,0 +1,295 @@
+"""What verbs print of measurements."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from kvoverlap.cli.output import print_json, say, table
+from measure.decode_grid import Case
+from measure.interleave import STEADY_FRAC
+from measure.reports import worst_quantisation
+from sim.machine.provenance import TableErrors
+from sim.results.recording import Recording
+from sim.units import ms, percent
+
+
+def say_restore(did: Mapping[str, int], checks: Mapping[str, Any], tier: str) -> None:
+    """What a run of a restore did, as text."""
+    projected = f", {did['projected_tokens']:,} projected" if did["projected_tokens"] else ""
+    say(
+        f"{did['computed_tokens']:,} tokens computed{projected}, {did['loaded_tokens']:,} loaded; "
+        f"the ends met at token {did['meeting_token']:,}; tier: {tier}"
+    )
+    say_lost(checks["recomputed_instead"])
+    for share in checks.get("compute_shares", ()):
+        say(
+            f"compute from {share['start_s']:.3g} s on: {percent(share['measured_frac'])} of its "
+            f"core measured, {percent(share['stated_frac'])} stated"
+        )
+    say("numbers: first token, logits, K and V equal the resident prefill")
+
+
+def say_lost(recomputed: Iterable[Mapping[str, Any]]) -> None:
+    """What was computed because the tier had lost it."""
+    for one in recomputed:
+        start, stop = one["tokens"]
+        say(
+            f"tokens {start} to {stop} were computed instead of loaded in {len(one['layers'])} "
+            f"layers: {one['why']}"
+        )
+
+
+def report_timeline(
+    what: str, recording: Recording, json: bool, more: Mapping[str, Any] | None = None
+) -> None:
+    """Print the measures of a timeline; JSON with what there is `more` to say."""
+    timeline = recording.typical
+    parts = timeline.breakdown
+    lanes = {lane: timeline.busy_s(lane) for _, lane in timeline.graph.lanes}
+    answer = {
+        "graph_sha256": timeline.graph.sha256,
+        "makespan_s": recording.makespan_s,
+        "spread_frac": recording.spread_frac,
+        "repeats": len(recording.runs),
+        "overlap_frac": timeline.overlap_frac,
+        "exposed_copy_s": timeline.exposed_copy_s,
+        "busiest_lane_s": timeline.busiest_lane_s,
+        "busy_s": lanes,
+        "breakdown": {
+            "compute_s": parts.compute_s,
+            "exposed_copy_s": parts.exposed_copy_s,
+            "idle_s": parts.idle_s,
+        },
+        "idle_s": {lane: timeline.idle_by_cause(lane) for lane in lanes},
+        "critical_path": [timeline.graph.tasks[at].id for at in timeline.critical_path],
+        "checks": recording.checks,
+        "environment": recording.environment,
+        **(more or {}),
+    }
+    if json:
+        print_json(answer)
+        return
+    spread = f" (spread {percent(recording.spread_frac)} over {len(recording.runs)} runs)"
+    say(f"{what} makespan {ms(recording.makespan_s)}{spread if len(recording.runs) > 1 else ''}")
+    say(
+        f"= compute {ms(parts.compute_s)} + exposed copy {ms(parts.exposed_copy_s)} + idle "
+        f"{ms(parts.idle_s)}; overlap {percent(timeline.overlap_frac)} of copy time"
+    )
+    ratio = timeline.makespan_s / timeline.busiest_lane_s
+    say(
+        f"= {ratio:.3f} x max(copy, compute) of its own tasks, "
+        f"{ms(timeline.makespan_s / timeline.graph.workload.gen_tokens)} a step"
+    )
+    say_quantisation(recording.checks)
+    rows = []
+    for lane, busy in lanes.items():
+        causes = sorted(timeline.idle_by_cause(lane).items(), key=lambda cause: -cause[1])
+        idle = ", ".join(f"{name} {ms(value)}" for name, value in causes) or "never idle"
+        rows.append((lane, ms(busy), percent(busy / timeline.makespan_s), idle))
+    table("\nLanes", ("lane", "busy", "of makespan", "idle"), rows)
+
+
+def say_quantisation(checks: Mapping[str, Any]) -> None:
+    """What quantising the cache changed, where a run measured it."""
+    if "kv_quantisation_error" in checks:
+        kv, logits = (checks[f"{what}_quantisation_error"] for what in ("kv", "logits"))
+        tokens = "equal" if checks["tokens_equal_unquantised"] else "differ from"
+        say(
+            f"quantised cache: K and V off by {percent(kv)}, logits by {percent(logits)} of the "
+            f"largest; greedy tokens {tokens} the unquantised ones"
+        )
+
+
+def print_report(report: dict[str, Any], cases: Sequence[Case]) -> None:
+    """The table a newcomer sees first, and what it means."""
+    rows = []
+    for case in cases:
+        result = case.comparison
+        split = sorted(case.plan.steps[0].recomputed_tokens)
+        beyond = abs(result.makespan_error_frac) > result.measured_spread_frac
+        rows.append(
+            (
+                case.name,
+                str(split[len(split) // 2]),
+                ms(result.predicted_makespan_s),
+                ms(result.measured_makespan_s),
+                percent(result.makespan_error_frac, signed=True),
+                percent(result.measured_spread_frac) + (" " if beyond else "*"),
+                percent(result.overlap_predicted_frac),
+                percent(result.overlap_measured_frac),
+                percent(result.naive_error_frac, signed=True),
+            )
+        )
+    columns = (
+        "case",
+        "recomputed",
+        "predicted",
+        "measured",
+        "error",
+        "spread",
+        "overlap pred.",
+        "overlap meas.",
+        "max() error",
+    )
+    link = report["link_bytes_per_s"] / 1e9
+    table(f"{report['model']} ({report['dtype']}), link {link:.2g} GB/s", columns, rows)
+    say("")
+    say("error: predicted - measured; spread: interquartile range of the repeats, * covers error;")
+    say("max() error: what max(copy, compute) would have predicted instead")
+    say(
+        f"median |error| {percent(report['median_abs_error_frac'])}, worst "
+        f"{percent(report['max_abs_error_frac'])}; overlap off by "
+        f"{report['median_overlap_error_points']:.1f} points, worst "
+        f"{report['max_overlap_error_points']:.1f}; median spread "
+        f"{percent(report['median_spread_frac'])}; given measured task times "
+        f"{percent(report['median_teacher_forced_error_frac'])}"
+    )
+    say(
+        f"the lp plan was the fastest measured in {report['lp_fastest_in']}; at worst "
+        f"{percent(max(0.0, report['lp_measured_regret_frac']))} slower than the best"
+    )
+    runs, disturbed = report["runs"], report["disturbed_runs"]
+    say(
+        f"{disturbed} of {runs} runs were disturbed (reference products beside them were off by "
+        f"over {percent(STEADY_FRAC)}); of each case the {report['repeats']} steadiest count"
+    )
+    before, beside = report["machine_drifts"], report["machine_drifts_beside_runs"]
+    for part, what in (("flops", "large"), ("hbm", "small")):
+        drifts = [
+            f"{percent(before[shape][part] - 1, signed=True)} "
+            f"({percent(beside[shape][part] - 1, signed=True)})"
+            for shape in before
+        ]
+        say(f"time of {what} products before (beside) each shape's runs, against the profile:")
+        say(f"  {', '.join(drifts)}")
+    n = len(report["checks"])
+    say(f"numbers: tokens, logits, K and V equal the resident decode in all {n} cases")
+    say_quantisation(worst_quantisation(report["checks"].values()))
+    say(f"device: {report['device']}")
+
+
+def print_restore_report(report: dict[str, Any]) -> None:
+    """Every case with its error, then the figures over all."""
+    cases = report["cases"]
+    rows = []
+    for case in cases:
+        did, expected = case["measured"], case["predicted"]
+        beyond = abs(case["ttft_error_frac"]) > case["measured_spread_frac"]
+        rows.append(
+            (
+                case["name"],
+                ms(case["predicted_makespan_s"]),
+                ms(case["measured_makespan_s"]),
+                percent(case["ttft_error_frac"], signed=True),
+                percent(case["measured_spread_frac"]) + (" " if beyond else "*"),
+                f"{did['computed_tokens']}/{did['projected_tokens']}/{did['loaded_tokens']}",
+                str(expected["meeting_token"]),
+                str(did["meeting_token"]),
+            )
+        )
+    columns = (
+        "case",
+        "predicted",
+        "measured",
+        "error",
+        "spread",
+        "computed/projected/loaded",
+        "meet pred.",
+        "meet meas.",
+    )
+    table(f"{report['model']} ({report['dtype']}), time to first token", columns, rows)
+    say("")
+    say("error: predicted - measured; spread: interquartile range of the repeats, * covers error")
+    say(
+        f"{len(cases)} restores: median |error| {percent(report['median_abs_error_frac'])}, worst "
+        f"{percent(report['max_abs_error_frac'])}; median spread "
+        f"{percent(report['median_spread_frac'])}; given measured task times "
+        f"{percent(report['median_teacher_forced_error_frac'])}"
+    )
+    say(
+        f"two ends met within one chunk of the prediction in "
+        f"{percent(report['meeting_within_one_chunk_frac'])} of {report['meeting_cases']} cases"
+    )
+    right = sum(one["predicted"] == one["measured"] for one in report["fastest"].values())
+    say(f"the policy predicted fastest was in {right} of {len(report['fastest'])} settings")
+    say(
+        f"{report['disturbed_runs']} of {report['runs']} runs were disturbed (reference products "
+        f"beside them were off by over {percent(STEADY_FRAC)}); of each case the "
+        f"{report['repeats']} steadiest count"
+    )
+    for case in cases:
+        say_lost(case["recomputed_instead"])
+    say(f"numbers: first token, logits, K, V equal the resident prefill in all {len(cases)} cases")
+    say(f"device: {report['device']}")
+
+
+def print_adaptation_report(report: dict[str, Any]) -> None:
+    """Each drop with what every way of restoring came to."""
+    say(
+        f"{report['model']} ({report['dtype']}), {report['prompt_tokens']:,} tokens, link "
+        f"{report['link_bytes_per_s'] / 1e9:.2g} GB/s, planned for {ms(report['planned_s'])}"
+    )
+    words = {
+        "stale": "lp, planned for the whole machine and kept",
+        "replanned": "lp, planned again",
+        "two-ended": "two-ended, which plans nothing",
+    }
+    for name, drop in report["drops"].items():
+        stale_s = drop["ways"][0]["measured_s"]
+        rows = [
+            (
+                words[way["name"]],
+                ms(way["predicted_s"]),
+                ms(way["measured_s"]),
+                percent(way["predicted_s"] / way["measured_s"] - 1, signed=True),
+                percent(way["measured_s"] / stale_s - 1, signed=True),
+            )
+            for way in drop["ways"]
+        ]
+        title = f"\n{name}: {drop['lane']} at {percent(drop['frac'])} from {ms(drop['start_s'])} on"
+        table(title, ("restore", "predicted", "measured", "error", "against kept"), rows)
+        for share in drop["compute_shares"]:
+            say(
+                f"compute from {ms(share['start_s'])} on had {percent(share['measured_frac'])} of "
+                f"its core, {percent(share['stated_frac'])} stated"
+            )
+        for move in drop["moves"]:
+            say(
+                f"at {ms(move['at_s'])}, after a task of {move['lane']}: now "
+                f"{move['computed_tokens']:,} tokens are computed"
+            )
+    say("numbers: first token, logits, K and V equal the resident prefill after every run")
+    say(f"device: {report['device']}")
+
+
+NAMES = {
+    "gemm": "matrix products",
+    "gemm_8bit": "matrix products, 8-bit weights",
+    "attention": "decode attention",
+    "prefill": "prefill attention",
+    "h2d": "h2d link, over bytes",
+    "d2h": "d2h link, over bytes",
+    "host": "host copies, over bytes",
+    "elementwise": "element-wise kernels, over bytes",
+}
+
+
+def print_checks(report: Sequence[TableErrors]) -> None:
+    """The leave-one-out errors of a profile, kind by kind."""
+    if not report:
+        say("The profile has no table with an inner point, so there is nothing to check.")
+        return
+    rows = [
+        (
+            NAMES[errors.kind],
+            str(errors.points),
+            percent(errors.median_abs_error_frac),
+            percent(errors.p90_abs_error_frac),
+            percent(errors.max_abs_error_frac),
+            f"{errors.worst} ({percent(errors.worst_error_frac, signed=True)})",
+        )
+        for errors in report
+    ]
+    title = "Each inner point of a table, predicted from its neighbours"
+    table(title, ("table", "points", "median |error|", "90 % within", "worst", "which"), rows)

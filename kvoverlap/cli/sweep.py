@@ -1,0 +1,239 @@
+"""`kvoverlap sweep`: a file of questions, a table of answers."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
+
+from kvoverlap.cli.output import err, note, print_json, progress, say, table
+from sim.catalog import DATA
+from sim.errors import BadInput, UnknownName
+from sim.progress import Progress
+from sim.units import ms, parse_count, percent
+
+if TYPE_CHECKING:
+    from planner.sweep import Crossover, Estimate, Study, Summary, Swept
+
+STUDIES = DATA / "studies"
+NEEDED = ("joblib", "pyarrow")
+MAX_LINES = 12
+QUIET_S, LIVELY_S = 10.0, 0.5
+"""Between two words on progress: to a file, and to a terminal."""
+
+
+def sweep(
+    study: str,
+    *,
+    output: Annotated[Path | None, Parameter(name=["--output", "-o"])] = None,
+    dry_run: bool = False,
+    resume: bool = False,
+    executor: str = "local",
+    jobs: str | None = None,
+    address: str | None = None,
+    json: bool = False,
+) -> None:
+    """Answer every question of a study, in parallel, and write one table.
+
+    A study is a TOML file: [fixed] holds what all points share, [grid] lists to combine, [zip]
+    lists to take together, [where] filters. Any option of `plan` is a key (model, hardware, batch,
+    prompt, gen, policy, schedule, n_batches, gpus, keep, gpu_memory, host_memory, dtype, kv_bits),
+    every rate of its --set (link.bandwidth, compute.flops, ...) and every size of a model
+    (model.n_layers, model.n_kv_heads, ...); with scenario = "restore" those of `restore` (cached,
+    tier, chunk, io_chunk, gpu_share). Values are written as on the command line.
+
+      scenario = "decode"
+      [fixed]
+      model = "opt-13b"
+      hardware = "kvpr-a100"
+      prompt = "1K"
+      [grid]
+      "link.bandwidth" = ["25GB/s", "50GB/s", "100GB/s"]
+      policy = ["load-all", "recompute-all", "lp"]
+      batch = [8, 32]
+      [where]
+      small = "batch < 32 or policy != 'recompute-all'"
+
+    Each row of the Parquet table holds a point's inputs in SI units, its outputs (makespan_s or
+    ttft_s, tokens_per_s, overlap, exposed copy, split, bottleneck, memory, whether the profile's
+    range holds), an error where it has no answer, and which version answered which study.
+
+    Finished points lie in OUTPUT.parts until the table is whole. A sweep that is stopped or killed
+    loses only what was under way: the same command with --resume does the rest.
+
+    Examples:
+      kvoverlap sweep pcie-crossover --dry-run
+      kvoverlap sweep pcie-crossover -o pcie.parquet
+      kvoverlap sweep ./study.toml -o out.parquet --resume
+      kvoverlap sweep ./study.toml -o out.parquet --executor dask --address tcp://10.0.0.1:8786
+
+    Parameters
+    ----------
+    study
+        A study.toml, or the name of a shipped study (data/studies).
+    output
+        The table to write: out.parquet.
+    dry_run
+        Check the study, count its points, try a few and say how long all would take.
+    resume
+        Go on with the finished points of an earlier run of the same study into OUTPUT.
+    executor
+        local: processes of this machine. dask: a cluster, whose workers have kvoverlap installed.
+    jobs
+        Local processes; by default one for each core.
+    address
+        The Dask scheduler, tcp://HOST:PORT.
+    json
+        Print JSON instead of text.
+    """
+    if not all(map(find_spec, NEEDED)):
+        raise BadInput("sweep needs joblib and pyarrow: pip install 'kvoverlap[sweep]'.")
+    import planner.sweep as sweeps
+
+    asked = sweeps.Study.load(find_study(study))
+    if executor not in sweeps.EXECUTORS:
+        raise UnknownName("executor", executor, sweeps.EXECUTORS)
+    if (executor == "dask") != (address is not None):
+        raise BadInput(f"--address(={address}) goes with --executor dask, and dask needs it.")
+    if output is None and not dry_run:
+        raise BadInput("-o is missing: name the table to write, such as -o out.parquet.")
+    workers = sweeps.cores() if jobs is None else parse_count("--jobs", jobs)
+    target = output or Path("out.parquet")
+    if dry_run:
+        _print_estimate(asked, sweeps.estimate(asked, sweeps.Parts(asked, target), workers), json)
+        return
+    pool = sweeps.dask(address) if address is not None else sweeps.local(workers)
+    try:
+        with progress("sweep") as tell:
+            swept = sweeps.run_sweep(asked, target, pool, workers, resume, _Progress(tell))
+    except KeyboardInterrupt:
+        note("finished points are kept; the same command with --resume goes on.")
+        raise
+    found = sweeps.findings(asked, swept.table)
+    if json:
+        print_json(_answer(asked, target, swept, found))
+        return
+    _print(asked, target, swept, found)
+
+
+def find_study(name_or_path: str) -> Path:
+    """A shipped study by name, or any by path.
+
+    Raises:
+        UnknownName: neither.
+    """
+    shipped = STUDIES / f"{name_or_path}.toml"
+    if "/" not in name_or_path and shipped.is_file():
+        return shipped
+    if Path(name_or_path).exists():
+        return Path(name_or_path)
+    names = [path.stem for path in STUDIES.glob("*.toml")]
+    raise UnknownName("study", name_or_path, names, "A path to a study.toml works too.")
+
+
+class _Progress:
+    """Says now and then how far a sweep is."""
+
+    def __init__(self, tell: Progress) -> None:
+        self._tell = tell
+        self._pause_s = LIVELY_S if err.is_terminal else QUIET_S
+        self._last_s = -self._pause_s
+
+    def __call__(self, done: int, points: int, left_s: float) -> None:
+        now_s = time.monotonic()
+        if done < points and now_s - self._last_s < self._pause_s:
+            return
+        self._last_s = now_s
+        self._tell(f"{done:,} of {points:,} points, {_duration(left_s)} left", done / points)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes = seconds / 60
+    return f"{minutes:.0f} min" if minutes < 100 else f"{minutes / 60:.1f} h"
+
+
+def _print_estimate(asked: Study, found: Estimate, json: bool) -> None:
+    if json:
+        print_json({**asdict(found), "study_sha256": asked.sha256})
+        return
+    axes = {**asked.grid, **asked.zipped}
+    listed = ", ".join(f"{key} ({len(values)})" for key, values in axes.items()) or "none"
+    say(f"{asked.title or 'study'}: {found.points:,} points; axes: {listed}")
+    say(
+        f"{found.missing:,} to do at {ms(found.point_s)} each on one core: about "
+        f"{_duration(found.seconds)}"
+    )
+
+
+def _answer(asked: Study, target: Path, swept: Swept, found: Summary) -> dict[str, Any]:
+    return {
+        "output": str(target),
+        "study_sha256": asked.sha256,
+        "answered": swept.answered,
+        "seconds": swept.seconds,
+        **asdict(found),
+    }
+
+
+def _print(asked: Study, target: Path, swept: Swept, found: Summary) -> None:
+    failed = sum(found.errors.values())
+    say(
+        f"{asked.title or 'study'}: {found.points:,} points in {target}, {swept.answered:,} of "
+        f"them answered now in {_duration(swept.seconds)}; {failed:,} have no answer"
+    )
+    for error, count in list(found.errors.items())[:MAX_LINES]:
+        say(f"  {count:,} x {error}")
+    if found.best is None or found.worst is None:
+        return
+    say("")
+    goal = "makespan_s" if asked.scenario == "decode" else "ttft_s"
+    shown = [*asked.axes, goal, "tokens_per_s", "overlap_frac", "bottleneck"]
+    columns = (("best", found.best), ("worst", found.worst))
+    rows = [(key, *(_cell(key, row[key]) for _, row in columns)) for key in shown]
+    table("Most and fewest tokens a second", ("", *(name for name, _ in columns)), rows)
+    if found.crossovers:
+        say("")
+        _print_crossovers(found.crossovers)
+
+
+def _print_crossovers(crossovers: Sequence[Crossover]) -> None:
+    rows = [
+        (
+            ", ".join(f"{key}={_cell(key, value)}" for key, value in one.where.items()) or "all",
+            one.below,
+            one.above,
+            f"{_rate(one.low_bytes_per_s)} to {_rate(one.high_bytes_per_s)}",
+            "" if one.at_bytes_per_s is None else _rate(one.at_bytes_per_s),
+        )
+        for one in crossovers[:MAX_LINES]
+    ]
+    what = crossovers[0].what
+    columns = ("where", f"{what} below", "above", "between", "equal at")
+    table("Where the link decides", columns, rows)
+    if len(crossovers) > MAX_LINES:
+        say(f"and {len(crossovers) - MAX_LINES} more; --json has all")
+
+
+def _rate(bytes_per_s: float) -> str:
+    return f"{bytes_per_s / 1e9:.4g} GB/s"
+
+
+def _cell(key: str, value: Any) -> str:
+    if isinstance(value, float):
+        if key.endswith("bandwidth"):
+            return _rate(value)
+        if key.endswith("memory"):
+            return f"{value / 2**30:.4g} GiB"
+        if key.endswith("_s"):
+            return f"{value:,.4g}" if key == "tokens_per_s" else ms(value)
+        if key.endswith("_frac"):
+            return percent(value)
+        return f"{value:,.4g}"
+    return str(value)

@@ -1,0 +1,172 @@
+"""`kvoverlap simulate` and `compare`: predicted timelines, and how far off they were."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from kvoverlap.cli.output import print_json, say, table
+from kvoverlap.cli.plan import Output, installed_engine
+from kvoverlap.cli.reports import report_timeline
+from planner import load_plan, plan_split
+from planner.restore import RestorePlan
+from sim.engine.api import simulate
+from sim.errors import BadInput, Mismatch
+from sim.graph.timeline import Timeline
+from sim.machine.profile import HardwareProfile
+from sim.results.compare import Comparison, compare
+from sim.results.recording import Recording
+from sim.results.trace import is_trace, read_trace, write_trace
+from sim.units import ms, percent
+
+
+def simulate_verb(
+    plan: Path,
+    *,
+    output: Output = None,
+    trace: Path | None = None,
+    plan_out: Path | None = None,
+    engine: str = "simpy",
+    json: bool = False,
+) -> None:
+    """Predict the timeline of a plan: when every load, recomputation and layer runs.
+
+    Examples:
+      kvoverlap simulate plan.json
+      kvoverlap simulate plan.json -o predicted.json --trace predicted.trace.json.gz
+      kvoverlap simulate edited-plan.json --plan-out new-plan.json
+
+    Parameters
+    ----------
+    plan
+        A plan written by `kvoverlap plan -o` or `kvoverlap restore -o`.
+    output
+        Write the predicted timeline here, for compare.
+    trace
+        Write a Chrome trace here; open it at ui.perfetto.dev.
+    plan_out
+        Write the plan here with the simulation of its present split, after editing one by hand.
+    engine
+        simpy, or fast: compiled, the same times within rounding.
+    json
+        Print JSON instead of text.
+    """
+    loaded = load_plan(plan)
+    if isinstance(loaded, RestorePlan):
+        if plan_out is not None:
+            raise BadInput(f"--plan-out is for edited decode plans; {plan} is of a restore.")
+        timeline = simulate(
+            loaded.simulated_graph(),
+            loaded.hardware,
+            installed_engine(engine),
+            loaded.availability,
+        )
+        report_prediction(timeline, loaded.hardware, output, trace, json)
+        return
+    graph = loaded.lower() if plan_out is not None else loaded.simulated_graph()
+    timeline = simulate(graph, loaded.hardware, installed_engine(engine))
+    if plan_out is not None:
+        edited = loaded
+        if graph.sha256 != loaded.graph_sha256:
+            split = [step.recomputed_tokens for step in loaded.steps]
+            edited = plan_split(
+                loaded.model,
+                loaded.hardware,
+                loaded.workload,
+                split,
+                loaded.schedule,
+                loaded.residency,
+            )
+        edited.save(plan_out)
+    report_prediction(timeline, loaded.hardware, output, trace, json)
+
+
+def report_prediction(
+    timeline: Timeline,
+    hardware: HardwareProfile,
+    output: Path | None,
+    trace: Path | None,
+    json: bool,
+) -> None:
+    """Write a predicted timeline where that is asked for, and print its measures."""
+    recording = Recording("predicted", hardware, (timeline,))
+    if output is not None:
+        recording.save(output)
+    if trace is not None:
+        write_trace(timeline, trace, "predicted")
+    report_timeline("predicted", recording, json)
+
+
+def compare_verb(
+    predicted: Path, measured: Path, *, gate: float | None = None, json: bool = False
+) -> int:
+    """Compare a predicted and a measured timeline of the same graph, task by task.
+
+    Errors are predicted minus measured. With --gate the exit status is 1 when the makespan error
+    exceeds it.
+
+    Examples:
+      kvoverlap compare predicted.json measured.json
+      kvoverlap compare predicted.json measured.trace.json.gz
+      kvoverlap compare predicted.json measured.json --gate 5
+
+    Parameters
+    ----------
+    predicted
+        A timeline written by `kvoverlap simulate -o`.
+    measured
+        A timeline written by `kvoverlap run -o`, or a trace of it written by `--trace`.
+    gate
+        Largest makespan error in per cent for exit status 0.
+    json
+        Print JSON instead of text.
+    """
+    if gate is not None and not gate >= 0:
+        raise BadInput(f"--gate(={gate}) must be a percentage of at least 0.")
+    guess = Recording.load(predicted)
+    if is_trace(measured):
+        timeline = read_trace(measured, guess.graph, "measured")
+        truth = Recording("measured", guess.hardware, (timeline,))
+    else:
+        truth = Recording.load(measured)
+    if (guess.source, truth.source) != ("predicted", "measured"):
+        raise Mismatch(
+            f"{predicted} is {guess.source} and {measured} is {truth.source}; give the predicted "
+            "timeline first and the measured one second."
+        )
+    result = compare(guess, truth)
+    passed = gate is None or abs(result.makespan_error_frac) * 100 <= gate
+    if json:
+        print_json({**result.to_dict(), "passed": passed})
+    else:
+        print_comparison(result)
+        if gate is not None:
+            say(f"\ngate {gate:g} %: {'passed' if passed else 'FAILED'}")
+    return 0 if passed else 1
+
+
+def print_comparison(result: Comparison) -> None:
+    say(
+        f"predicted {ms(result.predicted_makespan_s)}, measured {ms(result.measured_makespan_s)}, "
+        f"{percent(result.makespan_error_frac, signed=True)} "
+        f"(repeat spread {percent(result.measured_spread_frac)})"
+    )
+    say(
+        f"overlap {percent(result.overlap_predicted_frac)} predicted, "
+        f"{percent(result.overlap_measured_frac)} measured; exposed copy "
+        f"{ms(result.exposed_copy_predicted_s)} and {ms(result.exposed_copy_measured_s)}"
+    )
+    say(
+        f"given the measured task times: {percent(result.teacher_forced_error_frac, signed=True)}; "
+        f"max(copy, compute) alone: {percent(result.naive_error_frac, signed=True)}"
+    )
+    rows = [
+        (
+            error.task_id,
+            ms(error.predicted_s),
+            ms(error.measured_s),
+            f"{error.error_s * 1e3:+.2f} ms",
+            percent(error.error_frac, signed=True),
+        )
+        for error in result.worst_tasks
+    ]
+    table("\nWorst tasks", ("task", "predicted", "measured", "error", "relative"), rows)

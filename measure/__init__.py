@@ -1,0 +1,1 @@
+"""Measuring on a device: what needs a planner and hardware together. It returns data."""

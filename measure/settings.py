@@ -1,0 +1,287 @@
+"""What `kvoverlap record` measures, the most valuable first, and about how long each takes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from measure.decode_grid import GridOptions, GridRun, warm_ups
+from measure.interleave import EXTRA_ROUNDS
+from measure.other_systems import measure_peers
+from measure.restore_grid import (
+    BANDWIDTHS,
+    CHUNK_TOKENS,
+    IO_CHUNK_TOKENS,
+    POLICIES,
+    RestoreGrid,
+    Setting,
+    restore_request,
+    setting_at,
+)
+from planner import make_plan
+from planner.restore import RestorePlanner
+from sim.files import write_json
+from sim.graph.jobs import Workload
+from sim.machine.profile import HardwareProfile
+from sim.model.kernels import product_flops
+from sim.model.kv_format import host_kv_token_bytes
+from sim.model.spec import ModelSpec
+from sim.progress import Progress
+from sim.results.accuracy import CASE, CASES
+
+PEERS = "peers.json"
+STEPS = 2
+
+FIXED_S = {"cpu": 8.0, "cuda": 18.0}
+"""What every setting takes: weights, speed probe, planning."""
+
+HOST_BYTES_PER_S = {"cpu": 2e9, "cuda": 2.5e9}
+"""Rate at which host memory for a cache is made and filled; a GPU's is also pinned."""
+
+PREFILL_SHARE = {"cpu": 1.2, "cuda": 0.4}
+"""What the prefill of prompts reaches of the best matrix-product rate; on the cpu device it has all
+cores, the rate is of one."""
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """Where and how a recording is measured."""
+
+    output: Path
+    kind: str
+    repeats: int
+    seed: int
+    steps: Progress
+
+    @property
+    def rounds(self) -> int:
+        """Rounds to expect: half of the extra ones."""
+        return self.repeats + (EXTRA_ROUNDS[self.kind] + 1) // 2
+
+
+@dataclass(frozen=True)
+class DecodeSetting:
+    """A decode job by every policy."""
+
+    model: str
+    job: Workload
+    options: GridOptions = field(default_factory=GridOptions)
+    scenario: str = "decode"
+    other_systems: bool = False
+
+    def name(self, spec: ModelSpec) -> str:
+        return self._case_names(spec)[0].rpartition("-")[0]
+
+    @property
+    def kv_bits(self) -> int | None:
+        return self.job.kv_bits
+
+    def is_there(self, output: Path, spec: ModelSpec, hardware: HardwareProfile) -> bool:  # noqa: ARG002
+        return all(_is_whole(output / CASES / name) for name in self._case_names(spec))
+
+    def _case_names(self, spec: ModelSpec) -> list[str]:
+        return [f"{spec.name}-{name}" for name in self.options.names(self.job)]
+
+    def seconds(self, spec: ModelSpec, hardware: HardwareProfile, how: Recorded) -> float:
+        plans = self.options.plans(spec, hardware, self.job).values()
+        runs_s = sum(
+            plan.makespan_s * (how.rounds + warm_ups(how.kind, plan.makespan_s)) for plan in plans
+        )
+        load_s = _kv_bytes(spec, self.job) / hardware.links.h2d.bytes_per_s
+        decode_s = 1.5 * self.job.gen_tokens * load_s
+        checks_s = decode_s  # the reference
+        if self.job.kv_bits is not None:  # every check decodes what the run has read
+            checks_s += decode_s * len(plans) * how.rounds
+        return _setup_s(spec, hardware, self.job, how.kind) + checks_s + 1.2 * runs_s
+
+    def record(self, spec: ModelSpec, hardware: HardwareProfile, how: Recorded) -> dict[str, Any]:
+        from hw import open_backend
+
+        with open_backend(how.kind, hardware.links.h2d.paced_bytes_per_s) as backend:
+            grid = GridRun(
+                spec,
+                hardware,
+                backend,
+                [self.job],
+                how.repeats,
+                how.seed,
+                how.steps,
+                self.options,
+            )
+            for case in grid.measure(self.job, 0.0).cases:
+                case.save(how.output / CASES / f"{spec.name}-{case.name}")
+            return backend.environment()
+
+
+@dataclass(frozen=True)
+class OtherSystems:
+    """A decode job by other systems, in turn with our plans."""
+
+    model: str
+    job: Workload
+    scenario: str = "decode"
+    other_systems: bool = True
+
+    def name(self, spec: ModelSpec) -> str:
+        return f"{spec.name} by other systems"
+
+    @property
+    def kv_bits(self) -> int | None:
+        return self.job.kv_bits
+
+    def is_there(self, output: Path, spec: ModelSpec, hardware: HardwareProfile) -> bool:  # noqa: ARG002
+        return (output / f"{spec.name}-{PEERS}").is_file()
+
+    def seconds(self, spec: ModelSpec, hardware: HardwareProfile, how: Recorded) -> float:
+        plan = make_plan(spec, hardware, self.job, "load-all")
+        load_s = _kv_bytes(spec, self.job) / hardware.links.h2d.bytes_per_s
+        offloaded_s = 2 * (2 + self.job.gen_tokens) * load_s  # both ways, and filled each time
+        rounds = how.repeats + warm_ups(how.kind, plan.makespan_s)
+        round_s = 3 * plan.makespan_s + offloaded_s
+        return _setup_s(spec, hardware, self.job, how.kind) + 1.2 * rounds * round_s
+
+    def record(self, spec: ModelSpec, hardware: HardwareProfile, how: Recorded) -> dict[str, Any]:
+        from hw import open_backend
+
+        with open_backend(how.kind, hardware.links.h2d.paced_bytes_per_s) as backend:
+            report = measure_peers(
+                spec, hardware, backend, self.job, how.repeats, how.seed, how.steps
+            )
+            write_json(how.output / f"{spec.name}-{PEERS}", "peers", report)
+            return backend.environment()
+
+
+@dataclass(frozen=True)
+class RestoreSetting:
+    """A restore of a cached prefix by some policies.
+
+    Args:
+        factor: rate of the tier, as a multiple of the one at which loading takes as long as
+            computing; a real link stays as it is.
+        chunk_tokens, io_chunk_tokens: tokens of one step of compute and of one load.
+    """
+
+    model: str
+    prompt_tokens: int
+    tier: str
+    factor: float
+    policies: tuple[str, ...]
+    chunk_tokens: int = CHUNK_TOKENS
+    io_chunk_tokens: int = IO_CHUNK_TOKENS
+    scenario: str = "restore"
+    other_systems: bool = False
+    kv_bits: int | None = None
+
+    def name(self, spec: ModelSpec) -> str:
+        return f"{spec.name}-s{self.prompt_tokens}-{self.tier}"
+
+    def is_there(self, output: Path, spec: ModelSpec, hardware: HardwareProfile) -> bool:
+        setting = self._setting(spec, hardware)
+        names = [f"{spec.name}-{setting.name}-{policy}" for policy in setting.policies]
+        return all(_is_whole(output / CASES / name) for name in names)
+
+    def _setting(self, spec: ModelSpec, hardware: HardwareProfile) -> Setting:
+        request = replace(
+            restore_request(self.prompt_tokens),
+            tier=self.tier,
+            chunk_tokens=self.chunk_tokens,
+            io_chunk_tokens=self.io_chunk_tokens,
+        )
+        return setting_at(spec, hardware, request, self.factor, self.policies)
+
+    def seconds(self, spec: ModelSpec, hardware: HardwareProfile, how: Recorded) -> float:
+        setting = self._setting(spec, hardware)
+        planner = RestorePlanner(spec, setting.hardware, setting.request)
+        times_s = [planner.choice(policy).ttft_s for policy in setting.policies]
+        runs_s = sum(one * (how.rounds + warm_ups(how.kind, one)) for one in times_s)
+        job = Workload(1, self.prompt_tokens, 1)
+        check_s = _kv_bytes(spec, job) / HOST_BYTES_PER_S["cpu"]
+        checks_s = len(times_s) * how.rounds * check_s
+        return _setup_s(spec, hardware, job, how.kind) + 1.2 * runs_s + checks_s
+
+    def record(self, spec: ModelSpec, hardware: HardwareProfile, how: Recorded) -> dict[str, Any]:
+        grid = RestoreGrid(spec, how.kind, how.repeats, how.seed, how.steps)
+        cases = grid.measure(self._setting(spec, hardware), 0.0).cases
+        for case in cases:
+            case.save(how.output / CASES / f"{spec.name}-{case.name}")
+        return cases[0].measured.environment
+
+
+RecordSetting = DecodeSetting | OtherSystems | RestoreSetting
+"""One entry of a recording.
+
+Each has a `name`, says whether it `is_there` in a folder, about how many `seconds` it takes with
+set-up and checks, and can `record` itself, which returns the environment.
+"""
+
+
+def _is_whole(case: Path) -> bool:
+    """Whether a case has the file that is written last."""
+    return (case / CASE).is_file()
+
+
+def _kv_bytes(spec: ModelSpec, job: Workload) -> float:
+    """K and V of all prompts on the host."""
+    tokens = job.n_batches * job.batch_size * job.prompt_tokens
+    return spec.n_layers * tokens * host_kv_token_bytes(spec, job.kv_bits)
+
+
+def _setup_s(spec: ModelSpec, hardware: HardwareProfile, job: Workload, kind: str) -> float:
+    """About what weights, prompts and their caches on the host take."""
+    tokens = job.n_batches * job.batch_size * job.prompt_tokens
+    host_bytes = _kv_bytes(spec, job) + spec.n_layers * tokens * spec.x_token_bytes
+    flops = spec.n_layers * tokens * product_flops(spec)
+    prefill_s = flops / (PREFILL_SHARE[kind] * hardware.gemm.flops_per_s)
+    return FIXED_S[kind] + host_bytes / HOST_BYTES_PER_S[kind] + prefill_s
+
+
+def _cuda_restore(prompt_tokens: int) -> RestoreSetting:
+    policies = ("two-ended", "load-only", "compute-only", "lp")
+    return RestoreSetting("llama-3.1-8b", prompt_tokens, "dram", 1.0, policies, 1024, 512)
+
+
+def _cpu_restores() -> list[RestoreSetting]:
+    """Every tier at every rate; computing alone does not depend on them."""
+    rates = [(tier, factor) for tier, factors in BANDWIDTHS.items() for factor in factors]
+    return [
+        RestoreSetting("opt-125m", 700, tier, factor, POLICIES[: len(POLICIES) - bool(number)])
+        for number, (tier, factor) in enumerate(rates)
+    ]
+
+
+NO_FIXED = GridOptions(fixed_parts=())
+
+SETTINGS: dict[str, list[RecordSetting]] = {
+    "cpu": [
+        DecodeSetting("opt-125m", Workload(7, 500, STEPS)),
+        OtherSystems("opt-125m", Workload(7, 500, STEPS)),
+        DecodeSetting("opt-125m", Workload(4, 300, STEPS)),
+        DecodeSetting("qwen2.5-0.5b", Workload(6, 400, STEPS)),
+        *_cpu_restores(),
+    ],
+    "cuda": [
+        DecodeSetting("opt-30b", Workload(16, 1024, STEPS)),
+        DecodeSetting("opt-6.7b", Workload(32, 1024, STEPS)),
+        OtherSystems("opt-6.7b", Workload(32, 1024, STEPS)),
+        DecodeSetting(
+            "opt-6.7b", Workload(32, 1024, STEPS), replace(NO_FIXED, gpu_memory_bytes=24 * 2**30)
+        ),
+        DecodeSetting("opt-6.7b", Workload(32, 1024, STEPS, kv_bits=8), NO_FIXED),
+        DecodeSetting(
+            "opt-6.7b", Workload(16, 512, STEPS, 4), replace(NO_FIXED, schedule="column")
+        ),
+        _cuda_restore(8 * 1024),
+        _cuda_restore(32 * 1024),
+        DecodeSetting("llama-3.1-8b", Workload(24, 1500, STEPS)),
+        DecodeSetting("opt-13b", Workload(32, 1024, STEPS)),
+        OtherSystems("opt-13b", Workload(32, 1024, STEPS)),
+        DecodeSetting("opt-6.7b", Workload(12, 700, STEPS)),
+        DecodeSetting("opt-13b", Workload(10, 500, STEPS)),
+        DecodeSetting("opt-1.3b", Workload(20, 900, STEPS)),
+    ],
+}
+"""Of each kind of device."""
+
+DEFAULT_JOBS = {"cpu": Workload(4, 300, STEPS), "cuda": Workload(16, 1000, STEPS)}
+"""What is measured of a model that is not among the settings."""

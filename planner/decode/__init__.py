@@ -1,0 +1,1 @@
+"""Plans of decode jobs: split and residency, lowering, search, other systems."""

@@ -1,0 +1,392 @@
+"""From a split (how many tokens each layer recomputes) to the graph that realises it.
+
+A cell is one layer of one batch in one step. Cell after cell the link loads X of the recomputed
+tokens and then K and V of the others into one of `slots` staging slots, while the compute lane
+works on earlier cells.
+
+A layer with a sliding window holds and moves only the past tokens that it attends to. Of the first
+of those K and V stay on the device, as `Residency` says; the next are recomputed, at first from X
+that stays too; the others are loaded. A layer that keeps its whole cache has a slot of its own and
+moves nothing.
+
+Of a quantised cache the loads fill a slot of rows, which is free again once the compute lane has
+dequantised them into the KV slot, ahead of the attention; the new token's row is quantised right
+after its projection and stored from a buffer of its own.
+
+Row schedule: weights stay on the device, every layer of a step runs before the next step. Column
+schedule: weights come from host memory, the K and V projections first so that recomputation can
+start before the rest has arrived, and all batches pass through a layer before the next is loaded.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import accumulate
+
+from planner.decode.split import Residency
+from sim.errors import BadInput, UnknownName
+from sim.graph.jobs import Workload
+from sim.graph.tasks import LANE_OF_OP, STAGING_SLOTS, Task, TaskGraph
+from sim.model.kernels import compute_flops
+from sim.model.kv_format import host_kv_token_bytes
+from sim.model.spec import ModelSpec
+
+Split = Sequence[Sequence[int]]
+"""Recomputed tokens, `split[step][layer]`; those before them are resident, those behind loaded."""
+
+SCHEDULES = ("row", "column")
+
+WEIGHT_OPS = ("load_kv_weights", "load_weights")
+
+
+def lower(
+    schedule: str,
+    model: ModelSpec,
+    workload: Workload,
+    split: Split,
+    contexts: Sequence[int] | None = None,
+    residency: Residency | None = None,
+) -> TaskGraph:
+    """The decode graph in which layer i of step t recomputes `split[t][i]` tokens of every batch.
+
+    Args:
+        schedule: `row` or `column`.
+        contexts: past tokens of each step, by default every step of the workload. The planner
+            shortens long jobs to a few representative steps this way; such a graph is for
+            costing only.
+        residency: what stays on the device, by default nothing of what the schedule moves.
+
+    Raises:
+        BadInput: the split has the wrong shape or recomputes more tokens than there are, or fewer
+            than have their X on the device; or the schedule is unknown or cannot take several
+            batches.
+    """
+    if schedule not in SCHEDULES:
+        raise UnknownName("schedule", schedule, SCHEDULES)
+    if schedule == "row" and workload.n_batches > 1:
+        raise BadInput(
+            f"n_batches(={workload.n_batches}): the row schedule decodes one batch; use the column "
+            "schedule for several."
+        )
+    if contexts is None:
+        contexts = [workload.context_tokens(step) for step in range(workload.gen_tokens)]
+    kept = residency or Residency.nothing(model)
+    kept.check(model, workload)
+    _check_split(model, workload, contexts, split, kept)
+    return _Lowering(schedule, model, workload, split, contexts, kept).graph()
+
+
+def replicate(graph: TaskGraph, devices: int) -> TaskGraph:
+    """The graph of `devices` identical decoders, each with its own requests on its own device.
+
+    Tasks of device 0 keep their names, those of device d are called `g<d>.<name>`.
+    """
+    if devices == 1:
+        return graph
+    tasks = list(graph.tasks)
+    for device in range(1, devices):
+        tasks += [
+            replace(
+                task,
+                id=f"g{device}.{task.id}",
+                deps=tuple(f"g{device}.{dep}" for dep in task.deps),
+                device=device,
+            )
+            for task in graph.tasks
+        ]
+    return replace(graph, tasks=tuple(tasks))
+
+
+def _check_split(
+    model: ModelSpec, workload: Workload, contexts: Sequence[int], split: Split, kept: Residency
+) -> None:
+    if len(split) != len(contexts) or any(len(row) != model.n_layers for row in split):
+        raise BadInput(f"the split must hold {len(contexts)} steps of {model.n_layers} layers.")
+    for step, (past, row) in enumerate(zip(contexts, split, strict=True)):
+        for layer, count in enumerate(row):
+            least = kept.x_tokens[layer]
+            most = model.layer_context(layer, past) - kept.kv_tokens[layer]
+            if kept.keeps_whole(layer, workload):
+                most = 0
+            if not least <= count <= most:
+                raise BadInput(
+                    f"recomputed_tokens(={count}) of step {step}, layer {layer} must be between "
+                    f"{least} and the {most} attended past tokens that are not resident."
+                )
+
+
+Cell = tuple[int, int, int]
+"""(step, layer, batch)."""
+
+
+class _Lowering:
+    def __init__(
+        self,
+        schedule: str,
+        model: ModelSpec,
+        workload: Workload,
+        split: Split,
+        contexts: Sequence[int],
+        kept: Residency,
+    ) -> None:
+        self.schedule = schedule
+        self.model = model
+        self.workload = workload
+        self.quantised = workload.kv_bits is not None
+        self.split = split
+        self.contexts = contexts
+        self.kept = kept
+        self.recomputed_later = [
+            _recomputed_later(model, layer, contexts, split, kept)
+            for layer in range(model.n_layers)
+        ]
+        self.whole = {at for at in range(model.n_layers) if kept.keeps_whole(at, workload)}
+        self.token_bytes = {
+            "kv": workload.batch_size * host_kv_token_bytes(model, workload.kv_bits),
+            "x": workload.batch_size * model.x_token_bytes,
+        }
+        self.flops: dict[tuple[str, int, int], int] = {}
+        self.cells: list[Cell] = [
+            (step, layer, batch)
+            for step in range(len(contexts))
+            for layer in range(model.n_layers)
+            for batch in range(workload.n_batches)
+        ]
+        first_step = self.cells[: model.n_layers * workload.n_batches]
+        whole = [cell[1:] for cell in first_step if self._whole(cell)]
+        staging = min(STAGING_SLOTS, len(first_step) - len(whole))
+        staged = [cell for cell in self.cells if not self._whole(cell)]
+        self.slot_of = {cell: at % staging for at, cell in enumerate(staged)}
+        own = {place: staging + at for at, place in enumerate(whole)}
+        self.slot_of |= {cell: own[cell[1:]] for cell in self.cells if cell[1:] in own}
+        self.slots = staging + len(whole)
+        self.ahead = min(STAGING_SLOTS, len(first_step))
+        self.tasks: list[Task] = []
+        self.prefixes: dict[Cell, str] = {}
+        self.kv_readers: list[list[str]] = [[] for _ in range(self.slots)]
+        self.row_readers: list[list[str]] = [[] for _ in range(self.slots)]
+        self.new_row_readers: list[list[str]] = [[] for _ in range(self.slots)]
+        self.x_readers: list[list[str]] = [[] for _ in range(self.slots)]
+        self.new_x_readers: list[list[str]] = [[] for _ in range(self.slots)]
+        self.weight_readers: list[list[str]] = [[] for _ in range(STAGING_SLOTS)]
+        self.stored_kv: dict[tuple[int, int], str] = {}
+        self.stored_x: dict[tuple[int, int], str] = {}
+
+    def graph(self) -> TaskGraph:
+        batches = range(self.workload.n_batches)
+        last_layer = self.model.n_layers - 1
+        hidden: dict[int, str] = {}
+        for cell in self.cells[: self.ahead]:
+            self._loads(cell)
+        for at, cell in enumerate(self.cells):
+            step, layer, batch = cell
+            if layer == batch == 0:
+                for each in batches:
+                    before = (hidden[each],) if each in hidden else ()
+                    hidden[each] = self._compute((step, -1, each), "embed", before)
+            hidden[batch] = self._layer(cell, hidden[batch])
+            if at + self.ahead < len(self.cells):
+                self._loads(self.cells[at + self.ahead])
+            if layer == last_layer and batch == batches[-1]:
+                for each in batches:
+                    hidden[each] = self._compute((step, -1, each), "head", (hidden[each],))
+        return TaskGraph(self.schedule, self.model, self.workload, self.slots, tuple(self.tasks))
+
+    def _whole(self, cell: Cell) -> bool:
+        return cell[1] in self.whole
+
+    def _moves_weights(self, layer: int) -> bool:
+        return self.schedule == "column" and layer not in self.kept.weight_layers
+
+    def _ranges(self, cell: Cell) -> tuple[int, int, int, int, int]:
+        """Bounds of the attended past tokens: start, end of the resident K and V, of the resident
+        X, of the recomputed tokens and of the loaded ones."""
+        step, layer, _ = cell
+        past = self.contexts[step]
+        if self._whole(cell):
+            return past, past, past, past, past
+        start = self.model.first_token(layer, past)
+        first = start + self.kept.kv_tokens[layer]
+        with_x, end = first + self.kept.x_tokens[layer], first + self.split[step][layer]
+        return start, first, with_x, end, past
+
+    def _loads(self, cell: Cell) -> None:
+        """Bring X and KV of one cell's past tokens into its slot, once the slot is free.
+
+        Before the first batch of a layer in the column schedule come the layer's weights.
+        """
+        _, layer, batch = cell
+        slot, prompt = self.slot_of[cell], self.workload.prompt_tokens
+        *_, with_x, end, past = self._ranges(cell)
+        weights = batch == 0 and self._moves_weights(layer)
+        if weights:
+            self._load_weights(cell, "load_kv_weights")
+        if with_x < end:
+            deps = list(self.x_readers[slot])
+            if end > prompt and (layer, batch) in self.stored_x:
+                deps.append(self.stored_x[layer, batch])
+            self._copy(cell, "load_x", (with_x, end), deps)
+        if weights:
+            self._load_weights(cell, "load_weights")
+        if end < past:
+            deps = list(self.row_readers[slot] if self.quantised else self.kv_readers[slot])
+            if past > prompt and (layer, batch) in self.stored_kv:
+                deps.append(self.stored_kv[layer, batch])
+            self._copy(cell, "load_kv", (end, past), deps)
+
+    def _load_weights(self, cell: Cell, op: str) -> None:
+        n_bytes = self.model.kv_weight_bytes
+        if op == "load_weights":
+            n_bytes = self.model.layer_weight_bytes - n_bytes
+        slot = weight_slot(self.model, *cell[:2])
+        self._add(cell, op, (0, 0), n_bytes, 0, self.weight_readers[slot], slot)
+
+    def _layer(self, cell: Cell, hidden: str) -> str:
+        """The cell's compute and the new token's way back to the host; returns its last task."""
+        step, layer, batch = cell
+        slot = self.slot_of[cell]
+        arrived = []
+        if self._moves_weights(layer):
+            arrived = [self._id((step, layer, 0), op) for op in WEIGHT_OPS]
+        ready, free = [], self.kv_readers[slot]
+        if arrived:
+            ready += self._fill_slot(cell, free, arrived[:1])
+        new_free = [*free, *self.new_x_readers[slot]]
+        qkv = self._compute(cell, "qkv", (hidden, *arrived, *new_free))
+        ready.append(qkv)
+        storable = qkv if self._whole(cell) else self._storable(cell, qkv)
+        if not arrived:
+            ready += self._fill_slot(cell, free, [])
+        stores = [] if self._whole(cell) else self._stores(cell, qkv, storable)
+        *_, end, past = self._ranges(cell)
+        if end < past:
+            ready.append(self._loaded(cell, free, (end, past)))
+        attention = self._compute(cell, "attention", tuple(ready))
+        self.kv_readers[slot] = [attention, *stores]
+        done = self._compute(cell, "mlp", (attention,))
+        if arrived and batch == self.workload.n_batches - 1:
+            self.weight_readers[weight_slot(self.model, step, layer)] = [done]
+        return done
+
+    def _fill_slot(self, cell: Cell, free: list[str], kv_weights: list[str]) -> list[str]:
+        """Place and recompute what the slot's attention needs beside the loaded K and V."""
+        start, first, with_x, end, _ = self._ranges(cell)
+        made = []
+        if start < first:
+            made.append(self._compute(cell, "place_kv", tuple(free), (start, first)))
+        if first < with_x:
+            deps = (*free, *kv_weights)
+            made.append(self._compute(cell, "recompute_resident", deps, (first, with_x)))
+        if with_x < end:
+            deps = (self._id(cell, "load_x"), *free, *kv_weights)
+            made.append(self._compute(cell, "recompute", deps, (with_x, end)))
+            self.x_readers[self.slot_of[cell]] = made[-1:]
+        return made
+
+    def _storable(self, cell: Cell, qkv: str) -> str:
+        """The task after which the new token's K and V are as the host keeps them."""
+        if not self.quantised:
+            return qkv
+        return self._compute(cell, "quantise", (qkv, *self.new_row_readers[self.slot_of[cell]]))
+
+    def _loaded(self, cell: Cell, free: Sequence[str], tokens: tuple[int, int]) -> str:
+        """The task after which the KV slot holds the loaded tokens."""
+        loaded = self._id(cell, "load_kv")
+        if not self.quantised:
+            return loaded
+        made = self._compute(cell, "dequantise", (loaded, *free), tokens)
+        self.row_readers[self.slot_of[cell]] = [made]
+        return made
+
+    def _stores(self, cell: Cell, qkv: str, storable: str) -> list[str]:
+        """Send the new token's K and V to the host, and X where a later step recomputes from it.
+
+        Returns:
+            What must be done before the KV slot holds another token in its place.
+        """
+        step, layer, batch = cell
+        slot, past = self.slot_of[cell], self.contexts[step]
+        new = (past, past + 1)
+        store = self._copy(cell, "store_kv", new, [storable])
+        self.stored_kv[layer, batch] = store
+        self.new_row_readers[slot] = [store]
+        self.new_x_readers[slot] = []
+        if past in self.recomputed_later[layer]:
+            stored = self._copy(cell, "store_x", new, [qkv])
+            self.stored_x[layer, batch] = stored
+            self.new_x_readers[slot] = [stored]
+        return [storable if self.quantised else store]
+
+    def _compute(
+        self, cell: Cell, op: str, deps: tuple[str, ...], tokens: tuple[int, int] | None = None
+    ) -> str:
+        """A compute task on `tokens`, by default on the new one."""
+        past = self.contexts[cell[0]]
+        start, stop = tokens or (past, past + 1)
+        context = self.model.layer_context(cell[1], past) + 1 if op == "attention" else 0
+        key = (op, stop - start, context)
+        if key not in self.flops:
+            self.flops[key] = compute_flops(*key, self.model, self.workload.batch_size)
+        return self._add(cell, op, (start, stop), 0, self.flops[key], deps)
+
+    def _copy(self, cell: Cell, op: str, tokens: tuple[int, int], deps: Sequence[str]) -> str:
+        n_bytes = (tokens[1] - tokens[0]) * self.token_bytes[op.partition("_")[2]]
+        return self._add(cell, op, tokens, n_bytes, 0, deps)
+
+    def _add(
+        self,
+        cell: Cell,
+        op: str,
+        tokens: tuple[int, int],
+        n_bytes: int,
+        flops: int,
+        deps: Sequence[str],
+        slot: int | None = None,
+    ) -> str:
+        step, layer, batch = cell
+        if slot is None:
+            slot = self.slot_of.get(cell, -1)
+        name, lane = self._id(cell, op), LANE_OF_OP[op]
+        unique = tuple(deps) if len(deps) < 2 else tuple(dict.fromkeys(deps))
+        start, stop = tokens
+        self.tasks.append(
+            Task(name, op, lane, step, layer, start, stop, slot, n_bytes, flops, unique, 0, batch)
+        )
+        return name
+
+    def _id(self, cell: Cell, op: str) -> str:
+        prefix = self.prefixes.get(cell)
+        if prefix is None:
+            step, layer, batch = cell
+            in_layer = f"L{layer}." if layer >= 0 else ""
+            in_batch = f"b{batch}." if self.workload.n_batches > 1 else ""
+            prefix = self.prefixes[cell] = f"s{step}.{in_layer}{in_batch}"
+        if op in WEIGHT_OPS:  # all batches share them
+            return f"s{cell[0]}.L{cell[1]}.{op}"
+        return prefix + op
+
+
+def weight_slot(model: ModelSpec, step: int, layer: int) -> int:
+    """Which of the two weight slots a layer's weights come into, in the column schedule."""
+    return (step * model.n_layers + layer) % STAGING_SLOTS
+
+
+def _recomputed_later(
+    model: ModelSpec, layer: int, contexts: Sequence[int], split: Split, kept: Residency
+) -> set[int]:
+    """Positions of the steps' new tokens that some step recomputes in `layer`.
+
+    A step recomputes only tokens of its past, so that it is a later one.
+    """
+    changes: Counter[int] = Counter()
+    for past, row in zip(contexts, split, strict=True):
+        if row[layer]:
+            start = model.first_token(layer, past) + kept.kv_tokens[layer]
+            changes[start] += 1
+            changes[start + row[layer]] -= 1
+    edges = sorted(changes)
+    counts = [0, *accumulate(changes[edge] for edge in edges)]
+    return {past for past in contexts if counts[bisect_right(edges, past)]}

@@ -1,0 +1,174 @@
+"""What users would compare with, as graphs of the same tasks.
+
+============ ====================================================================================
+hf-offloaded transformers' `DynamicCache(offloading=True)` (5.x): while a layer computes, the next
+             one's whole KV is loaded; after the new token's K and V are appended, the whole layer
+             is stored back ahead of its attention, on the compute stream. What appending by
+             concatenation costs in device memory traffic is left out
+flexgen      FlexGen (arXiv 2303.06865), as FlexLLMGen's overlapped loop decodes one batch: K and V
+             lie in pageable memory; before a layer is launched the host thread copies the next
+             one's into a pinned buffer (as `pin_memory()` does, at the rate that the profile
+             measured), from which they are loaded while the layer computes; a barrier ends every
+             layer. Embedding and output head are layers too, so that layer 0 loads beside the
+             embedding. Simplified: the new token's K and V are stored beside their own layer, there
+             beside the next, and the host launches ahead as in all other graphs
+============ ====================================================================================
+"""
+
+from __future__ import annotations
+
+from sim.errors import BadInput
+from sim.graph.jobs import Workload
+from sim.graph.tasks import LANE_OF_OP, Task, TaskGraph
+from sim.model.kernels import compute_flops
+from sim.model.spec import ModelSpec
+
+OTHER_SYSTEMS = ("hf-offloaded", "flexgen")
+SLOTS = 2
+
+
+def other_system_graph(policy: str, model: ModelSpec, workload: Workload) -> TaskGraph:
+    """The decode graph of a rival, layer after layer and step after step.
+
+    Raises:
+        BadInput: several batches, which these do not interleave, or a quantised cache.
+    """
+    if workload.n_batches > 1:
+        raise BadInput(
+            f"policy {policy!r} decodes one batch; n_batches(={workload.n_batches}) must be 1."
+        )
+    if workload.kv_bits is not None:
+        raise BadInput(
+            f"policy {policy!r} keeps K and V in the model's dtype; leave out "
+            f"kv_bits(={workload.kv_bits})."
+        )
+    kind = _FlexGen if policy == "flexgen" else _HfOffloaded
+    return kind(model, workload).graph()
+
+
+class _OtherSystem:
+    """Tasks of one batch whose layers share two staging slots."""
+
+    def __init__(self, model: ModelSpec, workload: Workload) -> None:
+        self.model = model
+        self.workload = workload
+        self.slots = min(SLOTS, model.n_layers)
+        self.tasks: list[Task] = []
+
+    def _slot(self, step: int, layer: int) -> int:
+        return (step * self.model.n_layers + layer) % self.slots
+
+    def _attended(self, step: int, layer: int) -> tuple[int, int]:
+        """The past tokens that a layer attends to."""
+        past = self.workload.context_tokens(step)
+        return self.model.first_token(layer, past), past
+
+    def _compute(self, step: int, layer: int, op: str, deps: tuple[str, ...]) -> str:
+        past = self.workload.context_tokens(step)
+        context = self.model.layer_context(layer, past) + 1
+        flops = compute_flops(op, 1, context, self.model, self.workload.batch_size)
+        return self._add(step, layer, op, (past, past + 1), 0, flops, deps)
+
+    def _copy(
+        self, step: int, layer: int, op: str, tokens: tuple[int, int], deps: tuple[str, ...]
+    ) -> str:
+        rows = self.workload.batch_size * (tokens[1] - tokens[0])
+        return self._add(step, layer, op, tokens, rows * self.model.kv_token_bytes, 0, deps)
+
+    def _add(
+        self,
+        step: int,
+        layer: int,
+        op: str,
+        tokens: tuple[int, int],
+        n_bytes: int,
+        flops: int,
+        deps: tuple[str, ...],
+    ) -> str:
+        name = f"s{step}.L{layer}.{op}" if layer >= 0 else f"s{step}.{op}"
+        slot = self._slot(step, layer) if layer >= 0 else -1
+        unique = tuple(dict.fromkeys(deps))
+        self.tasks.append(
+            Task(name, op, LANE_OF_OP[op], step, layer, *tokens, slot, n_bytes, flops, unique)
+        )
+        return name
+
+
+class _HfOffloaded(_OtherSystem):
+    """Layer after layer, each stored whole ahead of its attention."""
+
+    def __init__(self, model: ModelSpec, workload: Workload) -> None:
+        super().__init__(model, workload)
+        self.stored: dict[int, str] = {}
+        self.readers: dict[int, tuple[str, ...]] = {}
+
+    def graph(self) -> TaskGraph:
+        hidden: tuple[str, ...] = ()
+        cells = [
+            (step, layer)
+            for step in range(self.workload.gen_tokens)
+            for layer in range(self.model.n_layers)
+        ]
+        for cell in cells[: self.slots]:
+            self._load(cell)
+        for at, (step, layer) in enumerate(cells):
+            if layer == 0:
+                hidden = (self._compute(step, -1, "embed", hidden),)
+            hidden = (self._layer(step, layer, hidden),)
+            if at + self.slots < len(cells):
+                self._load(cells[at + self.slots])
+            if layer == self.model.n_layers - 1:
+                hidden = (self._compute(step, -1, "head", hidden),)
+        return TaskGraph("row", self.model, self.workload, self.slots, tuple(self.tasks))
+
+    def _load(self, cell: tuple[int, int]) -> None:
+        step, layer = cell
+        free = self.readers.get(self._slot(step, layer), ())
+        stored = (self.stored[layer],) if layer in self.stored else ()
+        self._copy(step, layer, "load_kv", self._attended(step, layer), (*free, *stored))
+
+    def _layer(self, step: int, layer: int, hidden: tuple[str, ...]) -> str:
+        slot, past = self._slot(step, layer), self.workload.context_tokens(step)
+        qkv = self._compute(step, layer, "qkv", (*hidden, *self.readers.get(slot, ())))
+        kept = (self.model.first_token(layer, past + 1), past + 1)
+        loaded = f"s{step}.L{layer}.load_kv"
+        self.stored[layer] = self._copy(step, layer, "store_kv", kept, (qkv, loaded))
+        attention = self._compute(step, layer, "attention", (self.stored[layer],))
+        self.readers[slot] = (attention,)
+        return self._compute(step, layer, "mlp", (attention,))
+
+
+class _FlexGen(_OtherSystem):
+    """Layers between barriers, the embedding (-1) and the output head (n_layers) among them."""
+
+    def graph(self) -> TaskGraph:
+        ended: tuple[str, ...] = ()
+        for step in range(self.workload.gen_tokens):
+            for layer in range(-1, self.model.n_layers + 1):
+                ended = self._between_barriers(step, layer, ended)
+        return TaskGraph("row", self.model, self.workload, self.slots, tuple(self.tasks))
+
+    def _between_barriers(self, step: int, layer: int, ended: tuple[str, ...]) -> tuple[str, ...]:
+        """One layer with the next one's way to the device.
+
+        Args:
+            ended: what must have ended before anything here starts.
+
+        Returns:
+            What must have ended for all of this to have ended.
+        """
+        launched = ended
+        loading: tuple[str, ...] = ()
+        if layer + 1 < self.model.n_layers:
+            launched = (self._bring(step, layer + 1, "stage_kv", ended),)
+            loading = (self._bring(step, layer + 1, "load_kv", launched),)
+        if not 0 <= layer < self.model.n_layers:
+            return (*loading, self._compute(step, -1, "embed" if layer < 0 else "head", launched))
+        past = self.workload.context_tokens(step)
+        qkv = self._compute(step, layer, "qkv", launched)
+        attention = self._compute(step, layer, "attention", (qkv,))
+        mlp = self._compute(step, layer, "mlp", (attention,))
+        return (*loading, mlp, self._copy(step, layer, "store_kv", (past, past + 1), (qkv,)))
+
+    def _bring(self, step: int, layer: int, op: str, deps: tuple[str, ...]) -> str:
+        return self._copy(step, layer, op, self._attended(step, layer), deps)

@@ -1,0 +1,184 @@
+"""What to load and what to recompute, for one model, machine and workload: a file."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from planner.decode.lower import SCHEDULES, lower, replicate
+from planner.decode.other_systems import OTHER_SYSTEMS, other_system_graph
+from planner.decode.split import Residency, StepSplit
+from sim.errors import BadInput, Mismatch
+from sim.files import STRICT_KEYS, naming_file, parse, read_json, write_json
+from sim.graph.jobs import Workload
+from sim.graph.tasks import TaskGraph
+from sim.machine.profile import HardwareProfile
+from sim.machine.provenance import Source
+from sim.model.spec import ModelSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Sensitivity:
+    """What 10 % more of one part of the machine would save, as fractions of the LP's makespan.
+
+    Args:
+        part: `h2d`, `d2h`, `flops`, `hbm` or (where there are any) `host` and `uplink`, as in
+            `HardwareProfile.with_faster`.
+        saved_by_duals_frac: to first order, from the duals of the LP.
+        saved_frac: found by solving the LP again for the faster machine.
+    """
+
+    __pydantic_config__ = STRICT_KEYS
+
+    part: str
+    saved_by_duals_frac: float
+    saved_frac: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A split with its prediction, and everything needed to lower and simulate it again.
+
+    Args:
+        lp_objective_s: the LP's value at these whole token counts, every task alone on its lane;
+            of a job longer than the LP sees, the longest path through all of it, which is the same.
+            Of several GPUs, with links as fast as when all of them copy at once.
+        makespan_s: the simulated makespan, sharing and interference included.
+        lower_bound_s: no split of this workload on this machine is faster, by the LP.
+        baselines: simulated makespan of each policy.
+        sensitivities: what 10 % more of each part of the machine would save; the split of an `lp`
+            plan would follow the change, any other is kept.
+        bottleneck: the largest of them, as a sentence.
+        source: weakest source of any task's time.
+        out_of_range_tasks: tasks whose time was extrapolated beyond what the profile holds.
+        graph_sha256: hash of the graph that was simulated; a device runs no other.
+        gpus: identical decoders, one to a GPU, that share uplinks and host memory.
+        resident_x_tokens: for each layer, of how many recomputed tokens X stays on the device;
+            empty where of none.
+        resident_weight_layers: layers of a column schedule whose weights stay on the device.
+    """
+
+    __pydantic_config__ = STRICT_KEYS
+
+    policy: str
+    schedule: str
+    model: ModelSpec
+    hardware: HardwareProfile
+    workload: Workload
+    steps: tuple[StepSplit, ...]
+    makespan_s: float
+    lp_objective_s: float
+    lower_bound_s: float
+    baselines: dict[str, float]
+    sensitivities: tuple[Sensitivity, ...]
+    bottleneck: str
+    source: Source
+    out_of_range_tasks: int
+    graph_sha256: str
+    gpus: int = 1
+    resident_x_tokens: tuple[int, ...] = ()
+    resident_weight_layers: tuple[int, ...] = ()
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Tokens generated a second over all sequences of all GPUs."""
+        job = self.workload
+        return self.gpus * job.n_batches * job.batch_size * job.gen_tokens / self.makespan_s
+
+    def lower(self) -> TaskGraph:
+        """The graph that realises this plan, built anew from the split."""
+        if self.policy in OTHER_SYSTEMS:
+            graph = other_system_graph(self.policy, self.model, self.workload)
+        else:
+            split = [step.recomputed_tokens for step in self.steps]
+            kept = self.residency
+            graph = lower(self.schedule, self.model, self.workload, split, residency=kept)
+        return replicate(graph, self.gpus)
+
+    @property
+    def residency(self) -> Residency:
+        """What stays on the device; a layer whose past tokens all do keeps its whole cache."""
+        last, prompt = self.steps[-1], self.workload.prompt_tokens
+        kv = tuple(
+            prompt if count == attended else count
+            for count, attended in zip(last.resident_tokens, last.layer_tokens, strict=True)
+        )
+        x = self.resident_x_tokens or (0,) * len(kv)
+        return Residency(kv, x, self.resident_weight_layers)
+
+    def simulated_graph(self) -> TaskGraph:
+        """The lowered graph, provided it is the one whose simulation this plan carries.
+
+        Raises:
+            Mismatch: the split was edited after the plan was simulated.
+        """
+        graph = self.lower()
+        if graph.sha256 != self.graph_sha256:
+            raise Mismatch(
+                f"the plan's split gives graph {graph.sha256[:12]} but its simulation was of "
+                f"{self.graph_sha256[:12]}: it was edited; run `kvoverlap simulate PLAN "
+                "--plan-out NEW` and use the new plan."
+            )
+        return graph
+
+    def to_dict(self) -> dict[str, Any]:
+        content = asdict(self)
+        content["hardware"] = self.hardware.to_dict()
+        return content
+
+    def save(self, path: Path | str) -> None:
+        write_json(path, "plan", self.to_dict())
+
+    @classmethod
+    def load(cls, path: Path | str) -> Plan:
+        """Read a plan file.
+
+        Raises:
+            BadFile: unreadable, of another kind, or with an unknown, absent or invalid key.
+        """
+        with naming_file(str(path)):
+            plan = parse(cls, read_json(path, "plan"), str(path))
+            plan.check_steps()
+        return plan
+
+    def check_steps(self) -> None:
+        """Refuse steps that do not belong to the workload, or a schedule of another version."""
+        if self.schedule not in SCHEDULES:
+            raise BadInput(f"schedule {self.schedule!r} is not one this version can lower.")
+        if self.gpus < 1:
+            raise BadInput(f"gpus(={self.gpus}) must be at least 1.")
+        if len(self.steps) != self.workload.gen_tokens:
+            raise BadInput(
+                f"steps must hold {self.workload.gen_tokens} entries, one per generated token, "
+                f"not {len(self.steps)}."
+            )
+        for number, step in enumerate(self.steps):
+            if (step.step, step.context_tokens) != (number, self.workload.context_tokens(number)):
+                raise BadInput(f"steps[{number}] does not belong to this workload.")
+            if len(step.resident_tokens) != self.model.n_layers:
+                raise BadInput(
+                    f"steps[{number}] must hold the tokens of {self.model.n_layers} layers, not of "
+                    f"{len(step.resident_tokens)}."
+                )
+            attended = tuple(
+                self.model.layer_context(layer, step.context_tokens)
+                for layer in range(self.model.n_layers)
+            )
+            if step.layer_tokens != attended:
+                pairs = enumerate(zip(step.layer_tokens, attended, strict=True))
+                layer = next(at for at, (tokens, needed) in pairs if tokens != needed)
+                raise BadInput(
+                    f"steps[{number}], layer {layer}: recomputed, loaded and resident tokens add "
+                    f"up to {step.layer_tokens[layer]} and must add up to {attended[layer]}."
+                )
+            kept = self.residency
+            expected = tuple(
+                tokens if kept.keeps_whole(layer, self.workload) else kept.kv_tokens[layer]
+                for layer, tokens in enumerate(attended)
+            )
+            if step.resident_tokens != expected:
+                raise BadInput(
+                    f"steps[{number}]: resident_tokens of a layer must be the same in every step, "
+                    "or all past tokens in every step."
+                )

@@ -1,0 +1,91 @@
+"""What more of each part of the machine is worth, by the duals and by solving again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from planner.decode.plan import Sensitivity
+from planner.decode.planner import DecodePlanner
+from planner.lp.costs import SIZED_OPS
+from planner.lp.schedule import Relaxation, ScheduleLP
+from sim.lanes import HOST
+
+PARTS = {
+    "h2d": ("h2d link", "bandwidth"),
+    "d2h": ("d2h link", "bandwidth"),
+    "flops": ("compute", "FLOP/s"),
+    "hbm": ("device memory", "HBM bandwidth"),
+    "host": ("host copying", "bandwidth"),
+    "uplink": ("shared uplink", "bandwidth"),
+    "memory": ("GPU memory size", "bytes"),
+}
+"""Parts of a machine that could be more, and how to speak of them; uplinks where some share, host
+copies where the graph has some, and memory where the LP may keep things in it."""
+
+MORE, NUDGE = 0.1, 1e-3
+"""How much faster a part is imagined, and the step over which derivatives are taken."""
+
+MIN_SAVING_FRAC = 5e-4
+"""Where no part saves more, two in series hold the schedule up, such as a link and its switch."""
+
+Program = Callable[[DecodePlanner], ScheduleLP]
+"""Builds the LP in question for the job on one machine or another."""
+
+
+def sensitivities(
+    planner: DecodePlanner, program: Program, solved: Relaxation | None = None
+) -> tuple[Sensitivity, ...]:
+    """What 10 % more of each part of the machine saves, over the planned steps.
+
+    Args:
+        program: the LP, with free counts or with counts that stay as they are.
+        solved: its optimum, where that is known already.
+    """
+    lp = program(planner)
+    now = solved or lp.solve(choose=False)
+    seconds = lp.seconds(now, planner.costs, planner.lines)
+    found = []
+    for part in PARTS:
+        if part == "uplink" and not planner.hardware.uplinks:
+            continue
+        if part == "memory" and not lp.keeps:
+            continue
+        if part == HOST and (0, HOST) not in lp.graph.lanes:
+            continue
+        nudged = planner.on(planner.hardware.with_faster(part, 1 + NUDGE))
+        later = lp.seconds(now, nudged.costs, nudged.lines)
+        gained_s = sum(
+            weight * (before - after)
+            for weight, before, after in zip(now.task_weights, seconds, later, strict=True)
+        )
+        by_duals_s = gained_s / (1 - 1 / (1 + NUDGE)) * (1 - 1 / (1 + MORE))
+        if part == "memory":
+            by_duals_s = now.memory_worth_s * MORE * planner.hardware.memory.device_bytes
+        if part != "memory" and gained_s == 0.0 and not _resized(lp, seconds, later):
+            resolved_s = 0.0
+        else:
+            again = program(planner.on(planner.hardware.with_faster(part, 1 + MORE)))
+            resolved_s = now.objective_s - again.solve(choose=False, start=now).objective_s
+        found.append(Sensitivity(part, by_duals_s / now.objective_s, resolved_s / now.objective_s))
+    return tuple(found)
+
+
+def _resized(lp: ScheduleLP, before_s: Sequence[float], after_s: Sequence[float]) -> bool:
+    """Whether a task whose size is chosen takes another time.
+
+    If none does, a faster part changes right-hand sides alone. The optimum is convex in those, and
+    no faster part makes it larger: where its derivative is zero, so is all that there is to save.
+    """
+    return any(
+        task.op in SIZED_OPS and before != after
+        for task, before, after in zip(lp.graph.tasks, before_s, after_s, strict=True)
+    )
+
+
+def bottleneck(sensitivities: Sequence[Sensitivity]) -> str:
+    """Which part of the machine holds the schedule up and what 10 % more of it saves, by duals."""
+    most = max(sensitivities, key=lambda one: one.saved_by_duals_frac)
+    if most.saved_by_duals_frac < MIN_SAVING_FRAC:
+        return "no single part limits: 10 % more of any one saves next to nothing"
+    name, what = PARTS[most.part]
+    return f"{name} limits: 10 % more {what} saves {100 * most.saved_by_duals_frac:.1f} %"

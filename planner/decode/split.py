@@ -1,0 +1,149 @@
+"""What stays in device memory for the whole job instead of being moved in every step.
+
+A byte kept saves a byte of transfer in every step, whatever it holds. Kept weights cost nothing
+to use, so they come first, in whole layers. A layer whose whole cache is kept attends in place and
+stores nothing back. Of any other layer the first tokens' K and V may be kept, at the price of
+placing them beside the loaded ones, and the X of tokens behind them, at the price of recomputing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sim.errors import BadInput
+from sim.files import STRICT_KEYS
+from sim.graph.jobs import Workload
+from sim.model.spec import ModelSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Residency:
+    """What is kept of every layer, the same for each batch.
+
+    Args:
+        kv_tokens: for each layer, how many of the prompt's first tokens keep their K and V on the
+            device; all of them means that new tokens' stay as well and the layer moves nothing. A
+            layer whose window leaves tokens behind keeps all or none.
+        x_tokens: for each layer, how many tokens behind those keep their attention input X.
+        weight_layers: layers whose weights stay although the schedule moves weights.
+    """
+
+    kv_tokens: tuple[int, ...]
+    x_tokens: tuple[int, ...]
+    weight_layers: tuple[int, ...] = ()
+
+    @classmethod
+    def nothing(cls, model: ModelSpec) -> Residency:
+        return cls((0,) * model.n_layers, (0,) * model.n_layers)
+
+    @classmethod
+    def whole_cache(cls, model: ModelSpec, workload: Workload) -> Residency:
+        """All K and V on the device, and in the column schedule nothing of the weights."""
+        return cls((workload.prompt_tokens,) * model.n_layers, (0,) * model.n_layers)
+
+    def keeps_whole(self, layer: int, workload: Workload) -> bool:
+        """Whether a layer's cache never leaves the device."""
+        return self.kv_tokens[layer] == workload.prompt_tokens
+
+    def words(self) -> str:
+        """What stays, for people; empty where nothing does."""
+        n_layers = len(self.kv_tokens)
+        parts = []
+        if any(self.kv_tokens):
+            parts.append(f"K and V of {sum(self.kv_tokens) / n_layers:,.0f} tokens")
+        if any(self.x_tokens):
+            parts.append(f"X of {sum(self.x_tokens) / n_layers:,.0f} of the recomputed tokens")
+        if parts:
+            parts = [f"{' and '.join(parts)} (mean of the layers)"]
+        if self.weight_layers:
+            parts.append(f"weights of {len(self.weight_layers)} of {n_layers} layers")
+        return f"in GPU memory stay {', '.join(parts)}" if parts else ""
+
+    def check(self, model: ModelSpec, workload: Workload) -> None:
+        """Refuse counts that are not of this model's layers or exceed the prompt."""
+        if not len(self.kv_tokens) == len(self.x_tokens) == model.n_layers:
+            raise BadInput(f"what stays resident must be given for {model.n_layers} layers.")
+        for layer, (kv, x) in enumerate(zip(self.kv_tokens, self.x_tokens, strict=True)):
+            if kv < 0 or x < 0 or kv + x > workload.prompt_tokens:
+                raise BadInput(
+                    f"layer {layer}: resident K and V of {kv} tokens and X of {x} must be at least "
+                    f"0 and within the {workload.prompt_tokens} tokens of the prompt."
+                )
+            partly = (kv or x) and not self.keeps_whole(layer, workload)
+            if partly and slides(model, workload, layer):
+                raise BadInput(
+                    f"layer {layer}: its sliding window leaves tokens behind; keep its whole cache "
+                    "or nothing of it."
+                )
+        if any(layer not in range(model.n_layers) for layer in self.weight_layers):
+            raise BadInput(f"weight_layers {self.weight_layers} must be among the layers.")
+
+
+def slides(model: ModelSpec, workload: Workload, layer: int) -> bool:
+    """Whether a layer's window leaves tokens behind during the job."""
+    return model.first_token(layer, workload.max_tokens - 1) > 0
+
+
+def evenly_spaced(count: int, n_layers: int) -> tuple[int, ...]:
+    """`count` of the layers, as far apart as they can be: transfers of the others fill the gaps."""
+    return tuple(sorted({(2 * at + 1) * n_layers // (2 * count) for at in range(count)}))
+
+
+@dataclass(frozen=True, slots=True)
+class StepSplit:
+    """One decode step: tokens of every layer by how their K and V reach the attention.
+
+    `context_tokens` is the whole past. The three counts of a layer add up to the part of it that
+    the layer attends to, which is shorter where it has a sliding window.
+    """
+
+    __pydantic_config__ = STRICT_KEYS
+
+    step: int
+    context_tokens: int
+    recomputed_tokens: tuple[int, ...]
+    loaded_tokens: tuple[int, ...]
+    resident_tokens: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        rows = (self.recomputed_tokens, self.loaded_tokens, self.resident_tokens)
+        if len({len(row) for row in rows}) != 1:
+            raise BadInput(f"step {self.step}: the token lists must have one entry per layer.")
+        for layer, counts in enumerate(zip(*rows, strict=True)):
+            if min(counts) < 0 or sum(counts) > self.context_tokens:
+                raise BadInput(
+                    f"step {self.step}, layer {layer}: recomputed, loaded and resident tokens "
+                    f"{counts} must be at least 0 and add up to at most {self.context_tokens}."
+                )
+
+    @property
+    def layer_tokens(self) -> tuple[int, ...]:
+        """Past tokens that each layer attends to."""
+        rows = (self.recomputed_tokens, self.loaded_tokens, self.resident_tokens)
+        return tuple(map(sum, zip(*rows, strict=True)))
+
+    @property
+    def median_layer(self) -> tuple[int, int]:
+        """Recomputed tokens of the layer in the middle, by them, and those it attends to."""
+        layers = sorted(zip(self.recomputed_tokens, self.layer_tokens, strict=True))
+        return layers[len(layers) // 2]
+
+
+def step_splits(
+    model: ModelSpec, workload: Workload, split: Sequence[Sequence[int]], residency: Residency
+) -> tuple[StepSplit, ...]:
+    """Name the parts of every step: what is neither resident nor recomputed is loaded."""
+    steps = []
+    for number, row in enumerate(split):
+        past = workload.context_tokens(number)
+        attended = [model.layer_context(layer, past) for layer in range(model.n_layers)]
+        kept = tuple(
+            attended[layer] if residency.keeps_whole(layer, workload) else count
+            for layer, count in enumerate(residency.kv_tokens)
+        )
+        loaded = tuple(
+            tokens - count - own for tokens, count, own in zip(attended, row, kept, strict=True)
+        )
+        steps.append(StepSplit(number, past, tuple(row), loaded, kept))
+    return tuple(steps)

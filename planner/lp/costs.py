@@ -1,0 +1,67 @@
+"""Straight lines below the cost of the operations whose size the LP chooses."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+from sim.cost.model import CostModel
+
+SIZED_OPS = (
+    "load_x",
+    "load_kv",
+    "place_kv",
+    "recompute_resident",
+    "recompute",
+    "dequantise",
+)
+"""Operations whose token count is a variable."""
+
+Line = tuple[float, float]
+"""Seconds at zero tokens and seconds a token more costs."""
+
+
+class PiecewiseLinearCosts:
+    """Convex piecewise-linear lower hulls of the cost of the operations sized by the LP."""
+
+    def __init__(self, costs: CostModel, max_tokens: int) -> None:
+        self._costs = costs
+        self._max_tokens = max_tokens
+        self._lines = {op: self._hull(op) for op in SIZED_OPS}
+
+    def __getitem__(self, op: str) -> list[Line]:
+        return self._lines[op]
+
+    def at(self, op: str, count: float) -> float:
+        """Seconds of `op` on `count` tokens by the hull."""
+        return max(base + slope * count for base, slope in self._lines[op])
+
+    def _hull(self, op: str) -> list[Line]:
+        points = [
+            (count, self.seconds(op, count))
+            for count in self._costs.token_knots(op, self._max_tokens)
+        ]
+        hull: list[tuple[float, float]] = []
+        for point in points:
+            while len(hull) > 1 and _turns_down(hull[-2], hull[-1], point):
+                hull.pop()
+            hull.append(point)
+        lines = []
+        for (x0, y0), (x1, y1) in pairwise(hull):
+            slope = (y1 - y0) / (x1 - x0)
+            lines.append((y0 - slope * x0, slope))
+        return lines
+
+    def seconds(self, op: str, count: int) -> float:
+        """Exact cost of `op` on `count` tokens; no tokens, no task, no time."""
+        costs = self._costs
+        if count == 0 or (op == "dequantise" and costs.workload.kv_bits is None):
+            return 0.0
+        if op not in ("load_x", "load_kv"):
+            return costs.compute(op, count, count).seconds
+        return costs.copy("h2d", costs.load_bytes(op, count)).seconds
+
+
+def _turns_down(a: tuple[float, float], b: tuple[float, float], c: tuple[float, float]) -> bool:
+    """Whether b lies on or above the straight line from a to c, up to rounding."""
+    cross = (b[0] - a[0]) * (c[1] - a[1]) - (b[1] - a[1]) * (c[0] - a[0])
+    return cross <= 1e-12 * abs((c[0] - a[0]) * (c[1] - a[1]))

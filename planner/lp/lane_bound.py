@@ -1,0 +1,98 @@
+"""A makespan that no split can beat, from the work of the lanes alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pulp
+
+from planner.lp.costs import SIZED_OPS, PiecewiseLinearCosts
+from planner.lp.memory import MemoryBudget, Terms
+from planner.lp.schedule import MAKESPAN_UNITS
+from planner.lp.solver import solve_to_optimum
+from sim.graph.tasks import STAGING_SLOTS
+from sim.lanes import COMPUTE, H2D
+
+LINK_OPS = ("load_x", "load_kv")
+COMPUTE_OPS = ("recompute", "recompute_resident", "dequantise")
+"""Placing resident K and V is left out: a layer that keeps its whole cache attends in place."""
+
+
+def lane_work_bound(
+    lines: PiecewiseLinearCosts,
+    layers: Mapping[tuple[int, ...], int],
+    other_compute_s: float,
+    other_link_s: float,
+    n_batches: int = 1,
+    budget: MemoryBudget | None = None,
+) -> float:
+    """A makespan that no split can beat: neither lane can do its own work faster.
+
+    Layers that attend to as many tokens share their counts, which loses nothing because the hulls
+    are convex.
+
+    Args:
+        layers: for each course of past tokens attended to, step by step, how many layers have it.
+        other_compute_s: seconds of all compute tasks whose size is fixed.
+        other_link_s: seconds of all loads whose size is fixed: weights.
+        room: device memory to keep K, V, X and weights in, whichever layers that may be. Weights
+            give back the slots through which they came.
+    """
+    unit_s = max(other_compute_s, 1e-12) / MAKESPAN_UNITS
+    problem = pulp.LpProblem("lane_work", pulp.LpMinimize)
+    makespan = problem.add_variable("makespan", 0)
+    problem.setObjective(makespan)
+    work: dict[str, Terms] = {op: [] for op in SIZED_OPS}
+    taken: Terms = []
+    for group, (contexts, n_layers) in enumerate(layers.items()):
+        if budget is not None:
+            kept_kv = problem.add_variable(f"kept_kv_{group}", 0, contexts[0])
+            kept_x = problem.add_variable(f"kept_x_{group}", 0, contexts[0])
+            taken += [(kept_kv, float(n_layers))]
+            taken += [(kept_x, n_layers * budget.x_token_bytes / budget.kv_token_bytes)]
+        for step, past in enumerate(contexts):
+            name = f"{group}_s{step}"
+            count = problem.add_variable(f"recomputed_{name}", 0, past)
+            from_host, loaded = [(count, 1.0)], [(count, -1.0)]
+            counts: dict[str, tuple[float, Terms]] = {}
+            if budget is not None:
+                used_x = problem.add_variable(f"used_x_{name}", 0)
+                kept = problem.add_variable(f"kept_kv_{name}", 0)
+                grown = pulp.LpAffineExpression([(kept_kv, past / contexts[0]), (kept, -1.0)])
+                problem.addConstraint(grown >= 0, f"kept_{name}")
+                problem.addConstraint(kept_x - used_x >= 0, f"x_kept_{name}")
+                problem.addConstraint(count - used_x >= 0, f"x_used_{name}")
+                problem.addConstraint(past - count - kept >= 0, f"range_{name}")
+                from_host.append((used_x, -1.0))
+                loaded.append((kept, -1.0))
+                counts["recompute_resident"] = (0.0, [(used_x, 1.0)])
+            counts["load_x"] = counts["recompute"] = (0.0, from_host)
+            counts["load_kv"] = (float(past), loaded)
+            if any(base or slope for base, slope in lines["dequantise"]):
+                counts["dequantise"] = (float(past), loaded)
+            for op, (constant, terms) in counts.items():
+                time = problem.add_variable(f"time_{op}_{name}", 0)
+                work[op].append((time, -float(n_layers * n_batches)))
+                for number, (base, slope) in enumerate(lines[op]):
+                    scaled = [(variable, -factor * slope / unit_s) for variable, factor in terms]
+                    row = pulp.LpAffineExpression([(time, 1.0), *scaled])
+                    least = (base + slope * constant) / unit_s
+                    problem.addConstraint(row >= least, f"cost_{op}_{name}_{number}")
+    resident: dict[str, Terms] = {H2D: [], COMPUTE: []}
+    if budget is not None:
+        kept_weights = problem.add_variable("kept_weights", 0, 1)
+        resident[H2D].append((kept_weights, other_link_s / unit_s))
+        total = sum(layers.values())
+        weight_bytes = (total - min(STAGING_SLOTS, total)) * budget.layer_weight_bytes
+        taken.append((kept_weights, weight_bytes / budget.kv_token_bytes))
+        free = max(0.0, budget.free_bytes) / budget.kv_token_bytes
+        problem.addConstraint(pulp.LpAffineExpression(taken) <= free, "memory")
+    for lane, ops, other_s in (
+        (H2D, LINK_OPS, other_link_s),
+        (COMPUTE, COMPUTE_OPS, other_compute_s),
+    ):
+        terms = [*resident[lane], *(term for op in ops for term in work[op])]
+        row = pulp.LpAffineExpression([(makespan, 1.0), *terms])
+        problem.addConstraint(row >= other_s / unit_s, f"{lane}_work")
+    solve_to_optimum(problem)
+    return float(makespan.value()) * unit_s

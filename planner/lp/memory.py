@@ -1,0 +1,194 @@
+"""Memory as rows of the LP: what the job's choices take of the device and of the host."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from math import inf
+
+import pulp
+
+from sim.graph.jobs import Workload
+from sim.graph.memory import check_fits, footprint, layer_rows
+from sim.graph.tasks import STAGING_SLOTS, TaskGraph
+from sim.machine.profile import HardwareProfile, Memory
+from sim.model.kv_format import host_kv_token_bytes
+from sim.model.spec import ModelSpec
+
+Cell = tuple[int, int]
+"""(step, layer)."""
+
+Terms = list[tuple[pulp.LpVariable, float]]
+
+DEVICE_ROW, HOST_ROW = "device_memory", "host_memory"
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryBudget:
+    """Memory that is left for what a plan may choose, and what its choices take.
+
+    Args:
+        free_bytes: of the device, beside weights, KV slots and workspace.
+        host_free_bytes: of the host, beside staging buffers; caches and weights go into it.
+        kv_token_bytes, x_token_bytes, host_kv_token_bytes: of one token position of one layer, over
+            all sequences of all batches.
+        staged_x_token_bytes: of one token position of X over all staging slots, which are as long
+            as the longest load of X.
+        layer_weight_bytes: of a layer whose weights the schedule moves.
+    """
+
+    free_bytes: float
+    host_free_bytes: float
+    kv_token_bytes: int
+    x_token_bytes: int
+    host_kv_token_bytes: int
+    staged_x_token_bytes: int
+    layer_weight_bytes: int
+
+    @classmethod
+    def beside(cls, graph: TaskGraph, memory: Memory) -> MemoryBudget:
+        """The room that a graph leaves which stages no X, on the host without its cache."""
+        model, job = graph.model, graph.workload
+        need, sequences = footprint(graph), job.batch_size * job.n_batches
+        return cls(
+            memory.job_device_bytes - need.device_bytes,
+            memory.host_bytes - need.host_staging_bytes,
+            sequences * model.kv_token_bytes,
+            sequences * model.x_token_bytes,
+            sequences * host_kv_token_bytes(model, job.kv_bits),
+            STAGING_SLOTS * job.batch_size * model.x_token_bytes,
+            model.layer_weight_bytes,
+        )
+
+    def limits_device(self, most_tokens: int) -> bool:
+        """Whether a load of X of so many tokens has no room."""
+        return self.staged_x_token_bytes * most_tokens > self.free_bytes
+
+    def limits_host(self, model: ModelSpec, job: Workload, moved_layers: int) -> bool:
+        """Whether there is no room for K, V and X of all tokens and the weights that are moved."""
+        rows = sum(layer_rows(model, job, layer) for layer in range(model.n_layers))
+        cache_bytes = rows * (self.host_kv_token_bytes + self.x_token_bytes)
+        return cache_bytes + moved_layers * self.layer_weight_bytes > self.host_free_bytes
+
+
+def check_any_fits(loaded: TaskGraph, recomputed: TaskGraph, hardware: HardwareProfile) -> None:
+    """Refuse a job that no split fits the memory with, before any is looked for.
+
+    What the device stages is least where everything is loaded; what the host holds is least there
+    or where everything is recomputed.
+
+    Raises:
+        DoesNotFit: as `sim.graph.memory.check_fits`.
+    """
+    memory, where = hardware.memory, hardware.name
+    check_fits(loaded, memory.device_bytes, inf, where, reserve_bytes=memory.device_reserve_bytes)
+    least = min((loaded, recomputed), key=lambda graph: footprint(graph).host_bytes)
+    check_fits(least, inf, memory.host_bytes, where)
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Variables for what stays on the device; empty where nothing may.
+
+    Args:
+        kv, x: tokens of each layer whose K and V, or X, stay.
+        weights: part of each layer's weights, 1 for all of them.
+    """
+
+    kv: dict[int, pulp.LpVariable] = field(default_factory=dict)
+    x: dict[int, pulp.LpVariable] = field(default_factory=dict)
+    weights: dict[int, pulp.LpVariable] = field(default_factory=dict)
+
+
+class MemoryRows:
+    """Adds to a program that what stays, what is staged and what the host holds have room.
+
+    Rows that no choice could break are left out.
+
+    Args:
+        graph: the program's.
+        pasts: past tokens of each of its steps.
+        tokens: how many of them each cell recomputes.
+    """
+
+    def __init__(
+        self,
+        problem: pulp.LpProblem,
+        graph: TaskGraph,
+        pasts: Sequence[int],
+        tokens: Mapping[Cell, pulp.LpVariable],
+        kept: Kept,
+        budget: MemoryBudget,
+    ) -> None:
+        self._problem = problem
+        self._model, self._job = graph.model, graph.workload
+        self._moved_layers = len({one.layer for one in graph.tasks if one.op == "load_weights"})
+        self._pasts = pasts
+        self._tokens = tokens
+        self._kept = kept
+        self._room = budget
+        self._ranges()
+        if kept.kv or budget.staged_x_token_bytes * max(pasts) > budget.free_bytes:
+            self._device()
+        every_row = sum(
+            layer_rows(self._model, self._job, at) for at in range(graph.model.n_layers)
+        )
+        most_bytes = every_row * (budget.host_kv_token_bytes + budget.x_token_bytes)
+        most_bytes += self._moved_layers * budget.layer_weight_bytes
+        if most_bytes > budget.host_free_bytes:
+            self._host()
+
+    def _ranges(self) -> None:
+        """X that stays is used in every step, and ranges of a layer's tokens do not overlap."""
+        for (step, layer), recomputed in self._tokens.items():
+            if layer in self._kept.kv:
+                cell = f"s{step}_L{layer}"
+                kv, x = self._kept.kv[layer], self._kept.x[layer]
+                self._row(f"used_{cell}", [(recomputed, 1.0), (x, -1.0)], 0.0)
+                past = self._model.layer_context(layer, self._pasts[step])
+                self._row(f"range_{cell}", [(recomputed, -1.0), (kv, -1.0)], -float(past))
+
+    def _device(self) -> None:
+        budget, unit = self._room, float(self._room.kv_token_bytes)
+        longest = self._problem.add_variable("staged_x_tokens", 0)
+        for (step, layer), recomputed in self._tokens.items():
+            own = [(self._kept.x[layer], 1.0)] if layer in self._kept.x else []
+            terms = [(longest, 1.0), (recomputed, -1.0), *own]
+            self._row(f"staged_s{step}_L{layer}", terms, 0.0)
+        taken = [(longest, budget.staged_x_token_bytes / unit)]
+        taken += [(kv, 1.0) for kv in self._kept.kv.values()]
+        taken += [(x, budget.x_token_bytes / unit) for x in self._kept.x.values()]
+        taken += [(part, budget.layer_weight_bytes / unit) for part in self._kept.weights.values()]
+        self._fits(DEVICE_ROW, taken, max(0.0, budget.free_bytes) / unit)
+
+    def _host(self) -> None:
+        """K and V of what some step does not recompute, X of what some step does, and weights.
+
+        X of what a quantised cache keeps on the device as well: K and V are projected from it.
+        """
+        model, job, budget = self._model, self._job, self._room
+        unit = float(budget.host_kv_token_bytes)
+        add = self._problem.add_variable
+        layers = range(model.n_layers)
+        without_kv = {layer: add(f"host_without_kv_L{layer}", 0) for layer in layers}
+        with_x = {layer: add(f"host_with_x_L{layer}", 0) for layer in layers}
+        for (step, layer), recomputed in self._tokens.items():
+            cell = f"s{step}_L{layer}"
+            self._row(f"host_kv_{cell}", [(recomputed, 1.0), (without_kv[layer], -1.0)], 0.0)
+            firsts = [model.first_token(layer, at) for at in (job.prompt_tokens, self._pasts[step])]
+            terms = [(with_x[layer], 1.0), (recomputed, -1.0)]
+            if job.kv_bits is not None and layer in self._kept.kv:
+                terms.append((self._kept.kv[layer], -1.0))
+            self._row(f"host_x_{cell}", terms, float(firsts[1] - firsts[0]))
+        held = self._moved_layers * budget.layer_weight_bytes / unit
+        held += sum(layer_rows(model, job, layer) for layer in layers)
+        taken = [(variable, -1.0) for variable in without_kv.values()]
+        taken += [(variable, budget.x_token_bytes / unit) for variable in with_x.values()]
+        taken += [(part, -budget.layer_weight_bytes / unit) for part in self._kept.weights.values()]
+        self._fits(HOST_ROW, taken, budget.host_free_bytes / unit - held)
+
+    def _fits(self, name: str, taken: Terms, free: float) -> None:
+        self._row(name, [(variable, -factor) for variable, factor in taken], -free)
+
+    def _row(self, name: str, terms: Terms, least: float) -> None:
+        self._problem.addConstraint(pulp.LpAffineExpression(terms) >= least, name)

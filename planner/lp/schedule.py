@@ -1,0 +1,342 @@
+"""The decode schedule as a linear program whose optimum is the makespan of the graph.
+
+Variables: the start of every task and, per step and layer, how many tokens are recomputed; where
+there is room on the device also, per layer, of how many tokens K and V or X stay there.
+Rows: what stays fits the memory; a task starts after each of its deps and after its lane's
+previous task; the time of a task whose size is being chosen is at least every line of its convex
+cost hull. Where costs are straight lines the hull is the cost, and the optimum is the simulated
+makespan; elsewhere the hull lies below the cost and the optimum is a lower bound.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, TypeVar
+
+import pulp
+
+from planner.lp.costs import SIZED_OPS, PiecewiseLinearCosts
+from planner.lp.memory import DEVICE_ROW, Cell, Kept, MemoryBudget, MemoryRows
+from planner.lp.solver import solve_to_optimum
+from sim.cost.model import CostModel
+from sim.graph.tasks import Task, TaskGraph
+from sim.machine.links import Dispatch
+
+MAKESPAN_UNITS = 1e3
+"""Times are rescaled to about this many units, far above the solver's absolute tolerances."""
+
+_MAY_VANISH = ("load_x", "place_kv", "recompute_resident")
+_VANISH_BEHIND_PAUSE = ("load_kv", "place_kv", "recompute_resident", "recompute", "dequantise")
+"""No pause is certain behind the first and before the second."""
+
+Key = TypeVar("Key")
+
+
+@dataclass(frozen=True)
+class Relaxation:
+    """Optimum of the LP over fractional token counts.
+
+    Args:
+        objective_s: end of the last task.
+        tokens: recomputed tokens of each (step, layer); empty where the counts were given.
+        kept_kv, kept_x: tokens of each layer whose K and V, or X, stay on the device; empty where
+            nothing does.
+        kept_weights: part of each layer's weights that stays although the schedule moves them.
+        task_weights: derivative of the makespan with respect to the seconds of each task of the
+            LP's graph, from the duals; 1 where a task holds everything up, 0 where it has slack.
+        lane_share_s: for each lane, the derivative of the makespan with respect to stretching all
+            its tasks by the same factor; a lane that decides everything has the whole makespan,
+            one that never holds anything up has zero.
+        memory_worth_s: what a byte more of device memory saves, from the dual of its row.
+        basis: the solver's basis at the optimum, where the same LP on a machine that is a little
+            different starts best.
+    """
+
+    objective_s: float
+    tokens: dict[Cell, float]
+    kept_kv: dict[int, float]
+    kept_x: dict[int, float]
+    kept_weights: dict[int, float]
+    task_weights: tuple[float, ...]
+    lane_share_s: dict[str, float]
+    memory_worth_s: float
+    basis: Any
+
+    def count(self, task: Task, past: int) -> float:
+        """Tokens of a sized task at the optimum."""
+        kv, x = self.kept_kv.get(task.layer, 0.0), self.kept_x.get(task.layer, 0.0)
+        recomputed = self.tokens[task.step, task.layer]
+        return {
+            "load_x": recomputed - x,
+            "load_kv": past - kv - recomputed,
+            "dequantise": past - kv - recomputed,
+            "place_kv": kv,
+            "recompute_resident": x,
+            "recompute": recomputed - x,
+        }[task.op]
+
+
+class ScheduleLP:
+    """The LP of one row-schedule graph.
+
+    Args:
+        graph: a lowering in which every sized task exists; its counts are ignored unless `lines`
+            is None.
+        contexts: past tokens of each step.
+        lines: cost hulls of the sized operations; None keeps the graph's own counts, so that the
+            LP only schedules, with every task at its time in `fixed_s`.
+        fixed_s: seconds of every task, in graph order; used for those that are not sized.
+        launched_s: when the host has issued each task, the sized ones at no cost.
+        dispatch: pauses between the tasks of a lane and between lanes.
+        room: memory that choices have to fit; None where every choice does.
+        keep_weights: whether weights may stay on the device, part of a layer's as well.
+        empty_load_waits: whether every load of X waits for its slot, even one of no tokens. That
+            makes the weights behind it wait in the column schedule. False gives a bound for any
+            split.
+    """
+
+    def __init__(
+        self,
+        graph: TaskGraph,
+        contexts: Sequence[int],
+        lines: PiecewiseLinearCosts | None,
+        fixed_s: Sequence[float],
+        launched_s: Sequence[float],
+        dispatch: Dispatch,
+        budget: MemoryBudget | None = None,
+        empty_load_waits: bool = True,
+        keep_weights: bool = False,
+    ) -> None:
+        self.graph = graph
+        self._x_waits = empty_load_waits
+        self._sized = SIZED_OPS if lines is not None else ()
+        self._dispatch = dispatch
+        self._contexts = {
+            (step, layer): graph.model.layer_context(layer, past)
+            for step, past in enumerate(contexts)
+            for layer in range(graph.model.n_layers)
+        }
+        self._unit_s = max(sum(fixed_s), 1e-12) / MAKESPAN_UNITS
+        self._fixed_s = fixed_s
+        self.problem = pulp.LpProblem("decode", pulp.LpMinimize)
+        self._timed: dict[str, tuple[int, float, list[tuple[pulp.LpVariable, float]]]] = {}
+        add = self.problem.add_variable
+        sized = {(task.step, task.layer): task for task in graph.tasks if task.op in self._sized}
+        self.tokens = {
+            (step, layer): add(f"recomputed_s{step}_L{layer}", 0, self._contexts[step, layer])
+            for step, layer in sized
+        }
+        self._room = budget
+        placed = {task.layer: None for task in graph.tasks if task.op == "place_kv"}
+        moved = {task.layer: None for task in graph.tasks if task.op == "load_weights"}
+        layers = placed if budget is not None else {}
+        prompt = graph.workload.prompt_tokens
+        self.kept = Kept(
+            {layer: add(f"kept_kv_L{layer}", 0, prompt) for layer in layers},
+            {layer: add(f"kept_x_L{layer}", 0, prompt) for layer in layers},
+            {layer: add(f"kept_weights_L{layer}", 0, 1) for layer in moved if keep_weights},
+        )
+        self._start = [
+            add(f"start_{_name(task)}", ready / self._unit_s)
+            for task, ready in zip(graph.tasks, launched_s, strict=True)
+        ]
+        self._duration = {
+            at: add(f"time_{_name(task)}", 0)
+            for at, task in enumerate(graph.tasks)
+            if task.op in self._sized
+        }
+        self.makespan = add("makespan", 0)
+        self.problem.setObjective(self.makespan)
+        if lines is not None:
+            self._cost_rows(lines)
+        if budget is not None and lines is not None:
+            MemoryRows(self.problem, graph, contexts, self.tokens, self.kept, budget)
+        self._order_rows()
+
+    @property
+    def keeps(self) -> bool:
+        """Whether it chooses what stays in device memory."""
+        return bool(self.kept.kv)
+
+    def solve(self, choose: bool = True, start: Relaxation | None = None) -> Relaxation:
+        """Minimise the makespan, then choose among the optima.
+
+        Where weights may stay, the one that keeps most of them: using them costs nothing. Else the
+        most even split.
+
+        Args:
+            choose: False skips the second choice, where only the makespan is wanted.
+            start: optimum of the same LP on another machine.
+
+        Raises:
+            PlannerFailed: the solver stopped without an optimum.
+        """
+        basis = solve_to_optimum(self.problem, None if start is None else start.basis)
+        objective_s = float(self.makespan.value()) * self._unit_s
+        weights, shares = self._duals()
+        worth_s = self._memory_worth_s()
+        if self.tokens and choose:
+            self.makespan.upBound = self.makespan.value() * (1 + 1e-7)
+            if self.kept.weights:
+                self.problem.setObjective(-pulp.lpSum(self.kept.weights.values()))
+            else:
+                self._prefer_even()
+            solve_to_optimum(self.problem)
+        return Relaxation(
+            objective_s,
+            _values(self.tokens),
+            _values(self.kept.kv),
+            _values(self.kept.x),
+            _values(self.kept.weights),
+            weights,
+            shares,
+            worth_s,
+            basis,
+        )
+
+    def seconds(self, at: Relaxation, costs: CostModel, lines: PiecewiseLinearCosts) -> list[float]:
+        """Seconds of every task at an optimum's fractional counts, for other costs than its own."""
+        return [
+            lines.at(task.op, at.count(task, self._contexts[task.step, task.layer]))
+            if task.op in self._sized
+            else costs.estimate(task).seconds
+            for task in self.graph.tasks
+        ]
+
+    def _row(self, name: str, terms: list[tuple[pulp.LpVariable, float]], least: float) -> None:
+        expression = pulp.LpAffineExpression(terms)
+        self.problem.addConstraint(expression >= least, name)
+
+    def _time_row(
+        self, name: str, terms: list[tuple[pulp.LpVariable, float]], least_s: float
+    ) -> None:
+        self._row(name, terms, least_s / self._unit_s)
+
+    def _count(self, task: Task) -> tuple[float, list[tuple[pulp.LpVariable, float]]]:
+        """Tokens of a sized task: a constant and variables with their factors."""
+        recomputed = (self.tokens[task.step, task.layer], 1.0)
+        kept = task.layer in self.kept.kv
+        kv = [(self.kept.kv[task.layer], 1.0)] if kept else []
+        x = [(self.kept.x[task.layer], 1.0)] if kept else []
+        match task.op:
+            case "place_kv":
+                return 0.0, kv
+            case "recompute_resident":
+                return 0.0, x
+            case "load_kv" | "dequantise":
+                others = [(variable, -1.0) for variable, _ in (recomputed, *kv)]
+                return float(self._contexts[task.step, task.layer]), others
+        return 0.0, [recomputed, *((variable, -1.0) for variable, _ in x)]
+
+    def _cost_rows(self, lines: PiecewiseLinearCosts) -> None:
+        """time >= seconds at zero + slope * tokens, for each line of the hull."""
+        for at, duration in self._duration.items():
+            task = self.graph.tasks[at]
+            constant, counts = self._count(task)
+            for number, (base, slope) in enumerate(lines[task.op]):
+                name = f"cost_{_name(task)}_{number}"
+                per_token = [(count, factor * slope) for count, factor in counts]
+                scaled = [(count, -value / self._unit_s) for count, value in per_token]
+                self._time_row(name, [(duration, 1.0), *scaled], base + slope * constant)
+                self._timed[name] = (at, base + slope * constant, per_token)
+
+    def _memory_worth_s(self) -> float:
+        if self._room is None or not self.keeps:
+            return 0.0
+        dual = self.problem.get_constraint_by_name(DEVICE_ROW).pi or 0.0
+        return float(dual) * self._unit_s / self._room.kv_token_bytes
+
+    def _order_rows(self) -> None:
+        """start(task) >= end of each dep and of the task before it on its lane."""
+        tasks = self.graph.tasks
+        followed: set[int] = set()
+        last_on_lane: dict[tuple[int, str], int] = {}
+        for at, task in enumerate(tasks):
+            lane = (task.device, task.lane)
+            before = {
+                dep
+                for dep in self.graph.dep_indices[at]
+                if (tasks[dep].device, tasks[dep].lane) != lane
+                and (self._x_waits or task.op != "load_x")
+            }
+            if lane in last_on_lane:
+                before.add(last_on_lane[lane])
+            for earlier in sorted(before):
+                pause_s = self._pause_s(tasks[earlier], task)
+                self._after(earlier, self._start[at], _name(task), pause_s)
+            followed |= before
+            last_on_lane[lane] = at
+        for at in range(len(tasks)):
+            if at not in followed:
+                self._after(at, self.makespan, "end", 0.0)
+
+    def _pause_s(self, earlier: Task, later: Task) -> float:
+        return certain_pause_s(self._dispatch, earlier, later, bool(self._sized))
+
+    def _after(
+        self, earlier: int, target: pulp.LpVariable, target_name: str, pause_s: float
+    ) -> None:
+        task = self.graph.tasks[earlier]
+        name = f"after_{_name(task)}__{target_name}"
+        terms = [(target, 1.0), (self._start[earlier], -1.0)]
+        if earlier in self._duration:
+            self._time_row(name, [*terms, (self._duration[earlier], -1.0)], pause_s)
+            return
+        seconds, kept = self._fixed_s[earlier], []
+        if task.op in ("load_kv_weights", "load_weights") and task.layer in self.kept.weights:
+            kept = [(self.kept.weights[task.layer], -seconds)]
+        shorter = [(part, -by_s / self._unit_s) for part, by_s in kept]
+        self._time_row(name, [*terms, *shorter], seconds + pause_s)
+        self._timed[name] = (earlier, seconds, kept)
+
+    def _duals(self) -> tuple[tuple[float, ...], dict[str, float]]:
+        """Weight of each task and share of each lane: duals of the rows that carry task times."""
+        weights = [0.0] * len(self.graph.tasks)
+        shares = {lane: 0.0 for _, lane in self.graph.lanes}
+        for name, (at, base, counts) in self._timed.items():
+            dual = self.problem.get_constraint_by_name(name).pi or 0.0
+            seconds = base + sum(slope * count.value() for count, slope in counts)
+            weights[at] += dual
+            shares[self.graph.tasks[at].lane] += dual * seconds
+        return tuple(weights), shares
+
+    def _prefer_even(self) -> None:
+        """Among optimal splits, ask for the one that changes least from layer to layer.
+
+        Optima are many: only the work of both lanes over all layers is tight. An even split
+        needs the smallest staging slots and suffers least when a real task is late.
+        """
+        changes = []
+        for kind, variables in (("", self.tokens), ("kv_", self.kept.kv), ("x_", self.kept.x)):
+            for number, (before, after) in enumerate(pairwise(variables.values())):
+                change = self.problem.add_variable(f"change_{kind}{number}", 0)
+                for sign, side in ((1.0, "up"), (-1.0, "down")):
+                    terms = [(change, 1.0), (after, -sign), (before, sign)]
+                    self._row(f"{side}_{kind}{number}", terms, 0.0)
+                changes.append(change)
+        self.problem.setObjective(pulp.lpSum(changes))
+
+
+def certain_pause_s(dispatch: Dispatch, earlier: Task, later: Task, sized: bool) -> float:
+    """Pause between two tasks that exist in every split; none around one that may vanish.
+
+    Of a layer's two loads at least one exists, and so does one pause of the link lane.
+
+    Args:
+        sized: whether counts are free, so that a task may vanish.
+    """
+    if earlier.lane != later.lane:
+        return 0.0 if sized and later.op in SIZED_OPS else dispatch.handover_s
+    if sized and (earlier.op in _MAY_VANISH or later.op in _VANISH_BEHIND_PAUSE):
+        return 0.0
+    return dispatch.gap_s
+
+
+def _values(variables: dict[Key, pulp.LpVariable]) -> dict[Key, float]:
+    return {key: float(variable.value()) for key, variable in variables.items()}
+
+
+def _name(task: Task) -> str:
+    return task.id.replace(".", "_")

@@ -1,0 +1,111 @@
+"""Where the shares of compute and link balance, before the simulator refines them.
+
+Time is at least what the compute lane works and at least what the slowest copy engine works. Both
+are linear in the counts of computed steps and projected tokens, so that for each number of
+computed cells the best number of projected tokens lies where the two lines cross or at an end, and
+trying every number of cells finds the optimum. Computed tokens are always the first ones: a step
+at the front attends to less than any behind it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+
+from sim.cost.restore import RestoreCosts
+from sim.graph.jobs import RestoreRequest
+from sim.lanes import H2D, LANE_OF_TIER
+from sim.machine.profile import HardwareProfile
+from sim.model.spec import ModelSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Balance:
+    """Counts with the time they take at least.
+
+    Args:
+        cells: computed steps times layers, step after step.
+        projected: tokens, summed over layers, whose X is loaded.
+    """
+
+    bound_s: float
+    cells: int
+    projected: int
+
+
+class Rates:
+    """Seconds of each kind of work of one restore on one machine."""
+
+    def __init__(
+        self, model: ModelSpec, hardware: HardwareProfile, request: RestoreRequest
+    ) -> None:
+        costs = RestoreCosts(hardware, model, request)
+        self.layers = model.n_layers
+        self.request = request
+        cached, size = request.cached_tokens, request.step_tokens
+        self.stops: list[int] = [0, *range(size, cached, size), cached]
+        self.step_s = [
+            costs.prefill(start, stop - start, 1).seconds for start, stop in pairwise(self.stops)
+        ]
+        self.step_sum_s: list[float] = [0.0, *accumulate(self.step_s)]
+        self.uncached_s = sum(
+            costs.prefill(start, min(size, request.prompt_tokens - start), 1).seconds
+            for start in range(cached, request.prompt_tokens, size)
+        )
+        many = min(cached, 1024)
+        self.project_s = costs.compute("recompute", many, many).seconds / many / request.gpu_share
+        lanes = [H2D, *filter(None, [LANE_OF_TIER.get(request.tier)])]
+        chunk = request.io_chunk_tokens * self.layers
+        kv_bytes = chunk * request.kv_token_bits(model) // 8
+        x_bytes = chunk * model.x_token_bytes
+        self.kv_s = max(costs.copy_s(lane, kv_bytes) for lane in lanes) / chunk
+        self.x_s = max(costs.copy_s(lane, x_bytes) for lane in lanes) / chunk
+        self.found_s = costs.lookup_s
+
+    def computed_s(self, cells: int) -> float:
+        """All layers of the first steps, and the first layers of the next."""
+        steps, layers = divmod(cells, self.layers)
+        whole: float = self.layers * self.step_sum_s[steps]
+        return whole + (layers * self.step_s[steps] if layers else 0.0)
+
+    def cell_tokens(self, cells: int) -> int:
+        """Tokens, summed over layers, that so many cells compute."""
+        steps, layers = divmod(cells, self.layers)
+        whole: int = self.layers * self.stops[steps]
+        return whole + (layers * (self.stops[steps + 1] - self.stops[steps]) if layers else 0)
+
+    @property
+    def all_cells(self) -> int:
+        return self.layers * len(self.step_s)
+
+    def balance(self, cells: int, by_layer: bool) -> Balance:
+        """The best number of projected tokens beside so many computed cells."""
+        left = self.layers * self.request.cached_tokens - self.cell_tokens(cells)
+        compute_s = self.computed_s(cells) + self.layers * self.uncached_s
+        link_s = self.found_s + left * self.kv_s if left else 0.0
+        link_s += self.uncached_s * (1 if by_layer else self.layers)
+        gain_s = self.kv_s - self.x_s
+        projected = 0
+        if by_layer and gain_s > 0 and link_s > compute_s:
+            projected = min(left, int((link_s - compute_s) / (gain_s + self.project_s)))
+        bound_s = max(compute_s + projected * self.project_s, link_s - projected * gain_s)
+        return Balance(bound_s, cells, projected)
+
+    def best(self, cells: range, by_layer: bool) -> Balance:
+        """The least bound over these numbers of cells; of equal ones the fewest."""
+        return min((self.balance(count, by_layer) for count in cells), key=lambda one: one.bound_s)
+
+    def best_layers(self) -> tuple[int, int]:
+        """How many first layers are computed, and how many next ones projected, layer by layer."""
+        cached, found = self.request.cached_tokens, []
+        uncached_s = self.layers * self.uncached_s
+        project_s, x_s, kv_s = (cached * one for one in (self.project_s, self.x_s, self.kv_s))
+        for computed in range(self.layers + 1):
+            left = self.layers - computed
+            compute_s = computed * self.step_sum_s[-1] + uncached_s
+            for projected in range(left + 1 if x_s < kv_s else 1):
+                link_s = projected * x_s + (left - projected) * kv_s
+                link_s += self.found_s + self.uncached_s if left else 0.0
+                bound_s = max(compute_s + projected * project_s, link_s)
+                found.append((bound_s, computed, projected))
+        return min(found)[1:]

@@ -1,0 +1,290 @@
+"""How each policy restores a cached prefix.
+
+============ ===================================================================================
+compute-only prefill of the whole prompt
+load-only    K and V of every cached token, then the tokens that are not cached
+two-ended    Cake: steps from the front, loads from the back, claims and no prediction
+lp           the best number of tokens to compute, the same in all layers
+layer-wise   HCache: whole layers are computed, projected from X, or loaded
+joint        tokens, layers and modes together: never worse than the others
+auto         whichever of them is fastest here
+============ ===================================================================================
+
+Each choice starts where a linear model of the machine balances compute and link, and is refined in
+the simulator, under the availability that is expected.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Literal
+
+from planner.restore.balance import Rates
+from planner.restore.lower import compute_only_graph, split_graph, two_ended_graph
+from planner.restore.split import RestoreSplit
+from sim.engine.api import simulate
+from sim.errors import BadInput, DoesNotFit, UnknownName
+from sim.graph.claims import claimed
+from sim.graph.jobs import RestoreRequest
+from sim.graph.tasks import TaskGraph
+from sim.graph.timeline import Timeline
+from sim.machine.availability import ALWAYS, Availability
+from sim.machine.profile import HardwareProfile
+from sim.model.spec import ModelSpec
+
+Form = Literal["compute-only", "two-ended", "split"]
+"""What a graph is made from: the whole prompt, claims, or a split."""
+
+FIXED = ("compute-only", "load-only", "two-ended")
+PLANNED = ("lp", "layer-wise", "joint")
+RESTORE_POLICIES = (*FIXED, *PLANNED, "auto")
+SEARCH_DEPTH = 32
+"""A search starts with strides of this part of a range; finer ones follow."""
+
+MIN_STRIDE = 4
+"""Strides start no finer: counts that only cut a step shorter make plateaus."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a policy does, simulated.
+
+    Args:
+        split: of the form `split`, else None.
+    """
+
+    form: Form
+    split: RestoreSplit | None
+    timeline: Timeline = field(repr=False)
+
+    @property
+    def ttft_s(self) -> float:
+        return self.timeline.makespan_s
+
+
+def form_graph(
+    form: Form, model: ModelSpec, request: RestoreRequest, split: RestoreSplit | None
+) -> TaskGraph:
+    """The graph of a choice, built anew."""
+    if form == "compute-only":
+        return compute_only_graph(model, request)
+    if form == "two-ended" or split is None:
+        return two_ended_graph(model, request)
+    return split_graph(model, request, split)
+
+
+class RestorePlanner:
+    """Finds each policy's choice for one request on one machine; each is searched once.
+
+    Args:
+        engine: which one simulates, as in `sim.simulate`.
+    """
+
+    def __init__(
+        self,
+        model: ModelSpec,
+        hardware: HardwareProfile,
+        request: RestoreRequest,
+        availability: Availability = ALWAYS,
+        engine: str = "simpy",
+    ) -> None:
+        self.model = model
+        self.hardware = hardware
+        self.request = request
+        self.availability = availability
+        self.engine = engine
+        self._choices: dict[str, Choice] = {}
+        self._splits: dict[RestoreSplit, Choice] = {}
+        self._graphs: dict[RestoreSplit, TaskGraph] = {}
+
+    def choice(self, policy: str) -> Choice:
+        """What `policy` does.
+
+        Raises:
+            UnknownName: no such policy.
+            NotMeasured: the profile lacks the tier.
+        """
+        if policy not in RESTORE_POLICIES:
+            raise UnknownName("policy", policy, RESTORE_POLICIES)
+        if policy not in self._choices:
+            self._choices[policy] = self._make(policy)
+        return self._choices[policy]
+
+    def fastest(self) -> str:
+        """The policy with the least time to first token; of equal ones the simplest."""
+        return min((*FIXED, *PLANNED), key=lambda policy: self.choice(policy).ttft_s)
+
+    @property
+    def device_bytes(self) -> int:
+        """Device memory of the weights and of the K and V of the prompt."""
+        kv_bytes = self.model.n_layers * self.request.prompt_tokens * self.model.kv_token_bytes
+        return self.model.weight_bytes + kv_bytes
+
+    def check_fits(self) -> None:
+        """Raise DoesNotFit where weights and K and V of the prompt exceed device memory.
+
+        Raises:
+            BadInput: the model has no positions for the prompt.
+        """
+        if self.request.prompt_tokens > self.model.max_positions:
+            raise BadInput(
+                f"prompt_tokens(={self.request.prompt_tokens}) must be at most the "
+                f"{self.model.max_positions} positions of {self.model.name}; lower --prompt."
+            )
+        need, has = self.device_bytes, self.hardware.memory.job_device_bytes
+        if need > has:
+            raise DoesNotFit(
+                f"{self.model.name} with {self.request.prompt_tokens} tokens needs "
+                f"{need / 2**30:.1f} GiB of device memory and {self.hardware.name} has "
+                f"{has / 2**30:.1f} GiB; lower --prompt or choose a smaller model."
+            )
+
+    def _make(self, policy: str) -> Choice:
+        match policy:
+            case "compute-only" | "two-ended":
+                return self._simulated(policy, form_graph(policy, self.model, self.request, None))
+            case "load-only":
+                return self._split(RestoreSplit.even(self.model, 0))
+            case "lp":
+                return self._best_tokens()
+            case "layer-wise":
+                return self._best_layers()
+            case "joint":
+                return self._best_cells()
+        return self.choice(self.fastest())
+
+    def graph(self, split: RestoreSplit) -> TaskGraph:
+        """The graph of a split; that of the same split is the same object."""
+        if split not in self._graphs:
+            self._graphs[split] = split_graph(self.model, self.request, split)
+        return self._graphs[split]
+
+    def _simulated(self, form: Form, graph: TaskGraph, split: RestoreSplit | None = None) -> Choice:
+        return Choice(form, split, simulate(graph, self.hardware, self.engine, self.availability))
+
+    def _split(self, split: RestoreSplit) -> Choice:
+        if split not in self._splits:
+            self._splits[split] = self._simulated("split", self.graph(split), split)
+        return self._splits[split]
+
+    @cached_property
+    def rates(self) -> Rates:
+        """What the linear model knows of this machine."""
+        return Rates(self.model, self.hardware, self.request)
+
+    def _best_tokens(self) -> Choice:
+        """A number of tokens that every layer computes, or one resource alone."""
+        rates, cached = self.rates, self.request.cached_tokens
+        even = range(0, rates.all_cells + 1, rates.layers)
+        tokens = rates.stops[rates.best(even, by_layer=False).cells // rates.layers]
+        unit = min(self.request.io_chunk_tokens, self.request.step_tokens)
+
+        def made(counts: Sequence[int]) -> Choice:
+            return self._split(RestoreSplit.even(self.model, min(counts[0] * unit, cached)))
+
+        found = self._search(made, (-(-tokens // unit),), (-(-cached // unit),))
+        return min((self.choice("load-only"), self.choice("compute-only"), found), key=_ttft_s)
+
+    def _best_layers(self) -> Choice:
+        """The first layers computed, the next projected, the last loaded."""
+        rates, cached = self.rates, self.request.cached_tokens
+
+        def made(counts: Sequence[int]) -> Choice:
+            computed = counts[0]
+            projected = min(counts[1], rates.layers - computed)
+            loaded = rates.layers - computed - projected
+            return self._split(
+                RestoreSplit(
+                    (cached,) * computed + (0,) * (projected + loaded),
+                    (0,) * computed + (cached,) * projected + (0,) * loaded,
+                    True,
+                )
+            )
+
+        found = self._search(made, rates.best_layers(), (rates.layers, rates.layers))
+        return min((self.choice("compute-only"), found), key=_ttft_s)
+
+    def _best_cells(self) -> Choice:
+        """A staircase of computed cells, X of some token-layers, K and V of the rest.
+
+        What the other policies came to are starting points too, so that it loses to none of them.
+        """
+        rates = self.rates
+        unit = self.request.io_chunk_tokens
+        top = (rates.all_cells, rates.layers * self.request.cached_tokens // unit)
+
+        def made(counts: Sequence[int]) -> Choice:
+            return self._split(self._staircase(rates, counts[0], counts[1] * unit))
+
+        best = rates.best(range(rates.all_cells + 1), by_layer=True)
+        found = self._search(made, (best.cells, best.projected // unit), top)
+        met = self._split(RestoreSplit.even(self.model, self._meeting()))
+        others = [self.choice(policy) for policy in ("compute-only", "load-only", "lp")]
+        return min((*others, met, self.choice("layer-wise"), found), key=_ttft_s)
+
+    def _search(
+        self,
+        made: Callable[[Sequence[int]], Choice],
+        start: tuple[int, ...],
+        top: tuple[int, ...],
+    ) -> Choice:
+        """The best choice near `start`; where lanes change, near the best of a grid of counts."""
+        if self.availability.steps:
+            grid = {start[0], *(top[0] * at // SEARCH_DEPTH for at in range(SEARCH_DEPTH + 1))}
+            starts = [(count, *start[1:]) for count in sorted(grid)]
+            start = min(starts, key=lambda counts: made(counts).ttft_s)
+        return _improved(made, start, top)
+
+    def _meeting(self) -> int:
+        """Where the two ends would meet."""
+        return meeting_token(self.choice("two-ended").timeline, self.request)
+
+    def _staircase(self, rates: Rates, cells: int, projected: int) -> RestoreSplit:
+        steps, more = divmod(cells, rates.layers)
+        low = rates.stops[steps]
+        high = rates.stops[min(steps + 1, len(rates.step_s))]
+        computed = [high] * more + [low] * (rates.layers - more)
+        counts = []
+        for count in computed:
+            counts.append(min(projected, self.request.cached_tokens - count))
+            projected -= counts[-1]
+        return RestoreSplit(tuple(computed), tuple(counts), True)
+
+
+def _ttft_s(choice: Choice) -> float:
+    return choice.ttft_s
+
+
+def _improved(
+    made: Callable[[Sequence[int]], Choice], start: tuple[int, ...], top: tuple[int, ...]
+) -> Choice:
+    """The best choice that moving one count at a time finds, by strides that halve."""
+    at, best = start, made(start)
+    strides = [max(MIN_STRIDE, most // SEARCH_DEPTH) for most in top]
+    while any(strides):
+        improved = False
+        for axis, stride in enumerate(strides):
+            for by in (-stride, stride) if stride else ():
+                count = min(max(at[axis] + by, 0), top[axis])
+                trial = made(moved := (*at[:axis], count, *at[axis + 1 :]))
+                if trial.ttft_s < best.ttft_s:
+                    at, best, improved = moved, trial, True
+        if not improved:
+            strides = [stride // 2 for stride in strides]
+    return best
+
+
+def meeting_token(timeline: Timeline, request: RestoreRequest) -> int:
+    """The first cached token that is not computed through all layers."""
+    graph = timeline.graph
+    stops = [
+        min(task.token_stop, request.cached_tokens)
+        for task in claimed(graph, timeline.start_s)
+        if task.op == "prefill"
+        and task.layers == graph.model.n_layers
+        and task.token_start < request.cached_tokens
+        and task.n_tokens
+    ]
+    return max(stops, default=0)

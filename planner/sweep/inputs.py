@@ -1,0 +1,179 @@
+"""What a study can set: every knob by name, how its values are written, and what it stands at."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import Any
+
+from planner.decode.lower import SCHEDULES
+from planner.decode.policies import fixed_tokens
+from planner.restore.planner import RESTORE_POLICIES
+from planner.restore.reproduce import link_rate
+from sim.catalog import find_hardware, find_model
+from sim.errors import BadInput, UnknownName
+from sim.graph.jobs import KV_BITS
+from sim.lanes import TIERS
+from sim.machine.what_if import RATES
+from sim.model.spec import DTYPE_BYTES, MODEL_SIZES
+from sim.units import parse_bytes, parse_count, parse_rate
+
+Value = str | int | float | bool
+Reader = Callable[[str, Any], Value]
+"""From a key and what stands there to the value in SI units; raises BadInput that names the key."""
+
+AUTO = "auto"
+
+
+@dataclass(frozen=True)
+class Input:
+    """One input of a point.
+
+    Args:
+        read: checks and converts what a study says.
+        default: value of a point of a study that leaves it out; None where nothing is set, so that
+            the model or machine stays as it is. `REQUIRED` where every study has to say it.
+        unit: of the value in tables.
+    """
+
+    read: Reader
+    default: Value | None = None
+    unit: str = ""
+
+
+REQUIRED = ""
+
+
+def read_text(key: str, value: Any) -> str:
+    if not isinstance(value, str) or not value:
+        raise BadInput(f"{key}(={value!r}) must be a text that is not empty.")
+    return value
+
+
+def read_count(key: str, value: Any) -> int:
+    """A whole number of at least 1, or a text such as 4K."""
+    if isinstance(value, str):
+        return parse_count(key, value)
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < 2**53:
+        raise BadInput(
+            f"{key}(={value!r}) must be a whole number of at least 1, such as 32 or '4K'."
+        )
+    return value
+
+
+def read_rate(key: str, value: Any) -> float:
+    return parse_rate(key, value) if isinstance(value, str) else _positive(key, value, "25GB/s")
+
+
+def read_bytes(key: str, value: Any) -> float:
+    return parse_bytes(key, value) if isinstance(value, str) else _positive(key, value, "24GiB")
+
+
+def _positive(key: str, value: Any, example: str) -> float:
+    number = _number(key, value)
+    if not 0 < number < math.inf:
+        raise BadInput(f"{key}(={value!r}) must be above 0 and finite, such as {example!r}.")
+    return number
+
+
+def _number(key: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise BadInput(f"{key}(={value!r}) must be a number.")
+    try:
+        return float(value)
+    except OverflowError:
+        raise BadInput(f"{key} must be a number that fits 64 bits; this one is larger.") from None
+
+
+def read_share(key: str, value: Any) -> float:
+    share = _number(key, value)
+    if not 0 < share <= 1:
+        raise BadInput(f"{key}(={value!r}) must be above 0 and at most 1.")
+    return share
+
+
+def read_flag(key: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise BadInput(f"{key}(={value!r}) must be true or false.")
+    return value
+
+
+def _one_of(known: Collection[str | int]) -> Reader:
+    def read(key: str, value: Any) -> Value:
+        if isinstance(value, bool) or not isinstance(value, str | int) or value not in known:
+            choices = ", ".join(str(one) for one in known)
+            raise BadInput(f"{key}(={value!r}) must be one of {choices}.")
+        return value
+
+    return read
+
+
+def _named(check: Callable[[str], object]) -> Reader:
+    """A name that `check` takes."""
+
+    def read(key: str, value: Any) -> str:
+        name = read_text(key, value)
+        try:
+            check(name)
+        except BadInput as error:
+            raise BadInput(f"{key}: {error}") from None
+        return name
+
+    return read
+
+
+def read_tier(key: str, value: Any) -> str:
+    """A tier by name, or a link by its rate."""
+    if isinstance(value, str) and value in TIERS:
+        return value
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise BadInput(f"{key}(={value!r}) must be {', '.join(TIERS)}, a rate, or Gbps.")
+    link_rate(key, value)
+    return str(value)
+
+
+def _policy(name: str) -> None:
+    fixed_tokens(name)
+
+
+def _restore_policy(name: str) -> None:
+    if name not in RESTORE_POLICIES:
+        raise UnknownName("policy", name, RESTORE_POLICIES)
+
+
+MACHINE_AND_MODEL: dict[str, Input] = {
+    "model": Input(_named(find_model), REQUIRED),
+    "hardware": Input(_named(find_hardware), REQUIRED),
+    "prompt": Input(read_count, REQUIRED, "tokens"),
+    "dtype": Input(_one_of(tuple(DTYPE_BYTES))),
+    "gpu_memory": Input(read_bytes, unit="bytes"),
+    **{f"model.{size}": Input(read_count) for size in MODEL_SIZES},
+    **{
+        key: Input(read_rate, unit="FLOP/s" if key == "compute.flops" else "bytes/s")
+        for key in RATES
+    },
+}
+DECODE: dict[str, Input] = {
+    **MACHINE_AND_MODEL,
+    "batch": Input(read_count, REQUIRED, "sequences"),
+    "gen": Input(read_count, 1, "tokens"),
+    "policy": Input(_named(_policy), "lp"),
+    "schedule": Input(_one_of((*SCHEDULES, AUTO)), "row"),
+    "n_batches": Input(read_count, 1),
+    "gpus": Input(read_count, 1),
+    "keep": Input(read_flag),
+    "kv_bits": Input(_one_of((16, 8, 4)), 16),
+    "host_memory": Input(read_bytes, unit="bytes"),
+}
+RESTORE: dict[str, Input] = {
+    **MACHINE_AND_MODEL,
+    "cached": Input(read_count, unit="tokens"),
+    "tier": Input(read_tier, "dram"),
+    "chunk": Input(read_count, 512, "tokens"),
+    "io_chunk": Input(read_count, 128, "tokens"),
+    "gpu_share": Input(read_share, 1.0),
+    "kv_bits": Input(_one_of(KV_BITS), 16),
+    "policy": Input(_named(_restore_policy), AUTO),
+}
+SCENARIOS = {"decode": DECODE, "restore": RESTORE}

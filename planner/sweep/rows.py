@@ -1,0 +1,263 @@
+"""One point of a study answered: its inputs become one row's outputs."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from planner.decode.fast_planner import ShortcutPlanner
+from planner.decode.make import simulate_other_system
+from planner.decode.other_systems import OTHER_SYSTEMS
+from planner.decode.planner import Choice, DecodePlanner
+from planner.decode.policies import baseline_split, fixed_tokens
+from planner.decode.sensitivity import MIN_SAVING_FRAC, MORE, NUDGE
+from planner.decode.split import Residency
+from planner.restore.plan import token_counts
+from planner.restore.planner import RestorePlanner
+from planner.sweep.inputs import AUTO
+from planner.sweep.machines import Machine, machine_of, model_of
+from sim.cost.model import CostKey, CostModel, cost_key
+from sim.cost.restore import RestoreCosts
+from sim.engine.api import fast_engine_installed
+from sim.errors import BadInput, DoesNotFit
+from sim.graph.jobs import RestoreRequest, Workload
+from sim.graph.tasks import Task
+from sim.graph.timeline import Timeline
+from sim.lanes import COMPUTE, COPY_LANES, D2H, H2D, HOST, NET, TIERS
+from sim.machine.provenance import weakest
+
+ENGINE = "fast" if fast_engine_installed() else "simpy"
+
+Row = dict[str, Any]
+Inputs = Mapping[str, Any]
+
+TIMELINE_OUTPUTS = {
+    "tokens_per_s": float,
+    "overlap_frac": float,
+    "exposed_copy_s": float,
+    "bottleneck": str,
+    "device_bytes": int,
+    "out_of_range_tasks": int,
+    "in_range": bool,
+    "hardware_source": str,
+}
+DECODE_OUTPUTS: dict[str, type] = {
+    "makespan_s": float,
+    "lower_bound_s": float,
+    "h2d_bytes_per_s": float,
+    "recomputed_frac": float,
+    "resident_frac": float,
+    "recomputed_least": int,
+    "recomputed_median": int,
+    "recomputed_most": int,
+    "bottleneck_saves_frac": float,
+    "host_bytes": int,
+    "schedule_taken": str,
+    "solved_by": str,
+    **TIMELINE_OUTPUTS,
+}
+RESTORE_OUTPUTS: dict[str, type] = {
+    "ttft_s": float,
+    "compute_only_s": float,
+    "load_only_s": float,
+    "computed_tokens": int,
+    "projected_tokens": int,
+    "loaded_tokens": int,
+    "policy_taken": str,
+    **TIMELINE_OUTPUTS,
+}
+OUTPUTS = {"decode": DECODE_OUTPUTS, "restore": RESTORE_OUTPUTS}
+"""Columns of each scenario's answers; docs/studies.md says what they mean."""
+
+LANES_OF_PART = {
+    H2D: (H2D,),
+    D2H: (D2H,),
+    HOST: (HOST,),
+    "flops": (COMPUTE,),
+    "hbm": (COMPUTE,),
+}
+"""Lanes whose tasks a part of the machine makes faster; all copies for an uplink."""
+
+GOAL = {"decode": "makespan_s", "restore": "ttft_s"}
+"""What a policy is chosen by."""
+
+
+def decode_row(values: Inputs) -> Row:
+    """Plan and simulate one decode job.
+
+    Raises:
+        KvOverlapError: as `planner.make_plan`.
+    """
+    machine = machine_of(values)
+    job = Workload(
+        values["batch"],
+        values["prompt"],
+        values["gen"],
+        values["n_batches"],
+        None if values["kv_bits"] == 16 else values["kv_bits"],
+    )
+    if values["schedule"] != AUTO:
+        return _decode_row(values, machine, values["schedule"], job)
+    rows, refused = [], None
+    for schedule, one in (("row", replace(job, n_batches=1)), ("column", job)):
+        try:
+            rows.append(_decode_row(values, machine, schedule, one))
+        except DoesNotFit as error:
+            refused = error
+    if not rows and refused is not None:
+        raise refused
+    return max(rows, key=lambda row: row["tokens_per_s"])
+
+
+def _decode_row(values: Inputs, machine: Machine, schedule: str, job: Workload) -> Row:
+    hardware, policy, gpus = machine.hardware, values["policy"], values["gpus"]
+    model = model_of(values, hardware)
+    keep = values.get("keep", "gpu_memory" in values)
+    planner = ShortcutPlanner(model, hardware, job, schedule, gpus, keep, ENGINE)
+    fixed_tokens(policy)
+    choice, bound_s, solved_by = _choose(planner, policy)
+    timeline = _timeline(planner, policy, choice)
+    need = planner.check_fits(timeline.graph)
+    counts = sorted(choice.split[0])
+    past = sum(model.layer_context(layer, job.prompt_tokens) for layer in range(model.n_layers))
+    kept = sum(choice.residency.kv_tokens)
+    part, saves_frac = _bottleneck(planner, machine, policy, timeline)
+    return {
+        "makespan_s": timeline.makespan_s,
+        "lower_bound_s": bound_s,
+        "h2d_bytes_per_s": hardware.links.h2d.bytes_per_s,
+        "recomputed_frac": sum(counts) / past,
+        "resident_frac": kept / (job.prompt_tokens * model.n_layers),
+        "recomputed_least": counts[0],
+        "recomputed_median": counts[len(counts) // 2],
+        "recomputed_most": counts[-1],
+        "bottleneck": part,
+        "bottleneck_saves_frac": saves_frac,
+        "device_bytes": need.device_bytes,
+        "host_bytes": need.host_bytes,
+        "schedule_taken": schedule,
+        "solved_by": solved_by,
+        **_seen(timeline, planner.costs),
+        "tokens_per_s": gpus
+        * job.n_batches
+        * job.batch_size
+        * job.gen_tokens
+        / timeline.makespan_s,
+    }
+
+
+def _choose(planner: ShortcutPlanner, policy: str) -> tuple[Choice, float | None, str]:
+    """What a policy does, a makespan that nothing can beat where that is known, and who says so."""
+    if policy == "lp":
+        return planner.best, planner.bound_s, planner.solved_by
+    model, job = planner.model, planner.workload
+    split = baseline_split(policy, model, job, planner.hardware)
+    kept = planner.nothing_kept
+    if policy == "resident":
+        kept = Residency.whole_cache(model, job)
+    return Choice(split, kept), None, "policy"
+
+
+def _timeline(planner: DecodePlanner, policy: str, choice: Choice) -> Timeline:
+    if policy not in OTHER_SYSTEMS:
+        return planner.simulate(choice.split, choice.residency)
+    if planner.schedule != "row":
+        raise BadInput(f"policy {policy!r} has a schedule of its own; leave schedule at row.")
+    return simulate_other_system(planner, policy)
+
+
+def _bottleneck(
+    planner: ShortcutPlanner, machine: Machine, policy: str, timeline: Timeline
+) -> tuple[str, float]:
+    """The part of the machine of which 10 % more saves most, and what it saves, by the duals.
+
+    The split of policy `lp` follows the change, any other stays as it is.
+    """
+    if policy == "lp" and planner.chooses:
+        found = planner.relaxation
+        weights, total_s, byte_s = planner.task_weights, found.objective_s, found.memory_worth_s
+    else:
+        path = [timeline.graph.tasks[at].id for at in timeline.critical_path]
+        weights, total_s, byte_s = dict.fromkeys(path, 1.0), timeline.makespan_s, 0.0
+    examples: dict[CostKey, Task] = {}
+    of_key: defaultdict[CostKey, float] = defaultdict(float)
+    for task in timeline.graph.tasks:
+        if weight := weights.get(task.id, 0.0):
+            key = cost_key(task, planner.model)
+            examples[key] = task
+            of_key[key] += weight
+    most = ("none", 0.0)
+    for part, hardware in machine.nudged.items():
+        if part == "memory":
+            saved_s = byte_s * MORE * hardware.memory.device_bytes
+        else:
+            later = planner.costs_on(hardware)
+            gained_s = sum(
+                weight * (planner.costs.estimate(one).seconds - later.estimate(one).seconds)
+                for one, weight in zip(examples.values(), of_key.values(), strict=True)
+                if one.lane in LANES_OF_PART.get(part, COPY_LANES)
+            )
+            saved_s = gained_s / (1 - 1 / (1 + NUDGE)) * (1 - 1 / (1 + MORE))
+        most = max(most, (part, saved_s / total_s), key=lambda one: one[1])
+    return most if most[1] >= MIN_SAVING_FRAC else ("none", most[1])
+
+
+def restore_row(values: Inputs) -> Row:
+    """Choose how to restore one cached prefix, and simulate it.
+
+    Raises:
+        KvOverlapError: as `planner.restore.make_restore_plan`.
+    """
+    hardware = machine_of(values).hardware
+    prompt, tier = values["prompt"], values["tier"]
+    request = RestoreRequest(
+        prompt_tokens=prompt,
+        cached_tokens=values.get("cached", prompt - 1),
+        tier=tier if tier in TIERS else NET,
+        chunk_tokens=values["chunk"],
+        io_chunk_tokens=values["io_chunk"],
+        gpu_share=values["gpu_share"],
+        tier_kv_bits=values["kv_bits"],
+    )
+    planner = RestorePlanner(model_of(values, hardware), hardware, request, engine=ENGINE)
+    planner.check_fits()
+    policy = values["policy"]
+    taken = planner.fastest() if policy == AUTO else policy
+    choice = planner.choice(taken)
+    timeline = choice.timeline
+    computed, projected, loaded = token_counts(timeline)
+    return {
+        "ttft_s": choice.ttft_s,
+        "compute_only_s": planner.choice("compute-only").ttft_s,
+        "load_only_s": planner.choice("load-only").ttft_s,
+        "computed_tokens": computed,
+        "projected_tokens": projected,
+        "loaded_tokens": loaded,
+        "policy_taken": taken,
+        "tokens_per_s": prompt / choice.ttft_s,
+        "bottleneck": max(sorted(_lanes(timeline)), key=timeline.busy_s),
+        "device_bytes": planner.device_bytes,
+        **_seen(timeline, RestoreCosts(hardware, planner.model, request)),
+    }
+
+
+def _lanes(timeline: Timeline) -> set[str]:
+    return {lane for _, lane in timeline.graph.lanes}
+
+
+def _seen(timeline: Timeline, costs: CostModel) -> Row:
+    """What a timeline shows, and how well its times are known."""
+    estimates = [costs.estimate(task) for task in timeline.graph.tasks]
+    outside = sum(not one.in_range for one in estimates)
+    return {
+        "overlap_frac": timeline.overlap_frac,
+        "exposed_copy_s": timeline.exposed_copy_s,
+        "out_of_range_tasks": outside,
+        "in_range": outside == 0,
+        "hardware_source": weakest(*{one.source for one in estimates}),
+    }
+
+
+ANSWERS: dict[str, Callable[[Inputs], Row]] = {"decode": decode_row, "restore": restore_row}

@@ -1,0 +1,1 @@
+"""How long each task takes on a machine."""

@@ -1,0 +1,209 @@
+"""How long the tasks of a restore take: prefill from token ids, and copies behind host memory.
+
+A step of the engine holds `chunk_tokens`: the restore's part and other requests' tokens. It is
+priced as a whole, other requests' tokens like the restore's own, so that compute time grows as
+1 / gpu_share, which is what the cells of Cake's Table 3 show within 8 % (arXiv 2410.03065).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+
+from sim.cost.model import CostModel, Estimate, cost_key
+from sim.graph.jobs import RestoreRequest, Workload
+from sim.graph.tasks import Task
+from sim.lanes import COMPUTE, TIER_LANES
+from sim.machine.links import Dispatch
+from sim.machine.prefill import Prefill, Restore
+from sim.machine.profile import HardwareProfile
+from sim.machine.provenance import weakest
+from sim.model.kernels import DecodeAttention, MatMul, kernels, prefill_attention_flops
+from sim.model.spec import ModelSpec
+
+
+def cost_model(
+    hardware: HardwareProfile, model: ModelSpec, workload: Workload | RestoreRequest
+) -> CostModel:
+    """The cost model of a job: decode, or restore."""
+    if isinstance(workload, RestoreRequest):
+        return RestoreCosts(hardware, model, workload)
+    return CostModel(hardware, model, workload)
+
+
+def cost_kind(task: Task, model: ModelSpec, workload: Workload | RestoreRequest) -> Hashable:
+    """Tasks of one graph of one kind take the same time on any machine, to issue too."""
+    if not isinstance(workload, RestoreRequest) or task.lane != COMPUTE:
+        return cost_key(task, model)
+    return task.op, task.token_start, task.token_stop, task.layers
+
+
+class RestoreCosts(CostModel):
+    """Prices the tasks of one restore on one machine."""
+
+    workload: RestoreRequest
+
+    def __init__(
+        self, hardware: HardwareProfile, model: ModelSpec, workload: RestoreRequest
+    ) -> None:
+        super().__init__(hardware, model, workload)
+        self._block = hardware.restore or Restore()
+        self._products: dict[int, Estimate] = {}
+        self._prompts: dict[int, tuple[float, bool] | None] = {}
+        self._layer_launches: int | None = None
+        self._heads = (model.n_heads, model.n_kv_heads, model.head_dim)
+        tables = self._block.prefill.tables if self._block.prefill is not None else ()
+        self._prefill_tables = {
+            (table.n_heads, table.n_kv_heads, table.head_dim): table.grid for table in tables
+        }
+
+    def estimate(self, task: Task) -> Estimate:
+        """Time of `task` alone on its lane, at the request's share of the device."""
+        if task.op == "prefill":
+            return self.prefill(task.token_start, task.n_tokens, task.layers)
+        if task.lane in TIER_LANES:
+            return self._tier_copy(task.lane, task.bytes)
+        if task.lane == COMPUTE:
+            uncontended = self.compute(task.op, task.n_tokens, task.token_stop)
+            shared_s = task.layers * uncontended.seconds / self.workload.gpu_share
+            return Estimate(shared_s, uncontended.source, uncontended.in_range)
+        return self._link_copy(task)
+
+    def _link_copy(self, task: Task) -> Estimate:
+        """Time of a copy over the link; a CUDA device copies the rows of each layer by one call."""
+        if self.hardware.device_kind != "cuda":
+            return self.copy(task.lane, task.bytes)
+        link = self.hardware.links.of(task.lane)
+        one_s, inside = link.copy_s(task.bytes / task.layers)
+        return Estimate(self.dispatch.copy_task_s + task.layers * one_s, link.source, inside)
+
+    @property
+    def dispatch(self) -> Dispatch:
+        return self.hardware.dispatch.in_turn()
+
+    def launch_s(self, task: Task) -> float:  # noqa: ARG002
+        """Host time to queue `task`: its kernels are launched when its turn comes, as part of it.
+
+        Who computes and who loads a token is decided at that moment, so the host cannot launch a
+        whole prompt ahead.
+        """
+        return self.dispatch.task_s
+
+    def _launch_s(self, layers: int) -> float:
+        """Host time to launch the kernels of a prefill step, which the device cannot outrun."""
+        if self._layer_launches is None:
+            ops = ("qkv", "attention", "mlp")
+            self._layer_launches = sum(len(kernels(op, 1, 1, self.model, 1)) for op in ops)
+        return layers * self._layer_launches * self.dispatch.kernel_s
+
+    @property
+    def lookup_s(self) -> float:
+        """From the request to the first byte that moves."""
+        lookup = self._block.lookup_s
+        return lookup.value if lookup is not None else 0.0
+
+    def earliest_s(self, task: Task) -> float:
+        """Copies of the cached prefix wait until it is found."""
+        return 0.0 if task.lane == COMPUTE else self.lookup_s
+
+    def copy_s(self, lane: str, n_bytes: int) -> float:
+        """Seconds of one copy on any lane."""
+        copied = self._tier_copy if lane in TIER_LANES else self.copy
+        return copied(lane, n_bytes).seconds
+
+    def prefill(self, start: int, n_tokens: int, layers: int) -> Estimate:
+        """Time of the step that takes tokens [start, start + n) through `layers` layers."""
+        rows = n_tokens + self.workload.other_tokens
+        product = self._layer_products(rows)
+        attention = self._prefill_attention(start, n_tokens, rows / n_tokens)
+        seconds = product.seconds + attention.seconds
+        block = self._block.prefill
+        step_s = block.step_s.value / self.model.n_layers if block is not None else 0.0
+        task_s = self.dispatch.compute_task_s
+        return Estimate(
+            task_s + max(layers * (seconds + step_s), self._launch_s(layers)),
+            weakest(product.source, attention.source),
+            product.in_range and attention.in_range,
+        )
+
+    def _layer_products(self, rows: int) -> Estimate:
+        """Everything of a layer over `rows` tokens but the attention itself."""
+        if rows not in self._products:
+            total_s, parts = 0.0, []
+            for op in ("qkv", "attention", "mlp"):
+                for kernel in kernels(op, rows, 1, self.model, 1):
+                    if isinstance(kernel, DecodeAttention):
+                        continue
+                    part = self._kernel(kernel)
+                    parts.append(part)
+                    faster = self._weight_speedup if isinstance(kernel, MatMul) else 1.0
+                    total_s += part.seconds / faster
+            self._products[rows] = Estimate(
+                total_s, weakest(*(one.source for one in parts)), all(one.in_range for one in parts)
+            )
+        return self._products[rows]
+
+    def step_s(self, parts: Sequence[tuple[int, int]], sampled: int) -> float:
+        """Time of an engine step over several requests, all layers.
+
+        Args:
+            parts: first position and tokens of each request in it.
+            sampled: requests that get a token out of it.
+        """
+        product = self._layer_products(sum(n_tokens for _, n_tokens in parts))
+        attention_s = sum(self._prefill_attention(*part, 1.0).seconds for part in parts)
+        block = self._block.prefill
+        fixed_s = block.step_s.value if block is not None else 0.0
+        head_s = self.compute("head", sampled, 1).seconds if sampled else 0.0
+        return self.model.n_layers * (product.seconds + attention_s) + fixed_s + head_s
+
+    @property
+    def _weight_speedup(self) -> float:
+        """How much faster a product is than priced for the model's 8-bit weights; 1 where nobody
+        knows, or where products of 8 bits were measured."""
+        block = self._block.prefill
+        timed = self._matmuls.weight_bits == self.model.weight_bits
+        if self.model.weight_bits != 8 or timed or block is None or block.eight_bit_speedup is None:
+            return 1.0
+        return block.eight_bit_speedup.value
+
+    def _prefill_attention(self, start: int, n_tokens: int, times: float) -> Estimate:
+        """`times` the FLOPs by their rate, but no faster than keys and values are read once.
+
+        Where chunks of the head shape were measured, it is one of `times` as many tokens; where
+        whole prompts were, the rate is that of the whole prompt up to the chunk's end.
+        """
+        table = self._prefill_tables.get(self._heads)
+        if table is not None:
+            seconds, inside = table.at(times * n_tokens, start + 1)
+            return Estimate(seconds, "measured", inside)
+        flops = times * prefill_attention_flops(self.model, start, n_tokens)
+        read = self.hardware.attention
+        read_s = (start + n_tokens) * self.model.kv_token_bytes / read.bytes_per_s
+        block = self._block.prefill
+        if block is None:
+            rate = self.hardware.gemm.flops_per_s
+            return Estimate(max(flops / rate, read_s), weakest(read.source, "fitted"), False)
+        rate, source = block.attention_flops_per_s.value, block.attention_flops_per_s.source
+        stop = start + n_tokens
+        measured = self._whole_attention(block, stop)
+        if measured is None:
+            return Estimate(max(flops / rate, read_s), source, True)
+        whole_s, inside = measured
+        seconds = whole_s * flops / prefill_attention_flops(self.model, 0, stop)
+        source = source if inside else weakest(source, "fitted")
+        return Estimate(max(seconds, read_s), source, inside)
+
+    def _whole_attention(self, block: Prefill, n_tokens: int) -> tuple[float, bool] | None:
+        """Measured seconds of the first `n_tokens` of a prompt; None where nothing was measured."""
+        if n_tokens not in self._prompts:
+            model = self.model
+            shape = (model.n_heads, model.n_heads // model.n_kv_heads, model.head_dim)
+            found = block.attention_s(*shape, n_tokens) if model.mla is None else None
+            self._prompts[n_tokens] = found
+        return self._prompts[n_tokens]
+
+    def _tier_copy(self, lane: str, n_bytes: int) -> Estimate:
+        tier = self._block.tier(lane)
+        return Estimate(
+            tier.chunk_s + n_bytes / tier.bytes_per_s.value, tier.bytes_per_s.source, True
+        )

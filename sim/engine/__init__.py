@@ -1,0 +1,1 @@
+"""When each task of a graph runs: the SimPy reference and the compiled engine."""

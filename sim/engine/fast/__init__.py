@@ -1,0 +1,1 @@
+"""The compiled engine: SimPy's times from numba loops over arrays."""

@@ -1,0 +1,165 @@
+"""What several tasks share while they run: link bandwidth and each other's attention.
+
+Every running task is a fluid that needs some seconds alone. Its pace at any moment is the
+product of the interference factors of the lanes that are busy beside it and, for copies, of its
+max-min fair share of every uplink on its path. Whenever a task starts or ends, progress so far
+is booked and the paces of the others are set anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from sim.cost.model import CostModel
+from sim.cost.restore import cost_model
+from sim.graph.tasks import Task, TaskGraph
+from sim.lanes import COPY_LANES
+from sim.machine.links import Uplink
+from sim.machine.profile import HardwareProfile
+
+
+def max_min_share(
+    demands: Sequence[float], paths: Sequence[Sequence[str]], capacity: dict[str, float]
+) -> list[float]:
+    """Max-min fair rates: nobody can gain without taking from somebody who has less.
+
+    Args:
+        demands: the most each flow can use, bytes/s.
+        paths: names of the shared links each flow crosses.
+        capacity: bytes/s of each shared link.
+    """
+    rates = [0.0] * len(demands)
+    open_flows = set(range(len(demands)))
+    left = dict(capacity)
+    while open_flows:
+        room = {
+            link: left[link] / count
+            for link in left
+            if (count := sum(link in paths[flow] for flow in open_flows))
+        }
+        tightest = min(room.values(), default=float("inf"))
+        satisfied = {flow for flow in open_flows if demands[flow] <= tightest}
+        if satisfied:
+            fixed = {flow: demands[flow] for flow in satisfied}
+        else:
+            full = {link for link, share in room.items() if share <= tightest}
+            fixed = {
+                flow: tightest for flow in open_flows if any(link in full for link in paths[flow])
+            }
+        for flow, rate in fixed.items():
+            rates[flow] = rate
+            for link in paths[flow]:
+                left[link] = max(0.0, left[link] - rate)
+        open_flows -= fixed.keys()
+    return rates
+
+
+def streaming_share(hardware: HardwareProfile, lane: str, devices: int) -> float:
+    """Part of its own link rate that each device keeps when all copy in one direction at once.
+
+    Of unequal devices the smallest part.
+    """
+    rate: float = getattr(hardware.links, lane).bytes_per_s
+    paths = [
+        [uplink.name for uplink in hardware.uplinks if device in uplink.devices]
+        for device in range(devices)
+    ]
+    capacity = {uplink.name: capacity_bytes_per_s(uplink, lane) for uplink in hardware.uplinks}
+    return min(max_min_share([rate] * devices, paths, capacity)) / rate
+
+
+def crossing_s(task: Task, uplinks: Sequence[Uplink]) -> float:
+    """Seconds of a copy over the slowest uplink of its device, which it has for itself.
+
+    Zero for work that crosses no link.
+    """
+    if task.lane not in COPY_LANES:
+        return 0.0
+    own = [one for one in uplinks if task.device in one.devices]
+    return max((task.bytes / capacity_bytes_per_s(one, task.lane) for one in own), default=0.0)
+
+
+@dataclass(frozen=True)
+class Uncontended:
+    """Tasks that nothing slows down: what they cost, and no less than their uplinks let through.
+
+    Args:
+        uplinks: those that a single device has for itself, so that they only bound its copies.
+    """
+
+    costs: CostModel
+    uplinks: tuple[Uplink, ...]
+
+    @classmethod
+    def on(cls, hardware: HardwareProfile, graph: TaskGraph) -> tuple[Uncontended, HardwareProfile]:
+        """For the tasks of a graph, beside the machine with what they share."""
+        costs = cost_model(hardware, graph.model, graph.workload)
+        if graph.n_devices > 1:
+            return cls(costs, ()), hardware
+        return cls(costs, hardware.uplinks), replace(hardware, uplinks=())
+
+    def seconds(self, task: Task) -> float:
+        return max(self.costs.estimate(task).seconds, crossing_s(task, self.uplinks))
+
+
+def capacity_bytes_per_s(uplink: Uplink, lane: str) -> float:
+    """What an uplink carries in the direction of a copy lane."""
+    return uplink.h2d_bytes_per_s if lane == "h2d" else uplink.d2h_bytes_per_s
+
+
+def representative(
+    graph: TaskGraph, hardware: HardwareProfile
+) -> tuple[TaskGraph, HardwareProfile]:
+    """The first device's part of a graph, and the machine as that device sees it.
+
+    Where devices differ in what they do or in what they share, both come back as they are.
+    """
+    seen = seen_by_each(hardware, graph.n_devices)
+    claims = any(task.claim for task in graph.tasks)  # one device may do what the other skips
+    if graph.n_devices == 1 or seen is None or claims or not _replicas(graph):
+        return graph, hardware
+    return replace(graph, tasks=graph.tasks[: len(graph.tasks) // graph.n_devices]), seen
+
+
+def seen_by_each(hardware: HardwareProfile, devices: int) -> HardwareProfile | None:
+    """The machine as each of some devices sees it that all do the same; None if they differ.
+
+    Behind uplinks of the same rates with as many users each, all copy at the same moments, and
+    the max-min fair share of a device is an equal part of every uplink on its path.
+    """
+    uplinks = [_equal_parts(hardware, device, devices) for device in range(devices)]
+    if any(_rates(own) != _rates(uplinks[0]) for own in uplinks):
+        return None
+    return replace(hardware, uplinks=uplinks[0])
+
+
+def _equal_parts(hardware: HardwareProfile, device: int, devices: int) -> tuple[Uplink, ...]:
+    """The uplinks of one device, each with its equal part of their rates."""
+    parts = []
+    for uplink in hardware.uplinks:
+        if device in uplink.devices:
+            users = len({user for user in uplink.devices if user < devices})
+            h2d, d2h = uplink.h2d_bytes_per_s / users, uplink.d2h_bytes_per_s / users
+            parts.append(Uplink(uplink.name, (0,), h2d, d2h))
+    return tuple(parts)
+
+
+def _rates(uplinks: tuple[Uplink, ...]) -> list[tuple[float, float]]:
+    return sorted((uplink.h2d_bytes_per_s, uplink.d2h_bytes_per_s) for uplink in uplinks)
+
+
+def _replicas(graph: TaskGraph) -> bool:
+    """Whether the tasks of device 0 are followed by the same for every other device."""
+    size, rest = divmod(len(graph.tasks), graph.n_devices)
+    return not rest and all(
+        task.device == at // size
+        and _work(task) == _work(graph.tasks[at % size])
+        and tuple(dep - at // size * size for dep in deps) == graph.dep_indices[at % size]
+        for at, (task, deps) in enumerate(zip(graph.tasks, graph.dep_indices, strict=True))
+    )
+
+
+def _work(task: Task) -> tuple[object, ...]:
+    """What decides how long a task takes."""
+    return task.op, task.token_start, task.token_stop, task.bytes, task.layers

@@ -1,0 +1,116 @@
+"""Alternatives in a static graph: who does which tokens is settled while it runs.
+
+Tasks with the same claim are alternatives for the tokens their ranges share. Whichever starts
+first does them; a later one does what is left of its range, and is skipped where nothing is. A
+task that waits for one of the same claim and range (the second leg of a load) goes on with what
+that one got.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from sim.graph.tasks import Task, TaskGraph
+
+Tokens = tuple[int, int]
+"""Half-open range of positions."""
+
+
+class Claims:
+    """What has been claimed so far in one run of `graph`."""
+
+    def __init__(self, graph: TaskGraph) -> None:
+        self.graph = graph
+        self.got: dict[int, Tokens] = {}
+        self._taken: dict[str, list[Tokens]] = {}
+
+    def take(self, at: int) -> Tokens:
+        """The tokens that the task at position `at` does, an empty range where none are left.
+
+        A task whose free tokens lie apart does all from the first to the last of them.
+        """
+        task = self.graph.tasks[at]
+        before = first_leg(self.graph, at)
+        if before is not None:
+            self.got[at] = self.got[before]
+        elif not task.claim:
+            self.got[at] = (task.token_start, task.token_stop)
+        else:
+            taken = self._taken.setdefault(task.claim, [])
+            self.got[at] = _free(task, taken)
+            if self.got[at][0] < self.got[at][1]:
+                taken.append(self.got[at])
+        return self.got[at]
+
+
+def first_leg(graph: TaskGraph, at: int) -> int | None:
+    """The dep that works on the very same tokens under the same claim, if there is one."""
+    tasks = graph.tasks
+    if not tasks[at].claim:
+        return None
+    return next((dep for dep in graph.dep_indices[at] if _same(tasks[dep], tasks[at])), None)
+
+
+def _same(one: Task, other: Task) -> bool:
+    return (one.claim, one.token_start, one.token_stop) == (
+        other.claim,
+        other.token_start,
+        other.token_stop,
+    )
+
+
+def _free(task: Task, taken: Sequence[Tokens]) -> Tokens:
+    """The range less what is taken at its ends."""
+    start, stop = task.token_start, task.token_stop
+    moved = True
+    while moved and start < stop:
+        moved = False
+        for first, last in taken:
+            if first <= start < last:
+                start, moved = min(last, stop), True
+            if first < stop <= last:
+                stop, moved = max(first, start), True
+    return (start, max(start, stop))
+
+
+def part_of(task: Task, tokens: Tokens) -> Task:
+    """The task with only these of its tokens, its bytes and FLOPs in proportion."""
+    n_tokens = tokens[1] - tokens[0]
+    if n_tokens == task.n_tokens:
+        return task
+    return replace(
+        task,
+        token_start=tokens[0],
+        token_stop=tokens[1],
+        bytes=task.bytes * n_tokens // task.n_tokens,
+        flops=task.flops * n_tokens // task.n_tokens,
+    )
+
+
+def claimed(graph: TaskGraph, start_s: Sequence[float]) -> tuple[Task, ...]:
+    """What each task of a timeline did, in graph order; skipped tasks come out without tokens.
+
+    Of tasks that start at the same moment, the one that comes first in the graph claims first.
+    """
+    claims = Claims(graph)
+    for at in sorted(range(len(graph.tasks)), key=lambda at: (start_s[at], at)):
+        claims.take(at)
+    return tuple(part_of(task, claims.got[at]) for at, task in enumerate(graph.tasks))
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreProgress:
+    """How far the two ends of a restore have come while it runs.
+
+    Args:
+        now_s: seconds, from any zero.
+        computed_to: the first cached token that no step has begun.
+        loaded_from: the first token of the last load that has begun.
+        running: what every lane works on, and since when.
+    """
+
+    now_s: float
+    computed_to: int
+    loaded_from: int
+    running: tuple[tuple[Task, float], ...]

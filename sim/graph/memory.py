@@ -1,0 +1,265 @@
+"""How much device and host memory a decode job takes, before anything is allocated."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sim.errors import DoesNotFit
+from sim.graph.jobs import Workload
+from sim.graph.tasks import Task, TaskGraph
+from sim.lanes import HOST
+from sim.model.kv_format import host_kv_token_bytes
+from sim.model.spec import ModelSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Footprint:
+    """Bytes by purpose; the sums are what is compared with a memory size."""
+
+    weight_bytes: int
+    kv_slot_bytes: int
+    x_slot_bytes: int
+    resident_bytes: int
+    workspace_bytes: int
+    host_kv_bytes: int
+    host_x_bytes: int
+    host_weight_bytes: int
+    host_staging_bytes: int
+    quantised_slot_bytes: int
+
+    @property
+    def device_bytes(self) -> int:
+        slots = self.kv_slot_bytes + self.quantised_slot_bytes + self.x_slot_bytes
+        return self.weight_bytes + slots + self.workspace_bytes + self.resident_bytes
+
+    @property
+    def host_bytes(self) -> int:
+        caches_bytes = self.host_kv_bytes + self.host_x_bytes
+        return caches_bytes + self.host_weight_bytes + self.host_staging_bytes
+
+
+def layer_rows(model: ModelSpec, workload: Workload, layer: int) -> int:
+    """Tokens of one layer that its host cache holds: of the prompt and generated.
+
+    Of the prompt a layer with a sliding window keeps what the first step attends to.
+    """
+    return model.layer_context(layer, workload.prompt_tokens) + workload.gen_tokens
+
+
+def slot_rows(graph: TaskGraph) -> list[int]:
+    """Tokens that each KV slot of a device has room for: most of any layer it serves."""
+    rows = [0] * graph.slots
+    for task in graph.tasks:
+        if task.op == "attention":
+            needed = layer_rows(graph.model, graph.workload, task.layer)
+            rows[task.slot] = max(rows[task.slot], needed)
+    return rows
+
+
+def footprint(graph: TaskGraph, cache: Sequence[HostRows] | None = None) -> Footprint:
+    """Memory that executing `graph` takes: of each device, and of the host for all of them.
+
+    A column schedule moves weights: two layers of those that move are on the device, all of them
+    on the host. What stays resident is on the host as well, from where it came.
+    The workspace is what one layer's activations need at decode (widest matrix output, in
+    32-bit for the logits) plus the new token's K, V and X. A graph that stages K and V has room
+    for one layer's in pinned memory. A quantised cache has, beside each KV slot, one for the rows
+    that are loaded and for the new token's.
+
+    Args:
+        cache: rows of each layer on the host, by default those that the graph needs.
+    """
+    model, job = graph.model, graph.workload
+    loads = [task for task in graph.tasks if task.op == "load_x"]
+    x_rows = max((task.n_tokens for task in loads), default=0)
+    x_slots = len({task.slot for task in loads})
+    kept_rows = {op: _kept_rows(graph, op) for op in ("place_kv", "recompute_resident")}
+    width = model.intermediate_size
+    if model.moe is not None:
+        passed = model.moe.n_active_experts + model.moe.n_shared_experts
+        width = max(width, passed * model.moe.intermediate_size)
+    widest = max(model.q_size + model.kv_token_size, (2 if model.gated_mlp else 1) * width)
+    workspace = job.batch_size * (
+        (widest + 4 * model.hidden_size) * model.element_bytes + 4 * model.vocab_size
+    )
+    layers = [layer_rows(model, job, layer) for layer in range(model.n_layers)]
+    rows = needed_rows(graph) if cache is None else cache
+    sequences = job.batch_size * job.n_batches * graph.n_devices
+    host_kv_bytes = host_kv_token_bytes(model, job.kv_bits)
+    staged_rows = max(layers) * job.batch_size if (0, HOST) in graph.lanes else 0
+    slot_tokens = slot_rows(graph)
+    quantised_rows = 0 if job.kv_bits is None else sum(slot_tokens) + len(slot_tokens)
+    moved = {task.layer for task in graph.tasks if task.op == "load_weights"}
+    offloaded = len(moved) * model.layer_weight_bytes
+    slots = min(2, len(moved)) * model.layer_weight_bytes
+    return Footprint(
+        weight_bytes=model.weight_bytes - offloaded + slots,
+        kv_slot_bytes=sum(slot_tokens) * job.batch_size * model.kv_token_bytes,
+        x_slot_bytes=job.batch_size * (x_slots * x_rows + graph.slots) * model.x_token_bytes,
+        resident_bytes=job.batch_size
+        * (
+            kept_rows["place_kv"] * model.kv_token_bytes
+            + kept_rows["recompute_resident"] * model.x_token_bytes
+        ),
+        workspace_bytes=workspace,
+        host_kv_bytes=sequences * sum(one.n_kv for one in rows) * host_kv_bytes,
+        host_x_bytes=sequences * sum(one.n_x for one in rows) * model.x_token_bytes,
+        host_weight_bytes=offloaded,
+        host_staging_bytes=graph.n_devices * staged_rows * model.kv_token_bytes,
+        quantised_slot_bytes=quantised_rows * job.batch_size * host_kv_bytes,
+    )
+
+
+def _kept_rows(graph: TaskGraph, op: str) -> int:
+    """Token positions, summed over layers and batches, that `op` takes from device memory."""
+    return sum(
+        task.n_tokens for task in graph.tasks if task.op == op and not task.step | task.device
+    )
+
+
+def check_fits(
+    graph: TaskGraph,
+    device_bytes: float,
+    host_bytes: float,
+    where: str,
+    cache: Sequence[HostRows] | None = None,
+    reserve_bytes: float = 0.0,
+) -> Footprint:
+    """Refuse a graph that needs more memory than `where` has.
+
+    Args:
+        cache: as for `footprint`.
+        reserve_bytes: of the device, what no job gets.
+
+    Raises:
+        DoesNotFit: names the memory that does not suffice, what fills it, and the smallest change.
+    """
+    need, batch = footprint(graph, cache), graph.workload.batch_size
+    free_bytes = device_bytes - reserve_bytes
+    if need.device_bytes > free_bytes:
+        staging = need.device_bytes - need.weight_bytes
+        most = int((free_bytes - need.weight_bytes) * batch // staging)
+        if most >= 1:
+            advice = f"lower --batch to {most}, or --prompt"
+        else:
+            advice = "the weights alone are too large: choose a smaller model or dtype"
+            if graph.schedule == "row":
+                advice += ", or --schedule column, which keeps two layers on the device"
+        reserved = f" beside a reserve of {_gib(reserve_bytes)}" if reserve_bytes else ""
+        raise DoesNotFit(
+            f"{graph.model.name} needs {_gib(need.device_bytes)} of device memory (weights "
+            f"{_gib(need.weight_bytes)}, staging slots and workspace {_gib(staging)}) and {where} "
+            f"has {_gib(free_bytes)} for it{reserved}; {advice}."
+        )
+    if need.host_bytes > host_bytes:
+        caches = need.host_bytes - need.host_weight_bytes
+        most = int((host_bytes - need.host_weight_bytes) * batch // caches)
+        advice = f"lower --batch to {most}, or --prompt"
+        if most < 1:
+            advice = "lower --prompt or --n-batches, or choose a smaller model"
+        raise DoesNotFit(
+            f"{graph.model.name} needs {_gib(need.host_bytes)} of host memory (KV cache and "
+            f"activations {_gib(caches)}, weights {_gib(need.host_weight_bytes)}) and {where} has "
+            f"{_gib(host_bytes)} for it; {advice}."
+        )
+    return need
+
+
+def _gib(n_bytes: float) -> str:
+    return f"{n_bytes / 2**30:.1f} GiB"
+
+
+Tokens = tuple[int, int]
+"""Half-open range of positions."""
+
+_KV_OPS = ("load_kv", "stage_kv", "store_kv")
+
+_X_OPS = ("load_x", "store_x", "recompute_resident")
+
+
+@dataclass(frozen=True, slots=True)
+class HostRows:
+    """One layer's part of a host cache, a row for each token.
+
+    Tokens that every step recomputes need no K and V there, tokens that none does need no X.
+
+    Args:
+        first, stop: positions that the layer's window lets any step attend to.
+        gap: tokens among them whose K and V are not there.
+        x: tokens whose X is there.
+    """
+
+    first: int
+    stop: int
+    gap: Tokens
+    x: Tokens
+
+    @property
+    def n_kv(self) -> int:
+        return self.stop - self.first - (self.gap[1] - self.gap[0])
+
+    @property
+    def n_x(self) -> int:
+        return self.x[1] - self.x[0]
+
+    def kv_slice(self, start: int, stop: int) -> slice:
+        """Rows of K and V of tokens on one side of the gap."""
+        skipped = self.first if start < self.gap[1] else self.first + self.gap[1] - self.gap[0]
+        return slice(start - skipped, stop - skipped)
+
+    def x_slice(self, start: int, stop: int) -> slice:
+        return slice(start - self.x[0], stop - self.x[0])
+
+    def holds(self, needed: HostRows) -> bool:
+        """Whether everything that `needed` has is here."""
+        same = (self.first, self.stop) == (needed.first, needed.stop)
+        gap = self.gap[0] == self.gap[1] or _within(self.gap, needed.gap)
+        return same and gap and (not needed.n_x or _within(needed.x, self.x))
+
+    def kv_parts(self, stop: int) -> list[Tokens]:
+        """The tokens before `stop` whose K and V are there, in ranges."""
+        parts = ((self.first, min(self.gap[0], stop)), (self.gap[1], stop))
+        return [(a, b) for a, b in parts if a < b]
+
+
+def _within(inner: Tokens, outer: Tokens) -> bool:
+    return outer[0] <= inner[0] and inner[1] <= outer[1]
+
+
+def all_rows(model: ModelSpec, workload: Workload) -> list[HostRows]:
+    """K, V and X of every token that any step may attend to."""
+    stop = workload.max_tokens
+    firsts = [model.first_token(layer, workload.prompt_tokens) for layer in range(model.n_layers)]
+    return [HostRows(first, stop, (first, first), (first, stop)) for first in firsts]
+
+
+def needed_rows(graph: TaskGraph) -> list[HostRows]:
+    """What the graph's tasks load, store, or keep on the device from the start.
+
+    What stays on the device comes from the host when a job begins. Out of a quantised cache it is
+    projected anew, from X.
+    """
+    tasks: list[list[Task]] = [[] for _ in range(graph.model.n_layers)]
+    for task in graph.tasks:
+        if task.layer >= 0:
+            tasks[task.layer].append(task)
+    whole = all_rows(graph.model, graph.workload)
+    return [_needed(rows, tasks[layer], graph.workload) for layer, rows in enumerate(whole)]
+
+
+def _needed(whole: HostRows, tasks: Sequence[Task], job: Workload) -> HostRows:
+    moved = [task for task in tasks if task.op in _KV_OPS]
+    placed = [task for task in tasks if task.op == "place_kv"]
+    first, prompt = whole.first, job.prompt_tokens
+    gap = (first, first)
+    if moved:  # otherwise the layer keeps its whole cache on the device
+        last_kept = max((task.token_stop for task in placed), default=first)
+        gap = (last_kept, max(last_kept, min(task.token_start for task in moved)))
+    quantised = job.kv_bits is not None
+    projected = [task for task in tasks if task.op in _X_OPS or (quantised and task in placed)]
+    start = min((task.token_start for task in projected), default=first)
+    stop = max((task.token_stop for task in projected), default=first)
+    if quantised and not moved:
+        start, stop = first, prompt
+    return HostRows(first, whole.stop, gap, (start, stop))

@@ -1,0 +1,242 @@
+"""The waist: a static, hashed graph of tasks that simulator and device both execute.
+
+A lane is one engine that works first in, first out, such as the compute stream or one copy
+direction. A task starts when every task in `deps` is done and its lane is free. Nothing else
+orders tasks of different lanes: a staging buffer that is written again while somebody still
+reads it is prevented by a dep, visible here, and by nothing hidden in an executor.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from sim.errors import BadInput
+from sim.files import STRICT_KEYS, parse, set_fields
+from sim.graph.jobs import RestoreRequest, Workload
+from sim.lanes import COMPUTE, D2H, DISK, H2D, HOST, NET
+from sim.model.spec import ModelSpec
+
+LANE_OF_OP = {
+    "embed": COMPUTE,
+    "qkv": COMPUTE,
+    "place_kv": COMPUTE,
+    "recompute_resident": COMPUTE,
+    "quantise": COMPUTE,
+    "recompute": COMPUTE,
+    "dequantise": COMPUTE,
+    "attention": COMPUTE,
+    "mlp": COMPUTE,
+    "head": COMPUTE,
+    "load_kv_weights": H2D,
+    "load_weights": H2D,
+    "load_x": H2D,
+    "load_kv": H2D,
+    "store_kv": D2H,
+    "store_x": D2H,
+    "stage_kv": HOST,
+    "prefill": COMPUTE,
+    "read_kv": DISK,
+    "read_x": DISK,
+    "fetch_kv": NET,
+    "fetch_x": NET,
+}
+"""Which engine runs which operation.
+
+=========== ===================================================================================
+embed       token ids -> hidden state of the new tokens
+qkv         input norm, Q/K/V projection of the new tokens, append K and V to the slot
+place_kv    K and V of `tokens` that stay in device memory -> KV staging slot
+recompute_resident  K and V of `tokens` from attention inputs X that stay in device memory
+quantise    the new token's K and V -> quantised row
+recompute   K and V of `tokens` from their loaded attention inputs X
+dequantise  loaded rows of `tokens` -> K and V in the KV slot
+attention   attention over all past tokens and the new one, output projection, residual
+mlp         norm, MLP, residual
+head        final norm, logits, greedy choice of the next token
+load_kv_weights  K and V projection of the layer -> weight slot
+load_weights     the layer's other matrices -> weight slot
+load_x      host X of `tokens` -> X staging slot
+load_kv     host K and V of `tokens` -> KV staging slot, quantised ones -> slot of rows
+store_kv    the new token's K and V -> host cache
+store_x     the new token's X -> host cache
+stage_kv    pageable host K and V of `tokens` -> pinned staging buffer, from which they are loaded
+prefill     K and V of `tokens` from token ids, or from the hidden state that the task of the layers
+            before has left, in `layers` layers
+read_kv, read_x    K and V, or X, of `tokens` in `layers` layers: file -> host staging buffer
+fetch_kv, fetch_x  the same from another machine
+=========== ===================================================================================
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One operation of one layer in one step on one lane.
+
+    Args:
+        id: unique, readable: `s0.L3.load_kv`.
+        op: a key of `LANE_OF_OP`.
+        lane: the engine that runs it.
+        step: decode step, from 0.
+        layer: layer index, or -1 for work outside the layers (embed, head).
+        token_start, token_stop: positions the task works on, half open, in each sequence.
+        slot: staging slot the task reads or writes, or -1.
+        bytes: bytes that a copy moves, over the link or inside the host, else 0.
+        flops: floating-point operations of a compute task, else 0.
+        deps: ids that must be done before it starts.
+        device: index of the device whose lanes it uses.
+        batch: which of the workload's batches it works on.
+        layers: how many layers from `layer` on it works on.
+        claim: tasks with the same claim are alternatives for the tokens that their ranges share:
+            whichever starts first does them; a later one does what is left, or is skipped. One that
+            waits for a task of the same claim and range goes on with what that one has got.
+    """
+
+    __pydantic_config__ = STRICT_KEYS
+
+    id: str
+    op: str
+    lane: str
+    step: int
+    layer: int
+    token_start: int
+    token_stop: int
+    slot: int
+    bytes: int
+    flops: int
+    deps: tuple[str, ...] = ()
+    device: int = 0
+    batch: int = 0
+    layers: int = 1
+    claim: str = ""
+
+    @property
+    def n_tokens(self) -> int:
+        return self.token_stop - self.token_start
+
+
+@dataclass(frozen=True)
+class TaskGraph:
+    """A validated graph with the model and workload its token ranges refer to.
+
+    `tasks` is in topological order, and each lane runs its tasks in that order.
+
+    Raises:
+        BadInput: a task is malformed, duplicated, or depends on one that does not precede it.
+    """
+
+    __pydantic_config__ = STRICT_KEYS
+
+    schedule: str
+    model: ModelSpec
+    workload: Workload | RestoreRequest
+    slots: int
+    tasks: tuple[Task, ...]
+
+    def __post_init__(self) -> None:
+        _check_tasks(self.tasks)
+
+    @cached_property
+    def sha256(self) -> str:
+        """Identity of the graph: two timelines are comparable only when theirs agree.
+
+        As in the file, a field that a later version adds counts only where it is not its default.
+        """
+        setting = [self.schedule, self.slots, set_fields(self.model), set_fields(self.workload)]
+        lines = [json.dumps(setting, sort_keys=True), *map(_identity, self.tasks)]
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+    @cached_property
+    def index(self) -> dict[str, int]:
+        """Position of each task id in `tasks`."""
+        return {task.id: position for position, task in enumerate(self.tasks)}
+
+    @cached_property
+    def dep_indices(self) -> tuple[tuple[int, ...], ...]:
+        """For each task the positions of its deps."""
+        index = self.index
+        return tuple(tuple(index[dep] for dep in task.deps) for task in self.tasks)
+
+    @cached_property
+    def n_devices(self) -> int:
+        return 1 + max((task.device for task in self.tasks), default=0)
+
+    @cached_property
+    def lanes(self) -> dict[tuple[int, str], list[int]]:
+        """Positions of the tasks of each (device, lane), in the order the lane runs them."""
+        queues: dict[tuple[int, str], list[int]] = {}
+        for position, task in enumerate(self.tasks):
+            queues.setdefault((task.device, task.lane), []).append(position)
+        return queues
+
+    def to_dict(self) -> dict[str, Any]:
+        """The graph as it is hashed and written.
+
+        Fields that have their default value are left out, so that a field which a later version
+        adds changes neither hash nor file of a graph that does not use it.
+        """
+        return {
+            "schedule": self.schedule,
+            "model": set_fields(self.model),
+            "workload": set_fields(self.workload),
+            "slots": self.slots,
+            "tasks": [set_fields(task) for task in self.tasks],
+        }
+
+    @classmethod
+    def from_dict(cls, data: Any, where: str) -> TaskGraph:
+        """Rebuild a graph from `to_dict`'s content; `where` names the file in errors."""
+        return parse(cls, data, where)
+
+
+def _identity(task: Task) -> str:
+    text = (
+        f"{task.id} {task.op} {task.lane} {task.step} {task.layer} {task.token_start} "
+        f"{task.token_stop} {task.slot} {task.bytes} {task.flops} {task.deps} {task.device}"
+    )
+    if task.batch:
+        text += f" batch {task.batch}"
+    if task.layers != 1:
+        text += f" layers {task.layers}"
+    return f"{text} claim {task.claim}" if task.claim else text
+
+
+def _check_tasks(tasks: Iterable[Task]) -> None:
+    seen: set[str] = set()
+    for task in tasks:
+        if task.id in seen:
+            raise BadInput(f"task {task.id!r} appears twice; ids must be unique.")
+        if LANE_OF_OP.get(task.op) != task.lane:
+            raise BadInput(
+                f"task {task.id}: op {task.op!r} cannot run on lane {task.lane!r}; "
+                f"it belongs to {LANE_OF_OP.get(task.op, 'no lane: unknown op')!r}."
+            )
+        if task.token_start < 0 or task.token_stop < task.token_start:
+            raise BadInput(
+                f"task {task.id}: tokens [{task.token_start}, {task.token_stop}) is not a range."
+            )
+        if task.layers < 1:
+            raise BadInput(f"task {task.id}: layers(={task.layers}) must be at least 1.")
+        if task.bytes < 0 or task.flops < 0 or (task.lane != COMPUTE) != (task.bytes > 0):
+            raise BadInput(
+                f"task {task.id}: bytes(={task.bytes}) must be > 0 for a copy and 0 for compute, "
+                f"flops(={task.flops}) at least 0."
+            )
+        for dep in task.deps:
+            if dep not in seen:
+                raise BadInput(
+                    f"task {task.id} depends on {dep!r}, which does not precede it in the graph."
+                )
+        seen.add(task.id)
+
+
+STAGING_SLOTS = 2
+
+
+def attended_tokens(task: Task, model: ModelSpec) -> int:
+    """Keys that the last token of `task` attends to, itself included."""
+    return model.layer_context(task.layer, task.token_stop - 1) + 1

@@ -1,0 +1,269 @@
+"""A compute part from published timings: what is kept of them, and in which form.
+
+No product and no decode attention is kept faster than the datasheet lets it read its operands from
+device memory: a benchmark that repeats one shape may find them in the cache, a model does not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from math import log
+from statistics import median
+
+from sim.errors import BadFile
+from sim.machine.aiconfigurator.tables import DTYPE, EIGHT_BITS, PACKAGE, Shape, Silicon
+from sim.machine.components import ComputePart
+from sim.machine.curves import Curve, RaggedGrid
+from sim.machine.prefill import Prefill, QueryHeads
+from sim.machine.profile import Attention, Elementwise, Gemm, KvHeads
+from sim.machine.provenance import Figure
+from sim.machine.utilisation import UNIT, UtilisationTable, roofline_s
+from sim.model.spec import DTYPE_BYTES
+
+KEPT_ROWS = (
+    *(1, 2, 4, 8, 16, 17, 32, 33, 48, 64, 65, 96, 128, 129, 192, 193, 256, 257, 512, 513),
+    *(768, 1024, 1025, 1536, 2048, 3072, 4096, 8192, 16384, 32768),
+)
+"""Rows of products that are kept where more were timed; 16 and 17 show the step of a tile."""
+
+HEAD_DIMS = (64, 128, 256)
+QUERIES_PER_KV = (1, 4, 8)
+MAX_QUERIES_PER_KV = 16
+"""Query heads on one KV head from which decode attention is no longer bound by reading."""
+
+MIN_TOKENS = 16
+MIN_POINTS = 3
+DIGITS = 4
+
+LARGE_SIZES = range(4096, 16385)
+"""Of m, n and k of the products whose median rates stand for a device where one is asked for: of
+FLOPs with all three so large, of reading with one row."""
+
+LARGE_PREFILL = (1, 64, 8, 128, 16384)
+"""The prefill whose rate does."""
+
+MEMORY_FRAC = "mem_bw_empirical_scaling_factor"
+LAUNCH_S = "mem_empirical_constant_latency"
+LARGEST_PASS_BYTES = 2.0**40
+
+
+USUAL_LINK = {32e9: "pcie4-x16", 64e9: "pcie5-x16", 128e9: "pcie6-x16"}
+"""By the raw rate that a system's file gives for PCIe."""
+
+
+def derive_part(silicon: Silicon, name: str, usual_link: str | None = None) -> ComputePart:
+    """The compute part of one system.
+
+    Args:
+        usual_link: the link part that it is mostly sold with; by default the PCIe that the
+            system's file names.
+
+    Raises:
+        BadFile: a table holds nothing of what is needed, or the system's file lacks a figure.
+    """
+    origin = f"{PACKAGE} {silicon.package_version}, {silicon.system}"
+    run = f"{origin}, {silicon.engine} {silicon.engine_version}"
+    memory_bytes_per_s = _peak(silicon, "mem_bw")
+    return ComputePart(
+        name=name,
+        description=f"{silicon.device}, operator timings of {run}",
+        dtype=DTYPE,
+        usual_link=usual_link or USUAL_LINK.get(silicon.pcie_bytes_per_s, "pcie5-x16"),
+        memory_bytes=Figure("datasheet", _peak(silicon, "mem_capacity"), origin),
+        gemm=_gemm(silicon, run),
+        attention=_attention(silicon, memory_bytes_per_s, run),
+        elementwise=_elementwise(silicon, memory_bytes_per_s, origin),
+        prefill=_prefill(silicon, run),
+        environment={
+            "device": silicon.device,
+            "package": f"{PACKAGE} {silicon.package_version}",
+            "system": silicon.system,
+            "engine": f"{silicon.engine} {silicon.engine_version}",
+        },
+    )
+
+
+def _peak(silicon: Silicon, name: str) -> float:
+    value = silicon.peaks.get(name, 0.0)
+    if not value > 0:
+        raise BadFile(f"{silicon.system}.yaml of {PACKAGE} has no figure gpu.{name}; update it.")
+    return value
+
+
+def _gemm(silicon: Silicon, run: str) -> Gemm:
+    products = silicon.products(DTYPE)
+    if not products:
+        raise BadFile(f"{run} has no timings of {DTYPE} products; choose another --engine.")
+    memory_bytes_per_s = _peak(silicon, "mem_bw")
+    wide, cached = _utilisation(
+        products, 16, _peak(silicon, f"{DTYPE}_tc_flops"), memory_bytes_per_s
+    )
+    tables = [wide]
+    eight_bits = silicon.products(EIGHT_BITS)
+    if eight_bits:
+        peak = _peak(silicon, f"{EIGHT_BITS}_tc_flops")
+        tables.append(_utilisation(eight_bits, 8, peak, memory_bytes_per_s)[0])
+    flops = {shape: 2.0 * shape[0] * shape[1] * shape[2] for shape in products}
+    weights = {shape: float(DTYPE_BYTES[DTYPE] * shape[1] * shape[2]) for shape in products}
+    read_bytes_per_s = _typical_rate(products, weights, rows=range(1, 2))
+    return Gemm(
+        "measured",
+        flops_per_s=_typical_rate(products, flops, rows=LARGE_SIZES),
+        bytes_per_s=min(read_bytes_per_s, memory_bytes_per_s),
+        note=f"{run}; medians of products with sizes of 4,096 to 16,384, and of those with one "
+        f"row; {cached} of {len(products)} products were faster than device memory and are taken "
+        "at its rate",
+        utilisation=tuple(tables),
+    )
+
+
+def _typical_rate(products: dict[Shape, float], amounts: dict[Shape, float], rows: range) -> float:
+    """Median of amount over seconds of the products with `rows` and large weights, or of all."""
+    large = [
+        shape
+        for shape in products
+        if shape[0] in rows and shape[1] in LARGE_SIZES and shape[2] in LARGE_SIZES
+    ]
+    return median(amounts[shape] / products[shape] for shape in large or products)
+
+
+def _nearest(timings: Iterable[Shape], wanted: Shape) -> Shape:
+    """The timed shape that is most like `wanted`."""
+    return min(
+        timings,
+        key=lambda shape: sum(abs(log(a / b)) for a, b in zip(shape, wanted, strict=True)),
+    )
+
+
+def _utilisation(
+    products: dict[Shape, float], weight_bits: int, flops_per_s: float, bytes_per_s: float
+) -> tuple[UtilisationTable, int]:
+    """The table of some products, and how many of them were faster than device memory."""
+    best_s: dict[Shape, float] = {
+        (m, n, k): roofline_s(m, n, k, weight_bits, flops_per_s, bytes_per_s)
+        for m, n, k in products
+    }
+    floor_s = _rounded(min(products.values()))
+    all_rows, all_n, all_k = (tuple(sorted({shape[at] for shape in products})) for at in range(3))
+    kept_rows = all_rows
+    if len(all_rows) > len(KEPT_ROWS):
+        kept_rows = tuple(row for row in all_rows if row in KEPT_ROWS)
+
+    def share(shape: Shape) -> int:
+        if shape not in products:
+            return 0
+        seconds = max(products[shape], best_s[shape])
+        return max(1, round(UNIT * (floor_s + best_s[shape]) / seconds))
+
+    shapes = []
+    for n in all_n:
+        for k in all_k:
+            shares = [share((m, n, k)) for m in kept_rows]
+            shapes.append(" ".join(map(str, shares)) if any(shares) else "")
+    cached = sum(seconds < best_s[shape] for shape, seconds in products.items())
+    table = UtilisationTable(
+        weight_bits,
+        flops_per_s,
+        bytes_per_s,
+        floor_s,
+        kept_rows,
+        all_n,
+        all_k,
+        tuple(shapes),
+    )
+    return table, cached
+
+
+def _attention(silicon: Silicon, memory_bytes_per_s: float, run: str) -> Attention:
+    """Decode attention over the KV heads of all sequences, whatever groups read them."""
+    times: dict[int, dict[tuple[int, int], list[float]]] = {}
+    best_bytes_per_s = 0.0
+    for (
+        batch,
+        n_heads,
+        n_kv_heads,
+        head_dim,
+        context,
+    ), seconds in silicon.decode_attention().items():
+        if head_dim not in HEAD_DIMS or n_heads // n_kv_heads > MAX_QUERIES_PER_KV:
+            continue
+        kv_heads = batch * n_kv_heads
+        n_bytes = 2 * DTYPE_BYTES[DTYPE] * kv_heads * head_dim * context
+        slowest = max(seconds, n_bytes / memory_bytes_per_s)
+        best_bytes_per_s = max(best_bytes_per_s, n_bytes / slowest)
+        times.setdefault(head_dim, {}).setdefault((kv_heads, context), []).append(slowest)
+    heads = [
+        KvHeads(head_dim, fan)
+        for head_dim, known in sorted(times.items())
+        if (fan := _fan({point: median(values) for point, values in known.items()})) is not None
+    ]
+    if not heads:
+        raise BadFile(f"{run} has no timings of decode attention; choose another --engine.")
+    return Attention("measured", best_bytes_per_s, note=run, heads=tuple(heads))
+
+
+def _prefill(silicon: Silicon, run: str) -> Prefill | None:
+    """Causal attention of one sequence; None where it was not timed."""
+    timings = {
+        shape: seconds
+        for shape, seconds in silicon.prefill_attention().items()
+        if shape[0] == 1 and shape[-1] >= MIN_TOKENS
+    }
+    heads = []
+    for head_dim in HEAD_DIMS:
+        for queries in QUERIES_PER_KV:
+            fan = _fan(
+                {
+                    (shape[1], shape[4]): seconds
+                    for shape, seconds in timings.items()
+                    if shape[3] == head_dim and shape[1] == queries * shape[2]
+                }
+            )
+            if fan is not None:
+                heads.append(QueryHeads(head_dim, queries, fan))
+    if not heads:
+        return None
+    large = _nearest(timings, LARGE_PREFILL)
+    _, n_heads, _, head_dim, tokens = large
+    flops = 4 * n_heads * head_dim * (tokens * (tokens + 1) // 2)
+    return Prefill(
+        Figure("measured", flops / timings[large], f"{run}; {n_heads} heads, {tokens} tokens"),
+        Figure("datasheet", 0.0, "operator timings do not hold what an engine spends on a step"),
+        heads=tuple(heads),
+    )
+
+
+def _fan(points: dict[tuple[int, int], float]) -> RaggedGrid | None:
+    """Seconds by (row, column) as curves side by side; None where there are not two of them."""
+    rows: dict[int, dict[int, float]] = {}
+    for (row, column), seconds in points.items():
+        rows.setdefault(row, {})[column] = seconds
+    known = {row: rows[row] for row in sorted(rows) if len(rows[row]) >= MIN_POINTS}
+    if len(known) < 2:
+        return None
+    curves = (
+        Curve(
+            tuple(map(float, sorted(columns))),
+            tuple(_rounded(columns[column]) for column in sorted(columns)),
+        )
+        for columns in known.values()
+    )
+    return RaggedGrid(tuple(map(float, known)), tuple(curves))
+
+
+def _elementwise(silicon: Silicon, memory_bytes_per_s: float, origin: str) -> Elementwise:
+    """A launch and a rate: passes are not among the timings."""
+    rate = memory_bytes_per_s * _peak(silicon, MEMORY_FRAC)
+    launch_s = _peak(silicon, LAUNCH_S)
+    work = (1.0, LARGEST_PASS_BYTES)
+    return Elementwise(
+        "datasheet",
+        rate,
+        Curve(work, tuple(launch_s + n_bytes / rate for n_bytes in work)),
+        note=f"{origin}; the datasheet's memory rate times {_peak(silicon, MEMORY_FRAC):g}, and "
+        f"{launch_s * 1e6:g} us for each kernel",
+    )
+
+
+def _rounded(seconds: float) -> float:
+    return float(f"{seconds:.{DIGITS}g}")

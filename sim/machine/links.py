@@ -1,0 +1,173 @@
+"""How a machine moves bytes and hands over work: copy directions, shared paths, interference."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+
+from sim.errors import BadInput, NotMeasured
+from sim.files import STRICT_KEYS
+from sim.lanes import LANES
+from sim.machine.curves import Curve
+from sim.machine.provenance import Source
+
+
+def check_positive(where: str, **values: float | None) -> None:
+    for name, value in values.items():
+        if value is not None and not 0 < value < float("inf"):
+            raise BadInput(f"{where}.{name}(={value}) must be > 0 and finite.")
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """One copy direction: `latency_s + bytes / bytes_per_s`, or a curve over bytes.
+
+    `paced_bytes_per_s` is set where the link is emulated: copies are real, and slowed down to
+    this rate.
+    """
+
+    __pydantic_config__ = STRICT_KEYS
+
+    source: Source
+    bytes_per_s: float
+    latency_s: float = 0.0
+    curve: Curve | None = None
+    paced_bytes_per_s: float | None = None
+    note: str = ""
+
+    def __post_init__(self) -> None:
+        check_positive(
+            "link", bytes_per_s=self.bytes_per_s, paced_bytes_per_s=self.paced_bytes_per_s
+        )
+        if not 0 <= self.latency_s < float("inf"):
+            raise BadInput(f"link.latency_s(={self.latency_s}) must be at least 0.")
+
+    def copy_s(self, n_bytes: float) -> tuple[float, bool]:
+        """Seconds of one copy, and whether copies of that size were measured or need not be."""
+        if self.curve is not None:
+            return self.curve.at(n_bytes)
+        return self.latency_s + n_bytes / self.bytes_per_s, True
+
+    def faster(self, factor: float) -> Link:
+        """The link with its bandwidth multiplied; its latency stays."""
+        return replace(
+            self,
+            bytes_per_s=self.bytes_per_s * factor,
+            curve=self.curve and _faster_beyond_start(self.curve, factor),
+            paced_bytes_per_s=self.paced_bytes_per_s and self.paced_bytes_per_s * factor,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Links:
+    """Host to device, device to host and, where it was measured, within the host: what the thread
+    that launches the kernels copies from pageable into pinned memory.
+    """
+
+    __pydantic_config__ = STRICT_KEYS
+
+    h2d: Link
+    d2h: Link
+    host: Link | None = None
+
+    def of(self, lane: str) -> Link:
+        """The figures of a lane that copies; raises NotMeasured where there are none."""
+        link: Link | None = getattr(self, lane)
+        if link is None:
+            raise NotMeasured(
+                "the hardware profile has no links.host, the rate of copies from pageable into "
+                "pinned host memory that policy flexgen waits for; measure it: `kvoverlap profile`."
+            )
+        return link
+
+
+@dataclass(frozen=True, slots=True)
+class Interference:
+    """`lane` proceeds at `rate` of its own speed while `while_busy` of the same device works.
+
+    The both-ways factor of a PCIe link is `lane="h2d", while_busy="d2h"` and its mirror.
+    """
+
+    __pydantic_config__ = STRICT_KEYS
+
+    lane: str
+    while_busy: str
+    rate: float
+    source: Source
+
+    def __post_init__(self) -> None:
+        for lane in (self.lane, self.while_busy):
+            if lane not in LANES:
+                raise BadInput(f"interference: lane {lane!r} must be one of {', '.join(LANES)}.")
+        if not 0 < self.rate <= 1:
+            raise BadInput(f"interference.rate(={self.rate}) must be in (0, 1].")
+
+
+@dataclass(frozen=True, slots=True)
+class Dispatch:
+    """What it costs to hand work to the device and from one lane to another.
+
+    The host spends `task_s` on every task and `kernel_s` on each kernel it launches or `copy_s` on
+    its copy; a host that falls behind delays the lanes. A lane starts its next task `gap_s` after
+    the one before, and `handover_s` after the end of a task of another lane that it waited for.
+    Lanes are held for `head_start_s` while the host already issues. Work that a lane is handed only
+    when its turn has come, as in a restore, starts `turn_s` after what it waited for; 0 means the
+    same pauses as for work that is queued ahead. On the device a task takes `compute_task_s` or
+    `copy_task_s` longer than its kernels or its copy: for its events, and for starting up.
+    """
+
+    __pydantic_config__ = STRICT_KEYS
+
+    source: Source
+    task_s: float = 0.0
+    kernel_s: float = 0.0
+    copy_s: float = 0.0
+    gap_s: float = 0.0
+    handover_s: float = 0.0
+    head_start_s: float = 0.0
+    turn_s: float = 0.0
+    compute_task_s: float = 0.0
+    copy_task_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in (one.name for one in fields(self) if one.name != "source"):
+            if not 0 <= getattr(self, name) < 1:
+                raise BadInput(f"dispatch.{name}(={getattr(self, name)}) must be in [0, 1) s.")
+
+    def in_turn(self) -> Dispatch:
+        """The pauses of work that is handed over when its turn has come."""
+        return self if not self.turn_s else replace(self, gap_s=self.turn_s, handover_s=self.turn_s)
+
+
+@dataclass(frozen=True, slots=True)
+class Uplink:
+    """A shared path, such as a PCIe switch's, that bounds the sum of its devices' copies."""
+
+    __pydantic_config__ = STRICT_KEYS
+
+    name: str
+    devices: tuple[int, ...]
+    h2d_bytes_per_s: float
+    d2h_bytes_per_s: float
+
+    def __post_init__(self) -> None:
+        check_positive(
+            f"uplink {self.name}",
+            h2d_bytes_per_s=self.h2d_bytes_per_s,
+            d2h_bytes_per_s=self.d2h_bytes_per_s,
+        )
+
+    def faster(self, factor: float) -> Uplink:
+        """The path with both directions' bandwidths multiplied."""
+        return replace(
+            self,
+            h2d_bytes_per_s=self.h2d_bytes_per_s * factor,
+            d2h_bytes_per_s=self.d2h_bytes_per_s * factor,
+        )
+
+
+def _faster_beyond_start(curve: Curve, factor: float) -> Curve:
+    """A link's latency, which its smallest copy shows, does not shrink with its bandwidth."""
+    start_s = min(curve.seconds)
+    return replace(
+        curve, seconds=tuple(start_s + (value - start_s) / factor for value in curve.seconds)
+    )

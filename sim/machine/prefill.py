@@ -1,0 +1,219 @@
+"""What a machine needs to know of itself to restore a cached prefix: prefill, and tiers.
+
+A profile holds this as its `restore` block; one without it can still restore from host memory,
+with its matrix-product rate taken for attention, and says that it left its calibrated range.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from math import log
+
+from sim.errors import BadInput, NotMeasured
+from sim.files import STRICT_KEYS
+from sim.lanes import DISK, LANE_OF_TIER, NET
+from sim.machine.curves import Curve, Grid, RaggedGrid
+from sim.machine.provenance import Figure, Source
+
+MAX_OF_HEADS = 2**16
+"""Elements of a head, or heads of a group: far above what any model has."""
+
+
+def check_head_sizes(where: str, **sizes: int) -> None:
+    for name, value in sizes.items():
+        if not 1 <= value <= MAX_OF_HEADS:
+            raise BadInput(f"{where}: {name}(={value}) must be from 1 to {MAX_OF_HEADS}.")
+
+
+@dataclass(frozen=True, slots=True)
+class QueryHeads:
+    """Measured seconds of causal attention of one sequence over (query heads, its tokens).
+
+    Args:
+        queries_per_kv: query heads that share a KV head.
+    """
+
+    __pydantic_config__ = STRICT_KEYS
+
+    head_dim: int
+    queries_per_kv: int
+    fan: RaggedGrid
+
+    def __post_init__(self) -> None:
+        check_head_sizes(
+            "restore.prefill.heads", head_dim=self.head_dim, queries_per_kv=self.queries_per_kv
+        )
+
+    def at(self, n_heads: float, n_tokens: float) -> tuple[float, bool]:
+        """Seconds of a whole prompt of `n_tokens`, and whether it lies in the sampled range.
+
+        Time grows with the square of the tokens, so that its root is read linearly along them.
+        """
+        roots = [curve.rooted().at(n_tokens) for curve in self.fan.curves]
+        over_heads = Curve(self.fan.rows, tuple(root * root for root, _ in roots))
+        seconds, inside = over_heads.at(n_heads)
+        return seconds, inside and all(within for _, within in roots)
+
+
+@dataclass(frozen=True, slots=True)
+class PrefillTable:
+    """Measured seconds of one layer's causal attention of a chunk, for one head shape.
+
+    Args:
+        grid: over (tokens of the chunk, keys that its first token attends to, itself included).
+    """
+
+    __pydantic_config__ = STRICT_KEYS
+
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int
+    grid: Grid
+
+
+@dataclass(frozen=True, slots=True)
+class Prefill:
+    """Computing from token ids: what the matrix-product figures do not tell.
+
+    Args:
+        attention_flops_per_s: rate of causal attention of a chunk over everything before it.
+        step_s: what a step costs besides, however few tokens it has.
+        eight_bit_speedup: matrix products with 8-bit weights against 16-bit ones.
+        heads: attention that was measured over whole prompts, instead of its one rate.
+        tables: attention that was measured chunk by chunk, instead of both.
+    """
+
+    __pydantic_config__ = STRICT_KEYS
+
+    attention_flops_per_s: Figure
+    step_s: Figure
+    eight_bit_speedup: Figure | None = None
+    heads: tuple[QueryHeads, ...] = ()
+    tables: tuple[PrefillTable, ...] = ()
+
+    def __post_init__(self) -> None:
+        for figure in (self.attention_flops_per_s, self.eight_bit_speedup):
+            if figure is not None and not figure.value > 0:
+                raise BadInput(f"restore.prefill: a rate of {figure.value} must be above 0.")
+
+    def attention_s(
+        self, n_heads: int, queries_per_kv: int, head_dim: int, n_tokens: int
+    ) -> tuple[float, bool] | None:
+        """Seconds of causal attention over a whole prompt, and whether such heads were measured.
+
+        Of other heads the FLOP rate of the nearest is taken; None where nothing was measured.
+        """
+        if not self.heads:
+            return None
+        near = min(
+            self.heads,
+            key=lambda one: (
+                abs(log(one.head_dim / head_dim)),
+                abs(log(one.queries_per_kv / queries_per_kv)),
+            ),
+        )
+        seconds, inside = near.at(n_heads, n_tokens)
+        exact = (near.head_dim, near.queries_per_kv) == (head_dim, queries_per_kv)
+        return seconds * head_dim / near.head_dim, inside and exact
+
+
+@dataclass(frozen=True, slots=True)
+class Tier:
+    """A place behind host memory, whose chunks arrive one after another at a rate.
+
+    A device that runs a plan reads a disk for which this was measured as fast as it can. A link,
+    and a disk whose rate was given, are emulated by real copies and reads that keep this pace.
+
+    Args:
+        lane: `disk` or `net`.
+        chunk_s: latency of each chunk.
+    """
+
+    __pydantic_config__ = STRICT_KEYS
+
+    lane: str
+    bytes_per_s: Figure
+    chunk_s: float = 0.0
+
+    @property
+    def paced_bytes_per_s(self) -> float | None:
+        """The pace that a device keeps; None where it reads as fast as it can."""
+        measured = self.lane == DISK and self.bytes_per_s.source == "measured"
+        return None if measured else self.bytes_per_s.value
+
+    def __post_init__(self) -> None:
+        if self.lane not in LANE_OF_TIER.values():
+            raise BadInput(f"restore.tiers: lane {self.lane!r} must be {DISK} or {NET}.")
+        if not self.bytes_per_s.value > 0 or not self.chunk_s >= 0:
+            raise BadInput(
+                f"restore.tiers: bytes_per_s(={self.bytes_per_s.value}) must be above 0 and chunk_s"
+                f"(={self.chunk_s}) at least 0."
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Restore:
+    """The block of a profile.
+
+    Args:
+        lookup_s: from the request to the first byte that moves, on any tier.
+    """
+
+    __pydantic_config__ = STRICT_KEYS
+
+    prefill: Prefill | None = None
+    tiers: tuple[Tier, ...] = ()
+    lookup_s: Figure | None = None
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        figures = [tier.bytes_per_s for tier in self.tiers]
+        if self.prefill is not None:
+            figures += [self.prefill.attention_flops_per_s, self.prefill.step_s]
+        return tuple(figure.source for figure in figures)
+
+    def tier(self, lane: str) -> Tier:
+        """The tier whose chunks move on `lane`.
+
+        Raises:
+            NotMeasured: the profile has none.
+        """
+        for tier in self.tiers:
+            if tier.lane == lane:
+                return tier
+        raise NotMeasured(
+            f"the hardware profile has no tier on lane {lane!r}; give its rate, as in --tier 7GB/s."
+        )
+
+    def with_tier(self, tier: Tier) -> Restore:
+        """The same machine with another tier on that lane."""
+        others = tuple(one for one in self.tiers if one.lane != tier.lane)
+        return replace(self, tiers=(*others, tier))
+
+    def with_tables_of(self, other: Restore) -> Restore:
+        """The same machine with the attention tables of another block of it too."""
+        if self.prefill is None or other.prefill is None:
+            return replace(self, prefill=self.prefill or other.prefill)
+        shapes = {
+            (one.n_heads, one.n_kv_heads, one.head_dim): one
+            for one in (*other.prefill.tables, *self.prefill.tables)
+        }
+        return replace(self, prefill=replace(self.prefill, tables=tuple(shapes.values())))
+
+    def faster_attention(self, factor: float) -> Restore:
+        """Attention `factor` times as fast, for what-if questions."""
+        if self.prefill is None:
+            return self
+        rate = self.prefill.attention_flops_per_s
+        prefill = replace(
+            self.prefill,
+            attention_flops_per_s=replace(rate, value=rate.value * factor),
+            heads=tuple(
+                replace(one, fan=one.fan.scaled(1.0 / factor)) for one in self.prefill.heads
+            ),
+            tables=tuple(
+                replace(table, grid=table.grid.scaled(1.0 / factor))
+                for table in self.prefill.tables
+            ),
+        )
+        return replace(self, prefill=prefill)

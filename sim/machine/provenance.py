@@ -1,0 +1,107 @@
+"""Where a number comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from math import isfinite
+from typing import Literal
+
+from sim.errors import BadInput
+from sim.files import STRICT_KEYS
+
+Source = Literal["measured", "fitted", "datasheet"]
+SOURCES: tuple[Source, ...] = ("measured", "fitted", "datasheet")
+"""Strongest first; a sum is as strong as its weakest term."""
+
+
+def weakest(*sources: Source) -> Source:
+    return max(sources, key=SOURCES.index)
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """One number with where it comes from; its name and unit are those of the field it is in."""
+
+    __pydantic_config__ = STRICT_KEYS
+
+    source: Source
+    value: float
+    note: str = ""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.value < float("inf"):
+            raise BadInput(f"value(={self.value}) must be at least 0 and finite.")
+
+
+DIGITS = 4
+"""Significant digits that are kept; repeats of a point differ in the third."""
+
+Point = tuple[str | int, ...]
+"""What was measured, and at which size.
+
+================================================== =============================================
+gemm, n, k, m                                      seconds of `[m, k] x [k, n]`
+attention, n_heads, n_kv_heads, head_dim, batch,   seconds of one decode attention
+context
+elementwise, bytes                                 seconds of one element-wise kernel
+copied, bytes                                      seconds of one copy within device memory, over
+                                                   bytes read and written
+link, lane, bytes                                  seconds of one copy in direction `lane`
+pace, lane, other                                  pace of `lane` while `other` works, 1 if alone
+prefill, n_heads, n_kv_heads, head_dim, tokens,    seconds of causal attention of a chunk whose
+first_keys                                         first token attends to so many keys
+step                                               seconds of what a step of prefill does besides
+tier, lane, bytes                                  seconds of one read of so many bytes
+task / kernel / copy                               host seconds to issue it
+gap / handover                                     seconds between two tasks of one / two lanes
+turn                                               seconds between two tasks that the host hands
+                                                   over one after the other
+================================================== =============================================
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Samples:
+    """All that was measured at one point, in the order of measuring."""
+
+    __pydantic_config__ = STRICT_KEYS
+
+    point: Point
+    values: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        sizes = [part for part in self.point if not isinstance(part, str)]
+        if not self.point or not all(0 < size < 2**63 for size in sizes):
+            raise BadInput(f"samples: point(={self.point}) must hold names and positive sizes.")
+        if not self.values or not all(map(isfinite, self.values)):
+            raise BadInput(f"samples of {self.point} must be finite numbers, at least one.")
+
+    @classmethod
+    def rounded(cls, point: Point, values: Iterable[float]) -> Samples:
+        """Samples as they are kept."""
+        return cls(point, tuple(float(f"{value:.{DIGITS}g}") for value in values))
+
+
+@dataclass(frozen=True, slots=True)
+class TableErrors:
+    """Leave-one-out errors of all tables of one kind.
+
+    Args:
+        kind: one of `sim.machine.cross_validation.KINDS`.
+        points: predictions made; an inner point of an attention grid is predicted twice, from
+            its neighbours along context and from those along batch.
+        p90_abs_error_frac: nine tenths of the points are at most so far off.
+        worst: the point that is farthest off.
+        worst_error_frac: its error with sign, predicted - measured.
+    """
+
+    __pydantic_config__ = STRICT_KEYS
+
+    kind: str
+    points: int
+    median_abs_error_frac: float
+    p90_abs_error_frac: float
+    max_abs_error_frac: float
+    worst: str
+    worst_error_frac: float

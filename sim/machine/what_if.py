@@ -1,0 +1,61 @@
+"""Changes of a machine that a question may ask for, in the words of `--set` and of studies."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from sim.errors import BadInput
+from sim.machine.profile import HardwareProfile
+from sim.model.spec import DTYPE_BYTES, ModelSpec
+
+RATES: dict[str, tuple[str, Callable[[HardwareProfile], float]]] = {
+    "link.bandwidth": ("link", lambda hardware: hardware.links.h2d.bytes_per_s),
+    "link.h2d.bandwidth": ("h2d", lambda hardware: hardware.links.h2d.bytes_per_s),
+    "link.d2h.bandwidth": ("d2h", lambda hardware: hardware.links.d2h.bytes_per_s),
+    "host.bandwidth": ("host", lambda hardware: hardware.links.of("host").bytes_per_s),
+    "compute.flops": ("flops", lambda hardware: hardware.gemm.flops_per_s),
+    "hbm.bandwidth": ("hbm", lambda hardware: hardware.attention.bytes_per_s),
+}
+"""Rates by name: the part of the machine and its present rate."""
+
+
+def with_rate(hardware: HardwareProfile, key: str, rate: float) -> HardwareProfile:
+    """The machine with one of `RATES` set, in bytes or operations a second.
+
+    Raises:
+        NotMeasured: the profile has no figure for that part.
+    """
+    part, present = RATES[key]
+    return hardware.with_faster(part, rate / present(hardware))
+
+
+def with_memory(
+    hardware: HardwareProfile, device_bytes: float | None = None, host_bytes: float | None = None
+) -> HardwareProfile:
+    """The machine with other memory sizes, of the device for jobs; None leaves one as it is."""
+    memory = hardware.memory
+    if device_bytes is not None:
+        memory = replace(memory, device_bytes=device_bytes, device_reserve_bytes=0.0)
+    if host_bytes is not None:
+        memory = replace(memory, host_bytes=host_bytes)
+    return replace(hardware, memory=memory)
+
+
+def in_dtype_of(model: ModelSpec, hardware: HardwareProfile, chosen: bool) -> ModelSpec:
+    """The model in the profile's element size.
+
+    Args:
+        chosen: whether somebody chose the model's dtype, which is then not changed.
+
+    Raises:
+        BadInput: the chosen dtype has another size than the profile's figures are for.
+    """
+    if DTYPE_BYTES[model.dtype] == DTYPE_BYTES[hardware.dtype]:
+        return model
+    if chosen:
+        raise BadInput(
+            f"--dtype {model.dtype}: profile {hardware.name} holds for {hardware.dtype}; leave "
+            "--dtype out or use a profile measured with it."
+        )
+    return replace(model, dtype=hardware.dtype)

@@ -1,0 +1,1 @@
+"""Measured and predicted timelines: files, comparison, accuracy, traces."""

@@ -1,6 +1,0 @@
-"""Operator timings that others measured and published, brought into the form of a profile."""
-
-from sim.silicon.derive import derive_part
-from sim.silicon.tables import PACKAGE, Silicon, engines, system_names
-
-__all__ = ["PACKAGE", "Silicon", "derive_part", "engines", "system_names"]

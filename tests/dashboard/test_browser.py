@@ -1,0 +1,242 @@
+"""The dashboard in a real Chromium: what only a browser shows. Skipped where there is none."""
+
+import base64
+import gzip
+import json
+import os
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from browser import browser, chromium, make_restore_run, make_run, resolve, serve
+
+from sim import Recording, Workload, read_trace
+
+pytest.importorskip("playwright", reason="playwright is not installed: pip install -e '.[dev]'")
+pytestmark = pytest.mark.skipif(
+    chromium() is None, reason="no system Chromium on PATH (apt install chromium)"
+)
+
+CASE = "b4-s256-load-all"
+RESTORE = "s2048-dram-8000MBps-two-ended"
+PAGES = ("Timeline", "Plan", "What-if", "Restore", "Accuracy", "Hardware", "Your machine")
+BARS = ".st-key-lanes .barlayer .point path"
+FAKE_PERFETTO = """
+<script>
+window.onmessage = (event) => {
+  if (event.data === "PING") event.source.postMessage("PONG", event.origin);
+  else if (event.data.perfetto) {
+    const { buffer, title } = event.data.perfetto;
+    const letters = Array.from(new Uint8Array(buffer), (byte) => String.fromCharCode(byte));
+    document.title = title;
+    document.body.innerText = btoa(letters.join(""));
+  }
+};
+</script><body></body>
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    made = tmp_path_factory.mktemp("site")
+    make_run(made / "runs" / "demo", [Workload(4, 256, 2), Workload(2, 128, 1)])
+    make_restore_run(made / "runs" / "restores", ["two-ended"])
+    return made
+
+
+@pytest.fixture(scope="module")
+def address(folder):
+    with serve(folder) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def visitor():
+    """One visitor's browser, whose cache the tests share."""
+    with browser() as opened:
+        yield opened.new_context(viewport={"width": 1440, "height": 900}, accept_downloads=True)
+
+
+@contextmanager
+def watched(visitor):
+    """A page without script errors and without requests to another machine."""
+    made = visitor.new_page()
+    faults = []
+    made.on("pageerror", lambda error: faults.append(str(error)))
+    made.on("request", lambda request: faults.extend(elsewhere(request.url)))
+    yield made
+    made.close()
+    assert not faults
+
+
+@pytest.fixture
+def page(visitor):
+    with watched(visitor) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def timeline(visitor, address):
+    """The timeline of one case, opened once for all tests that look at it."""
+    with watched(visitor) as made:
+        made.context.route(
+            "https://ui.perfetto.dev/**",
+            lambda route: route.fulfill(content_type="text/html", body=FAKE_PERFETTO),
+        )
+        visit(made, f"{address}/?run=demo&case={CASE}")
+        made.locator(BARS).first.wait_for(state="attached")
+        yield made
+
+
+def elsewhere(url):
+    local = ("http://127.0.0.1", "ws://127.0.0.1", "data:", "blob:", "https://ui.perfetto.dev")
+    return [] if url.startswith(local) else [url]
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """Where pictures go: $KVOVERLAP_PICTURES, or a folder of pytest's."""
+    named = os.environ.get("KVOVERLAP_PICTURES")
+    made = Path(named) if named else tmp_path_factory.mktemp("pictures")
+    made.mkdir(parents=True, exist_ok=True)
+    return made
+
+
+def visit(page, url):
+    page.goto(url)
+    resolve(page)
+    assert page.get_by_test_id("stException").all_inner_texts() == []
+
+
+def arrive(page, name):
+    page.wait_for_function("name => document.title.startsWith(name)", arg=name)
+    resolve(page)
+
+
+def test_every_page_opens_from_the_menu(page, address, pictures):
+    visit(page, f"{address}/?run=demo")
+    for name in PAGES:
+        page.get_by_role("link", name=name, exact=True).click()
+        arrive(page, name)
+        assert page.get_by_test_id("stException").all_inner_texts() == []
+        assert page.locator("h2").first.inner_text()
+        page.screenshot(path=pictures / f"{name}.png")
+        assert (pictures / f"{name}.png").stat().st_size > 10_000
+
+
+def test_a_moved_slider_changes_the_number_and_the_address(page, address):
+    visit(page, f"{address}/what_if")
+    before = page.locator("h2").first.inner_text()
+    page.get_by_role("slider", name="Link to the device").focus()
+    page.keyboard.press("ArrowRight")
+    page.wait_for_function("old => document.querySelector('h2').innerText !== old", arg=before)
+    page.wait_for_url("**link=48*")
+    resolve(page)
+    after = page.locator("h2").first.inner_text()
+    assert "--set link.bandwidth=48GB/s" in page.get_by_test_id("stCode").inner_text()
+    visit(page, page.url)
+    assert page.locator("h2").first.inner_text() == after, "the address is a link to the view"
+
+
+def test_an_edited_trace_changes_the_answer_and_the_address(page, address):
+    visit(page, f"{address}/restore?view=Availability&prompt=4,096&policy=two-ended")
+    told = page.get_by_text("A plan made for the whole machine").first
+    before = told.inner_text()
+    assert "trace=" not in page.url
+    table = page.get_by_test_id("stDataFrame").first
+    table.scroll_into_view_if_needed()
+    page.wait_for_timeout(500)  # the grid is a canvas, which takes clicks once it is drawn
+    box = table.bounding_box()
+    page.mouse.click(box["x"] + box["width"] - 60, box["y"] + 52)  # lane net in the first row
+    page.wait_for_timeout(300)
+    page.keyboard.press("Enter")
+    page.locator("input.gdg-input").fill("0.5")
+    page.keyboard.press("Enter")
+    page.wait_for_url("**trace=*net*0.5*")
+    page.wait_for_function("old => !document.body.innerText.includes(old)", arg=before)
+    resolve(page)
+    assert "--availability availability.csv" in page.get_by_test_id("stCode").inner_text()
+
+
+def test_a_measured_restore_leads_from_its_two_ends_to_its_tasks(page, address):
+    visit(page, f"{address}/restore?of=a+measured+case&case={RESTORE}")
+    page.locator(".st-key-ends .barlayer .point path").first.wait_for(state="attached")
+    before = page.locator("h2").first.inner_text()
+    page.get_by_role("link", name="Task by task").click()
+    arrive(page, "Timeline")
+    assert page.get_by_role("combobox", name="Case").input_value() == RESTORE
+    assert page.locator("h2").first.inner_text() == before
+
+
+def test_hovering_a_bar_tells_predicted_and_measured(timeline):
+    page = timeline
+    widest = page.evaluate_handle(
+        "selector => [...document.querySelectorAll(selector)]"
+        ".sort((a, b) => b.getBBox().width - a.getBBox().width)[0]",
+        BARS,
+    )
+    widest.as_element().scroll_into_view_if_needed()
+    box = widest.as_element().bounding_box()
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    label = page.locator(".st-key-lanes .hoverlayer .hovertext")
+    label.wait_for()
+    told = label.text_content()
+    assert "predicted" in told
+    assert "measured" in told
+    assert "estimate from datasheet figures" in told
+
+
+def test_a_downloaded_trace_reads_back_as_the_measured_run(timeline, folder, tmp_path):
+    with timeline.expect_download() as waiting:
+        timeline.get_by_role("button", name="Trace, measured").click()
+    path = tmp_path / waiting.value.suggested_filename
+    waiting.value.save_as(path)
+    recording = Recording.load(folder / "runs" / "demo" / "cases" / CASE / "measured.json.gz")
+    assert path.name == f"demo-{CASE}-measured.trace.json.gz"
+    assert read_trace(path, recording.graph, "measured") == recording.typical
+
+
+def test_both_runs_are_handed_to_perfetto_when_it_answers(timeline):
+    with timeline.expect_popup() as waiting:
+        timeline.get_by_role("button", name="Open both in Perfetto").click()
+    viewer = waiting.value
+    viewer.wait_for_function("() => document.body.innerText.length > 100")
+    document = json.loads(gzip.decompress(base64.b64decode(viewer.inner_text("body"))))
+    assert viewer.title() == f"kvoverlap demo-{CASE}"
+    names = {
+        event["args"]["name"]
+        for event in document["traceEvents"]
+        if event["name"] == "process_name"
+    }
+    assert {"predicted, device 0", "measured, device 0"} <= names
+    viewer.close()
+
+
+def test_choosing_a_case_changes_the_answer(timeline):
+    page = timeline
+    page.bring_to_front()
+    before = page.locator("h2").first.inner_text()
+    menu = page.get_by_role("combobox", name="Case")
+    menu.scroll_into_view_if_needed()
+    page.wait_for_timeout(500)  # a menu closes when the page scrolls
+    menu.click()
+    page.get_by_role("option", name="b2-s128-load-all").click()
+    page.wait_for_function("old => document.querySelector('h2').innerText !== old", arg=before)
+    page.wait_for_url("**case=b2-s128-load-all*")
+    resolve(page)
+
+
+def test_a_bad_file_is_refused_in_a_sentence_and_a_good_one_is_shown(page, address, folder):
+    visit(page, f"{address}/your_machine")
+    upload = page.locator("input[type=file]")
+    bad = {"name": "bad.json", "mimeType": "application/json", "buffer": b"{'kind': 1}"}
+    upload.set_input_files(bad)
+    page.get_by_text("Refused: bad.json is not valid JSON").wait_for()
+    good = folder / "runs" / "demo" / "cases" / "b2-s128-lp" / "measured.json.gz"
+    upload.set_input_files(good)
+    page.get_by_text("measured.json.gz is a recording.").wait_for()
+    page.get_by_role("link", name="Shown in Timeline").click()
+    arrive(page, "Timeline")
+    chosen = page.get_by_role("combobox", name="Run").input_value()
+    assert chosen == "measured.json.gz (uploaded)"
+    assert page.locator("h2").first.inner_text().startswith("predicted ")

@@ -1,0 +1,207 @@
+"""K, V, logits and greedy tokens under every policy equal those of `transformers`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+import transformers as hf
+from run_restores import RestoreCase, policy_graphs
+from run_restores import request as restore_request
+from tiny import CPU, filled_cache
+from torch import Tensor
+
+from hw import Executor, HostCache, open_backend, prompt_ids, resident_prefill, weights_from_tensors
+from hw.model.weights import Weights
+from planner import make_plan
+from sim import Workload, find_hardware, find_model
+from sim.model.config import model_from_config
+
+SLOW_LINK = find_hardware("kvpr-a100").with_faster("link", 0.25)
+"""Slow enough that the LP recomputes some tokens of such short prompts, and loads others."""
+
+POLICIES = ("lp", "kvpr", "load-all", "recompute-all", "fixed:5")
+RESTORES = ("two-ended", "lp", "joint")
+TOLERANCE = 1e-4
+"""Largest difference relative to the largest magnitude, in 32 bit."""
+
+SMALL = {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 2,
+    "vocab_size": 331,
+    "max_position_embeddings": 256,
+    "bos_token_id": None,
+    "eos_token_id": None,
+    "pad_token_id": 0,
+}
+LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 10_000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+OPT_125M = hf.OPTConfig(eos_token_id=None)
+CONFIGS = {
+    "opt-125m": OPT_125M,
+    "llama-gqa": hf.LlamaConfig(**SMALL),
+    "llama3-rope": hf.LlamaConfig(**SMALL, rope_parameters=LLAMA3_ROPE),
+    "llama-biases-tied": hf.LlamaConfig(
+        **SMALL, attention_bias=True, mlp_bias=True, tie_word_embeddings=True
+    ),
+    "mistral": hf.MistralConfig(**SMALL, head_dim=24),
+    "mistral-window": hf.MistralConfig(**SMALL, sliding_window=20),
+    "qwen2-windows": hf.Qwen2Config(
+        **SMALL, use_sliding_window=True, sliding_window=30, max_window_layers=2
+    ),
+    "qwen2": hf.Qwen2Config(**SMALL),
+    "qwen3": hf.Qwen3Config(**SMALL, head_dim=16),
+}
+
+
+@dataclass
+class Oracle:
+    """What `transformers` computes, and the same weights in our layout.
+
+    Args:
+        kv: for each layer K and V stacked as our cache has them, [S, B, 2, H_kv, D]; of a layer
+            with a window those of the last tokens.
+        logits: [B, V] of the last step.
+        tokens: [B, gen + 1] by its own greedy `generate`.
+    """
+
+    weights: Weights
+    job: Workload
+    prompts: Tensor
+    kv: list[Tensor]
+    logits: Tensor
+    tokens: Tensor
+
+
+def seeded(config: hf.PretrainedConfig) -> hf.PreTrainedModel:
+    """A model with weights large enough that no two logits tie and every layer is heard.
+
+    Embeddings are small beside the layers' outputs: a tied model would repeat its input token.
+    """
+    torch.manual_seed(8)
+    model = hf.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.dim() == 1:
+                parameter.normal_(0.0 if name.endswith("bias") else 1.0, 0.1)
+            else:
+                parameter.normal_(0.0, parameter.shape[1] ** -0.5)
+    return model
+
+
+@torch.inference_mode()
+def consult(config: hf.PretrainedConfig) -> Oracle:
+    model = seeded(config)
+    spec = model_from_config(model.config.to_dict(), "oracle")
+    job = Workload(batch_size=2, prompt_tokens=24 if spec.family == "opt" else 70, gen_tokens=3)
+    prompts = prompt_ids(spec, job, 3)
+    tokens = model.generate(
+        prompts,
+        attention_mask=torch.ones_like(prompts),
+        do_sample=False,
+        max_new_tokens=job.gen_tokens + 1,
+    )[:, job.prompt_tokens :]
+    out = model(prompts, use_cache=True)
+    for step in range(job.gen_tokens):
+        out = model(tokens[:, step : step + 1], past_key_values=out.past_key_values)
+    layers = [torch.stack((at.keys, at.values), 2) for at in out.past_key_values.layers]
+    return Oracle(
+        weights=weights_from_tensors(spec, model.state_dict(), CPU),
+        job=job,
+        prompts=prompts,
+        kv=[kv.permute(3, 0, 2, 1, 4) for kv in layers],  # [B, H_kv, 2, S, D] -> [S, B, 2, H_kv, D]
+        logits=out.logits[:, -1],
+        tokens=tokens,
+    )
+
+
+@pytest.fixture(scope="module", params=CONFIGS)
+def oracle(request):
+    return consult(CONFIGS[request.param])
+
+
+@pytest.fixture
+def cpu():
+    with open_backend("cpu") as backend:
+        yield backend
+
+
+def assert_equal(mine: Tensor, theirs: Tensor) -> None:
+    limit = TOLERANCE * float(theirs.abs().max())
+    torch.testing.assert_close(mine, theirs, rtol=0.0, atol=limit)
+
+
+def assert_kv_equal(mine: HostCache, oracle: Oracle, tokens: range) -> None:
+    """K and V of `tokens` in every layer, as far as a window has not left them behind."""
+    for ours, oracles in zip(mine.kv, oracle.kv, strict=True):
+        n_both = min(ours.shape[0], oracles.shape[0])  # both end with the last token
+        first = oracle.job.max_tokens - n_both
+        rows = slice(max(0, tokens.start - first), tokens.stop - first)
+        for part in (0, 1):
+            assert_equal(ours[-n_both:][rows, :, part], oracles[-n_both:][rows, :, part])
+
+
+def test_prefill_fills_the_cache_as_transformers_does(oracle, cpu):
+    cache = filled_cache(oracle.weights, oracle.job, cpu, oracle.prompts)
+    assert_kv_equal(cache, oracle, range(oracle.job.prompt_tokens))
+    assert cache.next_tokens.equal(oracle.tokens[:, 0])
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_decode_computes_what_transformers_does(oracle, policy, cpu):
+    job = oracle.job
+    plan = make_plan(oracle.weights.model, SLOW_LINK, job, policy)
+    cache = filled_cache(oracle.weights, job, cpu, oracle.prompts)
+    executor = Executor(plan.simulated_graph(), plan.graph_sha256, oracle.weights, [cache], cpu)
+    executor.run()
+    assert_kv_equal(cache, oracle, range(job.prompt_tokens, job.max_tokens))
+    assert_equal(executor.logits[0], oracle.logits)
+    assert executor.tokens[0].T.equal(oracle.tokens[:, 1:])
+
+
+@pytest.mark.parametrize("policy", RESTORES)
+def test_a_restore_comes_to_what_transformers_does(oracle, policy, cpu):
+    model, n_tokens = oracle.weights.model, oracle.job.prompt_tokens
+    job = restore_request(n_tokens, n_tokens - 3)
+    reference = resident_prefill(oracle.weights, oracle.prompts[0], cpu)
+    case = RestoreCase(oracle.weights, job, reference, cpu)
+    executor = case.executor(policy_graphs(model, job)[policy])
+    executor.run()
+    for ours, oracles in zip(executor.kv, oracle.kv, strict=True):
+        n_both = n_tokens - max(0, oracle.job.max_tokens - oracles.shape[0])
+        theirs = oracles[: n_tokens - oracle.job.max_tokens, :1]
+        assert_equal(ours[n_tokens - n_both :], theirs[-n_both:])
+    assert int(executor.logits.argmax()) == int(oracle.tokens[0, 0])
+
+
+def test_the_shipped_opt_125m_is_the_shape_that_transformers_has():
+    shipped = find_model("opt-125m", "float32")
+    assert model_from_config(OPT_125M.to_dict(), shipped.name) == shipped
+
+
+@pytest.mark.parametrize(
+    ("case", "wrong"),
+    [
+        ("llama-gqa", {"rope_theta": 20_000.0}),
+        ("llama3-rope", {"rope_scaling": None}),
+        ("qwen3", {"norm_eps": 1e-2}),
+        ("mistral-window", {"sliding_window": 21}),
+        ("qwen2-windows", {"full_attention_layers": (0,)}),
+    ],
+)
+def test_the_oracle_notices_a_config_read_wrongly(case, wrong, cpu):
+    oracle = consult(CONFIGS[case])
+    misread = replace(oracle.weights, model=replace(oracle.weights.model, **wrong))
+    cache = filled_cache(misread, oracle.job, cpu, oracle.prompts)
+    with pytest.raises(AssertionError, match="not close"):
+        assert_kv_equal(cache, oracle, range(oracle.job.prompt_tokens))

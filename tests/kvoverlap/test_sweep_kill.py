@@ -1,0 +1,92 @@
+"""A sweep that is killed in its middle, on this machine or on a cluster, and its whole table."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pyarrow.parquet as pq
+import pytest
+from studies import SMALL, toml
+
+from planner.sweep import Parts, Study, dask, local, run_sweep
+from sim.errors import BadInput
+
+MANY = {
+    **SMALL,
+    "grid": {
+        "link.bandwidth": [f"{rate}GB/s" for rate in range(10, 110, 4)],
+        "policy": ["lp", "kvpr"],
+    },
+    "zip": {"batch": [2, 8, 16], "gen": [1, 1, 2]},
+}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The table of a sweep that nothing interrupts."""
+    return run_sweep(
+        Study.of(MANY), tmp_path_factory.mktemp("whole") / "t.parquet", local(1), 1
+    ).table
+
+
+def test_killed_and_resumed_gives_the_same_table_row_for_row(whole, tmp_path):
+    study, output = tmp_path / "study.toml", tmp_path / "out.parquet"
+    study.write_text(toml(MANY))
+    root = Path(__file__).resolve().parents[2]
+    command = [sys.executable, "-m", "kvoverlap.cli.main", "sweep", str(study), "-o", str(output)]
+    there = {**os.environ, "PYTHONPATH": str(root)}
+    running = subprocess.Popen([*command, "--jobs", "2"], env=there, stderr=subprocess.PIPE)
+    parts = Parts(Study.of(MANY), output)
+    wait_until(lambda: len(list(parts.folder.glob("part-*.parquet"))) >= 3)
+    running.send_signal(signal.SIGKILL)
+    running.communicate()
+    kept = len(parts.done())
+    assert 0 < kept < whole.num_rows
+    assert not output.exists()
+    done = subprocess.run([*command, "--resume", "--jobs", "1"], env=there, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    assert pq.read_table(output).equals(whole)
+    assert f"{whole.num_rows - kept:,} of them answered now" in done.stdout.decode()
+
+
+def wait_until(holds) -> None:
+    deadline_s = time.monotonic() + 60
+    while not holds():
+        assert time.monotonic() < deadline_s
+        time.sleep(0.005)
+
+
+@pytest.mark.filterwarnings("default")  # what a dying worker's sockets warn of is not ours
+def test_a_cluster_that_loses_a_worker_loses_and_doubles_no_point(whole, tmp_path, monkeypatch):
+    from distributed import LocalCluster
+
+    # Workers run the main module again, and a test of pages leaves a page in its place.
+    monkeypatch.setitem(sys.modules, "__main__", ModuleType("__main__"))
+    study = Study.of(MANY)
+    with LocalCluster(
+        n_workers=2, threads_per_worker=1, dashboard_address=None, worker_dashboard_address=None
+    ) as cluster:
+        pids = [worker.process.pid for worker in cluster.workers.values()]
+
+        def kill_one(batches: Iterator) -> Iterator:
+            for number, answered in enumerate(dask(cluster.scheduler_address)(batches)):
+                if number == 4:
+                    os.kill(pids[0], signal.SIGKILL)
+                yield answered
+
+        swept = run_sweep(study, tmp_path / "out.parquet", kill_one, 2)
+    assert swept.answered == whole.num_rows
+    assert swept.table.equals(whole)
+
+
+def test_a_scheduler_that_is_not_there_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr("planner.sweep.workers.CONNECT_S", 0.2)
+    with pytest.raises(BadInput, match=r"--address\(=tcp://127.0.0.1:9\): no Dask scheduler"):
+        run_sweep(Study.of(SMALL), tmp_path / "x.parquet", dask("tcp://127.0.0.1:9"), 1)

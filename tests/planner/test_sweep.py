@@ -1,0 +1,211 @@
+"""Sweeps: rows as the planner answers, parts that a stop leaves whole, and short findings."""
+
+from __future__ import annotations
+
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from studies import RESTORE, SMALL, toml
+
+from planner import make_plan
+from planner.restore import behind_link, make_restore_plan
+from planner.sweep import Parts, Study, findings, local, run_sweep
+from planner.sweep.batch import Batch, answer_batch
+from planner.sweep.rows import decode_row
+from planner.sweep.table import provenance
+from sim.catalog import DATA, find_hardware, find_model
+from sim.errors import BadInput, Mismatch
+from sim.files import VERSION
+from sim.graph.jobs import RestoreRequest, Workload
+from sim.machine.what_if import with_memory, with_rate
+
+
+def swept(content, tmp_path, name="out.parquet", **options):
+    study = Study.of(content)
+    return run_sweep(study, tmp_path / name, local(1), 1, **options).table
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory):
+    return swept(SMALL, tmp_path_factory.mktemp("small"))
+
+
+def test_a_row_is_what_plan_answers(table):
+    for row in table.to_pylist():
+        hardware = with_rate(find_hardware("kvpr-a100"), "link.bandwidth", row["link.bandwidth"])
+        job = Workload(row["batch"], row["prompt"], row["gen"])
+        plan = make_plan(find_model("opt-125m"), hardware, job, row["policy"], engine="fast")
+        assert row["error"] == ""
+        assert row["makespan_s"] == pytest.approx(plan.makespan_s, rel=1e-3)
+        assert row["tokens_per_s"] == pytest.approx(plan.tokens_per_s, rel=1e-3)
+        assert row["in_range"] is True
+        assert (row["hardware_source"], row["kvoverlap_version"]) == (plan.source, VERSION)
+        part = max(plan.sensitivities, key=lambda one: one.saved_by_duals_frac)
+        assert row["bottleneck"] == part.part
+        expected = pytest.approx(part.saved_by_duals_frac, abs=0.01)
+        assert row["bottleneck_saves_frac"] == expected
+        if row["policy"] == "lp":
+            assert row["lower_bound_s"] <= row["makespan_s"] * (1 + 1e-9)
+
+
+def test_memory_to_keep_things_in_is_the_lps():
+    job = {"prompt": 256, "batch": 8, "gen": 1, "n_batches": 1, "gpus": 1, "kv_bits": 16}
+    setting = {"model": "opt-1.3b", "hardware": "kvpr-a100", "policy": "lp", "schedule": "row"}
+    values = {**job, **setting, "gpu_memory": 2.9e9}
+    row = decode_row(values)
+    hardware = with_memory(find_hardware("kvpr-a100"), 2.9e9)
+    plan = make_plan(find_model("opt-1.3b"), hardware, Workload(8, 256, 1), keep=True)
+    assert row["solved_by"] == "lp"
+    assert 0 < row["resident_frac"] < 1
+    assert row["makespan_s"] == pytest.approx(plan.makespan_s)
+
+
+def test_a_restores_row_is_what_restore_answers(tmp_path):
+    for row in swept(RESTORE, tmp_path).to_pylist():
+        hardware = behind_link(find_hardware("a100-80g"), float(row["tier"][:1]) * 1e9)
+        request = RestoreRequest(prompt_tokens=4096, cached_tokens=4095, tier="net")
+        plan = make_restore_plan(find_model("longalpaca-7b"), hardware, request, row["policy"])
+        assert row["ttft_s"] == pytest.approx(plan.ttft_s)
+        assert row["load_only_s"] == pytest.approx(plan.load_only_s)
+        assert row["computed_tokens"] + row["projected_tokens"] + row["loaded_tokens"] == 4096
+
+
+def test_a_point_without_an_answer_has_an_error_and_the_others_go_on(tmp_path):
+    content = {**SMALL, "grid": {"prompt": [64, 4096], "model.n_kv_heads": [12, 5]}}
+    content["fixed"] = {**SMALL["fixed"], "policy": "load-all"}
+    del content["fixed"]["prompt"]
+    rows = swept(content, tmp_path).to_pylist()
+    errors = {(row["prompt"], row["model.n_kv_heads"]): row["error"] for row in rows}
+    assert errors[64, 12] == ""
+    assert errors[4096, 12].startswith("BadInput: prompt_tokens + gen_tokens (=409")
+    assert "n_heads(=12) must be a multiple of n_kv_heads(=5)" in errors[64, 5]
+    assert {row["makespan_s"] is None for row in rows if row["error"]} == {True}
+
+
+def test_the_table_says_what_was_asked(table):
+    said = provenance(table.schema)
+    assert said["study_sha256"] == Study.of(SMALL).sha256
+    assert said["zip"] == {"batch": [2, 8], "gen": [1, 2]}
+    assert said["points"] == table.num_rows == 8
+    assert table.schema.field("link.bandwidth").metadata == {b"unit": b"bytes/s"}
+
+
+def test_what_is_finished_is_not_done_again(table, tmp_path):
+    study = Study.of(SMALL)
+    parts = Parts(study, tmp_path / "out.parquet")
+    parts.begin(resume=False)
+    points = list(study.points())
+    for first, last in ((0, 2), (5, 5)):
+        setting = (study.scenario, study.inputs, parts.columns, study.sha256)
+        batch = Batch(*setting, first, points[first : last + 1])
+        parts.save(first, last, answer_batch(batch))
+    (parts.folder / ".part-000000003-000000004.parquet.tmp").write_bytes(b"half")
+    with pytest.raises(BadInput, match="add --resume"):
+        run_sweep(study, parts.output, local(1), 1)
+    rest = run_sweep(study, parts.output, local(1), 1, resume=True)
+    assert rest.answered == 4
+    assert rest.table.equals(table)
+    assert pq.read_table(parts.output).equals(table)
+    assert not parts.folder.exists()
+    again = run_sweep(study, parts.output, local(1), 1, resume=True)
+    assert (again.answered, again.table.equals(table)) == (0, True)
+
+
+def test_parts_of_another_study_are_not_mixed_in(tmp_path):
+    Parts(Study.of(SMALL), tmp_path / "out.parquet").begin(resume=False)
+    other = Study.of({**SMALL, "zip": {"batch": [3]}})
+    with pytest.raises(Mismatch, match="begun with another study"):
+        run_sweep(other, tmp_path / "out.parquet", local(1), 1, resume=True)
+
+
+def test_a_part_that_is_missing_or_there_twice_is_noticed(tmp_path):
+    study = Study.of(SMALL)
+    parts = Parts(study, tmp_path / "out.parquet")
+    parts.begin(resume=False)
+    batch = Batch("decode", study.inputs, parts.columns, study.sha256, 0, list(study.points()))
+    parts.save(0, 7, answer_batch(batch))
+    parts.save(0, 3, answer_batch(batch))
+    with pytest.raises(Mismatch, match="not the 8 points"):
+        parts.merge(8)
+
+
+def test_a_worker_of_another_version_does_not_answer():
+    study = Study.of(SMALL)
+    batch = Batch("decode", study.inputs, pa.schema([]), study.sha256, 0, [], version="0.0.1")
+    with pytest.raises(Mismatch, match="worker runs kvoverlap"):
+        answer_batch(batch)
+
+
+def test_findings_name_the_best_point_and_where_the_link_turns(tmp_path):
+    content = {
+        "fixed": {"model": "opt-6.7b", "hardware": "kvpr-a100", "prompt": 512, "batch": 8},
+        "grid": {
+            "policy": ["load-all", "recompute-all", "lp"],
+            "link.bandwidth": [f"{rate}GB/s" for rate in (10, 20, 40, 80, 160)],
+        },
+    }
+    study = Study.of(content)
+    table = swept(content, tmp_path)
+    found = findings(study, table)
+    assert found.errors == {}
+    assert (found.best["policy"], found.best["link.bandwidth"]) == ("lp", 160e9)
+    (turn,) = found.crossovers
+    assert (turn.what, turn.below, turn.above) == ("policy", "recompute-all", "load-all")
+    assert turn.low_bytes_per_s < turn.at_bytes_per_s < turn.high_bytes_per_s
+
+    def makespan_s(policy):
+        hardware = with_rate(find_hardware("kvpr-a100"), "link.bandwidth", turn.at_bytes_per_s)
+        return make_plan(find_model("opt-6.7b"), hardware, Workload(8, 512, 1), policy).makespan_s
+
+    assert makespan_s("load-all") == pytest.approx(makespan_s("recompute-all"), rel=0.05)
+
+
+@pytest.mark.parametrize(
+    "path", sorted((DATA / "studies").glob("*.toml")), ids=lambda one: one.stem
+)
+def test_shipped_studies_have_answers(path, tmp_path):
+    study = Study.load(path)
+    points = list(study.points())
+    chosen = sorted({len(points) * at // 5 for at in range(5)})
+    parts = Parts(study, tmp_path / "out.parquet")
+    for at in chosen:
+        setting = (study.scenario, study.inputs, parts.columns, study.sha256)
+        row = pq.read_table(pa.BufferReader(answer_batch(Batch(*setting, at, [points[at]]))))
+        assert row.column("error").to_pylist() == [""]
+    assert study.title
+    assert 10 <= len(points) <= 1000
+
+
+def test_the_verb_plans_a_sweep_runs_it_and_sums_it_up(call, tmp_path):
+    study, output = tmp_path / "study.toml", tmp_path / "out.parquet"
+    study.write_text(toml(SMALL))
+    status, stdout, _ = call("sweep", study, "--dry-run", "--json")
+    assert status == 0
+    assert json.loads(stdout)["points"] == json.loads(stdout)["missing"] == 8
+    assert not output.exists()
+    status, stdout, stderr = call("sweep", study, "-o", output, "--jobs", "1")
+    assert status == 0
+    assert "8 points in" in stdout
+    assert "8 of 8 points" in stderr
+    status, stdout, _ = call("sweep", study, "-o", output, "--resume", "--json")
+    answer = json.loads(stdout)
+    assert (status, answer["answered"], answer["points"], answer["errors"]) == (0, 0, 8, {})
+    assert answer["best"]["tokens_per_s"] >= answer["worst"]["tokens_per_s"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["pcie-crossove", "-o", "x"], "study 'pcie-crossove' is unknown; did you mean"),
+        (["pcie-crossover"], "-o is missing"),
+        (["pcie-crossover", "-o", "x", "--executor", "spark"], "executor 'spark' is unknown"),
+        (["pcie-crossover", "-o", "x", "--executor", "dask"], "--address(=None) goes with"),
+        (["pcie-crossover", "-o", "x", "--jobs", "0"], "--jobs(=0) must be a whole number"),
+    ],
+)
+def test_wrong_options_are_told_in_a_sentence(call, arguments, sentence):
+    status, _, stderr = call("sweep", *arguments)
+    assert status == 2
+    assert sentence in stderr

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis.internal.conjecture import providers
 
 from kvoverlap.cli.main import main
+
+# Hypothesis draws some values from constants in the modules that are imported, so that the examples
+# of a test would depend on which tests ran before it in the same process.
+providers._get_local_constants = lambda: providers._local_constants
 
 
 @pytest.fixture(scope="module", params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])

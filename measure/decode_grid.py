@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from math import ceil
+from math import ceil, inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -160,6 +160,7 @@ class GridRun:
         seed: int,
         steps: Progress,
         options: GridOptions | None = None,
+        until_s: float = inf,
     ) -> None:
         """Make the weights, and the prompts' cache of which every job takes its part.
 
@@ -190,6 +191,7 @@ class GridRun:
         self._probe = SpeedProbe(backend, model, hardware)
         self._offloaded: OffloadedLayers | None = None
         self._replans = 0
+        self._until_s = until_s
 
     def _check_memory(self, longest: Workload, jobs: Sequence[Workload]) -> None:
         """Every job fits, with the prompts' cache, the speed probe and the reference decodes.
@@ -282,6 +284,7 @@ class GridRun:
             lambda n: self.steps(f"{self.model.name} {shape_name(job)}, round {n}", done),
             may_leave=self._replans < MAX_REPLANS,
             extra_rounds=EXTRA_ROUNDS[self.backend.kind],
+            until_s=self._until_s,
         )
         if rounds is None:
             self._replans += 1

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from math import inf
 from statistics import mean, median
+from time import monotonic
 from typing import TYPE_CHECKING
 
 from sim.graph.timeline import Timeline
@@ -19,6 +21,9 @@ STEADY_FRAC = 0.04
 
 EXTRA_ROUNDS = {"cpu": 1, "cuda": 6}
 """Rounds of runs in which disturbed ones get another chance, by kind of device."""
+
+MIN_REPEATS = 2
+"""Runs of every case, however little time is left."""
 
 JUDGED_BYTES = 2**20
 """Copies of at least this size tell whether the link was steady during a run."""
@@ -80,6 +85,7 @@ def run_interleaved(
     tell: Callable[[int], object],
     may_leave: bool = False,
     extra_rounds: int = 1,
+    until_s: float = inf,
 ) -> InterleavedRuns | None:
     """Run every case `repeats` times, with reference products before and after each run.
 
@@ -88,6 +94,8 @@ def run_interleaved(
 
     Args:
         extra_rounds: rounds in which they are repeated.
+        until_s: moment on `time.monotonic()` after which no round begins but the first
+            `MIN_REPEATS`.
         tell: called with the number of each round, from 1.
         may_leave: give up half-way where the machine has left the plans behind.
 
@@ -98,6 +106,8 @@ def run_interleaved(
     samples: list[Speed] = []
     rounds = repeats + extra_rounds
     for number in range(rounds):
+        if number >= MIN_REPEATS and monotonic() > until_s:
+            break
         if number == rounds // 2 and may_leave and _left_behind(samples, planned_for):
             return None
         if all(sum(off <= STEADY_FRAC for off, _ in runs[name]) >= repeats for name in runners):

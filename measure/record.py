@@ -120,7 +120,7 @@ class Recorder:
                 self._leave_out(setting.name(spec), error)
             except Exception as error:  # one failure must not lose the other cases
                 self._leave_out(setting.name(spec), error)
-            if hardware is not None:
+            if (self.how.output / PROFILE).is_file():
                 self._write()
             if self.interrupted:
                 return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -46,13 +47,14 @@ cores, the rate is of one."""
 
 @dataclass(frozen=True)
 class Recorded:
-    """Where and how a recording is measured."""
+    """Where and how a recording is measured, and until when on `time.monotonic()`."""
 
     output: Path
     kind: str
     repeats: int
     seed: int
     steps: Progress
+    until_s: float = inf
 
     @property
     def rounds(self) -> int:
@@ -108,6 +110,7 @@ class DecodeSetting:
                 how.seed,
                 how.steps,
                 self.options,
+                how.until_s,
             )
             for case in grid.measure(self.job, 0.0).cases:
                 case.save(how.output / CASES / f"{spec.name}-{case.name}")

@@ -100,8 +100,9 @@ def record(
     if n_done:
         note(f"{output} holds {n_done} finished cases; going on with its profile.")
     with progress("record") as steps:
-        how = Recorded(output, kind, repeats, seed, steps)
-        recorder = Recorder(how, specs, monotonic() + 60 * minutes, link)
+        until_s = monotonic() + 60 * minutes
+        how = Recorded(output, kind, repeats, seed, steps, until_s)
+        recorder = Recorder(how, specs, until_s, link)
         recorder.measure(chosen)
     if pack is not None:
         pack_folder(output, pack)

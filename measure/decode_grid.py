@@ -86,7 +86,7 @@ class ShapeResult:
         drift: how long products bound by `flops` and by `hbm` took just before the plans were
             made, against the profile; the plans are for a machine of that speed.
         beside: the same ratios, medians beside the runs.
-        deviations_frac: for each run, how far the machine's speed beside it was off the plan's.
+        deviations_frac: for each run, how far the machine's speed around it was off the plan's.
     """
 
     cases: list[Case]

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from hw import SpeedProbe
 
 STEADY_FRAC = 0.04
-"""A run counts as disturbed when the machine's speed beside it is off by more from the plan's."""
+"""A run counts as disturbed when the machine's speed around it is off the plan's by more."""
 
 EXTRA_ROUNDS = {"cpu": 1, "cuda": 6}
 """Rounds of runs in which disturbed ones get another chance, by kind of device."""
@@ -44,7 +44,7 @@ class InterleavedRuns:
     """Runs of some cases in turn.
 
     Args:
-        runs: by case, each run with how far the machine's speed beside it was off the plan's.
+        runs: by case, each run with how far the machine's speed around it was off the plan's.
         beside: the machine's speed, median beside all runs.
     """
 

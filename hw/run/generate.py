@@ -143,7 +143,7 @@ def memory_peaks(
 
     Args:
         planned_device_bytes: stands for the device's peak where its allocator does not count.
-        host_weight_bytes: weights kept beside the cache.
+        host_weight_bytes: weights kept in addition to the cache.
     """
     device_bytes, source = planned_device_bytes, "planned"
     if backend.kind == "cuda":

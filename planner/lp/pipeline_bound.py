@@ -136,7 +136,7 @@ class Cell:
         before_s: compute ahead of the recompute: projections, and the embedding before them.
         after_s: attention and MLP, with the head behind the last layer of a step, and the pause up
             to the next cell's projections.
-        launched_s: before when the host lets nothing of that start.
+        launched_s: earliest start of that, as the host launches it.
         ends_s: before when it lets the cell not end.
     """
 

@@ -46,7 +46,7 @@ def simulate(
         engine: `simpy`, the reference, or `fast`, which gives the same within rounding. Its first
             use in a process takes a moment, and on a new installation, where it compiles, seconds.
         availability: how much of each lane there is over time; all of it by default.
-        release_s: of tasks by id, before when they cannot start, as they were not yet planned.
+        release_s: earliest start of tasks by id, which were planned only then.
 
     Raises:
         UnknownName: no such engine.

@@ -10,7 +10,7 @@ from sim.graph.tasks import TaskGraph
 
 
 def released(graph: TaskGraph, release_s: Mapping[str, float] | None) -> dict[int, float]:
-    """Before when tasks cannot start, by position.
+    """Earliest start of tasks, by position.
 
     Raises:
         BadInput: the graph has no such task.

@@ -3,7 +3,7 @@
 Every running task is a fluid that needs some seconds alone. Its pace at any moment is the
 product of the interference factors of the lanes that are busy beside it and, for copies, of its
 max-min fair share of every uplink on its path. Whenever a task starts or ends, progress so far
-is booked and the paces of the others are set anew.
+is booked and the paces of the others are set again.
 """
 
 from __future__ import annotations

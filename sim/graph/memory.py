@@ -238,7 +238,7 @@ def needed_rows(graph: TaskGraph) -> list[HostRows]:
     """What the graph's tasks load, store, or keep on the device from the start.
 
     What stays on the device comes from the host when a job begins. Out of a quantised cache it is
-    projected anew, from X.
+    projected again, from X.
     """
     tasks: list[list[Task]] = [[] for _ in range(graph.model.n_layers)]
     for task in graph.tasks:

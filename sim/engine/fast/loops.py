@@ -131,7 +131,7 @@ def begin(work: Work, state: State, handover_s: float) -> None:
 
 @compiled
 def run_events(work: Work, sharing: Sharing, state: State, gap_s: float, handover_s: float) -> int:
-    """Event after event: whenever a task starts or ends, the paces of the others are set anew.
+    """Event after event: whenever a task starts or ends, the paces of the others are set again.
 
     Returns:
         The position of a task that has got a part of its tokens, once the caller has to say what

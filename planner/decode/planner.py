@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from math import inf
+from math import floor, inf
 
 from planner.decode.lower import SCHEDULES, lower, replicate
 from planner.decode.policies import BASELINES, baseline_split
@@ -258,10 +258,10 @@ class DecodePlanner:
         prompt = self.workload.prompt_tokens
         kv = list(self._start.kv_tokens)
         for layer, value in relaxed.kept_kv.items():
-            kv[layer] = min(int(value), prompt - 1)
+            kv[layer] = min(_whole(value), prompt - 1)
         x = [0] * self.model.n_layers
         for layer, value in relaxed.kept_x.items():
-            x[layer] = min(int(value), prompt - kv[layer])
+            x[layer] = min(_whole(value), prompt - kv[layer])
         return replace(self._start, kv_tokens=tuple(kv), x_tokens=tuple(x))
 
     def _limits(self, past: int, kept: Residency) -> list[Limits]:
@@ -397,8 +397,13 @@ class DecodePlanner:
         return lower(self.schedule, self.model, self.workload, split, self._contexts, kept)
 
 
-WHOLE_LAYER = 1e-6
-"""What the LP's tolerances may take off a layer of weights that it keeps."""
+LP_TOLERANCE = 1e-6
+"""How far below a whole number the solver may return it."""
+
+
+def _whole(value: float) -> int:
+    """Whole part of a value of the LP, in which 511.9999999 is 512."""
+    return floor(value + LP_TOLERANCE)
 
 
 def kept_from_start(planner: DecodePlanner) -> Residency:
@@ -421,7 +426,7 @@ def _some_weights(planner: DecodePlanner) -> Residency:
     parts = planner.program_beside(planner.nothing_kept, keep_weights=True).solve().kept_weights
     staged_x_bytes = budget.staged_x_token_bytes * planner.workload.max_tokens
     most = max(0.0, budget.free_bytes - staged_x_bytes) // budget.layer_weight_bytes
-    counts = {int(sum(parts.values()) + WHOLE_LAYER), int(most)}
+    counts = {_whole(sum(parts.values())), int(most)}
     some = [
         replace(planner.nothing_kept, weight_layers=evenly_spaced(count, n_layers))
         for count in sorted(min(count, n_layers - 1) for count in counts)

@@ -16,6 +16,7 @@ from planner.decode.lower import lower
 from planner.decode.planner import DecodePlanner
 from planner.decode.policies import BASELINES
 from planner.decode.split import Residency, evenly_spaced
+from planner.lp.schedule import Relaxation
 from sim.cost.model import CostModel
 from sim.engine.api import simulate
 from sim.errors import BadInput, DoesNotFit
@@ -142,6 +143,16 @@ def test_with_room_for_everything_nothing_is_moved():
     assert plan.makespan_s == pytest.approx(plan.baselines["resident"], rel=1e-9)
     assert {one.op for one in plan.lower().tasks if one.lane != COMPUTE} == set()
     assert plan.steps[2].resident_tokens == (22, 22, 22)
+
+
+@pytest.mark.parametrize(("value", "tokens"), [(12 - 1e-9, 12), (12.0, 12), (11.9, 11)])
+def test_a_count_that_the_solver_rounds_down_stays_whole(value, tokens):
+    model, job = tiny_model(), Workload(2, 20, 1)
+    planner = DecodePlanner(model, machine(h2d=2e6), job, keep=True)
+    planner.__dict__["_start"] = planner.nothing_kept
+    found = Relaxation(1.0, {}, {0: value}, {0: 1 - 1e-9}, {}, (), {}, 0.0, None)
+    residency = planner._whole_kept(found)
+    assert (residency.kv_tokens, residency.x_tokens) == ((tokens, 0), (1, 0))
 
 
 def test_memory_is_worth_what_solving_again_says():

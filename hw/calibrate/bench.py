@@ -1,7 +1,7 @@
-"""Timing single operations on the lanes of a backend, under the conditions a decode finds.
+"""Timing of single operations on the lanes of a backend, under the conditions of a decode.
 
-Operands are random (zeros run faster than data), weights take turns so that they are as cold as a
-real layer's, and what a decode receives over the link is copied over the link just before.
+Operands are random because zeros run faster. Weights are cycled through so that they are as cold
+as a real layer's. Data that a decode receives over the link is copied over the link just before.
 """
 
 from __future__ import annotations
@@ -25,32 +25,35 @@ REPEATS = 3
 """Samples of one point in one pass."""
 
 SAMPLE_S = 2e-3
-"""Short work is repeated inside one sample until it takes this long."""
+"""Minimum length of a sample; shorter work is repeated inside the sample."""
 
 SLOTS = 2
-"""Staging buffers that take turns, as in the executor."""
+"""Staging buffers, used alternately as in the executor."""
 
 MAX_EVICTED_BYTES = 256 * 2**20
-"""More than any cache holds; a layer whose weights are larger is stood in for by this much."""
+"""Bytes read to evict the caches, at most; more than any cache holds."""
 
 ROTATION_BYTES = 192 * 2**20
-"""Memory over which the weights of one shape take turns."""
+"""Total size of the copies of one weight shape."""
 
 CHAIN = 4
+"""Matmuls in one chain."""
+
 ADDED = {"cpu": 1, "cuda": 2}
-SHORTEST_S = 1e-7
-"""Links of a chain of matrix products, kernels that are added to each, and the least that one of
-them is said to take."""
+"""Kernels added after each matmul of a chain."""
+
+MIN_SAMPLE_S = 1e-7
+"""Lower bound of a sample from which an overhead was subtracted."""
 
 BURST_S = 0.1
 MAX_CALLS = 300
-"""Length of a burst, and calls in it: fewer than a device's launch queue holds."""
+"""Calls in one burst; below the capacity of a device's launch queue."""
 
-MAX_TURNS = 16
-"""More operands in turn push each other out of a core's own caches."""
+MAX_COLD_OPERANDS = 16
+"""With more operands, they evict each other from a core's private caches."""
 
 MIN_ROTATION = {"cpu": 4, "cuda": 2}
-"""Copies of a matrix so large that it fills the rotation alone, such as the output head."""
+"""Copies of a matrix larger than the rotation, such as the output head."""
 
 MAX_ROTATION = 256
 
@@ -59,28 +62,27 @@ OVERHEAD_TASKS = 50
 SUSTAINED_S = 0.2
 SUSTAINED_FLOPS = 2e10
 READING_SHARE = 0.18
-"""A GPU slows down under steady load. A product of so many operations is therefore sampled for so
-long, with so much reading of memory between products for each second of them."""
+"""A GPU slows down under steady load, so matmuls of at least `SUSTAINED_FLOPS` are sampled for
+`SUSTAINED_S`, with `READING_SHARE` seconds of memory reads for each second of matmuls."""
 
 Work = Callable[[int], object]
-"""Work on a lane; the argument counts all calls ever made, so that operands take turns."""
+"""Work on a lane. The argument is a running count of all calls, used to cycle through operands."""
 
 
 def rotation_copies(n_bytes: int, kind: str) -> int:
-    """Copies of a matrix that take turns on a device of this kind."""
+    """Number of copies to cycle through for a matrix of `n_bytes`."""
     return max(MIN_ROTATION[kind], min(MAX_ROTATION, ROTATION_BYTES // n_bytes))
 
 
 class Bench:
-    """Random operands on a backend and samplers of what work on them takes.
+    """Random operands on a backend, and samplers of operations on them.
 
-    Every sampler returns seconds of several runs; the first runs after a start are dropped.
+    Every sampler returns the seconds of several runs; the first runs are dropped as warm-up.
 
     Args:
-        largest_operand: elements of the largest matrix that will be asked for.
-        largest_slot: elements of the largest staging slot that will be asked for.
-        layer_bytes: weights of one layer, which pass through the caches between two uses of
-            the same data.
+        largest_operand: elements of the largest matrix.
+        largest_slot: elements of the largest staging slot.
+        layer_bytes: weight bytes of one layer. So many bytes are read to evict the caches.
     """
 
     def __init__(
@@ -109,61 +111,66 @@ class Bench:
 
     @cached_property
     def compute_task_s(self) -> float:
-        """Device seconds of a compute task besides its kernels: its events, and starting up."""
-        a, b, c = self.random(256, 1024), self.random(1024, 1024), self.out(256, 1024)
-        return self._task_overhead_s(COMPUTE, lambda _: torch.mm(a, b, out=c))
+        """Device seconds of a compute task in addition to its kernels: events and start-up."""
+        return self._task_overhead_s(COMPUTE, self._small_matmul())
 
     @cached_property
     def copy_task_s(self) -> float:
-        """Device seconds of a copy task besides its copy."""
+        """Device seconds of a copy task in addition to its copy."""
         return self._task_overhead_s(H2D, self.copy_work(H2D, 2**20))
 
     def _task_overhead_s(self, lane: str, work: Work) -> float:
-        """What a task of one piece of work takes longer than that work in a row.
+        """Seconds of a task with one call of `work`, minus the seconds of one call back to back.
 
-        None where the lane's own thread takes the time.
+        0 on a CPU, where the lane's own thread takes the time.
         """
         if self.backend.kind == "cpu":
             return 0.0
-        in_a_row_s = min(self.back_to_back(lane, work))
-        return max(0.0, median(self._samples(lane, work, 1, OVERHEAD_TASKS)) - in_a_row_s)
+        call_s = min(self.back_to_back(lane, work))
+        return max(0.0, median(self._samples(lane, work, 1, OVERHEAD_TASKS)) - call_s)
+
+    def _small_matmul(self) -> Work:
+        a, b, c = self.random(256, 1024), self.random(1024, 1024), self.out(256, 1024)
+        return lambda _: torch.mm(a, b, out=c)
 
     def random(self, *shape: int) -> Tensor:
-        """A random operand; equal shapes share their memory."""
+        """A random operand; operands of equal shape share their memory."""
         return self._pool[: prod(shape)].view(shape)
 
     def cold(self, *shape: int) -> list[Tensor]:
-        """Random operands of one shape that take turns, so that none is in a near cache still.
+        """Operands of one shape to cycle through, so that each is cold in L1 and L2.
 
-        Unlike a rotation's they lie in the memory of all the others.
+        They are views of the memory that `random` uses.
         """
         size = prod(shape)
-        starts = range(0, self._pool.numel() - size + 1, size)[:MAX_TURNS]
+        starts = range(0, self._pool.numel() - size + 1, size)[:MAX_COLD_OPERANDS]
         return [self._pool[start : start + size].view(shape) for start in starts]
 
     def rotation(self, *shape: int) -> list[Tensor]:
-        """Different random operands of one shape, each allocated by itself as a layer's are."""
+        """Random operands of one shape to cycle through, each allocated separately."""
         if shape not in self._rotations:
             copies = rotation_copies(prod(shape) * self.dtype.itemsize, self.backend.kind)
             self._rotations[shape] = [self.random(*shape).clone() for _ in range(copies)]
         return self._rotations[shape]
 
     def linears(self, n: int, k: int) -> list[Linear]:
+        """Linear layers `[n, k]` to cycle through."""
         return [Linear(weight, self.random(n)) for weight in self.rotation(n, k)]
 
     def out(self, *shape: int, slot: int = 0) -> Tensor:
+        """Memory for a result; results in the same slot share it."""
         return self._outs[slot][: prod(shape)].view(shape)
 
     def back_to_back(self, lane: str, work: Work) -> list[float]:
-        """Seconds of `work(i)` called in a row on `lane`."""
+        """Seconds of one `work(i)`, called back to back on `lane`."""
         once = self._samples(lane, work, 1, 2)[-1]
         inner = max(1, min(200, round(SAMPLE_S / max(once, 1e-7))))
         return [sample / inner for sample in self._samples(lane, work, inner, REPEATS)]
 
     def sustained(self, work: Work) -> list[float]:
-        """Seconds of `work(i)` under the load of a decode: products for most of the time.
+        """Seconds of one matmul `work(i)` under the load of a decode.
 
-        The rest of the time the memory is read, as by attention.
+        Matmuls fill most of the time; memory reads, like those of attention, fill the rest.
         """
         overhead_s = self.compute_task_s
         once_s = min(self._samples(COMPUTE, work, 1, 2))
@@ -172,29 +179,25 @@ class Bench:
         reads = max(1, round(READING_SHARE * inner * once_s / read_s))
         tasks = max(2 * REPEATS, round(SUSTAINED_S / (inner * once_s + reads * read_s)))
 
-        def products() -> None:
-            for _ in range(inner):
-                work(next(self._calls))
-
-        def reading() -> None:
+        def read() -> None:
             for _ in range(reads):
                 self._evict()
 
         handles = []
         self.backend.begin(launches=MAX_CALLS)
         for _ in range(tasks):
-            handles.append(self.backend.launch(COMPUTE, products))
-            self.backend.launch(COMPUTE, reading)
+            handles.append(self.backend.launch(COMPUTE, self._repeated(work, inner)))
+            self.backend.launch(COMPUTE, read)
         seconds = [(one - overhead_s) / inner for one in self._finish(handles)][tasks // 5 :]
-        return [mean(seconds[part::REPEATS]) for part in range(REPEATS)]
+        return [mean(seconds[first::REPEATS]) for first in range(REPEATS)]
 
-    def between_products(self, n: int, work: Work) -> list[float]:
-        """Seconds that `work(i)` adds between `[1, n] x [n, n]` products of one task.
+    def between_matmuls(self, n: int, work: Work) -> list[float]:
+        """Seconds that `work(i)` adds between `[1, n] x [n, n]` matmuls of one task.
 
-        Element-wise kernels run like this. Alone in a loop they would find code and data in the
-        nearest cache, and as tasks of their own they would also pay for waking up their lane.
-        On a GPU the first kernel after a product also ends the overlap of the product with the next
-        one, and most come in pairs: there two are added.
+        Element-wise kernels run like this in a decode. In a loop without matmuls they would find
+        code and data in the nearest cache; as separate tasks they would include the start of a
+        task. On a GPU the first kernel after a matmul also ends the overlap of that matmul with the
+        next one, and most such kernels come in pairs, so two are added there.
         """
         added = ADDED[self.backend.kind]
         linears, x, out = self.linears(n, n), self.random(1, n), self.out(1, n)
@@ -205,23 +208,22 @@ class Bench:
                 for _ in range(added if extra else 0):
                     work(number)
 
-        handles = []
         self.backend.begin(launches=(1 + 2 * REPEATS) * (2 + added) * CHAIN)
-        for _ in range(1 + 2 * REPEATS):
-            for extra in (False, True):
-                handles.append(
-                    self.backend.launch(COMPUTE, self._once(partial(chain, extra=extra)))
-                )
+        handles = [
+            self.backend.launch(COMPUTE, self._once(partial(chain, extra=extra)))
+            for _ in range(1 + 2 * REPEATS)
+            for extra in (False, True)
+        ]
         seconds = self._finish(handles)[2:]
         return [
-            max(SHORTEST_S, (full - bare) / (added * CHAIN))
+            max(MIN_SAMPLE_S, (full - bare) / (added * CHAIN))
             for bare, full in zip(seconds[::2], seconds[1::2], strict=True)
         ]
 
     def after_copy(
         self, shape: Sequence[int], work: Callable[[int, Tensor], object]
     ) -> list[float]:
-        """Seconds of `work(i, slot)` when slot was filled over the link, but not just now."""
+        """Seconds of `work(i, slot)` on a slot that was filled over the link and then evicted."""
         size = prod(shape)
         host, slots = self._host[:size], [slot[:size] for slot in self._slots]
         overhead_s = self.compute_task_s
@@ -235,7 +237,7 @@ class Bench:
             self.backend.launch(COMPUTE, self._evict, [filled])
             use = partial(work, next(self._calls), slot.view(*shape))
             handles.append(self.backend.launch(COMPUTE, use))
-        return [max(SHORTEST_S, one - overhead_s) for one in self._finish(handles)[2:]]
+        return [max(MIN_SAMPLE_S, one - overhead_s) for one in self._finish(handles)[2:]]
 
     def matmul(self, m: int, n: int, k: int) -> list[float]:
         """Seconds of `[m, k] x [k, n]` on activations that are still in a cache."""
@@ -244,30 +246,33 @@ class Bench:
         def work(call: int) -> None:
             linear_into(linears[call % len(linears)], x, out)
 
-        if self.backend.kind == "cpu" or 2 * m * n * k < SUSTAINED_FLOPS:
-            return self.back_to_back(COMPUTE, work)
-        return self.sustained(work)
+        if self._draws_full_power(m, n, k):
+            return self.sustained(work)
+        return self.back_to_back(COMPUTE, work)
 
     def matmul_after_copy(self, m: int, n: int, k: int) -> list[float]:
-        """Seconds of `[m, k] x [k, n]` when x just came over the link, as in a recomputation.
+        """Seconds of `[m, k] x [k, n]` on an x that just came over the link, as in a recomputation.
 
-        A large product on a GPU is sampled under steady load instead, which matters more.
+        A large matmul on a GPU is sampled under steady load instead, which has a larger effect.
         """
-        linears, outs = self.linears(n, k), [out[: m * n].view(m, n) for out in self._outs]
+        linears, outs = self.linears(n, k), [self.out(m, n, slot=slot) for slot in range(SLOTS)]
         slots = [slot[: m * k].view(m, k) for slot in self._slots]
 
         def work(call: int, x: Tensor) -> None:
             linear_into(linears[call % len(linears)], x, outs[call % SLOTS])
 
-        if self.backend.kind == "cpu" or 2 * m * n * k < SUSTAINED_FLOPS:
-            return self.after_copy((m, k), work)
-        return self.sustained(lambda call: work(call, slots[call % SLOTS]))
+        if self._draws_full_power(m, n, k):
+            return self.sustained(lambda call: work(call, slots[call % SLOTS]))
+        return self.after_copy((m, k), work)
+
+    def _draws_full_power(self, m: int, n: int, k: int) -> bool:
+        return self.backend.kind != "cpu" and 2 * m * n * k >= SUSTAINED_FLOPS
 
     def copy_work(self, lane: str, n_bytes: int) -> Work:
         """A copy of `n_bytes` between host and device in the direction of `lane`.
 
-        On lane `host` it is from pageable into pinned memory, and the source is as cold as a
-        layer's K and V are.
+        On lane `host` it goes from pageable into pinned memory, from a source as cold as a layer's
+        K and V.
         """
         n = n_bytes // self.dtype.itemsize
         if lane == HOST:
@@ -277,33 +282,28 @@ class Bench:
             return lambda _: self.backend.copy(self._slots[0][:n], self._host[:n])
         return lambda _: self.backend.copy(self._host[-n:], self._slots[1][-n:])
 
-    def pace_beside(self, lane: str, work: Work, other: str, other_work: Work) -> list[float]:
-        """Pace of `lane`, relative to working alone, while `other` works too.
+    def speed_while(self, lane: str, work: Work, other: str, other_work: Work) -> list[float]:
+        """Speed of `lane` while `other` works too, relative to its speed while `other` is idle.
 
-        Alone and together take turns, so that a machine that drifts slows both. `other` gets half
-        as much work again, so that it lasts for as long as `lane` works even if it is not slowed.
+        Both cases alternate, so that drift of the machine affects both. `other` gets 1.5 times as
+        much work, so that it is busy for as long as `lane` is even if it is not slowed down.
         """
         once_s, other_s = self.back_to_back(lane, work)[0], self.back_to_back(other, other_work)[0]
         calls = max(3, min(MAX_CALLS, round(BURST_S / once_s)))
         calls = max(3, min(calls, int(MAX_CALLS * other_s / (1.5 * once_s))))
-        beside = max(3, round(1.5 * calls * once_s / other_s))
-        paces = []
+        other_calls = max(3, round(1.5 * calls * once_s / other_s))
+        speeds = []
         for _ in range(REPEATS):
             uncontended_s, _ = self._bursts({lane: (work, calls)})
-            both_s, covered = self._bursts({lane: (work, calls), other: (other_work, beside)})
-            paces.append(1.0 - (1.0 - uncontended_s / both_s) / covered)
-        return paces
+            both_s, covered = self._bursts({lane: (work, calls), other: (other_work, other_calls)})
+            speeds.append(1.0 - (1.0 - uncontended_s / both_s) / covered)
+        return speeds
 
     def _bursts(self, works: dict[str, tuple[Work, int]]) -> tuple[float, float]:
-        """Time of the first lane's burst, and the part of it in which the last lane worked too."""
-
-        def several(work: Work, calls: int) -> None:
-            for _ in range(calls):
-                work(next(self._calls))
-
+        """Seconds of the first lane's burst, and the fraction of it with the last lane busy."""
         self.backend.begin()
         handles = [
-            self.backend.launch(lane, partial(several, *burst))
+            self.backend.launch(lane, self._repeated(*burst))
             for lane, burst in reversed(works.items())
         ]
         self.backend.finish()
@@ -313,10 +313,10 @@ class Bench:
         return end - start, max(shared / (end - start), 0.1)
 
     def launch_s(self, lane: str, work: Work, n: int = 200) -> list[float]:
-        """Host seconds to issue one piece of work; the device has none of it to wait for.
+        """Host seconds to launch one call of `work`.
 
         Args:
-            n: pieces that are issued ahead; a launch queue that is full makes the host wait.
+            n: calls launched before the device is waited for; a full launch queue blocks the host.
         """
         samples = []
         for _ in range(REPEATS):
@@ -329,27 +329,26 @@ class Bench:
         return samples
 
     def gap_s(self) -> list[float]:
-        """Seconds between the end of a matrix product and the start of the next on its lane."""
-        return self._gaps(lambda _: COMPUTE)
+        """Seconds between the end of a matmul and the start of the next one on its lane."""
+        return self._gaps([COMPUTE])
 
     def handover_s(self) -> list[float]:
         """Seconds between the end of work on one lane and the start of work that waits for it."""
-        return self._gaps(lambda call: (COMPUTE, H2D)[call % 2])
+        return self._gaps([COMPUTE, H2D])
 
     def turn_s(self) -> list[float]:
-        """Seconds between two matrix products that are handed over when their turn has come."""
-        return self._gaps(lambda _: COMPUTE, in_turn=True)
+        """Seconds between two matmuls that are launched in turn: the next when the last is done."""
+        return self._gaps([COMPUTE], in_turn=True)
 
-    def _gaps(self, lane_of: Callable[[int], str], in_turn: bool = False) -> list[float]:
-        a, b, c = self.random(256, 1024), self.random(1024, 1024), self.out(256, 1024)
-        copy = self.copy_work(H2D, 2**20)
-        works: dict[str, Work] = {COMPUTE: lambda _: torch.mm(a, b, out=c), H2D: copy}
-        for lane, work in works.items():  # a library loads its kernel when it is first called
+    def _gaps(self, lanes: Sequence[str], in_turn: bool = False) -> list[float]:
+        """Seconds between dependent tasks that cycle through `lanes`."""
+        works = {COMPUTE: self._small_matmul(), H2D: self.copy_work(H2D, 2**20)}
+        for lane, work in works.items():  # a library loads its kernel at the first call
             self._samples(lane, work, 1, 1)
         handles: list[Handle] = []
         self.backend.begin(in_turn=in_turn)
         for call in range(20):
-            lane = lane_of(call)
+            lane = lanes[call % len(lanes)]
             handles.append(self.backend.launch(lane, self._once(works[lane]), handles[-1:]))
         self.backend.finish()
         times = self.backend.times_s(handles)
@@ -357,7 +356,7 @@ class Bench:
 
     @cached_property
     def _pageable(self) -> Tensor:
-        """Ordinary host memory, more than the caches hold; written, so that its pages exist."""
+        """Pageable host memory larger than the caches; written, so that its pages exist."""
         n = max(self._host.numel(), ROTATION_BYTES // self.dtype.itemsize)
         return torch.ones(n, dtype=self.dtype)
 
@@ -365,17 +364,23 @@ class Bench:
         self._pool[: self._evicted].max()
 
     def _samples(self, lane: str, work: Work, inner: int, repeats: int) -> list[float]:
-        def several() -> None:
-            for _ in range(inner):
-                work(next(self._calls))
-
+        """Seconds of `repeats` tasks of `inner` calls each, after one warm-up task."""
         self.backend.begin(launches=min(MAX_CALLS, inner * (repeats + 1)))
-        handles = [self.backend.launch(lane, several) for _ in range(repeats + 1)]
+        repeated = self._repeated(work, inner)
+        handles = [self.backend.launch(lane, repeated) for _ in range(repeats + 1)]
         return self._finish(handles)[1:]
 
     def _finish(self, handles: Sequence[Handle]) -> list[float]:
+        """Seconds of each launched work, once all of it is done."""
         self.backend.finish()
         return [end - start for start, end in self.backend.times_s(handles)]
 
     def _once(self, work: Work) -> Callable[[], object]:
         return partial(work, next(self._calls))
+
+    def _repeated(self, work: Work, times: int) -> Callable[[], None]:
+        def run() -> None:
+            for _ in range(times):
+                work(next(self._calls))
+
+        return run

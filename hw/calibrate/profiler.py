@@ -293,7 +293,7 @@ class _Profiler:
         for rows, width in sorted(shapes):
             x, norm = self.bench.random(rows, width), _narrowed(layer.weights.final_norm, width)
             points["elementwise", 2 * rows * width * model.element_bytes] = _sampler(
-                self.bench.between_products,
+                self.bench.between_matmuls,
                 model.hidden_size,
                 lambda _, x=x, norm=norm: layer.norm(norm, x),
             )
@@ -342,7 +342,7 @@ class _Profiler:
         }
         points: dict[Point, Sampler] = {
             ("pace", lane, other): _sampler(
-                bench.pace_beside, lane, works[lane], other, works[other]
+                bench.speed_while, lane, works[lane], other, works[other]
             )
             for lane, other in INTERFERING
         }

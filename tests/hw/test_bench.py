@@ -86,17 +86,17 @@ def test_a_copy_of_some_bytes_takes_their_time_at_the_pace(device, lane):
     assert all(sample >= 2**20 / bytes_per_s for sample in samples)
 
 
-def test_work_between_products_is_charged_what_it_adds(bench, busy):
-    samples = bench.between_products(64, lambda _call: busy(0.002))
+def test_work_between_matmuls_is_charged_what_it_adds(bench, busy):
+    samples = bench.between_matmuls(64, lambda _call: busy(0.002))
     assert all(sample >= 0.0015 for sample in samples)
-    assert median(bench.between_products(64, lambda _call: None)) < 0.001
+    assert median(bench.between_matmuls(64, lambda _call: None)) < 0.001
 
 
 def test_lanes_that_do_not_disturb_each_other_keep_their_pace(bench, busy):
     def nap(_call: int) -> None:
         busy(0.01)
 
-    for pace in bench.pace_beside(COMPUTE, nap, H2D, nap):
+    for pace in bench.speed_while(COMPUTE, nap, H2D, nap):
         assert 0.2 < pace < 5
 
 

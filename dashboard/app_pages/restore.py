@@ -29,7 +29,7 @@ from dashboard.questions.restore import (
 )
 from dashboard.session import restore_answer_to, uploaded_restore_plans
 from dashboard.text.comparison import plain
-from dashboard.text.crossovers import rates_in_words
+from dashboard.text.crossovers import describe_rates
 from dashboard.text.restore import (
     STALE,
     adaptation_answer,
@@ -208,7 +208,7 @@ def show_rates(question: RestoreQuestion) -> None:
     points = swept(sweep, place)
     with place:
         show_curves(sweep, points, "rates")
-    st.markdown(" ".join(rates_in_words(points)))
+    st.markdown(" ".join(describe_rates(points)))
     st.caption(
         "Both axes are logarithmic. layer-wise and joint are planned at every power of two, the "
         "others in between as well."

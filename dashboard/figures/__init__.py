@@ -1,4 +1,4 @@
-"""Figures: pure functions from the project's objects to plotly, to be drawn by any page."""
+"""Pure functions that return plotly figures of plans, timelines and profiles."""
 
 from dashboard.figures.accuracy import errors_by_case, predicted_against_measured
 from dashboard.figures.lanes import View, paired_lanes, predicted_lanes
@@ -10,9 +10,21 @@ from dashboard.figures.plans import (
     way_map,
     ways_by_layer,
 )
-from dashboard.figures.policy_curves import MEASURES, Measure, crossover_curves, heat_map
-from dashboard.figures.restore_times import availability_steps, ttft_bars, ttft_curves
-from dashboard.figures.restores import Meeting, both_ends, both_ends_compared, ways_of_layers
+from dashboard.figures.policy_curves import (
+    MEASURES,
+    Measure,
+    crossover_curves,
+    heat_map,
+    ttft_curves,
+)
+from dashboard.figures.restores import (
+    Meeting,
+    availability_steps,
+    both_ends,
+    both_ends_compared,
+    ttft_bars,
+    ways_of_layers,
+)
 from dashboard.figures.style import OP_COLOUR, PART_COLOUR, POLICY_COLOUR, RESTORE_COLOUR
 from dashboard.figures.time_breakdown import breakdown_bars, lane_use_bars
 

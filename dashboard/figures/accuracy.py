@@ -1,4 +1,4 @@
-"""How far predictions are off, over many cases."""
+"""Prediction errors of many cases."""
 
 from __future__ import annotations
 
@@ -11,6 +11,10 @@ from dashboard.figures.style import (
     MUTED,
     POLICY_COLOUR,
     RESTORE_COLOUR,
+    area,
+    bars,
+    dots,
+    line,
     log_ticks,
     style_curves,
     style_rows,
@@ -24,40 +28,26 @@ COLOURS = {**POLICY_COLOUR, **RESTORE_COLOUR}
 
 OURS_COLOUR = "#2a9d8f"
 NAIVE_COLOUR = "#b98ac9"
+BAND_COLOUR = "rgba(42,157,143,0.14)"
 MARGIN = 1.25
-"""Room around the outermost cases of the scatter, as a factor."""
+"""Factor between the outermost cases and the ends of the axes."""
 
 
 def predicted_against_measured(cases: Sequence[CaseAccuracy]) -> go.Figure:
-    """One dot for each case on two equal logarithmic axes, with the widest tolerance as a band.
+    """Predicted over measured makespan on log axes, with the widest tolerance as a band.
 
-    Cases out of their own tolerance have a red edge.
+    Cases outside their own tolerance have a red edge.
     """
     values = [v for case in cases for v in (case.predicted_makespan_s, case.measured_makespan_s)]
     low, high = min(values) * 1e3 / MARGIN, max(values) * 1e3 * MARGIN
     widest = max(case.tolerance_frac for case in cases)
-    figure = go.Figure()
-    figure.add_trace(
-        go.Scatter(
-            name=f"within {percent(widest)}",
-            x=[low, high, high, low],
-            y=[low * (1 - widest), high * (1 - widest), high * (1 + widest), low * (1 + widest)],
-            mode="lines",
-            line={"width": 0},
-            fill="toself",
-            fillcolor="rgba(42,157,143,0.14)",
-            hoverinfo="skip",
-        )
-    )
-    figure.add_trace(
-        go.Scatter(
-            name="predicted = measured",
-            x=[low, high],
-            y=[low, high],
-            mode="lines",
-            line={"color": MUTED, "width": 1.5, "dash": "dot"},
-            hoverinfo="skip",
-        )
+    below, above = 1 - widest, 1 + widest
+    band = [low * below, high * below, high * above, low * above]
+    figure = go.Figure(
+        [
+            area(f"within {percent(widest)}", [low, high, high, low], band, BAND_COLOUR),
+            line("predicted = measured", [low, high], [low, high], color=MUTED, dash="dot"),
+        ]
     )
     for policy in (*COLOURS, FIXED):
         group = [case for case in cases if _kind(case.policy) == policy]
@@ -74,22 +64,20 @@ def _kind(policy: str) -> str:
 
 
 def _dots(policy: str, group: Sequence[CaseAccuracy]) -> go.Scatter:
-    return go.Scatter(
-        name=policy,
-        x=[case.measured_makespan_s * 1e3 for case in group],
-        y=[case.predicted_makespan_s * 1e3 for case in group],
-        mode="markers",
-        marker={
-            "color": COLOURS.get(policy, MUTED),
-            "size": 10,
-            "line": {
-                "color": ["white" if case.passed else LATE_COLOUR for case in group],
-                "width": [1 if case.passed else 3 for case in group],
-            },
+    drawn = dots(
+        policy,
+        [case.measured_makespan_s * 1e3 for case in group],
+        [case.predicted_makespan_s * 1e3 for case in group],
+        "%{hovertext}",
+        color=COLOURS.get(policy, MUTED),
+        size=10,
+        line={
+            "color": ["white" if case.passed else LATE_COLOUR for case in group],
+            "width": [1 if case.passed else 3 for case in group],
         },
-        hovertext=[_hover(case) for case in group],
-        hovertemplate="%{hovertext}<extra></extra>",
     )
+    drawn.hovertext = [_hover(case) for case in group]
+    return drawn
 
 
 def _hover(case: CaseAccuracy) -> str:
@@ -105,55 +93,42 @@ def _hover(case: CaseAccuracy) -> str:
 
 
 def errors_by_case(cases: Sequence[CaseAccuracy]) -> go.Figure:
-    """Signed makespan error of each case, ours beside that of `max(copy, compute)`.
+    """Signed makespan error of each case: simulated, and of `max(copy, compute)`.
 
-    A grey bar spans each case's tolerance, the line through our mark the spread of the repeats.
+    A grey bar spans each case's tolerance; the error bar spans the spread of the repeats.
     """
     rows = list(range(len(cases)))
-    figure = go.Figure()
-    figure.add_trace(
-        go.Bar(
-            name="tolerance",
-            orientation="h",
-            base=[-100 * case.tolerance_frac for case in cases],
-            x=[200 * case.tolerance_frac for case in cases],
-            y=rows,
-            width=0.7,
-            marker={"color": "rgba(138,150,160,0.22)", "line": {"width": 0}},
-            hovertemplate="tolerance +-%{customdata:.1f} %<extra></extra>",
-            customdata=[100 * case.tolerance_frac for case in cases],
-        )
+    tolerance = bars(
+        "tolerance",
+        [200 * case.tolerance_frac for case in cases],
+        rows,
+        "rgba(138,150,160,0.22)",
+        "tolerance +-%{customdata:.1f} %",
+        base=[-100 * case.tolerance_frac for case in cases],
+        customdata=[100 * case.tolerance_frac for case in cases],
+        width=0.7,
     )
-    figure.add_trace(
-        go.Scatter(
-            name="max(copy, compute)",
-            x=[100 * case.naive_error_frac for case in cases],
-            y=rows,
-            mode="markers",
-            marker={"color": NAIVE_COLOUR, "symbol": "diamond-open", "size": 9},
-            hovertemplate="max(copy, compute): %{x:+.1f} %<extra></extra>",
-        )
+    naive = dots(
+        "max(copy, compute)",
+        [100 * case.naive_error_frac for case in cases],
+        rows,
+        "max(copy, compute): %{x:+.1f} %",
+        color=NAIVE_COLOUR,
+        symbol="diamond-open",
+        size=9,
     )
-    figure.add_trace(
-        go.Scatter(
-            name="simulated, with the repeats' spread",
-            x=[100 * case.makespan_error_frac for case in cases],
-            y=rows,
-            mode="markers",
-            error_x={
-                "array": [50 * case.spread_frac for case in cases],
-                "color": MUTED,
-                "thickness": 2,
-                "width": 3,
-            },
-            marker={
-                "color": [OURS_COLOUR if case.passed else LATE_COLOUR for case in cases],
-                "size": 9,
-            },
-            hovertext=[_hover(case) for case in cases],
-            hovertemplate="%{hovertext}<extra></extra>",
-        )
+    ours = dots(
+        "simulated, with the spread of the repeats",
+        [100 * case.makespan_error_frac for case in cases],
+        rows,
+        "%{hovertext}",
+        color=[OURS_COLOUR if case.passed else LATE_COLOUR for case in cases],
+        size=9,
     )
+    ours.hovertext = [_hover(case) for case in cases]
+    spread = [50 * case.spread_frac for case in cases]
+    ours.error_x = {"array": spread, "color": MUTED, "thickness": 2, "width": 3}
+    figure = go.Figure([tolerance, naive, ours])
     style_rows(figure, [case.name.rpartition("/")[2] for case in cases], rows or [0])
     figure.update_layout(height=110 + 22 * len(cases))
     figure.add_vline(x=0, line={"color": MUTED, "width": 1})

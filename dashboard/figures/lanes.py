@@ -1,24 +1,18 @@
-"""One timeline of a graph or two, lane by lane, as bars on one axis of milliseconds.
+"""One or two timelines of a graph, lane by lane, as bars on one axis of milliseconds.
 
-`px.timeline` would turn the times into dates. A browser draws every bar as an element of its
-own, so that neighbours too short to be told apart are drawn as one bar where there are many.
+`px.timeline` would turn the times into dates. A browser draws each bar as one element, so large
+graphs merge neighbours that are too short to be seen.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import plotly.graph_objects as go
 
-from dashboard.figures.style import (
-    LATE_COLOUR,
-    OP_COLOUR,
-    OTHER_OP_COLOUR,
-    darker,
-    style_rows,
-)
+from dashboard.figures.style import LATE_COLOUR, TaskBoxes, style_rows
 from sim.cost.model import Estimate
 from sim.graph.claims import claimed
 from sim.graph.tasks import LANE_OF_OP, Task
@@ -29,11 +23,14 @@ SOURCES = ("predicted", "measured")
 PAIR_PITCH = 2.4
 """Distance between lanes in rows: the two rows of one lane are 1 apart, lanes a little more."""
 
+BAR_ROWS = 0.94
+"""Height of a bar in rows."""
+
 MAX_SINGLE_BARS = 2_000
-"""Tasks up to which every one is a bar of its own, however short."""
+"""Largest number of tasks that are drawn as one bar each, however short."""
 
 SHORTEST_PART = 1 / 700
-"""Of the time shown, what neighbours are merged into: about a pixel and a half."""
+"""Shortest bar of merged neighbours as a part of the time shown: about 1.5 pixels."""
 
 NOTABLE_ERROR_FRAC = 0.05
 NOTABLE_PART = 1e-3
@@ -45,12 +42,12 @@ EARLY_COLOUR = "#5aa02c"
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """What of a graph is shown: one step or all, some layers or all.
+    """The part of a graph to show: one step or all, some layers or all.
 
     Args:
         step: decode step, by default all.
-        layers: first and last layer, by default all and what lies outside the layers.
-        device: of several GPUs the one whose lanes are shown.
+        layers: first and last layer, by default all tasks, also those outside the layers.
+        device: GPU whose lanes are shown.
     """
 
     step: int | None = None
@@ -58,7 +55,7 @@ class View:
     device: int = 0
 
     def positions(self, tasks: Sequence[Task]) -> list[int]:
-        """Of the tasks shown, in graph order."""
+        """Indices of the shown tasks, in graph order."""
         return [at for at, task in enumerate(tasks) if self._shows(task)]
 
     def _shows(self, task: Task) -> bool:
@@ -86,19 +83,6 @@ class View:
 WHOLE = View()
 
 
-@dataclass(slots=True)
-class _Bars:
-    """The bars of one operation, in columns as plotly takes them."""
-
-    base_ms: list[float] = field(default_factory=list)
-    length_ms: list[float] = field(default_factory=list)
-    row: list[float] = field(default_factory=list)
-    hover: list[str] = field(default_factory=list)
-    opacity: list[float] = field(default_factory=list)
-    edge: list[str] = field(default_factory=list)
-    edge_px: list[float] = field(default_factory=list)
-
-
 def paired_lanes(
     predicted: Timeline,
     measured: Timeline,
@@ -107,12 +91,12 @@ def paired_lanes(
     critical_only: bool = False,
     outline_errors: bool = True,
 ) -> go.Figure:
-    """Both runs of one graph on one time axis: each lane's prediction above its measurement.
+    """Both runs of one graph on one time axis, each lane predicted above measured.
 
     Args:
-        view: the tasks to show; unless these are all, time counts in each run from the start of
-            the first of them, so that what went before does not shift them.
-        estimates: of every task, for the hover.
+        view: the tasks to show. Time counts in each run from the start of the first of them, so
+            that earlier tasks do not shift them.
+        estimates: one for each task, for the hover.
         critical_only: fade what is not on the run's critical path.
         outline_errors: outline measured tasks whose time is notably off.
     """
@@ -122,7 +106,7 @@ def paired_lanes(
 
 
 def predicted_lanes(predicted: Timeline, estimates: Sequence[Estimate] | None = None) -> go.Figure:
-    """One run that was predicted and not measured, lane by lane."""
+    """A predicted run, lane by lane."""
     return _LaneFigure((predicted,), WHOLE, estimates, False, False).figure()
 
 
@@ -167,7 +151,7 @@ class _LaneFigure:
         )
 
     def figure(self) -> go.Figure:
-        bars: dict[str, _Bars] = {}
+        boxes: dict[str, TaskBoxes] = {}
         for which, source in enumerate(self.sources):
             queues: dict[str, list[int]] = {}
             for at in self.chosen:
@@ -177,10 +161,12 @@ class _LaneFigure:
             for lane, queue in queues.items():
                 for group in self._groups(which, queue):
                     op = self._main_op(which, group)
-                    self._add(bars.setdefault(op, _Bars()), which, self.rows[lane, source], group)
+                    self._add(
+                        boxes.setdefault(op, TaskBoxes()), which, self.rows[lane, source], group
+                    )
         figure = go.Figure()
-        for op in sorted(bars, key=list(LANE_OF_OP).index):
-            figure.add_trace(_trace(op, bars[op]))
+        for op in sorted(boxes, key=list(LANE_OF_OP).index):
+            figure.add_trace(boxes[op].trace(op))
         labels = [
             f"{lane} {source}" if len(self.sources) > 1 else lane for lane, source in self.rows
         ]
@@ -189,7 +175,7 @@ class _LaneFigure:
         return figure
 
     def _groups(self, which: int, queue: Sequence[int]) -> list[list[int]]:
-        """Tasks of one lane, each alone or merged with neighbours too short to be seen."""
+        """Tasks of one lane, in one group for each bar."""
         if len(self.chosen) <= MAX_SINGLE_BARS:
             return [[at] for at in queue]
         run, shortest_s = self.timelines[which], SHORTEST_PART * self.shown_s
@@ -211,39 +197,32 @@ class _LaneFigure:
             spent[op] = spent.get(op, 0.0) + self.timelines[which].duration_s[at]
         return max(spent, key=spent.__getitem__)
 
-    def _add(self, bars: _Bars, which: int, row: float, group: Sequence[int]) -> None:
-        run, origin_s = self.timelines[which], self.origins_s[which]
-        first, last = group[0], group[-1]
-        bars.base_ms.append((run.start_s[first] - origin_s) * 1e3)
-        bars.length_ms.append((run.end_s[last] - run.start_s[first]) * 1e3)
-        bars.row.append(row)
-        critical = self.critical[which]
-        bars.opacity.append(1.0 if not critical or any(at in critical for at in group) else FADED)
-        colour, width_px = self._edge(which, group)
-        bars.edge.append(colour)
-        bars.edge_px.append(width_px)
-        bars.hover.append(
-            self._task_hover(which, first) if len(group) == 1 else self._group_hover(which, group)
-        )
+    def _add(self, boxes: TaskBoxes, which: int, row: float, group: Sequence[int]) -> None:
+        run, origin_s, critical = self.timelines[which], self.origins_s[which], self.critical[which]
+        times_s = run.start_s[group[0]] - origin_s, run.end_s[group[-1]] - origin_s
+        faded = critical and not any(at in critical for at in group)
+        hover = self._task_hover if len(group) == 1 else self._group_hover
+        opacity = FADED if faded else 1.0
+        boxes.add(times_s, row, BAR_ROWS, hover(which, group), opacity, self._edge(which, group))
 
-    def _edge(self, which: int, group: Sequence[int]) -> tuple[str, float]:
-        """Colour and width of a bar's outline, which tells a notable error."""
-        plain = darker(OP_COLOUR.get(self._main_op(which, group), OTHER_OP_COLOUR)), 0.5
+    def _edge(self, which: int, group: Sequence[int]) -> tuple[str, float] | None:
+        """Colour and width (px) of the outline of a notable error, or None."""
         if not self.outline_errors or SOURCES[which] != "measured":
-            return plain
+            return None
         guess_s, truth_s = (sum(run.duration_s[at] for at in group) for run in self.timelines)
         late_s = truth_s - guess_s
         if abs(late_s) <= max(NOTABLE_ERROR_FRAC * truth_s, NOTABLE_PART * self.shown_s):
-            return plain
+            return None
         return (LATE_COLOUR if late_s > 0 else EARLY_COLOUR), 2.0
 
-    def _task_hover(self, which: int, at: int) -> str:
+    def _task_hover(self, which: int, group: Sequence[int]) -> str:
+        at = group[0]
         task = self.done[which][at]
         lines = [
             f"<b>{task.id}</b> ({SOURCES[which]})",
             ", ".join(_place(task)),
             _rate(task, self.timelines[which].duration_s[at]),
-            self._times([at]),
+            self._times(group),
         ]
         if self.estimates is not None:
             estimate = self.estimates[at]
@@ -259,43 +238,24 @@ class _LaneFigure:
                 f"{self.tasks[group[0]].id} to {self.tasks[group[-1]].id}",
                 ", ".join(f"{count} {op}" for op, count in counts.most_common()),
                 self._times(group),
-                *(["choose a step or layers to part them"] if len(self.sources) > 1 else []),
+                *(["choose a step or layers to see each"] if len(self.sources) > 1 else []),
             ]
         )
 
     def _times(self, group: Sequence[int]) -> str:
-        """What some tasks take in each run, and how far off the prediction is."""
+        """Time of some tasks in each run, and the error of the prediction."""
         seconds = [sum(run.duration_s[at] for at in group) for run in self.timelines]
-        told = ", ".join(
+        text = ", ".join(
             f"{source} {spent_s * 1e3:,.3f} ms"
             for source, spent_s in zip(self.sources, seconds, strict=True)
         )
         if len(seconds) == 1 or seconds[1] <= 0:
-            return told
-        return f"{told}, {100 * (seconds[0] / seconds[1] - 1):+.1f} %"
-
-
-def _trace(op: str, bars: _Bars) -> go.Bar:
-    """Every task of one operation, in both runs, as one entry of the legend."""
-    return go.Bar(
-        name=op,
-        orientation="h",
-        base=bars.base_ms,
-        x=bars.length_ms,
-        y=bars.row,
-        width=0.94,
-        hovertext=bars.hover,
-        hovertemplate="%{hovertext}<extra></extra>",
-        marker={
-            "color": OP_COLOUR.get(op, OTHER_OP_COLOUR),
-            "opacity": bars.opacity,
-            "line": {"color": bars.edge, "width": bars.edge_px},
-        },
-    )
+            return text
+        return f"{text}, {100 * (seconds[0] / seconds[1] - 1):+.1f} %"
 
 
 def _place(task: Task) -> list[str]:
-    """Where in the model and in the job a task belongs."""
+    """Layer, step, batch and tokens of a task."""
     return [
         *([f"layer {task.layer}"] if task.layer >= 0 else []),
         f"step {task.step}",
@@ -305,7 +265,7 @@ def _place(task: Task) -> list[str]:
 
 
 def _rate(task: Task, seconds: float) -> str:
-    """How much the task moves or computes, and how fast it did."""
+    """Bytes or FLOP of a task, and its rate."""
     if task.lane == COMPUTE:
         size = f"{task.flops / 1e9:,.4g} GFLOP"
         rate = f"{task.flops / seconds / 1e12:,.3g} TFLOP/s" if seconds > 0 else "no time"

@@ -1,4 +1,4 @@
-"""What a machine was measured to do: rates over size, and how well they predict later tasks."""
+"""Rates of a machine over the size of the work, and the errors of its samples and tasks."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 
 from dashboard.data.calibration import RateCurve, Subject
 from dashboard.data.residuals import spread_by_size
-from dashboard.figures.style import MUTED, style_curves
+from dashboard.figures.style import MUTED, area, dots, line, style_curves
 
 CURVE_COLOURS = ("#2a9d8f", "#8b79c9")
 TASK_COLOUR = "#e07b39"
@@ -25,56 +25,43 @@ def rate_curves(
 ) -> go.Figure:
     """The rate of one kind of work over its size, on one machine or on two.
 
-    Medians are dots on the curve that is read between them, with the samples faint around them; a
-    machine that was not measured is dashed.
+    Dots on a curve are its medians, faint dots its samples. A machine without measurements is
+    dashed.
 
     Args:
         tasks: tasks of this work that ran, with columns `x` and `rate`.
     """
     figure = go.Figure()
+    hover = f"%{{x:,.4g}} {subject.x_title}: %{{y:,.3g}} {subject.rate_title}"
     if tasks is not None and len(tasks):
-        shown = _thinned(tasks)
-        figure.add_trace(
-            go.Scatter(
-                name=f"{len(tasks):,} tasks of the run",
-                x=shown["x"].tolist(),
-                y=shown["rate"].tolist(),
-                mode="markers",
-                marker={"color": TASK_COLOUR, "size": 6, "opacity": 0.45},
-                hovertemplate=f"%{{x:,.4g}} {subject.x_title}: %{{y:,.3g}} {subject.rate_title}"
-                "<extra>a task that ran</extra>",
-            )
-        )
+        name = f"{len(tasks):,} tasks of the run"
+        look = {"color": TASK_COLOUR, "size": 6, "opacity": 0.45}
+        figure.add_trace(_dots(name, tasks, "rate", f"{hover}<extra>a task that ran</extra>", look))
     for curve, colour in zip(curves, CURVE_COLOURS, strict=False):
         if len(curve.samples):
-            hover = f"%{{x:,.4g}} {subject.x_title}: %{{y:,.3g}} {subject.rate_title}"
             figure.add_trace(_sample_dots(curve, colour, curve.samples["rate"], hover))
+        measured = bool(curve.point_x)
         figure.add_trace(
-            go.Scatter(
-                name=f"{curve.name}, {curve.source}" + ("" if curve.point_x else ", one rate"),
-                x=curve.x,
-                y=curve.rate,
-                mode="lines",
-                line={
-                    "color": colour,
-                    "width": 2.5,
-                    "dash": "solid" if curve.point_x else "dash",
-                },
-                hoverinfo="skip" if curve.point_x else "all",
-                hovertemplate=f"%{{x:,.4g}} {subject.x_title}: %{{y:,.3g}} {subject.rate_title}"
-                f"<extra>{curve.name}</extra>",
+            line(
+                f"{curve.name}, {curve.source}" + ("" if measured else ", one rate"),
+                curve.x,
+                curve.rate,
+                "" if measured else f"{hover}<extra>{curve.name}</extra>",
+                color=colour,
+                width=2.5,
+                dash="solid" if measured else "dash",
             )
         )
-        if curve.point_x:
+        if measured:
             figure.add_trace(
-                go.Scatter(
-                    name=f"{len(curve.point_x)} medians",
-                    x=curve.point_x,
-                    y=curve.point_rate,
-                    mode="markers",
-                    marker={"color": colour, "size": 8, "line": {"color": "white", "width": 1}},
-                    hovertemplate=f"%{{x:,.4g}} {subject.x_title}: %{{y:,.3g}} "
-                    f"{subject.rate_title}<extra>median</extra>",
+                dots(
+                    f"{len(curve.point_x)} medians",
+                    curve.point_x,
+                    curve.point_rate,
+                    f"{hover}<extra>median</extra>",
+                    color=colour,
+                    size=8,
+                    line={"color": "white", "width": 1},
                 )
             )
     style_curves(figure, f"size ({subject.x_title})", f"rate ({subject.rate_title})")
@@ -87,29 +74,30 @@ def rate_curves(
 
 
 def sample_residuals(subject: Subject, curves: Sequence[RateCurve]) -> go.Figure:
-    """How far each sample lies from its curve over its size, with the spread at each size."""
+    """Error of each sample against its curve, over its size, with the spread at each size."""
     figure = go.Figure()
     for curve, colour in zip(curves, CURVE_COLOURS, strict=False):
         if len(curve.samples):
             spread = spread_by_size(curve.samples)
-            figure.add_trace(
-                go.Scatter(
-                    name=f"{curve.name}, 10th to 90th percentile",
-                    x=[*spread.index, *spread.index[::-1]],
-                    y=[*(100 * spread["high"]), *(100 * spread["low"][::-1])],
-                    mode="lines",
-                    fill="toself",
-                    fillcolor=colour,
-                    opacity=FAINT,
-                    line={"width": 0},
-                    hoverinfo="skip",
-                )
+            band = area(
+                f"{curve.name}, 10th to 90th percentile",
+                [*spread.index, *spread.index[::-1]],
+                [*(100 * spread["high"]), *(100 * spread["low"][::-1])],
+                colour,
             )
+            band.opacity = FAINT
+            figure.add_trace(band)
             percent = 100 * curve.samples["residual_frac"]
             hover = f"%{{x:,.4g}} {subject.x_title}: %{{y:+.1f}} %"
             figure.add_trace(_sample_dots(curve, colour, percent, hover))
+    return _residual_axes(figure, subject, curves, "sample / curve - 1, of seconds (%)")
+
+
+def _residual_axes(
+    figure: go.Figure, subject: Subject, curves: Sequence[RateCurve], y_title: str
+) -> go.Figure:
     figure.add_hline(y=0, line={"color": MUTED, "width": 1})
-    style_curves(figure, f"size ({subject.x_title})", "sample / curve - 1, of seconds (%)", 260)
+    style_curves(figure, f"size ({subject.x_title})", y_title, 260)
     _size_axis(figure, curves)
     figure.update_layout(showlegend=True)
     return figure
@@ -117,47 +105,34 @@ def sample_residuals(subject: Subject, curves: Sequence[RateCurve]) -> go.Figure
 
 def _sample_dots(curve: RateCurve, colour: str, y: pd.Series, hover: str) -> go.Scatter:
     """The samples of a curve, each at its size and its `y`."""
-    shown = _thinned(curve.samples.assign(y=y))
-    return go.Scatter(
-        name=f"{curve.name}, {len(curve.samples):,} samples",
-        x=shown["x"].tolist(),
-        y=shown["y"].tolist(),
-        mode="markers",
-        marker={"color": colour, "size": 5, "opacity": FAINT},
-        hovertemplate=f"{hover}<extra>a sample</extra>",
-    )
+    name, look = f"{curve.name}, {len(curve.samples):,} samples", {"color": colour, "size": 5}
+    samples = curve.samples.assign(y=y)
+    return _dots(name, samples, "y", f"{hover}<extra>a sample</extra>", {**look, "opacity": FAINT})
+
+
+def _dots(
+    name: str, table: pd.DataFrame, column: str, hover: str, look: dict[str, object]
+) -> go.Scatter:
+    """A column over `x`, at most `MAX_DOTS` rows of it."""
+    shown = _thinned(table)
+    return dots(name, shown["x"].tolist(), shown[column].tolist(), hover, **look)
 
 
 def residual_dots(subject: Subject, tasks: pd.DataFrame, curves: Sequence[RateCurve]) -> go.Figure:
     """Error of the estimate of each task over its size, on the axis of its `rate_curves`."""
     shown = _thinned(tasks)
+    shown = shown.assign(percent=100 * shown["error_frac"])
+    hover = f"%{{x:,.4g}} {subject.x_title}: %{{y:+.1f}} %"
     figure = go.Figure()
-    for inside, colour, name in (
-        (True, TASK_COLOUR, "in the calibrated range"),
-        (False, MUTED, "outside it"),
+    for inside, colour, name, symbol in (
+        (True, TASK_COLOUR, "in the calibrated range", "circle"),
+        (False, MUTED, "outside the calibrated range", "x"),
     ):
         part = shown[shown["in_range"] == inside]
         if len(part):
-            figure.add_trace(
-                go.Scatter(
-                    name=name,
-                    x=part["x"].tolist(),
-                    y=(100 * part["error_frac"]).tolist(),
-                    mode="markers",
-                    marker={
-                        "color": colour,
-                        "size": 6,
-                        "opacity": 0.5,
-                        "symbol": "circle" if inside else "x",
-                    },
-                    hovertemplate=f"%{{x:,.4g}} {subject.x_title}: %{{y:+.1f}} %<extra></extra>",
-                )
-            )
-    figure.add_hline(y=0, line={"color": MUTED, "width": 1})
-    style_curves(figure, f"size ({subject.x_title})", "predicted / measured - 1 (%)", 260)
-    _size_axis(figure, curves)
-    figure.update_layout(showlegend=True)
-    return figure
+            look = {"color": colour, "size": 6, "opacity": 0.5, "symbol": symbol}
+            figure.add_trace(_dots(name, part, "percent", hover, look))
+    return _residual_axes(figure, subject, curves, "predicted / measured - 1 (%)")
 
 
 def _size_axis(figure: go.Figure, curves: Sequence[RateCurve]) -> None:
@@ -168,11 +143,11 @@ def _size_axis(figure: go.Figure, curves: Sequence[RateCurve]) -> None:
 
 
 def _far_apart(curves: Sequence[RateCurve]) -> bool:
-    """Whether the slowest machine could not be seen beside the fastest."""
+    """Whether a linear axis would hide the slower machine."""
     best = [max(curve.rate) for curve in curves]
     return max(best) > FAR_APART * min(best)
 
 
 def _thinned(tasks: pd.DataFrame) -> pd.DataFrame:
-    """At most `MAX_DOTS` tasks, evenly taken."""
+    """At most `MAX_DOTS` rows, evenly spaced."""
     return tasks.iloc[:: -(-len(tasks) // MAX_DOTS)] if len(tasks) > MAX_DOTS else tasks

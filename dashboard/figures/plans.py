@@ -1,4 +1,4 @@
-"""One plan: which tokens of which layer take which way, and how it compares with others."""
+"""One plan: recomputed, loaded and resident tokens of each layer, and its time against others."""
 
 from __future__ import annotations
 
@@ -8,13 +8,19 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from dashboard.figures.style import (
+    LATE_COLOUR,
     MUTED,
     POLICY_COLOUR,
     SHARE_SCALE,
     WAY_COLOUR,
+    bars,
+    columns,
+    dots,
     hatching,
+    line,
     style_curves,
     style_rows,
+    time_bars,
     uncalibrated_spans,
     vertical_line,
 )
@@ -27,10 +33,7 @@ MAX_MAP_PX = 420
 
 
 def way_map(steps: Sequence[StepSplit]) -> go.Figure:
-    """Layer by step: the share of the past tokens whose K and V are recomputed.
-
-    The hover tells all three ways: recomputed, loaded, resident.
-    """
+    """Recomputed share of the past tokens by layer and step, with all counts in the hover."""
     counts = [
         list(
             zip(
@@ -75,21 +78,13 @@ def _tick(steps: Sequence[StepSplit]) -> int:
 
 
 def ways_by_layer(step: StepSplit) -> go.Figure:
-    """One step: tokens of every layer by how their K and V reach the attention, stacked."""
+    """Recomputed, loaded and resident tokens of every layer in one step, stacked."""
     figure = go.Figure()
-    layers = list(range(len(step.recomputed_tokens)))
     for way, colour in WAY_COLOUR.items():
         counts = list(getattr(step, f"{way}_tokens"))
         if any(counts) or way != "resident":
-            figure.add_trace(
-                go.Bar(
-                    name=way,
-                    x=layers,
-                    y=counts,
-                    marker={"color": colour, "line": {"width": 0}},
-                    hovertemplate=f"layer %{{x}}: %{{y:,}} tokens {way}<extra></extra>",
-                )
-            )
+            hover = f"layer %{{x}}: %{{y:,}} tokens {way}"
+            figure.add_trace(columns(way, counts, colour, hover))
     style_curves(figure, "layer", f"past tokens in step {step.step}", 300)
     figure.update_layout(barmode="stack", bargap=0.15)
     figure.update_xaxes(showgrid=False, tickformat="d")
@@ -99,40 +94,22 @@ def ways_by_layer(step: StepSplit) -> go.Figure:
 def policy_bars(makespans_s: Mapping[str, float], lower_bound_s: float, chosen: str) -> go.Figure:
     """Makespan of every policy, fastest first, with its ratio to load-all and the lower bound."""
     ordered = sorted(makespans_s, key=makespans_s.__getitem__)
-    base_s = makespans_s["load-all"]
-    figure = go.Figure(
-        go.Bar(
-            orientation="h",
-            x=[makespans_s[name] * 1e3 for name in ordered],
-            y=list(range(len(ordered))),
-            width=0.72,
-            text=[
-                f"{ms(makespans_s[name])} · {makespans_s[name] / base_s:.3f} x load-all"
-                for name in ordered
-            ],
-            textposition="auto",
-            insidetextanchor="start",
-            textangle=0,
-            insidetextfont={"color": "white"},
-            hovertemplate="%{text}<extra></extra>",
-            marker={
-                "color": [POLICY_COLOUR.get(name, MUTED) for name in ordered],
-                "line": {"width": 0},
-            },
-            showlegend=False,
-        )
+    figure = time_bars(
+        {name: makespans_s[name] for name in ordered},
+        "load-all",
+        [POLICY_COLOUR.get(name, MUTED) for name in ordered],
+        "predicted makespan (ms)",
+        "x load-all",
     )
     bound = f"no split is faster than {ms(lower_bound_s)}"
     figure.add_trace(vertical_line(lower_bound_s * 1e3, -0.6, len(ordered) - 0.4, bound))
-    labels = [f"<b>{name}</b>" if name == chosen else name for name in ordered]
-    style_rows(figure, labels, list(range(len(ordered))))
+    figure.update_yaxes(ticktext=[f"<b>{name}</b>" if name == chosen else name for name in ordered])
     figure.update_layout(showlegend=True)
-    figure.update_xaxes(title="predicted makespan (ms)")
     return figure
 
 
 def sensitivity_bars(sensitivities: Sequence[Sensitivity]) -> go.Figure:
-    """What 10 % more of each part of the machine saves: by the duals, and solved again."""
+    """Time saved by 10 % more of each part of the machine: by the duals, and solved again."""
     figure = go.Figure()
     rows = list(range(len(sensitivities)))
     for name, colour, values in (
@@ -140,17 +117,16 @@ def sensitivity_bars(sensitivities: Sequence[Sensitivity]) -> go.Figure:
         ("solved again", MUTED, [one.saved_frac for one in sensitivities]),
     ):
         figure.add_trace(
-            go.Bar(
-                name=name,
-                orientation="h",
-                x=[100 * value for value in values],
-                y=rows,
+            bars(
+                name,
+                [100 * value for value in values],
+                rows,
+                colour,
+                f"{name}: %{{x:.2f}} %",
                 text=[percent(round(value, 3) + 0.0) for value in values],
                 textposition="outside",
                 constraintext="none",
                 cliponaxis=False,
-                hovertemplate=f"{name}: %{{x:.2f}} %<extra></extra>",
-                marker={"color": colour, "line": {"width": 0}},
             )
         )
     labels = [" ".join(PARTS[one.part]) for one in sensitivities]
@@ -170,8 +146,7 @@ def split_curve(
     Args:
         points: columns `tokens`, `makespan_s` and `in_range`, by rising tokens.
         marks: tokens and seconds of named points.
-        levels: seconds of answers that are no point of this curve, as the LP's with its own split
-            for every layer.
+        levels: seconds of plans that are no point of this curve, such as the LP's.
     """
     figure = go.Figure()
     tokens = points["tokens"].tolist()
@@ -181,41 +156,31 @@ def split_curve(
     if spans:
         bottom = min(floor, *(value * 1e3 for value in levels.values())) if levels else floor
         figure.add_trace(hatching((left, right, bottom, ceiling) for left, right in spans))
-    figure.add_trace(
-        go.Scatter(
-            name="same split in every layer",
-            x=tokens,
-            y=makespans_ms,
-            mode="lines",
-            line={"color": "#e07b39", "width": 2.5},
-            hovertemplate="recompute %{x:,} tokens: %{y:,.1f} ms<extra></extra>",
-        )
-    )
+    name, hover = "same split in every layer", "recompute %{x:,} tokens: %{y:,.1f} ms"
+    figure.add_trace(line(name, tokens, makespans_ms, hover, color="#e07b39", width=2.5))
     for name, seconds in levels.items():
         figure.add_trace(
-            go.Scatter(
-                name=f"{name}: {ms(seconds)}",
-                x=[tokens[0], tokens[-1]],
-                y=[seconds * 1e3] * 2,
-                mode="lines",
-                line={"color": POLICY_COLOUR.get(name, MUTED), "dash": "dash", "width": 1.5},
-                hovertemplate=f"{name}: %{{y:,.1f}} ms<extra></extra>",
+            line(
+                f"{name}: {ms(seconds)}",
+                [tokens[0], tokens[-1]],
+                [seconds * 1e3] * 2,
+                f"{name}: %{{y:,.1f}} ms",
+                color=POLICY_COLOUR.get(name, MUTED),
+                dash="dash",
+                width=1.5,
             )
         )
     for name, (count, seconds) in marks.items():
         figure.add_trace(
-            go.Scatter(
-                name=f"{name}: {count:,.0f} tokens, {ms(seconds)}",
-                x=[count],
-                y=[seconds * 1e3],
-                mode="markers",
-                marker={
-                    "color": POLICY_COLOUR.get(name, "#d1495b"),
-                    "size": 12,
-                    "symbol": "circle" if name in POLICY_COLOUR else "diamond",
-                    "line": {"color": "white", "width": 1.5},
-                },
-                hovertemplate=f"{name}: %{{x:,}} tokens, %{{y:,.1f}} ms<extra></extra>",
+            dots(
+                f"{name}: {count:,.0f} tokens, {ms(seconds)}",
+                [count],
+                [seconds * 1e3],
+                f"{name}: %{{x:,}} tokens, %{{y:,.1f}} ms",
+                color=POLICY_COLOUR.get(name, LATE_COLOUR),
+                size=12,
+                symbol="circle" if name in POLICY_COLOUR else "diamond",
+                line={"color": "white", "width": 1.5},
             )
         )
     style_curves(figure, "past tokens recomputed in every layer", "predicted makespan (ms)")

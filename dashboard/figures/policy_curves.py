@@ -1,8 +1,8 @@
-"""Many plans: how the answer moves with one input, or with two."""
+"""Many plans: predicted times over one input, or one measure over two."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from math import sqrt
@@ -12,23 +12,32 @@ import plotly.graph_objects as go
 
 from dashboard.figures.style import (
     GAIN_SCALE,
+    LATE_COLOUR,
     POLICY_COLOUR,
+    RESTORE_COLOUR,
     SHARE_SCALE,
     Box,
+    dots,
     hatching,
+    line,
     log_ticks,
     style_curves,
     vertical_line,
 )
-from dashboard.text.crossovers import crossings
+from dashboard.text.crossovers import ONE_RESOURCE, crossings, intervals, policy_crossings
 
 Y_MARGIN = 1.15
-"""Room above and below the curves, as a factor."""
+"""Factor between the curves and the ends of the axis."""
+
+HEADROOM = 2.5
+"""Top of the axis over the slowest two-ended restore; slower policies are cut off."""
+
+CROSS = {"symbol": "x", "size": 11, "color": LATE_COLOUR}
 
 
 @dataclass(frozen=True, slots=True)
 class Measure:
-    """One figure of a plan that a heat map can show; `column` names it in a table of points."""
+    """One value of a plan that a heat map can show; `column` names it in a table of grid points."""
 
     label: str
     column: str
@@ -46,63 +55,116 @@ MEASURES = (
 
 
 def crossover_curves(points: pd.DataFrame, x_title: str, here: float | None) -> go.Figure:
-    """Makespan of every policy over one input, and where loading meets recomputing.
+    """Makespan of every policy over one input, with the crossover of load-all and recompute-all.
 
     Args:
         points: `x` rising and above 0, `in_range`, and a column `<policy>_s` of each policy.
         x_title: name and unit of the input.
-        here: the input as it is set now.
+        here: the current value of the input.
     """
-    figure = go.Figure()
     x = points["x"].tolist()
-    columns = {name: points[f"{name}_s"] * 1e3 for name in POLICY_COLOUR}
-    low, high = (pick(pick(column) for column in columns.values()) for pick in (min, max))
+    curves = {name: (x, (points[f"{name}_s"] * 1e3).tolist()) for name in POLICY_COLOUR}
+    times = [value for _, column in curves.values() for value in column]
+    span = min(times), max(times)
     hatched = [
-        (left, right, low, high)
+        (left, right, *span)
         for (left, right), inside in zip(_log_cells(x), points["in_range"], strict=True)
         if not inside
     ]
-    if hatched:
-        figure.add_trace(hatching(hatched))
-    for name, column in columns.items():
-        figure.add_trace(
-            go.Scatter(
-                name=name,
-                x=x,
-                y=column.tolist(),
-                mode="lines+markers",
-                line={"color": POLICY_COLOUR[name], "width": 3 if name == "lp" else 2},
-                marker={"size": 5},
-                hovertemplate=f"{name}: %{{y:,.1f}} ms at %{{x:,.4g}}<extra></extra>",
-            )
+    figure = go.Figure([hatching(hatched)] if hatched else [])
+    _add_policies(figure, curves, POLICY_COLOUR, "lp")
+    figure.update_traces(mode="lines+markers", marker={"size": 5}, selector={"mode": "lines"})
+    for at_x, at_ms in crossings(x, curves["load-all"][1], curves["recompute-all"][1])[:1]:
+        name, hover = (
+            f"load-all meets recompute-all at {at_x:,.3g}",
+            "equal at %{x:,.4g}: %{y:,.1f} ms",
         )
-    met = crossings(x, columns["load-all"].tolist(), columns["recompute-all"].tolist())
-    for meet in met[:1]:
-        figure.add_trace(
-            go.Scatter(
-                name=f"load-all meets recompute-all at {meet[0]:,.3g}",
-                x=[meet[0]],
-                y=[meet[1]],
-                mode="markers",
-                marker={"symbol": "x", "size": 11, "color": "#d1495b"},
-                hovertemplate="equal at %{x:,.4g}: %{y:,.1f} ms<extra></extra>",
-            )
-        )
+        figure.add_trace(dots(name, [at_x], [at_ms], hover, **CROSS))
     if here is not None:
-        figure.add_trace(vertical_line(here, low, high, f"set now: {here:,.4g}"))
-    style_curves(figure, x_title, "predicted makespan (ms)", 440)
-    figure.update_xaxes(
-        type="log", tickvals=x, ticktext=[f"{value:,.3g}" for value in x], showgrid=False
-    )
-    figure.update_yaxes(**log_ticks(low / Y_MARGIN, high * Y_MARGIN))
+        figure.add_trace(vertical_line(here, *span, f"set now: {here:,.4g}"))
+    _style(figure, x_title, "predicted makespan (ms)", span)
+    labels = [f"{value:,.3g}" for value in x]
+    figure.update_xaxes(type="log", tickvals=x, ticktext=labels, showgrid=False)
     return figure
 
 
-def heat_map(points: pd.DataFrame, measure: Measure, x_title: str, y_title: str) -> go.Figure:
-    """One measure of the plan over two inputs, each cell with its number.
+def ttft_curves(points: pd.DataFrame, x_title: str, here: float) -> go.Figure:
+    """Time to first token of every policy over the rate at which the cached prefix is loaded.
+
+    Crosses mark where load-only meets compute-only, where `two-ended` meets the faster of them,
+    and where `layer-wise` meets `two-ended`. The hatched rates are where `two-ended` is slower
+    than loading only or computing only.
 
     Args:
-        points: columns `x`, `y`, `in_range` and the measure's; absent cells did not fit.
+        points: `gib_per_s` rising, and `<policy>_s`, empty where a policy was not planned.
+        here: the current rate in GiB/s.
+    """
+    policies = [policy for policy in RESTORE_COLOUR if f"{policy}_s" in points]
+    times = points[[f"{policy}_s" for policy in policies]] * 1e3
+    top = min(float(times.max().max()), HEADROOM * float(times["two-ended_s"].max()))
+    span = float(times.min().min()), top
+    lost = intervals(points, ONE_RESOURCE, "two-ended")
+    hatched = [(one.low, one.high, *span) for one in lost]
+    label = "two-ended loses to one resource alone"
+    figure = go.Figure([hatching(hatched, label)] if hatched else [])
+    planned = {policy: points.dropna(subset=f"{policy}_s") for policy in policies}
+    curves = {
+        policy: (rows["gib_per_s"].tolist(), (rows[f"{policy}_s"] * 1e3).tolist())
+        for policy, rows in planned.items()
+    }
+    _add_policies(figure, curves, RESTORE_COLOUR, "joint", " GiB/s")
+    for policy, rows in planned.items():
+        if len(rows) < len(points):
+            look = {"mode": "lines+markers", "marker": {"size": 6}}
+            figure.update_traces(look, selector={"name": policy})
+    for trace in _crosses(points):
+        figure.add_trace(trace)
+    figure.add_trace(vertical_line(here, *span, f"set now: {here:,.4g} GiB/s"))
+    _style(figure, x_title, "time to first token (ms)", span)
+    rates = points["gib_per_s"].tolist()
+    figure.update_xaxes(**log_ticks(rates[0], rates[-1]))
+    return figure
+
+
+def _crosses(points: pd.DataFrame) -> Iterable[go.Scatter]:
+    pairs = (
+        ("load-only", "compute-only", "x"),
+        ("two-ended", ONE_RESOURCE, "diamond-open"),
+        ("layer-wise", "two-ended", "circle-open"),
+    )
+    for first, second, symbol in pairs:
+        met = policy_crossings(points, first, second) if f"{first}_s" in points else []
+        if met:
+            rates, times_ms = zip(*((rate, seconds * 1e3) for rate, seconds in met), strict=True)
+            hover = f"{first} = {second} at %{{x:,.3g}} GiB/s: %{{y:,.1f}} ms"
+            look = {**CROSS, "symbol": symbol}
+            yield dots(f"{first} meets {second}", rates, times_ms, hover, **look)
+
+
+def _add_policies(
+    figure: go.Figure,
+    curves: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    colours: Mapping[str, str],
+    bold: str,
+    x_unit: str = "",
+) -> None:
+    """Add one line of milliseconds for each policy."""
+    for name, (x, y) in curves.items():
+        hover = f"{name}: %{{y:,.1f}} ms at %{{x:,.4g}}{x_unit}"
+        width = 3 if name == bold else 2
+        figure.add_trace(line(name, x, y, hover, color=colours[name], width=width))
+
+
+def _style(figure: go.Figure, x_title: str, y_title: str, span: tuple[float, float]) -> None:
+    style_curves(figure, x_title, y_title, 440)
+    figure.update_yaxes(**log_ticks(span[0] / Y_MARGIN, span[1] * Y_MARGIN))
+
+
+def heat_map(points: pd.DataFrame, measure: Measure, x_title: str, y_title: str) -> go.Figure:
+    """One measure of the plan over two inputs, with its value in each cell.
+
+    Args:
+        points: columns `x`, `y`, `in_range` and the measure's; points that do not fit are absent.
     """
     columns, rows = (sorted(points[axis].unique().tolist()) for axis in ("x", "y"))
     table = points.pivot(index="y", columns="x", values=measure.column) * measure.scale
@@ -143,6 +205,6 @@ def heat_map(points: pd.DataFrame, measure: Measure, x_title: str, y_title: str)
 
 
 def _log_cells(x: Sequence[float]) -> list[tuple[float, float]]:
-    """The stretch around each point of an axis that rises by factors."""
+    """The interval around each point of a logarithmic axis."""
     edges = [x[0], *(sqrt(a * b) for a, b in pairwise(x)), x[-1]]
     return list(pairwise(edges))

@@ -1,19 +1,27 @@
-"""A restore: two ends that walk towards each other, and who makes which tokens."""
+"""A restore: compute from the front, loads from the back, and the source of each token."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import plotly.graph_objects as go
 
 from dashboard.figures.lanes import SHORTEST_PART
 from dashboard.figures.style import (
     LATE_COLOUR,
+    MUTED,
     OP_COLOUR,
+    RESTORE_COLOUR,
     WAY_COLOUR,
+    TaskBoxes,
+    area,
+    columns,
     darker,
+    dots,
+    line,
     style_curves,
+    time_bars,
     vertical_line,
 )
 from dashboard.questions.restore import request_of
@@ -22,11 +30,13 @@ from sim.graph.jobs import RestoreRequest
 from sim.graph.tasks import LANE_OF_OP, Task
 from sim.graph.timeline import Timeline
 from sim.lanes import COMPUTE
+from sim.machine.availability import Availability
 from sim.units import ms
 
 WALK_PX = 420
+LANE_COLOUR = {"compute": "#d9683c", "h2d": "#3f7fc1", "disk": "#5cc0b8", "net": "#4fb3c8"}
 MAX_BOXES = 1_500
-"""Tasks up to which every one is a box of its own, however short."""
+"""Largest number of tasks that are drawn as one box each, however short."""
 
 LAYER_WAYS = {
     "computed": OP_COLOUR["prefill"],
@@ -35,30 +45,19 @@ LAYER_WAYS = {
 }
 
 
-@dataclass(slots=True)
-class _Boxes:
-    """Rectangles of one operation, in columns as plotly takes them."""
-
-    base_ms: list[float] = field(default_factory=list)
-    length_ms: list[float] = field(default_factory=list)
-    middle: list[float] = field(default_factory=list)
-    tokens: list[int] = field(default_factory=list)
-    hover: list[str] = field(default_factory=list)
-
-
 @dataclass(frozen=True, slots=True)
 class Meeting:
-    """Where the two ends of a run met: the first token that is not computed, and when it was there.
-
-    Of one resource alone there is none.
-    """
+    """The first token that is not computed in a run, and the time at which it is on the device."""
 
     token: int
     at_s: float
 
     @classmethod
     def of(cls, timeline: Timeline) -> Meeting | None:
-        """The meeting of a run in which every task works on all layers."""
+        """The meeting of a run, or None if it only computes or only loads.
+
+        Every task of the run must work on all layers.
+        """
         computed, loaded = _fronts(timeline)
         if not computed or not loaded:
             return None
@@ -66,18 +65,18 @@ class Meeting:
 
 
 Front = list[tuple[float, int]]
-"""Seconds, and the token that one end has reached then."""
+"""Time in seconds and the token that one end has reached."""
 
 
 def _done(timeline: Timeline) -> list[tuple[float, float, Task]]:
-    """Start, end and task of what worked on tokens."""
+    """Start, end and task of each task that handled tokens."""
     tasks = claimed(timeline.graph, timeline.start_s)
     times = zip(timeline.start_s, timeline.end_s, tasks, strict=True)
     return [one for one in times if one[2].n_tokens and one[2].op != "head"]
 
 
 def _fronts(timeline: Timeline) -> tuple[Front, Front]:
-    """How far compute has come from the front, and the loads onto the device from the back."""
+    """Progress of compute from the front, and of loads onto the device from the back."""
     cached = request_of(timeline.graph).cached_tokens
     done = sorted(_done(timeline), key=lambda one: one[1])
     computed = [
@@ -90,17 +89,17 @@ def _fronts(timeline: Timeline) -> tuple[Front, Front]:
 
 
 def both_ends(timeline: Timeline) -> go.Figure:
-    """Tokens over time: what is computed from the front and what is loaded from the back.
+    """Tokens over time: computed from the front, loaded from the back.
 
-    Each task is a box as high as its tokens and as long as it takes; both legs of a load from
-    behind host memory are boxes of their own. For runs whose tasks work on all layers.
+    Each task is a box: its height is its tokens, its length its time. A load through host memory
+    has two boxes. For runs whose tasks work on all layers.
     """
     figure = go.Figure()
     for trace in _present(timeline):
         figure.add_trace(trace)
     boxes = _boxes(_done(timeline), timeline.makespan_s)
     for op in sorted(boxes, key=list(LANE_OF_OP).index):
-        figure.add_trace(_box_trace(op, boxes[op]))
+        figure.add_trace(boxes[op].trace(op))
     _mark_end(figure, timeline, "first token")
     meeting = Meeting.of(timeline)
     if meeting is not None:
@@ -111,7 +110,7 @@ def both_ends(timeline: Timeline) -> go.Figure:
 
 
 def both_ends_compared(predicted: Timeline, measured: Timeline) -> go.Figure:
-    """The measured walk as boxes, and over it how far each end was predicted to have come."""
+    """The measured run as boxes under the predicted progress of each end."""
     figure = both_ends(measured)
     ends = (
         ("predicted compute", "prefill", 0),
@@ -121,18 +120,14 @@ def both_ends_compared(predicted: Timeline, measured: Timeline) -> go.Figure:
         if not front:
             continue
         figure.add_trace(
-            go.Scatter(
-                name=name,
-                x=[0.0, *(end_s * 1e3 for end_s, _ in front)],
-                y=[start, *(token for _, token in front)],
-                mode="lines",
-                line={
-                    "color": darker(OP_COLOUR[op]),
-                    "width": 2,
-                    "dash": "dot",
-                    "shape": "hv",
-                },
-                hovertemplate=f"{name}: token %{{y:,}} after %{{x:,.1f}} ms<extra></extra>",
+            line(
+                name,
+                [0.0, *(end_s * 1e3 for end_s, _ in front)],
+                [start, *(token for _, token in front)],
+                f"{name}: token %{{y:,}} after %{{x:,.1f}} ms",
+                color=darker(OP_COLOUR[op]),
+                dash="dot",
+                shape="hv",
             )
         )
     meeting = Meeting.of(predicted)
@@ -142,10 +137,10 @@ def both_ends_compared(predicted: Timeline, measured: Timeline) -> go.Figure:
     return figure
 
 
-def _boxes(done: Sequence[tuple[float, float, Task]], makespan_s: float) -> dict[str, _Boxes]:
+def _boxes(done: Sequence[tuple[float, float, Task]], makespan_s: float) -> dict[str, TaskBoxes]:
     """The boxes by operation, neighbours in time merged where there are many."""
     shortest_s = SHORTEST_PART * makespan_s if len(done) > MAX_BOXES else 0.0
-    boxes: dict[str, _Boxes] = {}
+    boxes: dict[str, TaskBoxes] = {}
     groups: dict[str, list[list[tuple[float, float, Task]]]] = {}
     for one in sorted(done, key=lambda one: one[0]):
         queue = groups.setdefault(one[2].op, [])
@@ -154,48 +149,30 @@ def _boxes(done: Sequence[tuple[float, float, Task]], makespan_s: float) -> dict
         else:
             queue.append([one])
     for op, queue in groups.items():
-        boxes[op] = _Boxes()
+        boxes[op] = TaskBoxes()
         for group in queue:
             _add_box(boxes[op], group)
     return boxes
 
 
-def _add_box(boxes: _Boxes, group: Sequence[tuple[float, float, Task]]) -> None:
+def _add_box(boxes: TaskBoxes, group: Sequence[tuple[float, float, Task]]) -> None:
     start_s, end_s = group[0][0], group[-1][1]
     low = min(task.token_start for *_, task in group)
     high = max(task.token_stop for *_, task in group)
-    boxes.base_ms.append(start_s * 1e3)
-    boxes.length_ms.append((end_s - start_s) * 1e3)
-    boxes.middle.append((low + high) / 2)
-    boxes.tokens.append(high - low)
     task = group[0][2]
     size = f"{sum(one.bytes for *_, one in group) / 2**20:,.4g} MiB"
     if task.lane == COMPUTE:
         size = f"{sum(one.flops for *_, one in group) / 1e12:,.4g} TFLOP"
     count = "" if len(group) == 1 else f" ({len(group)} tasks)"
-    boxes.hover.append(
+    hover = (
         f"<b>{task.op}</b>, {task.lane}{count}<br>tokens {low:,} to {high:,}<br>"
         f"{start_s * 1e3:,.1f} to {end_s * 1e3:,.1f} ms, {size}"
     )
-
-
-def _box_trace(op: str, boxes: _Boxes) -> go.Bar:
-    colour = OP_COLOUR[op]
-    return go.Bar(
-        name=op,
-        orientation="h",
-        base=boxes.base_ms,
-        x=boxes.length_ms,
-        y=boxes.middle,
-        width=boxes.tokens,
-        hovertext=boxes.hover,
-        hovertemplate="%{hovertext}<extra></extra>",
-        marker={"color": colour, "line": {"color": darker(colour), "width": 0.5}},
-    )
+    boxes.add((start_s, end_s), (low + high) / 2, high - low, hover)
 
 
 def _present(timeline: Timeline) -> Iterable[go.Scatter]:
-    """What is on the device at each moment: all below one front and all above the other."""
+    """Shading of the tokens on the device: below one front and above the other."""
     end_ms, cached = timeline.makespan_s * 1e3, request_of(timeline.graph).cached_tokens
     fronts = zip(_fronts(timeline), (0, cached), ("prefill", "load_kv"), strict=True)
     for front, start, op in fronts:
@@ -203,38 +180,32 @@ def _present(timeline: Timeline) -> Iterable[go.Scatter]:
             continue
         reached = [(0.0, start), *((end_s * 1e3, token) for end_s, token in front)]
         reached.append((end_ms, front[-1][1]))
-        yield go.Scatter(
-            x=[0.0, *(time_ms for time_ms, _ in reached), end_ms],
-            y=[start, *(token for _, token in reached), start],
-            mode="lines",
-            line={"width": 0, "shape": "hv"},
-            fill="toself",
-            fillcolor=OP_COLOUR[op],
-            opacity=0.13,
-            hoverinfo="skip",
-            showlegend=False,
+        shade = area(
+            "",
+            [0.0, *(time_ms for time_ms, _ in reached), end_ms],
+            [start, *(token for _, token in reached), start],
+            OP_COLOUR[op],
         )
+        yield shade.update(name=None, opacity=0.13, line_shape="hv", showlegend=False)
 
 
 def _meeting_mark(meeting: Meeting, what: str, symbol: str) -> go.Scatter:
     name = f"{what} at token {meeting.token:,}, {ms(meeting.at_s)}"
-    return go.Scatter(
-        name=name,
-        x=[meeting.at_s * 1e3],
-        y=[meeting.token],
-        mode="markers",
-        marker={
-            "symbol": symbol,
-            "size": 15,
-            "color": LATE_COLOUR,
-            "line": {"color": LATE_COLOUR if symbol.endswith("open") else "white", "width": 1},
-        },
-        hovertemplate=f"{name}<extra></extra>",
+    edge = LATE_COLOUR if symbol.endswith("open") else "white"
+    return dots(
+        name,
+        [meeting.at_s * 1e3],
+        [meeting.token],
+        name,
+        symbol=symbol,
+        size=15,
+        color=LATE_COLOUR,
+        line={"color": edge, "width": 1},
     )
 
 
 def _name_meeting(figure: go.Figure, meeting: Meeting, timeline: Timeline) -> None:
-    """A label where nothing is drawn: above the loads, or below them where those are high up."""
+    """Label the meeting where nothing is drawn."""
     high = meeting.token > 0.6 * timeline.graph.workload.prompt_tokens
     figure.add_annotation(
         x=meeting.at_s * 1e3,
@@ -263,40 +234,69 @@ def _style_walk(figure: go.Figure, prompt_tokens: int) -> None:
 def ways_of_layers(
     computed: Sequence[int], projected: Sequence[int], request: RestoreRequest
 ) -> go.Figure:
-    """Token by layer: where K and V of each token of the prompt come from in each layer.
+    """Token by layer: computed, projected from X or loaded.
 
     Args:
-        computed, projected: first tokens of each layer that are computed, and those next to them
-            whose X is loaded; the other cached ones are loaded, and uncached ones computed.
+        computed, projected: tokens per layer that are computed, and tokens after these that are
+            projected from X. The other cached tokens are loaded, uncached tokens computed.
     """
-    cached, layers = request.cached_tokens, list(range(len(computed)))
+    cached, layers = request.cached_tokens, len(computed)
     ends = [a + b for a, b in zip(computed, projected, strict=True)]
     parts = (
-        ("computed", [0] * len(layers), list(computed), True),
+        ("computed", [0] * layers, list(computed), True),
         ("projected from X", list(computed), list(projected), any(projected)),
         ("loaded", ends, [cached - end for end in ends], True),
-        ("computed", [cached] * len(layers), [request.prompt_tokens - cached] * len(layers), False),
+        ("computed", [cached] * layers, [request.prompt_tokens - cached] * layers, False),
     )
     figure = go.Figure()
     for name, base, counts, legend in parts:
         figure.add_trace(
-            go.Bar(
-                name=name,
-                x=layers,
+            columns(
+                name,
+                counts,
+                LAYER_WAYS[name],
+                f"layer %{{x}}: %{{customdata[0]:,}} tokens {name}"
+                "<br>%{customdata[1]:,} to %{customdata[2]:,}",
                 base=base,
-                y=counts,
                 legendgroup=name,
                 showlegend=legend,
                 customdata=[
                     (count, low, low + count) for low, count in zip(base, counts, strict=True)
                 ],
-                hovertemplate=f"layer %{{x}}: %{{customdata[0]:,}} tokens {name}"
-                "<br>%{customdata[1]:,} to %{customdata[2]:,}<extra></extra>",
-                marker={"color": LAYER_WAYS[name], "line": {"width": 0}},
             )
         )
     style_curves(figure, "layer", "token of the prompt", 340)
     figure.update_layout(barmode="overlay", bargap=0.08)
     figure.update_xaxes(showgrid=False, tickformat="d")
     figure.update_yaxes(range=[0, request.prompt_tokens], tickformat=",d")
+    return figure
+
+
+def ttft_bars(times_s: Mapping[str, float], base: str) -> go.Figure:
+    """Times to first token in the order given, each with its ratio to that of `base`."""
+    colours = [LATE_COLOUR if name == base else RESTORE_COLOUR["lp"] for name in times_s]
+    return time_bars(times_s, base, colours, "time to first token (ms)")
+
+
+def availability_steps(trace: Availability, lanes: Sequence[str], end_s: float) -> go.Figure:
+    """Available part of each lane in per cent, from the request until `end_s`."""
+    starts = [step.start_s for step in trace.steps]
+    times = [0.0, *starts, max([end_s, *(start_s * 1.1 for start_s in starts)])]
+    figure = go.Figure()
+    for lane in lanes:
+        figure.add_trace(
+            line(
+                lane,
+                [time_s * 1e3 for time_s in times],
+                [100 * trace.at(time_s, lane) for time_s in times],
+                f"{lane}: %{{y:.4g}} % from %{{x:,.1f}} ms",
+                color=LANE_COLOUR.get(lane, MUTED),
+                width=2.5,
+                shape="hv",
+            )
+        )
+    style_curves(figure, "time since the request (ms)", "available (%)", 200)
+    figure.update_xaxes(rangemode="tozero")
+    figure.update_yaxes(rangemode="tozero")
+    figure.update_layout(showlegend=True)
     return figure

@@ -1,12 +1,15 @@
-"""The look that all figures share: colours by meaning, rows from top to bottom, hatching."""
+"""Colours, axes and traces that all figures share."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import chain
 from math import ceil, floor, log10
 
 import plotly.graph_objects as go
+
+from sim.units import ms
 
 OP_COLOUR = {
     "embed": "#a3785f",
@@ -74,6 +77,13 @@ ROW_PX = 30
 AXIS_PX = 110
 CURVE_PX = 380
 
+LAYOUT = {
+    "margin": {"l": 8, "r": 8, "t": 8, "b": 8},
+    "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "traceorder": "normal"},
+    "hoverlabel": {"align": "left"},
+    "dragmode": "zoom",
+}
+
 Box = tuple[float, float, float, float]
 """x0, x1, y0, y1."""
 
@@ -85,15 +95,8 @@ def darker(colour: str) -> str:
 
 
 def style_rows(figure: go.Figure, labels: Sequence[str], rows: Sequence[float]) -> None:
-    """Named rows from top to bottom, of which only the other axis can be zoomed."""
-    figure.update_layout(
-        barmode="overlay",
-        height=round(ROW_PX * (rows[-1] + 1)) + AXIS_PX,
-        margin={"l": 8, "r": 8, "t": 8, "b": 8},
-        legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "traceorder": "normal"},
-        hoverlabel={"align": "left"},
-        dragmode="zoom",
-    )
+    """Give a figure named rows, the first at the top; only its time axis can be zoomed."""
+    figure.update_layout(LAYOUT, barmode="overlay", height=round(ROW_PX * (rows[-1] + 1)) + AXIS_PX)
     figure.update_xaxes(showgrid=True, zeroline=False, rangemode="tozero", separatethousands=True)
     figure.update_yaxes(
         tickmode="array",
@@ -107,28 +110,15 @@ def style_rows(figure: go.Figure, labels: Sequence[str], rows: Sequence[float]) 
 
 
 def style_curves(figure: go.Figure, x_title: str, y_title: str, height: int = CURVE_PX) -> None:
-    """Curves over a named axis with a legend above."""
-    figure.update_layout(
-        height=height,
-        margin={"l": 8, "r": 8, "t": 8, "b": 8},
-        legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "traceorder": "normal"},
-        hoverlabel={"align": "left"},
-        dragmode="zoom",
-    )
+    """Give a figure named axes and a legend above."""
+    figure.update_layout(LAYOUT, height=height)
     figure.update_xaxes(title=x_title, zeroline=False, separatethousands=True)
     figure.update_yaxes(title=y_title, zeroline=False, separatethousands=True)
 
 
 def vertical_line(x: float, low: float, high: float, name: str) -> go.Scatter:
-    """A dotted line with an entry in the legend, right on linear and logarithmic axes."""
-    return go.Scatter(
-        name=name,
-        x=[x, x],
-        y=[low, high],
-        mode="lines",
-        line={"color": MUTED, "dash": "dot", "width": 2},
-        hoverinfo="skip",
-    )
+    """A dotted vertical line with an entry in the legend; `add_vline` is wrong on log axes."""
+    return line(name, [x, x], [low, high], color=MUTED, dash="dot")
 
 
 def log_ticks(low: float, high: float) -> dict[str, object]:
@@ -147,24 +137,18 @@ def log_ticks(low: float, high: float) -> dict[str, object]:
 def hatching(boxes: Iterable[Box], name: str = "outside the calibrated range") -> go.Scatter:
     """Hatched rectangles, one entry of the legend for all of them."""
     outlines = [((x0, y0), (x1, y0), (x1, y1), (x0, y1), (x0, y0)) for x0, x1, y0, y1 in boxes]
-    corners = list(chain.from_iterable((*outline, (None, None)) for outline in outlines))
-    return go.Scatter(
-        name=name,
-        x=[x for x, _ in corners],
-        y=[y for _, y in corners],
-        mode="lines",
-        fill="toself",
-        fillcolor="rgba(0,0,0,0)",
-        fillpattern={"shape": "/", "size": 9, "solidity": 0.12, "fgcolor": MUTED},
-        line={"width": 0},
-        hoverinfo="skip",
+    corners: list[tuple[float | None, float | None]] = list(
+        chain.from_iterable((*outline, (None, None)) for outline in outlines)
     )
+    drawn = area(name, [x for x, _ in corners], [y for _, y in corners], "rgba(0,0,0,0)")
+    drawn.fillpattern = {"shape": "/", "size": 9, "solidity": 0.12, "fgcolor": MUTED}
+    return drawn
 
 
 def uncalibrated_spans(x: Sequence[float], in_range: Sequence[bool]) -> list[tuple[float, float]]:
-    """Stretches of a sampled axis around points outside the calibrated range.
+    """Intervals of a sampled axis around points outside the calibrated range.
 
-    A stretch reaches from such a point half-way to its calibrated neighbours.
+    An interval reaches from such a point half-way to its calibrated neighbours.
     """
     spans: list[tuple[float, float]] = []
     for at, inside in enumerate(in_range):
@@ -177,3 +161,149 @@ def uncalibrated_spans(x: Sequence[float], in_range: Sequence[bool]) -> list[tup
         else:
             spans.append((left, right))
     return spans
+
+
+def hover_of(text: str) -> dict[str, str]:
+    """Hover settings of a trace: a plotly template, or none for an empty text."""
+    if not text:
+        return {"hoverinfo": "skip"}
+    return {"hovertemplate": text if "<extra>" in text else f"{text}<extra></extra>"}
+
+
+def line(
+    name: str, x: Sequence[float], y: Sequence[float], hover: str = "", **look: object
+) -> go.Scatter:
+    """A line through points; `look` holds plotly's line settings."""
+    look = {"width": 2, **look}
+    return go.Scatter(name=name, x=x, y=y, mode="lines", line=look, **hover_of(hover))
+
+
+def dots(
+    name: str, x: Sequence[float], y: Sequence[float], hover: str, **look: object
+) -> go.Scatter:
+    """Markers at points; `look` holds plotly's marker settings."""
+    return go.Scatter(name=name, x=x, y=y, mode="markers", marker=look, **hover_of(hover))
+
+
+def area(
+    name: str, x: Sequence[float | None], y: Sequence[float | None], colour: str
+) -> go.Scatter:
+    """A filled outline without an edge; None separates outlines."""
+    return go.Scatter(
+        name=name,
+        x=x,
+        y=y,
+        mode="lines",
+        line={"width": 0},
+        fill="toself",
+        fillcolor=colour,
+        hoverinfo="skip",
+    )
+
+
+def bars(
+    name: str,
+    x: Sequence[float],
+    rows: Sequence[float],
+    colour: str | Sequence[str],
+    hover: str,
+    **more: object,
+) -> go.Bar:
+    """Horizontal bars in rows; `more` holds plotly's settings of the trace."""
+    marker = {"color": colour, "line": {"width": 0}}
+    return go.Bar(name=name, orientation="h", x=x, y=rows, marker=marker, **hover_of(hover), **more)
+
+
+def columns(name: str, y: Sequence[float], colour: str, hover: str, **more: object) -> go.Bar:
+    """Vertical bars at 0, 1, 2 and so on, one for each value of `y`."""
+    marker = {"color": colour, "line": {"width": 0}}
+    x = list(range(len(y)))
+    return go.Bar(name=name, x=x, y=y, marker=marker, **hover_of(hover), **more)
+
+
+@dataclass(slots=True)
+class TaskBoxes:
+    """Boxes of one operation over time, one list for each setting of plotly's bars."""
+
+    base_ms: list[float] = field(default_factory=list)
+    length_ms: list[float] = field(default_factory=list)
+    middle: list[float] = field(default_factory=list)
+    height: list[float] = field(default_factory=list)
+    hover: list[str] = field(default_factory=list)
+    opacity: list[float] = field(default_factory=list)
+    edges: list[tuple[str, float] | None] = field(default_factory=list)
+
+    def add(
+        self,
+        times_s: tuple[float, float],
+        middle: float,
+        height: float,
+        hover: str,
+        opacity: float = 1.0,
+        edge: tuple[str, float] | None = None,
+    ) -> None:
+        """Add a box from `times_s[0]` to `times_s[1]` with an edge of a colour and width (px)."""
+        self.base_ms.append(times_s[0] * 1e3)
+        self.length_ms.append((times_s[1] - times_s[0]) * 1e3)
+        self.middle.append(middle)
+        self.height.append(height)
+        self.hover.append(hover)
+        self.opacity.append(opacity)
+        self.edges.append(edge)
+
+    def trace(self, op: str) -> go.Bar:
+        """All boxes as one entry of the legend, in the colour of the operation."""
+        colour = OP_COLOUR.get(op, OTHER_OP_COLOUR)
+        edges = [edge or (darker(colour), 0.5) for edge in self.edges]
+        return go.Bar(
+            name=op,
+            orientation="h",
+            base=self.base_ms,
+            x=self.length_ms,
+            y=self.middle,
+            width=self.height,
+            hovertext=self.hover,
+            **hover_of("%{hovertext}"),
+            marker={
+                "color": colour,
+                "opacity": self.opacity,
+                "line": {"color": [c for c, _ in edges], "width": [px for _, px in edges]},
+            },
+        )
+
+
+def time_bars(
+    times_s: Mapping[str, float],
+    base: str,
+    colours: Sequence[str],
+    x_title: str,
+    ratio: str = "x",
+) -> go.Figure:
+    """Times in the order given, each with its ratio to that of `base`.
+
+    Args:
+        colours: one for each time.
+        ratio: text after the ratio, such as `x load-all`.
+    """
+    rows = list(range(len(times_s)))
+    figure = go.Figure(
+        bars(
+            "",
+            [value * 1e3 for value in times_s.values()],
+            rows,
+            colours,
+            "%{text}",
+            width=0.72,
+            text=[
+                f"{ms(value)} · {value / times_s[base]:.3f} {ratio}" for value in times_s.values()
+            ],
+            textposition="auto",
+            insidetextanchor="start",
+            textangle=0,
+            insidetextfont={"color": "white"},
+            showlegend=False,
+        )
+    )
+    style_rows(figure, list(times_s), rows)
+    figure.update_xaxes(title=x_title)
+    return figure

@@ -1,4 +1,4 @@
-"""Where the time of two runs went: by part of the makespan, and by lane."""
+"""Time of two runs: by compute, exposed copy and idle time, and by lane."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import plotly.graph_objects as go
 
 from dashboard.figures.lanes import PAIR_PITCH, SOURCES
-from dashboard.figures.style import MUTED, PART_COLOUR, style_rows
+from dashboard.figures.style import MUTED, PART_COLOUR, bars, style_rows
 from sim.graph.timeline import Timeline
 from sim.lanes import LANES, TIER_LANES
 
@@ -22,11 +22,11 @@ CAUSE_COLOUR = {
     "hand-over": "#d8a13a",
     "drained": "#c3ccd3",
 }
-"""What a lane does with the makespan; other causes are grey."""
+"""Other causes are grey."""
 
 
 def breakdown_bars(predicted: Timeline, measured: Timeline) -> go.Figure:
-    """Where the time of each run went: three parts, each instant counted once, whose sum is it."""
+    """Compute, exposed copy and idle time of each run; they add up to its makespan."""
     parts = [
         (timeline.breakdown.compute_s, timeline.breakdown.exposed_copy_s, timeline.breakdown.idle_s)
         for timeline in (predicted, measured)
@@ -46,7 +46,7 @@ def breakdown_bars(predicted: Timeline, measured: Timeline) -> go.Figure:
 
 
 def lane_use_bars(predicted: Timeline, measured: Timeline) -> go.Figure:
-    """What each lane did with the makespan: worked, or waited, and for what."""
+    """Working and waiting time of each lane in both runs, by cause of the wait."""
     lanes = [
         lane
         for lane in (*LANES, *TIER_LANES)
@@ -79,17 +79,16 @@ def lane_use_bars(predicted: Timeline, measured: Timeline) -> go.Figure:
 def _stacked(
     name: str, colour: str, x: Sequence[float], rows: Sequence[float], labels: Sequence[str]
 ) -> go.Bar:
-    return go.Bar(
-        name=name,
-        orientation="h",
-        x=x,
-        y=rows,
+    return bars(
+        name,
+        x,
+        rows,
+        colour,
+        f"{name}: %{{text}}",
         width=0.8,
         text=labels,
         textposition="inside",
         insidetextanchor="middle",
         textangle=0,
         textfont={"color": "white"},
-        hovertemplate=f"{name}: %{{text}}<extra></extra>",
-        marker={"color": colour, "line": {"width": 0}},
     )

@@ -1,4 +1,4 @@
-"""Where curves over an input meet, and which restore policy beats which at what rates."""
+"""Crossovers of curves over an input, and the rates at which one restore policy beats another."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ import pandas as pd
 from sim.units import percent
 
 ONE_RESOURCE = "one resource alone"
-"""Whichever of `compute-only` and `load-only` is faster."""
+"""The faster of `compute-only` and `load-only`."""
 
 SAME_FRAC = 1e-6
-"""Times that differ by less are the same."""
+"""Relative difference below which two times are equal."""
 
 FEW = 2
-"""Stretches up to which each is told."""
+"""Largest number of intervals that are listed one by one."""
 
 Point = tuple[float, float]
 
 
 def crossings(x: Sequence[float], first: Sequence[float], second: Sequence[float]) -> list[Point]:
-    """Where two curves sampled at the same points meet, on logarithmic axes."""
+    """Crossovers of two curves sampled at the same `x`, interpolated on logarithmic axes."""
     gaps = [log(a / b) for a, b in zip(first, second, strict=True)]
     met = []
     for at, (left, right) in enumerate(pairwise(gaps)):
@@ -38,18 +38,18 @@ def crossings(x: Sequence[float], first: Sequence[float], second: Sequence[float
 
 
 @dataclass(frozen=True, slots=True)
-class Stretch:
+class Interval:
     """Rates between which one policy beats another.
 
     Args:
-        low, high: in GiB/s, where it begins and ends, or the ends of what was swept.
-        most_frac: how much longer the other takes, at most.
-        from_start, to_end: whether it begins with the lowest rate, and ends with the highest.
+        low, high: first and last rate in GiB/s.
+        max_gain_frac: largest gain over the other policy.
+        from_start, to_end: whether it contains the lowest and the highest rate of the sweep.
     """
 
     low: float
     high: float
-    most_frac: float
+    max_gain_frac: float
     from_start: bool
     to_end: bool
 
@@ -83,53 +83,55 @@ def policy_crossings(points: pd.DataFrame, first: str, second: str) -> list[Poin
     return crossings(times["x"].tolist(), times["first"].tolist(), times["second"].tolist())
 
 
-def stretches(points: pd.DataFrame, first: str, second: str) -> list[Stretch]:
+def intervals(points: pd.DataFrame, first: str, second: str) -> list[Interval]:
     """Where `first` is faster than `second`, from crossing to crossing."""
     times = times_of(points, first, second)
     x, gains = times["x"].tolist(), (times["second"] / times["first"] - 1).tolist()
     edges = [rate for rate, _ in policy_crossings(points, first, second)]
     bounds = sorted({x[0], *edges, x[-1]}) if x else []
-    found: list[Stretch] = []
+    found: list[Interval] = []
     for low, high in pairwise(bounds):
         inside = [gain for rate, gain in zip(x, gains, strict=True) if low <= rate <= high]
         if not inside or max(inside) <= SAME_FRAC:
             continue
-        found.append(Stretch(low, high, max(inside), low == x[0], high == x[-1]))
+        found.append(Interval(low, high, max(inside), low == x[0], high == x[-1]))
     return found
 
 
-def where(found: Sequence[Stretch]) -> str:
-    """Some stretches in words."""
+def describe_intervals(found: Sequence[Interval]) -> str:
+    """Intervals as text."""
     if len(found) <= FEW:
         return " and ".join(map(str, found))
-    return f"in {len(found)} stretches between {found[0].low:.3g} and {found[-1].high:.3g} GiB/s"
+    return f"in {len(found)} intervals between {found[0].low:.3g} and {found[-1].high:.3g} GiB/s"
 
 
-def rates_in_words(points: pd.DataFrame) -> list[str]:
-    """What the curves say, one sentence each."""
-    told = []
-    loading = stretches(points, "load-only", "compute-only")
-    told.append(
-        f"Loading alone is faster than computing alone {where(loading)}."
+def describe_rates(points: pd.DataFrame) -> list[str]:
+    """One sentence for each comparison of two policies."""
+    lines = []
+    loading = intervals(points, "load-only", "compute-only")
+    lines.append(
+        f"load-only is faster than compute-only {describe_intervals(loading)}."
         if loading
-        else "Computing alone is faster than loading alone at every rate."
+        else "compute-only is faster than load-only at every rate."
     )
-    lost = stretches(points, ONE_RESOURCE, "two-ended")
-    told.append(
-        f"two-ended loses to one of them alone {where(lost)}: it takes up to "
-        f"{percent(max(one.most_frac for one in lost))} longer there."
+    lost = intervals(points, ONE_RESOURCE, "two-ended")
+    lines.append(
+        f"two-ended takes up to {percent(max(one.max_gain_frac for one in lost))} longer than the "
+        f"faster of these two {describe_intervals(lost)}."
         if lost
-        else "two-ended loses to neither of them at any rate."
+        else "two-ended is never slower than the faster of these two."
     )
     if "joint_s" not in points:
-        return told
-    won = stretches(points, "layer-wise", "two-ended")
-    told.append(f"layer-wise is faster than two-ended {where(won) if won else 'nowhere'}.")
+        return lines
+    won = intervals(points, "layer-wise", "two-ended")
+    lines.append(
+        f"layer-wise is faster than two-ended {describe_intervals(won) if won else 'nowhere'}."
+    )
     gained = times_of(points, "joint", "two-ended")
     gains = gained["second"] / gained["first"]
     best = gains.idxmax()
-    told.append(
+    lines.append(
         f"joint gains most over two-ended at {gained['x'][best]:.3g} GiB/s, where it is "
         f"{gains[best]:.2f} x as fast."
     )
-    return told
+    return lines

@@ -174,7 +174,7 @@ def test_every_rate_is_planned_and_the_crossings_are_told():
     assert set(POLICIES) <= set(names_of(figure))
     assert "set now: 6 GiB/s" in names_of(figure)
     told = " ".join(block.value for block in app.markdown)
-    assert "Loading alone is faster than computing alone above" in told
+    assert "load-only is faster than compute-only above" in told
     points = app.dataframe[0].value
     joint = points.dropna(subset="joint_s")
     assert joint["gib_per_s"].tolist() == [0.5, 1, 2, 4, 6, 8, 16, 32, 64]

@@ -1,4 +1,4 @@
-"""Where curves meet, and who beats whom at which rates, against curves with known crossings."""
+"""Crossovers and intervals of curves whose crossings are known."""
 
 import pandas as pd
 import pytest
@@ -6,10 +6,10 @@ import pytest
 from dashboard.text.crossovers import (
     ONE_RESOURCE,
     crossings,
+    describe_intervals,
+    describe_rates,
+    intervals,
     policy_crossings,
-    rates_in_words,
-    stretches,
-    where,
 )
 
 RATES = [1.0, 2.0, 4.0, 8.0, 16.0]
@@ -46,39 +46,42 @@ def points():
     )
 
 
-def test_stretches_go_from_crossing_to_crossing(points):
-    (below,) = stretches(points, "compute-only", "load-only")
+def test_intervals_go_from_crossing_to_crossing(points):
+    (below,) = intervals(points, "compute-only", "load-only")
     assert (below.low, below.high, str(below)) == (1, pytest.approx(4), "below 4 GiB/s")
-    assert below.most_frac == pytest.approx(3)
-    (lost,) = stretches(points, ONE_RESOURCE, "two-ended")
+    assert below.max_gain_frac == pytest.approx(3)
+    (lost,) = intervals(points, ONE_RESOURCE, "two-ended")
     assert (lost.low, str(lost)) == (pytest.approx(8), "above 8 GiB/s")
-    assert lost.most_frac == pytest.approx(1.0), "twice as long at 16 GiB/s"
+    assert lost.max_gain_frac == pytest.approx(1.0), "twice as long at 16 GiB/s"
 
 
 def test_rates_at_which_a_policy_was_not_planned_do_not_count(points):
     met = policy_crossings(points, "layer-wise", "two-ended")
     assert met == [pytest.approx((4.0, 2.0))]
-    (faster,) = stretches(points, "layer-wise", "two-ended")
+    (faster,) = intervals(points, "layer-wise", "two-ended")
     assert str(faster) == "above 4 GiB/s"
 
 
-def test_stretches_in_words():
+def test_intervals_as_text():
     inside = table(compute_only=[1.0] * 5, load_only=[2, 2, 0.5, 2, 2])
-    assert where(stretches(inside, "load-only", "compute-only")) == "from 2.83 to 5.66 GiB/s"
+    assert (
+        describe_intervals(intervals(inside, "load-only", "compute-only"))
+        == "from 2.83 to 5.66 GiB/s"
+    )
     always = table(compute_only=[2.0] * 5, load_only=[1.0] * 5)
-    assert where(stretches(always, "load-only", "compute-only")) == "at every rate"
-    assert stretches(always, "compute-only", "load-only") == []
+    assert describe_intervals(intervals(always, "load-only", "compute-only")) == "at every rate"
+    assert intervals(always, "compute-only", "load-only") == []
     many = table(compute_only=[1, 3, 1, 3, 1], load_only=[2.0] * 5)
-    assert where(stretches(many, "compute-only", "load-only")) == (
-        "in 3 stretches between 1 and 16 GiB/s"
+    assert describe_intervals(intervals(many, "compute-only", "load-only")) == (
+        "in 3 intervals between 1 and 16 GiB/s"
     )
 
 
 def test_what_the_curves_say(points):
-    loading, lost, layers, joint = rates_in_words(points)
-    assert loading == "Loading alone is faster than computing alone above 4 GiB/s."
+    loading, lost, layers, joint = describe_rates(points)
+    assert loading == "load-only is faster than compute-only above 4 GiB/s."
     assert lost == (
-        "two-ended loses to one of them alone above 8 GiB/s: it takes up to 100.0 % longer there."
+        "two-ended takes up to 100.0 % longer than the faster of these two above 8 GiB/s."
     )
     assert layers == "layer-wise is faster than two-ended above 4 GiB/s."
     assert joint == "joint gains most over two-ended at 16 GiB/s, where it is 4.00 x as fast."
@@ -86,7 +89,7 @@ def test_what_the_curves_say(points):
 
 def test_what_the_curves_say_where_nothing_crosses():
     flat = table(compute_only=[2.0] * 5, load_only=[3.0] * 5, two_ended=[1.0] * 5)
-    assert rates_in_words(flat) == [
-        "Computing alone is faster than loading alone at every rate.",
-        "two-ended loses to neither of them at any rate.",
+    assert describe_rates(flat) == [
+        "compute-only is faster than load-only at every rate.",
+        "two-ended is never slower than the faster of these two.",
     ]

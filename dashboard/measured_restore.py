@@ -45,7 +45,7 @@ def show_measured() -> None:
     st.header(answer(case.comparison), anchor=False)
     st.caption(circumstances(case))
     st.markdown(f"**{met(case)}** {busy_lanes(case)}")
-    for sentence in told_by_checks(case):
+    for sentence in check_warnings(case):
         st.warning(plain(sentence))
     cards(metrics(case.comparison))
     show_walk(case)
@@ -72,7 +72,7 @@ def walks(graph: TaskGraph) -> bool:
     return all(task.layers == layers for task in graph.tasks if task.op != "head")
 
 
-def told_by_checks(case: Case) -> list[str]:
+def check_warnings(case: Case) -> list[str]:
     """What went otherwise than planned, as the recording says."""
     checks: Mapping[str, Any] = case.measured.checks
     told = []

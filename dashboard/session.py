@@ -1,9 +1,10 @@
-"""What pages share: caches of answers, uploads of this visitor, and the measurement going on."""
+"""State that pages share: cached plans and cases, uploads, and the running measurement."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import streamlit as st
 
@@ -17,6 +18,7 @@ from dashboard.data.runs import (
     case_stamp,
     find_runs,
     is_restore,
+    is_restore_job,
     load_case,
     plan_of,
 )
@@ -26,63 +28,48 @@ from dashboard.questions.restore import Report, RestoreAnswer, RestoreQuestion
 from planner import Plan
 from planner.restore import RestorePlan
 from sim.errors import KvOverlapError
-from sim.graph.jobs import RestoreRequest
 from sim.machine.profile import HardwareProfile
 from sim.results.accuracy import Accuracy, assess
 from sim.results.recording import Recording
 
+Content = TypeVar("Content", HardwareProfile, Plan, RestorePlan, Recording)
+
 UPLOADS = "uploads"
 MAX_UPLOADS = 8
 MAX_RESTORES = 16
-"""Answers to restore questions that are kept of each visitor."""
+"""Cached restore answers of each visitor."""
 
 
 def uploads() -> dict[str, Upload]:
-    """Accepted files of this visitor by name, the newest last."""
+    """Accepted files of this visitor by name, newest last."""
     found: dict[str, Upload] = st.session_state.setdefault(UPLOADS, {})
     return found
 
 
 def keep_upload(upload: Upload) -> None:
-    """Remember an accepted file, forgetting the oldest of too many."""
-    kept = uploads()
-    kept.pop(upload.name, None)
-    kept[upload.name] = upload
-    while len(kept) > MAX_UPLOADS:
-        del kept[next(iter(kept))]
+    """Store an accepted file; beyond `MAX_UPLOADS` the oldest is dropped."""
+    stored = uploads()
+    stored.pop(upload.name, None)
+    stored[upload.name] = upload
+    while len(stored) > MAX_UPLOADS:
+        del stored[next(iter(stored))]
 
 
-def uploaded_profiles() -> dict[str, HardwareProfile]:
+def uploaded(kind: type[Content]) -> dict[str, Content]:
+    """The contents of one kind that this visitor uploaded, newest first."""
     return {
         name: upload.content
         for name, upload in reversed(uploads().items())
-        if isinstance(upload.content, HardwareProfile)
-    }
-
-
-def uploaded_plans() -> dict[str, Plan]:
-    return {
-        name: upload.content
-        for name, upload in reversed(uploads().items())
-        if isinstance(upload.content, Plan)
-    }
-
-
-def uploaded_restore_plans() -> dict[str, RestorePlan]:
-    return {
-        name: upload.content
-        for name, upload in reversed(uploads().items())
-        if isinstance(upload.content, RestorePlan)
+        if isinstance(upload.content, kind)
     }
 
 
 def uploaded_recordings(restores: bool | None = None) -> dict[str, Recording]:
-    """All of them, those of restores, or the others."""
+    """Uploaded recordings: all, those of restores, or those of decodes."""
     return {
-        name: upload.content
-        for name, upload in reversed(uploads().items())
-        if isinstance(upload.content, Recording)
-        and restores in (None, isinstance(upload.content.graph.workload, RestoreRequest))
+        name: recording
+        for name, recording in uploaded(Recording).items()
+        if restores in (None, is_restore_job(recording.graph.workload))
     }
 
 
@@ -92,11 +79,11 @@ def all_runs() -> list[Run]:
 
 
 def all_machines() -> list[Machine]:
-    return find_machines(all_runs(), uploaded_profiles())
+    return find_machines(all_runs(), uploaded(HardwareProfile))
 
 
 def _load_stamped(folder: Path, stamp: tuple[int, ...]) -> Case:  # noqa: ARG001
-    """The case in `folder`; `stamp` makes it be read again when its files change."""
+    """The case in `folder`, read again when `stamp` changes."""
     return load_case(folder)
 
 
@@ -118,7 +105,7 @@ _stored_kind: Callable[[Path, tuple[int, ...]], bool] = st.cache_data(
 
 
 def cases_of(run: Run, restores: bool | None = None) -> list[str]:
-    """The cases of a run: all, those of restores, or the others, unreadable ones among them.
+    """Names of the cases of a run: all, restores, or decodes and unreadable ones.
 
     Raises:
         BadFile: there are none, or the folder cannot be listed.
@@ -133,7 +120,7 @@ def cases_of(run: Run, restores: bool | None = None) -> list[str]:
 
 
 def runs_with(restores: bool) -> list[Run]:
-    """Runs that hold a restore, or a decode."""
+    """Runs with at least one restore, or one decode."""
     found = []
     for run in all_runs():
         try:
@@ -151,11 +138,11 @@ def _assess_stamped(root: Path, stamp: tuple[int, ...]) -> Accuracy:  # noqa: AR
 stored_accuracy: Callable[[Path, tuple[int, ...]], Accuracy] = st.cache_resource(
     _assess_stamped, max_entries=16, show_spinner=False
 )
-"""Every case under a root predicted anew, once for each stamp of its files."""
+"""Errors of every case under a root, simulated once for each stamp of its files."""
 
 
 def uploaded_case(name: str) -> Case:
-    """The comparison of an uploaded recording, made once.
+    """The cached comparison of an uploaded recording.
 
     Raises:
         KvOverlapError: it cannot be compared.
@@ -178,7 +165,7 @@ _stored_plan: Callable[[str, str, Case], Plan] = st.cache_resource(
 
 
 def case_plan(case: Case) -> Plan:
-    """The plan of a case, worked out once.
+    """The cached plan of a case.
 
     Raises:
         KvOverlapError: this version cannot plan it.
@@ -200,10 +187,10 @@ _stored_answer: Callable[[Question, str], Plan] = st.cache_resource(
 
 
 def answer_to(question: Question, policy: str = "lp") -> Plan:
-    """The plan that answers a question, worked out once.
+    """The cached plan of a question.
 
     Raises:
-        KvOverlapError: the model or the machine cannot take the job.
+        KvOverlapError: the model or the machine does not support the job.
     """
     return _stored_answer(question, policy)
 
@@ -213,15 +200,15 @@ jobs: Callable[[], Jobs] = st.cache_resource(Jobs, show_spinner=False)
 
 
 def restore_answer_to(question: RestoreQuestion, report: Report) -> RestoreAnswer:
-    """Every policy's plan for a question, worked out once for this visitor.
+    """Plans of every policy for a question, cached for this visitor.
 
     Raises:
-        KvOverlapError: the model or the machine cannot take the request.
+        KvOverlapError: the model or the machine does not support the request.
     """
-    kept: dict[tuple[str, str], RestoreAnswer] = st.session_state.setdefault("restores", {})
+    cached: dict[tuple[str, str], RestoreAnswer] = st.session_state.setdefault("restores", {})
     key = (repr(question), profile_key(question.hardware))
-    if key not in kept:
-        kept[key] = question.answer(report)
-        while len(kept) > MAX_RESTORES:
-            del kept[next(iter(kept))]
-    return kept[key]
+    if key not in cached:
+        cached[key] = question.answer(report)
+        while len(cached) > MAX_RESTORES:
+            del cached[next(iter(cached))]
+    return cached[key]

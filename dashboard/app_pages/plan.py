@@ -11,7 +11,7 @@ from dashboard.data.machines import profile_key
 from dashboard.figures import policy_bars, sensitivity_bars, split_curve, way_map, ways_by_layer
 from dashboard.questions.decode import ENGINE
 from dashboard.questions.points import even_split, kvpr_count, split_points
-from dashboard.session import answer_to, case_plan, uploaded_plans
+from dashboard.session import answer_to, case_plan, uploaded
 from dashboard.text.comparison import beyond_calibration, plain, plan_answer, plan_circumstances
 from planner import POLICIES, Plan
 from sim.engine.api import simulate
@@ -24,7 +24,7 @@ ASKED, MEASURED, UPLOADED = "a question", "a measured case", "an uploaded plan"
 def show_page() -> None:
     """Which plan, then the plan."""
     st.caption("Which part of the KV cache each layer loads, which it recomputes, and what for.")
-    plans = uploaded_plans()
+    plans = uploaded(Plan)
     kinds = [ASKED, MEASURED, *([UPLOADED] if plans else [])]
     kind = st.segmented_control(
         "Plan of", kinds, default=ASKED, required=True, key="of", bind="query-params"

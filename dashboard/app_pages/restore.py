@@ -8,7 +8,7 @@ import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
 from dashboard.controls.restore import ask_restore, ask_trace
-from dashboard.controls.traces import trace_csv, trace_in_words
+from dashboard.controls.traces import describe_trace, trace_csv
 from dashboard.controls.widgets import cards, chart, choose_view, table_downloads
 from dashboard.data.machines import profile_key
 from dashboard.figures import (
@@ -27,7 +27,7 @@ from dashboard.questions.restore import (
     RestoreAnswer,
     RestoreQuestion,
 )
-from dashboard.session import restore_answer_to, uploaded_restore_plans
+from dashboard.session import restore_answer_to, uploaded
 from dashboard.text.comparison import plain
 from dashboard.text.crossovers import describe_rates
 from dashboard.text.restore import (
@@ -54,7 +54,7 @@ ENDS, RATES, CHANGES = "Both ends", "Against bandwidth", "Availability"
 def show_page() -> None:
     """Which restore, then the restore."""
     st.caption("A prompt whose prefix is cached: compute it, load it, or both until they meet.")
-    plans = uploaded_restore_plans()
+    plans = uploaded(RestorePlan)
     kinds = [ASKED, MEASURED, *([UPLOADED] if plans else [])]
     kind = st.segmented_control(
         "Restore of",
@@ -249,7 +249,7 @@ def show_changes(question: RestoreQuestion, answer: RestoreAnswer) -> None:
     if plan.adaptation is None:
         st.info("Nothing happens: all of the machine is there all the time.")
         return
-    what = trace_in_words(trace).capitalize()
+    what = describe_trace(trace).capitalize()
     st.markdown(
         f"{what}: **{adaptation_answer(plan.adaptation)}** The answer above and the policies below "
         "know it beforehand."

@@ -103,7 +103,7 @@ def trace_csv(trace: Availability, lanes: Sequence[str]) -> bytes:
     return trace_table(trace, lanes).to_csv(index=False).encode()
 
 
-def trace_in_words(trace: Availability) -> str:
+def describe_trace(trace: Availability) -> str:
     """What the trace does, in one phrase."""
     if trace == ALWAYS:
         return "all of the machine all the time"

@@ -59,11 +59,11 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """Whether what is written last is there."""
+        """Whether the file that is written last exists."""
         return any((self.folder / name).is_file() for name in (REPORT, RECORDING))
 
     def case_names(self) -> list[str]:
-        """The cases it holds: shape by shape, the lp plan of each first.
+        """Names of its cases, sorted by shape, the lp plan of each shape first.
 
         Raises:
             BadFile: there are none, or the folder cannot be listed.
@@ -90,12 +90,12 @@ def _menu_place(name: str) -> tuple[str, int, str]:
 
 @dataclass(frozen=True)
 class Case:
-    """One measured plan with its prediction and how far they are apart.
+    """One measured plan with its prediction and their comparison.
 
     Args:
-        policy: whose split it is.
-        tolerance_frac: most that the prediction may be off, where one was set.
-        availability: what there was of the machine over time, where its plan says so.
+        policy: policy of the plan.
+        tolerance_frac: largest allowed error of the makespan, or None.
+        availability: available part of each lane over time.
     """
 
     policy: str
@@ -112,13 +112,18 @@ class Case:
     @property
     def restores(self) -> bool:
         """Whether a cached prefix was restored, rather than tokens decoded."""
-        return isinstance(self.graph.workload, RestoreRequest)
+        return is_restore_job(self.graph.workload)
 
     @cached_property
     def estimates(self) -> list[Estimate]:
         """Of every task alone, in graph order."""
         costs = cost_model(self.measured.hardware, self.graph.model, self.graph.workload)
         return [costs.estimate(task) for task in self.graph.tasks]
+
+
+def is_restore_job(job: object) -> bool:
+    """Whether a job restores a cached prefix; all others decode."""
+    return isinstance(job, RestoreRequest)
 
 
 def find_runs(own: Path, shipped: Path) -> list[Run]:
@@ -135,19 +140,19 @@ def _run_folders(root: Path) -> Iterable[Path]:
 
 
 def case_stamp(folder: Path) -> tuple[int, ...]:
-    """Changes whenever the files of a case do; 0 stands for an absent file."""
+    """Modification times of the files of a case, 0 for an absent file."""
     files = (folder / CASE, folder / PLAN, folder / MEASURED)
     return tuple(file.stat().st_mtime_ns if file.is_file() else 0 for file in files)
 
 
 def run_stamp(run: Run) -> tuple[int, ...]:
-    """Changes whenever the files of any case of a run do."""
+    """Modification times of the files of all cases of a run."""
     folders = sorted(run.folder.glob(f"{CASES}/*"))
     return tuple(part for folder in folders for part in case_stamp(folder))
 
 
 def load_case(folder: Path) -> Case:
-    """Read one case and predict it anew.
+    """One case with its recorded graph simulated again.
 
     Raises:
         BadFile: the measurement, or what says whose plan it is, is unreadable or inconsistent.
@@ -155,7 +160,7 @@ def load_case(folder: Path) -> Case:
     measured = Recording.load(folder / MEASURED)
     policy, tolerance_frac, availability = UNKNOWN_POLICY, None, ALWAYS
     known = (folder / CASE).is_file()
-    restored = isinstance(measured.graph.workload, RestoreRequest)
+    restored = is_restore_job(measured.graph.workload)
     if (folder / PLAN).is_file() and (restored or not known):
         plan = load_plan(folder / PLAN)
         policy = plan.policy
@@ -167,7 +172,7 @@ def load_case(folder: Path) -> Case:
 
 
 def is_restore(folder: Path) -> bool:
-    """Whether a restore was measured in a case, told without understanding its file.
+    """Whether a case measured a restore, by a search in the text of its file.
 
     Raises:
         BadFile: the measurement is unreadable.
@@ -197,7 +202,7 @@ def case_of(
 
 
 def split_of(graph: TaskGraph) -> list[list[int]]:
-    """Recomputed tokens `[step][layer]` of a graph, as its loads of X tell."""
+    """Recomputed tokens `[step][layer]` of a graph."""
     split = [[0] * graph.model.n_layers for _ in range(graph.workload.gen_tokens)]
     for task in graph.tasks:
         if task.op == "recompute":
@@ -206,7 +211,7 @@ def split_of(graph: TaskGraph) -> list[list[int]]:
 
 
 def plan_of(case: Case) -> Plan:
-    """The plan that was run, with its bound, baselines and bottleneck worked out again.
+    """The plan of a case, with its bound, baselines and bottleneck computed again.
 
     Raises:
         KvOverlapError: this version cannot plan such a graph.

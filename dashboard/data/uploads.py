@@ -1,6 +1,6 @@
-"""What a visitor brings along: a profile, a plan or a recording, checked before it is used.
+"""Uploaded files: profiles, plans and recordings, validated before use.
 
-An upload is text of ours or it is refused with the reason. It is unpacked within a limit, parsed
+Any other file is refused with the reason. An upload is unpacked within a limit, parsed
 as JSON and validated by the same loaders that read our own files; nothing of it is executed.
 """
 
@@ -10,15 +10,13 @@ import json
 import re
 import tempfile
 import zlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from dashboard.text.comparison import request_in_words
+from dashboard.text.comparison import describe_job
 from planner import Plan
 from planner.restore import RestorePlan
 from sim.errors import BadFile, KvOverlapError
-from sim.graph.jobs import RestoreRequest
 from sim.graph.tasks import TaskGraph
 from sim.machine.profile import HardwareProfile
 from sim.results.recording import Recording
@@ -32,6 +30,14 @@ ADVICE = "kvoverlap profile, plan, restore and run write files that can be shown
 
 Content = HardwareProfile | Plan | RestorePlan | Recording
 
+KINDS: dict[str, tuple[str, type[Content]]] = {
+    "hardware-profile": ("profile", HardwareProfile),
+    "plan": ("plan", Plan),
+    "restore-plan": ("restore plan", RestorePlan),
+    "timeline": ("recording", Recording),
+}
+"""Name on the page and class of each kind of document."""
+
 
 @dataclass(frozen=True)
 class Upload:
@@ -42,40 +48,24 @@ class Upload:
 
     @property
     def kind(self) -> str:
-        match self.content:
-            case HardwareProfile():
-                return "profile"
-            case Plan():
-                return "plan"
-            case RestorePlan():
-                return "restore plan"
-        return "recording"
+        return next(name for name, cls in KINDS.values() if isinstance(self.content, cls))
 
     @property
     def summary(self) -> str:
-        """What it holds, in a few words."""
+        """Model, job and machine, or the description of a profile."""
         match self.content:
             case HardwareProfile() as profile:
                 return f"{profile.name}: {profile.description}"
-            case Plan() as plan:
-                job = plan.workload
-                return (
-                    f"{plan.model.name}, batch {job.batch_size}, prompt {job.prompt_tokens}, "
-                    f"policy {plan.policy}, on {plan.hardware.name}"
-                )
-            case RestorePlan() as plan:
-                return (
-                    f"{plan.model.name}, {request_in_words(plan.workload)}, policy {plan.policy}, "
-                    f"on {plan.hardware.name}"
-                )
             case Recording() as recording:
                 graph = recording.graph
-                asked = f"batch {graph.workload.batch_size}, prompt {graph.workload.prompt_tokens}"
-                if isinstance(graph.workload, RestoreRequest):
-                    asked = request_in_words(graph.workload)
                 return (
-                    f"{graph.model.name}, {asked}, {len(recording.runs)} runs of "
-                    f"{len(graph.tasks):,} tasks"
+                    f"{graph.model.name}, {describe_job(graph.workload)}, "
+                    f"{len(recording.runs)} runs of {len(graph.tasks):,} tasks"
+                )
+            case plan:
+                return (
+                    f"{plan.model.name}, {describe_job(plan.workload)}, policy {plan.policy}, "
+                    f"on {plan.hardware.name}"
                 )
 
 
@@ -88,20 +78,14 @@ def read_upload(name: str, payload: bytes) -> Upload:
     """
     name = safe_name(name)
     text = unpacked(name, payload)
-    loaders: dict[str, Callable[[Path], Content]] = {
-        "hardware-profile": HardwareProfile.load,
-        "plan": Plan.load,
-        "restore-plan": RestorePlan.load,
-        "timeline": Recording.load,
-    }
     kind = _kind(name, text)
-    if kind not in loaders:
+    if kind not in KINDS:
         raise BadFile(f"{name} holds {kind}, which cannot be shown; {ADVICE}.")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / name
         path.write_bytes(text)
         try:
-            content = loaders[kind](path)
+            content: Content = KINDS[kind][1].load(path)
             graph = _graph_of(content)
         except KvOverlapError as error:
             raise BadFile(_one_line(str(error).replace(str(path), name))) from None
@@ -117,7 +101,7 @@ def read_upload(name: str, payload: bytes) -> Upload:
 
 
 def _graph_of(content: Content) -> TaskGraph | None:
-    """What a plan or a recording is about.
+    """The graph of a plan or a recording.
 
     Raises:
         Mismatch: the plan was edited after its simulation.
@@ -168,7 +152,7 @@ def unpacked(name: str, payload: bytes) -> bytes:
 
 
 def _kind(name: str, text: bytes) -> str:
-    """What the document says it is."""
+    """The `kind` of the document."""
     try:
         document = json.loads(text.decode())
     except UnicodeDecodeError:
@@ -186,6 +170,6 @@ def _kind(name: str, text: bytes) -> str:
 
 
 def _one_line(text: str) -> str:
-    """A refusal short enough to read, whatever value it quotes."""
+    """Text on one line, cut at 400 characters."""
     line = " ".join(text.split())
     return line if len(line) <= 400 else f"{line[:397]}..."

@@ -1,4 +1,4 @@
-"""What a comparison says in words, figures and a table; times in ms, fractions in per cent."""
+"""Text, cards and tables of comparisons and plans: times in ms, fractions in per cent."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pandas as pd
 
 from dashboard.data.runs import PLAN, SHIPPED_RUNS, Case
 from planner import Plan
-from sim.graph.jobs import RestoreRequest
+from sim.graph.jobs import RestoreRequest, Workload
 from sim.results.accuracy import MEASURED, Accuracy
 from sim.results.compare import Comparison
 from sim.units import ms, percent
@@ -19,7 +19,7 @@ from sim.units import ms, percent
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """One figure with what stands below it and what it means."""
+    """One value of a card, with the text below it and its help."""
 
     label: str
     value: str
@@ -28,12 +28,12 @@ class Metric:
 
 
 def plain(text: str) -> str:
-    """Free text of a file, so that a page shows its characters and follows none of its links."""
+    """Text with Markdown characters escaped, so that links of a file are inert."""
     return re.sub(r"([\\`*_{}\[\]()#+!|<>$~:])", r"\\\1", text)
 
 
 def answer(comparison: Comparison) -> str:
-    """How far the prediction was off, in one line."""
+    """Predicted and measured makespan, error and repeat spread, in one line."""
     return (
         f"predicted {ms(comparison.predicted_makespan_s)}, "
         f"measured {ms(comparison.measured_makespan_s)}, "
@@ -43,23 +43,27 @@ def answer(comparison: Comparison) -> str:
 
 
 def circumstances(case: Case) -> str:
-    """What was planned, on what, and how often it ran."""
-    model, job, hardware = case.graph.model, case.graph.workload, case.measured.hardware
-    asked = (
-        f"batch {job.batch_size}, prompt {job.prompt_tokens}, {count_of(job.gen_tokens, 'step')}"
-    )
-    if isinstance(job, RestoreRequest):
-        asked = request_in_words(job)
+    """Model, job, policy, machine and number of repeats of a case."""
+    model, hardware = case.graph.model, case.measured.hardware
     return (
-        f"{plain(model.name)} ({model.dtype}), {asked}, policy {case.policy}, "
-        f"on {plain(hardware.name)} ({hardware.source} figures), "
+        f"{plain(model.name)} ({model.dtype}), {describe_job(case.graph.workload)}, "
+        f"policy {case.policy}, on {plain(hardware.name)} ({hardware.source} figures), "
         f"measured {count_of(len(case.measured.runs), 'time')}, "
         f"{count_of(len(case.graph.tasks), 'task')}."
     )
 
 
-def request_in_words(request: RestoreRequest) -> str:
-    """What a restore is asked for, in one phrase."""
+def describe_job(job: Workload | RestoreRequest) -> str:
+    """Batch, prompt and steps of a decode, or cached tokens and tier of a restore."""
+    if isinstance(job, RestoreRequest):
+        return describe_request(job)
+    bits = f", KV cache in {job.kv_bits} bits" if job.kv_bits else ""
+    steps = count_of(job.gen_tokens, "step")
+    return f"batch {job.batch_size}, prompt {job.prompt_tokens:,}, {steps}{bits}"
+
+
+def describe_request(request: RestoreRequest) -> str:
+    """Cached tokens, tier and GPU share of a restore."""
     bits = "" if request.tier_kv_bits == 16 else f" in {request.tier_kv_bits} bits"
     return (
         f"{request.cached_tokens:,} of {request.prompt_tokens:,} tokens cached{bits} "
@@ -68,12 +72,13 @@ def request_in_words(request: RestoreRequest) -> str:
 
 
 def busy_lanes(case: Case) -> str:
-    """What limits a restore: how much of the measured time each of its lanes works."""
+    """The busiest lane of a measured restore, with the busy share of every lane."""
     run = case.measured.typical
     busy = {lane: run.busy_s(lane) / run.makespan_s for _, lane in run.graph.lanes}
-    told = sorted(busy.items(), key=lambda one: -one[1])
-    parts = [f"{lane} {percent(part)}" for lane, part in told]
-    return f"**{told[0][0]} works longest.** Of the time to first token: {', '.join(parts)}."
+    ranked = sorted(busy.items(), key=lambda one: -one[1])
+    parts = [f"{lane} {percent(part)}" for lane, part in ranked]
+    first = f"**{ranked[0][0]} works longest.**"
+    return f"{first} Busy share of the time to first token: {', '.join(parts)}."
 
 
 def count_of(number: int, thing: str) -> str:
@@ -81,13 +86,13 @@ def count_of(number: int, thing: str) -> str:
 
 
 def metrics(comparison: Comparison) -> list[Metric]:
-    """The four figures beside the makespan."""
+    """Overlap, exposed copy, and the errors with measured task times and of `max()`."""
     return [
         Metric(
             "Overlap, measured",
             percent(comparison.overlap_measured_frac),
             f"predicted {percent(comparison.overlap_predicted_frac)}",
-            "Part of the copy time during which the compute lane works too.",
+            "Share of the copy time that is hidden behind compute.",
         ),
         Metric(
             "Exposed copy, measured",
@@ -98,15 +103,15 @@ def metrics(comparison: Comparison) -> list[Metric]:
         Metric(
             "Error, task times given",
             percent(comparison.teacher_forced_error_frac, signed=True),
-            "what scheduling alone gets wrong",
-            "Makespan error when the simulator is given every task's measured time: the rest of "
-            "the error comes from the predicted task times.",
+            "error of scheduling only",
+            "Makespan error when the simulator is given the measured time of every task. The rest "
+            "of the error comes from the predicted task times.",
         ),
         Metric(
             "Error of max(copy, compute)",
             percent(comparison.naive_error_frac, signed=True),
-            "what a formula would have said",
-            "Makespan error of the busiest lane's predicted time alone, without any waiting.",
+            "formula without waiting",
+            "Makespan error of the predicted busy time of the busiest lane.",
         ),
     ]
 
@@ -133,7 +138,7 @@ def task_errors(case: Case) -> pd.DataFrame:
 
 
 def compare_command(folder: Path) -> str:
-    """The commands that give the answer line of the case in `folder` without a browser.
+    """The commands that print the comparison of the case in `folder`.
 
     A recording holds no plan; its graph is simulated by `kvoverlap accuracy`.
     """
@@ -147,7 +152,7 @@ def compare_command(folder: Path) -> str:
 
 
 def run_accuracy(found: Accuracy) -> str:
-    """How far off the predictions of all cases of a run are, in one sentence."""
+    """Median and 90th percentile error of all cases of a run, in one sentence."""
     return (
         f"All {count_of(len(found.cases), 'case')} of this run: median error "
         f"{percent(found.median_abs_error_frac)}, nine of ten within "
@@ -156,14 +161,14 @@ def run_accuracy(found: Accuracy) -> str:
 
 
 def accuracy_command(root: Path) -> str:
-    """The command that assesses the recordings in `root` without a browser."""
+    """The command that assesses the recordings in `root`."""
     if root == SHIPPED_RUNS:
         return "kvoverlap accuracy"
     return f"kvoverlap accuracy --recordings {shlex.quote(str(root))}"
 
 
 def plan_answer(plan: Plan) -> str:
-    """How much a plan recomputes and how long it takes, in one line."""
+    """Recomputed tokens and makespan of a plan, in one line."""
     recomputed, attended = plan.steps[0].median_layer
     return (
         f"recompute {recomputed:,} of {attended:,} past tokens in the "
@@ -172,18 +177,15 @@ def plan_answer(plan: Plan) -> str:
 
 
 def plan_circumstances(plan: Plan) -> str:
-    """What was planned, on what, and how good the answer is."""
-    job = plan.workload
+    """Model, job, policy and machine of a plan, and its gap to the lower bound."""
     split = sorted(plan.steps[0].recomputed_tokens)
     gap = max(0.0, plan.makespan_s / plan.lower_bound_s - 1) if plan.lower_bound_s > 0 else 0.0
     spread = f"From {split[0]:,} to {split[-1]:,} tokens a layer"
     if split[0] == split[-1]:
         spread = f"{split[0]:,} tokens in every layer"
     kept = f" {words[0].upper()}{words[1:]}." if (words := plan.residency.words()) else ""
-    bits = f", KV cache in {job.kv_bits} bits" if job.kv_bits else ""
     return (
-        f"{plain(plan.model.name)} ({plan.model.dtype}), batch {job.batch_size}, prompt "
-        f"{job.prompt_tokens:,}, {count_of(job.gen_tokens, 'step')}{bits}, schedule "
+        f"{plain(plan.model.name)} ({plan.model.dtype}), {describe_job(plan.workload)}, schedule "
         f"{plan.schedule}, policy {plan.policy}, on "
         f"{plain(plan.hardware.name)} ({plan.source} figures). {spread}; "
         f"{percent(gap)} above {ms(plan.lower_bound_s)}, "

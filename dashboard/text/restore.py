@@ -1,20 +1,20 @@
-"""What the plans of a restore say in words, figures and a table."""
+"""Text, cards and tables of restore plans."""
 
 from __future__ import annotations
 
 import pandas as pd
 
 from dashboard.questions.restore import POLICIES, RestoreAnswer
-from dashboard.text.comparison import Metric, count_of, plain, request_in_words
+from dashboard.text.comparison import Metric, count_of, describe_request, plain
 from planner.restore import Adaptation, RestorePlan
 from sim.units import ms, percent
 
-STALE, REPLANNED = "lp, planned for the whole machine and kept", "lp, planned again"
-CLAIMS, FORESEEN = "two-ended, which plans nothing", "lp, had it known"
+STALE, REPLANNED = "lp, planned for the whole machine", "lp, planned again"
+CLAIMS, FORESEEN = "two-ended, without a plan", "lp, with the trace known in advance"
 
 
 def restore_answer(plan: RestorePlan) -> str:
-    """Time to first token against either resource alone, in one line."""
+    """Time to first token and speedup over load-only and compute-only, in one line."""
     return (
         f"first token after {ms(plan.ttft_s)}: {plan.load_only_s / plan.ttft_s:.2f} x as fast as "
         f"loading, {plan.compute_only_s / plan.ttft_s:.2f} x as fast as computing alone"
@@ -22,15 +22,15 @@ def restore_answer(plan: RestorePlan) -> str:
 
 
 def restore_circumstances(plan: RestorePlan) -> str:
-    """What was planned, and on what."""
+    """Model, machine, request and policy of a plan."""
     return (
         f"{plain(plan.model.name)} ({plan.model.dtype}) on {plain(plan.hardware.name)} "
-        f"({plan.source} figures): {request_in_words(plan.workload)}, policy {plan.policy}."
+        f"({plan.source} figures): {describe_request(plan.workload)}, policy {plan.policy}."
     )
 
 
 def restore_metrics(plan: RestorePlan) -> list[Metric]:
-    """The figures beside the answer."""
+    """Speedup over two-ended, and tokens by source."""
     base_s = plan.baselines["two-ended"]
     parts = [
         Metric(
@@ -55,7 +55,7 @@ def restore_metrics(plan: RestorePlan) -> list[Metric]:
 
 
 def policy_table(answer: RestoreAnswer) -> pd.DataFrame:
-    """Every policy, fastest first, with its ratios to either resource alone."""
+    """Every policy, fastest first, with its speedups."""
     plans = [answer.plans[policy] for policy in POLICIES]
     rows = [
         {
@@ -75,7 +75,7 @@ def policy_table(answer: RestoreAnswer) -> pd.DataFrame:
 
 
 def adaptation_times(found: Adaptation) -> dict[str, float]:
-    """Seconds to first token of each way of meeting a trace that nobody foresaw."""
+    """Seconds to first token of each reaction to a trace."""
     return {
         STALE: found.stale_s,
         f"{REPLANNED} {count_of(len(found.changes), 'time')}": found.replanned_s,
@@ -85,16 +85,16 @@ def adaptation_times(found: Adaptation) -> dict[str, float]:
 
 
 def adaptation_answer(found: Adaptation) -> str:
-    """What the trace costs whom, in one sentence."""
+    """Time to first token under a trace for each policy, in one sentence."""
     if not found.changes:
         return (
-            f"Nothing makes the plan stale: it takes {ms(found.stale_s)}, two-ended "
-            f"{ms(found.two_ended_s)}."
+            f"{ms(found.stale_s)} with the plan unchanged, {ms(found.two_ended_s)} with two-ended: "
+            "no change of plan is needed."
         )
     return (
-        f"A plan made for the whole machine and kept takes {ms(found.stale_s)}; planned again "
-        f"{count_of(len(found.changes), 'time')} {ms(found.replanned_s)}; two-ended, which plans "
-        f"nothing, {ms(found.two_ended_s)}. Had lp known the trace: {ms(found.foreseen_s)}."
+        f"{ms(found.stale_s)} with the plan for the whole machine, {ms(found.replanned_s)} "
+        f"planned again {count_of(len(found.changes), 'time')}, {ms(found.two_ended_s)} with "
+        f"two-ended, {ms(found.foreseen_s)} with the trace known in advance."
     )
 
 

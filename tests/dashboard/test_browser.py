@@ -140,8 +140,8 @@ def test_a_moved_slider_changes_the_number_and_the_address(page, address):
 
 def test_an_edited_trace_changes_the_answer_and_the_address(page, address):
     visit(page, f"{address}/restore?view=Availability&prompt=4,096&policy=two-ended")
-    told = page.get_by_text("A plan made for the whole machine").first
-    before = told.inner_text()
+    adaptation = page.get_by_text("with the trace known in advance").first
+    before = adaptation.inner_text()
     assert "trace=" not in page.url
     table = page.get_by_test_id("stDataFrame").first
     table.scroll_into_view_if_needed()

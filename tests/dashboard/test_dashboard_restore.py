@@ -10,10 +10,10 @@ from streamlit.testing.v1 import AppTest
 
 import dashboard
 from dashboard.controls.traces import (
+    describe_trace,
     example_trace,
     read_trace_text,
     trace_csv,
-    trace_in_words,
     trace_of_table,
     trace_table,
     trace_text,
@@ -250,7 +250,7 @@ def test_a_trace_reads_back_from_address_table_and_file(tmp_path):
         for lane in lanes:
             assert loaded.at(time_s, lane) == trace.at(time_s, lane)
     assert read_trace_text("") == ALWAYS
-    assert trace_in_words(trace) == "from 0.25 s on 50 % of net, from 1.5 s on 33.3333 % of compute"
+    assert describe_trace(trace) == "from 0.25 s on 50 % of net, from 1.5 s on 33.3333 % of compute"
 
 
 def test_an_edited_table_may_be_unsorted_and_half_filled_in():

@@ -177,7 +177,7 @@ def run_command(command, capsys):
         {},
         {"link": "64 GB/s", "flops": "624 TFLOP/s", "batch": "16"},
         {"hbm": "3110 GB/s", "gen": "2", "memory": "80 GiB", "model": "opt-30b"},
-        {"gpus": "4", "hardware": "kvpr-a100-4gpu", "model": "opt-125m"},
+        {"gpus": "4", "hardware": "kvpr-a100-4gpu", "model": "opt-125m", "prompt": "256"},
         {"schedule": "column", "n_batches": "2", "model": "opt-6.7b"},
         {"hardware": "profile of run here", "model": "opt-125m", "prompt": "300"},
         {"keep": "true", "memory": "40 GiB"},

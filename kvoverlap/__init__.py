@@ -218,14 +218,9 @@ def run(
             something else than a decode or prefill without offloading.
     """
     from hw import resolve_device
-    from measure.run import run_plan, run_restore
-    from planner.restore.plan import RestorePlan
+    from measure.run import run as measure
 
-    kind = resolve_device(device)
-    steps = Silent() if progress is None else progress
-    if isinstance(planned, RestorePlan):
-        return run_restore(planned, kind, repeats, seed, planned.availability, None, steps)
-    return run_plan(planned, kind, repeats, seed, steps)
+    return measure(planned, resolve_device(device), repeats, seed, progress or Silent())
 
 
 def load(path: str | Path) -> Plan | RestorePlan | Recording | HardwareProfile:

@@ -1,4 +1,4 @@
-"""Restores whose link or device is taken away half-way: three ways to cope, measured."""
+"""Restores during which the link or the device slows down: three ways to adapt, measured."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from dataclasses import asdict, dataclass
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from measure.decode_grid import WARM_UPS
+from measure.interleave import present_machine
 from measure.restore_grid import PROBE_SAMPLES, at_balance
-from measure.run import Prepared, prepare, tier_paces
+from measure.run import PreparedRestore, predict, prepare_restore, tier_paces, warm_ups
 from planner.restore import Replanner, RestorePlan, RestorePlanner, adapt, make_restore_plan
 from planner.restore.lower import split_graph
 from planner.restore.split import RestoreSplit
@@ -16,13 +16,13 @@ from sim.lanes import COMPUTE, H2D
 from sim.machine.availability import Availability, Step
 from sim.machine.profile import HardwareProfile
 from sim.model.spec import ModelSpec
-from sim.progress import Progress
+from sim.progress import Part, Progress
 
 if TYPE_CHECKING:
     from hw import RestoreExecutor
 
 DROPS = {"bandwidth drop": (H2D, 0.3), "GPU-share drop": (COMPUTE, 0.4)}
-"""Which lane has how much of its pace left from a quarter of the planned time on."""
+"""Lane, and the fraction of its pace that is left after `DROP_AT_FRAC` of the planned time."""
 
 DROP_AT_FRAC = 0.25
 
@@ -31,11 +31,10 @@ WAYS = ("stale", "replanned", "two-ended")
 
 @dataclass(frozen=True)
 class Way:
-    """One way to restore under a trace that nobody foresaw.
+    """One way to restore under a trace that the plan does not know.
 
     Args:
-        predicted_s, measured_s: time to the first token; measured, the median of the repeats.
-        repeats_s: all of them.
+        predicted_s, measured_s: time to the first token; measured: median of `repeats_s`.
     """
 
     name: str
@@ -51,28 +50,29 @@ def measure_adaptation(
     prompt: int,
     repeats: int,
     seed: int,
-    steps: Progress,
+    progress: Progress,
 ) -> dict[str, Any]:
-    """The report: under each drop, the split that is kept, the one planned again, and claims.
+    """The report: under each drop, the unchanged split, the split planned again, and claims.
 
     Raises:
-        WrongNumbers: a run came to something else than computing the whole prompt.
+        WrongNumbers: a run differs from the resident prefill.
     """
     from hw import SpeedProbe, open_backend
 
     machine, request = at_balance(spec, hardware, prompt)
     pace = machine.links.h2d.paced_bytes_per_s
     with open_backend(kind, pace, tier_paces(machine, request.tier)) as backend:
-        steps("planning", 0.0)
-        drift = SpeedProbe(backend, spec, machine, request.chunk_tokens).drift(PROBE_SAMPLES)
-        for part, ratio in drift.items():
-            machine = machine.with_faster(part, 1 / ratio)
+        progress("planning", 0.0)
+        probe = SpeedProbe(backend, spec, machine, request.chunk_tokens)
+        machine, _ = present_machine(machine, probe, kind, PROBE_SAMPLES)
         split = make_restore_plan(spec, machine, request, "lp")
         claims = make_restore_plan(spec, machine, request, "two-ended")
-        ready = prepare(split, backend, seed, steps)
+        prepared = prepare_restore(split, backend, seed, progress)
         drops = {
-            name: _measure_drop(ready, split, claims, _trace(split, name), repeats, steps, name)
-            for name in DROPS
+            name: _measure_drop(
+                prepared, split, claims, name, repeats, Part(progress, name, at / len(DROPS))
+            )
+            for at, name in enumerate(DROPS)
         }
         environment = backend.environment()
     return {
@@ -94,31 +94,28 @@ def measure_adaptation(
     }
 
 
-def _trace(plan: RestorePlan, drop: str) -> Availability:
-    lane, frac = DROPS[drop]
-    return Availability((Step(DROP_AT_FRAC * plan.ttft_s, ((lane, frac),)),))
-
-
 def _measure_drop(
-    ready: Prepared,
+    prepared: PreparedRestore,
     split: RestorePlan,
     claims: RestorePlan,
-    trace: Availability,
+    drop: str,
     repeats: int,
-    steps: Progress,
-    name: str,
+    progress: Progress,
 ) -> dict[str, Any]:
-    """All ways in turn under one trace."""
+    """Interleaved runs of all ways under one drop."""
+    lane, frac = DROPS[drop]
+    trace = Availability((Step(DROP_AT_FRAC * split.ttft_s, ((lane, frac),)),))
     predicted = adapt(RestorePlanner(split.model, split.hardware, split.workload, trace))
     expected_s = (predicted.stale_s, predicted.replanned_s, predicted.two_ended_s)
     taken: dict[str, list[float]] = {way: [] for way in WAYS}
     moves: list[dict[str, Any]] = []
-    with ready.executor(split) as static, ready.executor(claims) as free:
-        for _ in range(WARM_UPS[ready.backend.kind]):
+    split_run, claims_run = predict(split), predict(claims)
+    with prepared.executor(split_run) as static, prepared.executor(claims_run) as free:
+        for _ in range(warm_ups(prepared.backend.kind, split_run.makespan_s)):
             static.run()
             free.run()
         for number in range(repeats):
-            steps(f"{name}, round {number + 1} of {repeats}", number / repeats)
+            progress(f"round {number + 1} of {repeats}", number / repeats / len(DROPS))
             taken["stale"].append(static.run(trace).makespan_s)
             shares = static.shares(trace)
             static.check()
@@ -130,7 +127,6 @@ def _measure_drop(
         Way(way, guess_s, median(taken[way]), tuple(taken[way]))
         for way, guess_s in zip(WAYS, expected_s, strict=True)
     ]
-    lane, frac = DROPS[name]
     return {
         "lane": lane,
         "frac": frac,
@@ -145,7 +141,7 @@ def _measure_drop(
 def _replanned(
     executor: RestoreExecutor, plan: RestorePlan, trace: Availability
 ) -> tuple[float, list[dict[str, Any]]]:
-    """Restore by a split that is planned again when a lane leaves what is assumed of it."""
+    """Seconds and split changes of a restore that plans again when a lane's pace changes."""
     from hw import AdaptiveSplit
 
     replanner = Replanner(plan.model, plan.hardware, plan.workload)

@@ -33,12 +33,12 @@ def measure_profile(
     restores: bool = True,
     max_s: float = inf,
 ) -> HardwareProfile:
-    """Profile the device `kind` for the shapes of `specs`, choosing a link pace where needed.
+    """A profile of device `kind` for the shapes of `specs`; chooses a link pace where needed.
 
     Args:
         kv_bits: quantised caches whose kernels are sampled.
-        restores: prefill in chunks and the disk are sampled too.
-        max_s: time after which no further pass over the points begins.
+        restores: also sample chunked prefill and the disk.
+        max_s: seconds after which no further pass over the points begins.
     """
     from hw import balanced_link_bytes_per_s, open_backend, profile_device
 

@@ -1,17 +1,16 @@
-"""A grid of plans, measured shape by shape: the work behind `kvoverlap validate`."""
+"""A grid of decode jobs, each by several policies."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
-from math import ceil, inf
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from measure.interleave import EXTRA_ROUNDS, present_machine, run_interleaved
+from measure.grid import Case
+from measure.run import PreparedDecode, ReadyPlan
 from planner import Plan, baseline_split, lower, make_plan
-from sim.engine.api import simulate
 from sim.graph.jobs import Workload
 from sim.graph.memory import all_rows, footprint
 from sim.graph.timeline import Timeline
@@ -19,83 +18,40 @@ from sim.machine.profile import HardwareProfile
 from sim.machine.what_if import with_memory
 from sim.model.spec import ModelSpec
 from sim.progress import Progress
-from sim.results.accuracy import MEASURED, RecordedCase, loosest_tolerance_frac
-from sim.results.compare import Comparison, compare
-from sim.results.recording import Recording
 
 if TYPE_CHECKING:
-    from hw import Executor, HostCache, OffloadedLayers
+    from hw import HostCache, OffloadedLayers
     from hw.backends import Backend
-    from hw.cache.reference import ResidentDecode
 
 POLICIES = ("lp", "kvpr", "load-all", "recompute-all")
-FIXED_PARTS = (0.25, 0.75)
-"""Fixed splits of the grid, as parts of the prompt."""
-
-WARM_UPS = {"cpu": 1, "cuda": 3}
-"""Runs of each case that do not count; fewer where they take longer than `WARM_UP_S` together."""
-
-WARM_UP_S = 1.0
+FIXED_FRACS = (0.25, 0.75)
+"""Fixed splits of the grid: recomputed fractions of the prompt."""
 
 PROBE_SAMPLES = 30
-"""Beats of reference products before each shape is planned: some seconds, because a machine that
-has just worked hard on something else can be slow for one or two."""
-
-MAX_REPLANS = 2
-"""Times that a grid may plan a shape anew."""
-
-PlanGroup = dict[str, Plan]
-"""Plans of one workload by case name."""
+"""Samples of reference matmuls before each shape is planned. They take some seconds, because a
+machine that has just worked hard on something else can be slow for one or two."""
 
 
 @dataclass(frozen=True)
-class Case:
-    """One plan of the grid with its measurement."""
+class DecodeCase(Case):
+    """One decode plan with its measurement."""
 
-    name: str
     plan: Plan
-    measured: Recording
-    comparison: Comparison
 
-    def save(self, folder: Path) -> None:
-        """Write the measurement and, last, what says that it is whole."""
-        self.measured.save(folder / MEASURED)
-        tolerance_frac = loosest_tolerance_frac(self.measured)
-        RecordedCase(self.plan.policy, tolerance_frac).save(folder)
-
-    def to_dict(self) -> dict[str, Any]:
+    def job_facts(self) -> dict[str, Any]:
         job = self.plan.workload
         return {
-            "name": self.name,
-            "policy": self.plan.policy,
             "batch_size": job.batch_size,
             "prompt_tokens": job.prompt_tokens,
             "gen_tokens": job.gen_tokens,
             "recomputed_tokens": list(self.plan.steps[0].recomputed_tokens),
             "lower_bound_s": self.plan.lower_bound_s,
             "lp_objective_s": self.plan.lp_objective_s,
-            **self.comparison.to_dict(),
         }
 
 
-@dataclass(frozen=True)
-class ShapeResult:
-    """What measuring the cases of one workload gave.
-
-    Args:
-        drift: how long products bound by `flops` and by `hbm` took just before the plans were
-            made, against the profile; the plans are for a machine of that speed.
-        beside: the same ratios, medians beside the runs.
-        deviations_frac: for each run, how far the machine's speed around it was off the plan's.
-    """
-
-    cases: list[Case]
-    drift: dict[str, float]
-    beside: dict[str, float]
-    deviations_frac: list[float]
-
-
 def shape_name(job: Workload) -> str:
+    """Batch, prompt and cache format of a job, such as `b4-s300`."""
     batches = f"{job.n_batches}x" if job.n_batches > 1 else ""
     bits = f"-kv{job.kv_bits}" if job.kv_bits is not None else ""
     return f"b{batches}{job.batch_size}-s{job.prompt_tokens}{bits}"
@@ -107,48 +63,35 @@ class GridOptions:
 
     Args:
         schedule: `row` or `column`.
-        gpu_memory_bytes: device memory that plans may use; policy `lp` then keeps what fits.
-        fixed_parts: fixed splits that are measured too, as parts of the prompt.
+        gpu_memory_bytes: device memory that plans may use; policy `lp` keeps what fits there.
+        fixed_fracs: fixed splits that are measured too, as fractions of the prompt.
     """
 
     schedule: str = "row"
     gpu_memory_bytes: float | None = None
-    fixed_parts: tuple[float, ...] = FIXED_PARTS
+    fixed_fracs: tuple[float, ...] = FIXED_FRACS
 
     def names(self, job: Workload) -> dict[str, str]:
-        """Case name and policy of every plan of a shape."""
-        fixed = [f"fixed:{round(part * job.prompt_tokens)}" for part in self.fixed_parts]
+        """Policy of every plan of a shape, by case name."""
+        fixed = [f"fixed:{round(frac * job.prompt_tokens)}" for frac in self.fixed_fracs]
         shape = shape_name(job)
         if self.gpu_memory_bytes is not None:
             shape += f"-mem{self.gpu_memory_bytes / 2**30:g}"
         return {f"{shape}-{policy.replace(':', '')}": policy for policy in (*POLICIES, *fixed)}
 
-    def plans(self, model: ModelSpec, hardware: HardwareProfile, job: Workload) -> PlanGroup:
-        """One plan per policy and fixed split."""
+    def plans(self, model: ModelSpec, hardware: HardwareProfile, job: Workload) -> dict[str, Plan]:
+        """One plan per policy and fixed split, by case name."""
+        keep = self.gpu_memory_bytes is not None
         if self.gpu_memory_bytes is not None:
             hardware = with_memory(hardware, self.gpu_memory_bytes, None)
-        keep = self.gpu_memory_bytes is not None
         return {
             name: make_plan(model, hardware, job, policy, self.schedule, keep=keep)
             for name, policy in self.names(job).items()
         }
 
 
-def warm_ups(kind: str, makespan_s: float) -> int:
-    """Runs that do not count, of a case that takes `makespan_s`."""
-    return max(1, min(WARM_UPS[kind], ceil(WARM_UP_S / makespan_s)))
-
-
-class GridRun:
-    """Plans and runs every case of a grid on one backend, shape by shape.
-
-    A machine's speed drifts: just before a shape is planned, reference products tell how fast the
-    machine is against its profile, and the plans are for a machine of that speed. The cases of a
-    shape then take turns, with the products before and after each run. Runs beside which they were
-    off are repeated in up to `EXTRA_ROUNDS` more rounds, and the steadiest are kept. Where the
-    products say half-way that the machine has left the plans behind, the shape starts again with
-    new ones, whatever its runs have shown.
-    """
+class DecodeGrid:
+    """Decode jobs of one model on one backend: their weights, prompts and speed probe."""
 
     def __init__(
         self,
@@ -156,24 +99,18 @@ class GridRun:
         hardware: HardwareProfile,
         backend: Backend,
         jobs: Sequence[Workload],
-        repeats: int,
         seed: int,
-        steps: Progress,
+        progress: Progress,
         options: GridOptions | None = None,
-        until_s: float = inf,
     ) -> None:
-        """Make the weights, and the prompts' cache of which every job takes its part.
+        """Make the weights and prefill the longest prompts; every job uses a part of their cache.
 
         Raises:
-            DoesNotFit: a job needs more memory than there is; nothing has been allocated then.
+            DoesNotFit: a job needs more memory than the device has; nothing is allocated then.
         """
         from hw import HostCache, SpeedProbe, prefill, prompt_ids, random_weights
 
-        self.model = model
-        self.hardware = hardware
-        self.backend = backend
-        self.repeats = repeats
-        self.steps = steps
+        self.model, self.hardware, self.backend = model, hardware, backend
         self.options = options or GridOptions()
         longest = Workload(
             max(job.batch_size * job.n_batches for job in jobs),
@@ -182,21 +119,19 @@ class GridRun:
             kv_bits=jobs[0].kv_bits,
         )
         self._check_memory(longest, jobs)
-        steps(f"{model.name}, making weights", 0.0)
-        self._weights = random_weights(model, seed, backend.device)
+        progress(f"{model.name}, making weights", 0.0)
+        self.weights = random_weights(model, seed, backend.device)
         self._longest, self._source = longest, HostCache.empty(model, longest, backend)
-        steps(f"{model.name}, prefilling prompts", 0.0)
+        progress(f"{model.name}, prefilling prompts", 0.0)
         self._prompts = prompt_ids(model, longest, seed)
-        prefill(self._weights, self._prompts, self._source)
-        self._probe = SpeedProbe(backend, model, hardware)
+        prefill(self.weights, self._prompts, self._source)
+        self.probe = SpeedProbe(backend, model, hardware)
         self._offloaded: OffloadedLayers | None = None
-        self._replans = 0
-        self._until_s = until_s
 
     def _check_memory(self, longest: Workload, jobs: Sequence[Workload]) -> None:
-        """Every job fits, with the prompts' cache, the speed probe and the reference decodes.
+        """Check that every job fits with the prompts' cache, the speed probe and the references.
 
-        A job smaller than the prompts' cache takes a copy of its part.
+        A job smaller than the prompts' cache copies its part.
         """
         from hw import SpeedProbe, check_graph_fits, reference_bytes
 
@@ -212,97 +147,20 @@ class GridRun:
     def _recompute_all(self, job: Workload) -> list[list[int]]:
         return baseline_split("recompute-all", self.model, job, self.hardware)
 
-    def measure(self, job: Workload, done: float) -> ShapeResult:
-        """Plan, run and compare the cases of one job.
-
-        Args:
-            done: fraction of all jobs that is behind, for whom it may concern.
-
-        Raises:
-            WrongNumbers: a run computed something else than the resident decode.
-        """
+    @contextmanager
+    def prepare(self, job: Workload, progress: Progress) -> Iterator[PreparedJob]:
+        """A job with its caches and reference decodes."""
         from hw import resident_decode
 
-        self.steps(f"{self.model.name} {shape_name(job)}, planning", done)
+        progress(f"{self.model.name} {shape_name(job)}, decoding for reference", 0.0)
         caches = self._caches(job)
-        references = [resident_decode(self._weights, cache, job) for cache in caches]
-        result = None
-        while result is None:
-            result = self._measure_unless_left(job, caches, references, done)
-        return result
-
-    def _measure_unless_left(
-        self, job: Workload, caches: list[HostCache], references: list[ResidentDecode], done: float
-    ) -> ShapeResult | None:
-        """Plan for the machine as fast as it is now, and run; None if it left the plans behind."""
-        from hw import DeviceArena, Executor, OffloadedLayers, buffer_bytes, executor_buffers
-
-        tokens = [reference.tokens for reference in references]
-        follow = tokens if self.model.dtype != "float32" or job.kv_bits is not None else None
-        hardware, drift = present_machine(
-            self.hardware, self._probe, self.backend.kind, PROBE_SAMPLES
-        )
-        group = self.options.plans(self.model, hardware, job)
-        graphs = {name: plan.simulated_graph() for name, plan in group.items()}
-        predicted = {name: simulate(graph, hardware) for name, graph in graphs.items()}
-        needs = [executor_buffers(graph, caches[0].row) for graph in graphs.values()]
-        arena_bytes = max(buffer_bytes(chain.from_iterable(need.values())) for need in needs)
-        arena = DeviceArena(self.backend, arena_bytes)
-        if self.options.schedule == "column" and self._offloaded is None:
-            self._offloaded = OffloadedLayers(self._weights, self.backend)
-        executors = {
-            name: Executor(
-                graph,
-                predicted[name].graph.sha256,
-                self._weights,
-                caches,
-                self.backend,
-                follow,
-                self._offloaded,
-                arena,
-            )
-            for name, graph in graphs.items()
-        }
-        for name, executor in executors.items():
-            for _ in range(warm_ups(self.backend.kind, predicted[name].makespan_s)):
-                executor.run()
-        checks: dict[str, dict[str, float | bool]] = {}
-
-        def runner(name: str, executor: Executor) -> Callable[[], Timeline]:
-            def run() -> Timeline:
-                timeline = executor.run()
-                checks[name] = executor.check(references)
-                return timeline
-
-            return run
-
-        rounds = run_interleaved(
-            {name: runner(name, executor) for name, executor in executors.items()},
-            self._probe,
-            drift,
-            self.repeats,
-            lambda n: self.steps(f"{self.model.name} {shape_name(job)}, round {n}", done),
-            may_leave=self._replans < MAX_REPLANS,
-            extra_rounds=EXTRA_ROUNDS[self.backend.kind],
-            until_s=self._until_s,
-        )
-        if rounds is None:
-            self._replans += 1
-            self.steps(f"{self.model.name} {shape_name(job)}, planning anew", done)
-            return None
-        environment = self.backend.environment()
-        cases = []
-        for name, plan in group.items():
-            timelines = rounds.least_disturbed(name, self.repeats)
-            measured = Recording("measured", hardware, timelines, environment, checks[name])
-            guess = Recording("predicted", hardware, (predicted[name],))
-            cases.append(Case(name, plan, measured, compare(guess, measured)))
-        return ShapeResult(cases, drift, rounds.beside, rounds.deviations_frac)
+        references = [resident_decode(self.weights, cache, job) for cache in caches]
+        yield PreparedJob(self, job, PreparedDecode(self.backend, self.weights, caches, references))
 
     def _caches(self, job: Workload) -> list[HostCache]:
         """One cache for each batch of a job.
 
-        A window leaves other tokens behind the longest prompts, so its jobs are prefilled anew.
+        A sliding window keeps other tokens of the longest prompts, so its jobs are prefilled again.
         """
         from hw import HostCache, prefill
 
@@ -315,5 +173,44 @@ class GridRun:
                 cache.take_prefix(self._source, job.prompt_tokens, first)
             else:
                 prompts = self._prompts[first : first + job.batch_size, : job.prompt_tokens]
-                prefill(self._weights, prompts, cache)
+                prefill(self.weights, prompts, cache)
         return caches
+
+    def offloaded(self) -> OffloadedLayers | None:
+        """Host copies of the weights that all column schedules share; None of a row schedule."""
+        from hw import OffloadedLayers
+
+        if self.options.schedule == "column" and self._offloaded is None:
+            self._offloaded = OffloadedLayers(self.weights, self.backend)
+        return self._offloaded
+
+
+class PreparedJob:
+    """One prepared job of a grid of decodes."""
+
+    case_type: type[Case] = DecodeCase
+
+    def __init__(self, grid: DecodeGrid, job: Workload, prepared: PreparedDecode) -> None:
+        self._grid, self._job, self._prepared = grid, job, prepared
+        self.name, self.title = shape_name(job), f"{grid.model.name} {shape_name(job)}"
+        self.hardware, self.backend, self.probe = grid.hardware, grid.backend, grid.probe
+        self.probe_samples = PROBE_SAMPLES
+
+    def plans(self, hardware: HardwareProfile) -> dict[str, Plan]:
+        """One plan per policy and fixed split, by case name."""
+        return self._grid.options.plans(self._grid.model, hardware, self._job)
+
+    @contextmanager
+    def ready(self, predicted: dict[str, Timeline]) -> Iterator[dict[str, ReadyPlan]]:
+        """The plans on the device; they share one arena, since one runs at a time."""
+        from hw import DeviceArena, buffer_bytes, executor_buffers
+
+        row = self._prepared.caches[0].row
+        needs = [executor_buffers(timeline.graph, row) for timeline in predicted.values()]
+        arena_bytes = max(buffer_bytes(chain.from_iterable(need.values())) for need in needs)
+        arena = DeviceArena(self.backend, arena_bytes)
+        offloaded = self._grid.offloaded()
+        yield {
+            name: self._prepared.ready(timeline, offloaded, arena)
+            for name, timeline in predicted.items()
+        }

@@ -7,21 +7,19 @@ from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
-from measure.run import prepare
+from measure.run import PreparedDecode, ReadyPlan, predict, prepare_restore
 from planner import Plan, make_plan, plan_split
 from planner.decode.split import Residency
 from planner.restore import make_restore_plan
 from sim.catalog import find_hardware, find_model
-from sim.engine.api import simulate
 from sim.errors import WrongNumbers
 from sim.graph.jobs import RestoreRequest, Workload
 from sim.machine.profile import Gemm, HardwareProfile
 from sim.model.spec import ModelSpec
+from sim.progress import Silent
 
 if TYPE_CHECKING:
-    from hw import HostCache
     from hw.backends import Backend
-    from hw.cache.reference import ResidentDecode
     from hw.doctor import Check, Named
 
 DTYPES = {"cpu": ("float32", "float16"), "cuda": ("float16", "bfloat16")}
@@ -62,17 +60,8 @@ MAX_TEXT = 160
 
 
 @dataclass(frozen=True, slots=True)
-class Case:
-    """One decode to check: a job and how it is planned."""
-
-    name: str
-    job: Workload
-    plan: Callable[[ModelSpec, HardwareProfile], Plan]
-
-
-@dataclass(frozen=True, slots=True)
 class Outcome:
-    """What one case came to.
+    """The outcome of one case.
 
     Args:
         difference: largest difference from the reference, relative to its largest magnitude.
@@ -138,30 +127,22 @@ def machine() -> HardwareProfile:
     return replace(shipped, gemm=Gemm("datasheet", BALANCED_FLOPS_PER_S))
 
 
-def decode_cases(model: ModelSpec) -> Iterator[Case]:
-    """Every schedule and policy, quantised caches, and a cache of which a part is resident."""
-
-    def planned(policy: str, schedule: str, job: Workload) -> Case:
-        def plan(model: ModelSpec, hardware: HardwareProfile) -> Plan:
-            return make_plan(model, hardware, job, policy, schedule)
-
+def decode_cases(model: ModelSpec) -> Iterator[tuple[str, Callable[[], Plan]]]:
+    """Every schedule and policy, quantised caches, and a partly resident cache: name and plan."""
+    jobs = [
+        ("row", JOB, POLICIES),
+        ("column", replace(JOB, n_batches=2), POLICIES),
+        *(("row", replace(JOB, kv_bits=bits), QUANTISED_POLICIES) for bits in (8, 4)),
+    ]
+    for schedule, job, policies in jobs:
         bits = f" {job.kv_bits} bits" if job.kv_bits else ""
-        return Case(f"{model.name} {schedule} {policy}{bits}", job, plan)
-
-    for schedule, n_batches in (("row", 1), ("column", 2)):
-        for policy in POLICIES:
-            yield planned(policy, schedule, replace(JOB, n_batches=n_batches))
-    for bits in (8, 4):
-        for policy in QUANTISED_POLICIES:
-            yield planned(policy, "row", replace(JOB, kv_bits=bits))
-
-    def partly_resident(model: ModelSpec, hardware: HardwareProfile) -> Plan:
-        whole = JOB.prompt_tokens
-        residency = Residency((FIXED // 2, whole, 0), (FIXED // 4, 0, 0))
-        split = [[FIXED, 0, FIXED]] * JOB.gen_tokens
-        return plan_split(model, hardware, JOB, split, residency=residency)
-
-    yield Case(f"{model.name} row, partly resident", JOB, partly_resident)
+        for policy in policies:
+            plan = partial(make_plan, model, machine(), job, policy, schedule)
+            yield f"{model.name} {schedule} {policy}{bits}", plan
+    residency = Residency((FIXED // 2, JOB.prompt_tokens, 0), (FIXED // 4, 0, 0))
+    split = [[FIXED, 0, FIXED]] * JOB.gen_tokens
+    plan = partial(plan_split, model, machine(), JOB, split, residency=residency)
+    yield f"{model.name} row, partly resident", plan
 
 
 def decode_outcomes(backend: Backend, model: ModelSpec) -> list[Outcome]:
@@ -169,29 +150,21 @@ def decode_outcomes(backend: Backend, model: ModelSpec) -> list[Outcome]:
 
     Cases of one job share caches and references.
     """
-    from hw import Executor, prefilled_caches, random_weights, resident_decode
+    from hw import prefilled_caches, random_weights, resident_decode
 
     weights = random_weights(model, 0, backend.device)
 
     @cache
-    def prepared(job: Workload) -> tuple[list[HostCache], list[ResidentDecode]]:
+    def prepared(job: Workload) -> PreparedDecode:
         caches = prefilled_caches(weights, job, 0, backend)
-        return caches, [resident_decode(weights, cache, job) for cache in caches]
+        references = [resident_decode(weights, cache, job) for cache in caches]
+        return PreparedDecode(backend, weights, caches, references)
 
-    def difference(case: Case) -> float:
-        graph = case.plan(model, machine()).simulated_graph()
-        predicted = simulate(graph, machine())
-        caches, references = prepared(case.job)
-        exact = model.dtype == "float32" and case.job.kv_bits is None
-        follow = None if exact else [reference.tokens for reference in references]
-        sha256 = predicted.graph.sha256
-        executor = Executor(graph, sha256, weights, caches, backend, follow)
-        for _ in range(RUNS[backend.kind]):
-            executor.run()
-        found = executor.check(references)
-        return max(value for name, value in found.items() if name.endswith("_difference"))
+    def difference(make: Callable[[], Plan]) -> float:
+        plan = make()
+        return largest_difference(prepared(plan.workload).ready(predict(plan)), backend.kind)
 
-    return [attempt(case.name, partial(difference, case)) for case in decode_cases(model)]
+    return [attempt(name, partial(difference, make)) for name, make in decode_cases(model)]
 
 
 def restore_outcomes(backend: Backend, model: ModelSpec) -> list[Outcome]:
@@ -200,17 +173,21 @@ def restore_outcomes(backend: Backend, model: ModelSpec) -> list[Outcome]:
 
     def difference(policy: str) -> float:
         plan = make_restore_plan(model, hardware, REQUEST, policy)
-        ready = prepare(plan, backend, 0, lambda _: None)
-        with ready.executor(plan) as executor:
-            for _ in range(RUNS[backend.kind]):
-                executor.run()
-            found = executor.check()
-        return max(value for name, value in found.items() if name.endswith("_difference"))
+        with prepare_restore(plan, backend, 0, Silent()).ready(predict(plan)) as ready:
+            return largest_difference(ready, backend.kind)
 
     return [
         attempt(f"{model.name} restore {policy}", partial(difference, policy))
         for policy in RESTORE_POLICIES
     ]
+
+
+def largest_difference(ready: ReadyPlan, kind: str) -> float:
+    """Largest relative difference of the last of some runs from the reference."""
+    for _ in range(RUNS[kind]):
+        ready.run()
+    found = ready.check()
+    return max(value for name, value in found.items() if name.endswith("_difference"))
 
 
 def attempt(name: str, difference: Callable[[], float]) -> Outcome:

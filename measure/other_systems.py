@@ -1,23 +1,27 @@
-"""Other systems decode the same job in turn with our plans."""
+"""Other systems decode the same job, interleaved with our plans."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
+from math import inf
 from statistics import median
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from measure.decode_grid import shape_name, warm_ups
+from measure.decode_grid import shape_name
+from measure.interleave import MIN_REPEATS
+from measure.run import PreparedDecode, predict, warm_ups
 from planner import make_plan
-from sim.engine.api import simulate
 from sim.errors import BadInput
 from sim.graph.jobs import Workload
 from sim.graph.memory import all_rows, check_fits, footprint
 from sim.graph.tasks import TaskGraph
+from sim.graph.timeline import Timeline
 from sim.machine.profile import HardwareProfile
 from sim.model.spec import ModelSpec
-from sim.progress import Progress
+from sim.progress import Part, Progress
 
 if TYPE_CHECKING:
     from hw import HostCache
@@ -27,50 +31,59 @@ if TYPE_CHECKING:
     from hw.run.other_systems import Agreement, Decode, Peer
 
 
-def measure_peers(
+def measure_other_systems(
     model: ModelSpec,
     hardware: HardwareProfile,
     backend: Backend,
     job: Workload,
     repeats: int,
     seed: int,
-    steps: Progress,
+    progress: Progress,
+    until_s: float = inf,
 ) -> dict[str, Any]:
-    """Run every way of decoding `job` in turns; returns the report that `print_peers` prints.
+    """Decode `job` by every system in interleaved repeats; returns the report.
+
+    Args:
+        until_s: moment on `time.monotonic()` after which no repeat begins but the first
+            `MIN_REPEATS`.
 
     Raises:
-        BadInput: no repeats, or a job that the model cannot take.
-        DoesNotFit: our plans need more memory than there is; nothing has been allocated then.
-        WrongNumbers: one of our plans computed something else than the resident decode.
+        BadInput: no repeats, or a job that the model cannot run.
+        DoesNotFit: our plans need more memory than the device has; nothing is allocated then.
+        WrongNumbers: one of our plans differs from the resident decode.
     """
     from hw import HostCache, prefill, prompt_ids, random_weights, resident_decode
 
     check_repeats(repeats)
     plans = {policy: make_plan(model, hardware, job, policy) for policy in PLANS}
-    graphs = {policy: plan.simulated_graph() for policy, plan in plans.items()}
-    spare = spare_memory(list(graphs.values()), backend)
-    title = f"{model.name} {shape_name(job)}"
-    steps(f"{title}, peers: making weights", 0.0)
+    predicted = {policy: predict(plan) for policy, plan in plans.items()}
+    spare = spare_memory([timeline.graph for timeline in predicted.values()], backend)
+    progress = Part(progress, f"{model.name} {shape_name(job)}, other systems")
+    progress("making weights", 0.0)
     weights = random_weights(model, seed, backend.device)
     cache = HostCache.empty(model, job, backend)
-    steps(f"{title}, peers: prefilling prompts", 0.0)
+    progress("prefilling prompts", 0.0)
     prefill(weights, prompt_ids(model, job, seed), cache)
     reference = resident_decode(weights, cache, job)
+    prepared = PreparedDecode(backend, weights, [cache], [reference])
     systems = [
         *transformers_systems(weights, cache, backend, job, spare),
         flexgen_system(),
-        *our_systems(graphs, hardware, weights, cache, backend, reference),
+        *our_systems(predicted, prepared),
     ]
     first = warm_ups(backend.kind, plans["load-all"].makespan_s)
     for number in range(first + repeats):
-        steps(f"{title}, peers: round {number + 1}", number / (first + repeats))
+        if number >= first + MIN_REPEATS and monotonic() > until_s:
+            repeats = number - first
+            break
+        progress(f"round {number + 1}", number / (first + repeats))
         for system in systems:
-            system.take_turn(reference if number else None, counted=number >= first)
+            system.run(reference if number else None, counted=number >= first)
     load_all_s = next(one.median_s for one in systems if one.name == "load-all")
     lines = [system.to_dict(job.gen_tokens, load_all_s) for system in systems]
     for system in systems:
-        if system.peer is not None:
-            system.peer.close()
+        if system.decoder is not None:
+            system.decoder.close()
     return {
         "model": model.name,
         "dtype": model.dtype,
@@ -96,8 +109,8 @@ PLANS = {
 }
 
 FLEXGEN_NOT_RUN = (
-    "flexllmgen makes weights up or reads files of its own kind, which kvoverlap does not write, "
-    "so that neither weights nor tokens would be the same"
+    "flexllmgen makes random weights or reads its own file format, which kvoverlap does not write, "
+    "so neither weights nor tokens would be the same"
 )
 
 STAGING_LAYERS = 4
@@ -106,7 +119,7 @@ STAGING_LAYERS = 4
 PINNED_ROUNDING = 2
 """torch rounds the pinned memory of an offloaded cache up to powers of two."""
 
-FIGURES = (
+MEASURES = (
     "median_step_s",
     "spread_frac",
     "ratio_to_load_all",
@@ -117,48 +130,48 @@ FIGURES = (
     "tokens_equal",
     "tokens_compared",
 )
-"""What is reported of an entrant; None where it did not run or has no such figure."""
+"""Reported values of a system; None if it did not run or has no such value."""
 
 
 @dataclass
 class System:
-    """One way of decoding with what became of it.
+    """One way of decoding, with its runs.
 
     Args:
-        peer: None where it cannot run; `not_run` says why.
-        foreign: other people's code, whose failure is a result and must not lose the rest.
-        agreements: one for each run from the second on, since a race shows only then.
+        decoder: None if it cannot run; `not_run` has the reason.
+        foreign: third-party code, whose failure is a result and must not lose the other systems.
+        agreements: one for each run from the second on, because a race shows only then.
     """
 
     name: str
     what: str
-    peer: Peer | None = None
+    decoder: Peer | None = None
     not_run: str | None = None
     foreign: bool = False
     runs: list[Decode] = field(default_factory=list)
     agreements: list[Agreement] = field(default_factory=list)
 
-    def take_turn(self, reference: ResidentDecode | None, counted: bool) -> None:
+    def run(self, reference: ResidentDecode | None, counted: bool) -> None:
         """Decode once.
 
         Args:
-            reference: what to compare with; None on the first turn.
+            reference: resident decode to compare with; None on the first run.
 
         Raises:
-            WrongNumbers: one of our plans computed something else.
+            WrongNumbers: one of our plans differs from the reference.
         """
-        if self.peer is None:
+        if self.decoder is None:
             return
         try:
-            self.peer.prepare()
-            taken = self.peer.decode()
+            self.decoder.prepare()
+            taken = self.decoder.decode()
             if reference is not None:
-                self.agreements.append(self.peer.check(reference))
-            self.peer.release()
+                self.agreements.append(self.decoder.check(reference))
+            self.decoder.release()
         except Exception as error:
             if not self.foreign:
                 raise
-            self.peer, self.not_run = None, _failed(error)
+            self.decoder, self.not_run = None, _failed(error)
             return
         if counted:
             self.runs.append(taken)
@@ -168,13 +181,13 @@ class System:
         return median(run.seconds for run in self.runs)
 
     def to_dict(self, n_steps: int, load_all_s: float) -> dict[str, Any]:
-        """Its line of the report."""
-        line: dict[str, Any] = {"name": self.name, "what": self.what, **dict.fromkeys(FIGURES)}
+        """The system's line in the report."""
+        line: dict[str, Any] = {"name": self.name, "what": self.what, **dict.fromkeys(MEASURES)}
         line["not_run"] = self.not_run
-        if self.peer is None:
+        if self.decoder is None:
             return line
         seconds = [run.seconds for run in self.runs]
-        copied = self.peer.copied_bytes
+        copied = self.decoder.copied_bytes
         typical = min(self.runs, key=lambda run: abs(run.seconds - self.median_s))
         line |= {
             "median_step_s": self.median_s / n_steps,
@@ -192,17 +205,17 @@ class System:
 
 
 def spare_memory(graphs: Sequence[TaskGraph], backend: Backend) -> Memory:
-    """What weights, the prompts' cache and the slots of all our plans leave of the memory.
+    """Memory that is left after weights, the prompts' cache and the slots of all our plans.
 
     Raises:
-        DoesNotFit: they do not fit.
+        DoesNotFit: our plans do not fit.
     """
     from hw.backends import Memory
 
     memory = backend.memory()
-    beside = [need.device_bytes - need.weight_bytes for need in map(footprint, graphs)]
-    largest = graphs[beside.index(max(beside))]
-    others_bytes = sum(beside) - max(beside)
+    slots = [need.device_bytes - need.weight_bytes for need in map(footprint, graphs)]
+    largest = graphs[slots.index(max(slots))]
+    others_bytes = sum(slots) - max(slots)
     where = f"this {backend.kind} device"
     cache = all_rows(largest.model, largest.workload)
     need = check_fits(largest, memory.device_bytes - others_bytes, memory.host_bytes, where, cache)
@@ -212,25 +225,14 @@ def spare_memory(graphs: Sequence[TaskGraph], backend: Backend) -> Memory:
     )
 
 
-def our_systems(
-    graphs: dict[str, TaskGraph],
-    hardware: HardwareProfile,
-    weights: Weights,
-    cache: HostCache,
-    backend: Backend,
-    reference: ResidentDecode,
-) -> list[System]:
-    """Our plans; below 32 bit they are fed the reference's tokens, as in every measurement."""
-    from hw import Executor
+def our_systems(predicted: dict[str, Timeline], prepared: PreparedDecode) -> list[System]:
+    """Our plans, simulated, each ready to decode."""
     from hw.run.other_systems import PlanPeer
 
-    follow = None if weights.model.dtype == "float32" else [reference.tokens]
-    systems = []
-    for policy, graph in graphs.items():
-        predicted = simulate(graph, hardware).graph.sha256
-        executor = Executor(graph, predicted, weights, [cache], backend, follow)
-        systems.append(System(policy, PLANS[policy], PlanPeer(executor)))
-    return systems
+    return [
+        System(policy, PLANS[policy], PlanPeer(prepared.executor(timeline)))
+        for policy, timeline in predicted.items()
+    ]
 
 
 def transformers_systems(
@@ -254,25 +256,25 @@ def transformers_systems(
     if problem is None:
         try:
             built = transformers_model(weights)
-        except Exception as error:  # other people's code; the reason becomes its result
+        except Exception as error:  # third-party code; the reason becomes its result
             problem = _failed(error)
     for system, offloading in zip(systems, (False, True), strict=True):
         system.not_run = problem
         if offloading and backend.kind != "cuda":
             system.not_run = "needs CUDA"
-        system.not_run = system.not_run or no_room(weights.model, job, spare, offloading)
+        system.not_run = system.not_run or why_not_fitting(weights.model, job, spare, offloading)
         if system.not_run is None:
-            system.peer = TransformersPeer(built, weights.model, job, cache, backend, offloading)
+            system.decoder = TransformersPeer(built, weights.model, job, cache, backend, offloading)
     return systems
 
 
 def flexgen_system() -> System:
-    """FlexGen, which is listed so that nobody looks for it in vain."""
+    """FlexGen, which is listed with the reason why it does not run."""
     return System("flexgen", "FlexGen's OptLM, K and V in host memory", not_run=FLEXGEN_NOT_RUN)
 
 
-def no_room(model: ModelSpec, job: Workload, spare: Memory, offloading: bool) -> str | None:
-    """Why a `DynamicCache` of the whole job does not fit what is left, or None."""
+def why_not_fitting(model: ModelSpec, job: Workload, spare: Memory, offloading: bool) -> str | None:
+    """Why a `DynamicCache` of the whole job does not fit the spare memory, or None if it fits."""
     layer_bytes = job.batch_size * job.max_tokens * model.kv_token_bytes
     device_bytes, host_bytes = STAGING_LAYERS * layer_bytes, 0
     if offloading:
@@ -292,7 +294,7 @@ def no_room(model: ModelSpec, job: Workload, spare: Memory, offloading: bool) ->
 
 
 def _window_problem(model: ModelSpec, job: Workload) -> str | None:
-    """Why `transformers` is not run where a window cuts the job: its peer has none."""
+    """Why `transformers` cannot run a job that a sliding window cuts, or None if none cuts it."""
     past = job.max_tokens - 1
     if all(model.layer_context(layer, past) == past for layer in range(model.n_layers)):
         return None
@@ -300,5 +302,5 @@ def _window_problem(model: ModelSpec, job: Workload) -> str | None:
 
 
 def _failed(error: Exception) -> str:
-    """What other people's code raised, in one line."""
+    """An exception of third-party code in one line."""
     return f"failed: {type(error).__name__}: {' '.join(str(error).split())[:200]}"

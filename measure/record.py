@@ -1,4 +1,4 @@
-"""A recording of a machine: what is measured, what is left out, and where it went."""
+"""A recording of a machine: settings are measured one after another until the time is over."""
 
 from __future__ import annotations
 
@@ -8,11 +8,20 @@ import tarfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
 from time import monotonic
 from typing import Any
 
 from measure.calibrate import measure_profile
-from measure.settings import DEFAULT_JOBS, PEERS, SETTINGS, DecodeSetting, Recorded, RecordSetting
+from measure.grid import OutOfTime
+from measure.settings import (
+    DEFAULT_JOBS,
+    OTHER_SYSTEMS_FILE,
+    SETTINGS,
+    DecodeSetting,
+    Recorded,
+    RecordSetting,
+)
 from sim.errors import BadInput, Mismatch
 from sim.files import read_json, write_bytes, write_json
 from sim.machine.profile import HardwareProfile
@@ -22,25 +31,27 @@ from sim.results.accuracy import CASE, CASES, PROFILE
 
 RECORDING = "recording.json"
 
+COMPLETE = "Run the same command to complete the recording."
+
 REPEATS = 5
 
 PROFILE_S = {"cpu": 55.0, "cuda": 45.0}
-"""About how long profiling takes for one model."""
+"""Estimated seconds of profiling one model."""
 
-PROFILE_SHARE = 0.35
-"""Part of the time left that profiling a model may take before it makes do with fewer samples."""
+PROFILE_SHARE = 0.25
+"""Fraction of the remaining time after which profiling a model takes no further samples."""
 
 RESTORE_PROFILE_S = {"cpu": 30.0, "cuda": 30.0}
-"""What chunked prefill and the disk add to it."""
+"""Estimated seconds that chunked prefill and the disk add."""
 
 
 def chosen_settings(
-    kind: str, scenario: str, models: str | None, peers: bool
+    kind: str, scenario: str, models: str | None, other_systems: bool
 ) -> list[RecordSetting]:
-    """What to measure on a device of this kind, in order.
+    """The settings to measure on a device of this kind, in order.
 
     Raises:
-        BadInput: nothing is left to measure.
+        BadInput: no setting has this scenario and these models.
     """
     wanted = None if models is None else [name.strip() for name in models.split(",")]
     known = SETTINGS[kind]
@@ -51,7 +62,7 @@ def chosen_settings(
     chosen = [
         one
         for one in known
-        if scenario in ("all", one.scenario) and (peers or not one.other_systems)
+        if scenario in ("all", one.scenario) and (other_systems or not one.other_systems)
     ]
     if not chosen:
         raise BadInput(
@@ -61,10 +72,10 @@ def chosen_settings(
 
 
 def check_output(output: Path, link: str | None) -> int:
-    """The finished cases in the folder of a recording; refuses one that holds something else.
+    """The number of finished cases in the folder of a recording.
 
     Raises:
-        BadInput: so, or the folder has a profile, whose link pace cannot be chosen again.
+        BadInput: the folder holds something else, or a profile whose link pace cannot be changed.
     """
     if (output / PROFILE).is_file():
         if link is not None:
@@ -76,28 +87,28 @@ def check_output(output: Path, link: str | None) -> int:
 
 @dataclass
 class Recorder:
-    """Fills a folder until the time is spent.
+    """Fills a folder until the time is over.
 
     Args:
         specs: model by the name that a setting gives it.
-        until_s: moment on `time.monotonic()` at which the time is spent.
         link: pace of the cpu device's link, as typed.
 
     Attributes:
         left_out: one sentence for each setting that is not in the folder.
-        interrupted: somebody pressed Ctrl-C.
+        interrupted: the user pressed Ctrl-C.
+        slowdowns: measured / estimated time of each finished setting.
     """
 
     how: Recorded
     specs: Mapping[str, ModelSpec]
-    until_s: float
     link: str | None
     left_out: list[str] = field(default_factory=list)
     interrupted: bool = False
     environment: dict[str, Any] = field(default_factory=dict)
+    slowdowns: list[float] = field(default_factory=list)
 
     def measure(self, settings: Sequence[RecordSetting]) -> None:
-        """Measure what is not there yet and what the time allows, one setting after another.
+        """Measure the settings that the folder lacks and the time allows, one after another.
 
         Raises:
             Mismatch: the folder holds a recording of another machine.
@@ -114,22 +125,22 @@ class Recorder:
                 self.interrupted = True
                 names = [one.name(self.specs[one.model]) for one in settings[number:]]
                 self.left_out.append(f"{', '.join(names)} left out: interrupted.")
-            except (Mismatch, BadInput) as error:
-                if hardware is None:
-                    raise
-                self._leave_out(setting.name(spec), error)
+            except OutOfTime as error:
+                self._leave_out(f"{setting.name(spec)} left out: {error} {COMPLETE}")
             except Exception as error:  # one failure must not lose the other cases
-                self._leave_out(setting.name(spec), error)
+                if hardware is None and isinstance(error, Mismatch | BadInput):
+                    raise
+                reason = " ".join(str(error).split())[:300]
+                self._leave_out(f"{setting.name(spec)} left out: {type(error).__name__}: {reason}")
             if (self.how.output / PROFILE).is_file():
                 self._write()
             if self.interrupted:
                 return
             gc.collect()
 
-    def _leave_out(self, name: str, error: Exception) -> None:
-        text = " ".join(str(error).split())[:300]
-        self.left_out.append(f"{name} left out: {type(error).__name__}: {text}")
-        self.how.steps.note(self.left_out[-1])
+    def _leave_out(self, sentence: str) -> None:
+        self.left_out.append(sentence)
+        self.how.progress.note(sentence)
 
     def _measure(
         self,
@@ -138,7 +149,7 @@ class Recorder:
         hardware: HardwareProfile | None,
         later: Sequence[RecordSetting],
     ) -> HardwareProfile | None:
-        """Profile the model if nobody has, and measure the setting; returns the profile."""
+        """Profile the model if the profile lacks it; measure the setting; return the profile."""
         same = [one for one in later if self.specs[one.model] == spec]
         bits = sorted({one.kv_bits for one in same if one.kv_bits is not None})
         restores = any(one.scenario == "restore" for one in same)
@@ -152,36 +163,37 @@ class Recorder:
                 [spec],
                 self.how.output.name,
                 self._link(hardware),
-                Part(self.how.steps, f"profile of {spec.name}"),
+                Part(self.how.progress, f"profile of {spec.name}"),
                 bits,
                 restores,
-                max_s=PROFILE_SHARE * max(0.0, self.until_s - monotonic()),
+                max_s=PROFILE_SHARE * max(0.0, self.how.until_s - monotonic()),
             )
             hardware = made if hardware is None else hardware.with_tables_of(made)
             hardware.save(self.how.output / PROFILE)
         if setting.is_there(self.how.output, spec, hardware):
             return hardware
-        started_s = monotonic()
-        needed_s = setting.seconds(spec, hardware, self.how)
-        if self._affordable(name, needed_s):
+        begun_s = monotonic()
+        estimated_s = setting.seconds(spec, hardware, self.how)
+        expected_s = estimated_s * median(self.slowdowns or [1.0])
+        if self._affordable(name, expected_s):
             self.environment = setting.record(spec, hardware, self.how)
-            took_s = monotonic() - started_s
-            self.how.steps.note(f"{name}: {took_s:.0f} s, estimated {needed_s:.0f} s")
+            took_s = monotonic() - begun_s
+            self.slowdowns.append(took_s / estimated_s)
+            self.how.progress.note(f"{name}: {took_s:.0f} s, estimated {expected_s:.0f} s")
         return hardware
 
     def _link(self, hardware: HardwareProfile | None) -> str | None:
-        """The pace to profile with: one link serves all models of a recording."""
+        """The link pace to profile with: the same for all models of a recording."""
         pace = None if hardware is None else hardware.links.h2d.paced_bytes_per_s
         return self.link if pace is None else f"{pace:.17g}B/s"
 
     def _affordable(self, name: str, needed_s: float) -> bool:
-        left_s = max(0.0, self.until_s - monotonic())
+        left_s = max(0.0, self.how.until_s - monotonic())
         if needed_s > left_s:
-            self.left_out.append(
-                f"{name} left out: {left_s:.0f} s of --minutes were left, it takes about "
-                f"{needed_s:.0f} s; the same command goes on."
+            self._leave_out(
+                f"{name} left out: {left_s:.0f} s of --minutes were left, and it takes about "
+                f"{needed_s:.0f} s. {COMPLETE}"
             )
-            self.how.steps.note(self.left_out[-1])
         return needed_s <= left_s
 
     def _write(self) -> None:
@@ -202,8 +214,8 @@ def covers(
 ) -> bool:
     """Whether a profile has the tables of a model."""
     heads = (spec.n_heads, spec.n_kv_heads, spec.head_dim)
-    products = {(table.n, table.k) for table in hardware.gemm.tables}
-    if (2 * spec.kv_size, spec.hidden_size) not in products:
+    matmuls = {(table.n, table.k) for table in hardware.gemm.tables}
+    if (2 * spec.kv_size, spec.hidden_size) not in matmuls:
         return False
     if not set(kv_bits) <= {table.bits for table in hardware.elementwise.tables}:
         return False
@@ -213,10 +225,10 @@ def covers(
 
 
 def check_same_machine(output: Path, hardware: HardwareProfile, kind: str) -> None:
-    """Refuse to go on with a recording of another machine.
+    """Check that a recording was begun on this machine.
 
     Raises:
-        Mismatch: device or torch version differ.
+        Mismatch: the device or the torch version differs.
     """
     from hw import open_backend
 
@@ -232,13 +244,13 @@ def check_same_machine(output: Path, hardware: HardwareProfile, kind: str) -> No
 
 
 def pack_folder(folder: Path, archive: Path) -> None:
-    """Write a folder into a .tar.gz file, which appears only when it is whole."""
+    """Write a folder into a .tar.gz file; the file appears when it is complete."""
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w:gz") as tar:
         tar.add(folder, arcname=folder.name)
     write_bytes(archive, packed.getvalue())
 
 
-def recorded_peers(output: Path) -> list[dict[str, Any]]:
+def recorded_other_systems(output: Path) -> list[dict[str, Any]]:
     """Reports on other systems in a recording."""
-    return [read_json(path, "peers") for path in sorted(output.glob(f"*-{PEERS}"))]
+    return [read_json(path, "peers") for path in sorted(output.glob(f"*-{OTHER_SYSTEMS_FILE}"))]

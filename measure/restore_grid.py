@@ -1,22 +1,14 @@
-"""A grid of restores over tiers and bandwidths, planned, predicted and measured."""
+"""A grid of restores over tiers and bandwidths, each by several policies."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from measure.decode_grid import warm_ups
-from measure.interleave import (
-    EXTRA_ROUNDS,
-    InterleavedRuns,
-    Speed,
-    present_machine,
-    run_interleaved,
-)
-from measure.run import Prepared, prepare, tier_paces, what_it_did
+from measure.grid import Case
+from measure.run import PreparedRestore, ReadyPlan, prepare_restore, restore_counts, tier_paces
 from planner.restore import RestorePlan, make_restore_plan
 from planner.restore.lower import compute_only_graph
 from sim.engine.api import simulate
@@ -27,28 +19,24 @@ from sim.machine.prefill import Restore, Tier
 from sim.machine.profile import HardwareProfile
 from sim.machine.provenance import Figure
 from sim.model.spec import ModelSpec
-from sim.progress import Progress
-from sim.results.accuracy import MEASURED, RecordedCase, loosest_tolerance_frac
-from sim.results.compare import Comparison, compare
-from sim.results.recording import Recording
+from sim.progress import Part, Progress
 
 if TYPE_CHECKING:
-    from hw import RestoreExecutor, SpeedProbe
-    from hw.backends import Backend
+    from hw import SpeedProbe
 
 POLICIES = ("two-ended", "lp", "joint", "load-only", "compute-only")
 CHUNK_TOKENS, IO_CHUNK_TOKENS = 128, 64
 
 BANDWIDTHS = {"dram": (0.5, 1.0, 2.0), "ssd": (0.7, 1.5)}
-"""Of each tier, as multiples of the rate at which loading takes as long as computing."""
+"""Rates of each tier, as multiples of the rate at which loading takes as long as computing."""
 
 PROBE_SAMPLES = 10
-"""Beats of reference products before each setting is planned."""
+"""Samples of reference matmuls before each setting is planned."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """A machine with one tier at one rate, and a request of it."""
+    """A machine with one tier at one rate, and a restore request from that tier."""
 
     name: str
     hardware: HardwareProfile
@@ -57,57 +45,44 @@ class Setting:
 
 
 @dataclass(frozen=True)
-class RestoreCase:
-    """One plan of the grid with its measurement; `predicted` and `did` say who did which tokens."""
+class RestoreCase(Case):
+    """One restore plan with its measurement."""
 
-    name: str
     plan: RestorePlan
-    measured: Recording
-    comparison: Comparison
-    predicted: dict[str, int]
-    did: dict[str, int]
+
+    @property
+    def predicted_counts(self) -> dict[str, int]:
+        return restore_counts(self.predicted, self.plan.workload)
+
+    @property
+    def measured_counts(self) -> dict[str, int]:
+        return restore_counts(self.measured.typical, self.plan.workload)
 
     @property
     def meeting_error_tokens(self) -> int:
-        return self.predicted["meeting_token"] - self.did["meeting_token"]
+        """Predicted minus measured token at which the two ends met."""
+        return self.predicted_counts["meeting_token"] - self.measured_counts["meeting_token"]
 
-    def save(self, folder: Path) -> None:
-        """Write the measurement and, last, what says that it is whole."""
-        self.measured.save(folder / MEASURED)
-        RecordedCase(self.plan.policy, loosest_tolerance_frac(self.measured)).save(folder)
-
-    def to_dict(self) -> dict[str, Any]:
+    def job_facts(self) -> dict[str, Any]:
         request = self.plan.workload
         return {
-            "name": self.name,
-            "policy": self.plan.policy,
             "tier": request.tier,
             "prompt_tokens": request.prompt_tokens,
             "chunk_tokens": request.chunk_tokens,
             "ttft_error_frac": self.comparison.makespan_error_frac,
-            "predicted": self.predicted,
-            "measured": self.did,
+            "predicted": self.predicted_counts,
+            "measured": self.measured_counts,
             "recomputed_instead": self.measured.checks["recomputed_instead"],
-            **self.comparison.to_dict(),
         }
-
-
-@dataclass(frozen=True)
-class SettingResult:
-    """Cases of one setting, with how fast the machine was before and beside their runs."""
-
-    name: str
-    cases: list[RestoreCase]
-    drift: Speed
-    rounds: InterleavedRuns
 
 
 def default_settings(
     model: ModelSpec, hardware: HardwareProfile, prompts: Sequence[int]
 ) -> Iterator[Setting]:
-    """Every prompt from every tier at every rate; computing alone does not depend on them.
+    """Every prompt from every tier at every rate.
 
-    The link to a device that has a real one is as it is.
+    Policy `compute-only` loads nothing, so only the first setting of a prompt has it. A real link
+    keeps its own rate.
     """
     for n_tokens in prompts:
         policies: tuple[str, ...] = POLICIES
@@ -127,26 +102,26 @@ def setting_at(
     factor: float,
     policies: tuple[str, ...],
 ) -> Setting:
-    """A request of a machine whose tier is `factor` as fast as one that loads as long as computes.
+    """A request from a tier at `factor` times the rate at which loading takes as long as computing.
 
-    A real link stays as it is.
+    A real link keeps its own rate.
     """
     rate = float(f"{factor * _balanced_bytes_per_s(model, hardware, request):.2g}")
-    machine, words = at_rate(hardware, request.tier, rate)
-    return Setting(f"s{request.prompt_tokens}-{request.tier}-{words}", machine, request, policies)
+    machine, text = at_rate(hardware, request.tier, rate)
+    return Setting(f"s{request.prompt_tokens}-{request.tier}-{text}", machine, request, policies)
 
 
 def at_balance(
     model: ModelSpec, hardware: HardwareProfile, prompt_tokens: int
 ) -> tuple[HardwareProfile, RestoreRequest]:
-    """A prompt in host memory behind a link over which loading takes as long as computing."""
+    """A cached prompt in host memory, and a link over which loading takes as long as computing."""
     request = restore_request(prompt_tokens)
     rate = _balanced_bytes_per_s(model, hardware, request)
     return at_rate(hardware, request.tier, float(f"{rate:.2g}"))[0], request
 
 
 def restore_request(prompt_tokens: int) -> RestoreRequest:
-    """A prompt that is cached but for its last token, in the chunks of this grid."""
+    """A prompt that is cached except its last token, in the chunks of this grid."""
     return RestoreRequest(
         prompt_tokens=prompt_tokens,
         cached_tokens=prompt_tokens - 1,
@@ -165,130 +140,61 @@ def _balanced_bytes_per_s(
 def at_rate(
     hardware: HardwareProfile, tier: str, bytes_per_s: float
 ) -> tuple[HardwareProfile, str]:
-    """The machine with a tier of this rate, and the rate in words."""
-    words = f"{bytes_per_s / 1e6:g}MBps"
+    """The machine with a tier of this rate, and the rate as text."""
+    text = f"{bytes_per_s / 1e6:g}MBps"
     if tier != "dram":
         block = hardware.restore or Restore()
         made = Tier(LANE_OF_TIER[tier], Figure("datasheet", bytes_per_s, "as given"))
-        return replace(hardware, restore=block.with_tier(made)), words
+        return replace(hardware, restore=block.with_tier(made)), text
     pace = hardware.links.h2d.paced_bytes_per_s
     if pace is None:
         return hardware, "link"
-    return hardware.with_faster("link", bytes_per_s / pace), words
+    return hardware.with_faster("link", bytes_per_s / pace), text
 
 
-class RestoreGrid:
-    """Plans and runs every policy of each setting, the plans for a machine as fast as it is now."""
+@contextmanager
+def prepare_setting(
+    model: ModelSpec, kind: str, seed: int, setting: Setting, progress: Progress
+) -> Iterator[PreparedRequest]:
+    """A setting on a backend whose link and tier have its paces."""
+    from hw import SpeedProbe, open_backend
+
+    hardware, request = setting.hardware, setting.request
+    pace = hardware.links.h2d.paced_bytes_per_s
+    with open_backend(kind, pace, tier_paces(hardware, request.tier)) as backend:
+        probe = SpeedProbe(backend, model, hardware, request.chunk_tokens)
+        first = make_restore_plan(model, hardware, request, setting.policies[0])
+        prepared = prepare_restore(first, backend, seed, Part(progress, setting.name))
+        yield PreparedRequest(model, setting, prepared, probe)
+
+
+class PreparedRequest:
+    """One prepared request of a grid of restores."""
+
+    case_type: type[Case] = RestoreCase
 
     def __init__(
-        self,
-        model: ModelSpec,
-        kind: str,
-        repeats: int,
-        seed: int,
-        steps: Progress,
+        self, model: ModelSpec, setting: Setting, prepared: PreparedRestore, probe: SpeedProbe
     ) -> None:
-        self.model = model
-        self.kind = kind
-        self.repeats = repeats
-        self.seed = seed
-        self.steps = steps
+        self._model, self._setting, self._prepared = model, setting, prepared
+        self.name = self.title = setting.name
+        self.hardware, self.backend, self.probe = setting.hardware, prepared.backend, probe
+        self.probe_samples = PROBE_SAMPLES
 
-    def measure(self, setting: Setting, done: float) -> SettingResult:
-        """Plan, run and compare the cases of one setting.
-
-        Args:
-            done: fraction of all settings that is behind.
-
-        Raises:
-            WrongNumbers: a run came to something else than computing the whole prompt.
-        """
-        from hw import SpeedProbe, open_backend
-
-        pace = setting.hardware.links.h2d.paced_bytes_per_s
-        paces = tier_paces(setting.hardware, setting.request.tier)
-        with open_backend(self.kind, pace, paces) as backend:
-            self.steps(f"{setting.name}, planning", done)
-            probe = SpeedProbe(backend, self.model, setting.hardware, setting.request.chunk_tokens)
-            hardware, drift = present_machine(setting.hardware, probe, self.kind, PROBE_SAMPLES)
-            plans = {
-                f"{setting.name}-{policy}": make_restore_plan(
-                    self.model, hardware, setting.request, policy
-                )
-                for policy in setting.policies
-            }
-            first = next(iter(plans.values()))
-            ready = prepare(
-                first, backend, self.seed, lambda text: self.steps(f"{setting.name}, {text}", done)
+    def plans(self, hardware: HardwareProfile) -> dict[str, RestorePlan]:
+        """One plan per policy, by case name."""
+        return {
+            f"{self.name}-{policy}": make_restore_plan(
+                self._model, hardware, self._setting.request, policy
             )
-            return self._measure(setting.name, plans, ready, probe, drift, done)
+            for policy in self._setting.policies
+        }
 
-    def _measure(
-        self,
-        name: str,
-        plans: dict[str, RestorePlan],
-        ready: Prepared,
-        probe: SpeedProbe,
-        drift: Speed,
-        done: float,
-    ) -> SettingResult:
-        checks: dict[str, dict[str, Any]] = {}
+    @contextmanager
+    def ready(self, predicted: dict[str, Timeline]) -> Iterator[dict[str, ReadyPlan]]:
+        """The plans on the device, each with its prefix on its tier."""
         with ExitStack() as stack:
-            executors = {
-                case: stack.enter_context(ready.executor(plan)) for case, plan in plans.items()
+            yield {
+                name: stack.enter_context(self._prepared.ready(timeline))
+                for name, timeline in predicted.items()
             }
-            for case, executor in executors.items():
-                for _ in range(warm_ups(self.kind, plans[case].ttft_s)):
-                    executor.run()
-            runners = {case: _runner(case, one, checks) for case, one in executors.items()}
-            rounds = run_interleaved(
-                runners,
-                probe,
-                drift,
-                self.repeats,
-                lambda number: self.steps(f"{name}, round {number}", done),
-                extra_rounds=EXTRA_ROUNDS[self.kind],
-            )
-            environment = {
-                case: _environment(ready.backend, one) for case, one in executors.items()
-            }
-        if rounds is None:
-            raise ValueError("rounds gave up though they may not")
-        cases = []
-        for case, plan in plans.items():
-            timelines = rounds.least_disturbed(case, self.repeats)
-            measured = Recording(
-                "measured", plan.hardware, timelines, environment[case], checks[case]
-            )
-            timeline = simulate(plan.simulated_graph(), plan.hardware)
-            guess = Recording("predicted", plan.hardware, (timeline,))
-            cases.append(
-                RestoreCase(
-                    case,
-                    plan,
-                    measured,
-                    compare(guess, measured),
-                    what_it_did(timeline, plan.workload),
-                    what_it_did(measured.typical, plan.workload),
-                )
-            )
-        return SettingResult(name, cases, drift, rounds)
-
-
-def _runner(
-    name: str, executor: RestoreExecutor, checks: dict[str, dict[str, Any]]
-) -> Callable[[], Timeline]:
-    """A run that is checked each time; `checks` keeps what the last one was found to be."""
-    from hw import lost_tokens
-
-    def run() -> Timeline:
-        timeline = executor.run()
-        found = {**executor.check(), "recomputed_instead": lost_tokens(executor.recomputed)}
-        checks[name] = found
-        return timeline
-
-    return run
-
-
-def _environment(backend: Backend, executor: RestoreExecutor) -> dict[str, Any]:
-    return {**backend.environment(), "tier": executor.tier.how}

@@ -1,14 +1,15 @@
-"""Running restore plans on a device: the work behind `kvoverlap run` for them."""
+"""Running plans on a device: the work behind `kvoverlap run`, and what grids share with it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from math import ceil
 from pathlib import Path
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from measure.decode_grid import WARM_UPS
 from planner import Plan
 from planner.restore import RestorePlan
 from planner.restore.plan import token_counts
@@ -17,19 +18,162 @@ from sim.engine.api import simulate
 from sim.graph.jobs import RestoreRequest
 from sim.graph.timeline import Timeline
 from sim.lanes import HOST, LANE_OF_TIER
-from sim.machine.availability import Availability
+from sim.machine.availability import ALWAYS, Availability
 from sim.machine.profile import HardwareProfile
 from sim.progress import Progress
 from sim.results.recording import Recording
 
 if TYPE_CHECKING:
-    from hw import ResidentPrefill, RestoreExecutor
+    from hw import (
+        DeviceArena,
+        Executor,
+        HostCache,
+        OffloadedLayers,
+        ResidentPrefill,
+        RestoreExecutor,
+    )
     from hw.backends import Backend
+    from hw.cache.reference import ResidentDecode
     from hw.model.weights import Weights
+
+WARM_UPS = {"cpu": 1, "cuda": 3}
+"""Uncounted runs of each plan; fewer if they would take longer than `WARM_UP_S` together."""
+
+WARM_UP_S = 1.0
+
+
+def warm_ups(kind: str, makespan_s: float) -> int:
+    """Uncounted runs of a plan that takes `makespan_s`."""
+    return max(1, min(WARM_UPS[kind], ceil(WARM_UP_S / makespan_s)))
+
+
+@dataclass(frozen=True)
+class ReadyPlan:
+    """A simulated plan on a device, ready to run any number of times.
+
+    Args:
+        run: executes the plan once.
+        check: compares the last run with its reference; raises WrongNumbers if they differ.
+        environment: describes the device.
+    """
+
+    predicted: Timeline
+    run: Callable[[], Timeline]
+    check: Callable[[], dict[str, Any]]
+    environment: Callable[[], dict[str, Any]]
+
+    def warm_up(self, kind: str) -> float:
+        """Run the plan without counting; returns the seconds of the last run."""
+        seconds = 0.0
+        for _ in range(warm_ups(kind, self.predicted.makespan_s)):
+            begun_s = monotonic()
+            self.run()
+            seconds = monotonic() - begun_s
+        return seconds
+
+
+@dataclass(frozen=True)
+class PreparedDecode:
+    """Weights, prompts' caches and reference decodes of one job, on an open backend."""
+
+    backend: Backend
+    weights: Weights
+    caches: Sequence[HostCache]
+    references: Sequence[ResidentDecode]
+
+    def executor(
+        self,
+        predicted: Timeline,
+        offloaded: OffloadedLayers | None = None,
+        arena: DeviceArena | None = None,
+    ) -> Executor:
+        """The executor of a simulated graph.
+
+        Runs below 32 bit and runs on a quantised cache decode the reference's tokens: rounding can
+        turn a close choice over, and later steps would not be comparable.
+        """
+        from hw import Executor
+
+        graph = predicted.graph
+        exact = graph.model.dtype == "float32" and graph.workload.kv_bits is None
+        follow = None if exact else [reference.tokens for reference in self.references]
+        return Executor(
+            graph,
+            graph.sha256,
+            self.weights,
+            self.caches,
+            self.backend,
+            follow,
+            offloaded,
+            arena,
+        )
+
+    def ready(
+        self,
+        predicted: Timeline,
+        offloaded: OffloadedLayers | None = None,
+        arena: DeviceArena | None = None,
+    ) -> ReadyPlan:
+        """A simulated decode plan, ready to run."""
+        executor = self.executor(predicted, offloaded, arena)
+        return ReadyPlan(
+            predicted,
+            executor.run,
+            lambda: executor.check(self.references),
+            self.backend.environment,
+        )
+
+
+@dataclass(frozen=True)
+class PreparedRestore:
+    """Weights and a prompt with its reference prefill, on an open backend."""
+
+    backend: Backend
+    weights: Weights
+    reference: ResidentPrefill
+
+    @contextmanager
+    def executor(self, predicted: Timeline, cache: Path | None = None) -> Iterator[RestoreExecutor]:
+        """The executor of a simulated graph, with the cached prefix on its tier."""
+        from hw import RestoreExecutor, check_runnable_request, open_tier
+
+        graph = predicted.graph
+        request = check_runnable_request(graph)
+        with open_tier(request, self.weights, self.reference, cache) as tier:
+            yield RestoreExecutor(
+                graph, graph.sha256, self.weights, self.reference, tier, self.backend
+            )
+
+    @contextmanager
+    def ready(
+        self, predicted: Timeline, trace: Availability = ALWAYS, cache: Path | None = None
+    ) -> Iterator[ReadyPlan]:
+        """A simulated restore plan, ready to run under `trace`."""
+        from hw import lost_tokens
+
+        def check() -> dict[str, Any]:
+            found = {**executor.check(), "recomputed_instead": lost_tokens(executor.recomputed)}
+            if trace.steps:
+                found["compute_shares"] = [asdict(one) for one in executor.shares(trace)]
+            return found
+
+        with self.executor(predicted, cache) as executor:
+            yield ReadyPlan(
+                predicted,
+                lambda: executor.run(trace),
+                check,
+                lambda: {**self.backend.environment(), "tier": executor.tier.how},
+            )
+
+
+def predict(plan: Plan | RestorePlan) -> Timeline:
+    """The simulation that precedes every run of a plan."""
+    trace = plan.availability if isinstance(plan, RestorePlan) else ALWAYS
+    return simulate(plan.simulated_graph(), plan.hardware, availability=trace)
 
 
 def tier_paces(hardware: HardwareProfile, tier: str) -> dict[str, float]:
-    """Pace of the lane behind host memory that a tier needs, where it is emulated."""
+    """Pace in bytes/s of the lane that loads a tier into host memory, if that lane is emulated."""
     lane = LANE_OF_TIER.get(tier)
     if lane is None or hardware.restore is None:
         return {}
@@ -37,8 +181,8 @@ def tier_paces(hardware: HardwareProfile, tier: str) -> dict[str, float]:
     return {} if pace is None else {lane: pace}
 
 
-def what_it_did(timeline: Timeline, request: RestoreRequest) -> dict[str, int]:
-    """Tokens by where their K and V came from in a run, and where its two ends met."""
+def restore_counts(timeline: Timeline, request: RestoreRequest) -> dict[str, int]:
+    """Tokens computed, projected and loaded in a run, and the token at which its ends met."""
     computed, projected, loaded = token_counts(timeline)
     return {
         "computed_tokens": computed,
@@ -48,75 +192,81 @@ def what_it_did(timeline: Timeline, request: RestoreRequest) -> dict[str, int]:
     }
 
 
-@dataclass(frozen=True)
-class Prepared:
-    """Weights and a prompt computed whole, on a backend that is open."""
-
-    backend: Backend
-    weights: Weights
-    reference: ResidentPrefill
-
-    @contextmanager
-    def executor(self, plan: RestorePlan, cache: Path | None = None) -> Iterator[RestoreExecutor]:
-        """The plan's graph, simulated, with its prefix on its tier."""
-        from hw import RestoreExecutor, open_tier
-
-        graph = plan.simulated_graph()
-        predicted = simulate(graph, plan.hardware, availability=plan.availability)
-        with open_tier(plan.workload, self.weights, self.reference, cache) as tier:
-            yield RestoreExecutor(
-                graph, predicted.graph.sha256, self.weights, self.reference, tier, self.backend
-            )
-
-
-def run_restore(
-    plan: RestorePlan,
+def run(
+    plan: Plan | RestorePlan,
     kind: str,
     repeats: int,
     seed: int,
-    trace: Availability,
-    cache: Path | None,
-    steps: Progress,
+    progress: Progress,
+    trace: Availability | None = None,
+    cache: Path | None = None,
 ) -> Recording:
-    """Execute a simulated restore `repeats` times and check its numbers after each.
+    """Execute a simulated plan `repeats` times and check its numbers after each run.
 
     Args:
-        trace: what the device has of its lanes over time.
-        cache: file of tier `ssd`, kept.
+        trace: of a restore, the available share of each lane over time; by default the plan's.
+        cache: of a restore from tier `ssd`, the cache file to keep.
 
     Raises:
-        WrongNumbers: a run came to something else than computing the whole prompt.
+        DoesNotFit: the job needs more memory than the device has.
+        WrongNumbers: a run differs from the reference.
     """
-    from hw import lost_tokens, open_backend
+    from hw import open_backend
 
     pace = plan.hardware.links.h2d.paced_bytes_per_s
-    tiers = tier_paces(plan.hardware, plan.workload.tier)
-    with open_backend(kind, pace, tiers) as backend:
-        ready = prepare(plan, backend, seed, steps)
-        with ready.executor(plan, cache) as executor:
-            steps("warming up")
-            for _ in range(WARM_UPS[kind]):
-                executor.run(trace)
-            runs = []
-            checks: dict[str, Any] = {}
-            for number in range(repeats):
-                steps(f"repeat {number + 1} of {repeats}", number / repeats)
-                runs.append(executor.run(trace))
-                checks = executor.check()
-            checks["recomputed_instead"] = lost_tokens(executor.recomputed)
-            if trace.steps:
-                checks["compute_shares"] = [asdict(one) for one in executor.shares(trace)]
-            environment = {**backend.environment(), "tier": executor.tier.how}
-    return Recording("measured", plan.hardware, tuple(runs), environment, checks)
+    predicted = predict(plan)
+    if isinstance(plan, RestorePlan):
+        trace = plan.availability if trace is None else trace
+        with open_backend(kind, pace, tier_paces(plan.hardware, plan.workload.tier)) as backend:
+            prepared = prepare_restore(plan, backend, seed, progress)
+            with prepared.ready(predicted, trace, cache) as ready:
+                return _repeat(plan, ready, kind, repeats, progress)
+    with open_backend(kind, pace) as backend:
+        ready = prepare_decode(plan, backend, seed, progress).ready(predicted)
+        return _repeat(plan, ready, kind, repeats, progress)
 
 
-def prepare(
-    plan: RestorePlan, backend: Backend, seed: int, tell: Callable[[str], object]
-) -> Prepared:
-    """Make weights and a random prompt, and compute it whole.
+def _repeat(
+    plan: Plan | RestorePlan, ready: ReadyPlan, kind: str, repeats: int, progress: Progress
+) -> Recording:
+    progress("warming up")
+    ready.warm_up(kind)
+    runs = []
+    checks: dict[str, Any] = {}
+    for number in range(repeats):
+        progress(f"repeat {number + 1} of {repeats}", number / repeats)
+        runs.append(ready.run())
+        checks = ready.check()
+    return Recording("measured", plan.hardware, tuple(runs), ready.environment(), checks)
+
+
+def prepare_decode(plan: Plan, backend: Backend, seed: int, progress: Progress) -> PreparedDecode:
+    """Make weights, prefill random prompts, and decode them without offloading for reference.
 
     Raises:
-        DoesNotFit: before anything is allocated; BadInput for what can only be simulated.
+        DoesNotFit: the plan needs more memory than the device has; nothing is allocated then.
+    """
+    from hw import check_graph_fits, prefilled_caches, random_weights, resident_decode
+
+    graph = plan.simulated_graph()
+    check_graph_fits(graph, backend)
+    progress("making weights")
+    weights = random_weights(plan.model, seed, backend.device)
+    progress("prefilling prompts and decoding them for reference")
+    pageable = (0, HOST) in graph.lanes
+    caches = prefilled_caches(weights, plan.workload, seed, backend, pageable)
+    references = [resident_decode(weights, cache, plan.workload) for cache in caches]
+    return PreparedDecode(backend, weights, caches, references)
+
+
+def prepare_restore(
+    plan: RestorePlan, backend: Backend, seed: int, progress: Progress
+) -> PreparedRestore:
+    """Make weights and a random prompt, and compute all of the prompt for reference.
+
+    Raises:
+        DoesNotFit: the plan needs more memory than the device has; nothing is allocated then.
+        BadInput: the request can only be simulated.
     """
     from hw import (
         check_restore_fits,
@@ -129,47 +279,8 @@ def prepare(
     graph = plan.simulated_graph()
     check_runnable_request(graph)
     check_restore_fits(graph, backend)
-    tell("making weights")
+    progress("making weights")
     weights = random_weights(plan.model, seed, backend.device)
-    tell("computing the whole prompt for reference")
+    progress("computing the whole prompt for reference")
     prompt = prompt_ids(plan.model, plan.workload, seed)[0]
-    return Prepared(backend, weights, resident_prefill(weights, prompt, backend))
-
-
-def run_plan(loaded: Plan, kind: str, repeats: int, seed: int, steps: Progress) -> Recording:
-    """Execute a simulated plan `repeats` times and check its numbers."""
-    from hw import (
-        Executor,
-        check_graph_fits,
-        open_backend,
-        prefilled_caches,
-        random_weights,
-        resident_decode,
-    )
-
-    graph = loaded.simulated_graph()
-    pace = loaded.hardware.links.h2d.paced_bytes_per_s
-    with open_backend(kind, pace) as backend:
-        check_graph_fits(graph, backend)
-        steps("making weights")
-        weights = random_weights(loaded.model, seed, backend.device)
-        steps("prefilling prompts and decoding them for reference")
-        pageable = (0, HOST) in graph.lanes
-        caches = prefilled_caches(weights, loaded.workload, seed, backend, pageable)
-        references = [resident_decode(weights, cache, loaded.workload) for cache in caches]
-        predicted = simulate(graph, loaded.hardware)
-        tokens = [reference.tokens for reference in references]
-        follows = loaded.model.dtype != "float32" or loaded.workload.kv_bits is not None
-        follow = tokens if follows else None
-        executor = Executor(graph, predicted.graph.sha256, weights, caches, backend, follow)
-        steps("warming up")
-        for _ in range(WARM_UPS[kind]):
-            executor.run()
-        runs = []
-        for number in range(repeats):
-            steps(f"repeat {number + 1} of {repeats}", number / repeats)
-            runs.append(executor.run())
-        steps("checking the numbers")
-        checks = executor.check(references)
-        environment = backend.environment()
-    return Recording("measured", loaded.hardware, tuple(runs), environment, checks)
+    return PreparedRestore(backend, weights, resident_prefill(weights, prompt, backend))

@@ -1,25 +1,28 @@
-"""What `kvoverlap record` measures, the most valuable first, and about how long each takes."""
+"""The settings that `kvoverlap record` measures, most valuable first, with estimated times."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import partial
 from math import inf
 from pathlib import Path
 from typing import Any
 
-from measure.decode_grid import GridOptions, GridRun, warm_ups
-from measure.interleave import EXTRA_ROUNDS
-from measure.other_systems import measure_peers
+from measure.decode_grid import DecodeGrid, GridOptions
+from measure.grid import Grid, PrepareSetting
+from measure.interleave import EXTRA_REPEATS
+from measure.other_systems import measure_other_systems
 from measure.restore_grid import (
     BANDWIDTHS,
     CHUNK_TOKENS,
     IO_CHUNK_TOKENS,
     POLICIES,
-    RestoreGrid,
     Setting,
+    prepare_setting,
     restore_request,
     setting_at,
 )
+from measure.run import warm_ups
 from planner import make_plan
 from planner.restore import RestorePlanner
 from sim.files import write_json
@@ -31,18 +34,18 @@ from sim.model.spec import ModelSpec
 from sim.progress import Progress
 from sim.results.accuracy import CASE, CASES
 
-PEERS = "peers.json"
+OTHER_SYSTEMS_FILE = "peers.json"
 STEPS = 2
 
 FIXED_S = {"cpu": 8.0, "cuda": 18.0}
-"""What every setting takes: weights, speed probe, planning."""
+"""Seconds of every setting for weights, speed probe and planning."""
 
 HOST_BYTES_PER_S = {"cpu": 2e9, "cuda": 2.5e9}
-"""Rate at which host memory for a cache is made and filled; a GPU's is also pinned."""
+"""Rate at which host memory for a cache is allocated and filled; for a GPU it is also pinned."""
 
 PREFILL_SHARE = {"cpu": 1.2, "cuda": 0.4}
-"""What the prefill of prompts reaches of the best matrix-product rate; on the cpu device it has all
-cores, the rate is of one."""
+"""Fraction of the best matmul rate that the prefill of prompts reaches; on the cpu device the
+prefill uses all cores, and the rate is of one core."""
 
 
 @dataclass(frozen=True)
@@ -53,13 +56,27 @@ class Recorded:
     kind: str
     repeats: int
     seed: int
-    steps: Progress
+    progress: Progress
     until_s: float = inf
 
     @property
-    def rounds(self) -> int:
-        """Rounds to expect: half of the extra ones."""
-        return self.repeats + (EXTRA_ROUNDS[self.kind] + 1) // 2
+    def expected_repeats(self) -> int:
+        """Repeats to expect: half of the extra ones run."""
+        return self.repeats + (EXTRA_REPEATS[self.kind] + 1) // 2
+
+    def measure(self, prepare: PrepareSetting, spec: ModelSpec) -> dict[str, Any]:
+        """Measure a setting and write its cases; returns the environment.
+
+        Raises:
+            KeyboardInterrupt: the user pressed Ctrl-C; cases that have run until then are written.
+        """
+        result = Grid(self.repeats, self.until_s).measure(prepare, self.progress)
+        for case in result.cases:
+            case.save(self.output / CASES / f"{spec.name}-{case.name}")
+        if result.runs.interrupted:
+            raise KeyboardInterrupt
+        environment: dict[str, Any] = result.cases[0].measured.environment
+        return environment
 
 
 @dataclass(frozen=True)
@@ -88,38 +105,29 @@ class DecodeSetting:
     def seconds(self, spec: ModelSpec, hardware: HardwareProfile, how: Recorded) -> float:
         plans = self.options.plans(spec, hardware, self.job).values()
         runs_s = sum(
-            plan.makespan_s * (how.rounds + warm_ups(how.kind, plan.makespan_s)) for plan in plans
+            plan.makespan_s * (how.expected_repeats + warm_ups(how.kind, plan.makespan_s))
+            for plan in plans
         )
         load_s = _kv_bytes(spec, self.job) / hardware.links.h2d.bytes_per_s
         decode_s = 1.5 * self.job.gen_tokens * load_s
         checks_s = decode_s  # the reference
         if self.job.kv_bits is not None:  # every check decodes what the run has read
-            checks_s += decode_s * len(plans) * how.rounds
+            checks_s += decode_s * len(plans) * how.expected_repeats
         return _setup_s(spec, hardware, self.job, how.kind) + checks_s + 1.2 * runs_s
 
     def record(self, spec: ModelSpec, hardware: HardwareProfile, how: Recorded) -> dict[str, Any]:
         from hw import open_backend
 
         with open_backend(how.kind, hardware.links.h2d.paced_bytes_per_s) as backend:
-            grid = GridRun(
-                spec,
-                hardware,
-                backend,
-                [self.job],
-                how.repeats,
-                how.seed,
-                how.steps,
-                self.options,
-                how.until_s,
+            grid = DecodeGrid(
+                spec, hardware, backend, [self.job], how.seed, how.progress, self.options
             )
-            for case in grid.measure(self.job, 0.0).cases:
-                case.save(how.output / CASES / f"{spec.name}-{case.name}")
-            return backend.environment()
+            return how.measure(partial(grid.prepare, self.job), spec)
 
 
 @dataclass(frozen=True)
 class OtherSystems:
-    """A decode job by other systems, in turn with our plans."""
+    """A decode job by other systems, interleaved with our plans."""
 
     model: str
     job: Workload
@@ -134,7 +142,7 @@ class OtherSystems:
         return self.job.kv_bits
 
     def is_there(self, output: Path, spec: ModelSpec, hardware: HardwareProfile) -> bool:  # noqa: ARG002
-        return (output / f"{spec.name}-{PEERS}").is_file()
+        return (output / f"{spec.name}-{OTHER_SYSTEMS_FILE}").is_file()
 
     def seconds(self, spec: ModelSpec, hardware: HardwareProfile, how: Recorded) -> float:
         plan = make_plan(spec, hardware, self.job, "load-all")
@@ -148,10 +156,17 @@ class OtherSystems:
         from hw import open_backend
 
         with open_backend(how.kind, hardware.links.h2d.paced_bytes_per_s) as backend:
-            report = measure_peers(
-                spec, hardware, backend, self.job, how.repeats, how.seed, how.steps
+            report = measure_other_systems(
+                spec,
+                hardware,
+                backend,
+                self.job,
+                how.repeats,
+                how.seed,
+                how.progress,
+                how.until_s,
             )
-            write_json(how.output / f"{spec.name}-{PEERS}", "peers", report)
+            write_json(how.output / f"{spec.name}-{OTHER_SYSTEMS_FILE}", "peers", report)
             return backend.environment()
 
 
@@ -197,41 +212,38 @@ class RestoreSetting:
         setting = self._setting(spec, hardware)
         planner = RestorePlanner(spec, setting.hardware, setting.request)
         times_s = [planner.choice(policy).ttft_s for policy in setting.policies]
-        runs_s = sum(one * (how.rounds + warm_ups(how.kind, one)) for one in times_s)
+        runs_s = sum(one * (how.expected_repeats + warm_ups(how.kind, one)) for one in times_s)
         job = Workload(1, self.prompt_tokens, 1)
         check_s = _kv_bytes(spec, job) / HOST_BYTES_PER_S["cpu"]
-        checks_s = len(times_s) * how.rounds * check_s
+        checks_s = len(times_s) * how.expected_repeats * check_s
         return _setup_s(spec, hardware, job, how.kind) + 1.2 * runs_s + checks_s
 
     def record(self, spec: ModelSpec, hardware: HardwareProfile, how: Recorded) -> dict[str, Any]:
-        grid = RestoreGrid(spec, how.kind, how.repeats, how.seed, how.steps)
-        cases = grid.measure(self._setting(spec, hardware), 0.0).cases
-        for case in cases:
-            case.save(how.output / CASES / f"{spec.name}-{case.name}")
-        return cases[0].measured.environment
+        setting = self._setting(spec, hardware)
+        return how.measure(partial(prepare_setting, spec, how.kind, how.seed, setting), spec)
 
 
 RecordSetting = DecodeSetting | OtherSystems | RestoreSetting
 """One entry of a recording.
 
-Each has a `name`, says whether it `is_there` in a folder, about how many `seconds` it takes with
-set-up and checks, and can `record` itself, which returns the environment.
+Each has a `name`, `is_there` in a folder or not, estimates its `seconds` with set-up and checks,
+and can `record` itself, which returns the environment.
 """
 
 
 def _is_whole(case: Path) -> bool:
-    """Whether a case has the file that is written last."""
+    """Whether a case is complete: it has the file that is written last."""
     return (case / CASE).is_file()
 
 
 def _kv_bytes(spec: ModelSpec, job: Workload) -> float:
-    """K and V of all prompts on the host."""
+    """Bytes of K and V of all prompts on the host."""
     tokens = job.n_batches * job.batch_size * job.prompt_tokens
     return spec.n_layers * tokens * host_kv_token_bytes(spec, job.kv_bits)
 
 
 def _setup_s(spec: ModelSpec, hardware: HardwareProfile, job: Workload, kind: str) -> float:
-    """About what weights, prompts and their caches on the host take."""
+    """Estimated seconds for weights, prompts and their caches on the host."""
     tokens = job.n_batches * job.batch_size * job.prompt_tokens
     host_bytes = _kv_bytes(spec, job) + spec.n_layers * tokens * spec.x_token_bytes
     flops = spec.n_layers * tokens * product_flops(spec)
@@ -245,7 +257,7 @@ def _cuda_restore(prompt_tokens: int) -> RestoreSetting:
 
 
 def _cpu_restores() -> list[RestoreSetting]:
-    """Every tier at every rate; computing alone does not depend on them."""
+    """Every tier at every rate; policy `compute-only` once, since it loads nothing."""
     rates = [(tier, factor) for tier, factors in BANDWIDTHS.items() for factor in factors]
     return [
         RestoreSetting("opt-125m", 700, tier, factor, POLICIES[: len(POLICIES) - bool(number)])
@@ -253,7 +265,7 @@ def _cpu_restores() -> list[RestoreSetting]:
     ]
 
 
-NO_FIXED = GridOptions(fixed_parts=())
+NO_FIXED = GridOptions(fixed_fracs=())
 
 SETTINGS: dict[str, list[RecordSetting]] = {
     "cpu": [
@@ -284,7 +296,7 @@ SETTINGS: dict[str, list[RecordSetting]] = {
         DecodeSetting("opt-1.3b", Workload(20, 900, STEPS)),
     ],
 }
-"""Of each kind of device."""
+"""By kind of device."""
 
 DEFAULT_JOBS = {"cpu": Workload(4, 300, STEPS), "cuda": Workload(16, 1000, STEPS)}
-"""What is measured of a model that is not among the settings."""
+"""The job of a model that is not among the settings."""

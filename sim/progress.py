@@ -1,4 +1,4 @@
-"""Where long work says how far it is."""
+"""How long work reports its progress."""
 
 from __future__ import annotations
 
@@ -6,27 +6,35 @@ from typing import Protocol
 
 
 class Progress(Protocol):
-    """The one way in which long work reports to whoever asked for it."""
+    """The one way in which long work reports to its caller."""
 
     def __call__(self, text: str, done: float | None = None) -> None:
-        """Say what is done now, and which fraction of the whole is done."""
+        """Report the current action, and the finished fraction of the whole."""
 
     def note(self, text: str) -> None:
-        """Say something that the reader should know and that is not the answer."""
+        """Report something that the reader should know and that is not the result."""
 
 
 class Part:
-    """Reports to somebody else's progress which part of the work is going on."""
+    """Progress of one part of some work, reported to the progress of the whole.
 
-    def __init__(self, whole: Progress, name: str) -> None:
-        self._whole, self._name = whole, name
+    Args:
+        name: precedes every text; empty for none.
+        start: fraction of the whole that is done when the part begins.
+        share: fraction of the whole that the part is.
+    """
+
+    def __init__(self, whole: Progress, name: str, start: float = 0.0, share: float = 1.0) -> None:
+        self._whole, self._prefix = whole, name and f"{name}, "
+        self._start, self._share = start, share
 
     def __call__(self, text: str, done: float | None = None) -> None:
-        """Say the part's name and what it does now."""
-        self._whole(f"{self._name}, {text}", done)
+        """Report the part's name and its current action."""
+        fraction = None if done is None else self._start + self._share * done
+        self._whole(f"{self._prefix}{text}", fraction)
 
     def note(self, text: str) -> None:
-        """Say something that the reader should know."""
+        """Report something that the reader should know."""
         self._whole.note(text)
 
 

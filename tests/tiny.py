@@ -8,7 +8,11 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 
+import hw.calibrate.bench
 import hw.calibrate.profiler
+import measure.decode_grid
+import measure.grid
+import measure.restore_grid
 from hw import HostCache, prefill, prompt_ids, random_weights, resident_decode
 from hw.backends import Backend
 from hw.cache.reference import ResidentDecode
@@ -97,6 +101,20 @@ def shorten_profiles(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(hw.calibrate.profiler, "WARM_UP_S", 0.05)
     patch.setattr(hw.calibrate.profiler, "LINK_BYTES", (2**10, 2**14, 2**18))
     patch.setitem(hw.calibrate.profiler.CONTEXTS, "cpu", (16, 64))
+
+
+SMALL = {**CONFIG, "num_hidden_layers": 2}
+"""A config.json that a grid takes seconds for."""
+
+
+def shorten_grids(patch: pytest.MonkeyPatch) -> None:
+    """Profiles and speed probes of a few short samples; a noisy machine does not count as drift."""
+    shorten_profiles(patch)
+    patch.setattr(hw.calibrate.bench, "SAMPLE_S", 1e-4)
+    patch.setattr(hw.calibrate.bench, "ROTATION_BYTES", 2**20)
+    patch.setattr(measure.decode_grid, "PROBE_SAMPLES", 1)
+    patch.setattr(measure.restore_grid, "PROBE_SAMPLES", 1)
+    patch.setattr(measure.grid, "MAX_REPLANS", 0)
 
 
 @dataclass

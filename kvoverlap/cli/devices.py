@@ -12,7 +12,8 @@ from kvoverlap.cli.output import note, print_json, progress, say, table
 from kvoverlap.cli.plan import Output
 from kvoverlap.cli.reports import print_checks, report_timeline, say_restore
 from measure.calibrate import DEFAULT_DTYPE, DEFAULT_MODELS, measure_profile
-from measure.run import run_plan, run_restore, what_it_did
+from measure.run import restore_counts
+from measure.run import run as measure
 from planner import Plan, load_plan
 from planner.restore import RestorePlan
 from sim.catalog import find_model
@@ -166,15 +167,13 @@ def run(
     if isinstance(loaded, RestorePlan):
         if cache is not None and loaded.workload.tier != "ssd":
             raise BadInput(f"--cache(={cache}) is for tier ssd, not {loaded.workload.tier}.")
-        traced = loaded.availability if availability is None else Availability.load(availability)
-        with progress("run") as steps:
-            recording = run_restore(loaded, kind, repeats, seed, traced, cache, steps)
     else:
         for name, value in (("availability", availability), ("cache", cache)):
             if value is not None:
                 raise BadInput(f"--{name}(={value}) is for restores; {plan} is of a decode.")
-        with progress("run") as steps:
-            recording = run_plan(loaded, kind, repeats, seed, steps)
+    traced = None if availability is None else Availability.load(availability)
+    with progress("run") as steps:
+        recording = measure(loaded, kind, repeats, seed, steps, traced, cache)
     if output is not None:
         recording.save(output)
     if trace is not None:
@@ -182,7 +181,7 @@ def run(
     if not isinstance(loaded, RestorePlan):
         report_timeline("measured", recording, json)
         return
-    did = what_it_did(recording.typical, loaded.workload)
+    did = restore_counts(recording.typical, loaded.workload)
     report_timeline("measured", recording, json, {"ttft_s": recording.makespan_s, **did})
     if not json:
         say("")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from kvoverlap.cli.output import note, print_json, progress, say, table
 from kvoverlap.cli.plan import match_dtype
 from measure.calibrate import DEFAULT_DTYPE, measure_profile
-from measure.other_systems import check_repeats, measure_peers
+from measure.other_systems import check_repeats, measure_other_systems
 from planner.decode.planner import check_workload
 from sim.catalog import find_hardware, find_model
 from sim.graph.jobs import Workload
@@ -80,14 +80,14 @@ def peers(
     spec = match_dtype(spec, machine, chosen=False)
     pace = machine.links.h2d.paced_bytes_per_s
     with progress("peers") as steps, open_backend(kind, pace) as backend:
-        report = measure_peers(spec, machine, backend, job, repeats, seed, steps)
+        report = measure_other_systems(spec, machine, backend, job, repeats, seed, steps)
     if json:
         print_json(report)
     else:
-        print_peers(report)
+        print_other_systems(report)
 
 
-def print_peers(report: dict[str, Any]) -> None:
+def print_other_systems(report: dict[str, Any]) -> None:
     """Step times, ratios and achieved GB/s of a report, and why the others did not run."""
     n_tokens = report["gen_tokens"] * report["batch_size"]
     rows = []

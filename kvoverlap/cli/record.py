@@ -1,4 +1,4 @@
-"""`kvoverlap record`: one call that leaves a recording of this machine behind."""
+"""`kvoverlap record`: a recording of this machine in one call."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from cyclopts import Parameter
 
 from kvoverlap.cli.accuracy import print_accuracy
 from kvoverlap.cli.output import note, print_json, progress, say
-from kvoverlap.cli.peers import print_peers
+from kvoverlap.cli.peers import print_other_systems
 from measure.calibrate import DEFAULT_DTYPE
 from measure.record import (
     REPEATS,
@@ -18,7 +18,7 @@ from measure.record import (
     check_output,
     chosen_settings,
     pack_folder,
-    recorded_peers,
+    recorded_other_systems,
 )
 from measure.settings import Recorded
 from sim.catalog import find_model
@@ -48,8 +48,8 @@ def record(
 
     The folder holds the profile and, for every case, its graph and measured timelines, which
     `kvoverlap accuracy` predicts again. The most valuable cases come first. Only models whose cases
-    fit the time are profiled. Every case is written when it is finished: what fails, does not fit
-    the time or is interrupted is named in `left_out`, and the same command goes on.
+    fit the time are profiled. Every case is written when it is finished. Settings that fail, do not
+    fit the time or are interrupted are listed in `left_out`; the same command completes them.
 
     Examples:
       kvoverlap record --out data/recordings/my-machine
@@ -60,24 +60,25 @@ def record(
     Parameters
     ----------
     output
-        Folder of the recording; one that holds a broken-off recording is completed.
+        Folder of the recording; an incomplete recording is completed.
     scenario
         all, decode, or restore: of a cached prefix from host memory and from a file.
     device
         auto, cpu or cuda.
     minutes
-        Time that the whole may take.
+        Time limit; the running setting ends with fewer repeats.
     models
         Comma-separated models to measure, by default all of the device's list; a model that is not
         on the list is measured with one decode job.
     repeats
-        Measured repetitions of every case, in turn with the other cases of its shape.
+        Measured repeats of every case, interleaved with the other cases of its shape.
     link
-        Pace of the emulated link of the cpu device; by default one that makes the choice close.
+        Pace of the emulated link of the cpu device; by default about half of the cache is then
+        recomputed.
     seed
         Seed of weights and prompts.
     peers
-        Also let transformers decode the same, with its offloaded and its resident cache.
+        Also decode the same with transformers, with its offloaded and its resident cache.
     pack
         Write the whole folder into this .tar.gz file at the end.
     json
@@ -98,11 +99,10 @@ def record(
     specs = {one.model: find_model(one.model, DEFAULT_DTYPE[kind]) for one in chosen}
     n_done = check_output(output, link)
     if n_done:
-        note(f"{output} holds {n_done} finished cases; going on with its profile.")
-    with progress("record") as steps:
-        until_s = monotonic() + 60 * minutes
-        how = Recorded(output, kind, repeats, seed, steps, until_s)
-        recorder = Recorder(how, specs, until_s, link)
+        note(f"{output} holds {n_done} finished cases; they and its profile are reused.")
+    until_s = monotonic() + 60 * minutes
+    with progress("record") as shown:
+        recorder = Recorder(Recorded(output, kind, repeats, seed, shown, until_s), specs, link)
         recorder.measure(chosen)
     if pack is not None:
         pack_folder(output, pack)
@@ -111,7 +111,7 @@ def record(
 
 
 def report(output: Path, recorder: Recorder, json: bool) -> None:
-    """Print how far the predictions of the recorded cases are off, and what is not there."""
+    """Print the prediction errors of the recorded cases, and the settings that are left out."""
     left_out = recorder.left_out
     if not any(output.glob(f"{CASES}/*/{CASE}")):
         if json:
@@ -121,12 +121,14 @@ def report(output: Path, recorder: Recorder, json: bool) -> None:
         return
     found = assess(output)
     if json:
-        print_json({**found.to_dict(), "left_out": left_out, "peers": recorded_peers(output)})
+        print_json(
+            {**found.to_dict(), "left_out": left_out, "peers": recorded_other_systems(output)}
+        )
         return
     print_accuracy(found)
-    for one in recorded_peers(output):
+    for one in recorded_other_systems(output):
         say("")
-        print_peers(one)
+        print_other_systems(one)
     for what in left_out:
         note(what)
     say(f"\nrecording in {output}; check it with: kvoverlap accuracy --recordings {output}")

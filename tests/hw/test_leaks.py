@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import platform
 from dataclasses import replace
+from functools import partial
 
 import pytest
 from allocations import Allocations, resident_bytes
@@ -24,13 +25,15 @@ import hw.run.decode
 import measure.decode_grid
 import measure.restore_grid
 from hw import Executor, open_backend
-from measure.decode_grid import GridOptions, GridRun
-from measure.restore_grid import RestoreGrid, Setting
+from measure.decode_grid import DecodeGrid, GridOptions
+from measure.grid import Grid
+from measure.restore_grid import Setting, prepare_setting
 from sim.graph.jobs import Workload
 from sim.lanes import DISK, NET
 from sim.machine.links import Link
 from sim.machine.prefill import Prefill, Restore, Tier
 from sim.machine.provenance import Figure
+from sim.progress import Silent
 
 RATE = 2e7
 JOBS = [Workload(2, 24, 2), Workload(3, 40, 2)]
@@ -50,7 +53,6 @@ def short_grids(monkeypatch):
     monkeypatch.setattr(hw.calibrate.bench, "SAMPLE_S", 1e-4)
     monkeypatch.setattr(hw.calibrate.bench, "ROTATION_BYTES", 2**20)
     monkeypatch.setattr(measure.decode_grid, "PROBE_SAMPLES", 1)
-    monkeypatch.setattr(measure.decode_grid, "MAX_REPLANS", 0)
     monkeypatch.setattr(measure.decode_grid, "POLICIES", ("lp", "recompute-all"))
     monkeypatch.setattr(measure.restore_grid, "PROBE_SAMPLES", 1)
 
@@ -70,17 +72,14 @@ def hardware(device):
     )
 
 
-def quiet(_text, _done=None):
-    """Progress that nobody follows."""
-
-
 def measured(model, device, backend, jobs, options):
     """Measure a grid, and let go of it."""
-    grid = GridRun(model, hardware(device), backend, jobs, 1, 0, quiet, options)
-    return [case.comparison for job in jobs for case in grid.measure(job, 0.0).cases]
+    grid = DecodeGrid(model, hardware(device), backend, jobs, 0, Silent(), options)
+    results = Grid(1, replans_left=0).measure_all(jobs, grid.prepare, Silent())
+    return [case.comparison for result in results for case in result.cases]
 
 
-ROW = GridOptions(fixed_parts=())
+ROW = GridOptions(fixed_fracs=())
 GRIDS = {
     "row": (LLAMA, JOBS, ROW),
     "kept": (OPT, JOBS[:1], replace(ROW, gpu_memory_bytes=2**20)),
@@ -113,7 +112,8 @@ def test_a_grid_of_restores_leaves_nothing_behind(device, monkeypatch, tier):
     policies = ("two-ended", "joint", "load-only")
     setting = Setting(tier, hardware(device), restore_request(tier=tier), policies)
     with allocations:
-        assert RestoreGrid(OPT, device, 1, 0, quiet).measure(setting, 0.0).cases
+        prepare = partial(prepare_setting, OPT, device, 0)
+        assert Grid(1, replans_left=0).measure_all([setting], prepare, Silent())[0].cases
     assert allocations.held() == []
 
 

@@ -14,11 +14,18 @@ from hw import open_backend
 from hw.backends import Memory
 from hw.model.transformers_model import transformers_problem
 from hw.run.other_systems import TransformersPeer
-from kvoverlap.cli.peers import peers, print_peers
-from measure.other_systems import FIGURES, System, measure_peers, no_room, spare_memory
+from kvoverlap.cli.peers import peers, print_other_systems
+from measure.other_systems import (
+    MEASURES,
+    System,
+    measure_other_systems,
+    spare_memory,
+    why_not_fitting,
+)
 from planner import make_plan
 from sim import Workload, find_hardware
 from sim.errors import BadInput, DoesNotFit, WrongNumbers
+from sim.progress import Silent
 
 SLOW_LINK = find_hardware("kvpr-a100").with_faster("link", 0.25)
 CONFIG = {
@@ -48,7 +55,7 @@ def config(tmp_path):
 
 
 def report_of(backend, model=OPT, repeats=2):
-    return measure_peers(model, SLOW_LINK, backend, JOB, repeats, 0, lambda *_: None)
+    return measure_other_systems(model, SLOW_LINK, backend, JOB, repeats, 0, Silent())
 
 
 def by_name(report):
@@ -64,9 +71,9 @@ def test_the_report_is_complete(cpu, model):
     assert json.loads(json.dumps(report, allow_nan=False)) == report
     assert [line["name"] for line in report["peers"]] == NAMES
     lines = by_name(report)
-    assert "not_run" not in FIGURES
+    assert "not_run" not in MEASURES
     for name in ("transformers offloaded", "flexgen"):
-        assert all(lines[name][figure] is None for figure in FIGURES)
+        assert all(lines[name][figure] is None for figure in MEASURES)
     assert lines["transformers offloaded"]["not_run"] == "needs CUDA"
     assert "weights" in lines["flexgen"]["not_run"]
     load_all = lines["load-all"]
@@ -100,13 +107,13 @@ def test_our_plans_report_their_bytes_and_their_busiest_lane(cpu):
 
 def test_everyone_takes_turns_after_a_warm_up_that_does_not_count(cpu, monkeypatch):
     turns = []
-    take_turn = System.take_turn
+    run_once = System.run
 
     def noted(system, reference, counted):
         turns.append((system.name, reference is not None, counted))
-        take_turn(system, reference, counted)
+        run_once(system, reference, counted)
 
-    monkeypatch.setattr(System, "take_turn", noted)
+    monkeypatch.setattr(System, "run", noted)
     report_of(cpu, repeats=2)
     assert [name for name, _, _ in turns] == 3 * NAMES
     assert [checked for _, checked, _ in turns[:: len(NAMES)]] == [False, True, True]
@@ -129,7 +136,7 @@ def test_wrong_tokens_of_others_are_reported_and_printed(cpu, monkeypatch, capsy
     line = by_name(report)["transformers resident"]
     assert line["tokens_equal"] is False
     assert line["median_step_s"] > 0
-    print_peers(report)
+    print_other_systems(report)
     assert "NO, 2 of 6" in capsys.readouterr().out
 
 
@@ -201,13 +208,13 @@ def test_room_is_needed_where_the_cache_is():
     job = Workload(batch_size=1, prompt_tokens=1023, gen_tokens=1)
     layer_bytes = 1024 * OPT.kv_token_bytes
     on_device = Memory((OPT.n_layers + 4) * layer_bytes, 0)
-    assert no_room(OPT, job, on_device, offloading=False) is None
-    assert "device memory" in no_room(
+    assert why_not_fitting(OPT, job, on_device, offloading=False) is None
+    assert "device memory" in why_not_fitting(
         OPT, job, replace(on_device, device_bytes=on_device.device_bytes - 1), offloading=False
     )
-    assert "host memory" in no_room(OPT, job, on_device, offloading=True)
+    assert "host memory" in why_not_fitting(OPT, job, on_device, offloading=True)
     pinned = Memory(4 * layer_bytes, 2 * (OPT.n_layers + 4) * layer_bytes)
-    assert no_room(OPT, job, pinned, offloading=True) is None
+    assert why_not_fitting(OPT, job, pinned, offloading=True) is None
 
 
 def test_the_verb_prints_json(config, capsys):

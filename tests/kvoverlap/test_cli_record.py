@@ -12,17 +12,21 @@ import time
 from dataclasses import replace
 
 import pytest
-from tiny import CONFIG, shorten_profiles
+from tiny import SMALL, shorten_grids
 
+import measure.grid
 import measure.record
 import measure.settings
 from kvoverlap.cli.main import main
-from measure.decode_grid import GridRun
+from measure.decode_grid import GridOptions
+from measure.grid import Grid
+from measure.run import ReadyPlan
 from measure.settings import DecodeSetting, OtherSystems, RestoreSetting
 from sim import HardwareProfile, Recording, Workload
 
 SHAPES = ((2, 24), (3, 40))
-CASES_OF_A_SHAPE = 6
+NO_FIXED = GridOptions(fixed_fracs=())
+CASES_OF_A_SHAPE = 4
 
 
 @pytest.fixture(scope="module")
@@ -34,13 +38,13 @@ def folder(tmp_path_factory):
 def record(folder, capsys, monkeypatch):
     """Run `record --out NAME`; returns (exit status, stdout, stderr)."""
     tiny = folder / "tiny.json"
-    tiny.write_text(json.dumps(CONFIG))
-    shorten_profiles(monkeypatch)
+    tiny.write_text(json.dumps(SMALL))
+    shorten_grids(monkeypatch)
     jobs = [Workload(batch, prompt, 2) for batch, prompt in SHAPES]
     settings = [
-        DecodeSetting(str(tiny), jobs[0]),
+        DecodeSetting(str(tiny), jobs[0], NO_FIXED),
         OtherSystems(str(tiny), jobs[0]),
-        DecodeSetting(str(tiny), jobs[1]),
+        DecodeSetting(str(tiny), jobs[1], NO_FIXED),
         RestoreSetting(str(tiny), 40, "dram", 1.0, ("load-only", "two-ended"), 16, 8),
     ]
     monkeypatch.setattr(measure.record, "SETTINGS", {"cpu": settings})
@@ -97,12 +101,12 @@ def test_a_broken_off_recording_goes_on_where_it_stopped(whole, folder, record):
     kept = {path: path.stat().st_mtime_ns for path in half.glob("cases/tiny-b2-s24-*/*")}
     status, stdout, stderr = record("half")
     assert status == 0
-    assert "holds 6 finished cases" in stderr
+    assert "holds 4 finished cases" in stderr
     assert "tiny b3-s40, round 1" in stderr
     assert "tiny b2-s24" not in stderr
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
     assert len(list(half.glob("cases/*/case.json"))) == CASES_OF_A_SHAPE * len(SHAPES)
-    assert "12 cases: median |error|" in stdout
+    assert "8 cases: median |error|" in stdout
 
 
 def test_what_the_time_does_not_allow_is_left_out_and_named(whole, folder, record, monkeypatch):
@@ -116,6 +120,32 @@ def test_what_the_time_does_not_allow_is_left_out_and_named(whole, folder, recor
     assert "tiny-b3-s40 left out: " in stderr
     (left_out,) = json.loads((short / "recording.json").read_text())["left_out"]
     assert "s of --minutes were left" in left_out
+
+
+def test_a_setting_stops_when_its_time_is_over_and_is_named(whole, folder, record, monkeypatch):
+    late = folder / "late"
+    shutil.copytree(whole, late)
+    for path in late.glob("cases/tiny-b3-s40-*/case.json"):
+        path.unlink()
+    monkeypatch.setitem(measure.settings.FIXED_S, "cpu", -1e6)
+    monkeypatch.setattr(measure.grid, "GRACE_S", -1e6)
+    assert record("late", "--minutes", 1)[0] == 0
+    (left_out,) = json.loads((late / "recording.json").read_text())["left_out"]
+    assert left_out.startswith("tiny-b3-s40 left out: 2 repeats of every case take about ")
+    assert left_out.endswith("Run the same command to complete the recording.")
+
+
+def test_estimates_follow_the_times_of_finished_settings(whole, folder, record, monkeypatch):
+    slow = folder / "slow"
+    shutil.copytree(whole, slow)
+    for path in slow.glob("cases/*/case.json"):
+        path.unlink()
+    seconds = DecodeSetting.seconds
+    monkeypatch.setattr(DecodeSetting, "seconds", lambda *args: 100 * seconds(*args))
+    _, _, stderr = record("slow")
+    first_s, second_s = (float(text.split()[0]) for text in stderr.split("s, estimated ")[1:])
+    assert first_s > 100
+    assert second_s < 50
 
 
 def test_a_recording_of_another_machine_is_not_gone_on_with(whole, folder, record):
@@ -167,11 +197,11 @@ def test_restores_are_recorded_too_and_the_folder_packed(whole, folder, record):
     assert "profile of tiny, pass 1 of 1" in stderr  # the profile had no tables for restores
     restored = {path.parent.name for path in both.glob("cases/*dram*/case.json")}
     assert {name.rpartition("-")[2] for name in restored} == {"only", "ended"}
-    assert "14 cases: median |error|" in stdout
+    assert "10 cases: median |error|" in stdout
     with tarfile.open(archive) as tar:
         names = tar.getnames()
     assert {"both/profile.json", "both/recording.json"} <= set(names)
-    assert sum(name.endswith("case.json") for name in names) == 14
+    assert sum(name.endswith("case.json") for name in names) == 10
 
 
 def test_a_setting_that_raises_is_left_out_with_its_reason_and_the_rest_is_there(
@@ -181,14 +211,14 @@ def test_a_setting_that_raises_is_left_out_with_its_reason_and_the_rest_is_there
     shutil.copytree(whole, failing)
     for path in failing.glob("cases/*/case.json"):
         path.unlink()
-    measure = GridRun.measure
+    plans = GridOptions.plans
 
-    def measured(self, job, done):
+    def planned(self, model, hardware, job):
         if job.prompt_tokens == SHAPES[0][1]:
             raise RuntimeError("the GPU fell\noff the bus")
-        return measure(self, job, done)
+        return plans(self, model, hardware, job)
 
-    monkeypatch.setattr(GridRun, "measure", measured)
+    monkeypatch.setattr(GridOptions, "plans", planned)
     status, _, stderr = record("failing")
     assert status == 0
     (left_out,) = json.loads((failing / "recording.json").read_text())["left_out"]
@@ -204,28 +234,56 @@ def test_an_interrupted_recording_keeps_what_is_finished(
     shutil.copytree(whole, stopped)
     for path in stopped.glob("cases/tiny-b3-s40-*/case.json"):
         path.unlink()
-    measure = GridRun.measure
+    measure_grid = Grid.measure
 
-    def interrupted(self, job, done):
+    def interrupted(self, prepare, shown):
         timer = threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT))
         timer.start()
-        measure(self, job, done)
+        measure_grid(self, prepare, shown)
         time.sleep(5)
         pytest.fail("the signal did not arrive")
 
-    monkeypatch.setattr(GridRun, "measure", interrupted)
+    monkeypatch.setattr(Grid, "measure", interrupted)
     status, stdout, _ = record("stopped")
     assert status == 130
     (left_out,) = json.loads((stopped / "recording.json").read_text())["left_out"]
     assert left_out == "tiny-b3-s40 left out: interrupted."
-    assert "6 cases: median |error|" in stdout
+    assert "4 cases: median |error|" in stdout
     assert main(["accuracy", "--recordings", str(stopped), "--json"]) == 0
     assert len(json.loads(capsys.readouterr().out)["cases"]) == CASES_OF_A_SHAPE
 
 
+def test_an_interrupt_during_the_runs_keeps_the_plans_that_have_run(
+    whole, folder, record, monkeypatch, capsys
+):
+    early = folder / "early"
+    shutil.copytree(whole, early)
+    shutil.rmtree(early / "cases")
+    warm_up = ReadyPlan.warm_up
+
+    def two_plans_run(plan, kind):
+        run, ran = plan.run, len(warmed)
+        warmed.append(warm_up(plan, kind))
+
+        def interrupted():
+            if ran == 2:
+                raise KeyboardInterrupt
+            return run()
+
+        object.__setattr__(plan, "run", interrupted)
+        return warmed[-1]
+
+    warmed = []
+    monkeypatch.setattr(ReadyPlan, "warm_up", two_plans_run)
+    assert record("early")[0] == 130
+    assert main(["accuracy", "--recordings", str(early), "--json"]) == 0
+    cases = json.loads(capsys.readouterr().out)["cases"]
+    assert {case["name"].rpartition("-")[2] for case in cases} == {"lp", "kvpr"}
+
+
 def test_a_model_off_the_list_is_measured_with_one_decode_job(folder, record, monkeypatch):
     other = folder / "other.json"
-    other.write_text(json.dumps(CONFIG))
+    other.write_text(json.dumps(SMALL))
     monkeypatch.setitem(measure.settings.DEFAULT_JOBS, "cpu", Workload(2, 20, 2))
     status, stdout, _ = record("another", "--models", other, "--link", "0.2GB/s")
     assert status == 0

@@ -6,7 +6,7 @@ import json
 
 import pytest
 from builders import machine
-from tiny import CONFIG, shorten_profiles
+from tiny import SMALL, shorten_grids
 
 import measure.record
 import measure.restore_grid
@@ -29,7 +29,7 @@ CASES = 9
 def folder(tmp_path_factory):
     """A tiny model and a profile of the cpu device, whose links are slow enough for both ends."""
     made = tmp_path_factory.mktemp("restores")
-    (made / "tiny.json").write_text(json.dumps(CONFIG))
+    (made / "tiny.json").write_text(json.dumps(SMALL))
     tiers = tuple(Tier(lane, Figure("datasheet", RATE)) for lane in (DISK, NET))
     link = Link("datasheet", RATE, paced_bytes_per_s=RATE)
     prefill = Prefill(Figure("datasheet", 1e9), Figure("datasheet", 1e-3))
@@ -141,8 +141,7 @@ def test_what_can_only_be_simulated_says_so(plan, call, folder):
 @pytest.fixture
 def grids(capsys, monkeypatch):
     """Run a verb over a short grid; returns (exit status, stdout, stderr)."""
-    shorten_profiles(monkeypatch)
-    monkeypatch.setattr(measure.restore_grid, "PROBE_SAMPLES", 1)
+    shorten_grids(monkeypatch)
     monkeypatch.setattr(measure.restore_grid, "BANDWIDTHS", {"dram": (1.0,), "ssd": (1.0,)})
     monkeypatch.setattr(measure.restore_grid, "CHUNK_TOKENS", 16)
     monkeypatch.setattr(measure.restore_grid, "IO_CHUNK_TOKENS", 8)
@@ -211,8 +210,8 @@ def test_restores_are_recorded_and_a_finished_recording_is_left_alone(grids, fol
     ("more", "words"),
     [
         (("--scenario", "restores"), "did you mean 'restore'"),
-        (("--scenario", "restore", "--gen", 3), "--gen(=3) is of decodes"),
-        (("--scenario", "restore", "--kv-bits", 8), "--kv-bits(=8) is of decodes"),
+        (("--scenario", "restore", "--gen", 3), "--gen(=3) is for decodes"),
+        (("--scenario", "restore", "--kv-bits", 8), "--kv-bits(=8) is for decodes"),
         (("--scenario", "adapt", "--prompts", "100,200"), "for one of --prompts"),
     ],
 )

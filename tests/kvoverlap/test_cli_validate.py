@@ -1,49 +1,64 @@
 """`kvoverlap validate` from profile to report, on a tiny model and a short profile."""
 
+import io
 import json
 
 import pytest
-from tiny import CONFIG, shorten_profiles
+from tiny import SMALL, shorten_grids
 
 import hw
-import hw.calibrate.profiler
-from kvoverlap.cli.main import main
+import measure.decode_grid
+import measure.grid
+from measure.child import LineWriter, read_status, run
 from planner import Plan
 from sim import Recording, compare, find_hardware, simulate
 
 POLICIES = {"lp", "kvpr", "load-all", "recompute-all"}
+SHAPES = ("b2-s24", "b3-s24", "b2-s40", "b3-s40")
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("validate")
+    made = tmp_path_factory.mktemp("validate")
+    (made / "tiny.json").write_text(json.dumps(SMALL))
+    return made
+
+
+@pytest.fixture(scope="module", autouse=True)
+def short_grids():
+    with pytest.MonkeyPatch.context() as patch:
+        shorten_grids(patch)
+        yield
 
 
 @pytest.fixture
-def validate(folder, capsys, monkeypatch):
+def validate(folder, call):
     """Run a small grid; returns (exit status, stdout, stderr)."""
-    (folder / "tiny.json").write_text(json.dumps(CONFIG))
-    shorten_profiles(monkeypatch)
-    grid = f"--model {folder / 'tiny.json'} --batches 2,3 --repeats 2 --link 0.2GB/s"
 
-    def call(*more, prompts="24,40"):
-        arguments = ["validate", "--device", "cpu", "--prompts", prompts, *grid.split()]
-        status = main([*arguments, *map(str, more)])
-        captured = capsys.readouterr()
-        return status, captured.out, captured.err
+    def run_grid(*more, model="tiny", prompts="24", batches="2"):
+        grid = f"--model {folder / model}.json --prompts {prompts} --batches {batches}"
+        options = f"--device cpu --repeats 2 --link 0.2GB/s {grid}"
+        return call("validate", *options.split(), *more)
 
-    return call
+    return run_grid
 
 
-def test_json_answer_folder_and_progress(validate, folder):
+@pytest.fixture
+def two_policies(monkeypatch):
+    monkeypatch.setattr(measure.decode_grid, "POLICIES", ("lp", "load-all", "recompute-all"))
+    monkeypatch.setattr(measure.decode_grid, "FIXED_FRACS", ())
+
+
+def test_a_run_has_a_report_a_folder_and_progress(validate, folder):
     out = folder / "run"
-    status, stdout, stderr = validate("--out", out, "--json")
+    more = ("--out", out, "--gate", 1e9, "--json")
+    status, stdout, stderr = validate(*more, prompts="24,40", batches="2,3")
     answer = json.loads(stdout)
-    assert status == 0
-    assert "profile: pass 1 of 1" in stderr
+    assert (status, answer["passed"]) == (0, True)
+    assert "validate: profile, pass 1 of 1" in stderr
     assert "validate: tiny b3-s40, round 1" in stderr
     cases = answer["cases"]
-    assert len(cases) == 2 * 2 * (len(POLICIES) + 2)
+    assert len(cases) == len(SHAPES) * (len(POLICIES) + 2)
     assert {case["policy"] for case in cases} >= POLICIES
     errors = sorted(abs(case["makespan_error_frac"]) for case in cases)
     assert answer["max_abs_error_frac"] == errors[-1]
@@ -53,6 +68,7 @@ def test_json_answer_folder_and_progress(validate, folder):
     assert set(answer["checks"]) == {case["name"] for case in cases}
     assert all(check["tokens_equal"] is True for check in answer["checks"].values())
     assert answer["runs"] >= 2 * len(cases)
+    assert set(answer["machine_drifts"]) == set(SHAPES)
     profile = find_hardware(str(out / "profile.json"))
     for case in cases:
         plan = Plan.load(out / "cases" / case["name"] / "plan.json")
@@ -68,19 +84,54 @@ def test_json_answer_folder_and_progress(validate, folder):
         assert again.makespan_error_frac == pytest.approx(case["makespan_error_frac"])
 
 
-def test_a_second_run_replaces_the_first_and_the_gate_decides_the_status(validate, folder):
+@pytest.mark.usefixtures("two_policies")
+def test_the_child_process_fills_the_folder_and_the_gate_decides_the_status(validate, folder):
     out = folder / "again"
-    assert validate("--out", out, "--gate", 1e9)[0] == 0
-    status, stdout, _ = validate("--out", out, "--gate", 0, prompts="24")
+    request = {
+        "out": str(out),
+        "device": "cpu",
+        "model": str(folder / "tiny.json"),
+        "prompts": [40],
+        "batches": [2],
+        "repeats": 1,
+        "link": "0.2GB/s",
+    }
+    lines = io.StringIO()
+    assert run(json.dumps(request), LineWriter(lines)) == 0
+    child = read_status(lines.getvalue())
+    assert child.result == str(out)
+    assert child.texts[0] == "profile, pass 1 of 1"
+    assert "tiny b2-s40, round 1" in child.texts
+    assert 0.25 < child.fraction < 1
+    assert {path.name.split("-")[1] for path in (out / "cases").iterdir()} == {"s40"}
+    status, stdout, _ = validate("--out", out, "--gate", 0)
     assert status == 1
     assert "FAILED" in stdout
-    for words in ("median |error|", "fastest measured", "numbers: tokens, logits", "disturbed"):
-        assert words in stdout
+    for text in ("median |error|", "fastest measured", "numbers: tokens, logits", "disturbed"):
+        assert text in stdout
     assert {path.name.split("-")[1] for path in (out / "cases").iterdir()} == {"s24"}
 
 
+@pytest.mark.parametrize(
+    ("request_text", "reason"),
+    [
+        ("{", "The request is not valid"),
+        ("[]", "The request is not valid"),
+        ('{"device": "cpu"}', "KeyError"),
+        ('{"out": "runs/x", "colour": "red"}', "colour"),
+        ('{"out": "runs/x", "scenario": "restores"}', "did you mean 'restore'"),
+        ('{"out": "runs/x", "repeats": 0}', "must be at least 1"),
+    ],
+)
+def test_the_child_process_refuses_a_wrong_request_in_one_line(request_text, reason):
+    lines = io.StringIO()
+    assert run(request_text, LineWriter(lines)) == 2
+    (line,) = lines.getvalue().splitlines()
+    assert reason in json.loads(line)["error"]
+
+
 class SlowedProbe:
-    """Reference products of a machine that is 10 % slower from the first run on."""
+    """Reference matmuls of a machine that is 10 % slower from the first run on."""
 
     def __init__(self, *_: object) -> None:
         self.ratio = 1.0
@@ -93,22 +144,25 @@ class SlowedProbe:
         self.ratio = 1.1
         return {"flops": self.ratio, "hbm": self.ratio}
 
-    def drift(self, _beats: int) -> dict[str, float]:
+    def drift(self, _samples: int) -> dict[str, float]:
         return {"flops": self.ratio, "hbm": self.ratio}
 
 
-def test_a_shape_is_planned_anew_for_a_machine_that_changed_its_speed(validate, monkeypatch):
+@pytest.mark.usefixtures("two_policies")
+def test_a_shape_is_planned_again_for_a_machine_that_has_drifted(validate, monkeypatch):
     monkeypatch.setattr(hw, "SpeedProbe", SlowedProbe)
-    status, stdout, stderr = validate("--json", prompts="24")
+    monkeypatch.setattr(measure.grid, "MAX_REPLANS", 2)
+    status, stdout, stderr = validate("--json", batches="2,3")
     answer = json.loads(stdout)
     assert status == 0
-    assert stderr.count("planning anew") == 1
+    assert stderr.count("planning again") == 1
     slower = {"flops": 1.1, "hbm": 1.1}
     assert answer["machine_drifts"] == {"b2-s24": slower, "b3-s24": slower}
     assert answer["machine_drifts_beside_runs"] == answer["machine_drifts"]
     assert answer["disturbed_runs"] == 0
 
 
+@pytest.mark.usefixtures("two_policies")
 def test_a_model_with_windows_is_prefilled_for_each_prompt(validate, folder):
     shape = {
         "model_type": "mistral",
@@ -117,20 +171,21 @@ def test_a_model_with_windows_is_prefilled_for_each_prompt(validate, folder):
         "rms_norm_eps": 1e-5,
         "sliding_window": 16,
     }
-    (folder / "tiny.json").write_text(json.dumps({**CONFIG, **shape}))
-    status, stdout, _ = validate("--json")
+    (folder / "window.json").write_text(json.dumps({**SMALL, **shape}))
+    status, stdout, _ = validate("--json", model="window", prompts="24,40")
     checks = json.loads(stdout)["checks"]
     assert status == 0
     assert all(any(f"-s{prompt}-" in name for name in checks) for prompt in (24, 40))
     assert all(check["tokens_equal"] is True for check in checks.values())
 
 
+@pytest.mark.usefixtures("two_policies")
 def test_a_quantised_cache_is_validated_and_its_error_reported(validate):
-    status, stdout, _ = validate("--kv-bits", 8, "--json", prompts="24")
+    status, stdout, _ = validate("--kv-bits", 8, "--json")
     checks = json.loads(stdout)["checks"]
     assert status == 0
     assert {name.split("-")[2] for name in checks} == {"kv8"}
     assert all(check["tokens_equal"] is True for check in checks.values())
     assert checks["b2-s24-kv8-load-all"]["kv_quantisation_error"] > 1e-4
     assert checks["b2-s24-kv8-recompute-all"]["kv_quantisation_error"] < 1e-4
-    assert "quantised cache: K and V off by" in validate("--kv-bits", 4, prompts="24")[1]
+    assert "quantised cache: K and V off by" in validate("--kv-bits", 4)[1]

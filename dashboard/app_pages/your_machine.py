@@ -35,7 +35,7 @@ def show_page() -> None:
 
 
 def show_run() -> None:
-    """The form that starts a measurement, or the one that is going on."""
+    """The form that starts a measurement, or the progress of the running one."""
     st.write(
         "Profiles this machine, plans a grid of cases, predicts each, runs it with real tensors "
         "and compares. It takes about four minutes as set here and needs no GPU."
@@ -46,18 +46,18 @@ def show_run() -> None:
         return
     if latest is not None:
         show_end(latest)
-    order = ask_order()
-    if order is not None:
+    request = ask_request()
+    if request is not None:
         try:
-            jobs().start(order, run_folders.OWN_RUNS)
+            jobs().start(request, run_folders.OWN_RUNS)
         except KvOverlapError as error:
             st.error(str(error))
             return
         st.rerun()
 
 
-def ask_order() -> MeasurementRequest | None:
-    """The form; the order once it is sent."""
+def ask_request() -> MeasurementRequest | None:
+    """The form; its request once it is sent."""
     with st.form("order"):
         name = st.text_input(
             "Name of the run", "my-machine", help="The folder in runs/ that it fills."
@@ -68,7 +68,7 @@ def ask_order() -> MeasurementRequest | None:
         prompts = first.text_input("Prompts (tokens)", "300,500", help="Comma-separated.")
         batches = second.text_input("Batches (sequences)", "4,7", help="Comma-separated.")
         repeats = st.slider("Repeats of each case", 1, 9, 5)
-        st.caption("Leave the machine alone meanwhile: other work shows as spread and as error.")
+        st.caption("Other work on this machine appears as spread and as error; avoid it meanwhile.")
         sent = st.form_submit_button("Start measuring", type="primary")
     if not sent:
         return None
@@ -77,17 +77,17 @@ def ask_order() -> MeasurementRequest | None:
 
 
 def _follow(job: Job) -> None:
-    """Progress of a running measurement, looked at again and again, and the button to stop it."""
+    """Progress of a running measurement, refreshed every `REFRESH_S`, and the button to stop it."""
     if not job.running:
         st.rerun()
-    progress = job.progress
-    st.progress(progress.done_frac, f"{job.order.name}: {progress.doing}")
+    status = job.status
+    st.progress(status.fraction, f"{job.request.name}: {('starting', *status.texts)[-1]}")
     st.caption(f"{job.elapsed_s:,.0f} s so far")
     if st.button("Stop"):
         job.stop()
         st.rerun()
-    with st.expander("What it says"):
-        st.code("\n".join(job.lines()[-20:]) or "nothing yet", language=None)
+    with st.expander("Steps so far"):
+        st.code("\n".join(status.texts[-20:]) or "none", language=None)
 
 
 follow: Callable[[Job], None] = st.fragment(_follow, run_every=REFRESH_S)
@@ -96,24 +96,26 @@ follow: Callable[[Job], None] = st.fragment(_follow, run_every=REFRESH_S)
 def show_end(job: Job) -> None:
     """How the last measurement ended."""
     if job.stopped:
-        st.info(f"{job.order.name} was stopped after {job.elapsed_s:,.0f} s; nothing was kept.")
-    elif job.process.returncode == 0:
-        st.success(f"{job.order.name} was measured in {job.elapsed_s:,.0f} s.")
-        st.page_link(
-            "app_pages/timeline.py",
-            label=f"Show run {job.order.name} in Timeline",
-            query_params={"run": job.order.name},
-        )
-    else:
-        st.error(f"{job.order.name} ended early: {job.reason}")
+        st.info(f"{job.request.name} was stopped after {job.elapsed_s:,.0f} s; nothing was saved.")
+        return
+    failure = job.failure
+    if failure is not None:
+        st.error(f"{job.request.name} failed: {failure}")
+        return
+    st.success(f"{job.request.name} was measured in {job.elapsed_s:,.0f} s.")
+    st.page_link(
+        "app_pages/timeline.py",
+        label=f"Show run {job.request.name} in Timeline",
+        query_params={"run": job.request.name},
+    )
 
 
 def show_uploads() -> None:
     """The uploader, the reason for a refusal, and what was accepted."""
     st.write(
         "A profile (`kvoverlap profile -o`), a plan (`kvoverlap plan -o` or `restore -o`) or a "
-        "recording (`kvoverlap run -o`), plain or gzipped. It stays in this browser session: it is "
-        "checked, shown and then forgotten."
+        "recording (`kvoverlap run -o`), plain or gzipped. It is checked, and it is kept for this "
+        "browser session only."
     )
     file = st.file_uploader(
         "Profile, plan or recording",

@@ -1,6 +1,8 @@
-"""A measurement in the background, played by a short script, and the page that follows it."""
+"""A measurement in the background, by a real child or a script, and the page that follows it."""
 
+import json
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -10,21 +12,27 @@ from streamlit.testing.v1 import AppTest
 
 import dashboard
 import dashboard.data.jobs
-from dashboard.data.jobs import Jobs, MeasurementRequest, read_progress
+from dashboard.data.jobs import Jobs, MeasurementRequest
 from dashboard.session import jobs
-from kvoverlap.cli.main import app as command_line
+from measure.child import COMMAND, read_status
+from measure.validation import ValidationRequest
 from sim.errors import BadInput
 
 APP = Path(dashboard.__file__).parent / "streamlit_app.py"
-ORDER = MeasurementRequest("here", "cpu", "300,500", "4,7", 2)
+REQUEST = MeasurementRequest("here", "cpu", "300,500", "4,7", 2)
 
-TALK = "import sys; print('profile: pass 3 of 8', file=sys.stderr); print('[1]')"
-FAIL = "import sys; print('error: no such device.', file=sys.stderr); sys.exit(2)"
+TALK = """
+print('{"progress": "profile, pass 3 of 8", "fraction": 0.0625}')
+print('{"result": "runs/here"}')
+"""
+FAIL = """import sys; print('{"error": "no such device."}'); sys.exit(2)"""
+SILENT_END = """print('{"progress": "profile", "fraction": 0.1}')"""
+PARTIAL = """print('{"result": "runs/he', end="")"""
 SLEEP = """
 import pathlib, subprocess, sys, time
 child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
 pathlib.Path("child").write_text(str(child.pid))
-print("validate: b4-s300, round 2", file=sys.stderr, flush=True)
+print('{"progress": "b4-s300, round 2", "fraction": 0.4}', flush=True)
 time.sleep(60)
 """
 IGNORE = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN);" + SLEEP
@@ -45,11 +53,11 @@ def play(tmp_path, monkeypatch):
     for made in started:
         made.stop()
         if made.latest is not None:
-            made.latest.log.close()
+            made.latest.output.close()
 
 
-def wait_until(condition):
-    until = time.monotonic() + 20
+def wait_until(condition, seconds=20):
+    until = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < until
         time.sleep(0.02)
@@ -63,27 +71,58 @@ def alive(pid):
         return False
 
 
-def test_a_job_ends_by_itself_and_keeps_what_it_said(play):
-    job = play(TALK).start(ORDER, Path("runs"))
+def ended(job):
     wait_until(lambda: not job.running)
-    assert job.process.returncode == 0
-    assert job.lines() == ["profile: pass 3 of 8"]
+    return job
+
+
+def test_an_ended_job_has_its_result_and_its_texts(play):
+    job = ended(play(TALK).start(REQUEST, Path("runs")))
+    assert job.failure is None
+    assert job.status.result == "runs/here"
+    assert job.status.texts == ("profile, pass 3 of 8",)
+    assert job.status.fraction == 0.0625
     assert job.elapsed_s < 20
     assert not job.stopped
 
 
-def test_a_failed_job_gives_its_own_reason(play):
-    job = play(FAIL).start(ORDER, Path("runs"))
-    wait_until(lambda: not job.running)
-    assert job.reason == "no such device."
+@pytest.mark.parametrize(
+    ("script", "sentence"),
+    [
+        (FAIL, "no such device."),
+        (SILENT_END, "its process ended without a result (status 0)."),
+        (PARTIAL, "its process ended without a result (status 0)."),
+        ("import os; os.kill(os.getpid(), 9)", "its process was killed by SIGKILL."),
+        ("raise SystemExit(3)", "its process ended without a result (status 3)."),
+    ],
+)
+def test_a_failed_job_says_why_in_one_sentence(play, script, sentence):
+    assert ended(play(script).start(REQUEST, Path("runs"))).failure == sentence
+
+
+def test_a_real_child_reports_progress_until_it_is_killed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(Path(dashboard.__file__).parents[1]))
+    made = Jobs(COMMAND)
+    job = made.start(REQUEST, Path("runs"))
+    wait_until(lambda: any("pass 1 of" in text for text in job.status.texts), 120)
+    os.kill(job.process.pid, signal.SIGKILL)
+    assert ended(job).failure == "its process was killed by SIGKILL."
+    assert not job.stopped
+    assert not Path("runs").exists()
+    job.output.close()
+    job = ended(made.start(MeasurementRequest("here", "tpu", "300", "4", 2), Path("runs")))
+    assert "device 'tpu' is unknown" in job.failure
+    assert job.process.returncode == 2
+    job.output.close()
 
 
 @pytest.mark.parametrize("script", [SLEEP, IGNORE])
 def test_stopping_ends_the_job_with_its_children_and_nothing_else(play, script, monkeypatch):
     monkeypatch.setattr(dashboard.data.jobs, "STOP_S", 0.3)
     made = play(script)
-    job = made.start(ORDER, Path("runs"))
-    wait_until(lambda: job.lines() and Path("child").exists())
+    job = made.start(REQUEST, Path("runs"))
+    wait_until(lambda: job.status.texts and Path("child").exists())
     child = int(Path("child").read_text())
     assert os.getpgid(child) == os.getpgid(job.process.pid) == job.process.pid
     assert os.getpgid(os.getpid()) != job.process.pid
@@ -96,9 +135,9 @@ def test_stopping_ends_the_job_with_its_children_and_nothing_else(play, script, 
 
 def test_only_one_measurement_runs_at_a_time(play):
     made = play(SLEEP)
-    made.start(ORDER, Path("runs"))
+    made.start(REQUEST, Path("runs"))
     with pytest.raises(BadInput, match="here is being measured; stop it first"):
-        made.start(ORDER, Path("runs"))
+        made.start(REQUEST, Path("runs"))
 
 
 @pytest.mark.parametrize(
@@ -111,14 +150,14 @@ def test_only_one_measurement_runs_at_a_time(play):
         ({"batches": "0"}, "batches"),
     ],
 )
-def test_an_order_that_cannot_be_is_refused_before_anything_starts(play, changes, words):
+def test_an_invalid_request_is_refused_before_anything_starts(play, changes, words):
     made = play(TALK)
     with pytest.raises(BadInput, match=words):
-        made.start(MeasurementRequest(**{**ORDER_FIELDS, **changes}), Path("runs"))
+        made.start(MeasurementRequest(**{**FIELDS, **changes}), Path("runs"))
     assert made.latest is None
 
 
-ORDER_FIELDS = {
+FIELDS = {
     "name": "here",
     "device": "cpu",
     "prompts": "300,500",
@@ -127,36 +166,32 @@ ORDER_FIELDS = {
 }
 
 
-def test_arguments_are_those_of_the_command():
-    words = MeasurementRequest(**ORDER_FIELDS, model="opt-125m").arguments(Path("runs"))
-    command, bound, _ = command_line.parse_args(words, exit_on_error=False, print_error=False)
-    assert command.__name__ == "validate"
-    assert bound.arguments == {
-        "device": "cpu",
-        "prompts": "300,500",
-        "batches": "4,7",
-        "repeats": 2,
-        "out": Path("runs/here"),
-        "model": "opt-125m",
-    }
+def test_a_request_is_one_of_the_child():
+    content = MeasurementRequest(**FIELDS, model="opt-125m").to_dict(Path("runs"))
+    sent = json.loads(json.dumps(content))
+    assert sent.pop("out") == "runs/here"
+    assert ValidationRequest(**sent) == ValidationRequest(
+        device="cpu", model="opt-125m", prompts=[300, 500], batches=[4, 7], repeats=2
+    )
 
 
-def test_progress_follows_what_validate_says():
-    lines = ["note: something", "profile: pass 1 of 8"]
-    assert read_progress([], 4, 5).doing == "starting"
-    assert read_progress(lines, 4, 5).done_frac == 0.0
-    seen = []
-    lines += [f"profile: pass {number} of 8" for number in range(2, 9)]
-    lines += ["validate: making weights"]
-    for shape in ("b4-s300", "b7-s300", "b4-s500", "b7-s500"):
-        lines.append(f"validate: opt-125m {shape}, planning")
-        lines += [f"validate: opt-125m {shape}, round {number}" for number in range(1, 7)]
-    for count in range(len(lines)):
-        seen.append(read_progress(lines[: count + 1], 4, 5).done_frac)
-    assert seen == sorted(seen)
-    assert seen[-1] == pytest.approx(0.25 + 0.75 * (3 + 6 / 7) / 4)
-    assert read_progress(lines, 4, 5).doing == "validate: opt-125m b7-s500, round 6"
-    assert read_progress(lines, 1, 1).done_frac == 1.0, "never more than all"
+def test_a_status_ignores_incomplete_and_foreign_lines():
+    lines = [
+        "a library prints this",
+        "[1]",
+        json.dumps({"progress": "planning", "fraction": 0.5}),
+        json.dumps({"progress": "planning", "fraction": 0.25}),
+        json.dumps({"note": "the disk is slow"}),
+        json.dumps({"progress": "round 1", "fraction": None}),
+        json.dumps({"result": "runs/here"}),
+    ]
+    status = read_status("\n".join(lines))
+    assert status.texts == ("planning", "the disk is slow", "round 1")
+    assert status.fraction == 0.5, "it never falls"
+    assert status.result is None, "the last line may be incomplete"
+    assert read_status("\n".join(lines) + "\n").result == "runs/here"
+    assert read_status('{"error": "no space."}\n').error == "no space."
+    assert read_status("").texts == ()
 
 
 @pytest.fixture
@@ -176,7 +211,7 @@ def page(tmp_path, monkeypatch, play):
     yield show
     jobs().stop()
     if jobs().latest is not None:
-        jobs().latest.log.close()
+        jobs().latest.output.close()
     jobs.clear()
 
 
@@ -189,21 +224,21 @@ def test_page_starts_follows_and_stops_a_measurement(page):
     app = page(SLEEP)
     press(app, "Start measuring")
     job = jobs().latest
-    wait_until(job.lines)
+    wait_until(lambda: job.status.texts)
     app.run()
-    assert any("validate: b4-s300, round 2" in block.value for block in app.code)
+    assert any("b4-s300, round 2" in block.value for block in app.code)
     press(app, "Stop")
     assert job.stopped
     app.run()
     assert "was stopped" in app.info[0].value
 
 
-def test_page_tells_why_a_measurement_failed(page):
+def test_page_shows_why_a_measurement_failed(page):
     app = page(FAIL)
     press(app, "Start measuring")
     wait_until(lambda: not jobs().latest.running)
     app.run()
-    assert app.error[0].value == "my-machine ended early: no such device."
+    assert app.error[0].value == "my-machine failed: no such device."
 
 
 def test_page_links_to_the_result(page):
@@ -215,7 +250,7 @@ def test_page_links_to_the_result(page):
     assert app.get("page_link")
 
 
-def test_page_refuses_an_order_in_one_sentence(page):
+def test_page_refuses_an_invalid_request_in_one_sentence(page):
     app = page(TALK)
     app.text_input[0].set_value("no good name")
     press(app, "Start measuring")

@@ -1,4 +1,4 @@
-"""Where the answer changes with the length of the context, found by asking at many lengths."""
+"""Context lengths at which the recommendation changes, found by bisection."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from itertools import pairwise
 from math import isqrt
 
 GRID_FACTOR = 4
-"""A length of the first, coarse look over the length before it."""
+"""Ratio of neighbouring context lengths in the first, coarse search."""
 
 BOUNDARY_FRAC = 1 / 64
-"""Boundaries are searched no closer than this part of a length."""
+"""Boundaries are located to within this fraction of a length."""
 
 
 @dataclass(frozen=True, slots=True)
 class Stretch:
-    """Context lengths with one verdict, both ends included."""
+    """A range of context lengths with one verdict, both ends included."""
 
     first_tokens: int
     last_tokens: int
@@ -27,8 +27,7 @@ class Stretch:
 def stretches(verdict: Callable[[int], str], least: int, most: int) -> tuple[Stretch, ...]:
     """Lengths from `least` to `most` by verdict.
 
-    A verdict that holds only between two neighbours of the coarse look, which alike hold another,
-    is not seen.
+    A verdict that holds only between two neighbouring lengths of the coarse search is not found.
     """
     ask = cache(verdict)
     lengths = [least]
@@ -44,7 +43,7 @@ def stretches(verdict: Callable[[int], str], least: int, most: int) -> tuple[Str
 
 
 def _boundary(ask: Callable[[int], str], low: int, high: int) -> int:
-    """A length above `low`, up to `high`, from which on the verdict is not that of `low`."""
+    """The length in (low, high] from which the verdict differs from that at `low`."""
     while high - low > max(1, int(low * BOUNDARY_FRAC)):
         between = min(max(isqrt(low * high), low + 1), high - 1)
         if ask(between) == ask(low):

@@ -1,4 +1,4 @@
-"""`kvoverlap accuracy`: every recording predicted anew, and the gate."""
+"""`kvoverlap accuracy`: predict every recording again, and the gate."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def accuracy(
     markdown: Path | None = None,
     json: bool = False,
 ) -> int:
-    """Predict every recording anew and show how far the prediction is off, case by case.
+    """Predict every recording again and show the error of each case.
 
     A recording holds measured timelines with their graph and machine, never a prediction. With
     --gate the exit status is 1 when any single case is out of its own tolerance or cannot be read.

@@ -40,7 +40,7 @@ def profile(
     Measured are matrix products over rows, decode attention over batch and context, element-wise
     kernels, both copy directions and copies within the host over size, how lanes slow each other
     down, the time to issue and hand over work, prefill in chunks, and direct reads of the disk that
-    holds temporary files. The file keeps every sample beside the medians. On the CPU device it
+    holds temporary files. The file holds every sample and the medians. On the CPU device it
     takes about a minute.
 
     Examples:

@@ -47,8 +47,8 @@ def plan(
 ) -> None:
     """Decide what to load and what to recompute, and predict how long decoding takes.
 
-    The answer is the split of every layer and step, its simulated makespan beside a lower bound
-    that no split can beat, the makespan of every other policy, and what limits it.
+    The answer is the split of every layer and step, its simulated makespan, a lower bound for
+    any split, the makespan of every other policy, and the limiting part of the machine.
 
     Examples:
       kvoverlap plan --model opt-13b --hardware kvpr-a100 --batch 32 --prompt 1K

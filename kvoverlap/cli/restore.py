@@ -45,8 +45,8 @@ def restore(
 ) -> None:
     """Decide how to restore a cached prefix, and predict the time to the first token.
 
-    The prefix can be computed anew from the front, loaded from the back, or both at once until the
-    two ends meet. The answer is the chosen policy's time beside that of every other.
+    The prefix can be computed from the front, loaded from the back, or both at once until the
+    two ends meet. The answer is the time to first token under the chosen policy and every other.
 
     Examples:
       kvoverlap restore --model longalpaca-13b --hardware a100-80g --prompt 16K --tier 32

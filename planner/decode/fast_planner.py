@@ -28,15 +28,15 @@ PROVEN_WITHIN = 1e-3
 class ShortcutPlanner(DecodePlanner):
     """Finds the splits of row schedules by `planner.lp.pipeline_bound`.
 
-    A split is taken as it is where its simulated makespan lies within a thousandth of the bound for
-    any split. Where interference or bent costs keep it from that, it stands in for the LP's optimum
-    if the LP's own value of it lies within a thousandth of the bound, and is polished much as that
-    one would be. Otherwise the LP is solved.
+    A split is used if its simulated makespan is within a thousandth of the bound for any split. If
+    interference or non-convex costs prevent that, it replaces the LP's optimum if its value in the
+    LP is within a thousandth of the bound, and is refined like that optimum. Otherwise the LP is
+    solved.
     """
 
     @cached_property
     def best(self) -> Choice:
-        """As `DecodePlanner.best`, or a split that is proven without what that takes."""
+        """A split proven by the bound, without an LP; otherwise as `DecodePlanner.best`."""
         if self._proven is not None:
             return self._proven
         if self._chain_of_whole is None:

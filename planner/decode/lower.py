@@ -272,7 +272,7 @@ class _Lowering:
         return done
 
     def _fill_slot(self, cell: Cell, free: list[str], kv_weights: list[str]) -> list[str]:
-        """Place and recompute what the slot's attention needs beside the loaded K and V."""
+        """Copy resident K and V into the slot and recompute others, next to the loaded ones."""
         start, first, with_x, end, _ = self._ranges(cell)
         made = []
         if start < first:

@@ -9,9 +9,9 @@ flexgen      FlexGen (arXiv 2303.06865), as FlexLLMGen's overlapped loop decodes
              lie in pageable memory; before a layer is launched the host thread copies the next
              one's into a pinned buffer (as `pin_memory()` does, at the rate that the profile
              measured), from which they are loaded while the layer computes; a barrier ends every
-             layer. Embedding and output head are layers too, so that layer 0 loads beside the
-             embedding. Simplified: the new token's K and V are stored beside their own layer, there
-             beside the next, and the host launches ahead as in all other graphs
+             layer. Embedding and output head are layers too, so that layer 0 loads during the
+             embedding. Simplified: the new token's K and V are stored during their own layer, there
+             during the next, and the host launches ahead as in all other graphs
 ============ ====================================================================================
 """
 
@@ -28,7 +28,7 @@ SLOTS = 2
 
 
 def other_system_graph(policy: str, model: ModelSpec, workload: Workload) -> TaskGraph:
-    """The decode graph of a rival, layer after layer and step after step.
+    """The decode graph of another system, layer by layer and step by step.
 
     Raises:
         BadInput: several batches, which these do not interleave, or a quantised cache.

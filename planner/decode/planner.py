@@ -297,7 +297,7 @@ class DecodePlanner:
         """The LP over the planned steps with all counts free.
 
         Args:
-            x_waits: as in `ScheduleLP`.
+            empty_load_waits: as in `ScheduleLP`.
 
         Where the planner may keep anything, the LP chooses how much K, V and X of each layer stays,
         beside whole layers of weights.

@@ -1,14 +1,14 @@
 """How each policy splits the past tokens between recomputing and loading.
 
 =============== =============================================================================
-lp              optimum of the exact LP, polished in the simulator where costs are not straight
+lp              optimum of the exact LP, refined in the simulator where costs are not linear
 kvpr            closed form of KVPR (arXiv 2411.17089, section 3.2), at most the prompt
 load-all        load K and V of every token
 recompute-all   recompute K and V of every token from X
 fixed:<tokens>  the same number of recomputed tokens in every layer and step, at most a layer's
                 window
-resident        the whole KV cache stays on the device: the upper bound of any offloading, and what
-                runtimes do that do not offload (gpt-fast)
+resident        the whole KV cache stays on the device, as in runtimes without offloading
+                (gpt-fast); no offloading policy can be faster
 hf-offloaded    transformers' offloaded cache (`other_systems`)
 flexgen         FlexGen's staging through pinned memory, and barriers (`other_systems`)
 =============== =============================================================================
@@ -31,7 +31,7 @@ BASELINES = ("load-all", "recompute-all", "kvpr")
 
 
 def fixed_tokens(policy: str) -> int | None:
-    """The count of a `fixed:<tokens>` policy, None for a named one.
+    """The token count of a `fixed:<tokens>` policy, or None for a named policy.
 
     Raises:
         UnknownName: neither a named policy nor `fixed:` with a whole number.

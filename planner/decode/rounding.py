@@ -8,10 +8,10 @@ from itertools import pairwise
 from math import floor
 
 MAX_LP_STEPS = 5
-"""A longer job is planned at this many steps, and in between by straight lines."""
+"""A longer job is planned at this many steps, with linear interpolation in between."""
 
 MAX_LP_CELLS = 400
-"""Cells (layers of a batch in a step) in one LP; beyond, only the first and last step are in it."""
+"""Maximum cells (layers of a batch in a step) of an LP; above, only the first and last step."""
 
 
 def planned_steps(gen_tokens: int, cells: int) -> list[int]:
@@ -40,7 +40,7 @@ def whole_tokens(
 ) -> list[list[int]]:
     """Rows in whole tokens, moved by `shift`, rounding so that each row keeps its sum.
 
-    A layer that recomputes nothing stays that way: its first token costs a launch and a copy.
+    A layer that recomputes nothing stays at 0, because its first token costs a launch and a copy.
 
     Args:
         rows: fractional counts by planned step and layer.

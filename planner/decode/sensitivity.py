@@ -71,10 +71,10 @@ def sensitivities(
 
 
 def _resized(lp: ScheduleLP, before_s: Sequence[float], after_s: Sequence[float]) -> bool:
-    """Whether a task whose size is chosen takes another time.
+    """Whether the time of a task whose size is chosen differs.
 
-    If none does, a faster part changes right-hand sides alone. The optimum is convex in those, and
-    no faster part makes it larger: where its derivative is zero, so is all that there is to save.
+    If none differs, a faster part changes only right-hand sides. The optimum is convex in those and
+    never grows with a faster part, so a derivative of zero means that nothing can be saved.
     """
     return any(
         task.op in SIZED_OPS and before != after
@@ -83,7 +83,7 @@ def _resized(lp: ScheduleLP, before_s: Sequence[float], after_s: Sequence[float]
 
 
 def bottleneck(sensitivities: Sequence[Sensitivity]) -> str:
-    """Which part of the machine holds the schedule up and what 10 % more of it saves, by duals."""
+    """The limiting part of the machine, and what 10 % more of it saves by the duals."""
     most = max(sensitivities, key=lambda one: one.saved_by_duals_frac)
     if most.saved_by_duals_frac < MIN_SAVING_FRAC:
         return "no single part limits: 10 % more of any one saves next to nothing"

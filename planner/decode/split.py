@@ -1,9 +1,10 @@
 """What stays in device memory for the whole job instead of being moved in every step.
 
-A byte kept saves a byte of transfer in every step, whatever it holds. Kept weights cost nothing
-to use, so they come first, in whole layers. A layer whose whole cache is kept attends in place and
-stores nothing back. Of any other layer the first tokens' K and V may be kept, at the price of
-placing them beside the loaded ones, and the X of tokens behind them, at the price of recomputing.
+Each resident byte saves one byte of transfer in every step. Resident weights cost nothing to use,
+so they come first, in whole layers. A layer with its whole cache resident attends in place and
+stores nothing back. In any other layer the first tokens may have resident K and V, which are copied
+next to the loaded ones, and the following tokens may have resident X, from which K and V are
+recomputed.
 """
 
 from __future__ import annotations
@@ -19,14 +20,14 @@ from sim.model.spec import ModelSpec
 
 @dataclass(frozen=True, slots=True)
 class Residency:
-    """What is kept of every layer, the same for each batch.
+    """Resident data of every layer, the same for each batch.
 
     Args:
-        kv_tokens: for each layer, how many of the prompt's first tokens keep their K and V on the
-            device; all of them means that new tokens' stay as well and the layer moves nothing. A
-            layer whose window leaves tokens behind keeps all or none.
-        x_tokens: for each layer, how many tokens behind those keep their attention input X.
-        weight_layers: layers whose weights stay although the schedule moves weights.
+        kv_tokens: per layer, number of the prompt's first tokens with resident K and V. The whole
+            prompt means that K and V of new tokens stay too and the layer moves nothing. A layer
+            whose sliding window drops tokens has all or none.
+        x_tokens: per layer, number of the following tokens with resident attention input X.
+        weight_layers: layers with resident weights in a schedule that moves weights.
     """
 
     kv_tokens: tuple[int, ...]
@@ -39,7 +40,7 @@ class Residency:
 
     @classmethod
     def whole_cache(cls, model: ModelSpec, workload: Workload) -> Residency:
-        """All K and V on the device, and in the column schedule nothing of the weights."""
+        """All K and V on the device; no weights of the column schedule."""
         return cls((workload.prompt_tokens,) * model.n_layers, (0,) * model.n_layers)
 
     def keeps_whole(self, layer: int, workload: Workload) -> bool:
@@ -47,7 +48,7 @@ class Residency:
         return self.kv_tokens[layer] == workload.prompt_tokens
 
     def words(self) -> str:
-        """What stays, for people; empty where nothing does."""
+        """A description of the resident data; empty if there is none."""
         n_layers = len(self.kv_tokens)
         parts = []
         if any(self.kv_tokens):
@@ -61,7 +62,7 @@ class Residency:
         return f"in GPU memory stay {', '.join(parts)}" if parts else ""
 
     def check(self, model: ModelSpec, workload: Workload) -> None:
-        """Refuse counts that are not of this model's layers or exceed the prompt."""
+        """Refuse counts that do not match the model's layers or exceed the prompt."""
         if not len(self.kv_tokens) == len(self.x_tokens) == model.n_layers:
             raise BadInput(f"what stays resident must be given for {model.n_layers} layers.")
         for layer, (kv, x) in enumerate(zip(self.kv_tokens, self.x_tokens, strict=True)):
@@ -81,12 +82,12 @@ class Residency:
 
 
 def slides(model: ModelSpec, workload: Workload, layer: int) -> bool:
-    """Whether a layer's window leaves tokens behind during the job."""
+    """Whether a layer's sliding window drops tokens during the job."""
     return model.first_token(layer, workload.max_tokens - 1) > 0
 
 
 def evenly_spaced(count: int, n_layers: int) -> tuple[int, ...]:
-    """`count` of the layers, as far apart as they can be: transfers of the others fill the gaps."""
+    """`count` layers, evenly spaced, so that transfers of the others fill the gaps."""
     return tuple(sorted({(2 * at + 1) * n_layers // (2 * count) for at in range(count)}))
 
 
@@ -94,8 +95,8 @@ def evenly_spaced(count: int, n_layers: int) -> tuple[int, ...]:
 class StepSplit:
     """One decode step: tokens of every layer by how their K and V reach the attention.
 
-    `context_tokens` is the whole past. The three counts of a layer add up to the part of it that
-    the layer attends to, which is shorter where it has a sliding window.
+    `context_tokens` is the number of all past tokens. The counts of a layer add up to the tokens
+    that it attends to, which are fewer with a sliding window.
     """
 
     __pydantic_config__ = STRICT_KEYS
@@ -125,7 +126,7 @@ class StepSplit:
 
     @property
     def median_layer(self) -> tuple[int, int]:
-        """Recomputed tokens of the layer in the middle, by them, and those it attends to."""
+        """(recomputed, attended) tokens of the layer with the median recomputed count."""
         layers = sorted(zip(self.recomputed_tokens, self.layer_tokens, strict=True))
         return layers[len(layers) // 2]
 
@@ -133,7 +134,7 @@ class StepSplit:
 def step_splits(
     model: ModelSpec, workload: Workload, split: Sequence[Sequence[int]], residency: Residency
 ) -> tuple[StepSplit, ...]:
-    """Name the parts of every step: what is neither resident nor recomputed is loaded."""
+    """The split of every step: tokens that are neither resident nor recomputed are loaded."""
     steps = []
     for number, row in enumerate(split):
         past = workload.context_tokens(number)

@@ -17,7 +17,7 @@ SIZED_OPS = (
 """Operations whose token count is a variable."""
 
 Line = tuple[float, float]
-"""Seconds at zero tokens and seconds a token more costs."""
+"""(seconds at zero tokens, seconds per further token)."""
 
 
 class PiecewiseLinearCosts:
@@ -52,7 +52,7 @@ class PiecewiseLinearCosts:
         return lines
 
     def seconds(self, op: str, count: int) -> float:
-        """Exact cost of `op` on `count` tokens; no tokens, no task, no time."""
+        """Exact seconds of `op` on `count` tokens; 0 for 0 tokens, which need no task."""
         costs = self._costs
         if count == 0 or (op == "dequantise" and costs.workload.kv_bits is None):
             return 0.0
@@ -62,6 +62,6 @@ class PiecewiseLinearCosts:
 
 
 def _turns_down(a: tuple[float, float], b: tuple[float, float], c: tuple[float, float]) -> bool:
-    """Whether b lies on or above the straight line from a to c, up to rounding."""
+    """Whether b is on or above the straight line from a to c, up to rounding."""
     cross = (b[0] - a[0]) * (c[1] - a[1]) - (b[1] - a[1]) * (c[0] - a[0])
     return cross <= 1e-12 * abs((c[0] - a[0]) * (c[1] - a[1]))

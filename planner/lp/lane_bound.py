@@ -1,4 +1,4 @@
-"""A makespan that no split can beat, from the work of the lanes alone."""
+"""Lower bound on the makespan: the work of each lane, without waiting."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ def lane_work_bound(
     n_batches: int = 1,
     budget: MemoryBudget | None = None,
 ) -> float:
-    """A makespan that no split can beat: neither lane can do its own work faster.
+    """Lower bound on the makespan of any split: neither lane can finish its own work faster.
 
-    Layers that attend to as many tokens share their counts, which loses nothing because the hulls
-    are convex.
+    Layers that attend to equally many tokens share their counts. The bound stays the same because
+    the cost lines are convex.
 
     Args:
-        layers: for each course of past tokens attended to, step by step, how many layers have it.
+        layers: number of layers for each sequence of attended token counts, one count per step.
         other_compute_s: seconds of all compute tasks whose size is fixed.
         other_link_s: seconds of all loads whose size is fixed: weights.
-        room: device memory to keep K, V, X and weights in, whichever layers that may be. Weights
-            give back the slots through which they came.
+        budget: device memory for resident K, V, X and weights of any layers. Resident weights
+            free the slots through which they were loaded.
     """
     unit_s = max(other_compute_s, 1e-12) / MAKESPAN_UNITS
     problem = pulp.LpProblem("lane_work", pulp.LpMinimize)

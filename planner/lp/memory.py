@@ -1,4 +1,4 @@
-"""Memory as rows of the LP: what the job's choices take of the device and of the host."""
+"""Memory rows of the LP: device and host bytes of everything that the plan may choose."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ DEVICE_ROW, HOST_ROW = "device_memory", "host_memory"
 
 @dataclass(frozen=True, slots=True)
 class MemoryBudget:
-    """Memory that is left for what a plan may choose, and what its choices take.
+    """Memory available to the choices of a plan, and the bytes that each choice needs.
 
     Args:
-        free_bytes: of the device, beside weights, KV slots and workspace.
-        host_free_bytes: of the host, beside staging buffers; caches and weights go into it.
+        free_bytes: device bytes left after weights, KV slots and workspace.
+        host_free_bytes: host bytes left after staging buffers, for caches and weights.
         kv_token_bytes, x_token_bytes, host_kv_token_bytes: of one token position of one layer, over
             all sequences of all batches.
         staged_x_token_bytes: of one token position of X over all staging slots, which are as long
@@ -47,7 +47,7 @@ class MemoryBudget:
 
     @classmethod
     def beside(cls, graph: TaskGraph, memory: Memory) -> MemoryBudget:
-        """The room that a graph leaves which stages no X, on the host without its cache."""
+        """The budget left by a graph that stages no X, with no cache on the host."""
         model, job = graph.model, graph.workload
         need, sequences = footprint(graph), job.batch_size * job.n_batches
         return cls(
@@ -61,21 +61,21 @@ class MemoryBudget:
         )
 
     def limits_device(self, most_tokens: int) -> bool:
-        """Whether a load of X of so many tokens has no room."""
+        """Whether device memory cannot hold a staged load of X of this many tokens."""
         return self.staged_x_token_bytes * most_tokens > self.free_bytes
 
     def limits_host(self, model: ModelSpec, job: Workload, moved_layers: int) -> bool:
-        """Whether there is no room for K, V and X of all tokens and the weights that are moved."""
+        """Whether host memory cannot hold K, V and X of all tokens and the moved weights."""
         rows = sum(layer_rows(model, job, layer) for layer in range(model.n_layers))
         cache_bytes = rows * (self.host_kv_token_bytes + self.x_token_bytes)
         return cache_bytes + moved_layers * self.layer_weight_bytes > self.host_free_bytes
 
 
 def check_any_fits(loaded: TaskGraph, recomputed: TaskGraph, hardware: HardwareProfile) -> None:
-    """Refuse a job that no split fits the memory with, before any is looked for.
+    """Refuse a job before the search if no split of it fits the memory.
 
-    What the device stages is least where everything is loaded; what the host holds is least there
-    or where everything is recomputed.
+    The device stages least if everything is loaded. The host holds least if everything is
+    loaded or everything is recomputed.
 
     Raises:
         DoesNotFit: as `sim.graph.memory.check_fits`.
@@ -88,7 +88,7 @@ def check_any_fits(loaded: TaskGraph, recomputed: TaskGraph, hardware: HardwareP
 
 @dataclass(frozen=True)
 class Kept:
-    """Variables for what stays on the device; empty where nothing may.
+    """Variables for K, V, X and weights that stay on the device; empty if none may stay.
 
     Args:
         kv, x: tokens of each layer whose K and V, or X, stay.
@@ -101,9 +101,9 @@ class Kept:
 
 
 class MemoryRows:
-    """Adds to a program that what stays, what is staged and what the host holds have room.
+    """Adds the rows that keep resident data, staged data and host data within memory.
 
-    Rows that no choice could break are left out.
+    Rows that hold for every choice are left out.
 
     Args:
         graph: the program's.
@@ -139,7 +139,7 @@ class MemoryRows:
             self._host()
 
     def _ranges(self) -> None:
-        """X that stays is used in every step, and ranges of a layer's tokens do not overlap."""
+        """Resident X is used in every step, and the token ranges of a layer do not overlap."""
         for (step, layer), recomputed in self._tokens.items():
             if layer in self._kept.kv:
                 cell = f"s{step}_L{layer}"
@@ -162,9 +162,9 @@ class MemoryRows:
         self._fits(DEVICE_ROW, taken, max(0.0, budget.free_bytes) / unit)
 
     def _host(self) -> None:
-        """K and V of what some step does not recompute, X of what some step does, and weights.
+        """Host bytes: K and V that some step loads, X that some step recomputes, and weights.
 
-        X of what a quantised cache keeps on the device as well: K and V are projected from it.
+        A quantised cache also needs X of its resident tokens, from which K and V are projected.
         """
         model, job, budget = self._model, self._job, self._room
         unit = float(budget.host_kv_token_bytes)

@@ -6,18 +6,18 @@ R(l), dequantises D(l) where the cache is quantised, and attends. All four are c
 straight in l (`PiecewiseLinearCosts`).
 
 Every schedule's makespan is at least the length of any chain of tasks that wait for each other,
-and so at least any weighted mean of such lengths. A mean of chains is told by how much of the
+and so at least any weighted mean of such lengths. A mean of chains is described by how much of the
 weight has crossed from the link to the compute lane: f before cell i, w once its recompute may wait
 for its X, g once its attention may wait for its K and V, with 0 <= f <= w <= g <= 1 and g the f of
 the next cell. In the mean, cell i takes
 
     (1 - f) X(l) + (1 - w) V(l) + w R(l) + g D(l) + constants,
 
-a convex function of this cell's l alone, so that its least value over l is found cell by cell: the
-sum is a bound that no split beats (weak duality of the LP in `planner/lp/schedule.py`, whose duals
-are such weights). The crossing is chosen so that each cell's least value is at a given split, and
-the split so that the chains are equally long in the mean. Where the two values meet, both are
-optimal; where they do not, nothing is claimed and the LP is solved.
+a convex function of this cell's l alone. Its minimum over l is found cell by cell, and the
+sum is a lower bound for every split (weak duality of the LP in `planner/lp/schedule.py`,
+whose duals are such weights). The crossing is chosen so that each cell's least value is at a given split, and
+the split so that the chains are equally long in the mean. If the two values agree, both are
+optimal. If not, the LP is solved.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ Costs = tuple[float, float, float, float]
 
 
 class Shape:
-    """What a cell of some past tokens costs, over the tokens that it recomputes.
+    """Costs of a cell with a given context, as functions of its recomputed tokens.
 
     Args:
         context: past tokens that the cell's attention needs.
 
     Attributes:
-        counts: [K], where one of the costs bends, from 0 to all tokens.
-        x_s, kv_s, recompute_s, dequantise_s: [K], seconds there; straight lines in between.
+        counts: [K], token counts at which a cost changes slope, from 0 to all tokens.
+        x_s, kv_s, recompute_s, dequantise_s: [K], seconds at these counts; linear in between.
         table: [4, K], all four.
     """
 
@@ -82,7 +82,7 @@ class Shape:
         return self._costs[count]
 
     def slopes(self, count: float) -> list[Costs]:
-        """Seconds a token more costs, left and right of `count`; one side at either end."""
+        """Seconds per further token, left and right of `count`; one-sided at the ends."""
         if count not in self._slopes:
             counts = self.counts
             at = bisect_left(counts, count)
@@ -99,7 +99,7 @@ class Shape:
         return x, kv, recompute, dequantise
 
     def where(self, values: Sequence[float], level: float) -> float:
-        """The least count at which values that rise with it reach a level, clipped to the range."""
+        """Smallest count at which non-decreasing `values` reach a level, clipped to the range."""
         if values[0] >= level:
             return 0.0
         for at in range(1, len(values)):
@@ -111,7 +111,7 @@ class Shape:
 
 
 class WholeShape(Shape):
-    """What a cell costs over whole tokens, with bends that are not convex and jumps from none."""
+    """Exact costs of a cell at whole token counts, including non-convex parts and the step at 0."""
 
     def __init__(self, lines: PiecewiseLinearCosts, context: int) -> None:
         super().__init__(lines, context)
@@ -137,7 +137,7 @@ class Cell:
         after_s: attention and MLP, with the head behind the last layer of a step, and the pause up
             to the next cell's projections.
         launched_s: earliest start of that, as the host launches it.
-        ends_s: before when it lets the cell not end.
+        ends_s: earliest end of the cell, as the host launches it.
     """
 
     shape: Shape
@@ -149,11 +149,11 @@ class Cell:
 
 @dataclass(frozen=True)
 class Bound:
-    """A makespan that no split beats, and the mean of chains that proves it.
+    """Lower bound on the makespan of any split, and the mean of chains that proves it.
 
     Args:
         crossed: [cells, 3], f, w and g of every cell.
-        first: the cell in which the chains start; none goes through an earlier one.
+        first: the first cell of every chain.
     """
 
     seconds: float
@@ -180,7 +180,7 @@ class Pipeline:
         self.dequantised_gap_s = gap_s if quantised else 0.0
 
     def best(self) -> tuple[list[float], Bound]:
-        """The best split of a few that are optimal in one regime each, and the best bound."""
+        """The best of several splits, each optimal in one regime, and the best bound."""
         tight = self.tight()
         nothing = [0.0] * len(self.cells)
         split = min(nothing, tight, self.balanced(tight), key=self.makespan_s)
@@ -207,13 +207,13 @@ class Pipeline:
         return compute_s
 
     def balanced(self, then: Sequence[float]) -> list[float]:
-        """Cell by cell, K and V arrive when the recompute ends, or before where nothing is to gain.
+        """Split: K and V arrive when the recompute ends, or earlier if waiting saves nothing.
 
-        Where the next cell would then wait for its X, the recompute ends later by as much. Optimal
-        where compute is the longer lane, or the first cell makes up for the start.
+        If the next cell would then wait for its X, the recompute ends later by that time.
+        Optimal if compute is the longer lane, or if the first cell makes up for the start.
 
         Args:
-            then: what the cells recompute in the long run.
+            then: tokens that later cells recompute.
         """
         split = []
         link_s = lag_s = 0.0
@@ -242,9 +242,9 @@ class Pipeline:
         return split
 
     def tight(self) -> list[float]:
-        """From the last cell backwards: every recompute starts the moment that its X arrives.
+        """Split, from the last cell backwards, in which every recompute starts when its X arrives.
 
-        Optimal where neither lane ever waits, or the link is the longer lane.
+        Optimal if neither lane waits, or if the link is the longer lane.
         """
         split: list[float] = []
         wait_s = 0.0
@@ -265,7 +265,7 @@ class Pipeline:
         return split[::-1]
 
     def bound(self, split: Sequence[float]) -> Bound:
-        """The largest of a few bounds that a split's own chains suggest."""
+        """The largest of several bounds, taken from the chains of a split."""
         ways = [self._crossing(split, 0.0, at_first) for at_first in (0.0, 1.0)]
         ways.append([(1.0, 1.0, 1.0)] * len(self.cells))
         resolved = ways[0][-1][1]
@@ -278,15 +278,15 @@ class Pipeline:
         return max(bounds, key=lambda bound: bound.seconds)
 
     def _begun(self, count: float) -> float:
-        """The weight of chains that start where the host issues the first projections.
+        """Weight of the chains that start when the host launches the first projections.
 
-        Such that the first cell's recompute waits for those, and its X is there.
+        With this weight the first cell's recompute waits for the projections and not for its X.
         """
         x, kv, recompute, _ = self.cells[0].shape.slopes(count)[-1]
         return min(max(-(x + kv) / max(recompute - x - kv, 1e-300), 0.0), 1.0)
 
     def _late_host(self) -> Bound:
-        """From some cell on, which the host was late to issue, the compute lane never waits."""
+        """Bound for a compute lane that never waits after a cell that the host launched late."""
         rest_s, most_s, start = 0.0, 0.0, 0
         for at in range(len(self.cells) - 1, -1, -1):
             cell = self.cells[at]
@@ -302,11 +302,11 @@ class Pipeline:
     def _crossing(
         self, split: Sequence[float], begun: float, at_first: float
     ) -> list[tuple[float, float, float]]:
-        """Weights by which every cell's least value lies at the split, as far as that is possible.
+        """Weights for which the minimum of every cell is at the split, as far as possible.
 
         Args:
-            begun: what starts on the compute lane.
-            at_first: what has crossed, at least, once K and V of the first cell are there.
+            begun: weight of chains that start on the compute lane.
+            at_first: minimum weight that has crossed when K and V of the first cell have arrived.
         """
         crossed = []
         before = begun
@@ -327,7 +327,7 @@ class Pipeline:
         return crossed
 
     def _mean(self, crossed: list[tuple[float, float, float]]) -> Bound:
-        """The least mean length of the chains, over all splits."""
+        """Minimum over all splits of the mean chain length."""
         weights = np.array(crossed)
         factors = np.column_stack((1 - weights[:, 0], 1 - weights[:, 1], weights[:, 1:]))
         total_s = crossed[0][0] * self.cells[0].launched_s
@@ -347,9 +347,9 @@ class Pipeline:
 
 
 def _level(slopes: Costs, before: float, after: float) -> float:
-    """The w at which one more token changes nothing, with f = before and g the larger of w, after.
+    """The w at which one more token changes no cost, with f = before and g = max(w, after).
 
-    Dequantising weighs g: it stays as it is until w has grown to that.
+    Dequantising has weight g, which stays constant until w reaches it.
     """
     x, kv, recompute, dequantise = slopes
     level = -(kv + (1 - before) * x + after * dequantise) / max(recompute - kv, 1e-300)
@@ -359,7 +359,7 @@ def _level(slopes: Costs, before: float, after: float) -> float:
 
 
 def _bends(lines: Sequence[Line]) -> list[float]:
-    """Where a convex hull of lines turns."""
+    """Counts at which the upper envelope of lines changes slope."""
     return [
         (base - other_base) / (other - slope)
         for (base, slope), (other_base, other) in pairwise(lines)

@@ -1,11 +1,11 @@
 """The decode schedule as a linear program whose optimum is the makespan of the graph.
 
-Variables: the start of every task and, per step and layer, how many tokens are recomputed; where
-there is room on the device also, per layer, of how many tokens K and V or X stay there.
-Rows: what stays fits the memory; a task starts after each of its deps and after its lane's
+Variables: the start of every task and, per step and layer, how many tokens are recomputed; if
+device memory allows it, also how many tokens of each layer keep K and V, or X, on the device.
+Rows: resident data fits the memory; a task starts after each of its deps and after its lane's
 previous task; the time of a task whose size is being chosen is at least every line of its convex
 cost hull. Where costs are straight lines the hull is the cost, and the optimum is the simulated
-makespan; elsewhere the hull lies below the cost and the optimum is a lower bound.
+makespan; elsewhere the hull is below the cost and the optimum is a lower bound.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ MAKESPAN_UNITS = 1e3
 
 _MAY_VANISH = ("load_x", "place_kv", "recompute_resident")
 _VANISH_BEHIND_PAUSE = ("load_kv", "place_kv", "recompute_resident", "recompute", "dequantise")
-"""No pause is certain behind the first and before the second."""
+"""No pause is guaranteed after the first and before the second."""
 
 Key = TypeVar("Key")
 
@@ -41,17 +41,16 @@ class Relaxation:
     Args:
         objective_s: end of the last task.
         tokens: recomputed tokens of each (step, layer); empty where the counts were given.
-        kept_kv, kept_x: tokens of each layer whose K and V, or X, stay on the device; empty where
-            nothing does.
+        kept_kv, kept_x: tokens of each layer whose K and V, or X, stay on the device; empty if
+            none does.
         kept_weights: part of each layer's weights that stays although the schedule moves them.
         task_weights: derivative of the makespan with respect to the seconds of each task of the
-            LP's graph, from the duals; 1 where a task holds everything up, 0 where it has slack.
+            LP's graph, from the duals: 1 on the critical path, 0 for a task with slack.
         lane_share_s: for each lane, the derivative of the makespan with respect to stretching all
-            its tasks by the same factor; a lane that decides everything has the whole makespan,
-            one that never holds anything up has zero.
-        memory_worth_s: what a byte more of device memory saves, from the dual of its row.
-        basis: the solver's basis at the optimum, where the same LP on a machine that is a little
-            different starts best.
+            its tasks by the same factor: the whole makespan for a lane that is always critical, 0
+            for a lane that never is.
+        memory_worth_s: seconds saved per further byte of device memory, from the dual of its row.
+        basis: the solver's basis at the optimum, a warm start for the same LP on a similar machine.
     """
 
     objective_s: float
@@ -88,13 +87,12 @@ class ScheduleLP:
         lines: cost hulls of the sized operations; None keeps the graph's own counts, so that the
             LP only schedules, with every task at its time in `fixed_s`.
         fixed_s: seconds of every task, in graph order; used for those that are not sized.
-        launched_s: when the host has issued each task, the sized ones at no cost.
+        launched_s: when the host has launched each task, with sized tasks launched at no cost.
         dispatch: pauses between the tasks of a lane and between lanes.
-        room: memory that choices have to fit; None where every choice does.
+        budget: memory that the choices must fit; None if every choice fits.
         keep_weights: whether weights may stay on the device, part of a layer's as well.
-        empty_load_waits: whether every load of X waits for its slot, even one of no tokens. That
-            makes the weights behind it wait in the column schedule. False gives a bound for any
-            split.
+        empty_load_waits: whether a load of X of 0 tokens still waits for its slot, and so delays
+            the weights behind it in the column schedule. False gives a bound for every split.
     """
 
     def __init__(
@@ -110,7 +108,7 @@ class ScheduleLP:
         keep_weights: bool = False,
     ) -> None:
         self.graph = graph
-        self._x_waits = empty_load_waits
+        self._empty_load_waits = empty_load_waits
         self._sized = SIZED_OPS if lines is not None else ()
         self._dispatch = dispatch
         self._contexts = {
@@ -157,14 +155,14 @@ class ScheduleLP:
 
     @property
     def keeps(self) -> bool:
-        """Whether it chooses what stays in device memory."""
+        """Whether the LP chooses resident data."""
         return bool(self.kept.kv)
 
     def solve(self, choose: bool = True, start: Relaxation | None = None) -> Relaxation:
         """Minimise the makespan, then choose among the optima.
 
-        Where weights may stay, the one that keeps most of them: using them costs nothing. Else the
-        most even split.
+        If weights may stay, the optimum with the most resident weights, which cost nothing to use.
+        Otherwise the most even split.
 
         Args:
             choose: False skips the second choice, where only the makespan is wanted.
@@ -197,7 +195,7 @@ class ScheduleLP:
         )
 
     def seconds(self, at: Relaxation, costs: CostModel, lines: PiecewiseLinearCosts) -> list[float]:
-        """Seconds of every task at an optimum's fractional counts, for other costs than its own."""
+        """Seconds of every task at an optimum's fractional counts, under other costs."""
         return [
             lines.at(task.op, at.count(task, self._contexts[task.step, task.layer]))
             if task.op in self._sized
@@ -259,7 +257,7 @@ class ScheduleLP:
                 dep
                 for dep in self.graph.dep_indices[at]
                 if (tasks[dep].device, tasks[dep].lane) != lane
-                and (self._x_waits or task.op != "load_x")
+                and (self._empty_load_waits or task.op != "load_x")
             }
             if lane in last_on_lane:
                 before.add(last_on_lane[lane])
@@ -305,8 +303,8 @@ class ScheduleLP:
     def _prefer_even(self) -> None:
         """Among optimal splits, ask for the one that changes least from layer to layer.
 
-        Optima are many: only the work of both lanes over all layers is tight. An even split
-        needs the smallest staging slots and suffers least when a real task is late.
+        There are many optima, because only the total work of both lanes is tight. An even split
+        needs the smallest staging slots and loses least when a real task is late.
         """
         changes = []
         for kind, variables in (("", self.tokens), ("kv_", self.kept.kv), ("x_", self.kept.x)):
@@ -320,12 +318,12 @@ class ScheduleLP:
 
 
 def certain_pause_s(dispatch: Dispatch, earlier: Task, later: Task, sized: bool) -> float:
-    """Pause between two tasks that exist in every split; none around one that may vanish.
+    """Pause between two tasks that exist in every split; 0 next to a task that may not exist.
 
-    Of a layer's two loads at least one exists, and so does one pause of the link lane.
+    At least one of a layer's two loads exists, and so does one pause of the link lane.
 
     Args:
-        sized: whether counts are free, so that a task may vanish.
+        sized: whether counts are free, so that a task may not exist.
     """
     if earlier.lane != later.lane:
         return 0.0 if sized and later.op in SIZED_OPS else dispatch.handover_s

@@ -1,4 +1,4 @@
-"""HiGHS, as every linear program here is solved."""
+"""Solve a linear program with HiGHS."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from sim.errors import Infeasible, PlannerFailed
 
 
 class _Highs(pulp.HiGHS):  # type: ignore[misc]
-    """HiGHS that starts where it is told, for which PuLP has no word.
+    """HiGHS with a given start basis, which PuLP does not offer.
 
-    Without presolve: on these programs it finds little, and on the bound's long and narrow one it
-    takes forty times as long as the solution.
+    Presolve is off. It finds little on these programs, and takes forty times as long as the
+    solution on the long and narrow program of the bound.
     """
 
     def __init__(self, basis: Any) -> None:

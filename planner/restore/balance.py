@@ -1,10 +1,10 @@
-"""Where the shares of compute and link balance, before the simulator refines them.
+"""Start values for the search: the split at which compute and link take equally long.
 
-Time is at least what the compute lane works and at least what the slowest copy engine works. Both
-are linear in the counts of computed steps and projected tokens, so that for each number of
-computed cells the best number of projected tokens lies where the two lines cross or at an end, and
-trying every number of cells finds the optimum. Computed tokens are always the first ones: a step
-at the front attends to less than any behind it.
+The time is at least the work of the compute lane and at least the work of the slowest copy engine.
+Both are linear in the numbers of computed steps and projected tokens. For each number of computed
+cells the best number of projected tokens is at the crossing of the two lines or at an end, and
+trying every number of cells finds the optimum. The computed tokens are the first ones, because a
+step at the front attends to fewer tokens than any later step.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from sim.model.spec import ModelSpec
 
 @dataclass(frozen=True, slots=True)
 class Balance:
-    """Counts with the time they take at least.
+    """Counts, with a lower bound on their time.
 
     Args:
         cells: computed steps times layers, step after step.
@@ -69,7 +69,7 @@ class Rates:
         return whole + (layers * self.step_s[steps] if layers else 0.0)
 
     def cell_tokens(self, cells: int) -> int:
-        """Tokens, summed over layers, that so many cells compute."""
+        """Tokens, summed over layers, that this many cells compute."""
         steps, layers = divmod(cells, self.layers)
         whole: int = self.layers * self.stops[steps]
         return whole + (layers * (self.stops[steps + 1] - self.stops[steps]) if layers else 0)
@@ -79,7 +79,7 @@ class Rates:
         return self.layers * len(self.step_s)
 
     def balance(self, cells: int, by_layer: bool) -> Balance:
-        """The best number of projected tokens beside so many computed cells."""
+        """The best number of projected tokens for this many computed cells."""
         left = self.layers * self.request.cached_tokens - self.cell_tokens(cells)
         compute_s = self.computed_s(cells) + self.layers * self.uncached_s
         link_s = self.found_s + left * self.kv_s if left else 0.0
@@ -92,11 +92,11 @@ class Rates:
         return Balance(bound_s, cells, projected)
 
     def best(self, cells: range, by_layer: bool) -> Balance:
-        """The least bound over these numbers of cells; of equal ones the fewest."""
+        """The smallest bound over these numbers of cells; the fewest cells if equal."""
         return min((self.balance(count, by_layer) for count in cells), key=lambda one: one.bound_s)
 
     def best_layers(self) -> tuple[int, int]:
-        """How many first layers are computed, and how many next ones projected, layer by layer."""
+        """(computed, projected) numbers of layers for a layer-wise split."""
         cached, found = self.request.cached_tokens, []
         uncached_s = self.layers * self.uncached_s
         project_s, x_s, kv_s = (cached * one for one in (self.project_s, self.x_s, self.kv_s))

@@ -1,8 +1,8 @@
 """From a restore's split, or from none where claims decide, to the graph that realises it.
 
 The compute lane takes steps of tokens from the front. Copies bring K and V, or X, from the tier:
-straight from host memory, or through a staging buffer there, the second leg of one chunk beside
-the first of the next. The tokens that are not cached come last, for they attend to all others.
+straight from host memory, or through a staging buffer there; the second copy of one chunk overlaps
+the first copy of the next. Tokens that are not cached come last, because they attend to all others.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ def compute_only_graph(model: ModelSpec, request: RestoreRequest) -> TaskGraph:
 def two_ended_graph(model: ModelSpec, request: RestoreRequest) -> TaskGraph:
     """Cake's two ends (arXiv 2410.03065): steps from the front and loads from the back.
 
-    Both sides hold tasks for all cached tokens; a claim lets whichever starts first do a token.
+    Both sides have tasks for all cached tokens. A claim gives each token to the task
+    that starts first.
     """
     lowering = _Lowering(model, request)
     for start, stop in lowering.steps(0, request.cached_tokens):
@@ -49,7 +50,7 @@ def two_ended_graph(model: ModelSpec, request: RestoreRequest) -> TaskGraph:
 
 
 def split_graph(model: ModelSpec, request: RestoreRequest, split: RestoreSplit) -> TaskGraph:
-    """The graph in which every token goes the way the split says.
+    """The graph of a split.
 
     Raises:
         BadInput: the split is not one of this request.
@@ -82,7 +83,7 @@ class _Lowering:
         self.project_flops = compute_flops("recompute", 1, 1, model, 1)
 
     def graph(self) -> TaskGraph:
-        """With the output head behind everything."""
+        """The graph with the output head as its last task."""
         stop = self.request.prompt_tokens
         flops = compute_flops("head", 1, 1, self.model, 1)
         self._add("head", "head", stop - 1, stop, -1, 1, flops=flops)

@@ -1,7 +1,7 @@
-"""Where a running restore had better meet, now that a lane is found slower or faster than planned.
+"""A new meeting point for a running restore whose lane is slower or faster than planned.
 
-The functions below simulate what such changes would come to. `Replanner` decides while a restore
-runs: from what is done, what is running, and the rates measured so far.
+`Replanner` decides during a restore, from finished and running tasks and measured rates.
+The functions below simulate the effect of such changes.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from sim.model.spec import ModelSpec
 class Replanner:
     """Watches the tasks of one restore; `changes` are the changes of plan it asked for.
 
-    Rates are relative to the profile's, which is what is assumed at first.
+    Rates are relative to the profile's rates, which are assumed at the start.
     """
 
     def __init__(
@@ -41,11 +41,11 @@ class Replanner:
         self._rates: dict[str, float] = {}
 
     def after(self, task: Task, seconds: float, standing: RestoreProgress) -> int | None:
-        """Where to meet, if `task` took so long that the plan is stale; else None.
+        """The new meeting point in tokens if `task` shows that the plan is stale, else None.
 
         Args:
-            task: what was done, in the tokens that it did; of too few to tell a rate nothing
-                follows.
+            task: a finished task with the tokens that it processed; ignored if they are too few
+                to show a rate.
         """
         unit = min(self.request.io_chunk_tokens, self.request.step_tokens)
         if task.n_tokens < unit:
@@ -62,7 +62,7 @@ class Replanner:
         return best
 
     def _left_s(self, meeting: int, standing: RestoreProgress) -> float:
-        """Seconds until both ends have come to a meeting point."""
+        """Seconds until both ends reach a meeting point."""
         ready = {
             task.lane: max(0.0, since_s + self._seconds(task) - standing.now_s)
             for task, since_s in standing.running
@@ -96,7 +96,7 @@ TOLERANCE_FRAC = 0.1
 """A lane that is this much faster or slower than assumed makes the plan stale."""
 
 MAX_POINTS = 64
-"""Meeting points that a new plan looks at, so that it is made in a fraction of a second."""
+"""Meeting points that a new plan tries; more would take longer than a fraction of a second."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,10 +104,10 @@ class Change:
     """One change of plan.
 
     Args:
-        at_s: when a task ended whose lane was not as fast as assumed.
+        at_s: end of the task that showed the lane to be faster or slower than assumed.
         lane: that lane.
-        rate_frac: its measured rate over that of the profile, assumed from now on.
-        computed_tokens: where compute and loads are to meet by the new plan.
+        rate_frac: its measured rate divided by the profile's rate; assumed from now on.
+        computed_tokens: meeting point of the new plan.
     """
 
     at_s: float
@@ -118,13 +118,13 @@ class Change:
 
 @dataclass(frozen=True)
 class Adaptation:
-    """What a trace that nobody foresaw does to each way of restoring, in seconds to first token.
+    """Seconds to first token of each way of restoring, under a trace that is unknown in advance.
 
     Args:
-        stale_s: the split planned for the whole machine, kept.
+        stale_s: the split planned for the whole machine, unchanged.
         replanned_s: the same, planned again at each change.
         two_ended_s: claims, which need no plan.
-        foreseen_s: the best split for somebody who knew the trace.
+        foreseen_s: the best split with the trace known in advance.
     """
 
     stale_s: float
@@ -188,7 +188,7 @@ def _replanned(
 def _surprise(
     planner: RestorePlanner, timeline: Timeline, assumed: dict[str, float], after_s: float
 ) -> tuple[float, str, float] | None:
-    """When the first task after a time ended that was off what is assumed, its lane and rate."""
+    """(end, lane, rate) of the first task after a time whose rate differs from the assumed one."""
     costs = RestoreCosts(planner.hardware, planner.model, planner.request)
     for span in sorted(timeline.spans, key=lambda span: span.end_s):
         lane = span.task.lane
@@ -203,13 +203,13 @@ def _surprise(
 
 
 def _believed(trace: Availability, now_s: float, assumed: dict[str, float]) -> Availability:
-    """What has been until now, and from now on what is assumed."""
+    """The availability so far, then the assumed one."""
     past = tuple(step for step in trace.steps if step.start_s < now_s)
     return replace(trace, steps=(*past, Step(now_s, tuple(assumed.items()))))
 
 
 def _reachable(planner: RestorePlanner, timeline: Timeline, tokens: int, now_s: float) -> list[int]:
-    """Meeting points that undo nothing done or begun: whole steps, chunks of loads, the old one."""
+    """Meeting points that discard no finished or running task."""
     begun = _begun(timeline, now_s)
     cached, request = planner.request.cached_tokens, planner.request
     computed = max((s.task.token_stop for s in begun if s.task.lane == COMPUTE), default=0)

@@ -1,4 +1,4 @@
-"""Published restore measurements, predicted anew: one row of the table after another.
+"""Predictions of published restore measurements, row by row.
 
 Columns: source, hardware, model, prompt_tokens, chunk_tokens, gpu_share, link_gbps, kv_bits and,
 where they were measured, speedup_vs_load and speedup_vs_compute. As in Cake (arXiv 2410.03065) a

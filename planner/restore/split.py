@@ -1,4 +1,4 @@
-"""Who makes the K and V of each cached token in each layer, where that is decided beforehand."""
+"""A fixed split: which tokens of each layer are computed, projected from X, or loaded."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from sim.model.spec import ModelSpec
 
 @dataclass(frozen=True, slots=True)
 class RestoreSplit:
-    """Of each layer the first tokens are computed, the next projected, the others loaded.
+    """In each layer the first tokens are computed, the next projected from X, the others loaded.
 
-    Computed tokens form a staircase: no layer computes more of them than the layer before, so that
-    everything a computed token attends to is there, and nothing that is loaded is waited for.
+    No layer computes more tokens than the layer before it. A computed token then attends only to
+    computed tokens and waits for no load.
 
     Args:
         computed_tokens: of each layer, from token ids.

@@ -84,7 +84,7 @@ def loosest_tolerance_frac(measured: Recording) -> float:
 
 @dataclass(frozen=True, slots=True)
 class CaseAccuracy:
-    """One recorded case, predicted anew; errors are predicted minus measured.
+    """One recorded case, predicted again; errors are predicted minus measured.
 
     Args:
         name: `<recording>/<case>`.

@@ -13,14 +13,16 @@ from hypothesis import settings
 from hypothesis import strategies as st
 
 from planner.decode.lower import lower
+from planner.decode.planner import DecodePlanner
 from sim.engine.api import simulate
 from sim.graph.jobs import Workload
+from sim.graph.memory import footprint
 from sim.graph.tasks import Task, TaskGraph
 from sim.graph.timeline import Timeline
 from sim.lanes import COMPUTE, D2H, DISK, H2D, HOST, LANES, NET
 from sim.machine.links import Dispatch, Interference, Link, Links
 from sim.machine.profile import Attention, Elementwise, Gemm, HardwareProfile, Memory
-from sim.model.spec import ModelSpec
+from sim.model.spec import LatentAttention, MixtureOfExperts, ModelSpec
 
 OP_OF_LANE = {
     COMPUTE: "embed",
@@ -62,6 +64,17 @@ def tiny_model(**changes) -> ModelSpec:
         "tie_embeddings": True,
     }
     return ModelSpec(**{**spec, **MHA, **changes})
+
+
+MLA = LatentAttention(kv_lora_rank=4, qk_rope_head_dim=2, qk_nope_head_dim=3, v_head_dim=5)
+LATENT = tiny_model(n_kv_heads=1, head_dim=5, gated_mlp=True, mla=MLA)
+MOE = MixtureOfExperts(
+    n_routed_experts=8,
+    n_active_experts=2,
+    n_shared_experts=1,
+    intermediate_size=6,
+    n_dense_layers=1,
+)
 
 
 def machine(
@@ -220,3 +233,16 @@ def bent_machines(draw) -> HardwareProfile:
     h2d, d2h = (replace(link, latency_s=draw(latency)) for link in (base.links.h2d, base.links.d2h))
     gemm = replace(base.gemm, bytes_per_s=1e7 * draw(st.floats(0.25, 4.0)))
     return replace(base, gemm=gemm, links=replace(base.links, h2d=h2d, d2h=d2h))
+
+
+def with_room(hardware, model, job, schedule, frac):
+    """The machine with device memory for a job that offloads all, plus `frac` of the rest."""
+    planner = DecodePlanner(model, hardware, job, schedule)
+    least = footprint(planner.lower([[0] * model.n_layers] * job.gen_tokens)).device_bytes
+    sequences = job.n_batches * job.batch_size * job.max_tokens
+    cache = model.n_layers * sequences * model.kv_token_bytes
+    weights = model.n_layers * model.layer_weight_bytes if schedule == "column" else 0
+    # No plan recomputes for want of X slots: they are beside the room.
+    slots = 2 * job.batch_size * job.max_tokens * model.x_token_bytes
+    budget = least + slots + frac * (cache + weights)
+    return replace(hardware, memory=replace(hardware.memory, device_bytes=budget))

@@ -17,8 +17,8 @@ from pathlib import Path
 from planner import Plan, load_plan, make_plan, plan_split
 from planner.restore import RESTORE_POLICIES, RestorePlan
 from sim.catalog import DATA
-from sim.cost.model import Estimate
-from sim.cost.restore import cost_model
+from sim.cost.model import CostModel
+from sim.cost.operations import Estimate
 from sim.engine.api import simulate
 from sim.errors import BadFile, BadInput
 from sim.files import read_text
@@ -117,7 +117,7 @@ class Case:
     @cached_property
     def estimates(self) -> list[Estimate]:
         """Of every task alone, in graph order."""
-        costs = cost_model(self.measured.hardware, self.graph.model, self.graph.workload)
+        costs = CostModel(self.measured.hardware, self.graph.model, self.graph.workload)
         return [costs.estimate(task) for task in self.graph.tasks]
 
 

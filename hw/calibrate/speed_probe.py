@@ -13,7 +13,7 @@ import torch
 from hw.backends import Backend
 from hw.calibrate.bench import MAX_EVICTED_BYTES, SLOTS, Bench, rotation_copies
 from hw.model.weights import TORCH_DTYPE
-from sim.cost.model import CostModel
+from sim.cost.operations import OperationCosts
 from sim.graph.jobs import Workload
 from sim.lanes import H2D
 from sim.machine.profile import HardwareProfile
@@ -81,7 +81,7 @@ class SpeedProbe:
         tables = {(table.n, table.k): table for table in hardware.gemm.tables}
         table = tables.get((2 * model.kv_size, model.hidden_size))
         most_rows = RECOMPUTED_ROWS if table is None else int(table.curve.work[-1])
-        costs = CostModel(hardware, model, Workload(1, 1, 1))
+        costs = OperationCosts(hardware, model, Workload(1, 1, 1))
         slot = RECOMPUTED_ROWS * max(2 * model.kv_size, model.hidden_size)
         largest = max(slot, model.layer_weight_bytes // model.element_bytes)
         bench = Bench(backend, TORCH_DTYPE[model.dtype], largest, slot, model.layer_weight_bytes)

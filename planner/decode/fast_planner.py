@@ -206,7 +206,7 @@ class ShortcutPlanner(DecodePlanner):
         shapes: dict[int, Shape] = {}
 
         def once_s(op: str, context: int = 0) -> float:
-            return self.costs.compute(op, 1, context).seconds
+            return self.costs.operations.compute(op, 1, context).seconds
 
         quantise_s = once_s("quantise") + gap_s if self.workload.kv_bits is not None else 0.0
         before_s, mlp_s = once_s("qkv") + quantise_s, once_s("mlp")

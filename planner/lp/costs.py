@@ -24,7 +24,7 @@ class PiecewiseLinearCosts:
     """Convex piecewise-linear lower hulls of the cost of the operations sized by the LP."""
 
     def __init__(self, costs: CostModel, max_tokens: int) -> None:
-        self._costs = costs
+        self._costs = costs.operations
         self._max_tokens = max_tokens
         self._lines = {op: self._hull(op) for op in SIZED_OPS}
 

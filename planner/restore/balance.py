@@ -53,7 +53,8 @@ class Rates:
             for start in range(cached, request.prompt_tokens, size)
         )
         many = min(cached, 1024)
-        self.project_s = costs.compute("recompute", many, many).seconds / many / request.gpu_share
+        projected = costs.operations.compute("recompute", many, many)
+        self.project_s = projected.seconds / many / request.gpu_share
         lanes = [H2D, *filter(None, [LANE_OF_TIER.get(request.tier)])]
         chunk = request.io_chunk_tokens * self.layers
         kv_bytes = chunk * request.kv_token_bits(model) // 8

@@ -17,7 +17,7 @@ from planner.restore.planner import (
 )
 from planner.restore.replanning import Adaptation, adapt
 from planner.restore.split import RestoreSplit
-from sim.cost.restore import RestoreCosts
+from sim.cost.model import CostModel
 from sim.errors import BadInput, Mismatch
 from sim.files import STRICT_KEYS, naming_file, parse, read_json, write_json
 from sim.graph.claims import claimed
@@ -184,7 +184,7 @@ def plan_choice(
     """
     choice = planner.choice(policy)
     graph, request = choice.timeline.graph, planner.request
-    costs = RestoreCosts(planner.hardware, planner.model, request)
+    costs = CostModel(planner.hardware, planner.model, request)
     estimates = [costs.estimate(task) for task in graph.tasks]
     computed, projected, loaded = token_counts(choice.timeline)
     return RestorePlan(

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from planner.restore.lower import two_ended_graph
 from planner.restore.planner import RestorePlanner
 from planner.restore.split import RestoreSplit
-from sim.cost.restore import RestoreCosts
+from sim.cost.model import CostModel
 from sim.engine.api import simulate
 from sim.graph.claims import RestoreProgress, part_of
 from sim.graph.jobs import RestoreRequest
@@ -34,7 +34,7 @@ class Replanner:
     ) -> None:
         self.request = request
         self.changes: list[Change] = []
-        self._costs = RestoreCosts(hardware, model, request)
+        self._costs = CostModel(hardware, model, request)
         tasks = [task for task in two_ended_graph(model, request).tasks if task.claim]
         self._steps = [task for task in tasks if task.lane == COMPUTE]
         self._loads = [task for task in tasks if task.lane != COMPUTE]
@@ -189,7 +189,7 @@ def _surprise(
     planner: RestorePlanner, timeline: Timeline, assumed: dict[str, float], after_s: float
 ) -> tuple[float, str, float] | None:
     """(end, lane, rate) of the first task after a time whose rate differs from the assumed one."""
-    costs = RestoreCosts(planner.hardware, planner.model, planner.request)
+    costs = CostModel(planner.hardware, planner.model, planner.request)
     for span in sorted(timeline.spans, key=lambda span: span.end_s):
         lane = span.task.lane
         if span.end_s <= after_s or span.duration_s <= 0.0:

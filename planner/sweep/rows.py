@@ -19,7 +19,6 @@ from planner.restore.planner import RestorePlanner
 from planner.sweep.inputs import AUTO
 from planner.sweep.machines import Machine, machine_of, model_of
 from sim.cost.model import CostKey, CostModel, cost_key
-from sim.cost.restore import RestoreCosts
 from sim.engine.api import fast_engine_installed
 from sim.errors import BadInput, DoesNotFit
 from sim.graph.jobs import RestoreRequest, Workload
@@ -239,7 +238,7 @@ def restore_row(values: Inputs) -> Row:
         "tokens_per_s": prompt / choice.ttft_s,
         "bottleneck": max(sorted(_lanes(timeline)), key=timeline.busy_s),
         "device_bytes": planner.device_bytes,
-        **_seen(timeline, RestoreCosts(hardware, planner.model, request)),
+        **_seen(timeline, CostModel(hardware, planner.model, request)),
     }
 
 

@@ -1,220 +1,105 @@
-"""How long each task takes on a given machine, and where that number comes from.
-
-A task is broken into the kernels that its operation launches; each kernel is priced from the
-profile's measured table where there is one and from its rates where there is none.
-"""
+"""How long each task of a job takes on a machine, and where that number comes from."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from math import ceil, floor, log
+from collections.abc import Callable
+from typing import Any, Protocol
 
-from sim.cost.matmul import MatmulCosts
-from sim.graph.jobs import Workload
+from sim.cost.operations import Estimate, OperationCosts
+from sim.cost.restore import RestoreCosts
+from sim.graph.jobs import RestoreRequest, Workload
 from sim.graph.tasks import Task, attended_tokens
 from sim.lanes import COMPUTE, HOST
-from sim.machine.curves import Curve
 from sim.machine.links import Dispatch
 from sim.machine.profile import HardwareProfile
-from sim.machine.provenance import Source, weakest
-from sim.model.kernels import (
-    DecodeAttention,
-    ElementwiseKernel,
-    GroupedMatMul,
-    Kernel,
-    MatMul,
-    kernels,
-)
-from sim.model.kv_format import host_kv_token_bytes
 from sim.model.spec import ModelSpec
 
-
-@dataclass(frozen=True, slots=True)
-class Estimate:
-    """Predicted seconds, the weakest source among its terms, and whether all were calibrated."""
-
-    seconds: float
-    source: Source
-    in_range: bool
-
-
-CostKey = tuple[str, int, int]
-"""What alone decides a price on a machine: (op, tokens, context), or (lane, bytes, 0) of a copy."""
+CostKey = tuple[str, int, int, int]
+"""(op, tokens, context, layers) of a compute task, or (lane, bytes, 0, layers) of a copy."""
 
 
 def cost_key(task: Task, model: ModelSpec) -> CostKey:
-    """Tasks of one graph with the same key take the same time on any machine."""
+    """Tasks of one graph with the same key take the same time on any machine, to launch too."""
     if task.lane != COMPUTE:
-        return task.lane, task.bytes, 0
+        return task.lane, task.bytes, 0, task.layers
     context = attended_tokens(task, model) if task.op == "attention" else 0
-    return task.op, task.n_tokens, context
+    if task.op == "prefill":
+        context = task.token_start
+    return task.op, task.n_tokens, context, task.layers
 
 
-class CostModel:
-    """Prices the tasks of one model and workload on one machine."""
+class TaskCosts(Protocol):
+    """Times of the tasks of one kind of job; `CostModel` documents the members."""
+
+    operations: OperationCosts
+    dispatch: Dispatch
+
+    def estimate(self, task: Task) -> Estimate: ...
+    def launch_s(self, task: Task) -> float: ...
+    def earliest_s(self, task: Task) -> float: ...
+
+
+class DecodeCosts:
+    """Times of the tasks of one decode job."""
 
     def __init__(self, hardware: HardwareProfile, model: ModelSpec, workload: Workload) -> None:
-        self.hardware = hardware
-        self.model = model
-        self.workload = workload
-        self._matmuls = MatmulCosts(hardware.gemm, model)
-        self._attention_tables = {
-            (table.n_heads, table.n_kv_heads, table.head_dim): table
-            for table in hardware.attention.tables
-        }
-        self._quantisation = {
-            table.op: table.curve
-            for table in hardware.elementwise.tables
-            if table.bits == workload.kv_bits
-        }
-        self._cache: dict[CostKey, Estimate] = {}
-        self._launches: dict[str, int] = {}
-        self._setting = (model, workload.batch_size, workload.kv_bits)
-        self._kv_elements = 2 * workload.batch_size * model.kv_size
-
-    @property
-    def dispatch(self) -> Dispatch:
-        """What it costs to hand this job's work to the device."""
-        return self.hardware.dispatch
+        self.operations = OperationCosts(hardware, model, workload)
+        self.dispatch = hardware.dispatch
 
     def estimate(self, task: Task) -> Estimate:
-        """Time of `task` alone on its lane, undisturbed by other lanes."""
-        what, amount, context = cost_key(task, self.model)
+        what, amount, context, _ = cost_key(task, self.operations.model)
         if task.lane == COMPUTE:
-            return self.compute(what, amount, context)
-        return self.copy(what, amount)
-
-    def compute(self, op: str, n_tokens: int, context: int) -> Estimate:
-        """Time of a compute operation on `n_tokens` tokens that attends to `context` keys."""
-        key = (op, n_tokens, context if op == "attention" else 0)
-        if key not in self._cache:
-            self._cache[key] = self._compute(op, n_tokens, context)
-        return self._cache[key]
-
-    def _compute(self, op: str, n_tokens: int, context: int) -> Estimate:
-        task_s = self.dispatch.compute_task_s
-        if op in self._quantisation:
-            seconds, inside = self._quantisation[op].at(n_tokens * self._kv_elements)
-            return Estimate(task_s + seconds, self.hardware.elementwise.source, inside)
-        parts = [self._kernel(kernel) for kernel in kernels(op, n_tokens, context, *self._setting)]
-        return Estimate(
-            task_s + sum(part.seconds for part in parts),
-            weakest(*(part.source for part in parts)),
-            all(part.in_range for part in parts),
-        )
-
-    def copy(self, lane: str, n_bytes: int) -> Estimate:
-        """Time of one copy in direction `lane`, or within the host.
-
-        Raises:
-            NotMeasured: the profile has no figure for copies within the host.
-        """
-        key = (lane, n_bytes, 0)
-        if key not in self._cache:
-            link = self.hardware.links.of(lane)
-            seconds, inside = link.copy_s(n_bytes)
-            task_s = self.dispatch.copy_task_s
-            self._cache[key] = Estimate(task_s + seconds, link.source, inside)
-        return self._cache[key]
-
-    def load_bytes(self, op: str, n_tokens: int) -> int:
-        """Bytes of `load_x` or `load_kv` of `n_tokens` tokens of every sequence."""
-        one = self.model.x_token_bytes
-        if op == "load_kv":
-            one = host_kv_token_bytes(self.model, self.workload.kv_bits)
-        return self.workload.batch_size * n_tokens * one
+            return self.operations.compute(what, amount, context)
+        return self.operations.copy(what, amount)
 
     def launch_s(self, task: Task) -> float:
-        """Host time to hand `task` to the device."""
         cost = self.dispatch
         if task.lane == HOST:
             return cost.task_s
         if task.lane != COMPUTE:
             return cost.task_s + cost.copy_s
-        if task.op not in self._launches:
-            self._launches[task.op] = len(kernels(task.op, 1, 1, *self._setting))
-        return cost.task_s + cost.kernel_s * self._launches[task.op]
+        return cost.task_s + cost.kernel_s * self.operations.launches(task.op)
 
     def earliest_s(self, task: Task) -> float:  # noqa: ARG002
-        """Before when `task` cannot start, whatever is free."""
         return 0.0
 
-    def token_knots(self, op: str, max_tokens: int) -> list[int]:
-        """Token counts in [0, max_tokens] between which the time of `op` is a straight line.
 
-        Count 0 means that the task does not exist. Knots that fall between two whole counts
-        are represented by both.
-        """
-        knots = {0.0, 1.0, float(max_tokens)}
-        batch = self.workload.batch_size
-        if op in ("load_kv", "load_x"):
-            link = self.hardware.links.h2d
-            unit = self.load_bytes(op, 1)
-            if link.curve is not None:
-                knots.update(work / unit for work in link.curve.work)
-        elif op in self._quantisation:
-            knots.update(work / self._kv_elements for work in self._quantisation[op].work)
-        else:
-            for kernel in kernels(op, 1, 1, *self._setting):
-                knots.update(self._kernel_knots(kernel, batch))
-        whole = {bound for knot in knots for bound in (floor(knot), ceil(knot))}
-        return sorted(count for count in whole if 0 <= count <= max_tokens)
+TASK_COSTS: dict[str, Callable[[HardwareProfile, ModelSpec, Any], TaskCosts]] = {
+    Workload.kind: DecodeCosts,
+    RestoreRequest.kind: RestoreCosts,
+}
+"""The task times of each kind of job."""
 
-    def _kernel_knots(self, kernel: Kernel, batch: int) -> list[float]:
-        if isinstance(kernel, MatMul):
-            return [m / batch for m in self._matmuls.row_knots(kernel)]
-        if (
-            isinstance(kernel, ElementwiseKernel)
-            and (curve := self._pass_curve(kernel)) is not None
-        ):
-            return [work / kernel.bytes for work in curve.work]
-        return []
 
-    def _pass_curve(self, kernel: ElementwiseKernel) -> Curve | None:
-        """Measured seconds over bytes, of plain copies where those were measured too."""
-        costs = self.hardware.elementwise
-        return costs.copies if kernel.plain and costs.copies is not None else costs.curve
+class CostModel:
+    """Times of the tasks of one job, decode or restore, on one machine."""
 
-    def _kernel(self, kernel: Kernel) -> Estimate:
-        if isinstance(kernel, MatMul):
-            return self.matmul(kernel)
-        if isinstance(kernel, GroupedMatMul):
-            one = self.matmul(kernel.one)
-            return replace(one, seconds=kernel.groups * one.seconds)
-        if isinstance(kernel, DecodeAttention):
-            return self._attention(kernel)
-        costs, curve = self.hardware.elementwise, self._pass_curve(kernel)
-        if curve is None:
-            return Estimate(kernel.bytes / costs.bytes_per_s, costs.source, True)
-        seconds, inside = curve.at(kernel.bytes)
-        return Estimate(seconds, costs.source, inside)
+    def __init__(
+        self, hardware: HardwareProfile, model: ModelSpec, workload: Workload | RestoreRequest
+    ) -> None:
+        self.hardware = hardware
+        self.model = model
+        self.workload = workload
+        self._tasks = TASK_COSTS[workload.kind](hardware, model, workload)
 
-    def matmul(self, shape: MatMul) -> Estimate:
-        """Time of one matrix product."""
-        return Estimate(*self._matmuls.price(shape))
+    @property
+    def operations(self) -> OperationCosts:
+        """Times of operations and copies of any size."""
+        return self._tasks.operations
 
-    def _attention(self, kernel: DecodeAttention) -> Estimate:
-        costs = self.hardware.attention
-        model = self.model
-        table = self._attention_tables.get((model.n_heads, model.n_kv_heads, model.head_dim))
-        if table is not None and model.mla is None:
-            seconds, inside = table.grid.at(kernel.batch, kernel.context)
-            return Estimate(seconds, costs.source, inside)
-        if costs.heads and model.mla is None:
-            return self._attention_of_heads(kernel)
-        n_bytes = kernel.batch * kernel.context * model.kv_token_bytes
-        source = weakest(costs.source, "fitted") if costs.tables else costs.source
-        seconds = n_bytes / costs.bytes_per_s
-        if model.mla is not None:  # all heads share each latent, so arithmetic may take longer
-            seconds = max(seconds, kernel.flops(model) / self.hardware.gemm.flops_per_s)
-        return Estimate(seconds, source, not costs.tables)
+    @property
+    def dispatch(self) -> Dispatch:
+        """Cost of handing the job's work to the device."""
+        return self._tasks.dispatch
 
-    def _attention_of_heads(self, kernel: DecodeAttention) -> Estimate:
-        """By the KV heads of all sequences; heads of another size go at the nearest one's rate."""
-        costs, head_dim = self.hardware.attention, self.model.head_dim
-        near = min(costs.heads, key=lambda one: abs(log(one.head_dim / head_dim)))
-        seconds, inside = near.fan.at(kernel.batch * self.model.n_kv_heads, kernel.context)
-        if near.head_dim == head_dim:
-            return Estimate(seconds, costs.source, inside)
-        scaled_s = seconds * head_dim / near.head_dim
-        return Estimate(scaled_s, weakest(costs.source, "fitted"), False)
+    def estimate(self, task: Task) -> Estimate:
+        """Time of `task` on its lane while all other lanes are idle."""
+        return self._tasks.estimate(task)
+
+    def launch_s(self, task: Task) -> float:
+        """Host time to hand `task` to the device."""
+        return self._tasks.launch_s(task)
+
+    def earliest_s(self, task: Task) -> float:
+        """Earliest start of `task` in seconds, even if its lane is idle."""
+        return self._tasks.earliest_s(task)

@@ -7,13 +7,13 @@ priced as a whole, other requests' tokens like the restore's own, so that comput
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 
-from sim.cost.model import CostModel, Estimate, cost_key
-from sim.graph.jobs import RestoreRequest, Workload
+from sim.cost.operations import Estimate, OperationCosts, total_of
+from sim.graph.jobs import RestoreRequest
 from sim.graph.tasks import Task
 from sim.lanes import COMPUTE, TIER_LANES
-from sim.machine.links import Dispatch
 from sim.machine.prefill import Prefill, Restore
 from sim.machine.profile import HardwareProfile
 from sim.machine.provenance import weakest
@@ -21,31 +21,17 @@ from sim.model.kernels import DecodeAttention, MatMul, kernels, prefill_attentio
 from sim.model.spec import ModelSpec
 
 
-def cost_model(
-    hardware: HardwareProfile, model: ModelSpec, workload: Workload | RestoreRequest
-) -> CostModel:
-    """The cost model of a job: decode, or restore."""
-    if isinstance(workload, RestoreRequest):
-        return RestoreCosts(hardware, model, workload)
-    return CostModel(hardware, model, workload)
-
-
-def cost_kind(task: Task, model: ModelSpec, workload: Workload | RestoreRequest) -> Hashable:
-    """Tasks of one graph of one kind take the same time on any machine, to issue too."""
-    if not isinstance(workload, RestoreRequest) or task.lane != COMPUTE:
-        return cost_key(task, model)
-    return task.op, task.token_start, task.token_stop, task.layers
-
-
-class RestoreCosts(CostModel):
-    """Prices the tasks of one restore on one machine."""
-
-    workload: RestoreRequest
+class RestoreCosts:
+    """Times of the tasks of one restore on one machine."""
 
     def __init__(
         self, hardware: HardwareProfile, model: ModelSpec, workload: RestoreRequest
     ) -> None:
-        super().__init__(hardware, model, workload)
+        self.model = model
+        self.workload = workload
+        self.operations = OperationCosts(hardware, model, workload)
+        self.dispatch = hardware.dispatch.in_turn()
+        self._hardware = hardware
         self._block = hardware.restore or Restore()
         self._products: dict[int, Estimate] = {}
         self._prompts: dict[int, tuple[float, bool] | None] = {}
@@ -63,22 +49,18 @@ class RestoreCosts(CostModel):
         if task.lane in TIER_LANES:
             return self._tier_copy(task.lane, task.bytes)
         if task.lane == COMPUTE:
-            uncontended = self.compute(task.op, task.n_tokens, task.token_stop)
+            uncontended = self.operations.compute(task.op, task.n_tokens, task.token_stop)
             shared_s = task.layers * uncontended.seconds / self.workload.gpu_share
-            return Estimate(shared_s, uncontended.source, uncontended.in_range)
+            return replace(uncontended, seconds=shared_s)
         return self._link_copy(task)
 
     def _link_copy(self, task: Task) -> Estimate:
         """Time of a copy over the link; a CUDA device copies the rows of each layer by one call."""
-        if self.hardware.device_kind != "cuda":
-            return self.copy(task.lane, task.bytes)
-        link = self.hardware.links.of(task.lane)
+        if self._hardware.device_kind != "cuda":
+            return self.operations.copy(task.lane, task.bytes)
+        link = self._hardware.links.of(task.lane)
         one_s, inside = link.copy_s(task.bytes / task.layers)
         return Estimate(self.dispatch.copy_task_s + task.layers * one_s, link.source, inside)
-
-    @property
-    def dispatch(self) -> Dispatch:
-        return self.hardware.dispatch.in_turn()
 
     def launch_s(self, task: Task) -> float:  # noqa: ARG002
         """Host time to queue `task`: its kernels are launched when its turn comes, as part of it.
@@ -107,39 +89,31 @@ class RestoreCosts(CostModel):
 
     def copy_s(self, lane: str, n_bytes: int) -> float:
         """Seconds of one copy on any lane."""
-        copied = self._tier_copy if lane in TIER_LANES else self.copy
+        copied = self._tier_copy if lane in TIER_LANES else self.operations.copy
         return copied(lane, n_bytes).seconds
 
     def prefill(self, start: int, n_tokens: int, layers: int) -> Estimate:
         """Time of the step that takes tokens [start, start + n) through `layers` layers."""
         rows = n_tokens + self.workload.other_tokens
-        product = self._layer_products(rows)
         attention = self._prefill_attention(start, n_tokens, rows / n_tokens)
-        seconds = product.seconds + attention.seconds
+        total = total_of([self._layer_products(rows), attention])
         block = self._block.prefill
         step_s = block.step_s.value / self.model.n_layers if block is not None else 0.0
         task_s = self.dispatch.compute_task_s
-        return Estimate(
-            task_s + max(layers * (seconds + step_s), self._launch_s(layers)),
-            weakest(product.source, attention.source),
-            product.in_range and attention.in_range,
-        )
+        seconds = task_s + max(layers * (total.seconds + step_s), self._launch_s(layers))
+        return replace(total, seconds=seconds)
 
     def _layer_products(self, rows: int) -> Estimate:
         """Everything of a layer over `rows` tokens but the attention itself."""
         if rows not in self._products:
-            total_s, parts = 0.0, []
+            estimates = []
             for op in ("qkv", "attention", "mlp"):
                 for kernel in kernels(op, rows, 1, self.model, 1):
-                    if isinstance(kernel, DecodeAttention):
-                        continue
-                    part = self._kernel(kernel)
-                    parts.append(part)
-                    faster = self._weight_speedup if isinstance(kernel, MatMul) else 1.0
-                    total_s += part.seconds / faster
-            self._products[rows] = Estimate(
-                total_s, weakest(*(one.source for one in parts)), all(one.in_range for one in parts)
-            )
+                    if not isinstance(kernel, DecodeAttention):
+                        one = self.operations.kernel(kernel)
+                        faster = self._weight_speedup if isinstance(kernel, MatMul) else 1.0
+                        estimates.append(replace(one, seconds=one.seconds / faster))
+            self._products[rows] = total_of(estimates)
         return self._products[rows]
 
     def step_s(self, parts: Sequence[tuple[int, int]], sampled: int) -> float:
@@ -153,7 +127,7 @@ class RestoreCosts(CostModel):
         attention_s = sum(self._prefill_attention(*part, 1.0).seconds for part in parts)
         block = self._block.prefill
         fixed_s = block.step_s.value if block is not None else 0.0
-        head_s = self.compute("head", sampled, 1).seconds if sampled else 0.0
+        head_s = self.operations.compute("head", sampled, 1).seconds if sampled else 0.0
         return self.model.n_layers * (product.seconds + attention_s) + fixed_s + head_s
 
     @property
@@ -161,7 +135,7 @@ class RestoreCosts(CostModel):
         """How much faster a product is than priced for the model's 8-bit weights; 1 where nobody
         knows, or where products of 8 bits were measured."""
         block = self._block.prefill
-        timed = self._matmuls.weight_bits == self.model.weight_bits
+        timed = self.operations.weight_bits == self.model.weight_bits
         if self.model.weight_bits != 8 or timed or block is None or block.eight_bit_speedup is None:
             return 1.0
         return block.eight_bit_speedup.value
@@ -177,11 +151,11 @@ class RestoreCosts(CostModel):
             seconds, inside = table.at(times * n_tokens, start + 1)
             return Estimate(seconds, "measured", inside)
         flops = times * prefill_attention_flops(self.model, start, n_tokens)
-        read = self.hardware.attention
+        read = self._hardware.attention
         read_s = (start + n_tokens) * self.model.kv_token_bytes / read.bytes_per_s
         block = self._block.prefill
         if block is None:
-            rate = self.hardware.gemm.flops_per_s
+            rate = self._hardware.gemm.flops_per_s
             return Estimate(max(flops / rate, read_s), weakest(read.source, "fitted"), False)
         rate, source = block.attention_flops_per_s.value, block.attention_flops_per_s.source
         stop = start + n_tokens

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import simpy
 
-from sim.cost.restore import cost_model
+from sim.cost.model import CostModel
 from sim.engine.launch import launch_times
 from sim.engine.sharing import Uncontended, capacity_bytes_per_s, max_min_share
 from sim.graph.claims import Claims, part_of
@@ -47,7 +47,7 @@ class ReferenceRun:
         self.durations_s = durations_s
         self.uncontended = uncontended
         self.claims = Claims(graph)
-        costs = cost_model(hardware, graph.model, graph.workload)
+        costs = CostModel(hardware, graph.model, graph.workload)
         self.launched_s = launch_times(graph, costs)
         self.dispatch = costs.dispatch
         self.env = simpy.Environment()

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from sim.cost.model import CostModel
-from sim.cost.restore import cost_model
 from sim.graph.tasks import Task, TaskGraph
 from sim.lanes import COPY_LANES
 from sim.machine.links import Uplink
@@ -94,7 +93,7 @@ class Uncontended:
     @classmethod
     def on(cls, hardware: HardwareProfile, graph: TaskGraph) -> tuple[Uncontended, HardwareProfile]:
         """For the tasks of a graph, beside the machine with what they share."""
-        costs = cost_model(hardware, graph.model, graph.workload)
+        costs = CostModel(hardware, graph.model, graph.workload)
         if graph.n_devices > 1:
             return cls(costs, ()), hardware
         return cls(costs, hardware.uplinks), replace(hardware, uplinks=())

@@ -12,10 +12,10 @@ Weights that stay on the device, token ids and files are read only, so they are 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 
 from sim.errors import BadInput
-from sim.graph.jobs import RestoreRequest
+from sim.graph.jobs import RestoreRequest, Workload
 from sim.graph.tasks import Task, TaskGraph, attended_tokens
 from sim.lanes import HOST
 
@@ -204,8 +204,8 @@ class _RestoreBuffers:
     tasks all run through 80 layers has one.
     """
 
-    def __init__(self, graph: TaskGraph, cached_tokens: int) -> None:
-        self._cached_tokens = cached_tokens
+    def __init__(self, graph: TaskGraph) -> None:
+        self._cached_tokens = cast(RestoreRequest, graph.workload).cached_tokens
         ends = {end for task in graph.tasks for end in (task.layer, task.layer + task.layers)}
         self._edges = sorted({0, *ends})
         self._band = {edge: at for at, edge in enumerate(self._edges)}
@@ -275,10 +275,7 @@ def graph_accesses(graph: TaskGraph) -> Iterator[list[Access]]:
     Raises:
         BadInput: an operation belongs to the other kind of job.
     """
-    job = graph.workload
-    if isinstance(job, RestoreRequest):
-        return _declared(graph, _RESTORE, _RestoreBuffers(graph, job.cached_tokens))
-    return _declared(graph, _DECODE, _DecodeBuffers(graph))
+    return _DECLARED[graph.workload.kind](graph)
 
 
 def _declared(
@@ -302,3 +299,9 @@ def _declared(
         ]
         for task in graph.tasks
     )
+
+
+_DECLARED: dict[str, Callable[[TaskGraph], Iterator[list[Access]]]] = {
+    Workload.kind: lambda graph: _declared(graph, _DECODE, _DecodeBuffers(graph)),
+    RestoreRequest.kind: lambda graph: _declared(graph, _RESTORE, _RestoreBuffers(graph)),
+}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from sim.errors import BadInput, UnknownName
 from sim.files import STRICT_KEYS
@@ -28,6 +29,7 @@ class Workload:
     """
 
     __pydantic_config__ = STRICT_KEYS
+    kind: ClassVar[str] = "decode"
 
     batch_size: int
     prompt_tokens: int
@@ -73,6 +75,7 @@ class RestoreRequest(Workload):
     """
 
     __pydantic_config__ = STRICT_KEYS
+    kind: ClassVar[str] = "restore"
 
     batch_size: int = field(default=1)
     gen_tokens: int = field(default=1)

@@ -17,7 +17,7 @@ from dashboard.figures.style import LATE_COLOUR, hatching, log_ticks, uncalibrat
 from planner.decode.lower import replicate
 from planner.restore import make_restore_plan
 from sim import Task, TaskGraph, Timeline, Workload, find_hardware, find_model, simulate
-from sim.cost.model import Estimate
+from sim.cost.operations import Estimate
 from sim.graph.jobs import RestoreRequest
 from sim.graph.tasks import LANE_OF_OP
 

@@ -90,7 +90,7 @@ def test_quantising_is_measured_for_every_batch_and_dequantising_up_to_all_rows(
     for (op, bits), curve in tables.items():
         most = MAX_BATCH if op == "quantise" else MAX_ROWS
         assert curve.work[-1] == most * row
-        costs = CostModel(profile, OPT, replace(JOB, kv_bits=bits))
+        costs = CostModel(profile, OPT, replace(JOB, kv_bits=bits)).operations
         found = costs.compute(op, 1 if op == "quantise" else MAX_ROWS // JOB.batch_size, 1)
         seconds = profile.dispatch.compute_task_s + curve.seconds[-1]
         assert (found.seconds, found.source, found.in_range) == (seconds, "measured", True)
@@ -177,8 +177,8 @@ def test_computing_for_a_batch_of_one_is_in_the_sampled_range(profile, model):
 
 def test_a_context_beyond_the_sampled_ones_is_out_of_range(profile):
     costs = CostModel(profile, OPT, JOB)
-    assert costs.compute("attention", 1, 64).in_range
-    assert not costs.compute("attention", 1, 65).in_range
+    assert costs.operations.compute("attention", 1, 64).in_range
+    assert not costs.operations.compute("attention", 1, 65).in_range
 
 
 @pytest.mark.parametrize("policy", ["lp", "recompute-all"])

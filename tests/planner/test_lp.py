@@ -55,7 +55,7 @@ def relaxed_s(model, hardware, job):
 
 def one_token_s(model, hardware, job):
     """The dearest single token: what rounding to whole tokens may cost in one layer."""
-    costs = CostModel(hardware, model, job)
+    costs = CostModel(hardware, model, job).operations
     load = costs.copy("h2d", costs.load_bytes("load_kv", 1) + costs.load_bytes("load_x", 1))
     made = [
         costs.compute(op, 1, 1).seconds

@@ -5,7 +5,16 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from builders import examples, machine, models, straight_machines, times, tiny_model, workloads
+from builders import (
+    examples,
+    machine,
+    models,
+    straight_machines,
+    times,
+    tiny_model,
+    with_room,
+    workloads,
+)
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from tiny import JOB, LLAMA, OPT, filled_cache
@@ -25,19 +34,6 @@ from sim.graph.memory import footprint
 from sim.lanes import COMPUTE
 
 ROOM = st.floats(0.0, 1.2)
-
-
-def with_room(hardware, model, job, schedule, frac):
-    """The machine with room beside a job that keeps nothing, as a part of all there is to keep."""
-    planner = DecodePlanner(model, hardware, job, schedule)
-    least = footprint(planner.lower([[0] * model.n_layers] * job.gen_tokens)).device_bytes
-    sequences = job.n_batches * job.batch_size * job.max_tokens
-    cache = model.n_layers * sequences * model.kv_token_bytes
-    weights = model.n_layers * model.layer_weight_bytes if schedule == "column" else 0
-    # No plan recomputes for want of X slots: they are beside the room.
-    slots = 2 * job.batch_size * job.max_tokens * model.x_token_bytes
-    budget = least + slots + frac * (cache + weights)
-    return replace(hardware, memory=replace(hardware.memory, device_bytes=budget))
 
 
 def test_the_tasks_of_a_layer_by_hand():
@@ -78,7 +74,7 @@ def test_a_resident_part_is_ready_before_any_load():
     assert spans["s0.L0.place_kv"][1] < spans["s0.L0.recompute_resident"][1] < 1.0
     assert spans["s0.L0.attention"][0] == pytest.approx(96.0)
     costs = CostModel(hardware, model, job)
-    placed = costs.compute("place_kv", 3, 3)
+    placed = costs.operations.compute("place_kv", 3, 3)
     # 3 tokens of 32 bytes are read and written
     assert placed.seconds == pytest.approx(2 * 3 * 32 / 1e9)
 
@@ -125,7 +121,7 @@ def test_no_uniform_residency_beats_the_plan(model, hardware, job, frac):
     best_s = planner.simulate(planner.best.split, planner.best.residency).makespan_s
     n, prompt = model.n_layers, job.prompt_tokens
     costs = CostModel(hardware, model, job)
-    one_token_s = n * costs.copy("h2d", job.batch_size * model.kv_token_bytes).seconds
+    one_token_s = n * costs.operations.copy("h2d", job.batch_size * model.kv_token_bytes).seconds
     for kv in range(0, prompt, max(1, prompt // 4)):
         for x in range(0, prompt - kv, max(1, prompt // 4)):
             for count in range(x, prompt - kv + 1, max(1, prompt // 4)):

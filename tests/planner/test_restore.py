@@ -289,7 +289,7 @@ def two_pointers(costs: RestoreCosts, layers: int) -> float:
             io_clock += costs.copy_s(H2D, n_bytes)
             back = start
     last = costs.prefill(job.cached_tokens, job.prompt_tokens - job.cached_tokens, layers)
-    return max(clock, io_clock) + last.seconds + costs.compute("head", 1, 1).seconds
+    return max(clock, io_clock) + last.seconds + costs.operations.compute("head", 1, 1).seconds
 
 
 @examples(60)

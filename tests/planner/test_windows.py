@@ -129,8 +129,8 @@ def test_attention_is_priced_by_its_window():
     costs = CostModel(machine(), MIXED, JOB)
     graph = lower("row", MIXED, JOB, [[0, 0]] * 3)
     attention = {one.layer: one for one in graph.tasks if one.op == "attention" and one.step == 2}
-    assert costs.estimate(attention[0]) == costs.compute("attention", 1, 4)
-    assert costs.estimate(attention[1]) == costs.compute("attention", 1, 11)
+    assert costs.estimate(attention[0]) == costs.operations.compute("attention", 1, 4)
+    assert costs.estimate(attention[1]) == costs.operations.compute("attention", 1, 11)
 
 
 def test_memory_holds_the_window_and_the_new_tokens_by_hand():

@@ -26,7 +26,7 @@ TINY = tiny_model()
 
 
 def costs(hardware=None, model=TINY, job=JOB):
-    return CostModel(hardware or machine(), model, job)
+    return CostModel(hardware or machine(), model, job).operations
 
 
 def with_tables(shapes, m=(1.0, 100.0, 200.0), seconds=(1.0, 1.0, 3.0), source="measured"):
@@ -209,7 +209,8 @@ def test_attention_is_read_from_the_table_of_its_head_shape():
 
 
 def test_the_host_pays_for_a_task_and_for_each_of_its_kernels():
-    priced = costs(machine(dispatch=dispatch(task_s=0.5, kernel_s=0.125, copy_s=0.25)))
+    hardware = machine(dispatch=dispatch(task_s=0.5, kernel_s=0.125, copy_s=0.25))
+    priced = CostModel(hardware, TINY, JOB)
     by_op = {one.op: priced.launch_s(one) for one in decode_graph().tasks}
     kernel_counts = {"embed": 3, "qkv": 5, "recompute": 1, "attention": 3, "mlp": 5, "head": 4}
     for op, count in kernel_counts.items():
@@ -218,10 +219,10 @@ def test_the_host_pays_for_a_task_and_for_each_of_its_kernels():
 
 
 def test_a_task_is_priced_by_what_it_works_on():
-    priced = costs(machine(h2d=8.0))
+    priced = CostModel(machine(h2d=8.0), TINY, JOB)
     assert priced.estimate(task("a", H2D, 4)).seconds == 0.5
     attention = next(one for one in decode_graph().tasks if one.op == "attention")
-    assert priced.estimate(attention) == priced.compute("attention", 1, 9)
+    assert priced.estimate(attention) == priced.operations.compute("attention", 1, 9)
 
 
 SAMPLES = (3.0, 40.0, 170.0, 600.0)

@@ -229,7 +229,7 @@ COMPUTE_OPS = ("embed", "qkv", "recompute", "attention", "mlp", "head")
 
 def prices(hardware, model):
     costs = CostModel(hardware, model, Workload(4, 64, 1))
-    found = {op: costs.compute(op, 3, 64).seconds for op in COMPUTE_OPS}
+    found = {op: costs.operations.compute(op, 3, 64).seconds for op in COMPUTE_OPS}
     for lane in (H2D, D2H, HOST):
         for n_bytes in (10, 5000, 10**7):
             found[lane, n_bytes] = costs.estimate(task("a", lane, n_bytes)).seconds

@@ -26,7 +26,7 @@ from planner.decode.lower import lower
 from planner.decode.make import make_plan
 from planner.decode.policies import kvpr_tokens
 from sim.catalog import find_hardware, find_model
-from sim.cost.model import CostModel
+from sim.cost.operations import OperationCosts
 from sim.engine.api import simulate
 from sim.graph.jobs import Workload
 from sim.graph.memory import footprint
@@ -110,14 +110,14 @@ def test_measured_times_are_read_by_operation_bits_and_elements():
     )
     base = machine()
     hardware = replace(base, elementwise=replace(base.elementwise, tables=tables))
-    costs = CostModel(hardware, TINY, Workload(2, 40, 1, kv_bits=8))
+    costs = OperationCosts(hardware, TINY, Workload(2, 40, 1, kv_bits=8))
     assert costs.compute("quantise", 1, 1).seconds == 1.0
     found = costs.compute("dequantise", 5, 5)  # 160 elements
     assert (found.seconds, found.in_range) == (pytest.approx(10.0), True)
     assert costs.token_knots("dequantise", 40) == [0, 1, 10, 40]
-    faster = CostModel(hardware.with_faster("hbm", 2), TINY, costs.workload)
+    faster = OperationCosts(hardware.with_faster("hbm", 2), TINY, costs.workload)
     assert faster.compute("dequantise", 5, 5).seconds == pytest.approx(5.0)
-    other = CostModel(hardware, TINY, replace(costs.workload, kv_bits=4))
+    other = OperationCosts(hardware, TINY, replace(costs.workload, kv_bits=4))
     assert other.compute("dequantise", 5, 5).seconds < 1e-3
 
 

@@ -202,8 +202,8 @@ def test_a_part_with_anything_wrong_in_it_is_told_without_a_traceback(name, docu
     with suppress(KvOverlapError):
         made = find_hardware(f"{changed}+{other}" if name == "chip" else f"{other}+{changed}")
         costs = CostModel(made, tiny_model(), Workload(2, 64, 1))
-        costs.compute("attention", 1, 64)
-        costs.matmul(MatMul(3, 200, 50))
-        costs.copy("h2d", 4096)
+        costs.operations.compute("attention", 1, 64)
+        costs.operations.matmul(MatMul(3, 200, 50))
+        costs.operations.copy("h2d", 4096)
         request = RestoreRequest(prompt_tokens=64, cached_tokens=60)
         RestoreCosts(made, tiny_model(), request).prefill(0, 16, 1)

@@ -76,4 +76,4 @@ def test_weights_of_eight_bits_take_their_own_table_and_the_head_keeps_sixteen()
 
 def test_the_planner_gets_the_sampled_rows_as_knots():
     costs = CostModel(with_utilisation(16), TINY, Workload(2, 500, 1))
-    assert 512 in costs.token_knots("recompute", 600)  # 1,024 rows of a batch of 2
+    assert 512 in costs.operations.token_knots("recompute", 600)  # 1,024 rows of a batch of 2

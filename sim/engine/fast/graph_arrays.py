@@ -9,7 +9,7 @@ from typing import cast
 
 import numpy as np
 
-from sim.cost.restore import cost_kind
+from sim.cost.model import cost_key
 from sim.engine.fast.known import check_known
 from sim.engine.fast.loops import NOBODY
 from sim.engine.fast.records import CLAIM, PLACE, Ints, Records
@@ -30,7 +30,7 @@ class GraphArrays:
         deps: [M].
         claims: [K] of `CLAIM`, nothing settled.
         heads: [D * L], the first task of each lane, NOBODY where it has none.
-        kind: [N], tasks of one kind cost the same on any machine.
+        kind: [N], tasks of one kind (`cost_key`) take the same time on any machine.
         kinds: one task of each kind.
     """
 
@@ -64,10 +64,8 @@ class GraphArrays:
         places["claim"] = NOBODY
         places["claim"][claimed] = range(len(claimed))
         numbers: dict[object, int] = {}
-        kind = [
-            numbers.setdefault(cost_kind(task, graph.model, graph.workload), len(numbers))
-            for task in graph.tasks
-        ]
+        keys = (cost_key(task, graph.model) for task in graph.tasks)
+        kind = [numbers.setdefault(key, len(numbers)) for key in keys]
         kinds = dict(zip(kind, graph.tasks, strict=True))
         examples = tuple(kinds[number] for number in range(len(kinds)))
         claims = _claims(graph, claimed)

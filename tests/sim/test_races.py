@@ -7,15 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from builders import examples, machine, tiny_model
+from builders import LATENT, MOE, examples, machine, tiny_model, with_room
 from builders import graph as made
 from builders import task as unit_task
 from hypothesis import given
 from hypothesis import strategies as st
 from race_graphs import GRAPHS, decode_graphs
 from restores import TIERS, request, restores
-from test_latent_attention import LATENT, MOE
-from test_residency import with_room
 from touching import Pair, declared_conflicts
 
 from planner import POLICIES, make_plan

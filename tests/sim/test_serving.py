@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from builders import examples, tiny_model
 from hypothesis import given
-from test_restore import request, restores, step_machine
+from restores import request, restores, step_machine
 
 from planner.restore.lower import two_ended_graph
 from sim.engine.api import simulate

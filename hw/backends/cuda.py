@@ -199,14 +199,17 @@ class CudaBackend:
             for event in (self._zero, *(earlier.end for earlier in after)):
                 event.synchronize()
         stream = self._streams[lane]
-        torch.cuda.set_stream(stream)  # a tenth of the host time of the context manager
-        with torch.inference_mode():
-            for earlier in after:
-                if earlier.lane != lane:  # one stream keeps its own order
-                    stream.wait_event(earlier.end)
-            handle.start.record(stream)
-            work()
-            handle.end.record(stream)
+        torch.cuda.set_stream(stream)  # cheaper for the host than the context manager
+        try:
+            with torch.inference_mode():
+                for earlier in after:
+                    if earlier.lane != lane:  # one stream keeps its own order
+                        stream.wait_event(earlier.end)
+                handle.start.record(stream)
+                work()
+                handle.end.record(stream)
+        finally:
+            torch.cuda.set_stream(self._outside)
         return handle
 
     def _take_turn(
@@ -288,7 +291,6 @@ class CudaBackend:
         return Transfer(self._paces.get(getattr(self._mine, "lane", "")))
 
     def finish(self) -> None:
-        torch.cuda.set_stream(self._outside)
         until_s = time.monotonic() + FINISH_TIMEOUT_S
         for handle in self._issued:
             if handle.launched is not None:
@@ -326,7 +328,6 @@ class CudaBackend:
         Raises:
             DoesNotFit: device or host memory ran out in the work done here.
         """
-        torch.cuda.set_stream(self._outside)
         for jobs in self._queues.values():
             jobs.put(None)
         for thread in self._threads:

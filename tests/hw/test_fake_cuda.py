@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from fake_cuda import DEVICE, DeviceTensor, FakeCudaBackend, Refused
+from fake_cuda import DEVICE, DeviceTensor, FakeCudaBackend, FakeStreams, Refused
 from race_graphs import DECODE_GRAPHS, JOB
 from run_restores import POLICIES, RestoreCase, policy_graphs, request
 from tiny import LLAMA, MODELS, OPT, decode_case
@@ -29,6 +29,7 @@ from hw import (
     random_weights,
     resident_decode,
 )
+from hw.backends.cuda import CudaBackend
 from hw.cache.verify import relative_difference
 from hw.model.quantise import HALF_BITS, LOW_HALF, dequantise_into, quantise_into
 from hw.run.adaptive_split import AdaptiveSplit
@@ -279,6 +280,36 @@ def test_lanes_take_turns_and_work_that_never_settles_is_found(cuda):
     cuda.launch(COMPUTE, lambda: None, resolve=lambda: None)
     with pytest.raises(Refused, match="never settles"):
         cuda.finish()
+
+
+def test_work_runs_on_the_stream_of_its_lane_and_leaves_the_callers_stream_current():
+    """The events mark the work and not the waits; a failure changes no stream of the caller."""
+    with FakeStreams().installed() as streams, CudaBackend() as backend:
+        backend.begin()
+        streams.calls.clear()
+        on: list[str] = []
+
+        def work():
+            on.append(streams.current.name)
+
+        def failing_work():
+            work()
+            raise LookupError("lost")
+
+        load = backend.launch(H2D, work)
+        again = backend.launch(H2D, work, [load])
+        backend.launch(COMPUTE, work, [load, again])
+        assert streams.current is streams.outside
+        with pytest.raises(LookupError):
+            backend.launch(COMPUTE, failing_work)
+        assert streams.current is streams.outside
+        assert on == [H2D, H2D, COMPUTE, COMPUTE]
+        assert streams.calls == [
+            *((H2D, "records", f"h2d.{number}") for number in range(4)),
+            (COMPUTE, "waits for", "h2d.1"),
+            (COMPUTE, "waits for", "h2d.3"),
+            *((COMPUTE, "records", f"compute.{number}") for number in range(3)),
+        ]
 
 
 # What the project runs on a device.

@@ -9,7 +9,8 @@ from hw.model.offload import OffloadedLayers
 from hw.model.weights import random_weights, weights_from_tensors
 from hw.run.adaptive_split import AdaptiveSplit
 from hw.run.arena import DeviceArena, buffer_bytes
-from hw.run.decode import Executor, executor_buffers
+from hw.run.decode import DecodeExecutor, executor_buffers
+from hw.run.executor import Executor
 from hw.run.preflight import check_graph_fits, check_restore_fits, check_runnable_request
 from hw.run.restore import RestoreExecutor, Share
 from hw.tiers.cache_file import CacheFile, PrefixKey, write_cache_file
@@ -20,6 +21,7 @@ __all__ = [
     "DEVICES",
     "AdaptiveSplit",
     "CacheFile",
+    "DecodeExecutor",
     "DeviceArena",
     "Executor",
     "FarMemory",

@@ -142,7 +142,7 @@ class DecodeGrid:
             held = 0 if job == longest else whole_cache_bytes
             probe_bytes = SpeedProbe.device_bytes(self.model, self.backend.kind)
             held_device = probe_bytes + reference_bytes(self.model, job)
-            check_graph_fits(largest, self.backend, held, held_device_bytes=held_device)
+            check_graph_fits(largest, self.backend, held, reserved_device_bytes=held_device)
 
     def _recompute_all(self, job: Workload) -> list[list[int]]:
         return baseline_split("recompute-all", self.model, job, self.hardware)

@@ -25,8 +25,8 @@ from sim.results.recording import Recording
 
 if TYPE_CHECKING:
     from hw import (
+        DecodeExecutor,
         DeviceArena,
-        Executor,
         HostCache,
         OffloadedLayers,
         ResidentPrefill,
@@ -86,26 +86,12 @@ class PreparedDecode:
         predicted: Timeline,
         offloaded: OffloadedLayers | None = None,
         arena: DeviceArena | None = None,
-    ) -> Executor:
-        """The executor of a simulated graph.
+    ) -> DecodeExecutor:
+        """The executor of a simulated graph."""
+        from hw import DecodeExecutor
 
-        Runs below 32 bit and runs on a quantised cache decode the reference's tokens: rounding can
-        turn a close choice over, and later steps would not be comparable.
-        """
-        from hw import Executor
-
-        graph = predicted.graph
-        exact = graph.model.dtype == "float32" and graph.workload.kv_bits is None
-        follow = None if exact else [reference.tokens for reference in self.references]
-        return Executor(
-            graph,
-            graph.sha256,
-            self.weights,
-            self.caches,
-            self.backend,
-            follow,
-            offloaded,
-            arena,
+        return DecodeExecutor(
+            predicted, self.weights, self.caches, self.references, self.backend, offloaded, arena
         )
 
     def ready(
@@ -116,18 +102,14 @@ class PreparedDecode:
     ) -> ReadyPlan:
         """A simulated decode plan, ready to run."""
         executor = self.executor(predicted, offloaded, arena)
-        return ReadyPlan(
-            predicted,
-            executor.run,
-            lambda: executor.check(self.references),
-            self.backend.environment,
-        )
+        return ReadyPlan(predicted, executor.run, executor.check, self.backend.environment)
 
 
 @dataclass(frozen=True)
 class PreparedRestore:
     """Weights and a prompt with its reference prefill, on an open backend."""
 
+    request: RestoreRequest
     backend: Backend
     weights: Weights
     reference: ResidentPrefill
@@ -135,14 +117,10 @@ class PreparedRestore:
     @contextmanager
     def executor(self, predicted: Timeline, cache: Path | None = None) -> Iterator[RestoreExecutor]:
         """The executor of a simulated graph, with the cached prefix on its tier."""
-        from hw import RestoreExecutor, check_runnable_request, open_tier
+        from hw import RestoreExecutor, open_tier
 
-        graph = predicted.graph
-        request = check_runnable_request(graph)
-        with open_tier(request, self.weights, self.reference, cache) as tier:
-            yield RestoreExecutor(
-                graph, graph.sha256, self.weights, self.reference, tier, self.backend
-            )
+        with open_tier(self.request, self.weights, self.reference, cache) as tier:
+            yield RestoreExecutor(predicted, self.weights, self.reference, tier, self.backend)
 
     @contextmanager
     def ready(
@@ -277,10 +255,11 @@ def prepare_restore(
     )
 
     graph = plan.simulated_graph()
-    check_runnable_request(graph)
+    check_runnable_request(plan.model, plan.workload)
     check_restore_fits(graph, backend)
     progress("making weights")
     weights = random_weights(plan.model, seed, backend.device)
     progress("computing the whole prompt for reference")
     prompt = prompt_ids(plan.model, plan.workload, seed)[0]
-    return PreparedRestore(backend, weights, resident_prefill(weights, prompt, backend))
+    reference = resident_prefill(weights, prompt, backend)
+    return PreparedRestore(plan.workload, backend, weights, reference)

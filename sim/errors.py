@@ -10,7 +10,6 @@ uses kvoverlap as a library catches `KvOverlapError` or the branch it can act on
     ├── DoesNotFit           the plan needs more memory than the device or host has
     ├── NotMeasured          the hardware profile lacks a figure that the plan needs
     ├── Mismatch             two things that must belong together do not
-    ├── NotSimulated         a plan reached a device without a passing simulation
     ├── RaceFound            two tasks touch the same buffer in no fixed order
     ├── DeviceUnavailable    the device asked for is not on this machine
     ├── SweepStopped         workers of a sweep died; its finished points are kept
@@ -59,10 +58,6 @@ class NotMeasured(KvOverlapError):
 
 class Mismatch(KvOverlapError):
     """Two files or objects that must describe the same thing do not."""
-
-
-class NotSimulated(KvOverlapError):
-    """A graph was handed to a device without a passing simulation of the same hash."""
 
 
 class RaceFound(KvOverlapError):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from tiny import OPT
+from tiny import OPT, simulated
 
 from hw import (
     CacheFile,
@@ -90,6 +90,4 @@ class RestoreCase:
         if tier is None:
             kinds = {"dram": HostMemory, "net": FarMemory}
             tier = kinds[self.job.tier](self.reference.cache)
-        return RestoreExecutor(
-            graph, graph.sha256, self.weights, self.reference, tier, self.backend
-        )
+        return RestoreExecutor(simulated(graph), self.weights, self.reference, tier, self.backend)

@@ -7,18 +7,23 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
+from builders import machine
 
 import hw.calibrate.bench
 import hw.calibrate.profiler
 import measure.decode_grid
 import measure.grid
 import measure.restore_grid
-from hw import HostCache, prefill, prompt_ids, random_weights, resident_decode
+from hw import DecodeExecutor, HostCache, prefill, prompt_ids, random_weights, resident_decode
 from hw.backends import Backend
 from hw.cache.reference import ResidentDecode
 from hw.model.weights import Weights
 from planner.decode.lower import lower
-from sim import ModelSpec, TaskGraph, Workload
+from sim import ModelSpec, TaskGraph, Workload, simulate
+from sim.graph.timeline import Timeline
+from sim.lanes import DISK, NET
+from sim.machine.prefill import Prefill, Restore, Tier
+from sim.machine.provenance import Figure
 from sim.model.spec import Llama3RopeScaling
 
 CPU = torch.device("cpu")
@@ -103,6 +108,15 @@ def shorten_profiles(patch: pytest.MonkeyPatch) -> None:
     patch.setitem(hw.calibrate.profiler.CONTEXTS, "cpu", (16, 64))
 
 
+TIERS = tuple(Tier(lane, Figure("datasheet", 1e8)) for lane in (DISK, NET))
+RESTORE = Restore(Prefill(Figure("datasheet", 1e9), Figure("datasheet", 1e-3)), TIERS)
+
+
+def simulated(graph: TaskGraph) -> Timeline:
+    """The predicted timeline of any graph, which an executor runs."""
+    return simulate(graph, machine(restore=RESTORE))
+
+
 SMALL = {**CONFIG, "num_hidden_layers": 2}
 """A config.json that a grid takes seconds for."""
 
@@ -125,6 +139,11 @@ class DecodeCase:
     weights: Weights
     cache: HostCache
     reference: ResidentDecode
+
+    def executor(self, backend: Backend, graph: TaskGraph | None = None) -> DecodeExecutor:
+        """Runs `graph`, by default the case's own."""
+        predicted = simulated(graph or self.graph)
+        return DecodeExecutor(predicted, self.weights, [self.cache], [self.reference], backend)
 
 
 def decode_case(

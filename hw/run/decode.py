@@ -1,14 +1,14 @@
-"""Run a task graph on a device with real tensors, and measure when each task ran."""
+"""The operations, buffers and numerical check of a decode graph."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from hw.backends import Backend, Handle
+from hw.backends import Backend
 from hw.cache.host import HostCache, kv_layout
 from hw.cache.reference import ResidentDecode, planned_decode
 from hw.cache.verify import RunNumbers, verify
@@ -17,51 +17,49 @@ from hw.model.offload import OffloadedLayers
 from hw.model.quantise import dequantise_into, quantise_into
 from hw.model.weights import TORCH_DTYPE, Weights
 from hw.run.arena import Buffer, DeviceArena
-from sim.errors import Mismatch, NotSimulated
+from hw.run.executor import Executor
+from sim.errors import Mismatch
 from sim.graph.memory import HostRows, needed_rows, slot_rows
-from sim.graph.races import check_races
 from sim.graph.tasks import Task, TaskGraph, attended_tokens
 from sim.graph.timeline import Timeline
 from sim.lanes import HOST
 from sim.model.kv_format import QuantisedRow
 
 
-class Executor:
-    """One graph with its device buffers, ready to run any number of times.
+class DecodeExecutor(Executor):
+    """Decodes a graph's steps on K, V and X in host memory.
+
+    Below 32 bit and on a quantised cache, each step is fed the token of the reference instead of
+    its own, because rounding can change a close choice and then nothing is comparable.
 
     Args:
-        graph: what to run.
-        predicted_sha256: hash of the graph whose simulation passed.
+        simulated: the predicted timeline of the graph to run.
         weights: on the backend's device.
-        caches: K, V and X of each batch's prompts; the run appends the new tokens behind them.
-        follow: for each batch [steps, B], tokens to feed instead of the run's own, so that a
-            reference stays comparable in precisions whose rounding can turn a close choice over.
+        caches: K, V and X of each batch's prompts; a run appends the new tokens behind them.
+        references: the resident decode of each batch, which `check` compares with.
         offloaded: host copies of the weights for a column schedule, by default made here; several
             executors can share them.
-        arena: device memory to share with executors that run at other times, by default none.
+        arena: device memory shared with executors that run at other times, by default none.
 
     Raises:
-        NotSimulated: `predicted_sha256` is not this graph's hash.
-        Mismatch: the weights or the cache belong to another model or workload.
-        RaceFound: two tasks of the graph touch the same buffer in no fixed order.
+        Mismatch: graph, weights and caches do not belong together, or the graph is for several
+            GPUs.
+        RaceFound: as `Executor`.
     """
+
+    in_turn = False
 
     def __init__(
         self,
-        graph: TaskGraph,
-        predicted_sha256: str,
+        simulated: Timeline,
         weights: Weights,
         caches: Sequence[HostCache],
+        references: Sequence[ResidentDecode],
         backend: Backend,
-        follow: Sequence[Tensor] | None = None,
         offloaded: OffloadedLayers | None = None,
         arena: DeviceArena | None = None,
     ) -> None:
-        if predicted_sha256 != graph.sha256:
-            raise NotSimulated(
-                f"graph {graph.sha256[:12]} has no passing simulation (found one of "
-                f"{predicted_sha256[:12]}); simulate the plan first."
-            )
+        graph = simulated.graph
         if weights.model != graph.model:
             raise Mismatch(
                 f"the plan is for model {graph.model.name} ({graph.model.dtype}), the weights are "
@@ -72,12 +70,9 @@ class Executor:
                 f"the plan is for {graph.n_devices} GPUs that share links, which can only be "
                 "simulated; plan with --gpus 1 to run."
             )
-        check_races(graph)
+        super().__init__(simulated, backend)
         _check_caches(caches, graph)
-        self.graph = graph
-        self.weights = weights
-        self.caches = caches
-        self.backend = backend
+        self.weights, self.caches, self.references = weights, caches, references
         self._row = caches[0].row
         empty = backend.device_empty if arena is None else arena.layout().empty
         buffers = executor_buffers(graph, self._row)
@@ -92,15 +87,17 @@ class Executor:
         self._pinned: Tensor | None = None
         if (0, HOST) in graph.lanes:
             self._pinned = backend.host_empty(*max(buffers["kv"], key=lambda one: one[0]))
-        self._follow = follow and [tokens.to(backend.device) for tokens in follow]
+        self._fed: list[Tensor] | None = None  # for each batch [steps, B], instead of its own
+        if references and (graph.model.dtype != "float32" or self._row is not None):
+            self._fed = [reference.tokens.to(backend.device) for reference in references]
         self._layers = {
             (step, at): layer
             for step in range(graph.workload.gen_tokens)
             for at, layer in enumerate(weights.layers)
         }
         self._own_slot = own_slots(graph)
-        self._kept = {
-            (task.op, task.layer, task.batch): self._keep(task)
+        self._resident = {
+            (task.op, task.layer, task.batch): self._copied_to_device(task)
             for task in graph.tasks
             if task.op in ("place_kv", "recompute_resident") and task.step == 0
         }
@@ -110,31 +107,15 @@ class Executor:
             offloaded = self._offloaded = offloaded or OffloadedLayers(weights, backend)
             self._layers |= {at: offloaded.layer(at[1], slot) for at, slot in brought.items()}
 
-    def run(self) -> Timeline:
-        """Decode once; returns when every task ran.
-
-        What earlier runs stored behind the prompt is wiped first, so that a store that does not
-        happen cannot pass for one that did.
-        """
+    def _reset(self) -> None:
         n_new = self.graph.workload.gen_tokens
         for (layer, batch), slot in self._own_slot.items():
             first = self.caches[batch].rows[layer].first
-            kept = self._exact_kv(layer, batch, first, self.graph.workload.prompt_tokens)
-            self._kv[slot][:-n_new].copy_(kept)
+            prompt_kv = self._exact_kv(layer, batch, first, self.graph.workload.prompt_tokens)
+            self._kv[slot][:-n_new].copy_(prompt_kv)
         for tokens, cache in zip(self._tokens, self.caches, strict=True):
             tokens[0].copy_(cache.next_tokens)
             cache.wipe(self.graph.workload.prompt_tokens)
-        handles: list[Handle] = []
-        self.backend.begin()
-        for task, deps in zip(self.graph.tasks, self.graph.dep_indices, strict=True):
-            handles.append(
-                self.backend.launch(
-                    task.lane, partial(OPS[task.op], self, task), [handles[dep] for dep in deps]
-                )
-            )
-        self.backend.finish()
-        times = self.backend.times_s(handles)
-        return Timeline(self.graph, tuple(a for a, _ in times), tuple(b for _, b in times))
 
     @property
     def tokens(self) -> list[Tensor]:
@@ -146,22 +127,23 @@ class Executor:
         """For each batch [B, V] of the last step of the last run."""
         return [logits.cpu() for logits in self._logits]
 
-    def check(self, references: Sequence[ResidentDecode]) -> dict[str, float | bool]:
-        """Compare what the last run computed with the resident decode of each batch.
+    def check(self) -> dict[str, float | bool]:
+        """Compare the last run with the resident decode of each batch.
 
-        A run on a quantised cache is held to a resident decode that sees the same rows where the
-        plan loads them; how far it is from `references`, which see none, is reported.
+        A run on a quantised cache is compared with a resident decode that reads the same quantised
+        rows wherever the plan loads them; the distance from `references`, which read none, is
+        reported too.
 
         Raises:
             WrongNumbers: as `verify`.
         """
-        same_rows = references
+        same_rows = self.references
         if self._row is not None:
-            same_rows = planned_decode(self.graph, self.weights, self.caches, self._follow)
-        return verify(self._numbers(), same_rows, references)
+            same_rows = planned_decode(self.graph, self.weights, self.caches, self._fed)
+        return verify(self._numbers(), same_rows, self.references)
 
     def _numbers(self) -> RunNumbers:
-        """What the last run left behind."""
+        """The results of the last run."""
         model, job = self.graph.model, self.graph.workload
         appended = [[kv[-job.gen_tokens :] for kv in cache.kv] for cache in self.caches]
         for (layer, batch), slot in self._own_slot.items():
@@ -182,8 +164,8 @@ class Executor:
 
     def _embed(self, task: Task) -> None:
         tokens = self._tokens[task.batch][task.step]
-        if self._follow is not None and task.step > 0:
-            tokens = self._follow[task.batch][task.step - 1]
+        if self._fed is not None and task.step > 0:
+            tokens = self._fed[task.batch][task.step - 1]
         embedded = self._kernels.embed(tokens[:, None], task.token_start)
         self._hidden[task.batch].copy_(embedded[:, 0])
 
@@ -195,16 +177,16 @@ class Executor:
         queries = self._kernels.qkv(layer, hidden, row, new_x, task.token_start)
         self._queries.copy_(queries)
 
-    def _keep(self, task: Task) -> Tensor:
-        """A copy on the device of the K and V, or the X, that `task` will find there."""
+    def _copied_to_device(self, task: Task) -> Tensor:
+        """A device copy of the resident K and V, or X, that `task` reads."""
         if task.op == "place_kv":
-            kept = self._exact_kv(task.layer, task.batch, task.token_start, task.token_stop)
+            rows = self._exact_kv(task.layer, task.batch, task.token_start, task.token_stop)
         else:
-            kept = self._host_x(task)
-        return self.backend.device_empty(tuple(kept.shape), kept.dtype).copy_(kept)
+            rows = self._host_x(task)
+        return self.backend.device_empty(tuple(rows.shape), rows.dtype).copy_(rows)
 
     def _exact_kv(self, layer: int, batch: int, start: int, stop: int) -> Tensor:
-        """K and V as the model computes them, of tokens of a host cache that may be quantised."""
+        """K and V at full precision, recomputed from X if the host cache is quantised."""
         cache = self.caches[batch]
         if cache.row is None:
             return cache.kv_of(layer, start, stop)
@@ -216,11 +198,11 @@ class Executor:
         return kv
 
     def _place_kv(self, task: Task) -> None:
-        kept = self._kept[task.op, task.layer, task.batch]
-        self._kv[task.slot][self._rows(task)].copy_(kept)
+        resident = self._resident[task.op, task.layer, task.batch]
+        self._kv[task.slot][self._rows(task)].copy_(resident)
 
     def _recompute_resident(self, task: Task) -> None:
-        self._project(task, self._kept[task.op, task.layer, task.batch])
+        self._project(task, self._resident[task.op, task.layer, task.batch])
 
     def _recompute(self, task: Task) -> None:
         self._project(task, self._x[task.slot][: task.n_tokens])
@@ -289,7 +271,7 @@ class Executor:
         return self.caches[task.batch].x_of(task.layer, task.token_start, task.token_stop)
 
     def _rows(self, task: Task) -> slice:
-        """Where a task's tokens lie in a staging slot."""
+        """Rows of a task's tokens in a staging slot."""
         first = self.caches[task.batch].rows[task.layer].first
         return slice(task.token_start - first, task.token_stop - first)
 
@@ -298,28 +280,25 @@ class Executor:
         stop = self._rows(task).stop
         return self._kv[task.slot][stop - attended_tokens(task, self.graph.model) : stop]
 
-
-OPS: dict[str, Callable[[Executor, Task], None]] = {
-    "embed": Executor._embed,
-    "qkv": Executor._qkv,
-    "place_kv": Executor._place_kv,
-    "recompute_resident": Executor._recompute_resident,
-    "recompute": Executor._recompute,
-    "attention": Executor._attention,
-    "mlp": Executor._mlp,
-    "head": Executor._head,
-    "load_kv_weights": Executor._load_kv_weights,
-    "load_weights": Executor._load_weights,
-    "load_x": Executor._load_x,
-    "load_kv": Executor._load_kv,
-    "store_kv": Executor._store_kv,
-    "store_x": Executor._store_x,
-    "stage_kv": Executor._stage_kv,
-    "quantise": Executor._quantise,
-    "dequantise": Executor._dequantise,
-}
-"""What each operation does. Bound methods in the executor would make a reference cycle, which
-keeps its buffers until the garbage collector runs."""
+    operations: ClassVar = {
+        "embed": _embed,
+        "qkv": _qkv,
+        "place_kv": _place_kv,
+        "recompute_resident": _recompute_resident,
+        "recompute": _recompute,
+        "attention": _attention,
+        "mlp": _mlp,
+        "head": _head,
+        "load_kv_weights": _load_kv_weights,
+        "load_weights": _load_weights,
+        "load_x": _load_x,
+        "load_kv": _load_kv,
+        "store_kv": _store_kv,
+        "store_x": _store_x,
+        "stage_kv": _stage_kv,
+        "quantise": _quantise,
+        "dequantise": _dequantise,
+    }
 
 
 def executor_buffers(graph: TaskGraph, row: QuantisedRow | None) -> dict[str, list[Buffer]]:
@@ -356,7 +335,7 @@ def _x_slots(graph: TaskGraph) -> list[int]:
 
 
 def own_slots(graph: TaskGraph) -> dict[tuple[int, int], int]:
-    """Slot of each (layer, batch) whose cache stays on the device: only new rows come in."""
+    """Slot of each (layer, batch) whose whole cache is resident on the device."""
     filling = ("load_x", "load_kv", "place_kv", "recompute", "recompute_resident")
     filled = {(task.layer, task.batch) for task in graph.tasks if task.op in filling}
     return {

@@ -13,11 +13,10 @@ import torch
 from hw.backends import Backend
 from hw.cache.host import HostCache, prefill
 from hw.model.checkpoint import Checkpoint
-from hw.run.decode import Executor
+from hw.run.decode import DecodeExecutor
 from hw.run.preflight import check_graph_fits
 from sim.graph.jobs import Workload
 from sim.graph.memory import footprint, needed_rows
-from sim.graph.tasks import TaskGraph
 from sim.graph.timeline import Timeline
 from sim.model.spec import ModelSpec
 
@@ -45,12 +44,11 @@ class DecodeSteps:
     """The steps behind the prefill.
 
     Args:
-        predicted_sha256: hash of the graph whose simulation passed; no other is run.
+        simulated: the predicted timeline of the graph to run.
         warm_ups: times that all steps are decoded before the measured time.
     """
 
-    graph: TaskGraph
-    predicted_sha256: str
+    simulated: Timeline
     warm_ups: int = 0
 
 
@@ -71,14 +69,14 @@ def generate(
 
     Raises:
         DoesNotFit: weights, staging slots or the host cache exceed the memory there is.
-        NotSimulated, Mismatch: as the executor.
+        Mismatch: as the executor.
     """
     forget_peaks(backend)
-    job = Workload(len(prompts), len(prompts[0]), 1) if steps is None else steps.graph.workload
-    rows = None
+    job, rows = Workload(len(prompts), len(prompts[0]), 1), None
     if steps is not None:
-        rows = needed_rows(steps.graph)
-        check_graph_fits(steps.graph, backend, cache=rows)
+        graph = steps.simulated.graph
+        job, rows = graph.workload, needed_rows(graph)
+        check_graph_fits(graph, backend, cache=rows)
     weights = checkpoint.load(model, backend, progress)
     cache = HostCache.empty(model, job, backend, rows=rows)
     progress("prefilling the prompts", 0.0)
@@ -89,13 +87,13 @@ def generate(
     if steps is None:
         peaks = memory_peaks(backend, cache, model.weight_bytes)
         return Generated(tokens.T.tolist(), prefill_s, None, peaks)
-    executor = Executor(steps.graph, steps.predicted_sha256, weights, [cache], backend)
+    executor = DecodeExecutor(steps.simulated, weights, [cache], (), backend)
     for _ in range(steps.warm_ups):
         progress("warming up", 0.0)
         executor.run()
     progress(f"decoding {job.gen_tokens} steps", 0.0)
     timeline = executor.run()
-    planned = footprint(steps.graph)
+    planned = footprint(executor.graph)
     return Generated(
         tokens=torch.cat((tokens, executor.tokens[0])).T.tolist(),
         prefill_s=prefill_s,

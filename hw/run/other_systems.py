@@ -19,7 +19,7 @@ from hw.cache.host import HostCache
 from hw.cache.reference import ResidentDecode
 from hw.cache.verify import TOLERANCE
 from hw.model.transformers_model import transformers_model, transformers_problem
-from hw.run.decode import Executor
+from hw.run.decode import DecodeExecutor
 from sim.graph.jobs import Workload
 from sim.lanes import COMPUTE, COPY_LANES
 from sim.model.spec import ModelSpec
@@ -87,7 +87,7 @@ class Peer(Protocol):
 class PlanPeer:
     """One of our own plans; its time is the measured makespan of its graph."""
 
-    def __init__(self, executor: Executor) -> None:
+    def __init__(self, executor: DecodeExecutor) -> None:
         self.executor = executor
         self.copied_bytes = sum(
             task.bytes for task in executor.graph.tasks if task.lane in COPY_LANES
@@ -104,9 +104,9 @@ class PlanPeer:
         """Compare tokens, logits, K and V.
 
         Raises:
-            WrongNumbers: as `Executor.check`.
+            WrongNumbers: as `DecodeExecutor.check`.
         """
-        self.executor.check([reference])
+        self.executor.check()
         return Agreement(True, int(_clear(reference, self.executor.graph.model).sum()))
 
     def release(self) -> None:

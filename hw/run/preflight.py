@@ -1,4 +1,4 @@
-"""Which restores a device can run, said before anything is allocated."""
+"""Checks before anything is allocated: does a graph run on this device, and does it fit?"""
 
 from __future__ import annotations
 
@@ -15,50 +15,48 @@ from sim.graph.tasks import TaskGraph
 from sim.model.spec import ModelSpec
 
 
-def check_restore(graph: TaskGraph, model: ModelSpec, prompt: Tensor) -> RestoreRequest:
-    """The request of a graph, provided that it is a restore of this prompt by this model.
+def check_restore(
+    graph: TaskGraph, request: RestoreRequest, model: ModelSpec, prompt: Tensor
+) -> None:
+    """Refuse a restore graph that belongs to another model or prompt, or cannot run.
 
     Args:
+        request: the graph's workload.
+        model: of the loaded weights.
         prompt: [S] token ids.
 
     Raises:
-        Mismatch: the graph is of something else.
+        Mismatch: model or prompt length differs from the graph's.
         BadInput: as `check_runnable_request`.
     """
-    request = check_runnable_request(graph)
+    check_runnable_request(graph.model, request)
     if model != graph.model or prompt.shape[0] != request.prompt_tokens:
         raise Mismatch(
             f"the plan is for {request.prompt_tokens} tokens of {graph.model.name} "
             f"({graph.model.dtype}), the weights are of {model.name} ({model.dtype}) and the "
             f"prompt has {prompt.shape[0]} tokens; plan for what is loaded."
         )
-    return request
 
 
-def check_runnable_request(graph: TaskGraph) -> RestoreRequest:
-    """The request of a restore graph that a device can run.
+def check_runnable_request(model: ModelSpec, request: RestoreRequest) -> None:
+    """Refuse a restore that can only be simulated.
 
     Raises:
-        BadInput: its K and V are compressed, or there are no kernels for its model.
-        Mismatch: the graph is of a decode.
+        BadInput: K and V are compressed on the tier, or there are no kernels for the model.
     """
-    request = graph.workload
-    if not isinstance(request, RestoreRequest):
-        raise Mismatch("the graph is of a decode, not of a restore; run it as such.")
-    check_runnable(graph.model)
+    check_runnable(model)
     if request.tier_kv_bits < 16:
         raise BadInput(
             f"tier_kv_bits(={request.tier_kv_bits}) must be 16 to run: compressed K and V are only "
             "simulated."
         )
-    return request
 
 
 def check_restore_fits(graph: TaskGraph, backend: Backend) -> None:
-    """Refuse a restore that device or host has no room for, before anything is allocated.
+    """Refuse a restore that exceeds the memory of device or host.
 
-    The device holds weights, K and V, and at most X of every token; the host K, V and X of the
-    whole prompt, and staging buffers of a few chunks.
+    The device holds weights, K and V, and at most X of every token. The host holds K, V and X of
+    the whole prompt, and staging buffers of a few chunks.
 
     Raises:
         DoesNotFit: names what is too large and what to lower.
@@ -81,26 +79,26 @@ def check_restore_fits(graph: TaskGraph, backend: Backend) -> None:
 def check_graph_fits(
     graph: TaskGraph,
     backend: Backend,
-    held_host_bytes: int = 0,
+    reserved_host_bytes: int = 0,
     cache: Sequence[HostRows] | None = None,
-    held_device_bytes: int = 0,
+    reserved_device_bytes: int = 0,
 ) -> None:
-    """Refuse a graph that the device or host has no room for, before anything is allocated.
+    """Refuse a decode graph that exceeds the memory of device or host.
 
-    The reference decode needs all weights on the device, those of a column schedule too.
+    The reference decode needs all weights on the device, under a column schedule too.
 
     Args:
-        held_host_bytes: host memory that something else will take.
-        held_device_bytes: device memory that something else will take.
+        reserved_host_bytes: host memory that other users will allocate.
         cache: rows of each layer on the host, by default all, which the reference decode needs.
+        reserved_device_bytes: device memory that other users will allocate.
 
     Raises:
         DoesNotFit: names what is too large and what to lower.
     """
     memory = backend.memory()
-    device_bytes = memory.device_bytes - held_device_bytes
+    device_bytes = memory.device_bytes - reserved_device_bytes
     if graph.schedule == "column":
         device_bytes -= graph.model.n_layers * graph.model.layer_weight_bytes
     where = f"this {backend.kind} device"
     rows = cache or all_rows(graph.model, graph.workload)
-    check_fits(graph, device_bytes, memory.host_bytes - held_host_bytes, where, rows)
+    check_fits(graph, device_bytes, memory.host_bytes - reserved_host_bytes, where, rows)

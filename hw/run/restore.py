@@ -1,89 +1,88 @@
-"""Run the task graph of a restore on a device with real tensors, and measure its tasks."""
+"""The operations, buffers and numerical check of a restore graph."""
 
 from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from itertools import pairwise
-from typing import Protocol
+from typing import ClassVar, cast
 
 from torch import Tensor
 
-from hw.backends import Backend, Handle
+from hw.backends import Backend
 from hw.cache.host import kv_layout
 from hw.cache.reference import ResidentPrefill
 from hw.cache.verify import verify_restore
 from hw.model.chunk_prefill import ChunkPrefill
 from hw.model.weights import TORCH_DTYPE, Weights
+from hw.run.executor import Executor
 from hw.run.preflight import check_restore
 from hw.tiers.direct_io import aligned_buffer
 from hw.tiers.tiers import KV, Lost, Piece, Tier, X
-from sim.errors import NotSimulated
-from sim.graph.claims import Claims, Tokens
-from sim.graph.races import check_races
+from sim.graph.claims import Tokens
+from sim.graph.jobs import RestoreRequest
 from sim.graph.tasks import Task, TaskGraph
 from sim.graph.timeline import Timeline
 from sim.lanes import COMPUTE, TIER_LANES
-from sim.machine.availability import ALWAYS, Availability
+from sim.machine.availability import Availability
 
-Operation = Callable[["RestoreExecutor", Task, Tokens], None]
-
-
-class ClaimPolicy(Protocol):
-    """Decides, when the turn of a task has come, which of its tokens it does."""
-
-    def take(self, at: int) -> Tokens | None:
-        """The tokens of the task at position `at` of the graph, an empty range to leave it out.
-
-        None where that is not decided yet.
-        """
-
-    def ended(self, at: int, seconds: float) -> None:
-        """That task has ended."""
+Operation = Callable[["RestoreExecutor", Task], None]
 
 
-class RestoreExecutor:
-    """One graph with its device buffers, ready to run any number of times.
+@dataclass(frozen=True, slots=True)
+class Share:
+    """Share of the compute lane between two changes of a trace, as stated and as measured."""
+
+    start_s: float
+    stated_frac: float
+    measured_frac: float
+
+
+def _loading(kind: str) -> Operation:
+    return lambda executor, task: executor._load(kind, task)
+
+
+def _bringing(kind: str) -> Operation:
+    return lambda executor, task: executor._bring(kind, task)
+
+
+class RestoreExecutor(Executor):
+    """Restores the KV cache of a prompt by computing some of its tokens and loading the others.
 
     Args:
-        graph: what to run.
-        predicted_sha256: hash of the graph whose simulation passed.
+        simulated: the predicted timeline of the graph to run.
         weights: on the backend's device.
-        reference: the prompt, computed whole; what a run comes to is held to it.
-        tier: where the cached prefix lies.
+        reference: the whole prompt, computed; `check` compares with it.
+        tier: holds the cached prefix.
 
     Attributes:
         kv: for each layer [S, 1, 2, H_kv, D] on the device, as the last run left it.
         logits: [1, V] behind the last token.
-        recomputed: what the last run computed because the tier had lost it.
+        recomputed: ranges that the last run computed because the tier had lost them.
 
     Raises:
-        NotSimulated: `predicted_sha256` is not this graph's hash.
         Mismatch: the weights or the prompt belong to another model or request.
-        BadInput: the request is one that can only be simulated.
-        RaceFound: two tasks of the graph touch the same buffer in no fixed order.
+        BadInput: the request can only be simulated.
+        RaceFound: as `Executor`.
     """
+
+    in_turn = True
 
     def __init__(
         self,
-        graph: TaskGraph,
-        predicted_sha256: str,
+        simulated: Timeline,
         weights: Weights,
         reference: ResidentPrefill,
         tier: Tier,
         backend: Backend,
     ) -> None:
-        if predicted_sha256 != graph.sha256:
-            raise NotSimulated(
-                f"graph {graph.sha256[:12]} has no passing simulation (found one of "
-                f"{predicted_sha256[:12]}); simulate the plan first."
-            )
-        check_races(graph)
-        self.request = check_restore(graph, weights.model, reference.prompt)
-        self.graph, self.reference, self.tier, self.backend = graph, reference, tier, backend
+        super().__init__(simulated, backend)
+        graph = self.graph
+        self.request = cast(RestoreRequest, graph.workload)  # no other job has these operations
+        check_restore(graph, self.request, weights.model, reference.prompt)
+        self.reference, self.tier = reference, tier
         model, n_tokens = graph.model, graph.workload.prompt_tokens
         kv_shape, dtype = kv_layout(model, None)
         empty = backend.device_empty
@@ -106,8 +105,6 @@ class RestoreExecutor:
         self._lost: list[Lost] = []
         self._losing = threading.Lock()  # the lane of a tier adds, the compute lane takes
         self.recomputed: list[Lost] = []
-        self._got: dict[int, Tokens] = {}
-        self._handles: list[Handle] = []
 
     def _staging_slots(self) -> list[Tensor]:
         """Host memory between a tier and the link, by the slots of the graph."""
@@ -120,71 +117,54 @@ class RestoreExecutor:
             aligned_buffer(self.backend, max(sizes, default=0)) for _ in range(self.graph.slots)
         ]
 
-    def run(
-        self, trace: Availability = ALWAYS, claim_policy: ClaimPolicy | None = None
-    ) -> Timeline:
-        """Restore once; returns when every task ran.
-
-        What an earlier run left on the device is wiped first, so that a load that does not happen
-        cannot pass for one that did.
-
-        Args:
-            trace: how much of each lane there is over time.
-            settler: decides who does which tokens; by default the graph's claims.
-        """
+    def _reset(self) -> None:
         for held in (*self.kv, *self._x.values(), self._prefill.hidden, self.logits):
             held.fill_(math.nan)
-        self._staged, self._lost, self.recomputed, self._got = {}, [], [], {}
-        claims = Claims(self.graph)
-        handles: list[Handle] = []
-        self.backend.begin(trace, in_turn=True)
-        for at, (task, deps) in enumerate(
-            zip(self.graph.tasks, self.graph.dep_indices, strict=True)
-        ):
-            taker = claim_policy or (claims if task.claim else None)
-            self._got[at] = (task.token_start, task.token_stop)
-            resolve = None if taker is None else partial(self._resolve, taker, at)
-            after = [handles[dep] for dep in deps]
-            work = partial(self._work, at)
-            done = None if claim_policy is None else partial(claim_policy.ended, at)
-            handles.append(self.backend.launch(task.lane, work, after, resolve, done))
-        self.backend.finish()
-        self._handles = handles
-        times = self.backend.times_s(handles)
-        return Timeline(self.graph, tuple(a for a, _ in times), tuple(b for _, b in times))
-
-    def shares(self, trace: Availability) -> list[Share]:
-        """How much of its core the compute lane had in the last run, beside what `trace` says."""
-        return compute_shares(self.graph, self.backend, self._handles, trace)
+        self._staged, self._lost, self.recomputed = {}, [], []
 
     def check(self) -> dict[str, float | bool]:
-        """Compare what the last run left on the device with the reference.
+        """Compare the last run with the reference.
 
         Raises:
             WrongNumbers: as `verify_restore`.
         """
         return verify_restore(self.graph.model, self.kv, self.logits.cpu(), self.reference)
 
-    def _resolve(self, taker: ClaimPolicy | Claims, at: int) -> bool | None:
-        tokens = taker.take(at)
-        if tokens is None:
-            return None
-        self._got[at] = tokens
-        return tokens[0] < tokens[1]
+    def shares(self, trace: Availability) -> list[Share]:
+        """Share of its core that the compute lane had in the last run, between changes of `trace`.
 
-    def _work(self, at: int) -> None:
-        task = self.graph.tasks[at]
-        OPS[task.op](self, task, self._got[at])
+        Only tasks that ran entirely between two changes count.
+        """
+        spans = [
+            (*times, worked_s)
+            for times, worked_s, task in zip(
+                self.backend.times_s(self._handles),
+                self.backend.worked_s(self._handles),
+                self.graph.tasks,
+                strict=True,
+            )
+            if task.lane == COMPUTE and times[0] < times[1]
+        ]
+        edges = [0.0, *(change_s for change_s in trace.changes_s if change_s > 0), math.inf]
+        found = []
+        for start_s, stop_s in pairwise(edges):
+            inside = [span for span in spans if start_s <= span[0] and span[1] <= stop_s]
+            if inside:
+                took_s = sum(end_s - begun_s for begun_s, end_s, _ in inside)
+                worked_s = sum(worked for _, _, worked in inside)
+                found.append(Share(start_s, trace.at(start_s, COMPUTE), worked_s / took_s))
+        return found
 
-    def _compute(self, task: Task, tokens: Tokens) -> None:
+    def _compute(self, task: Task) -> None:
         if task.token_start >= self.request.cached_tokens:
             self._recompute_lost(task.layer + task.layers)
-        self._prefill.run(*tokens, range(task.layer, task.layer + task.layers))
+        layers = range(task.layer, task.layer + task.layers)
+        self._prefill.run(task.token_start, task.token_stop, layers)
 
     def _recompute_lost(self, layers: int) -> None:
-        """Compute what the tier has lost of the first `layers`, when all before it is there.
+        """Compute the tokens that the tier has lost in the first `layers`.
 
-        The hidden state of these tokens exists in no layer, so they go through all from the first.
+        No layer has the hidden state of these tokens, so they go through all from the first.
         """
         with self._losing:
             now = [one for one in self._lost if one.layer < layers]
@@ -194,97 +174,55 @@ class RestoreExecutor:
             last = max(one.layer for one in now if (one.start, one.stop) == (start, stop))
             self._prefill.run(start, stop, range(last + 1))
 
-    def _project(self, task: Task, tokens: Tokens) -> None:
-        """K and V of the tokens whose X has come; of those that were lost it never will."""
+    def _project(self, task: Task) -> None:
+        """K and V from the loaded X; tokens whose X was lost are computed again later."""
         first = self._x_tokens[task.layer][0]
-        rows = self._x[task.layer][tokens[0] - first : tokens[1] - first]
-        self._prefill.project(task.layer, tokens[0], rows)
+        rows = self._x[task.layer][task.token_start - first : task.token_stop - first]
+        self._prefill.project(task.layer, task.token_start, rows)
 
-    def _head(self, _task: Task, _tokens: Tokens) -> None:
+    def _head(self, _task: Task) -> None:
         self.logits.copy_(self._prefill.logits())
 
-    def _bring(self, kind: str, task: Task, tokens: Tokens) -> None:
+    def _read(self, kind: str, task: Task, slot: Tensor | None) -> tuple[list[Piece], list[Lost]]:
+        """The task's tokens out of the tier, through `slot` unless the link can read them there."""
         layers = range(task.layer, task.layer + task.layers)
-        move = self.backend.transfer()
-        pieces, lost = self.tier.bring(kind, layers, *tokens, self._slots[task.slot], move)
-        self._staged[task.slot] = pieces
+        transfer = self.backend.transfer()
+        return self.tier.bring(kind, layers, task.token_start, task.token_stop, slot, transfer)
+
+    def _bring(self, kind: str, task: Task) -> None:
+        self._staged[task.slot], lost = self._read(kind, task, self._slots[task.slot])
         with self._losing:
             self._lost += lost
 
-    def _load(self, kind: str, task: Task, tokens: Tokens) -> None:
-        if task.slot >= 0:
-            pieces = self._staged.pop(task.slot)
-        else:
-            layers = range(task.layer, task.layer + task.layers)
-            pieces, _ = self.tier.bring(kind, layers, *tokens, None, self.backend.transfer())
+    def _load(self, kind: str, task: Task) -> None:
+        pieces = self._staged.pop(task.slot) if task.slot >= 0 else self._read(kind, task, None)[0]
         self.backend.copy_all([(self._place(kind, piece), piece.rows) for piece in pieces])
 
     def _place(self, kind: str, piece: Piece) -> Tensor:
-        """Where a piece belongs on the device."""
+        """Device rows that a piece is copied to."""
         held, first = self.kv[piece.layer], 0
         if kind == X:
             held, first = self._x[piece.layer], self._x_tokens[piece.layer][0]
         return held[piece.start - first : piece.stop - first]
 
-
-def _loading(kind: str) -> Operation:
-    return lambda executor, task, tokens: executor._load(kind, task, tokens)
-
-
-def _bringing(kind: str) -> Operation:
-    return lambda executor, task, tokens: executor._bring(kind, task, tokens)
-
-
-OPS: dict[str, Operation] = {
-    "prefill": RestoreExecutor._compute,
-    "recompute": RestoreExecutor._project,
-    "head": RestoreExecutor._head,
-    "load_kv": _loading(KV),
-    "load_x": _loading(X),
-    "read_kv": _bringing(KV),
-    "read_x": _bringing(X),
-    "fetch_kv": _bringing(KV),
-    "fetch_x": _bringing(X),
-}
-"""What each operation does; functions and not bound methods, as in `hw/run/decode.py`."""
+    operations: ClassVar = {
+        "prefill": _compute,
+        "recompute": _project,
+        "head": _head,
+        "load_kv": _loading(KV),
+        "load_x": _loading(X),
+        "read_kv": _bringing(KV),
+        "read_x": _bringing(X),
+        "fetch_kv": _bringing(KV),
+        "fetch_x": _bringing(X),
+    }
 
 
 def _x_tokens(graph: TaskGraph) -> dict[int, Tokens]:
-    """Of each layer the tokens whose X is loaded."""
+    """Range of tokens whose X is loaded, by layer."""
     ranges: dict[int, Tokens] = {}
     for task in graph.tasks:
         if task.op == "load_x":
             start, stop = ranges.get(task.layer, (task.token_start, task.token_stop))
             ranges[task.layer] = (min(start, task.token_start), max(stop, task.token_stop))
     return ranges
-
-
-@dataclass(frozen=True, slots=True)
-class Share:
-    """From one change of a trace to the next: the part that it states, and the part measured."""
-
-    start_s: float
-    stated_frac: float
-    measured_frac: float
-
-
-def compute_shares(
-    graph: TaskGraph, backend: Backend, handles: Sequence[Handle], trace: Availability
-) -> list[Share]:
-    """Shares between the changes of a trace, from the tasks that lie between two of them whole."""
-    spans = [
-        (*times, worked_s)
-        for times, worked_s, task in zip(
-            backend.times_s(handles), backend.worked_s(handles), graph.tasks, strict=True
-        )
-        if task.lane == COMPUTE and times[0] < times[1]
-    ]
-    edges = [0.0, *(change_s for change_s in trace.changes_s if change_s > 0), math.inf]
-    found = []
-    for start_s, stop_s in pairwise(edges):
-        inside = [span for span in spans if start_s <= span[0] and span[1] <= stop_s]
-        if inside:
-            took_s = sum(end_s - begun_s for begun_s, end_s, _ in inside)
-            worked_s = sum(worked for _, _, worked in inside)
-            found.append(Share(start_s, trace.at(start_s, COMPUTE), worked_s / took_s))
-    return found

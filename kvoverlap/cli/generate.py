@@ -124,8 +124,7 @@ def generate(
         spec, kind = made.model, _device_for(made, device)
     steps = None
     if made is not None:
-        predicted = simulate(made.simulated_graph(), made.hardware)
-        steps = DecodeSteps(predicted.graph, predicted.graph.sha256, warm_ups)
+        steps = DecodeSteps(simulate(made.simulated_graph(), made.hardware), warm_ups)
     pace = _pace(made, kind, link)
     with progress("generate") as tell, open_backend(kind, pace) as backend:
         result = decode(checkpoint, spec, prompts, steps, backend, tell)

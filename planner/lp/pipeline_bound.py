@@ -15,9 +15,9 @@ the next cell. In the mean, cell i takes
 
 a convex function of this cell's l alone. Its minimum over l is found cell by cell, and the
 sum is a lower bound for every split (weak duality of the LP in `planner/lp/schedule.py`,
-whose duals are such weights). The crossing is chosen so that each cell's least value is at a given split, and
-the split so that the chains are equally long in the mean. If the two values agree, both are
-optimal. If not, the LP is solved.
+whose duals are such weights). The crossing is chosen so that each cell's minimum is at a given
+split, and the split so that the chains are equally long in the mean. If the two values agree, both
+are optimal. If not, the LP is solved.
 """
 
 from __future__ import annotations

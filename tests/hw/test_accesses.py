@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 from race_graphs import DECODE_GRAPHS
 from run_restores import POLICIES, RestoreCase, policy_graphs, request
-from tiny import CPU, OPT
+from tiny import CPU, OPT, simulated
 from touching import TouchedMemory, conflicting, declared_conflicts
 
-from hw import Executor, HostMemory, RestoreExecutor, prefilled_caches, random_weights
+from hw import DecodeExecutor, Executor, HostMemory, prefilled_caches, random_weights
 from hw.backends.cpu import CpuBackend
 from hw.tiers.tiers import Lost
 from sim.lanes import HOST
@@ -36,7 +36,7 @@ def watching():
         yield backend
 
 
-def conflicts_of_a_run(executor: Executor | RestoreExecutor, backend: WatchingBackend) -> set:
+def conflicts_of_a_run(executor: Executor, backend: WatchingBackend) -> set:
     """Pairs of task ids that touched the same bytes, one writing; all of them are declared."""
     tasks = executor.graph.tasks
     backend.touched = ()
@@ -59,7 +59,7 @@ def test_a_decode_conflicts_exactly_where_it_is_declared(watching, name):
     weights = random_weights(graph.model, 0, CPU)
     pageable = (0, HOST) in graph.lanes
     caches = prefilled_caches(weights, graph.workload, 1, watching, pageable)
-    executor = Executor(graph, graph.sha256, weights, caches, watching)
+    executor = DecodeExecutor(simulated(graph), weights, caches, (), watching)
     assert len(conflicts_of_a_run(executor, watching)) == len(declared_conflicts(graph))
 
 

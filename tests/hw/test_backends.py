@@ -10,7 +10,7 @@ import pytest
 import torch
 from tiny import LLAMA, OPT, decode_case
 
-from hw import DEVICES, Executor, open_backend, resolve_device
+from hw import DEVICES, open_backend, resolve_device
 from hw.backends.cuda import cuda_available
 from sim.errors import BadInput, DeviceUnavailable, UnknownName
 from sim.lanes import COMPUTE, COPY_LANES, D2H, H2D, LANES, NET, TIER_LANES
@@ -250,10 +250,10 @@ def test_cuda_times_follow_lanes_and_dependencies():
 def test_cuda_decode_equals_the_resident_one(model):
     with open_backend("cuda") as backend:
         case = decode_case(backend, model, split=5)
-        executor = Executor(case.graph, case.graph.sha256, case.weights, [case.cache], backend)
+        executor = case.executor(backend)
         for _ in range(3):
             executor.run()
-            executor.check([case.reference])
+            executor.check()
 
 
 @pytest.mark.gpu

@@ -10,34 +10,39 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import JOB, LLAMA, MODELS, OPT, DecodeCase, decode_case, filled_cache
+from run_restores import request
+from tiny import JOB, LLAMA, MODELS, OPT, DecodeCase, decode_case, filled_cache, simulated
 
-from hw import Executor, check_graph_fits, open_backend, prompt_ids, random_weights
+from hw import DecodeExecutor, check_graph_fits, open_backend, prompt_ids, random_weights
 from hw.cache.verify import relative_difference
 from planner.decode.lower import lower
+from planner.restore.lower import split_graph
+from planner.restore.split import RestoreSplit
 from sim import TaskGraph, Workload, find_model
-from sim.errors import DoesNotFit, Mismatch, NotSimulated, WrongNumbers
+from sim.errors import DoesNotFit, Mismatch, WrongNumbers
 
 RECOMPUTE_ALL = 10**6
 
 
-def executor_of(case: DecodeCase, backend, graph: TaskGraph | None = None) -> Executor:
-    graph = graph or case.graph
-    return Executor(graph, graph.sha256, case.weights, [case.cache], backend)
-
-
-def test_a_graph_without_its_simulation_is_not_run(backend):
+def test_the_graph_that_runs_is_the_one_that_was_simulated(backend):
     case = decode_case(backend)
-    other = decode_case(backend, split=6)
-    with pytest.raises(NotSimulated, match="simulate the plan first"):
-        Executor(case.graph, other.graph.sha256, case.weights, [case.cache], backend)
+    predicted = simulated(case.graph)
+    executor = DecodeExecutor(predicted, case.weights, [case.cache], (), backend)
+    assert executor.graph is predicted.graph
+    assert executor.run().graph is predicted.graph
+
+
+def test_the_graph_of_a_restore_is_refused(backend):
+    case = decode_case(backend)
+    with pytest.raises(Mismatch, match="no operation prefill"):
+        case.executor(backend, split_graph(OPT, request(), RestoreSplit.even(OPT, 3)))
 
 
 def test_weights_of_another_model_are_refused(backend):
     case = decode_case(backend)
     others = random_weights(LLAMA, 0, backend.device)
     with pytest.raises(Mismatch, match=r"tiny-opt.*tiny-llama"):
-        Executor(case.graph, case.graph.sha256, others, [case.cache], backend)
+        replace(case, weights=others).executor(backend)
 
 
 @pytest.mark.parametrize(
@@ -46,32 +51,28 @@ def test_weights_of_another_model_are_refused(backend):
 def test_a_cache_of_another_workload_is_refused(backend, job):
     case = decode_case(backend)
     with pytest.raises(Mismatch, match="the cache holds"):
-        Executor(
-            case.graph,
-            case.graph.sha256,
-            case.weights,
-            [filled_cache(case.weights, job, backend)],
-            backend,
-        )
+        replace(case, cache=filled_cache(case.weights, job, backend)).executor(backend)
 
 
 @pytest.mark.parametrize("split", [0, 5, RECOMPUTE_ALL])
 @pytest.mark.parametrize("model", MODELS, ids=lambda model: model.name)
 def test_a_run_passes_its_check(backend, model, split):
     case = decode_case(backend, model, split=split)
-    executor = executor_of(case, backend)
+    executor = case.executor(backend)
     executor.run()
-    found = executor.check([case.reference])
+    found = executor.check()
     assert found.pop("tokens_equal") is True
     assert all(0 <= value < 1e-4 for value in found.values())
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_a_run_in_half_precision_passes_its_check(backend, dtype):
+    """It is fed its own tokens, as `generate` does."""
     case = decode_case(backend, replace(LLAMA, dtype=dtype))
-    executor = executor_of(case, backend)
+    executor = DecodeExecutor(simulated(case.graph), case.weights, [case.cache], (), backend)
     executor.run()
-    executor.check([case.reference])
+    executor.references = [case.reference]
+    executor.check()
 
 
 SPLITS = st.tuples(
@@ -91,9 +92,9 @@ SPLITS = st.tuples(
 def test_any_split_of_any_layer_and_step_passes_its_check(device, split):
     with open_backend(device) as backend:
         case = decode_case(backend, LLAMA, split=split)
-        executor = executor_of(case, backend)
+        executor = case.executor(backend)
         executor.run()
-        executor.check([case.reference])
+        executor.check()
 
 
 def test_recomputing_generated_tokens_uses_every_operation(backend):
@@ -101,9 +102,9 @@ def test_recomputing_generated_tokens_uses_every_operation(backend):
     case = decode_case(backend, job=job, split=RECOMPUTE_ALL)
     device_ops = {"embed", "qkv", "recompute", "attention", "mlp", "head"}
     assert {task.op for task in case.graph.tasks} == device_ops | {"load_x", "store_x", "store_kv"}
-    executor = executor_of(case, backend)
+    executor = case.executor(backend)
     executor.run()
-    executor.check([case.reference])
+    executor.check()
 
 
 def test_x_of_generated_tokens_is_stored_where_it_is_recomputed_from(backend):
@@ -111,7 +112,7 @@ def test_x_of_generated_tokens_is_stored_where_it_is_recomputed_from(backend):
     new = slice(JOB.prompt_tokens, JOB.max_tokens - 1)  # the last token's X is never needed
     for x in case.cache.x:
         x[JOB.prompt_tokens :] = math.nan
-    executor_of(case, backend).run()
+    case.executor(backend).run()
     longer = replace(JOB, prompt_tokens=JOB.max_tokens - 1, gen_tokens=1)
     first = case.cache.next_tokens[:, None]
     generated = torch.cat((first, case.reference.tokens[:-2].T), 1)
@@ -123,19 +124,19 @@ def test_x_of_generated_tokens_is_stored_where_it_is_recomputed_from(backend):
 
 def test_running_twice_gives_the_same_tokens(backend):
     case = decode_case(backend, split=RECOMPUTE_ALL)
-    executor = executor_of(case, backend)
+    executor = case.executor(backend)
     executor.run()
     (first,), (logits,) = executor.tokens, executor.logits
     executor.run()
     assert executor.tokens[0].equal(first)
     assert executor.logits[0].equal(logits)
-    executor.check([case.reference])
+    executor.check()
 
 
 def test_the_measured_timeline_has_the_order_of_the_graph(device):
     with open_backend(device, 20e6) as backend:
         case = decode_case(backend, LLAMA)
-        timeline = executor_of(case, backend).run()
+        timeline = case.executor(backend).run()
     graph = case.graph
     assert [span.task for span in timeline.spans] == list(graph.tasks)
     resolution_s = 0.0 if device == "cpu" else 1e-6
@@ -148,7 +149,7 @@ def test_the_measured_timeline_has_the_order_of_the_graph(device):
 def test_a_paced_copy_takes_its_time_in_the_timeline():
     with open_backend("cpu", 20e6) as backend:
         case = decode_case(backend, LLAMA)
-        timeline = executor_of(case, backend).run()
+        timeline = case.executor(backend).run()
     assert all(span.duration_s >= span.task.bytes / 20e6 for span in timeline.spans)
 
 
@@ -194,15 +195,15 @@ def nan_in_x(case: DecodeCase) -> None:
 def test_corrupted_data_fails_the_check(backend, model, split, corrupt):
     case = decode_case(backend, model, split=split)
     corrupt(case)
-    executor = executor_of(case, backend)
+    executor = case.executor(backend)
     executor.run()
     with pytest.raises(WrongNumbers, match="differs from the resident decode"):
-        executor.check([case.reference])
+        executor.check()
 
 
 def test_each_part_of_the_check_can_fail_alone(backend):
     case = decode_case(backend)
-    executor = executor_of(case, backend)
+    executor = case.executor(backend)
     executor.run()
     reference = case.reference
     last = OPT.n_layers - 1
@@ -217,9 +218,11 @@ def test_each_part_of_the_check_can_fail_alone(backend):
         replace(reference, new_kv=new),
     )
     for other in wrong:
+        executor.references = [other]
         with pytest.raises(WrongNumbers):
-            executor.check([other])
-    executor.check([reference])
+            executor.check()
+    executor.references = [reference]
+    executor.check()
 
 
 @pytest.mark.parametrize(("split", "unused"), [(0, "x"), (RECOMPUTE_ALL, "kv")])
@@ -227,9 +230,9 @@ def test_prompt_data_that_a_plan_does_not_load_does_not_matter(backend, split, u
     case = decode_case(backend, split=split)
     for tensor in getattr(case.cache, unused):
         tensor[: JOB.prompt_tokens] = math.nan
-    executor = executor_of(case, backend)
+    executor = case.executor(backend)
     executor.run()
-    executor.check([case.reference])
+    executor.check()
 
 
 def shortened(graph: TaskGraph, op: str, layer: int) -> TaskGraph:
@@ -252,20 +255,20 @@ def test_a_graph_that_leaves_out_one_token_fails_the_check(backend, op, layer):
     case = decode_case(backend, LLAMA, split=9)
     for kv in case.cache.kv:
         kv[JOB.prompt_tokens :] = 0.0
-    executor = executor_of(case, backend, shortened(case.graph, op, layer))
+    executor = case.executor(backend, shortened(case.graph, op, layer))
     executor.run()
     with pytest.raises(WrongNumbers):
-        executor.check([case.reference])
+        executor.check()
 
 
 @pytest.mark.parametrize("layer", range(OPT.n_layers))
 def test_nan_appended_to_the_cache_of_any_layer_fails_the_check(backend, layer):
     case = decode_case(backend)
-    executor = executor_of(case, backend)
+    executor = case.executor(backend)
     executor.run()
     case.cache.kv[layer][-1] = math.nan
     with pytest.raises(WrongNumbers):
-        executor.check([case.reference])
+        executor.check()
 
 
 def test_relative_difference_is_relative_to_the_largest_magnitude():

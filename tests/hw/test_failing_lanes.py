@@ -8,9 +8,7 @@ import pytest
 from run_restores import RestoreCase, policy_graphs, request
 from tiny import OPT, decode_case
 
-import hw.run.decode
-import hw.run.restore
-from hw import Executor
+from hw import DecodeExecutor, RestoreExecutor
 from hw.backends import base, cpu, cuda
 from sim.errors import DeviceUnavailable
 from sim.lanes import COMPUTE, H2D, LANES, TIER_LANES
@@ -86,13 +84,13 @@ def test_whatever_fails_ends_what_has_not_settled(backend, what):
 @pytest.mark.parametrize("op", ["load_kv", "recompute", "store_kv"])
 def test_a_decode_after_a_failed_one_passes_its_check(backend, monkeypatch, op):
     case = decode_case(backend)
-    executor = Executor(case.graph, case.graph.sha256, case.weights, [case.cache], backend)
+    executor = case.executor(backend)
     with monkeypatch.context() as patch:
-        patch.setitem(hw.run.decode.OPS, op, fail)
+        patch.setitem(DecodeExecutor.operations, op, fail)
         with pytest.raises(LookupError, match="lost"):
             executor.run()
     executor.run()
-    assert executor.check([case.reference])["tokens_equal"] is True
+    assert executor.check()["tokens_equal"] is True
 
 
 @pytest.mark.parametrize("op", ["load_kv", "prefill"])
@@ -100,7 +98,7 @@ def test_a_restore_after_a_failed_one_passes_its_check(backend, monkeypatch, op)
     case = RestoreCase.of(backend, OPT, request())
     executor = case.executor(policy_graphs(OPT, case.job)["lp"])  # does both in any case
     with monkeypatch.context() as patch:
-        patch.setitem(hw.run.restore.OPS, op, fail)
+        patch.setitem(RestoreExecutor.operations, op, fail)
         with pytest.raises(LookupError, match="lost"):
             executor.run()
     executor.run()

@@ -10,14 +10,14 @@ import torch
 from fake_cuda import DEVICE, DeviceTensor, FakeCudaBackend, FakeStreams, Refused
 from race_graphs import DECODE_GRAPHS, JOB
 from run_restores import POLICIES, RestoreCase, policy_graphs, request
-from tiny import LLAMA, MODELS, OPT, decode_case
+from tiny import LLAMA, MODELS, OPT, decode_case, simulated
 
 import hw.calibrate.bench
 import hw.calibrate.profiler
 import hw.calibrate.samplers
 import hw.run.generate
 from hw import (
-    Executor,
+    DecodeExecutor,
     HostCache,
     SpeedProbe,
     balanced_link_bytes_per_s,
@@ -333,7 +333,7 @@ def test_kv_is_quantised_and_back(cuda, bits, dtype):
     assert relative_difference(back, kv) < (0.01 if bits == 8 else 0.12)
 
 
-def run_graph(backend, graph, **how):
+def run_graph(backend, graph):
     """Decode the prompts of a graph as it says, and check the numbers."""
     weights = random_weights(graph.model, 0, backend.device)
     pageable = (0, HOST) in graph.lanes
@@ -343,10 +343,9 @@ def run_graph(backend, graph, **how):
     if graph.workload.kv_bits is not None:
         originals = prefilled_caches(weights, exact, 1, backend)
     references = [resident_decode(weights, cache, exact) for cache in originals]
-    follow = [reference.tokens for reference in references]
-    executor = Executor(graph, graph.sha256, weights, caches, backend, follow, **how)
+    executor = DecodeExecutor(simulated(graph), weights, caches, references, backend)
     timeline = executor.run()
-    assert executor.check(references)["tokens_equal"] is True
+    assert executor.check()["tokens_equal"] is True
     assert timeline.makespan_s > 0
     assert all(tokens.device.type == "cpu" for tokens in executor.tokens)
 
@@ -380,13 +379,26 @@ def test_a_decode_of_every_family(cuda, model):
     run_graph(cuda, lower("row", model, replace(JOB, batch_size=2), [[5] * 3] * 3))
 
 
+def test_a_failed_run_is_drained_so_that_the_next_one_passes_its_check(cuda, monkeypatch):
+    def fail(_executor, _task):
+        raise LookupError("lost")
+
+    executor = decode_case(cuda).executor(cuda)
+    with monkeypatch.context() as patch:
+        patch.setitem(DecodeExecutor.operations, "attention", fail)
+        with pytest.raises(LookupError, match="lost"):
+            executor.run()
+    executor.run()
+    assert executor.check()["tokens_equal"] is True
+
+
 def test_a_store_that_does_not_happen_is_noticed(cuda, monkeypatch):
     case = decode_case(cuda)
-    executor = Executor(case.graph, case.graph.sha256, case.weights, [case.cache], cuda)
+    executor = case.executor(cuda)
     monkeypatch.setattr(cuda, "copy", lambda *_: None)
     executor.run()
     with pytest.raises(WrongNumbers):
-        executor.check([case.reference])
+        executor.check()
 
 
 RESTORES = {
@@ -477,7 +489,7 @@ def test_prompts_are_continued(cuda, monkeypatch, n_new):
     monkeypatch.setattr(hw.run.generate, "memory_peaks", lambda *_: peaks)
     job = Workload(2, 13, max(1, n_new))
     graph = lower("row", LLAMA, job, [[4] * 3] * job.gen_tokens)
-    steps = DecodeSteps(graph, graph.sha256, warm_ups=1) if n_new else None
+    steps = DecodeSteps(simulated(graph), warm_ups=1) if n_new else None
     prompts = prompt_ids(LLAMA, job, 1)
     found = generate(Seeded(), LLAMA, prompts.tolist(), steps, cuda)
     weights = random_weights(LLAMA, 0, DEVICE)

@@ -9,10 +9,9 @@ import torch
 from builders import bent_machines, examples, machine, models, times, tiny_model, workloads
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny import CPU, LLAMA
+from tiny import CPU, LLAMA, simulated
 
-import hw.run.decode
-from hw import Executor, open_backend, prefilled_caches, random_weights, resident_decode
+from hw import DecodeExecutor, open_backend, prefilled_caches, random_weights, resident_decode
 from hw.backends.cuda import cuda_available
 from planner import make_plan
 from planner.decode.other_systems import other_system_graph
@@ -135,7 +134,7 @@ def test_flexgen_decodes_one_batch_in_a_schedule_of_its_own():
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def prepared(request):
-    """An executor of a graph that stages K and V, and what it must compute."""
+    """An executor of a graph that stages K and V."""
     if request.param == "cuda" and not cuda_available():
         pytest.skip("needs CUDA")
     with open_backend(request.param) as backend:
@@ -143,23 +142,23 @@ def prepared(request):
         weights = random_weights(LLAMA, 0, backend.device)
         caches = prefilled_caches(weights, JOB, 1, backend, pageable=True)
         references = [resident_decode(weights, cache, JOB) for cache in caches]
-        yield Executor(graph, graph.sha256, weights, caches, backend), references
+        yield DecodeExecutor(simulated(graph), weights, caches, references, backend)
 
 
 def test_a_device_keeps_the_barriers_and_computes_the_resident_tokens(prepared):
-    executor, references = prepared
+    executor = prepared
     for _ in range(3):
         assert_barriers(executor.run(), resolution_s=1e-6)
-        assert executor.check(references)["tokens_equal"] is True
+        assert executor.check()["tokens_equal"] is True
 
 
 def test_what_is_loaded_is_what_was_staged(prepared, monkeypatch):
-    executor, references = prepared
+    executor = prepared
     executor.run()
-    monkeypatch.setitem(hw.run.decode.OPS, "stage_kv", lambda _executor, _task: None)
+    monkeypatch.setitem(DecodeExecutor.operations, "stage_kv", lambda _executor, _task: None)
     executor.run()
     with pytest.raises(WrongNumbers):
-        executor.check(references)
+        executor.check()
 
 
 def test_a_pinned_cache_is_refused(monkeypatch):
@@ -168,4 +167,4 @@ def test_a_pinned_cache_is_refused(monkeypatch):
         caches = prefilled_caches(weights, JOB, 1, backend)
         monkeypatch.setattr(torch.Tensor, "is_pinned", lambda _self: True)
         with pytest.raises(Mismatch, match="pageable=True"):
-            Executor(graph, graph.sha256, weights, caches, backend)
+            DecodeExecutor(simulated(graph), weights, caches, (), backend)

@@ -21,10 +21,9 @@ from tiny import LLAMA, OPT, decode_case
 import hw.backends
 import hw.calibrate.bench
 import hw.calibrate.speed_probe
-import hw.run.decode
 import measure.decode_grid
 import measure.restore_grid
-from hw import Executor, open_backend
+from hw import DecodeExecutor, open_backend
 from measure.decode_grid import DecodeGrid, GridOptions
 from measure.grid import Grid
 from measure.restore_grid import Setting, prepare_setting
@@ -122,9 +121,9 @@ def test_buffers_go_with_their_executor_and_the_rest_stays(backend):
         case = decode_case(backend)
     before = of_case.held()
     with Allocations(of_case) as of_executor:
-        executor = Executor(case.graph, case.graph.sha256, case.weights, [case.cache], backend)
+        executor = case.executor(backend)
         executor.run()
-        executor.check([case.reference])
+        executor.check()
         assert of_executor.held()
         del executor
     assert of_executor.held() == []
@@ -152,7 +151,7 @@ def test_a_run_that_fails_leaves_nothing_behind(device, monkeypatch):
     def fail(_executor, _task):
         raise RuntimeError("the device fell off the bus")
 
-    monkeypatch.setitem(hw.run.decode.OPS, "attention", fail)
+    monkeypatch.setitem(DecodeExecutor.operations, "attention", fail)
     with Allocations() as allocations:
         for _ in range(2):
             with pytest.raises(RuntimeError, match="off the bus"), open_backend(device) as backend:

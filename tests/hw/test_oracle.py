@@ -9,10 +9,17 @@ import torch
 import transformers as hf
 from run_restores import RestoreCase, policy_graphs
 from run_restores import request as restore_request
-from tiny import CPU, filled_cache
+from tiny import CPU, filled_cache, simulated
 from torch import Tensor
 
-from hw import Executor, HostCache, open_backend, prompt_ids, resident_prefill, weights_from_tensors
+from hw import (
+    DecodeExecutor,
+    HostCache,
+    open_backend,
+    prompt_ids,
+    resident_prefill,
+    weights_from_tensors,
+)
 from hw.model.weights import Weights
 from planner import make_plan
 from sim import Workload, find_hardware, find_model
@@ -162,7 +169,7 @@ def test_decode_computes_what_transformers_does(oracle, policy, cpu):
     job = oracle.job
     plan = make_plan(oracle.weights.model, SLOW_LINK, job, policy)
     cache = filled_cache(oracle.weights, job, cpu, oracle.prompts)
-    executor = Executor(plan.simulated_graph(), plan.graph_sha256, oracle.weights, [cache], cpu)
+    executor = DecodeExecutor(simulated(plan.simulated_graph()), oracle.weights, [cache], (), cpu)
     executor.run()
     assert_kv_equal(cache, oracle, range(job.prompt_tokens, job.max_tokens))
     assert_equal(executor.logits[0], oracle.logits)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import JOB, LLAMA, OPT, DecodeCase, decode_case, filled_cache
 
-from hw import Executor, HostCache, prompt_ids, random_weights, resident_decode
+from hw import HostCache, prompt_ids, random_weights, resident_decode
 from hw.model.quantise import dequantise_into, nearest_original, quantise_into
 from planner.decode.make import make_plan
 from planner.decode.policies import baseline_split
@@ -105,21 +105,15 @@ def quantised_case(backend, model, bits, split=5, **changes) -> DecodeCase:
     return decode_case(backend, model, job, split)
 
 
-def executor_of(case: DecodeCase, backend) -> Executor:
-    """A run that is fed the reference's tokens."""
-    follow = [case.reference.tokens]
-    return Executor(case.graph, case.graph.sha256, case.weights, [case.cache], backend, follow)
-
-
 @each_width
 @each_model
 @pytest.mark.parametrize("split", ["load-all", "lp", "fixed:5", "recompute-all"])
 def test_a_run_equals_the_decode_that_sees_the_same_rows(backend, model, bits, split):
     case = quantised_case(backend, model, bits, split)
-    executor = executor_of(case, backend)
+    executor = case.executor(backend)
     for _ in range(2):
         executor.run()
-        found = executor.check([case.reference])
+        found = executor.check()
         assert found["tokens_equal"] is True
         differences = [name for name in found if name.endswith("_difference")]
         assert max(found[name] for name in differences) < 1e-4
@@ -134,17 +128,17 @@ def test_a_run_equals_the_decode_that_sees_the_same_rows(backend, model, bits, s
 @each_width
 def test_a_run_in_half_precision_passes_its_check(backend, model, bits, dtype):
     case = quantised_case(backend, replace(model, dtype=dtype), bits)
-    executor = executor_of(case, backend)
+    executor = case.executor(backend)
     executor.run()
-    assert executor.check([case.reference])["tokens_equal"] is True
+    assert executor.check()["tokens_equal"] is True
 
 
 def test_fewer_bits_cost_more_and_recomputed_tokens_nothing(backend):
     def errors(bits, split):
         case = quantised_case(backend, OPT, bits, split)
-        executor = executor_of(case, backend)
+        executor = case.executor(backend)
         executor.run()
-        found = executor.check([case.reference])
+        found = executor.check()
         return found["kv_quantisation_error"], found["logits_quantisation_error"]
 
     coarse, fine, none = errors(4, 0), errors(8, 0), errors(4, RECOMPUTE_ALL)
@@ -187,20 +181,20 @@ def test_a_graph_that_leaves_out_one_token_fails_the_check(backend, bits, op):
         for task in case.graph.tasks
     )
     case.graph = replace(case.graph, tasks=tasks)
-    executor = executor_of(case, backend)
+    executor = case.executor(backend)
     executor.run()
     with pytest.raises(WrongNumbers):
-        executor.check([case.reference])
+        executor.check()
 
 
 @pytest.mark.parametrize("token", [2, -1], ids=["prompt", "generated"])
 def test_rows_of_another_token_fail_the_check(backend, token):
     case = quantised_case(backend, OPT, 4)
-    executor = executor_of(case, backend)
+    executor = case.executor(backend)
     executor.run()
     case.cache.kv[-1][token] = case.cache.kv[-1][3]
     with pytest.raises(WrongNumbers):
-        executor.check([case.reference])
+        executor.check()
 
 
 def test_the_prefix_of_a_quantised_cache_is_that_of_its_prompts(backend):
@@ -222,4 +216,4 @@ def test_the_prefix_of_a_quantised_cache_is_that_of_its_prompts(backend):
 def test_a_cache_of_other_bits_is_refused(backend):
     case, other = quantised_case(backend, OPT, 8), quantised_case(backend, OPT, 4)
     with pytest.raises(Mismatch, match="the cache holds"):
-        Executor(case.graph, case.graph.sha256, case.weights, [other.cache], backend)
+        replace(case, cache=other.cache).executor(backend)

@@ -161,7 +161,7 @@ def test_wrong_numbers_of_our_own_are_not_a_result(cpu, monkeypatch):
     def wrong(*_):
         raise WrongNumbers("the run differs")
 
-    monkeypatch.setattr("hw.Executor.check", wrong)
+    monkeypatch.setattr("hw.DecodeExecutor.check", wrong)
     with pytest.raises(WrongNumbers, match="differs"):
         report_of(cpu)
 

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 from builders import machine, tiny_model
-from tiny import CPU, LLAMA, OPT
+from tiny import CPU, LLAMA, OPT, simulated
 
-from hw import Executor, open_backend, prefilled_caches, random_weights, resident_decode
+from hw import DecodeExecutor, open_backend, prefilled_caches, random_weights, resident_decode
 from planner import Plan, make_plan
 from planner.decode.other_systems import OTHER_SYSTEMS, other_system_graph
 from sim import simulate
@@ -64,10 +64,10 @@ def test_a_rival_computes_what_a_resident_decode_does(policy, model):
     with open_backend("cpu") as backend:
         caches = prefilled_caches(weights, JOB, 1, backend)
         references = [resident_decode(weights, cache, JOB) for cache in caches]
-        executor = Executor(graph, graph.sha256, weights, caches, backend)
+        executor = DecodeExecutor(simulated(graph), weights, caches, references, backend)
         for _ in range(2):
             executor.run()
-            assert executor.check(references)["tokens_equal"] is True
+            assert executor.check()["tokens_equal"] is True
 
 
 @pytest.mark.parametrize("policy", ["resident", *OTHER_SYSTEMS])

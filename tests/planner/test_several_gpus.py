@@ -18,9 +18,9 @@ from builders import (
 )
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny import CPU, OPT
+from tiny import CPU, OPT, simulated
 
-from hw import Executor, open_backend, prefilled_caches, random_weights
+from hw import DecodeExecutor, open_backend, prefilled_caches, random_weights
 from planner import lower, make_plan
 from planner.decode.lower import replicate
 from sim import find_hardware, find_model, simulate
@@ -165,7 +165,7 @@ def test_a_device_runs_plans_for_one_gpu():
     with open_backend("cpu") as backend:
         caches = prefilled_caches(weights, job, 1, backend)
         with pytest.raises(Mismatch, match="2 GPUs"):
-            Executor(made, made.sha256, weights, caches, backend)
+            DecodeExecutor(simulated(made), weights, caches, (), backend)
 
 
 def test_no_gpu_is_refused():

@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 from builders import decode_graph, uniform
-from tiny import JOB, LLAMA, OPT, filled_cache
+from tiny import JOB, LLAMA, OPT, filled_cache, simulated
 
-from hw import Executor, HostCache, open_backend, prefill, prompt_ids, random_weights
+from hw import DecodeExecutor, HostCache, open_backend, prefill, prompt_ids, random_weights
 from planner.decode.lower import lower
 from planner.decode.split import Residency
 from sim.errors import Mismatch
@@ -62,7 +62,7 @@ def test_a_cache_of_those_rows_decodes_the_same_tokens(model, kv_bits, split, ke
         prefill(weights, prompt_ids(model, job, 1), lean)
         logits = []
         for cache in (whole, lean):
-            executor = Executor(graph, graph.sha256, weights, [cache], backend)
+            executor = DecodeExecutor(simulated(graph), weights, [cache], (), backend)
             executor.run()
             logits.append((executor.tokens[0], executor.logits[0]))
     assert sum(kv.nbytes for kv in lean.kv) < sum(kv.nbytes for kv in whole.kv)
@@ -78,9 +78,9 @@ def test_a_cache_that_lacks_rows_is_refused():
         lean = HostCache.empty(OPT, JOB, backend, rows=needed_rows(graph))
         prefill(weights, prompt_ids(OPT, JOB, 1), lean)
         other = lower("row", OPT, JOB, uniform(OPT, JOB, 3))
-        Executor(graph, graph.sha256, weights, [lean], backend)
+        DecodeExecutor(simulated(graph), weights, [lean], (), backend)
         with pytest.raises(Mismatch, match="belongs to another model or workload"):
-            Executor(other, other.sha256, weights, [lean], backend)
+            DecodeExecutor(simulated(other), weights, [lean], (), backend)
 
 
 def test_all_rows_hold_what_any_graph_needs():

@@ -1,7 +1,7 @@
-"""The reference simulator: every lane is a SimPy process that works through its tasks in order.
+"""Predicted timelines of a graph: `simulate` from task costs, `replay` from given task times.
 
-A lane takes its next task, waits until the task's deps are done and the host has issued it,
-runs it on the machine at whatever pace sharing allows, and announces that it is done.
+Two engines give the same times within 1e-9: `simpy`, the reference, and `fast`, which numba
+compiles. `auto` chooses between them by the size of the graph.
 """
 
 from __future__ import annotations
@@ -19,46 +19,60 @@ from sim.machine.availability import ALWAYS, Availability
 from sim.machine.profile import HardwareProfile
 
 ENGINES = ("simpy", "fast")
+AUTO = "auto"
+FAST_FROM_TASKS = 5_000
+"""Tasks of a graph from which `auto` chooses `fast`. SimPy takes about 0.2 s for one such graph and
+a plan simulates several; starting the fast engine takes about 0.8 s once in a process."""
+
 NO_NUMBA = "engine 'fast' needs numba, which is not installed: pip install 'kvoverlap[fast]'."
 
 
 def check_engine(name: str) -> None:
-    """Raises UnknownName where there is no such engine."""
-    if name not in ENGINES:
-        raise UnknownName("engine", name, ENGINES)
+    """Raises UnknownName unless `name` is an engine or `auto`."""
+    if name not in (*ENGINES, AUTO):
+        raise UnknownName("engine", name, (*ENGINES, AUTO))
 
 
 def fast_engine_installed() -> bool:
-    """Whether numba is there, which engine `fast` needs (extra `fast`)."""
+    """Whether numba is installed, which engine `fast` needs (extra `fast`)."""
     return find_spec("numba") is not None
 
 
 def simulate(
     graph: TaskGraph,
     hardware: HardwareProfile,
-    engine: str = "simpy",
+    engine: str = AUTO,
     availability: Availability = ALWAYS,
     release_s: Mapping[str, float] | None = None,
 ) -> Timeline:
     """Predict when every task of `graph` starts and ends on `hardware`.
 
     Args:
-        engine: `simpy`, the reference, or `fast`, which gives the same within rounding. Its first
-            use in a process takes a moment, and on a new installation, where it compiles, seconds.
-        availability: how much of each lane there is over time; all of it by default.
-        release_s: earliest start of tasks by id, which were planned only then.
+        engine: `simpy`, the reference; `fast`, the same times within 1e-9, whose first use in a
+            process takes about a second, and longer on a new installation, where it compiles; or
+            `auto`, which is `fast` for graphs of `FAST_FROM_TASKS` tasks and more if numba is
+            installed and the engine supports the graph, else `simpy`.
+        availability: fraction of each lane's speed over time; 1 by default.
+        release_s: earliest start of tasks in seconds, by task id.
 
     Raises:
         UnknownName: no such engine.
-        BadInput: `fast` without numba, or with something in graph or machine it does not know.
+        BadInput: `fast` without numba, or for a field of graph or machine that it does not
+            support; or `release_s` names a task that the graph does not have.
     """
     check_engine(engine)
-    if engine == "fast":
-        if not fast_engine_installed():
-            raise BadInput(NO_NUMBA)
+    if engine == "fast" and not fast_engine_installed():
+        raise BadInput(NO_NUMBA)
+    large = len(graph.tasks) >= FAST_FROM_TASKS
+    if engine == "fast" or (engine == AUTO and large and fast_engine_installed()):
         from sim.engine.fast.job import FastJob
+        from sim.engine.fast.known import UnsupportedField
 
-        return FastJob.of(graph, hardware, availability, release_s).timeline()
+        try:
+            return FastJob.of(graph, hardware, availability, release_s).timeline()
+        except UnsupportedField:
+            if engine == "fast":
+                raise
     one, seen = (graph, hardware) if release_s else representative(graph, hardware)
     uncontended, seen = Uncontended.on(seen, one)
     durations = list(map(uncontended.seconds, one.tasks))

@@ -58,7 +58,7 @@ def test_either_engine_gives_the_same_answer(call):
         (("--prompt", "1M"), "positions of llama-3.1-8b"),
         (("--batch", "100K"), "lower --batch to"),
         (("--hardware", "a100"), "hardware 'a100' is unknown"),
-        (("--engine", "turbo"), "known: fast, simpy"),
+        (("--engine", "turbo"), "known: auto, fast, simpy"),
     ],
 )
 def test_wrong_input_is_refused_in_one_sentence(call, change, message):

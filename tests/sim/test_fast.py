@@ -37,9 +37,11 @@ from sim import (
 )
 from sim.engine import api as engines
 from sim.engine.fast.graph_arrays import arrays_of
+from sim.engine.fast.job import FastJob
 from sim.engine.fast.known import KNOWN_FIELDS
 from sim.errors import BadInput, UnknownName
 from sim.graph.jobs import RestoreRequest, Workload
+from sim.graph.tasks import Task
 from sim.lanes import COMPUTE, D2H, DISK, H2D, HOST, LANES, NET
 from sim.machine.availability import ALWAYS, Availability, Step
 from sim.machine.links import Link, Uplink
@@ -195,6 +197,34 @@ def test_what_the_fast_engine_does_not_know_is_refused(monkeypatch, kind, field,
     assert simulate(graph(task("plain", H2D, 1)), unit_machine(), "fast").end_s == (1,)
 
 
+@pytest.fixture
+def fast_calls(monkeypatch):
+    """Simulate the smallest graphs by `auto` as if they were large; counts the fast runs."""
+    calls, run = [], FastJob.timeline
+    monkeypatch.setattr(engines, "FAST_FROM_TASKS", 2)
+    monkeypatch.setattr(FastJob, "timeline", lambda job: calls.append(job) or run(job))
+    return calls
+
+
+def test_auto_chooses_the_fast_engine_by_size(fast_calls):
+    small, large = graph(task("a", H2D, 1)), graph(task("a", H2D, 1), task("b", H2D, 2))
+    assert simulate(small, unit_machine()).end_s == (1,)
+    assert not fast_calls
+    assert simulate(large, unit_machine()).end_s == (1, 3)
+    assert len(fast_calls) == 1
+
+
+def test_auto_is_simpy_where_the_fast_engine_cannot_run(fast_calls, monkeypatch):
+    large = graph(task("a", H2D, 1), replace(task("b", H2D, 2), batch=1))
+    monkeypatch.setitem(KNOWN_FIELDS, Task, KNOWN_FIELDS[Task].replace("batch", ""))
+    assert simulate(large, unit_machine(), "auto").end_s == (1, 3)
+    monkeypatch.undo()
+    monkeypatch.setattr(engines, "FAST_FROM_TASKS", 2)
+    monkeypatch.setattr(engines, "find_spec", lambda name: None)  # noqa: ARG005
+    assert simulate(large, unit_machine(), "auto").end_s == (1, 3)
+    assert not fast_calls
+
+
 @pytest.mark.parametrize("engine", engines.ENGINES)
 def test_a_release_of_a_task_that_is_not_there_is_refused(engine):
     with pytest.raises(BadInput, match="names task 'b', which the graph does not have"):
@@ -202,7 +232,7 @@ def test_a_release_of_a_task_that_is_not_there_is_refused(engine):
 
 
 def test_an_engine_that_does_not_exist_is_refused():
-    with pytest.raises(UnknownName, match="known: fast, simpy"):
+    with pytest.raises(UnknownName, match="known: auto, fast, simpy"):
         simulate(graph(), machine(), "turbo")
 
 
@@ -238,7 +268,7 @@ def test_the_command_simulates_with_either_engine(call, tmp_path):
     assert answers[0][0] == 0
     status, _, words = call(*ASK, "--engine", "turbo")
     assert status == 2
-    assert "known: fast, simpy" in words
+    assert "known: auto, fast, simpy" in words
 
 
 def test_the_command_line_starts_without_numba():

@@ -1,4 +1,4 @@
-"""What the fast engine knows of; anything else it refuses, rather than leave it out."""
+"""Fields that the fast engine reads. It refuses a graph or machine that uses any other."""
 
 from __future__ import annotations
 
@@ -30,15 +30,19 @@ KNOWN_FIELDS: dict[type, str] = {
 """Fields whose meaning this engine shares with the reference; any other must have its default."""
 
 
+class UnsupportedField(BadInput):
+    """A field that the fast engine does not read has a value other than its default."""
+
+
 def check_known(parts: Iterable[object]) -> None:
-    """Raise BadInput where one of `parts` has something that the engine does not know."""
+    """Raise UnsupportedField where one of `parts` uses a field that the engine does not read."""
     new = {kind: _new_fields(kind) for kind in KNOWN_FIELDS}
     if not any(new.values()):
         return
     for part in parts:
         for field in new.get(type(part), ()):
             if getattr(part, field.name) != _default(field):
-                raise BadInput(
+                raise UnsupportedField(
                     f"engine 'fast' does not know {type(part).__name__}.{field.name}; "
                     "use engine 'simpy'."
                 )

@@ -1,33 +1,50 @@
-"""Context lengths at which the recommendation changes, found by bisection."""
+"""Crossovers: where two curves meet, and where a verdict or a limit changes along a count."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
-from math import isqrt
+from math import exp, isqrt, log
 
 GRID_FACTOR = 4
-"""Ratio of neighbouring context lengths in the first, coarse search."""
+"""Ratio of two neighbouring lengths of the first, coarse search."""
 
 BOUNDARY_FRAC = 1 / 64
-"""Boundaries are located to within this fraction of a length."""
+"""Resolution of a boundary as a fraction of the length."""
 
 
 @dataclass(frozen=True, slots=True)
-class Stretch:
-    """A range of context lengths with one verdict, both ends included."""
+class Interval:
+    """Context lengths with one verdict, both ends included."""
 
     first_tokens: int
     last_tokens: int
     verdict: str
 
 
-def stretches(verdict: Callable[[int], str], least: int, most: int) -> tuple[Stretch, ...]:
-    """Lengths from `least` to `most` by verdict.
+def crossings(
+    x: Sequence[float], first: Sequence[float], second: Sequence[float]
+) -> list[tuple[float, float]]:
+    """Points where two curves with the same `x` meet, by log-log interpolation."""
+    gaps = [log(a / b) for a, b in zip(first, second, strict=True)]
+    met = []
+    for at, (left, right) in enumerate(pairwise(gaps)):
+        if left == 0 or left * right < 0:
+            weight = left / (left - right) if left else 0.0
+            at_x = exp(log(x[at]) + weight * log(x[at + 1] / x[at]))
+            met.append((at_x, exp(log(first[at]) + weight * log(first[at + 1] / first[at]))))
+    if gaps and gaps[-1] == 0:
+        met.append((x[-1], first[-1]))
+    return met
 
-    A verdict that holds only between two neighbouring lengths of the coarse search is not found.
+
+def intervals(verdict: Callable[[int], str], least: int, most: int) -> tuple[Interval, ...]:
+    """Intervals of equal verdict from `least` to `most`.
+
+    A verdict that holds only between two lengths of the coarse search with one other verdict is
+    missed.
     """
     ask = cache(verdict)
     lengths = [least]
@@ -39,11 +56,11 @@ def stretches(verdict: Callable[[int], str], least: int, most: int) -> tuple[Str
             low = _boundary(ask, low, high)
             starts.append(low)
     ends = [*(start - 1 for start in starts[1:]), most]
-    return tuple(Stretch(start, end, ask(start)) for start, end in zip(starts, ends, strict=True))
+    return tuple(Interval(start, end, ask(start)) for start, end in zip(starts, ends, strict=True))
 
 
 def _boundary(ask: Callable[[int], str], low: int, high: int) -> int:
-    """The length in (low, high] from which the verdict differs from that at `low`."""
+    """A length above `low`, up to `high`, where the verdict differs from that of `low`."""
     while high - low > max(1, int(low * BOUNDARY_FRAC)):
         between = min(max(isqrt(low * high), low + 1), high - 1)
         if ask(between) == ask(low):
@@ -54,11 +71,11 @@ def _boundary(ask: Callable[[int], str], low: int, high: int) -> int:
 
 
 def largest(value: Callable[[int], float], limit: float, start: int) -> int:
-    """The largest count whose value is at most `limit`, 0 if there is none.
+    """The largest count whose value is at most `limit`, or 0.
 
     Args:
-        value: rises with the count and at some count is above the limit, or infinite.
-        start: where to begin, at least 1.
+        value: rises with the count, and exceeds the limit at some count.
+        start: first count to try, at least 1.
     """
     ask = cache(value)
     low, high = (start, 2 * start) if ask(start) <= limit else (0, start)

@@ -63,3 +63,11 @@ def ms(seconds: float) -> str:
 
 def percent(fraction: float, signed: bool = False) -> str:
     return f"{100 * fraction:+.1f} %" if signed else f"{100 * fraction:.1f} %"
+
+
+def duration_text(seconds: float) -> str:
+    """A time in the unit that suits it."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes = seconds / 60
+    return f"{minutes:.0f} min" if minutes < 100 else f"{minutes / 60:.1f} h"

@@ -15,7 +15,7 @@ from kvoverlap.cli.output import err, note, print_json, progress, say, table
 from sim.catalog import DATA
 from sim.errors import BadInput, UnknownName
 from sim.progress import Progress
-from sim.units import ms, parse_count, percent
+from sim.units import duration_text, ms, parse_count, percent
 
 if TYPE_CHECKING:
     from planner.sweep import Crossover, Estimate, Study, Summary, Swept
@@ -24,7 +24,7 @@ STUDIES = DATA / "studies"
 NEEDED = ("joblib", "pyarrow")
 MAX_LINES = 12
 QUIET_S, LIVELY_S = 10.0, 0.5
-"""Between two words on progress: to a file, and to a terminal."""
+"""Seconds between two reports of progress: to a file, and to a terminal."""
 
 
 def sweep(
@@ -105,16 +105,17 @@ def sweep(
     workers = sweeps.cores() if jobs is None else parse_count("--jobs", jobs)
     target = output or Path("out.parquet")
     if dry_run:
-        _print_estimate(asked, sweeps.estimate(asked, sweeps.Parts(asked, target), workers), json)
+        checkpoints = sweeps.Checkpoints(asked, target)
+        _print_estimate(asked, sweeps.estimate(asked, checkpoints, workers), json)
         return
     pool = sweeps.dask(address) if address is not None else sweeps.local(workers)
     try:
-        with progress("sweep") as tell:
-            swept = sweeps.run_sweep(asked, target, pool, workers, resume, _Progress(tell))
+        with progress("sweep") as bar:
+            swept = sweeps.run_sweep(asked, target, pool, workers, resume, _Throttled(bar))
     except KeyboardInterrupt:
         note("finished points are kept; the same command with --resume goes on.")
         raise
-    found = sweeps.findings(asked, swept.table)
+    found = sweeps.summarize(asked, swept.table)
     if json:
         print_json(_answer(asked, target, swept, found))
         return
@@ -136,27 +137,20 @@ def find_study(name_or_path: str) -> Path:
     raise UnknownName("study", name_or_path, names, "A path to a study.toml works too.")
 
 
-class _Progress:
-    """Says now and then how far a sweep is."""
+class _Throttled:
+    """Progress that passes on few of its reports."""
 
-    def __init__(self, tell: Progress) -> None:
-        self._tell = tell
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self.note = progress.note
         self._pause_s = LIVELY_S if err.is_terminal else QUIET_S
         self._last_s = -self._pause_s
 
-    def __call__(self, done: int, points: int, left_s: float) -> None:
+    def __call__(self, text: str, done: float | None = None) -> None:
         now_s = time.monotonic()
-        if done < points and now_s - self._last_s < self._pause_s:
-            return
-        self._last_s = now_s
-        self._tell(f"{done:,} of {points:,} points, {_duration(left_s)} left", done / points)
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    minutes = seconds / 60
-    return f"{minutes:.0f} min" if minutes < 100 else f"{minutes / 60:.1f} h"
+        if done == 1.0 or now_s - self._last_s >= self._pause_s:
+            self._last_s = now_s
+            self._progress(text, done)
 
 
 def _print_estimate(asked: Study, found: Estimate, json: bool) -> None:
@@ -168,7 +162,7 @@ def _print_estimate(asked: Study, found: Estimate, json: bool) -> None:
     say(f"{asked.title or 'study'}: {found.points:,} points; axes: {listed}")
     say(
         f"{found.missing:,} to do at {ms(found.point_s)} each on one core: about "
-        f"{_duration(found.seconds)}"
+        f"{duration_text(found.seconds)}"
     )
 
 
@@ -186,7 +180,7 @@ def _print(asked: Study, target: Path, swept: Swept, found: Summary) -> None:
     failed = sum(found.errors.values())
     say(
         f"{asked.title or 'study'}: {found.points:,} points in {target}, {swept.answered:,} of "
-        f"them answered now in {_duration(swept.seconds)}; {failed:,} have no answer"
+        f"them answered now in {duration_text(swept.seconds)}; {failed:,} have no answer"
     )
     for error, count in list(found.errors.items())[:MAX_LINES]:
         say(f"  {count:,} x {error}")

@@ -5,15 +5,15 @@ from planner.advice.decoding import Slo
 from planner.advice.reuse import Reuse
 from planner.advice.runtime_settings import RuntimeSetting
 from planner.advice.text import conclusions
-from planner.crossovers import Stretch
+from planner.crossovers import Interval
 
 __all__ = [
     "Advice",
     "Evidence",
+    "Interval",
     "Reuse",
     "RuntimeSetting",
     "Slo",
-    "Stretch",
     "advise",
     "conclusions",
 ]

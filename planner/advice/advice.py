@@ -19,7 +19,7 @@ from planner.advice.decoding import (
 )
 from planner.advice.reuse import Reuse, reuse
 from planner.advice.runtime_settings import Held, RuntimeSetting, hints
-from planner.crossovers import Stretch
+from planner.crossovers import Interval
 from planner.decode.plan import Plan, Sensitivity
 from sim.errors import BadInput
 from sim.graph.jobs import Workload
@@ -76,7 +76,7 @@ class Advice:
     fits: bool
     kept_step_s: float
     evidence: Evidence
-    by_context: tuple[Stretch, ...]
+    by_context: tuple[Interval, ...]
     reuse: Reuse | None
     slo: Slo | None
     hints: tuple[RuntimeSetting, ...]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import inf
 
-from planner.crossovers import Stretch, largest, stretches
+from planner.crossovers import Interval, intervals, largest
 from planner.decode.make import make_plan
 from planner.decode.plan import Plan
 from planner.decode.planner import DecodePlanner
@@ -136,14 +136,14 @@ def keeps_whole_cache(planner: DecodePlanner) -> bool:
     return all(kept.keeps_whole(layer, job) for layer in range(planner.model.n_layers))
 
 
-def by_context(job: DecodeJob) -> tuple[Stretch, ...]:
+def by_context(job: DecodeJob) -> tuple[Interval, ...]:
     """Which way wins at which context length, the cache in host memory."""
 
     def verdict(tokens: int) -> str:
         return Ways.of(job.planner(tokens)).verdict
 
     most = job.model.max_positions - 1
-    return stretches(verdict, min(MIN_TOKENS, most), most)
+    return intervals(verdict, min(MIN_TOKENS, most), most)
 
 
 def against_slo(job: DecodeJob, slo_s: float, step_s: float) -> Slo:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from planner.crossovers import Stretch, stretches
+from planner.crossovers import Interval, intervals
 from planner.restore import RestorePlanner
 from sim.graph.jobs import RestoreRequest
 from sim.machine.profile import HardwareProfile
@@ -28,7 +28,7 @@ class Reuse:
     load_s: float
     compute_s: float
     split_s: float
-    by_prefix: tuple[Stretch, ...]
+    by_prefix: tuple[Interval, ...]
     guessed: bool
 
     @property
@@ -62,4 +62,4 @@ def reuse(
         here.choice(policy).ttft_s for policy in ("load-only", "compute-only", "lp")
     )
     guessed = hardware.restore is None or hardware.restore.prefill is None
-    return Reuse(load_s, compute_s, split_s, stretches(verdict, 1, most), guessed)
+    return Reuse(load_s, compute_s, split_s, intervals(verdict, 1, most), guessed)

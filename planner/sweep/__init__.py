@@ -1,23 +1,23 @@
-"""Studies: many questions in one file, answered in parallel, in one table."""
+"""Studies: a file of many planning questions, computed in parallel into one table."""
 
-from planner.sweep.checkpoints import Parts
+from planner.sweep.checkpoints import Checkpoints
 from planner.sweep.runner import Estimate, Swept, cores, estimate, run_sweep
 from planner.sweep.study import Study
-from planner.sweep.summary import Crossover, Summary, findings
+from planner.sweep.summary import Crossover, Summary, summarize
 from planner.sweep.workers import EXECUTORS, dask, local
 
 __all__ = [
     "EXECUTORS",
+    "Checkpoints",
     "Crossover",
     "Estimate",
-    "Parts",
     "Study",
     "Summary",
     "Swept",
     "cores",
     "dask",
     "estimate",
-    "findings",
     "local",
     "run_sweep",
+    "summarize",
 ]

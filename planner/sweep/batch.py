@@ -1,4 +1,4 @@
-"""A few points of a study, answered in whichever process takes them."""
+"""A batch of points of a study, computed in one process."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from typing import Any
 
 import pyarrow as pa
 
-from planner.sweep.rows import ANSWERS
+from planner.sweep.rows import ROW_OF
 from planner.sweep.study import Point
 from planner.sweep.table import ERROR, POINT, PROVENANCE, encode
 from sim.errors import KvOverlapError, Mismatch
 from sim.files import VERSION
 
 GARBAGE_THRESHOLD = 200_000
-"""A point makes thousands of small objects that live until its row is there."""
+"""Allocations between garbage collections; a point's many small objects live until its row ends."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Points next to each other, with all that answering them takes.
+    """Consecutive points and everything that a worker needs to compute their rows.
 
     Args:
-        first: number of the first point; the others follow.
+        first: number of the first point.
         points: values in the order of `inputs`.
-        version: of the program that asks; another one's answers may differ.
+        version: of the program that made the batch; a worker must run the same one.
     """
 
     scenario: str
@@ -42,11 +42,11 @@ class Batch:
         return self.first + len(self.points) - 1
 
 
-def answer_batch(batch: Batch) -> bytes:
-    """The rows of a batch as a Parquet file; a point that has no answer has an error.
+def batch_rows(batch: Batch) -> bytes:
+    """The rows of a batch as a Parquet file; a point that fails has its reason in `error`.
 
     Raises:
-        Mismatch: this process runs another version than the one that asks.
+        Mismatch: this process runs another version of the program than the sweep.
     """
     if batch.version != VERSION:
         raise Mismatch(
@@ -56,17 +56,16 @@ def answer_batch(batch: Batch) -> bytes:
     rows = []
     for number, point in enumerate(batch.points, start=batch.first):
         values = dict(zip(batch.inputs, point, strict=True))
-        row = answer(batch.scenario, values)
         stamp = dict(zip(PROVENANCE, (VERSION, batch.study_sha256), strict=True))
-        rows.append({POINT: number, **values, **row, **stamp})
+        rows.append({POINT: number, **values, **point_row(batch.scenario, values), **stamp})
     return encode(batch.columns, rows)
 
 
-def answer(scenario: str, values: dict[str, Any]) -> dict[str, Any]:
+def point_row(scenario: str, values: dict[str, Any]) -> dict[str, Any]:
     """Outputs of one point, or its error."""
     try:
-        return {**ANSWERS[scenario](values), ERROR: ""}
+        return {**ROW_OF[scenario](values), ERROR: ""}
     except KvOverlapError as error:
         return {ERROR: f"{type(error).__name__}: {error}"}
-    except Exception as error:  # one point must not end a million
+    except Exception as error:  # one point must not end a sweep of a million
         return {ERROR: f"this is a defect in kvoverlap: {type(error).__name__}: {error}"}

@@ -1,9 +1,9 @@
-"""What a sweep has finished, in files that nothing half-written can spoil.
+"""Finished batches of a sweep on disk, so that a killed sweep can resume.
 
-Beside the table `out.parquet` lies the folder `out.parquet.parts`: `sweep.json` says of which study
-it is, and `part-<first>-<last>.parquet` holds the rows of these points, first to last. A part is
-written under another name and renamed when it is whole, so that a sweep killed at any moment loses
-the batches under way and nothing else. At the end the parts are put together, in order, and go.
+The checkpoints of `out.parquet` are in the folder `out.parquet.parts`: `sweep.json` identifies the
+study, and each finished batch has a `part-<first>-<last>.parquet`. Every file is renamed into place
+when it is complete, so that a kill at any moment loses only the batches in progress. At the end the
+parts are merged in order and removed.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from planner.sweep.study import Study
-from planner.sweep.table import POINT, provenance, schema, to_bytes, with_provenance
+from planner.sweep.table import POINT, PROVENANCE, provenance, schema, to_bytes, with_provenance
 from sim.errors import BadFile, BadInput, Mismatch
 from sim.files import VERSION, read_json, write_bytes, write_json
 
@@ -28,8 +28,8 @@ DESCRIPTION = "sweep.json"
 
 
 @dataclass(frozen=True)
-class Parts:
-    """The finished part of one study's sweep into one table."""
+class Checkpoints:
+    """Finished batches of one study's sweep into one table."""
 
     study: Study
     output: Path
@@ -43,54 +43,48 @@ class Parts:
         return schema(self.study)
 
     def begin(self, resume: bool) -> None:
-        """Start anew, or go on where an earlier run of the same study stopped.
+        """Create the folder, or check that an earlier run of the same study made it.
 
         Raises:
-            BadInput: there are parts already, and nobody said to go on.
-            Mismatch: the parts are of another study or version.
+            BadInput: the folder exists and `resume` is false.
+            Mismatch: the folder belongs to another study or version.
         """
-        said = {"study_sha256": self.study.sha256, "version": VERSION}
-        if not self.folder.exists():
-            write_json(self.folder / DESCRIPTION, "sweep-parts", said)
-            return
-        if not resume:
+        expected = {"study_sha256": self.study.sha256, "version": VERSION}
+        if self.folder.exists() and not resume:
             raise BadInput(
-                f"{self.folder} holds the finished points of a sweep that was stopped: add "
-                "--resume to go on with it, or delete the folder."
+                f"{self.folder} has the finished points of a stopped sweep: add --resume to "
+                "continue it, or delete the folder."
             )
-        if not (self.folder / DESCRIPTION).exists():  # killed before its first part
-            write_json(self.folder / DESCRIPTION, "sweep-parts", said)
+        if not (self.folder / DESCRIPTION).exists():  # new, or killed before its first part
+            write_json(self.folder / DESCRIPTION, "sweep-parts", expected)
         found = read_json(self.folder / DESCRIPTION, "sweep-parts")
-        if found != said:
-            what = "version" if found.get("study_sha256") == said["study_sha256"] else "study"
+        if found != expected:
+            other = "version" if found["study_sha256"] == expected["study_sha256"] else "study"
             raise Mismatch(
-                f"{self.folder} was begun with another {what}: its points would not belong to the "
-                "same table; delete the folder, or choose another output."
+                f"{self.folder} belongs to another {other}; delete the folder, or choose another "
+                "output."
             )
 
     def is_complete(self) -> bool:
-        """Whether the table is there and holds this study's answers by this version."""
+        """Whether the table exists and is of this study and version."""
         if self.folder.exists() or not self.output.is_file():
             return False
         try:
-            said = provenance(pq.read_schema(self.output)) or {}
+            found = provenance(pq.read_schema(self.output)) or {}
         except (pa.ArrowInvalid, OSError):
             return False
-        return (said.get("study_sha256"), said.get("kvoverlap_version")) == (
-            self.study.sha256,
-            VERSION,
-        )
+        return [found.get(key) for key in PROVENANCE] == [VERSION, self.study.sha256]
 
     def done(self) -> set[int]:
-        """Numbers of the points that are finished."""
+        """Numbers of the finished points."""
         return {point for first, last, _ in self._parts() for point in range(first, last + 1)}
 
     def save(self, first: int, last: int, payload: bytes) -> None:
-        """Keep the rows of points `first` to `last`."""
+        """Write the rows of points `first` to `last`."""
         write_bytes(self.folder / f"part-{first:09d}-{last:09d}.parquet", payload)
 
     def merge(self, n_points: int) -> pa.Table:
-        """Put the parts together, write the table and remove them.
+        """Merge the parts, write the table and remove the parts.
 
         Raises:
             BadFile: a part is unreadable.
@@ -113,7 +107,7 @@ class Parts:
             return pq.read_table(path).cast(self.columns)
         except (pa.ArrowException, ValueError, OSError) as error:
             raise BadFile(
-                f"{path} cannot be read ({error}); delete it and go on with --resume."
+                f"{path} cannot be read ({error}); delete it and continue with --resume."
             ) from None
 
     def _parts(self) -> Iterator[tuple[int, int, Path]]:

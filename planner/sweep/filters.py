@@ -1,7 +1,7 @@
 """Filters of a study: `prompt <= 32768 and batch * prompt < 2e6`.
 
-The text is parsed by Python's own parser, but nothing of it is executed: of its grammar only knobs,
-numbers, texts, comparisons, `and`, `or`, `not`, `in` and arithmetic are known here.
+Python's parser reads the text, and nothing is executed. Allowed are names of inputs, numbers,
+strings, comparisons, `and`, `or`, `not`, `in` and arithmetic.
 """
 
 from __future__ import annotations
@@ -35,30 +35,30 @@ COMPARISONS: dict[type, Callable[[Any, Any], bool]] = {
     ast.In: lambda left, right: left in right,
     ast.NotIn: lambda left, right: left not in right,
 }
-LONGEST = 1000
-"""Characters of a filter; a longer one is a mistake, and could nest deeper than a parser goes."""
+MAX_CHARACTERS = 1000
+"""Characters of a filter: a bound on the parser's recursion."""
 
-DEEPEST = 50
+MAX_DEPTH = 50
 
 
 class Filter:
-    """One filter, ready to be asked about many points.
+    """One parsed filter.
 
     Args:
-        key: where it stands in the study, for errors.
-        text: the expression; knobs by name, values in SI units.
-        knobs: names it may use.
+        key: its key in the study, for errors.
+        text: the expression, with inputs by name and values in SI units.
+        inputs: names that it may use.
 
     Raises:
-        BadInput: not an expression of this kind, or of a knob that the study does not set.
+        BadInput: no expression of this kind, or it names an input that the study does not set.
     """
 
-    def __init__(self, key: str, text: str, knobs: Collection[str]) -> None:
+    def __init__(self, key: str, text: str, inputs: Collection[str]) -> None:
         self.key = key
         self.text = text
-        self._knobs = knobs
-        if len(text) > LONGEST:
-            raise BadInput(f"{key} has {len(text)} characters and may have {LONGEST}; split it.")
+        self._inputs = inputs
+        if len(text) > MAX_CHARACTERS:
+            raise BadInput(f"{key} has {len(text)} characters, at most {MAX_CHARACTERS}; split it.")
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("error")
@@ -68,26 +68,26 @@ class Filter:
         self._term = self._read(tree.body, 0)
 
     def holds(self, values: Values) -> bool:
-        """Whether a point with these values is wanted.
+        """Whether a point with these values passes.
 
         Raises:
-            BadInput: the values cannot be compared or computed with in this way.
+            BadInput: the values cannot be compared or computed like this.
         """
         try:
             return bool(self._term(values))
         except (TypeError, ArithmeticError) as error:
-            raise self._bad(f"cannot be worked out ({error})") from None
+            raise self._bad(f"cannot be evaluated ({error})") from None
 
     def _bad(self, what: str) -> BadInput:
         return BadInput(
-            f"{self.key}(={self.text!r}) {what}; write comparisons of knobs, such as "
+            f"{self.key}(={self.text!r}) {what}; write comparisons of inputs, such as "
             "'batch * prompt <= 1e6 and policy != \"kvpr\"'."
         )
 
     def _read(self, node: ast.expr, depth: int) -> Term:
-        if depth > DEEPEST:
+        if depth > MAX_DEPTH:
             raise self._bad("is nested too deeply")
-        below = [self._read(one, depth + 1) for one in _parts(node)]
+        below = [self._read(one, depth + 1) for one in _operands(node)]
         match node:
             case ast.BoolOp(op=ast.And()):
                 return lambda values: all(part(values) for part in below)
@@ -108,18 +108,18 @@ class Filter:
             case ast.Constant(value=bool() | int() | float() | str() as value):
                 return lambda _: value
             case ast.Name() | ast.Attribute():
-                return self._knob(node)
+                return self._input(node)
         raise self._bad(f"uses {ast.unparse(node)!r}, which filters do not know")
 
-    def _knob(self, node: ast.expr) -> Term:
+    def _input(self, node: ast.expr) -> Term:
         name = ast.unparse(node)
-        if name not in self._knobs:
-            known = ", ".join(sorted(self._knobs))
+        if name not in self._inputs:
+            known = ", ".join(sorted(self._inputs))
             raise self._bad(f"uses {name!r}, which this study does not set (it sets {known})")
         return lambda values: values[name]
 
 
-def _parts(node: ast.expr) -> list[ast.expr]:
+def _operands(node: ast.expr) -> list[ast.expr]:
     match node:
         case ast.BoolOp(values=values):
             return values
@@ -135,7 +135,7 @@ def _parts(node: ast.expr) -> list[ast.expr]:
 
 
 def _computed(work: Callable[[Any, Any], Any], left: Any, right: Any) -> Any:
-    """Arithmetic on numbers alone: a text times a number could fill the memory."""
+    """Arithmetic on numbers only: a string times a number could fill the memory."""
     for side in (left, right):
         if not isinstance(side, int | float):
             raise TypeError(f"{side!r} is not a number")

@@ -1,4 +1,4 @@
-"""What a study can set: every knob by name, how its values are written, and what it stands at."""
+"""Inputs of a study: names, how their values are written, and defaults."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from sim.units import parse_bytes, parse_count, parse_rate
 
 Value = str | int | float | bool
 Reader = Callable[[str, Any], Value]
-"""From a key and what stands there to the value in SI units; raises BadInput that names the key."""
+"""Converts a key's value to SI units; raises BadInput that names the key."""
 
 AUTO = "auto"
 
@@ -31,9 +31,9 @@ class Input:
     """One input of a point.
 
     Args:
-        read: checks and converts what a study says.
-        default: value of a point of a study that leaves it out; None where nothing is set, so that
-            the model or machine stays as it is. `REQUIRED` where every study has to say it.
+        read: checks and converts the value in the study.
+        default: value where the study has none. None leaves the model or machine unchanged;
+            `REQUIRED` means that every study must set it.
         unit: of the value in tables.
     """
 
@@ -47,7 +47,7 @@ REQUIRED = ""
 
 def read_text(key: str, value: Any) -> str:
     if not isinstance(value, str) or not value:
-        raise BadInput(f"{key}(={value!r}) must be a text that is not empty.")
+        raise BadInput(f"{key}(={value!r}) must be a text with at least one character.")
     return value
 
 
@@ -110,7 +110,7 @@ def _one_of(known: Collection[str | int]) -> Reader:
 
 
 def _named(check: Callable[[str], object]) -> Reader:
-    """A name that `check` takes."""
+    """Reads a name for which `check` raises nothing."""
 
     def read(key: str, value: Any) -> str:
         name = read_text(key, value)
@@ -131,10 +131,6 @@ def read_tier(key: str, value: Any) -> str:
         raise BadInput(f"{key}(={value!r}) must be {', '.join(TIERS)}, a rate, or Gbps.")
     link_rate(key, value)
     return str(value)
-
-
-def _policy(name: str) -> None:
-    fixed_tokens(name)
 
 
 def _restore_policy(name: str) -> None:
@@ -158,7 +154,7 @@ DECODE: dict[str, Input] = {
     **MACHINE_AND_MODEL,
     "batch": Input(read_count, REQUIRED, "sequences"),
     "gen": Input(read_count, 1, "tokens"),
-    "policy": Input(_named(_policy), "lp"),
+    "policy": Input(_named(fixed_tokens), "lp"),
     "schedule": Input(_one_of((*SCHEDULES, AUTO)), "row"),
     "n_batches": Input(read_count, 1),
     "gpus": Input(read_count, 1),

@@ -1,4 +1,4 @@
-"""Models and machines of a study's points, each made once in a process."""
+"""Models and machines of a study's points, each built once per process."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ Pairs = tuple[tuple[str, Any], ...]
 
 @dataclass(frozen=True, eq=False)
 class Machine:
-    """A machine as a point changes it.
+    """A point's machine.
 
     Args:
-        nudged: the same machine with one part a little faster, for each part it has.
+        nudged: for each part that the machine has, the machine with that part slightly faster.
     """
 
     hardware: HardwareProfile
@@ -34,7 +34,7 @@ def machine_of(values: Mapping[str, Any]) -> Machine:
     """The machine of a point: profile, rates, memory sizes and the link to the tier.
 
     Raises:
-        NotMeasured: the profile has no figure for something that is set.
+        NotMeasured: the study sets a rate that the profile lacks.
     """
     keys = ("hardware", "gpu_memory", "host_memory", "tier", *RATES)
     return _machine(tuple((key, values[key]) for key in keys if key in values))
@@ -67,10 +67,10 @@ def _profile(name: str) -> HardwareProfile:
 
 
 def model_of(values: Mapping[str, Any], hardware: HardwareProfile) -> ModelSpec:
-    """The model of a point, in the element size that the machine's figures hold for.
+    """The model of a point, in the element size of the machine's profile.
 
     Raises:
-        BadInput: sizes that do not go together, or a dtype of another size.
+        BadInput: inconsistent sizes, or a dtype of another element size.
     """
     sizes = tuple((size, values[key]) for size in MODEL_SIZES if (key := f"model.{size}") in values)
     spec = _model(values["model"], values.get("dtype"), sizes)

@@ -1,4 +1,4 @@
-"""One point of a study answered: its inputs become one row's outputs."""
+"""Rows of a sweep: the outputs of one point."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ RESTORE_OUTPUTS: dict[str, type] = {
     **TIMELINE_OUTPUTS,
 }
 OUTPUTS = {"decode": DECODE_OUTPUTS, "restore": RESTORE_OUTPUTS}
-"""Columns of each scenario's answers; docs/studies.md says what they mean."""
+"""Output columns of each scenario, described in docs/studies.md."""
 
 LANES_OF_PART = {
     H2D: (H2D,),
@@ -77,14 +77,14 @@ LANES_OF_PART = {
     "flops": (COMPUTE,),
     "hbm": (COMPUTE,),
 }
-"""Lanes whose tasks a part of the machine makes faster; all copies for an uplink."""
+"""Lanes whose tasks get faster with a part of the machine; every copy lane for an uplink."""
 
 GOAL = {"decode": "makespan_s", "restore": "ttft_s"}
-"""What a policy is chosen by."""
+"""The time that a policy minimises."""
 
 
 def decode_row(values: Inputs) -> Row:
-    """Plan and simulate one decode job.
+    """The row of one decode job, planned and simulated.
 
     Raises:
         KvOverlapError: as `planner.make_plan`.
@@ -138,7 +138,7 @@ def _decode_row(values: Inputs, machine: Machine, schedule: str, job: Workload) 
         "host_bytes": need.host_bytes,
         "schedule_taken": schedule,
         "solved_by": solved_by,
-        **_seen(timeline, planner.costs),
+        **_timeline_row(timeline, planner.costs),
         "tokens_per_s": gpus
         * job.n_batches
         * job.batch_size
@@ -148,7 +148,7 @@ def _decode_row(values: Inputs, machine: Machine, schedule: str, job: Workload) 
 
 
 def _choose(planner: ShortcutPlanner, policy: str) -> tuple[Choice, float | None, str]:
-    """What a policy does, a makespan that nothing can beat where that is known, and who says so."""
+    """A policy's choice, a known lower bound of any makespan or None, and the solver's name."""
     if policy == "lp":
         return planner.best, planner.bound_s, planner.solved_by
     model, job = planner.model, planner.workload
@@ -163,16 +163,16 @@ def _timeline(planner: DecodePlanner, policy: str, choice: Choice) -> Timeline:
     if policy not in OTHER_SYSTEMS:
         return planner.simulate(choice.split, choice.residency)
     if planner.schedule != "row":
-        raise BadInput(f"policy {policy!r} has a schedule of its own; leave schedule at row.")
+        raise BadInput(f"policy {policy!r} defines its own schedule; leave schedule at row.")
     return simulate_other_system(planner, policy)
 
 
 def _bottleneck(
     planner: ShortcutPlanner, machine: Machine, policy: str, timeline: Timeline
 ) -> tuple[str, float]:
-    """The part of the machine of which 10 % more saves most, and what it saves, by the duals.
+    """The part of the machine whose 10 % increase saves most, and the saved fraction, by duals.
 
-    The split of policy `lp` follows the change, any other stays as it is.
+    Only the split of policy `lp` adapts to the change.
     """
     if policy == "lp" and planner.chooses:
         found = planner.relaxation
@@ -204,7 +204,7 @@ def _bottleneck(
 
 
 def restore_row(values: Inputs) -> Row:
-    """Choose how to restore one cached prefix, and simulate it.
+    """The row of one restore, planned and simulated.
 
     Raises:
         KvOverlapError: as `planner.restore.make_restore_plan`.
@@ -236,18 +236,14 @@ def restore_row(values: Inputs) -> Row:
         "loaded_tokens": loaded,
         "policy_taken": taken,
         "tokens_per_s": prompt / choice.ttft_s,
-        "bottleneck": max(sorted(_lanes(timeline)), key=timeline.busy_s),
+        "bottleneck": max(sorted({lane for _, lane in timeline.graph.lanes}), key=timeline.busy_s),
         "device_bytes": planner.device_bytes,
-        **_seen(timeline, CostModel(hardware, planner.model, request)),
+        **_timeline_row(timeline, CostModel(hardware, planner.model, request)),
     }
 
 
-def _lanes(timeline: Timeline) -> set[str]:
-    return {lane for _, lane in timeline.graph.lanes}
-
-
-def _seen(timeline: Timeline, costs: CostModel) -> Row:
-    """What a timeline shows, and how well its times are known."""
+def _timeline_row(timeline: Timeline, costs: CostModel) -> Row:
+    """Outputs that every timeline has, and the weakest source of its task times."""
     estimates = [costs.estimate(task) for task in timeline.graph.tasks]
     outside = sum(not one.in_range for one in estimates)
     return {
@@ -259,4 +255,4 @@ def _seen(timeline: Timeline, costs: CostModel) -> Row:
     }
 
 
-ANSWERS: dict[str, Callable[[Inputs], Row]] = {"decode": decode_row, "restore": restore_row}
+ROW_OF: dict[str, Callable[[Inputs], Row]] = {"decode": decode_row, "restore": restore_row}

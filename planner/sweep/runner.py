@@ -1,44 +1,43 @@
-"""A whole sweep: batches out, parts in, one table at the end."""
+"""Running a sweep: batches to the workers, checkpoints to disk, one table at the end."""
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from planner.sweep.batch import Batch, answer
-from planner.sweep.checkpoints import Parts
+from planner.sweep.batch import Batch, point_row
+from planner.sweep.checkpoints import Checkpoints
 from planner.sweep.study import Point, Study
 from planner.sweep.workers import Executor
 from sim.errors import BadInput
+from sim.progress import Progress, Silent
+from sim.units import duration_text
 
 BATCH_S = 2.0
-"""Seconds that a batch should take: what a killed sweep loses of each worker, about."""
+"""Target seconds of a batch, which is about what a killed sweep loses for each worker."""
 
 MAX_IN_BATCH = 500
 MIN_BATCHES = 8
-"""Batches for each worker at least, so that none waits long for the others at the end."""
+"""Minimum for each worker, so that no worker idles long at the end."""
 
 SAMPLES = 3
-
-Tell = Callable[[int, int, float], None]
-"""Told finished points, all points, and seconds left."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a sweep would take.
+    """The expected time of a sweep.
 
     Args:
         points: after filters.
-        missing: of them not finished yet.
-        point_s: seconds of one point on one core, the mean of a few that were tried.
-        seconds: of the whole, on so many workers.
+        missing: points that are not finished.
+        point_s: mean seconds of a point on one core, from a few samples.
+        seconds: of all missing points on all workers.
     """
 
     points: int
@@ -52,7 +51,7 @@ class Swept:
     """A finished sweep.
 
     Args:
-        answered: points that this run answered; the others were finished before.
+        answered: points computed by this run, without those of earlier runs.
         seconds: of this run.
     """
 
@@ -66,28 +65,28 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def estimate(study: Study, parts: Parts, workers: int) -> Estimate:
-    """Count the points and try a few of them.
+def estimate(study: Study, checkpoints: Checkpoints, workers: int) -> Estimate:
+    """Count the points and time a few of them.
 
     Raises:
-        BadInput: no point passes the filters, or a filter cannot be worked out.
+        BadInput: no point passes the filters, or a filter cannot be evaluated.
     """
     points = sum(1 for _ in study.points())
     if not points:
-        raise BadInput("where: no point passes the filters; there is nothing to do.")
-    missing = 0 if parts.is_complete() else points - len(parts.done())
+        raise BadInput("where: no point passes the filters; relax one.")
+    missing = 0 if checkpoints.is_complete() else points - len(checkpoints.done())
     point_s = _point_seconds(study, points)
     return Estimate(points, missing, point_s, missing * point_s / workers)
 
 
 def _point_seconds(study: Study, points: int) -> float:
-    """Mean seconds of points spread over the study, after one that warms up."""
+    """Mean seconds of a few points across the study, after a warm-up."""
     chosen = {points * at // SAMPLES for at in range(SAMPLES)}
     samples = [point for at, point in enumerate(study.points()) if at in chosen]
     taken_s = []
     for point in (samples[0], *samples):
         start_s = time.perf_counter()
-        answer(study.scenario, dict(zip(study.inputs, point, strict=True)))
+        point_row(study.scenario, dict(zip(study.inputs, point, strict=True)))
         taken_s.append(time.perf_counter() - start_s)
     return sum(taken_s[1:]) / len(samples)
 
@@ -98,43 +97,50 @@ def run_sweep(
     executor: Executor,
     workers: int,
     resume: bool = False,
-    tell: Tell = lambda done, points, left_s: None,  # noqa: ARG005
+    progress: Progress | None = None,
 ) -> Swept:
-    """Answer every point of a study and write the table.
+    """Compute every point of a study and write the table.
 
     Args:
-        workers: how many answer at once, for the size of batches.
-        resume: go on with what an earlier run has finished.
+        workers: number of workers, which decides the size of batches.
+        resume: continue an earlier run of the same study.
+        progress: gets a report after every batch.
 
     Raises:
-        BadInput, Mismatch: as `Parts.begin`.
-        SweepStopped: workers died; what is finished is kept.
+        BadInput, Mismatch: as `Checkpoints.begin`.
+        SweepStopped: workers died; finished points stay on disk.
     """
     start_s = time.perf_counter()
-    parts = Parts(study, output)
-    if resume and parts.is_complete():
+    checkpoints = Checkpoints(study, output)
+    if resume and checkpoints.is_complete():
         return Swept(pq.read_table(output), 0, time.perf_counter() - start_s)
-    expected = estimate(study, parts, workers)
-    parts.begin(resume)
-    done = parts.done()
+    expected = estimate(study, checkpoints, workers)
+    checkpoints.begin(resume)
+    done = checkpoints.done()
     size = min(
         max(1, round(BATCH_S / max(expected.point_s, 1e-6))),
         MAX_IN_BATCH,
         max(1, expected.missing // (MIN_BATCHES * workers)),
     )
     finished, run_s = len(done), time.perf_counter()
-    tell(finished, expected.points, expected.seconds)
-    for batch, payload in executor(_batches(study, parts.columns, done, size)):
-        parts.save(batch.first, batch.last, payload)
+    report = progress or Silent()
+    report(_left(finished, expected.points, expected.seconds), finished / expected.points)
+    for batch, payload in executor(_batches(study, checkpoints.columns, done, size)):
+        checkpoints.save(batch.first, batch.last, payload)
         finished += len(batch.points)
         rate = (finished - len(done)) / (time.perf_counter() - run_s)
-        tell(finished, expected.points, (expected.points - finished) / rate)
-    table = parts.merge(expected.points)
+        left_s = (expected.points - finished) / rate
+        report(_left(finished, expected.points, left_s), finished / expected.points)
+    table = checkpoints.merge(expected.points)
     return Swept(table, finished - len(done), time.perf_counter() - start_s)
 
 
+def _left(done: int, points: int, left_s: float) -> str:
+    return f"{done:,} of {points:,} points, {duration_text(left_s)} left"
+
+
 def _batches(study: Study, columns: pa.Schema, done: set[int], size: int) -> Iterator[Batch]:
-    """Points that are missing, in runs of at most `size` next to each other."""
+    """Missing points, in batches of at most `size` consecutive ones."""
 
     def batch(points: list[tuple[int, Point]]) -> Batch:
         values = [point for _, point in points]

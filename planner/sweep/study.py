@@ -1,4 +1,4 @@
-"""A study: which questions to ask, as a person writes them in TOML.
+"""A study: the points of a sweep, read from TOML.
 
 ::
 
@@ -8,14 +8,14 @@
     model = "opt-13b"
     [grid]                        # every combination of these
     "link.bandwidth" = ["25GB/s", "50GB/s"]
-    [zip]                         # one after another, together
+    [zip]                         # lists of equal length, taken together
     batch = [8, 32]
     prompt = ["4K", "1K"]
-    [where]                       # points that hold under every filter
+    [where]                       # filters that every point passes
     small = "batch * prompt <= 1e6"
 
 Counts, rates and sizes are written as on the command line. Points are numbered in the order of the
-file: the last axis of the grid moves faster than the first, and `zip` fastest of all.
+file: the last axis of the grid varies faster than the first, and `zip` fastest of all.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from sim.errors import BadFile, BadInput, UnknownName
 from sim.files import naming_file, read_text, set_fields
 
 MAX_POINTS = 10_000_000
-"""Before filters; a larger study is a slip of the hand."""
+"""Limit before filters."""
 
 TABLES = ("fixed", "grid", "zip", "where")
 TOP_KEYS = ("title", "scenario", *TABLES)
@@ -49,13 +49,13 @@ Point = tuple[Value, ...]
 
 @dataclass(frozen=True)
 class Study:
-    """The questions of one study file, checked.
+    """A checked study.
 
     Args:
         scenario: a key of `SCENARIOS`.
-        fixed: knobs that are the same at every point, defaults included.
-        grid, zipped: values of the knobs that vary.
-        filters: of the points that are wanted.
+        fixed: inputs with one value for all points, defaults included.
+        grid, zipped: values of the inputs that vary.
+        filters: conditions on the inputs that every point meets.
     """
 
     title: str
@@ -70,8 +70,7 @@ class Study:
         """Read a study file.
 
         Raises:
-            BadFile: unreadable, not TOML, or a key or value that no study can have; the message
-                names the key.
+            BadFile: unreadable, not TOML, or an invalid key or value; the message names the key.
         """
         try:
             content = tomllib.loads(read_text(path))
@@ -84,10 +83,10 @@ class Study:
 
     @classmethod
     def of(cls, content: Mapping[str, Any]) -> Study:
-        """The study of a TOML file's content.
+        """The study with the content of a TOML file.
 
         Raises:
-            BadInput: a key or value that no study can have.
+            BadInput: an invalid key or value.
         """
         for key in content:
             if key not in TOP_KEYS:
@@ -97,31 +96,30 @@ class Study:
             raise BadInput(f"title(={title!r}) must be a text.")
         if not isinstance(scenario, str) or scenario not in SCENARIOS:
             raise BadInput(f"scenario(={scenario!r}) must be one of {', '.join(SCENARIOS)}.")
-        knobs = SCENARIOS[scenario]
+        inputs = SCENARIOS[scenario]
         tables = {name: dict(_flat(name, content.get(name, {}))) for name in TABLES}
-        wanted = tables.pop("where")
-        _check_keys(scenario, knobs, tables)
-        axes = {
-            name: {key: _axis(f"{name}.{key}", knobs[key], values) for key, values in table.items()}
-            for name, table in tables.items()
-            if name != "fixed"
-        }
+        conditions = tables.pop("where")
+        _check_keys(scenario, inputs, tables)
+        grid, zipped = (
+            {key: _axis(f"{name}.{key}", inputs[key], one) for key, one in tables[name].items()}
+            for name in ("grid", "zip")
+        )
         fixed = {
-            key: knobs[key].read(f"fixed.{key}", value) for key, value in tables["fixed"].items()
+            key: inputs[key].read(f"fixed.{key}", value) for key, value in tables["fixed"].items()
         }
-        varied = {**axes["grid"], **axes["zip"]}
+        varied = {**grid, **zipped}
         defaults = {
-            key: knob.default
-            for key, knob in knobs.items()
-            if knob.default is not None and key not in {**fixed, **varied}
+            key: one.default
+            for key, one in inputs.items()
+            if one.default is not None and key not in {**fixed, **varied}
         }
-        lengths = {key: len(values) for key, values in axes["zip"].items()}
+        lengths = {key: len(values) for key, values in zipped.items()}
         if len(set(lengths.values())) > 1:
             counts = ", ".join(f"zip.{key} has {count}" for key, count in lengths.items())
             raise BadInput(f"lists under [zip] must be equally long: {counts}.")
         made = {**defaults, **fixed, **varied}
-        filters = tuple(_filter(f"where.{name}", text, made) for name, text in wanted.items())
-        study = cls(title, scenario, {**defaults, **fixed}, axes["grid"], axes["zip"], filters)
+        filters = tuple(_filter(f"where.{name}", text, made) for name, text in conditions.items())
+        study = cls(title, scenario, {**defaults, **fixed}, grid, zipped, filters)
         if study.n_combinations > MAX_POINTS:
             raise BadInput(
                 f"grid: {study.n_combinations:,} combinations are more than the {MAX_POINTS:,} a "
@@ -138,22 +136,27 @@ class Study:
     def _n_zipped(self) -> int:
         return len(next(iter(self.zipped.values()))) if self.zipped else 1
 
+    @property
+    def varied(self) -> dict[str, tuple[Value, ...]]:
+        """Values of every input that varies."""
+        return {**self.grid, **self.zipped}
+
     @cached_property
     def inputs(self) -> tuple[str, ...]:
-        """Knobs of a point: those that are set or have a default, in the order of the tables."""
-        known = {**self.fixed, **self.grid, **self.zipped}
+        """Inputs that are set or have a default, in the order of the scenario."""
+        known = {**self.fixed, **self.varied}
         return tuple(key for key in SCENARIOS[self.scenario] if key in known)
 
     @property
     def axes(self) -> tuple[str, ...]:
-        """Knobs that differ between points."""
-        return (*self.grid, *self.zipped)
+        """Names of the inputs that vary."""
+        return tuple(self.varied)
 
     def points(self) -> Iterator[Point]:
         """Every point that passes the filters, in order.
 
         Raises:
-            BadInput: a filter cannot be worked out for a point.
+            BadInput: a filter cannot be evaluated for a point.
         """
         place = {key: at for at, key in enumerate((*self.fixed, *self.axes))}
         order = [place[key] for key in self.inputs]
@@ -169,11 +172,10 @@ class Study:
 
     @cached_property
     def sha256(self) -> str:
-        """Identity of the questions: values, filters, and what models and machines are made of."""
+        """Hash of the values, the filters, and the content of models and machines."""
 
         def every(key: str) -> Sequence[Value]:
-            varied = {**self.grid, **self.zipped}
-            return varied[key] if key in varied else (self.fixed[key],)
+            return self.varied.get(key) or (self.fixed[key],)
 
         content = [
             self.scenario,
@@ -186,7 +188,7 @@ class Study:
 
 
 def _flat(where: str, table: Any) -> Iterator[tuple[str, Any]]:
-    """Entries of a table; `link.bandwidth` without quotes is a table inside, and the same key."""
+    """Entries of a table. `link.bandwidth` without quotes is a nested table and the same key."""
     if not isinstance(table, dict):
         raise BadInput(f"{where}(={table!r}) must be a table: [{where}].")
     for key, value in table.items():
@@ -197,35 +199,35 @@ def _flat(where: str, table: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _check_keys(
-    scenario: str, knobs: Mapping[str, Input], tables: Mapping[str, Mapping[str, Any]]
+    scenario: str, inputs: Mapping[str, Input], tables: Mapping[str, Mapping[str, Any]]
 ) -> None:
-    """Refuse knobs that the scenario lacks, that are set twice, or that are needed and absent."""
+    """Refuse inputs that are unknown to the scenario, set twice, or required and absent."""
     set_by: dict[str, str] = {}
     for name, table in tables.items():
         for key in table:
-            if key not in knobs:
-                raise UnknownName(f"{name}: knob of scenario {scenario!r},", key, knobs)
+            if key not in inputs:
+                raise UnknownName(f"{name}: input of scenario {scenario!r},", key, inputs)
             if key in set_by:
                 raise BadInput(f"{name}.{key} is set by [{set_by[key]}] too; keep one of them.")
             set_by[key] = name
-    for key, knob in knobs.items():
-        if knob.default == REQUIRED and key not in set_by:
+    for key, one in inputs.items():
+        if one.default == REQUIRED and key not in set_by:
             raise BadInput(f"{key} is missing; set it under [fixed], [grid] or [zip].")
 
 
-def _axis(key: str, knob: Input, values: Any) -> tuple[Value, ...]:
+def _axis(key: str, one: Input, values: Any) -> tuple[Value, ...]:
     if not isinstance(values, list):
         raise BadInput(f"{key}(={values!r}) must be a list; a single value goes under [fixed].")
     if not values:
         raise BadInput(f"{key} is an empty list; give it at least one value.")
-    read = tuple(knob.read(key, value) for value in values)
+    read = tuple(one.read(key, value) for value in values)
     for at, value in enumerate(read):
         if value in read[:at] and not key.startswith("zip."):
-            raise BadInput(f"{key} holds {values[at]!r} twice; every point would be made twice.")
+            raise BadInput(f"{key} has {values[at]!r} twice; remove one.")
     return read
 
 
-def _filter(key: str, text: Any, knobs: Mapping[str, Any]) -> Filter:
+def _filter(key: str, text: Any, inputs: Mapping[str, Any]) -> Filter:
     if not isinstance(text, str):
         raise BadInput(f"{key}(={text!r}) must be a text such as 'batch * prompt <= 1e6'.")
-    return Filter(key, text, frozenset(knobs))
+    return Filter(key, text, frozenset(inputs))

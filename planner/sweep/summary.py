@@ -1,4 +1,4 @@
-"""What a finished sweep says in short: the best point, the worst, and where the answer turns."""
+"""Summary of a finished sweep: the best point, the worst, and crossovers over the link's rate."""
 
 from __future__ import annotations
 
@@ -6,35 +6,38 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from math import exp, log
 from typing import Any
 
 import pyarrow as pa
 
+from planner.crossovers import crossings
 from planner.restore.reproduce import link_rate
 from planner.sweep.inputs import AUTO
 from planner.sweep.rows import GOAL
 from planner.sweep.study import Study
-from planner.sweep.table import ERROR, POINT
+from planner.sweep.table import ERROR, POINT, PROVENANCE
 from sim.lanes import TIERS
 from sim.machine.components import JOIN
 
 LINK_AXES = ("link.bandwidth", "link.h2d.bandwidth", "tier")
-CHOOSERS = ("lp", "kvpr", "two-ended", "layer-wise", "joint", AUTO)
-"""Policies that do some of both. The others compete: where does loading win over computing?"""
+SPLITTING = ("lp", "kvpr", "two-ended", "layer-wise", "joint", AUTO)
+"""Policies that may load and recompute. Crossovers are those of the other policies."""
+
+Sides = Mapping[str, tuple[float, str]]
+"""Seconds and bottleneck of each policy at one rate; without an axis `policy` under one name."""
 
 
 @dataclass(frozen=True)
 class Crossover:
-    """Between two bandwidths of the link something else becomes best, or limits.
+    """Two neighbouring rates of the link with another best policy or another bottleneck.
 
     Args:
-        where: the other axes.
-        what: `policy`, the faster of those that do not split, or `bottleneck`.
-        below, above: its value on either side.
-        low_bytes_per_s, high_bytes_per_s: bandwidths on either side.
-        at_bytes_per_s: where the two policies are equally fast, on a straight line between
-            logarithms; None where that is not known.
+        where: values of the other axes.
+        what: `policy`, the fastest that does not split, or `bottleneck`.
+        below, above: its value at the lower and at the higher rate.
+        low_bytes_per_s, high_bytes_per_s: the two rates.
+        at_bytes_per_s: rate at which both policies are equally fast, by log-log interpolation; None
+            where it is unknown.
     """
 
     where: dict[str, Any]
@@ -49,8 +52,8 @@ class Crossover:
 @dataclass(frozen=True)
 class Summary:
     """Args:
-    errors: points without an answer, by their error.
-    best, worst: rows with the most and the fewest tokens a second, inputs that vary and outputs.
+    errors: number of failed points by error.
+    best, worst: varied inputs and outputs of the rows with the most and fewest tokens a second.
     """
 
     points: int
@@ -60,33 +63,34 @@ class Summary:
     crossovers: tuple[Crossover, ...]
 
 
-def findings(study: Study, table: pa.Table) -> Summary:
-    """Look through a sweep's table."""
+def summarize(study: Study, table: pa.Table) -> Summary:
+    """The summary of a sweep's table."""
     errors = table.column(ERROR).to_pylist()
     rates = table.column("tokens_per_s").to_pylist()
-    answered = [at for at, error in enumerate(errors) if not error]
-    best = max(answered, key=rates.__getitem__, default=None)
-    worst = min(answered, key=rates.__getitem__, default=None)
+    valid = [at for at, error in enumerate(errors) if not error]
+    best, worst = (pick(valid, key=rates.__getitem__, default=None) for pick in (max, min))
     return Summary(
         table.num_rows,
         dict(Counter(filter(None, errors)).most_common()),
-        None if best is None else _row(study, table, best),
-        None if worst is None else _row(study, table, worst),
-        tuple(_crossovers(study, table, answered)),
+        _row(study, table, best),
+        _row(study, table, worst),
+        tuple(_crossovers(study, table, valid)),
     )
 
 
-def _row(study: Study, table: pa.Table, at: int) -> dict[str, Any]:
+def _row(study: Study, table: pa.Table, at: int | None) -> dict[str, Any] | None:
+    if at is None:
+        return None
     row: dict[str, Any] = table.slice(at, 1).to_pylist()[0]
-    hidden = {*study.fixed, ERROR, "kvoverlap_version", "study_sha256"} - {POINT}
+    hidden = {*study.fixed, ERROR, *PROVENANCE} - {POINT}
     return {key: value for key, value in row.items() if key not in hidden}
 
 
-def _crossovers(study: Study, table: pa.Table, answered: Sequence[int]) -> list[Crossover]:
+def _crossovers(study: Study, table: pa.Table, valid: Sequence[int]) -> Iterator[Crossover]:
     link = next((axis for axis in study.axes if _varies_link(study, axis)), None)
     if link is None:
-        return []
-    contest = "policy" in study.axes
+        return
+    what = "policy" if "policy" in study.axes else "bottleneck"
     goal = GOAL[study.scenario]
     others = [axis for axis in study.axes if axis not in (link, "policy")]
     rate_column = "tier" if link == "tier" else "h2d_bytes_per_s"
@@ -94,27 +98,29 @@ def _crossovers(study: Study, table: pa.Table, answered: Sequence[int]) -> list[
     columns = {key: table.column(key).to_pylist() for key in needed}
     groups: defaultdict[tuple[Any, ...], dict[float, dict[str, tuple[float, str]]]]
     groups = defaultdict(lambda: defaultdict(dict))
-    for at in answered:
+    for at in valid:
         rate = _link_rate(columns[rate_column][at])
-        policy = columns["policy"][at] if contest else ""
-        if rate is not None and policy not in CHOOSERS:
+        policy = columns["policy"][at] if what == "policy" else ""
+        if rate is not None and policy not in SPLITTING:
             place = [columns[axis][at] for axis in others]
             if link == "hardware":
                 place.append(columns[link][at].rpartition(JOIN)[0])
             groups[tuple(place)][rate][policy] = columns[goal][at], columns["bottleneck"][at]
     names = [*others, "device"] if link == "hardware" else others
-    return [
-        turn
-        for values, by_rate in groups.items()
-        for turn in _turns(dict(zip(names, values, strict=True)), by_rate, contest)
-    ]
+    for values, by_rate in groups.items():
+        where = dict(zip(names, values, strict=True))
+        for low, high in pairwise(sorted(by_rate)):
+            sides = by_rate[low], by_rate[high]
+            below, above = (_winner(side, what) for side in sides)
+            if below != above:
+                at_rate = _equal_at((low, high), sides, below, above) if what == "policy" else None
+                yield Crossover(where, what, below, above, low, high, at_rate)
 
 
 def _varies_link(study: Study, axis: str) -> bool:
-    """Whether points along an axis differ by their link: its rate, or a device behind several."""
-    values = {**study.grid, **study.zipped}[axis]
+    """Whether points along an axis differ by the link's rate, or by the link of one device."""
     if axis == "hardware":
-        devices = [str(value).rpartition(JOIN)[0] for value in values]
+        devices = [str(value).rpartition(JOIN)[0] for value in study.varied[axis]]
         return study.scenario == "decode" and all(devices) and len(set(devices)) < len(devices)
     return axis in LINK_AXES
 
@@ -125,40 +131,15 @@ def _link_rate(value: Any) -> float | None:
     return float(value)
 
 
-def _turns(
-    where: dict[str, Any], by_rate: Mapping[float, Mapping[str, tuple[float, str]]], contest: bool
-) -> Iterator[Crossover]:
-    for low, high in pairwise(sorted(by_rate)):
-        turn = _turn(by_rate[low], by_rate[high], contest)
-        if turn is not None:
-            at_rate = _meeting(low, high, by_rate[low], by_rate[high], turn) if contest else None
-            what = "policy" if contest else "bottleneck"
-            yield Crossover(where, what, *turn, low, high, at_rate)
+def _winner(side: Sides, what: str) -> str:
+    """The fastest policy or the bottleneck at one rate."""
+    return min(side, key=lambda one: side[one][0]) if what == "policy" else side[""][1]
 
 
-def _turn(
-    low: Mapping[str, tuple[float, str]], high: Mapping[str, tuple[float, str]], contest: bool
-) -> tuple[str, str] | None:
-    """What is best, or limits, at two bandwidths, where that differs."""
-    if contest:
-        below, above = (min(side, key=lambda one: side[one][0]) for side in (low, high))
-    else:
-        below, above = low[""][1], high[""][1]
-    return None if below == above else (below, above)
-
-
-def _meeting(
-    low_rate: float,
-    high_rate: float,
-    low: Mapping[str, tuple[float, str]],
-    high: Mapping[str, tuple[float, str]],
-    turn: tuple[str, str],
+def _equal_at(
+    rates: tuple[float, float], sides: tuple[Sides, Sides], below: str, above: str
 ) -> float | None:
-    """Where two policies are equally fast, by straight lines between logarithms."""
-    below, above = turn
-    if not {below, above} <= {*low} & {*high}:
+    if not all({below, above} <= {*side} for side in sides):
         return None
-    ahead = log(low[above][0] / low[below][0])
-    behind = log(high[below][0] / high[above][0])
-    share = ahead / (ahead + behind) if ahead + behind > 0 else 0.0
-    return exp(log(low_rate) + share * log(high_rate / low_rate))
+    slower, faster = ([side[policy][0] for side in sides] for policy in (above, below))
+    return crossings(rates, slower, faster)[0][0]

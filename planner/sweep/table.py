@@ -1,10 +1,10 @@
-"""Rows of a sweep as a table: columns, units, and what says where they come from."""
+"""The table of a sweep: columns, units and provenance."""
 
 from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -16,7 +16,7 @@ from planner.sweep.study import Study
 from sim.files import VERSION
 
 POINT, ERROR = "point", "error"
-"""Number of a point in its study, and why it has no answer; empty where it has one."""
+"""Columns: a point's number in its study, and why it failed (empty where it did not)."""
 
 PROVENANCE = ("kvoverlap_version", "study_sha256")
 METADATA_KEY = b"kvoverlap"
@@ -27,25 +27,17 @@ _TYPES = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_
 
 def schema(study: Study) -> pa.Schema:
     """Columns of a study's rows: the point, its inputs in SI units, outputs, error, provenance."""
-    knobs = SCENARIOS[study.scenario]
-    known = {**study.fixed, **{key: axis[0] for key, axis in (*_axes(study),)}}
-    inputs = [
-        pa.field(key, _TYPES[type(known[key])], metadata={"unit": knobs[key].unit})
-        for key in study.inputs
-    ]
+    known = {**study.fixed, **{key: axis[0] for key, axis in study.varied.items()}}
+    units = {key: {"unit": one.unit} for key, one in SCENARIOS[study.scenario].items()}
+    inputs = [pa.field(key, _TYPES[type(known[key])], metadata=units[key]) for key in study.inputs]
     outputs = [pa.field(key, _TYPES[kind]) for key, kind in OUTPUTS[study.scenario].items()]
     texts = [pa.field(name, pa.string()) for name in (ERROR, *PROVENANCE)]
     return pa.schema([pa.field(POINT, pa.int64()), *inputs, *outputs, *texts])
 
 
-def _axes(study: Study) -> Iterable[tuple[str, Sequence[Any]]]:
-    return (*study.grid.items(), *study.zipped.items())
-
-
 def encode(columns: pa.Schema, rows: Sequence[Mapping[str, Any]]) -> bytes:
     """Rows as a Parquet file."""
-    table = pa.Table.from_pylist(rows, schema=columns)
-    return to_bytes(table)
+    return to_bytes(pa.Table.from_pylist(rows, schema=columns))
 
 
 def to_bytes(table: pa.Table) -> bytes:
@@ -55,7 +47,7 @@ def to_bytes(table: pa.Table) -> bytes:
 
 
 def with_provenance(table: pa.Table, study: Study) -> pa.Table:
-    """The whole table, saying what was asked and who answered."""
+    """The table with the study and the program's version in its metadata."""
     content = {
         "kind": "sweep",
         "kvoverlap_version": VERSION,
@@ -72,7 +64,7 @@ def with_provenance(table: pa.Table, study: Study) -> pa.Table:
 
 
 def provenance(columns: pa.Schema) -> dict[str, Any] | None:
-    """What a sweep's table says of itself; None where it is no such table."""
+    """Metadata of a sweep's table, or None where the table has none."""
     text = (columns.metadata or {}).get(METADATA_KEY)
     try:
         content = None if text is None else json.loads(text)

@@ -1,4 +1,4 @@
-"""Where batches are answered: in this process, in several, or on a Dask cluster."""
+"""Executors of batches: this process, several local processes, or a Dask cluster."""
 
 from __future__ import annotations
 
@@ -9,41 +9,40 @@ from collections.abc import Callable, Iterator
 from functools import cache
 from importlib.util import find_spec
 from itertools import islice
-from typing import Any
 
-from planner.sweep.batch import Batch, answer_batch
-from sim.errors import BadInput, KvOverlapError, SweepStopped
+from planner.sweep.batch import Batch, batch_rows
+from sim.errors import BadInput, SweepStopped
 
-Answered = tuple[Batch, bytes]
-Executor = Callable[[Iterator[Batch]], Iterator[Answered]]
-"""Answers batches in any order, each once; takes the next only when there is somebody to do it."""
+BatchRows = tuple[Batch, bytes]
+Executor = Callable[[Iterator[Batch]], Iterator[BatchRows]]
+"""Computes batches in any order, each once, and draws the next one only when a worker is free."""
 
 AHEAD = 2
-"""Batches that are on their way to each worker beside the one it answers."""
+"""Batches queued for each worker in addition to the one that it computes."""
 
 ORPHAN_S = 0.5
-"""How long a process goes on after the one that asked it was killed."""
+"""Interval at which a worker process checks that its parent is alive."""
 
 CONNECT_S = 10.0
-"""How long a Dask scheduler may take to answer."""
+"""Time limit for the connection to a Dask scheduler."""
 
 EXECUTORS = ("local", "dask")
 
 
-def _answered(batch: Batch) -> Answered:
-    return batch, answer_batch(batch)
+def _rows_of(batch: Batch) -> BatchRows:
+    return batch, batch_rows(batch)
 
 
-def _answered_for(asker: int, batch: Batch) -> Answered:
-    """As `_answered`, in a process that ends soon after the one that asks was killed."""
-    _follow(asker)
-    return _answered(batch)
+def _rows_for(parent: int, batch: Batch) -> BatchRows:
+    """As `_rows_of`, in a process that ends soon after its parent was killed."""
+    _end_with(parent)
+    return _rows_of(batch)
 
 
 @cache
-def _follow(asker: int) -> None:
+def _end_with(parent: int) -> None:
     def watch() -> None:
-        while os.getppid() == asker:
+        while os.getppid() == parent:
             time.sleep(ORPHAN_S)
         os._exit(1)
 
@@ -51,15 +50,15 @@ def _follow(asker: int) -> None:
 
 
 def local(jobs: int) -> Executor:
-    """Processes of this machine.
+    """An executor of local processes.
 
     Raises:
-        SweepStopped: one of them died, for want of memory perhaps.
+        SweepStopped: a process died, for example because memory ran out.
     """
 
-    def run(batches: Iterator[Batch]) -> Iterator[Answered]:
+    def run(batches: Iterator[Batch]) -> Iterator[BatchRows]:
         if jobs == 1:
-            yield from map(_answered, batches)
+            yield from map(_rows_of, batches)
             return
         from joblib import Parallel, delayed
         from joblib.externals.loky.process_executor import TerminatedWorkerError
@@ -72,8 +71,7 @@ def local(jobs: int) -> Executor:
             pre_dispatch=(1 + AHEAD) * jobs,
         )
         try:
-            asked = delayed(_answered_for)
-            yield from parallel(asked(os.getpid(), batch) for batch in batches)
+            yield from parallel(delayed(_rows_for)(os.getpid(), batch) for batch in batches)
         except TerminatedWorkerError as error:
             raise _stopped(str(error).partition("\n")[0]) from None
 
@@ -81,13 +79,13 @@ def local(jobs: int) -> Executor:
 
 
 def dask(address: str) -> Executor:
-    """A Dask cluster, whose workers have the same version of this program.
+    """An executor of a Dask cluster, whose workers have the same version of this program.
 
-    A batch whose worker dies goes to another one; its rows are kept once, when they arrive.
+    Dask sends a batch whose worker dies to another worker.
 
     Raises:
-        BadInput: Dask is not installed, or there is no scheduler at the address.
-        SweepStopped: a batch took several workers with it.
+        BadInput: Dask is not installed, or no scheduler answers at the address.
+        SweepStopped: several workers died in the same batch.
     """
     if find_spec("distributed") is None:
         raise BadInput(
@@ -95,7 +93,7 @@ def dask(address: str) -> Executor:
             "pip install 'kvoverlap[sweep,distributed]'."
         )
 
-    def run(batches: Iterator[Batch]) -> Iterator[Answered]:
+    def run(batches: Iterator[Batch]) -> Iterator[BatchRows]:
         from distributed import Client, as_completed
         from distributed.scheduler import KilledWorker
 
@@ -106,24 +104,21 @@ def dask(address: str) -> Executor:
                 f"--address(={address}): no Dask scheduler answers there ({error})."
             ) from None
         with client:
-            first = list(islice(batches, (1 + AHEAD) * max(1, _threads(client))))
-            futures = [client.submit(_answered, batch, pure=False) for batch in first]
+            workers = max(1, sum(client.nthreads().values()))
+            first = list(islice(batches, (1 + AHEAD) * workers))
+            futures = [client.submit(_rows_of, batch, pure=False) for batch in first]
             running = as_completed(futures, loop=client.loop)
             try:
                 for future in running:
                     yield future.result()
                     future.release()
                     for batch in islice(batches, 1):
-                        running.add(client.submit(_answered, batch, pure=False))
+                        running.add(client.submit(_rows_of, batch, pure=False))
             except KilledWorker as error:
                 raise _stopped(str(error).partition("\n")[0]) from None
 
     return run
 
 
-def _threads(client: Any) -> int:
-    return sum(client.nthreads().values())
-
-
-def _stopped(why: str) -> KvOverlapError:
-    return SweepStopped(f"workers died ({why}); finished points are kept, go on with --resume.")
+def _stopped(why: str) -> SweepStopped:
+    return SweepStopped(f"workers died ({why}); continue the finished points with --resume.")

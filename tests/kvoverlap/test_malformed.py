@@ -146,6 +146,6 @@ def test_the_command_prints_the_sentence_and_no_traceback(tmp_path, capsys, argu
     assert main([one.format(path) for one in arguments]) == 2
     stderr = capsys.readouterr().err
     assert stderr.startswith(
-        f"error: {path}: grid: knob of scenario 'decode', 'batches' is unknown"
+        f"error: {path}: grid: input of scenario 'decode', 'batches' is unknown"
     )
     assert "Traceback" not in stderr

@@ -1,4 +1,4 @@
-"""A sweep that is killed in its middle, on this machine or on a cluster, and its whole table."""
+"""A sweep that is killed while it runs, locally or on a cluster, still gives the same table."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from studies import SMALL, toml
 
-from planner.sweep import Parts, Study, dask, local, run_sweep
+from planner.sweep import Checkpoints, Study, dask, local, run_sweep
 from sim.errors import BadInput
 
 MANY = {
@@ -36,24 +36,25 @@ def whole(tmp_path_factory):
     ).table
 
 
-def test_killed_and_resumed_gives_the_same_table_row_for_row(whole, tmp_path):
+def test_a_killed_and_resumed_sweep_gives_the_same_table(whole, tmp_path, call):
     study, output = tmp_path / "study.toml", tmp_path / "out.parquet"
     study.write_text(toml(MANY))
     root = Path(__file__).resolve().parents[2]
-    command = [sys.executable, "-m", "kvoverlap.cli.main", "sweep", str(study), "-o", str(output)]
-    there = {**os.environ, "PYTHONPATH": str(root)}
-    running = subprocess.Popen([*command, "--jobs", "2"], env=there, stderr=subprocess.PIPE)
-    parts = Parts(Study.of(MANY), output)
-    wait_until(lambda: len(list(parts.folder.glob("part-*.parquet"))) >= 3)
+    arguments = ["sweep", str(study), "-o", str(output)]
+    command = [sys.executable, "-m", "kvoverlap.cli.main", *arguments, "--jobs", "2"]
+    environment = {**os.environ, "PYTHONPATH": str(root)}
+    running = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE)
+    checkpoints = Checkpoints(Study.of(MANY), output)
+    wait_until(lambda: len(list(checkpoints.folder.glob("part-*.parquet"))) >= 3)
     running.send_signal(signal.SIGKILL)
     running.communicate()
-    kept = len(parts.done())
-    assert 0 < kept < whole.num_rows
+    finished = len(checkpoints.done())
+    assert 0 < finished < whole.num_rows
     assert not output.exists()
-    done = subprocess.run([*command, "--resume", "--jobs", "1"], env=there, capture_output=True)
-    assert done.returncode == 0, done.stderr
+    status, stdout, stderr = call(*arguments, "--resume", "--jobs", "1")
+    assert status == 0, stderr
     assert pq.read_table(output).equals(whole)
-    assert f"{whole.num_rows - kept:,} of them answered now" in done.stdout.decode()
+    assert f"{whole.num_rows - finished:,} of them answered now" in stdout
 
 
 def wait_until(holds) -> None:
@@ -63,11 +64,11 @@ def wait_until(holds) -> None:
         time.sleep(0.005)
 
 
-@pytest.mark.filterwarnings("default")  # what a dying worker's sockets warn of is not ours
-def test_a_cluster_that_loses_a_worker_loses_and_doubles_no_point(whole, tmp_path, monkeypatch):
+@pytest.mark.filterwarnings("default")  # a dying worker's sockets warn
+def test_a_cluster_that_loses_a_worker_computes_each_point_once(whole, tmp_path, monkeypatch):
     from distributed import LocalCluster
 
-    # Workers run the main module again, and a test of pages leaves a page in its place.
+    # Workers import the main module, which a test of dashboard pages replaces by a page.
     monkeypatch.setitem(sys.modules, "__main__", ModuleType("__main__"))
     study = Study.of(MANY)
     with LocalCluster(
@@ -86,7 +87,7 @@ def test_a_cluster_that_loses_a_worker_loses_and_doubles_no_point(whole, tmp_pat
     assert swept.table.equals(whole)
 
 
-def test_a_scheduler_that_is_not_there_is_named(tmp_path, monkeypatch):
+def test_an_unreachable_scheduler_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr("planner.sweep.workers.CONNECT_S", 0.2)
     with pytest.raises(BadInput, match=r"--address\(=tcp://127.0.0.1:9\): no Dask scheduler"):
         run_sweep(Study.of(SMALL), tmp_path / "x.parquet", dask("tcp://127.0.0.1:9"), 1)

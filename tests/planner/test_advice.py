@@ -13,11 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from planner import make_plan
-from planner.advice import Evidence, Stretch, advise, conclusions
+from planner.advice import Evidence, Interval, advise, conclusions
 from planner.advice.decoding import DecodeJob, Ways, best_step, by_context
 from planner.advice.reuse import reuse
 from planner.advice.runtime_settings import Held, hints
-from planner.crossovers import BOUNDARY_FRAC, largest, stretches
+from planner.crossovers import BOUNDARY_FRAC, intervals, largest
 from planner.restore import RestorePlanner
 from sim.catalog import DATA, find_hardware, find_model
 from sim.errors import BadInput, DoesNotFit
@@ -47,7 +47,7 @@ def test_stretches_lie_where_the_verdict_changes():
         asked.append(tokens)
         return steep(100, 5000)(tokens)
 
-    first, second, third = stretches(verdict, 16, 20_000)
+    first, second, third = intervals(verdict, 16, 20_000)
     assert (first.first_tokens, third.last_tokens) == (16, 20_000)
     assert [one.verdict for one in (first, second, third)] == ["v0", "v1", "v2"]
     assert second.first_tokens == 100
@@ -58,7 +58,7 @@ def test_stretches_lie_where_the_verdict_changes():
 @given(st.integers(1, 50), st.integers(0, 5000), st.sets(st.integers(1, 6000), max_size=3))
 @examples(200)
 def test_stretches_cover_every_length_once(least, more, edges):
-    found = stretches(steep(*edges), least, least + more)
+    found = intervals(steep(*edges), least, least + more)
     lengths = [t for one in found for t in range(one.first_tokens, one.last_tokens + 1)]
     assert lengths == list(range(least, least + more + 1))
     assert all(one.verdict == steep(*edges)(one.first_tokens) for one in found)
@@ -67,7 +67,7 @@ def test_stretches_cover_every_length_once(least, more, edges):
 @given(st.integers(2, 6000))
 @examples(100)
 def test_a_single_boundary_is_never_missed(edge):
-    below, above = stretches(steep(edge), 1, 6000)
+    below, above = intervals(steep(edge), 1, 6000)
     assert (below.verdict, above.verdict) == ("v0", "v1")
     assert 0 <= above.first_tokens - edge <= max(1, edge * BOUNDARY_FRAC)
 
@@ -122,7 +122,7 @@ def test_the_crossover_is_where_solving_each_length_finds_it():
 def test_grouped_queries_are_loaded_at_every_length():
     model = tiny_model(max_positions=400, **GQA)
     found = by_context(DecodeJob(model, machine(h2d=1e6), 4, 200))
-    assert found == (Stretch(16, 399, "load"),)
+    assert found == (Interval(16, 399, "load"),)
 
 
 def test_what_fits_gpu_memory_is_kept_there():

@@ -61,11 +61,11 @@ def test_identity_is_that_of_questions_not_of_titles():
     [
         ({"gird": {}}, "key 'gird' is unknown; did you mean 'grid'?"),
         ({"scenario": "prefill"}, "scenario(='prefill') must be one of decode, restore."),
-        ({"grid": {"polciy": ["lp"]}}, "grid: knob of scenario 'decode', 'polciy' is unknown; did"),
+        ({"grid": {"polciy": ["lp"]}}, "input of scenario 'decode', 'polciy' is unknown; did"),
         ({"grid": {"policy": []}}, "grid.policy is an empty list"),
         ({"grid": {"policy": "lp"}}, "grid.policy(='lp') must be a list"),
         ({"grid": {"policy": ["best"]}}, "grid.policy: policy 'best' is unknown"),
-        ({"grid": {"policy": ["lp", "lp"]}}, "grid.policy holds 'lp' twice"),
+        ({"grid": {"policy": ["lp", "lp"]}}, "grid.policy has 'lp' twice"),
         ({"grid": {"prompt": [64]}}, "grid.prompt is set by [fixed] too"),
         ({"grid": {"model": ["opt"]}}, "grid.model is set by [fixed] too"),
         ({"zip": {"batch": [1, 2], "gen": [1]}}, "zip.batch has 2, zip.gen has 1"),
@@ -91,7 +91,7 @@ def test_what_is_wrong_is_one_sentence_that_names_the_key(change, sentence):
 
 def test_values_that_cannot_be_compared_name_the_filter():
     study = Study.of({**SMALL, "where": {"a": "policy > batch"}})
-    with pytest.raises(BadInput, match=r"where.a\(='policy > batch'\) cannot be worked out"):
+    with pytest.raises(BadInput, match=r"where.a\(='policy > batch'\) cannot be evaluated"):
         list(study.points())
 
 
@@ -114,7 +114,7 @@ def test_a_file_that_is_not_toml(tmp_path):
         Study.load(path)
 
 
-def test_restores_have_knobs_of_their_own():
+def test_restores_have_their_own_inputs():
     study = Study.of(RESTORE)
     first = dict(zip(study.inputs, next(study.points()), strict=True))
     assert (first["tier"], first["chunk"], first["kv_bits"]) == ("1GB/s", 512, 16)

@@ -1,4 +1,4 @@
-"""Sweeps: rows as the planner answers, parts that a stop leaves whole, and short findings."""
+"""Sweeps: rows that equal plans, checkpoints that survive a stop, and summaries."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from studies import RESTORE, SMALL, toml
 
 from planner import make_plan
 from planner.restore import behind_link, make_restore_plan
-from planner.sweep import Parts, Study, findings, local, run_sweep
-from planner.sweep.batch import Batch, answer_batch
+from planner.sweep import Checkpoints, Study, local, run_sweep, summarize
+from planner.sweep.batch import Batch, batch_rows
 from planner.sweep.rows import decode_row
 from planner.sweep.table import provenance
 from sim.catalog import DATA, find_hardware, find_model
@@ -32,7 +32,7 @@ def table(tmp_path_factory):
     return swept(SMALL, tmp_path_factory.mktemp("small"))
 
 
-def test_a_row_is_what_plan_answers(table):
+def test_a_row_equals_the_plan(table):
     for row in table.to_pylist():
         hardware = with_rate(find_hardware("kvpr-a100"), "link.bandwidth", row["link.bandwidth"])
         job = Workload(row["batch"], row["prompt"], row["gen"])
@@ -50,7 +50,7 @@ def test_a_row_is_what_plan_answers(table):
             assert row["lower_bound_s"] <= row["makespan_s"] * (1 + 1e-9)
 
 
-def test_memory_to_keep_things_in_is_the_lps():
+def test_residency_is_solved_by_the_lp():
     job = {"prompt": 256, "batch": 8, "gen": 1, "n_batches": 1, "gpus": 1, "kv_bits": 16}
     setting = {"model": "opt-1.3b", "hardware": "kvpr-a100", "policy": "lp", "schedule": "row"}
     values = {**job, **setting, "gpu_memory": 2.9e9}
@@ -62,7 +62,7 @@ def test_memory_to_keep_things_in_is_the_lps():
     assert row["makespan_s"] == pytest.approx(plan.makespan_s)
 
 
-def test_a_restores_row_is_what_restore_answers(tmp_path):
+def test_a_restore_row_equals_the_restore_plan(tmp_path):
     for row in swept(RESTORE, tmp_path).to_pylist():
         hardware = behind_link(find_hardware("a100-80g"), float(row["tier"][:1]) * 1e9)
         request = RestoreRequest(prompt_tokens=4096, cached_tokens=4095, tier="net")
@@ -72,7 +72,7 @@ def test_a_restores_row_is_what_restore_answers(tmp_path):
         assert row["computed_tokens"] + row["projected_tokens"] + row["loaded_tokens"] == 4096
 
 
-def test_a_point_without_an_answer_has_an_error_and_the_others_go_on(tmp_path):
+def test_a_failed_point_has_an_error_and_the_others_have_outputs(tmp_path):
     content = {**SMALL, "grid": {"prompt": [64, 4096], "model.n_kv_heads": [12, 5]}}
     content["fixed"] = {**SMALL["fixed"], "policy": "load-all"}
     del content["fixed"]["prompt"]
@@ -84,7 +84,7 @@ def test_a_point_without_an_answer_has_an_error_and_the_others_go_on(tmp_path):
     assert {row["makespan_s"] is None for row in rows if row["error"]} == {True}
 
 
-def test_the_table_says_what_was_asked(table):
+def test_the_table_has_its_study_in_its_metadata(table):
     said = provenance(table.schema)
     assert said["study_sha256"] == Study.of(SMALL).sha256
     assert said["zip"] == {"batch": [2, 8], "gen": [1, 2]}
@@ -92,15 +92,15 @@ def test_the_table_says_what_was_asked(table):
     assert table.schema.field("link.bandwidth").metadata == {b"unit": b"bytes/s"}
 
 
-def test_what_is_finished_is_not_done_again(table, tmp_path):
+def test_finished_points_are_not_computed_again(table, tmp_path):
     study = Study.of(SMALL)
-    parts = Parts(study, tmp_path / "out.parquet")
+    parts = Checkpoints(study, tmp_path / "out.parquet")
     parts.begin(resume=False)
     points = list(study.points())
     for first, last in ((0, 2), (5, 5)):
         setting = (study.scenario, study.inputs, parts.columns, study.sha256)
         batch = Batch(*setting, first, points[first : last + 1])
-        parts.save(first, last, answer_batch(batch))
+        parts.save(first, last, batch_rows(batch))
     (parts.folder / ".part-000000003-000000004.parquet.tmp").write_bytes(b"half")
     with pytest.raises(BadInput, match="add --resume"):
         run_sweep(study, parts.output, local(1), 1)
@@ -113,32 +113,32 @@ def test_what_is_finished_is_not_done_again(table, tmp_path):
     assert (again.answered, again.table.equals(table)) == (0, True)
 
 
-def test_parts_of_another_study_are_not_mixed_in(tmp_path):
-    Parts(Study.of(SMALL), tmp_path / "out.parquet").begin(resume=False)
+def test_checkpoints_of_another_study_are_refused(tmp_path):
+    Checkpoints(Study.of(SMALL), tmp_path / "out.parquet").begin(resume=False)
     other = Study.of({**SMALL, "zip": {"batch": [3]}})
-    with pytest.raises(Mismatch, match="begun with another study"):
+    with pytest.raises(Mismatch, match="belongs to another study"):
         run_sweep(other, tmp_path / "out.parquet", local(1), 1, resume=True)
 
 
-def test_a_part_that_is_missing_or_there_twice_is_noticed(tmp_path):
+def test_overlapping_parts_are_refused(tmp_path):
     study = Study.of(SMALL)
-    parts = Parts(study, tmp_path / "out.parquet")
+    parts = Checkpoints(study, tmp_path / "out.parquet")
     parts.begin(resume=False)
     batch = Batch("decode", study.inputs, parts.columns, study.sha256, 0, list(study.points()))
-    parts.save(0, 7, answer_batch(batch))
-    parts.save(0, 3, answer_batch(batch))
+    parts.save(0, 7, batch_rows(batch))
+    parts.save(0, 3, batch_rows(batch))
     with pytest.raises(Mismatch, match="not the 8 points"):
         parts.merge(8)
 
 
-def test_a_worker_of_another_version_does_not_answer():
+def test_a_worker_of_another_version_refuses_a_batch():
     study = Study.of(SMALL)
     batch = Batch("decode", study.inputs, pa.schema([]), study.sha256, 0, [], version="0.0.1")
     with pytest.raises(Mismatch, match="worker runs kvoverlap"):
-        answer_batch(batch)
+        batch_rows(batch)
 
 
-def test_findings_name_the_best_point_and_where_the_link_turns(tmp_path):
+def test_the_summary_has_the_best_point_and_the_crossover(tmp_path):
     content = {
         "fixed": {"model": "opt-6.7b", "hardware": "kvpr-a100", "prompt": 512, "batch": 8},
         "grid": {
@@ -148,7 +148,7 @@ def test_findings_name_the_best_point_and_where_the_link_turns(tmp_path):
     }
     study = Study.of(content)
     table = swept(content, tmp_path)
-    found = findings(study, table)
+    found = summarize(study, table)
     assert found.errors == {}
     assert (found.best["policy"], found.best["link.bandwidth"]) == ("lp", 160e9)
     (turn,) = found.crossovers
@@ -165,20 +165,20 @@ def test_findings_name_the_best_point_and_where_the_link_turns(tmp_path):
 @pytest.mark.parametrize(
     "path", sorted((DATA / "studies").glob("*.toml")), ids=lambda one: one.stem
 )
-def test_shipped_studies_have_answers(path, tmp_path):
+def test_points_of_shipped_studies_have_no_errors(path, tmp_path):
     study = Study.load(path)
     points = list(study.points())
     chosen = sorted({len(points) * at // 5 for at in range(5)})
-    parts = Parts(study, tmp_path / "out.parquet")
+    parts = Checkpoints(study, tmp_path / "out.parquet")
     for at in chosen:
         setting = (study.scenario, study.inputs, parts.columns, study.sha256)
-        row = pq.read_table(pa.BufferReader(answer_batch(Batch(*setting, at, [points[at]]))))
+        row = pq.read_table(pa.BufferReader(batch_rows(Batch(*setting, at, [points[at]]))))
         assert row.column("error").to_pylist() == [""]
     assert study.title
     assert 10 <= len(points) <= 1000
 
 
-def test_the_verb_plans_a_sweep_runs_it_and_sums_it_up(call, tmp_path):
+def test_the_verb_estimates_runs_and_resumes_a_sweep(call, tmp_path):
     study, output = tmp_path / "study.toml", tmp_path / "out.parquet"
     study.write_text(toml(SMALL))
     status, stdout, _ = call("sweep", study, "--dry-run", "--json")
@@ -205,7 +205,7 @@ def test_the_verb_plans_a_sweep_runs_it_and_sums_it_up(call, tmp_path):
         (["pcie-crossover", "-o", "x", "--jobs", "0"], "--jobs(=0) must be a whole number"),
     ],
 )
-def test_wrong_options_are_told_in_a_sentence(call, arguments, sentence):
+def test_a_wrong_option_is_one_sentence(call, arguments, sentence):
     status, _, stderr = call("sweep", *arguments)
     assert status == 2
     assert sentence in stderr

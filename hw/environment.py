@@ -1,4 +1,4 @@
-"""The machine that a measurement was made on: host, GPU, clocks, link and attention backend."""
+"""Description of the machine of a measurement: host, GPU, clocks, link, attention backends."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ NVML_STATE: dict[str, Callable[[ModuleType, Any], Any]] = {
 
 
 def host_memory_bytes() -> int:
-    """Host memory that can be used without swapping or breaking a container's limit."""
+    """Host memory that is free within the container's limit, in bytes."""
     available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     meminfo = Path("/proc/meminfo")
     if meminfo.is_file():

@@ -150,5 +150,5 @@ def _replanned(
     ran = executor.run(trace, moving)
     executor.check()
     last = RestoreSplit.even(plan.model, moving.meeting)
-    timeline = moving.retold(ran, split_graph(plan.model, plan.workload, last))
-    return timeline.makespan_s, [asdict(move) for move in moving.moves]
+    timeline = moving.on_final_graph(ran, split_graph(plan.model, plan.workload, last))
+    return timeline.makespan_s, [asdict(move) for move in moving.changes]

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from hw.backends import Backend, Memory
     from hw.cache.reference import ResidentDecode
     from hw.model.weights import Weights
-    from hw.run.other_systems import Agreement, Decode, Peer
+    from hw.run.other_systems import Agreement, DecodeTime, DecodingSystem
 
 
 def measure_other_systems(
@@ -145,10 +145,10 @@ class System:
 
     name: str
     what: str
-    decoder: Peer | None = None
+    decoder: DecodingSystem | None = None
     not_run: str | None = None
     foreign: bool = False
-    runs: list[Decode] = field(default_factory=list)
+    runs: list[DecodeTime] = field(default_factory=list)
     agreements: list[Agreement] = field(default_factory=list)
 
     def run(self, reference: ResidentDecode | None, counted: bool) -> None:
@@ -227,10 +227,10 @@ def spare_memory(graphs: Sequence[TaskGraph], backend: Backend) -> Memory:
 
 def our_systems(predicted: dict[str, Timeline], prepared: PreparedDecode) -> list[System]:
     """Our plans, simulated, each ready to decode."""
-    from hw.run.other_systems import PlanPeer
+    from hw.run.other_systems import PlanSystem
 
     return [
-        System(policy, PLANS[policy], PlanPeer(prepared.executor(timeline)))
+        System(policy, PLANS[policy], PlanSystem(prepared.executor(timeline)))
         for policy, timeline in predicted.items()
     ]
 
@@ -240,7 +240,7 @@ def transformers_systems(
 ) -> list[System]:
     """`transformers` with its cache on the device and offloaded, as far as they can run."""
     from hw.model.transformers_model import transformers_model, transformers_problem
-    from hw.run.other_systems import TransformersPeer
+    from hw.run.other_systems import TransformersSystem
 
     problem = transformers_problem() or _window_problem(weights.model, job)
     name = "transformers" if problem else f"transformers {version('transformers')}"
@@ -264,7 +264,9 @@ def transformers_systems(
             system.not_run = "needs CUDA"
         system.not_run = system.not_run or why_not_fitting(weights.model, job, spare, offloading)
         if system.not_run is None:
-            system.decoder = TransformersPeer(built, weights.model, job, cache, backend, offloading)
+            system.decoder = TransformersSystem(
+                built, weights.model, job, cache, backend, offloading
+            )
     return systems
 
 

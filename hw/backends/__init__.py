@@ -1,4 +1,4 @@
-"""Devices by name: one file per backend behind one protocol."""
+"""Devices by name; each backend is one file behind one protocol."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ __all__ = ["DEVICES", "Backend", "Handle", "Memory", "open_backend", "resolve_de
 
 
 def resolve_device(device: str) -> str:
-    """`cpu` or `cuda`; `auto` is `cuda` where there is a CUDA device.
+    """The device to use: `cpu` or `cuda`; `auto` prefers `cuda`.
 
     Raises:
-        UnknownName: not a device we have.
+        UnknownName: no such device.
         DeviceUnavailable: `cuda` on a machine or torch build without CUDA.
     """
     from hw.backends.cuda import cuda_available
@@ -38,13 +38,13 @@ def open_backend(
     link_bytes_per_s: float | None = None,
     tier_bytes_per_s: Mapping[str, float] | None = None,
 ) -> Backend:
-    """Open a device for running tasks; use it as a context manager.
+    """An open device that runs tasks; use it as a context manager.
 
     Args:
         device: `auto`, `cpu` or `cuda`.
-        link_bytes_per_s: pace of the emulated link of `cpu`; None copies at memory speed. A CUDA
-            device has a real link and ignores it.
-        tier_bytes_per_s: pace of the lanes behind host memory that are emulated.
+        link_bytes_per_s: pace of the emulated link of `cpu`; None copies at memory speed. `cuda`
+            ignores it, because its link is real.
+        tier_bytes_per_s: pace of the emulated lanes behind host memory.
     """
     if resolve_device(device) == "cuda":
         from hw.backends.cuda import CudaBackend

@@ -1,4 +1,4 @@
-"""What the executor and the profiler need of a device."""
+"""The device protocol that the executor and the profiler use."""
 
 from __future__ import annotations
 
@@ -16,34 +16,38 @@ from sim.errors import DeviceUnavailable
 from sim.machine.availability import ALWAYS, Availability
 
 ASK_AGAIN_S = 5e-4
-"""Pause before work that could not be resolved is asked again."""
+"""Pause before `resolve` is called again after it returned None."""
 
 FINISH_TIMEOUT_S = 300.0
-"""A run whose work has not ended by then is given up: its device or one of its lanes hangs."""
+"""Longest wait for the work of a run; after it the device counts as hanging."""
 
 JOIN_TIMEOUT_S = 10.0
-"""How long a closing backend waits for a lane's thread, which hangs if its work does."""
+"""Longest wait for the thread of each lane when a backend closes."""
 
 Handle = Any
-"""The start and end of one piece of launched work; only the backend that made it looks inside."""
+"""Start and end of one launched work item; only the backend that made it reads it."""
+
+Work = Callable[[], object]
+Resolve = Callable[[], bool | None]
+Done = Callable[[float], object]
 
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """Bytes a job may use."""
+    """Device and host memory that a job can use, in bytes."""
 
     device_bytes: int
     host_bytes: int
 
 
 def wait_for(done: threading.Event, until_s: float, lane: str) -> None:
-    """Wait for the end of one piece of work.
+    """Wait until one work item has ended.
 
     Args:
-        until_s: moment on `time.monotonic()` at which to give up.
+        until_s: deadline on the clock `time.monotonic()`.
 
     Raises:
-        DeviceUnavailable: it has not ended by then.
+        DeviceUnavailable: the deadline has passed.
     """
     if not done.wait(max(0.0, until_s - time.monotonic())):
         raise DeviceUnavailable(
@@ -53,9 +57,9 @@ def wait_for(done: threading.Event, until_s: float, lane: str) -> None:
 
 
 class Backend(Protocol):
-    """A device whose lanes run launched work first in, first out.
+    """A device whose lanes run launched work in FIFO order.
 
-    Work launched on different lanes runs at the same time unless `after` says otherwise.
+    Work on different lanes runs concurrently unless `after` orders it.
     """
 
     kind: str
@@ -68,78 +72,79 @@ class Backend(Protocol):
         """Uninitialised device memory."""
 
     def memory(self) -> Memory:
-        """Bytes free now."""
+        """Memory that is free now."""
 
     def begin(self, trace: Availability = ALWAYS, in_turn: bool = False, launches: int = 0) -> None:
-        """Start a run: time zero of the handles that follow.
+        """Start a run and set time zero of its handles.
 
         Args:
-            launches: kernels and copies of a sample whose time must not depend on the host; a
-                device holds its lanes until that many have been launched.
-            trace: how much of each lane there is over time; a device may have all of it only.
-            in_turn: work is handed to the device when its turn has come, and not before, so that
-                what it does can be resolved then.
+            trace: share of each lane that is available over time.
+            in_turn: launch each work item only when its dependencies and the earlier work of its
+                lane are done, so that `resolve` can decide then what it does.
+            launches: kernels and copies of a sample; the device holds its lanes until the host has
+                launched that many, so that the host does not slow the sample.
 
         Raises:
-            BadInput: this device cannot take away what the trace does.
+            BadInput: this device cannot reduce a lane as the trace asks.
         """
 
     def head_start_s(self) -> float:
-        """Seconds between `begin` and time zero, in which work can be launched but none runs."""
+        """Seconds between `begin` and time zero, in which work is queued but does not run."""
 
     def launch(
         self,
         lane: str,
-        work: Callable[[], object],
+        work: Work,
         after: Sequence[Handle] = (),
-        resolve: Callable[[], bool | None] | None = None,
-        done: Callable[[float], object] | None = None,
+        resolve: Resolve | None = None,
+        done: Done | None = None,
     ) -> Handle:
         """Queue `work` on `lane`, to start once `after` and all earlier work of the lane is done.
 
-        `work` enqueues device operations; it must not wait for the device. On lane `host` it is
-        work of the host's own, and this call may last until it is done.
+        `work` enqueues device operations and must not wait for the device. On lane `host` it runs
+        on the host, and this call can last until it is done.
 
         Args:
-            resolve: called when the turn of the work has come, in one step with noting its start:
-                of two works on any lanes the one that is resolved first starts first. Where it
-                returns False the work is left out and takes no time; where it returns None that is
-                not decided yet, and it is asked again. Only for runs in turn.
-            done: called with the seconds that it took when the work is done, before what waits for
-                it starts. Only for runs in turn.
+            resolve: called when the work can start, atomically with the recording of its start
+                time, so that claims have the order of the start times on all lanes. False skips
+                the work, which then takes no time. None means undecided: it is called again. Only
+                for runs in turn.
+            done: called with the duration in seconds when the work is done, before its dependents
+                start. Only for runs in turn.
         """
 
     def copy(self, destination: Tensor, source: Tensor, pageable: bool = False) -> None:
-        """Copy between host and device; to be called by work on a copy lane.
+        """Copy between host and device; called by work on a copy lane.
 
         Args:
-            pageable: the host side is not from `host_empty`; a device may make the host wait then.
+            pageable: the host tensor is not from `host_empty`; the copy can then block the host.
         """
 
-    def copy_all(self, parts: Sequence[tuple[Tensor, Tensor]]) -> None:
-        """Copies between host and device, destination first, as one transfer of the lane."""
+    def copy_all(self, copies: Sequence[tuple[Tensor, Tensor]]) -> None:
+        """Copy (destination, source) pairs between host and device as one transfer."""
 
     def transfer(self) -> Transfer:
-        """A transfer that work on a tier's lane makes within the host, and may have to pace."""
+        """A transfer within the host on a tier's lane, paced if the lane has a pace."""
 
     def finish(self) -> None:
-        """Wait until all launched work is done; raises what a piece of work raised.
+        """Wait until all launched work is done, and raise the exception of work that failed.
 
         Raises:
-            DeviceUnavailable: a lane has not ended its work within `FINISH_TIMEOUT_S`.
+            DeviceUnavailable: the work of a lane exceeds `FINISH_TIMEOUT_S`.
         """
 
     def times_s(self, handles: Sequence[Handle]) -> list[tuple[float, float]]:
         """Start and end of finished work, in seconds since `begin`."""
 
     def worked_s(self, handles: Sequence[Handle]) -> list[float]:
-        """Seconds for which each finished work had its device, less than it took where it shared.
+        """Seconds of processor time that each finished work item had.
 
-        A device that cannot tell says that it had it all the time.
+        It is less than the duration if the processor was shared, and equal to it on a device that
+        cannot measure sharing.
         """
 
     def environment(self) -> dict[str, Any]:
-        """What a reader needs to judge or repeat a measurement made here."""
+        """Hardware, versions and settings that a measurement depends on."""
 
     def __enter__(self) -> Self: ...
 

@@ -1,6 +1,6 @@
-"""This machine as a device: compute on one thread, links as paced byte copies on others.
+"""This machine as a device: compute on one thread, links as paced byte copies on other threads.
 
-Tensors, copies, overlap and waiting are real; only the speed of the link is chosen. It shows that
+Tensors, copies, overlap and waiting are real; the speed of the link is an input. A run shows that
 a plan computes the right numbers in the predicted order and time. It predicts nothing about PCIe.
 """
 
@@ -10,14 +10,23 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
 import torch
 from torch import Tensor
 
-from hw.backends.base import ASK_AGAIN_S, FINISH_TIMEOUT_S, JOIN_TIMEOUT_S, Memory, wait_for
+from hw.backends.base import (
+    ASK_AGAIN_S,
+    FINISH_TIMEOUT_S,
+    JOIN_TIMEOUT_S,
+    Done,
+    Memory,
+    Resolve,
+    Work,
+    wait_for,
+)
 from hw.backends.cpu_contention import CompetingLoad, check_competition
 from hw.backends.pacing import Pace, Transfer
 from hw.environment import host_environment, host_memory_bytes
@@ -26,7 +35,7 @@ from sim.lanes import COMPUTE, COPY_LANES, LANES, TIER_LANES
 from sim.machine.availability import ALWAYS, Availability
 
 CHUNK_BYTES = 512 * 1024
-"""Bytes copied at memory speed before the pace is kept by sleeping."""
+"""Bytes copied at memory speed between two sleeps of a paced copy."""
 
 
 @dataclass(slots=True)
@@ -38,17 +47,15 @@ class CpuHandle:
     worked_s: float = 0.0
 
 
-Settle = Callable[[], bool | None]
-Done = Callable[[float], object]
-Job = tuple[Callable[[], object], Sequence[CpuHandle], Settle | None, Done | None, CpuHandle]
+Job = tuple[Work, Sequence[CpuHandle], Resolve | None, Done | None, CpuHandle]
 
 
 class CpuBackend:
-    """Lanes are threads with a queue each.
+    """The CPU as a device; each lane is a thread with a queue.
 
     Args:
         link_bytes_per_s: pace of each copy direction; None copies as fast as memory allows.
-        tier_bytes_per_s: pace of the lanes behind host memory that have one.
+        tier_bytes_per_s: pace of the lanes behind host memory.
     """
 
     kind = "cpu"
@@ -65,7 +72,7 @@ class CpuBackend:
             self._rates |= dict.fromkeys(COPY_LANES, link_bytes_per_s)
         self._paces: dict[str, Pace] = {}
         self._resolving = threading.Lock()
-        self._mine = threading.local()
+        self._local = threading.local()
         self._queues: dict[str, queue.SimpleQueue[Job | None]] = {
             lane: queue.SimpleQueue() for lane in (*LANES, *TIER_LANES)
         }
@@ -73,7 +80,7 @@ class CpuBackend:
             threading.Thread(target=self._work, args=(lane, jobs), name=f"lane-{lane}", daemon=True)
             for lane, jobs in self._queues.items()
         ]
-        self._last: list[CpuHandle] = []
+        self._launched: list[CpuHandle] = []
         self._failure: BaseException | None = None
         self._competing: CompetingLoad | None = None
         self._zero_s = time.perf_counter()
@@ -87,7 +94,7 @@ class CpuBackend:
         return torch.empty(tuple(shape), dtype=dtype)
 
     def memory(self) -> Memory:
-        """Host memory, half for either side: both live in it."""
+        """Half of the free host memory for each side, since device and host share it."""
         half = host_memory_bytes() // 2
         return Memory(half, half)
 
@@ -97,7 +104,7 @@ class CpuBackend:
     def begin(
         self,
         trace: Availability = ALWAYS,
-        in_turn: bool = False,  # noqa: ARG002 - lanes always take their work in turn
+        in_turn: bool = False,  # noqa: ARG002 - lanes always run in turn
         launches: int = 0,  # noqa: ARG002 - lanes launch their own kernels
     ) -> None:
         if COMPUTE in trace.lanes:
@@ -108,7 +115,7 @@ class CpuBackend:
                     f"the trace changes lane {lane!r}, which has no pace of its own on this cpu "
                     "device; give the tier or link a rate."
                 )
-        self._last = []
+        self._launched = []
         self._failure = None
         self._paces = {
             lane: Pace(lane, rate, self._now_s, trace) for lane, rate in self._rates.items()
@@ -125,13 +132,13 @@ class CpuBackend:
     def launch(
         self,
         lane: str,
-        work: Callable[[], object],
+        work: Work,
         after: Sequence[CpuHandle] = (),
-        resolve: Settle | None = None,
+        resolve: Resolve | None = None,
         done: Done | None = None,
     ) -> CpuHandle:
         handle = CpuHandle(lane)
-        self._last.append(handle)
+        self._launched.append(handle)
         self._queues[lane].put((work, after, resolve, done, handle))
         return handle
 
@@ -143,25 +150,25 @@ class CpuBackend:
     ) -> None:
         self.copy_all([(destination, source)])
 
-    def copy_all(self, parts: Sequence[tuple[Tensor, Tensor]]) -> None:
+    def copy_all(self, copies: Sequence[tuple[Tensor, Tensor]]) -> None:
         transfer = self.transfer()
-        for destination, source in parts:
+        for destination, source in copies:
             if not transfer.paced:
                 destination.copy_(source)
                 continue
             into = destination.view(-1).view(torch.uint8)
             out_of = source.view(-1).view(torch.uint8)
             for first in range(0, into.numel(), CHUNK_BYTES):
-                part = slice(first, first + CHUNK_BYTES)
-                into[part].copy_(out_of[part])
-                transfer.passed(into[part].numel())
+                chunk = slice(first, first + CHUNK_BYTES)
+                into[chunk].copy_(out_of[chunk])
+                transfer.passed(into[chunk].numel())
 
     def transfer(self) -> Transfer:
-        return Transfer(self._paces.get(getattr(self._mine, "lane", "")))
+        return Transfer(self._paces.get(getattr(self._local, "lane", "")))
 
     def finish(self) -> None:
         until_s = time.monotonic() + FINISH_TIMEOUT_S
-        for handle in self._last:
+        for handle in self._launched:
             wait_for(handle.done, until_s, handle.lane)
         if self._competing is not None:
             self._competing.end()
@@ -190,10 +197,10 @@ class CpuBackend:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        """End the lanes.
+        """End the threads of the lanes.
 
         Raises:
-            DoesNotFit: memory ran out in the work done here.
+            DoesNotFit: the work ran out of memory.
         """
         for jobs in self._queues.values():
             jobs.put(None)
@@ -202,15 +209,15 @@ class CpuBackend:
         for failure in exc:
             if isinstance(failure, MemoryError) or "DefaultCPUAllocator" in str(failure):
                 raise DoesNotFit(
-                    "this cpu device ran out of memory at work: weights, both caches and "
+                    "this cpu device ran out of memory: weights, both caches and "
                     "activations share the host's; lower --batch or --prompt, or choose a smaller "
                     "model or --dtype."
                 ) from None
 
     def _work(self, lane: str, jobs: queue.SimpleQueue[Job | None]) -> None:
         torch.set_num_threads(1)
-        _keep_to_own_cores(lane)
-        self._mine.lane = lane
+        _set_core_affinity(lane)
+        self._local.lane = lane
         with torch.inference_mode():
             while (job := jobs.get()) is not None:
                 try:
@@ -223,16 +230,16 @@ class CpuBackend:
 
     def _run(
         self,
-        work: Callable[[], object],
+        work: Work,
         after: Sequence[CpuHandle],
-        resolve: Settle | None,
+        resolve: Resolve | None,
         done: Done | None,
         handle: CpuHandle,
     ) -> None:
-        """One piece of work, when its turn has come."""
+        """Run one work item after its dependencies."""
         for earlier in after:
             earlier.done.wait()
-        if not self._starts(handle, resolve):
+        if not self._resolves(handle, resolve):
             return
         worked_s = time.thread_time()
         work()
@@ -241,21 +248,21 @@ class CpuBackend:
         if done is not None:
             done(handle.end_s - handle.start_s)
 
-    def _starts(self, handle: CpuHandle, resolve: Settle | None) -> bool:
-        """Note the start of work whose turn has come; whether there is anything to do."""
+    def _resolves(self, handle: CpuHandle, resolve: Resolve | None) -> bool:
+        """Record the start of the work; returns whether it runs or is skipped."""
         while True:
             with self._resolving:
                 handle.start_s = handle.end_s = self._now_s()
-                goes = self._failure is None and (resolve is None or resolve())
-            if goes is not None:
-                return goes
+                runs = self._failure is None and (resolve is None or resolve())
+            if runs is not None:
+                return runs
             time.sleep(ASK_AGAIN_S)
 
 
-def _keep_to_own_cores(lane: str) -> None:
-    """Give the calling thread the last core if it computes, the others if it copies.
+def _set_core_affinity(lane: str) -> None:
+    """Pin the calling thread: compute to the last core, copies to the others.
 
-    A copy that lands on the compute core takes its caches with it, which no device does.
+    A copy on the compute core would evict its caches, which a copy engine of a GPU does not do.
     """
     if not hasattr(os, "sched_setaffinity"):
         return
@@ -265,5 +272,5 @@ def _keep_to_own_cores(lane: str) -> None:
 
 
 def compute_core() -> int:
-    """The core that the compute lane has: the last of this process."""
+    """Core of the compute lane: the last core that this process may use."""
     return max(os.sched_getaffinity(0))

@@ -1,8 +1,8 @@
-"""A load that takes part of one core away, as other work on a shared device would.
+"""A competing load on one core, which stands for other work on a shared device.
 
-Processes that do nothing but spin compete with the core's own thread under the system's fair
-scheduler. So many of equal weight leave it 1 / (1 + n) of the core; one of less weight (a higher
-nice value) makes up the rest. They are stopped and woken when the trace says.
+Spinning processes compete with the compute thread under Linux's fair scheduler. `n` of equal weight
+leave it 1 / (1 + n) of the core; one of lower weight (a higher nice value) sets the remainder.
+Signals stop and resume them at the times of the trace.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ while os.getppid() == parent:
 
 
 def competing_weights(frac: float) -> list[int]:
-    """Nice values of the processes that leave `frac` of a core to a thread of nice 0."""
+    """Nice values of spinning processes that leave `frac` of a core to a thread of nice 0."""
     others = (1 - frac) / frac
     whole, rest = divmod(others, 1.0)
     nices = [0] * int(whole)
@@ -48,23 +48,23 @@ def competing_weights(frac: float) -> list[int]:
 
 
 def check_competition(trace: Availability) -> None:
-    """Raise BadInput where a trace asks for what a competing load cannot do."""
+    """Raise BadInput if a competing load cannot produce the compute shares of the trace."""
     for step in trace.steps:
         frac = trace.at(step.start_s, COMPUTE)
         if not MIN_FRAC <= frac <= 1:
             raise BadInput(
                 f"compute(={frac:g}) at {step.start_s:g} s must be between {MIN_FRAC} and 1 on "
-                "the cpu device: a competing load takes part of a core, and never all of it."
+                "the cpu device: a competing load takes only a part of a core."
             )
     if not hasattr(os, "sched_setaffinity"):
-        raise BadInput("this system cannot keep a competing load to one core; leave compute out.")
+        raise BadInput("this system cannot pin a competing load to one core; leave compute out.")
 
 
 class CompetingLoad:
-    """Stopped processes for every fraction of a trace; `follow` wakes them when their time comes.
+    """Spinning processes for every share of a trace, stopped until `follow` resumes them.
 
     Args:
-        core: number of the core that the compute lane has.
+        core: number of the core of the compute lane.
     """
 
     def __init__(self, core: int, trace: Availability) -> None:
@@ -80,13 +80,13 @@ class CompetingLoad:
 
     @staticmethod
     def _stopped(core: int, nice: int) -> subprocess.Popen[bytes]:
-        words = [sys.executable, "-S", "-c", SPIN, str(core), str(nice), str(os.getpid())]
-        process = subprocess.Popen(words)  # noqa: S603 - our own words
+        command = [sys.executable, "-S", "-c", SPIN, str(core), str(nice), str(os.getpid())]
+        process = subprocess.Popen(command)  # noqa: S603 - no outside input
         os.waitpid(process.pid, os.WUNTRACED)
         return process
 
     def follow(self, zero_s: float) -> None:
-        """From now on follow the trace, whose time zero is `zero_s` of `perf_counter`."""
+        """Start to follow the trace; its time zero is `zero_s` on the clock `perf_counter`."""
         self._thread = threading.Thread(target=self._follow, args=(zero_s,), daemon=True)
         self._thread.start()
 
@@ -103,7 +103,7 @@ class CompetingLoad:
             spinning = wanted
 
     def end(self) -> None:
-        """End all of it."""
+        """Stop following and kill the processes."""
         self._ended.set()
         if self._thread is not None:
             self._thread.join()

@@ -1,16 +1,16 @@
 """An NVIDIA GPU: lanes are streams, dependencies are events, times are device times.
 
-Host memory of the copy lanes is pinned, nothing is synchronised while work is launched, and kernels
-take their temporaries from the compute stream's own pool. Every operation is timed by a pair of
-events on its own stream, the first recorded after the stream's waits so that it marks the start of
-the operation and not of the waiting.
+Host memory of the copy lanes is pinned. The host does not synchronise while it launches work.
+Kernels allocate temporaries from the pool of the compute stream. A pair of events on the stream of
+the lane times each operation; the first is recorded after the stream's waits, so that it marks the
+start of the operation and not of the waiting.
 
-Copies within the host are done by the thread that launches, after it has waited for what they wait
-for. Their events go to a stream that holds nothing else, so that each completes as soon as it is
-recorded: they too are read off the device's clock, a few microseconds late at either end.
+The launching thread itself does copies within the host, after it has waited for their
+dependencies. Their events go to a stream that holds nothing else, where an event completes as soon
+as it is recorded. So the device's clock times them too, a few microseconds late at either end.
 
-In a run in turn every lane has a thread that hands over one piece of work after another, each when
-what it waits for is done: only then can the host know who claims first.
+In a run in turn every lane has a thread that launches each work item when its dependencies are
+done. The host then knows which lane claims first.
 """
 
 from __future__ import annotations
@@ -34,7 +34,10 @@ from hw.backends.base import (
     ASK_AGAIN_S,
     FINISH_TIMEOUT_S,
     JOIN_TIMEOUT_S,
+    Done,
     Memory,
+    Resolve,
+    Work,
     wait_for,
 )
 from hw.backends.pacing import Pace, Transfer
@@ -57,7 +60,7 @@ class CudaHandle:
     """Events on the lane's stream.
 
     Args:
-        launched: of a run in turn: set once both events are recorded, or the work has failed.
+        launched: in a run in turn, set when both events are recorded or the work has failed.
     """
 
     lane: str
@@ -68,19 +71,18 @@ class CudaHandle:
 
 
 class _Pages(mmap.mmap):
-    """Anonymous pages; the tensor on them keeps them alive, and their end unlocks them."""
+    """Anonymous pages, owned by the tensor on them and unlocked when it is freed."""
 
 
 HOLD_CYCLES = 10_000_000
-"""Device cycles (about 5 ms) that every run is held for while the host already launches work.
+"""Device cycles (about 5 ms) of the hold at the start of a run, in which the host launches ahead.
 
-Without it short work would be timed at the speed of the host that launches it. It must end by
-itself: a launch queue holds about a thousand entries, and a host that waits for room in it while
-the device waits for the host would never return.
+Without it the host's launch rate would limit short kernels. The hold ends by itself: a launch queue
+has about a thousand entries, and a device that waited for a host with a full queue would deadlock.
 """
 
 LAUNCH_CYCLES = 80_000
-"""Device cycles (about 40 us) that a slow host needs for one launch."""
+"""Device cycles (about 40 us) of one launch on a slow host."""
 
 
 class CudaBackend:
@@ -105,27 +107,27 @@ class CudaBackend:
         self._in_turn = False
         self._queues: dict[str, queue.SimpleQueue[Callable[[], None] | None]] = {}
         self._threads: list[threading.Thread] = []
-        self._issued: list[CudaHandle] = []
+        self._launched: list[CudaHandle] = []
         self._failure: BaseException | None = None
         self._resolving = threading.Lock()
-        self._mine = threading.local()
+        self._local = threading.local()
         # cuDNN attention builds a plan for each new shape, which takes up to half a second.
         torch.backends.cuda.enable_cudnn_sdp(False)
 
     def host_empty(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-        """Pinned memory of exactly this size; torch's own rounds it up to a power of two.
+        """Pinned memory of exactly this size, where torch's own rounds up to a power of two.
 
-        The pages are private, so that the system can make them huge ones, and all threads of torch
-        write them once: pinning pages that are there already takes a third of the time.
+        Private pages can be huge pages. All threads of torch write them once first, because pinning
+        pages that are already mapped takes a third of the time.
 
         Raises:
-            DoesNotFit: the system will not lock that many pages.
+            DoesNotFit: the system refuses to lock that many pages.
         """
         n_bytes = prod(shape) * dtype.itemsize
         if n_bytes == 0:
             return torch.empty(tuple(shape), dtype=dtype, pin_memory=True)
         pages = _Pages(-1, n_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        with suppress(OSError):  # a kernel without huge pages takes small ones
+        with suppress(OSError):  # a kernel without huge pages uses small ones
             pages.madvise(mmap.MADV_HUGEPAGE)
         flat = torch.frombuffer(pages, dtype=dtype, count=prod(shape))
         flat.zero_()
@@ -140,7 +142,7 @@ class CudaBackend:
         return flat.view(tuple(shape))
 
     def _drain_error(self) -> None:
-        """Clear the error of a failed call, which the next kernel would report as its own."""
+        """Clear the error of a failed call, which the next kernel launch would report."""
         with suppress(RuntimeError):
             torch.empty(1, device=self.device).fill_(0.0)
 
@@ -165,13 +167,13 @@ class CudaBackend:
         return start.elapsed_time(self._zero) / 1e3
 
     def begin(self, trace: Availability = ALWAYS, in_turn: bool = False, launches: int = 0) -> None:
-        """All streams start behind one event, time zero, which comes after the hold."""
+        """All streams wait for one event, time zero, which is recorded after the hold."""
         if trace.lanes:
             raise BadInput(
                 "a trace takes part of this GPU or its link away, which cannot be done here; "
                 "run it with --device cpu."
             )
-        self._in_turn, self._issued, self._failure = in_turn, [], None
+        self._in_turn, self._launched, self._failure = in_turn, [], None
         torch.cuda.synchronize(self.device)
         first = next(iter(self._streams.values()))
         with torch.cuda.stream(first):
@@ -183,17 +185,17 @@ class CudaBackend:
     def launch(
         self,
         lane: str,
-        work: Callable[[], object],
+        work: Work,
         after: Sequence[CudaHandle] = (),
-        resolve: Callable[[], bool | None] | None = None,
-        done: Callable[[float], object] | None = None,
+        resolve: Resolve | None = None,
+        done: Done | None = None,
     ) -> CudaHandle:
         handle = CudaHandle(lane)
         if self._in_turn:
             handle.launched = threading.Event()
-            self._issued.append(handle)
-            turn = partial(self._take_turn, work, after, resolve, done, handle)
-            self._queue(lane).put(turn)
+            self._launched.append(handle)
+            turn = partial(self._run_in_turn, work, after, resolve, done, handle)
+            self._lane_queue(lane).put(turn)
             return handle
         if lane in (HOST, *TIER_LANES):
             for event in (self._zero, *(earlier.end for earlier in after)):
@@ -212,15 +214,15 @@ class CudaBackend:
             torch.cuda.set_stream(self._outside)
         return handle
 
-    def _take_turn(
+    def _run_in_turn(
         self,
-        work: Callable[[], object],
+        work: Work,
         after: Sequence[CudaHandle],
-        resolve: Callable[[], bool | None] | None,
-        done: Callable[[float], object] | None,
+        resolve: Resolve | None,
+        done: Done | None,
         handle: CudaHandle,
     ) -> None:
-        """Wait for what comes before, resolve, work, and wait until that is done."""
+        """Wait for the dependencies, resolve, run the work and wait until it is done."""
         stream = self._streams[handle.lane]
         try:
             for earlier in after:
@@ -244,35 +246,35 @@ class CudaBackend:
             if handle.launched is not None:
                 handle.launched.set()
 
-    def _resolves(self, resolve: Callable[[], bool | None] | None, handle: CudaHandle) -> bool:
-        """Record the start of work whose turn has come; whether there is anything to do.
+    def _resolves(self, resolve: Resolve | None, handle: CudaHandle) -> bool:
+        """Record the start of the work; returns whether it runs or is skipped.
 
-        The lock makes the recorded starts keep the order of the claims of all lanes.
+        The lock gives the recorded starts the order of the claims of all lanes.
         """
         stream = self._streams[handle.lane]
         while True:
             with self._resolving:
                 handle.start.record(stream)
                 handle.start.synchronize()
-                goes = self._failure is None and (resolve is None or resolve())
-            if goes is not None:
-                return goes
+                runs = self._failure is None and (resolve is None or resolve())
+            if runs is not None:
+                return runs
             time.sleep(ASK_AGAIN_S)
 
-    def _queue(self, lane: str) -> queue.SimpleQueue[Callable[[], None] | None]:
-        """The turns of a lane, with the thread that gives them."""
+    def _lane_queue(self, lane: str) -> queue.SimpleQueue[Callable[[], None] | None]:
+        """Queue of a lane; the thread that empties it starts on first use."""
         if lane not in self._queues:
             self._queues[lane] = queue.SimpleQueue()
             thread = threading.Thread(
-                target=self._give_turns, args=(lane,), name=f"lane-{lane}", daemon=True
+                target=self._run_lane, args=(lane,), name=f"lane-{lane}", daemon=True
             )
             self._threads.append(thread)
             thread.start()
         return self._queues[lane]
 
-    def _give_turns(self, lane: str) -> None:
+    def _run_lane(self, lane: str) -> None:
         torch.cuda.set_device(self.device)
-        self._mine.lane = lane
+        self._local.lane = lane
         while (turn := self._queues[lane].get()) is not None:
             turn()
             del turn  # the idle thread must not keep the buffers of the last run alive
@@ -283,16 +285,16 @@ class CudaBackend:
             raise RuntimeError("a copy lane was given pageable host memory")
         destination.copy_(source, non_blocking=not pageable)
 
-    def copy_all(self, parts: Sequence[tuple[Tensor, Tensor]]) -> None:
-        for destination, source in parts:
+    def copy_all(self, copies: Sequence[tuple[Tensor, Tensor]]) -> None:
+        for destination, source in copies:
             self.copy(destination, source)
 
     def transfer(self) -> Transfer:
-        return Transfer(self._paces.get(getattr(self._mine, "lane", "")))
+        return Transfer(self._paces.get(getattr(self._local, "lane", "")))
 
     def finish(self) -> None:
         until_s = time.monotonic() + FINISH_TIMEOUT_S
-        for handle in self._issued:
+        for handle in self._launched:
             if handle.launched is not None:
                 wait_for(handle.launched, until_s, handle.lane)
         torch.cuda.synchronize(self.device)
@@ -323,10 +325,10 @@ class CudaBackend:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        """Wait for the device and give its cached memory back.
+        """Wait for the device and free its cached memory.
 
         Raises:
-            DoesNotFit: device or host memory ran out in the work done here.
+            DoesNotFit: the work ran out of device or host memory.
         """
         for jobs in self._queues.values():
             jobs.put(None)
@@ -342,6 +344,6 @@ class CudaBackend:
             else:
                 continue
             raise DoesNotFit(
-                f"{where} ran out of memory at work; lower --batch or --prompt, or choose a "
+                f"{where} ran out of memory; lower --batch or --prompt, or choose a "
                 "smaller model or --dtype."
             ) from None

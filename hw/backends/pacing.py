@@ -1,4 +1,4 @@
-"""Copies that keep the pace of a link which is slower than the memory they really move through."""
+"""Copies slowed down to the pace of an emulated link."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from sim.machine.availability import ALWAYS, Availability
 
 
 class Pace:
-    """A lane that lets so many bytes pass in a second, or a trace's part of them.
+    """Byte rate of a lane over time.
 
     Args:
-        trace: how much of the lane there is over time.
-        now_s: seconds since the time zero of `trace`.
+        now_s: returns the seconds since the time zero of `trace`.
+        trace: share of the rate that is available over time.
     """
 
     def __init__(
@@ -29,7 +29,7 @@ class Pace:
         self.trace = trace
 
     def due_s(self, begun_s: float, n_bytes: int) -> float:
-        """When the last of `n_bytes` has passed, of which the first sets out at `begun_s`."""
+        """End of a transfer of `n_bytes` that starts at `begun_s`, in seconds."""
         if n_bytes == 0:
             return begun_s
         left_s, at_s = n_bytes / self.bytes_per_s, begun_s
@@ -44,7 +44,7 @@ class Pace:
 
 
 class Transfer:
-    """One transfer, which sets out now; without a pace it is as fast as what it moves through."""
+    """One transfer, which starts now; without a pace it runs at memory speed."""
 
     def __init__(self, pace: Pace | None) -> None:
         self._pace = pace
@@ -56,7 +56,7 @@ class Transfer:
         return self._pace is not None
 
     def passed(self, n_bytes: int) -> None:
-        """Book what has just been moved, and wait until the link would have moved it."""
+        """Count copied bytes, and sleep until the emulated link would have moved them."""
         if self._pace is None:
             return
         self._n_bytes += n_bytes

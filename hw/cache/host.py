@@ -1,4 +1,4 @@
-"""The KV cache and attention inputs in host memory, and the two ways to fill and check it."""
+"""The KV cache and attention inputs X in host memory, and the prefill that fills them."""
 
 from __future__ import annotations
 
@@ -19,24 +19,22 @@ from sim.model.kv_format import QuantisedRow
 from sim.model.spec import ModelSpec
 
 PREFILL_TOKENS = {"cpu": 4096, "cuda": 32768}
-"""Prompt tokens that go through a layer together, by kind of device; bounds the activations'
-memory. Rows of a whole batch are one copy to the host, those of some sequences are not."""
-
+"""Prompt tokens in one pass through a layer, by kind of device; bounds the activation memory."""
 
 NO_SCALE = 0xFF
-"""Two of these bytes are a scale that is no number."""
+"""Two of these bytes form a NaN scale."""
 
 
 @dataclass(slots=True)
 class HostCache:
-    """K, V and X of the past tokens, in host memory, token-major.
+    """K, V and X of the past tokens in host memory, token-major.
 
     Args:
         kv: for each layer [S, B, 2, H_kv, D], or quantised [S, B, row bytes] of uint8.
         x: for each layer [S, B, h], the inputs of the K/V projection.
-        rows: for each layer the tokens whose rows these are.
-        next_tokens: [B], what the prompt's last position predicts; the first decode step's input.
-        row: how K and V are quantised; None where they are not.
+        rows: for each layer the tokens that `kv` and `x` hold.
+        next_tokens: [B], predicted at the last prompt position; input of the first decode step.
+        row: format of quantised K and V, or None.
     """
 
     kv: list[Tensor]
@@ -54,11 +52,11 @@ class HostCache:
         pageable: bool = False,
         rows: list[HostRows] | None = None,
     ) -> HostCache:
-        """A cache to fill.
+        """An uninitialised cache.
 
         Args:
-            pageable: K and V lie in memory that no copy lane can read, for graphs that stage them.
-            rows: what it holds of each layer, by default all that decode steps may attend to.
+            pageable: K and V are in memory that copy lanes cannot read, for graphs that stage them.
+            rows: tokens of each layer, by default all that decode steps can attend to.
         """
         dtype, batch = TORCH_DTYPE[model.dtype], workload.batch_size
         rows = rows or all_rows(model, workload)
@@ -80,11 +78,11 @@ class HostCache:
 
     @property
     def first_tokens(self) -> list[int]:
-        """Of each layer the first token that its window leaves."""
+        """First token of each layer inside its sliding window."""
         return [held.first for held in self.rows]
 
     def kv_of(self, layer: int, start: int, stop: int) -> Tensor:
-        """Rows of K and V of tokens [start, stop), which lie on one side of the layer's gap."""
+        """Rows of K and V of tokens [start, stop), all on one side of the layer's gap."""
         return self.kv[layer][self.rows[layer].kv_slice(start, stop)]
 
     def x_of(self, layer: int, start: int, stop: int) -> Tensor:
@@ -92,7 +90,7 @@ class HostCache:
         return self.x[layer][self.rows[layer].x_slice(start, stop)]
 
     def store(self, layer: int, kv: Tensor, x: Tensor, sequences: slice) -> None:
-        """Write what the cache holds of the prompts of some sequences, quantised if it is.
+        """Write the rows of some sequences' prompts, quantised if the cache is.
 
         Args:
             kv: [S, b, 2, H_kv, D], contiguous, on the device; x: [S, b, h].
@@ -110,7 +108,7 @@ class HostCache:
             self.x_of(layer, start, stop)[:, sequences].copy_(x[start:stop])
 
     def wipe(self, start: int) -> None:
-        """Overwrite the tokens from `start` on with what is no number, quantised or not."""
+        """Overwrite the tokens from `start` on with NaN, or with NaN scales if quantised."""
         for layer, held in enumerate(self.rows):
             for stored in (
                 self.kv_of(layer, start, held.stop),
@@ -119,30 +117,30 @@ class HostCache:
                 stored[:] = NO_SCALE if stored.dtype == torch.uint8 else math.nan
 
     def take_prefix(self, longer: HostCache, prompt_tokens: int, first: int = 0) -> None:
-        """Fill from a cache of the same prompts (or more, or longer ones); both hold all rows.
+        """Fill from a cache whose prompts start with these prompts; both hold all rows.
 
-        K, V and X of a token depend on nothing behind it and on no other sequence. The next tokens
-        are those of the longer prompts: any token serves as the first step's input.
+        K, V and X of a token depend only on earlier tokens of its sequence. The next tokens are
+        those of the longer prompts, since any token serves as the first step's input.
 
         Args:
-            first: the first sequence to take.
+            first: first sequence to copy.
 
         Raises:
-            Mismatch: the windows of the longer prompts have left other tokens behind.
+            Mismatch: the sliding windows of the longer prompts start at other tokens.
         """
         if self.first_tokens != longer.first_tokens:
             raise Mismatch(
-                f"windows of the longer prompts have left other tokens behind; prefill the prompts "
-                f"of {prompt_tokens} tokens by themselves."
+                "the sliding windows of the longer prompts start at other tokens; prefill the "
+                f"prompts of {prompt_tokens} tokens by themselves."
             )
-        taken = slice(first, first + self.next_tokens.shape[0])
+        sequences = slice(first, first + self.next_tokens.shape[0])
         starts = [*self.first_tokens, *self.first_tokens]
         for mine, theirs, start in zip(
             [*self.kv, *self.x], [*longer.kv, *longer.x], starts, strict=True
         ):
             rows = slice(prompt_tokens - start)
-            mine[rows].copy_(theirs[rows, taken])
-        self.next_tokens.copy_(longer.next_tokens[taken])
+            mine[rows].copy_(theirs[rows, sequences])
+        self.next_tokens.copy_(longer.next_tokens[sequences])
 
 
 def kv_layout(model: ModelSpec, row: QuantisedRow | None) -> tuple[tuple[int, ...], torch.dtype]:
@@ -162,7 +160,7 @@ def prompt_ids(model: ModelSpec, workload: Workload, seed: int) -> Tensor:
 def prefilled_caches(
     weights: Weights, workload: Workload, seed: int, backend: Backend, pageable: bool = False
 ) -> list[HostCache]:
-    """For each batch a cache of its seeded random prompts; `pageable` as in `HostCache.empty`."""
+    """A prefilled cache of seeded random prompts for each batch; `pageable` as in `empty`."""
     caches = []
     for prompts in prompt_ids(weights.model, workload, seed).split(workload.batch_size):
         caches.append(HostCache.empty(weights.model, workload, backend, pageable))
@@ -186,15 +184,15 @@ def prefill(weights: Weights, prompts: Tensor, cache: HostCache) -> Tensor:
     together = max(1, PREFILL_TOKENS[device.type] // n_tokens)
     logits = []
     for first in range(0, n_sequences, together):
-        part = slice(first, min(first + together, n_sequences))
-        hidden = kernels.embed(prompts[part].to(device), 0)  # [B, S, h]
+        sequences = slice(first, min(first + together, n_sequences))
+        hidden = kernels.embed(prompts[sequences].to(device), 0)  # [B, S, h]
         shape = (n_tokens, hidden.shape[0])
         kv = hidden.new_empty((*shape, 2, model.n_kv_heads, model.head_dim))
         x = hidden.new_empty((*shape, model.hidden_size))
         for number, layer in enumerate(weights.layers):
             kernels.causal_attention(layer, hidden, kv, x, model.window(number))
             kernels.mlp(layer, hidden)
-            cache.store(number, kv, x, part)
+            cache.store(number, kv, x, sequences)
         logits.append(kernels.logits(hidden[:, -1]).cpu())
-        cache.next_tokens[part] = logits[-1].argmax(dim=-1)
+        cache.next_tokens[sequences] = logits[-1].argmax(dim=-1)
     return torch.cat(logits)

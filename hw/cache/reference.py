@@ -1,4 +1,4 @@
-"""The prefix as a prefill without any restoring leaves it, and how near a restore came to it."""
+"""Resident references: a prefill and a decode without any offloading, which runs must match."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from hw.model.quantise import dequantise_into
 from hw.model.weights import Weights
 from sim.graph.jobs import Workload
 from sim.graph.memory import HostRows
-from sim.graph.tasks import TaskGraph
+from sim.graph.tasks import STAGING_SLOTS, TaskGraph
 from sim.model.spec import ModelSpec
 
 
 @dataclass(frozen=True)
 class ResidentPrefill:
-    """What computing the whole prompt at once gives.
+    """Results of a prefill of the whole prompt, the reference of a restore.
 
     Args:
         prompt: [S] token ids, on the host.
-        cache: K, V and X of all its tokens, in memory that copy lanes read.
-        logits: [1, V] behind the last token.
+        cache: K, V and X of all its tokens, in memory that copy lanes can read.
+        logits: [1, V] after the last token.
     """
 
     prompt: Tensor
@@ -35,13 +35,13 @@ class ResidentPrefill:
 
     @property
     def margin(self) -> float:
-        """How far the best logit leads the second, relative to the largest."""
+        """Difference of the two best logits, relative to the largest magnitude."""
         best, second = self.logits.float().topk(2, dim=-1).values.unbind(-1)
         return float((best - second) / self.logits.float().abs().max())
 
 
 def resident_prefill(weights: Weights, prompt: Tensor, backend: Backend) -> ResidentPrefill:
-    """Compute a prompt, [S] token ids, in one go; every layer keeps all of its tokens."""
+    """Prefill a prompt, [S] token ids; the cache holds all tokens of every layer."""
     model, n_tokens = weights.model, prompt.shape[0]
     everything = HostRows(0, n_tokens, (0, 0), (0, n_tokens))
     job = Workload(batch_size=1, prompt_tokens=n_tokens, gen_tokens=1)
@@ -50,21 +50,17 @@ def resident_prefill(weights: Weights, prompt: Tensor, backend: Backend) -> Resi
     return ResidentPrefill(prompt, cache, logits)
 
 
-MAX_SLOTS = 2
-"""Staging slots that a graph may have; as many layers are kept whole for comparison."""
-
-
 @dataclass(slots=True)
 class ResidentDecode:
-    """What a decode without any offloading computes.
+    """Results of a decode without any offloading, the reference of a plan.
 
     Args:
         tokens: [steps, B], the token that each step predicts.
-        margins: [steps, B], how far the best logit led the second, relative to the largest.
+        margins: [steps, B], difference of the two best logits, relative to the largest magnitude.
         logits: [B, V] of the last step.
-        new_kv: for each layer [steps, B, 2, H_kv, D], the tokens decoded.
-        last_kv: by layer, [S, B, 2, H_kv, D] on the device, the tokens that the last step attends
-            to, of the layers that staging slots hold at the end of a run.
+        new_kv: for each layer [steps, B, 2, H_kv, D], of the decoded tokens.
+        last_kv: [S, B, 2, H_kv, D] on the device, of the tokens that the last step attends to, by
+            layer; only the layers that staging slots hold at the end of a run.
     """
 
     tokens: Tensor
@@ -75,8 +71,8 @@ class ResidentDecode:
 
 
 def reference_bytes(model: ModelSpec, workload: Workload) -> int:
-    """Device memory that the reference decodes of a job's batches hold while others run."""
-    layers = min(MAX_SLOTS, model.n_layers) * workload.n_batches
+    """Device memory of the reference decodes of a job's batches."""
+    layers = min(STAGING_SLOTS, model.n_layers) * workload.n_batches
     return layers * workload.max_tokens * workload.batch_size * model.kv_token_bytes
 
 
@@ -88,15 +84,15 @@ def resident_decode(
     exact: Sequence[Sequence[int]] | None = None,
     follow: Tensor | None = None,
 ) -> ResidentDecode:
-    """Decode greedily on the full KV cache, layer by layer: the reference for any plan.
+    """Decode greedily on the full KV cache, layer by layer, without splitting or overlap.
 
-    Nothing is split or overlapped. Each layer's cache is put together on the device while the layer
-    runs; the host cache stays as it is. Of a quantised cache K and V are recomputed from X, so that
-    nothing is lost, except where `exact` says otherwise.
+    Each layer's cache is assembled on the device while the layer runs; the host cache does not
+    change. If the cache is quantised, K and V are recomputed from X at full precision, except
+    behind the tokens of `exact`.
 
     Args:
-        exact: leading tokens `[step][layer]` that a plan has as they were computed; it reads the
-            others, generated ones included, as a run left them in its quantised cache.
+        exact: number of leading tokens `[step][layer]` at full precision; the others, generated
+            ones included, are read from the quantised cache as a run left them.
         follow: [steps, B], tokens to feed instead of the decode's own.
     """
     kernels = Kernels(weights, workload.max_tokens)
@@ -123,7 +119,7 @@ def resident_decode(
             kernels.attention(layer, hidden, queries, layer_kv[start : past + 1])
             kernels.mlp(layer, hidden)
             new_kv[number][step].copy_(layer_kv[past])
-            if step == steps - 1 and number >= model.n_layers - MAX_SLOTS:
+            if step == steps - 1 and number >= model.n_layers - STAGING_SLOTS:
                 last_kv[number] = layer_kv[start : past + 1].clone()
         logits = kernels.logits(hidden)
         tokens[step] = logits.argmax(dim=-1).cpu()
@@ -139,14 +135,14 @@ def planned_decode(
     caches: Sequence[HostCache],
     follow: Sequence[Tensor] | None,
 ) -> list[ResidentDecode]:
-    """For each batch the resident decode of what a graph's last run read, quantised or exact.
+    """A resident decode for each batch that reads the same rows as the last run of a graph.
 
-    Generated rows are the run's own, because rounding may turn a code over; whether the run stored
-    the right ones is to be checked against `new_kv`.
+    Generated rows are the run's own, because rounding can change a quantised code. Compare them
+    with `new_kv` to check that the run stored the right ones.
 
     Args:
         caches: quantised, as the run left them.
-        follow: for each batch [steps, B], tokens that the run was fed instead of its own.
+        follow: for each batch [steps, B], tokens fed to the run instead of its own.
     """
     job, n_layers = graph.workload, graph.model.n_layers
     exact = [[job.context_tokens(step)] * n_layers for step in range(job.gen_tokens)]
@@ -162,11 +158,11 @@ def planned_decode(
 def _past_kv(
     kernels: Kernels, cache: HostCache, number: int, new_kv: Tensor, known: int, kv: Tensor
 ) -> None:
-    """Put together K and V of a layer's past tokens.
+    """Assemble K and V of a layer's past tokens.
 
     Args:
-        new_kv: [steps so far, B, 2, H_kv, D], generated tokens as they were computed.
-        known: leading tokens that are wanted as they were computed.
+        new_kv: [steps so far, B, 2, H_kv, D], generated tokens at full precision.
+        known: number of leading tokens at full precision.
         kv: [past, B, 2, H_kv, D], overwritten.
     """
     past, held = kv.shape[0], cache.rows[number].first

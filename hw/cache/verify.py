@@ -1,4 +1,4 @@
-"""Hold the numbers that a run computed to those of a decode without any offloading."""
+"""Compare the numbers of a run with those of a resident reference."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from sim.model.spec import ModelSpec
 TOLERANCE = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1}
 """Largest difference from the resident decode, relative to its largest magnitude."""
 
-PART_ELEMENTS = 2**26
-"""Elements that are compared at a time."""
+CHUNK_ELEMENTS = 2**26
+"""Elements compared at a time, which bounds the memory of a comparison."""
 
 
 @dataclass(frozen=True)
 class RunNumbers:
-    """What a run left behind; for each batch, unless said otherwise.
+    """Results of a run; lists have one entry for each batch.
 
-    Tensors stay where the run left them: rows of the cache in host memory, slots on the device.
+    Rows of the cache are in host memory, slots on the device.
 
     Args:
-        row: how the host cache is quantised; None where it is not.
+        row: format of a quantised host cache, or None.
         tokens: [steps, B], predicted by each step.
         logits: [B, V] of the last step.
         appended: for each layer K and V of the new tokens, [steps, B, 2, H_kv, D], or their rows.
-        in_slots: by (batch, layer), [S, B, 2, H_kv, D], what the last attention of each slot read.
-        prompt: of the last layer, K and V of prompt tokens that the last step attends to.
+        in_slots: [S, B, 2, H_kv, D] that the last attention of each slot read, by (batch, layer).
+        prompt: K and V, in the last layer, of prompt tokens that the last step attends to.
     """
 
     graph: TaskGraph
@@ -52,13 +52,12 @@ def verify(
 ) -> dict[str, float | bool]:
     """Compare a run with the resident decode of each batch.
 
-    Looked at are the greedy tokens (below 32 bit only where the reference's choice was clear), the
-    last logits, the K and V appended to the cache, and all K and V, loaded and recomputed, that the
-    slots still hold.
+    Compared are the greedy tokens (below 32 bit only clear choices), the last logits, the K and V
+    appended to the cache, and all K and V, loaded and recomputed, that the slots still hold.
 
     Args:
-        references: decodes that saw the same quantised rows as the run, where there are any.
-        unquantised: decodes that saw none; how far the run is from them is reported.
+        references: decodes that read the same rows as the run, quantised or not.
+        unquantised: decodes that read no quantised rows; the distance from them is reported.
 
     Raises:
         WrongNumbers: tokens differ, or a tensor differs by more than `TOLERANCE`.
@@ -109,14 +108,14 @@ def _logits_difference(run: RunNumbers, references: Sequence[ResidentDecode]) ->
 
 
 def _stored_difference(run: RunNumbers, stored: Tensor, kv: Tensor) -> float:
-    """Of stored K and V from what they should be; of quantised ones, beyond their rounding."""
+    """Difference of stored K and V from the reference; if quantised, beyond their rounding."""
     if stored.dtype == torch.uint8 and run.row is not None:
         stored = nearest_original(kv, stored.to(kv.device), run.row)
     return relative_difference(stored, kv)
 
 
 def _prompt_difference(run: RunNumbers, unquantised: Sequence[ResidentDecode]) -> float:
-    """Of the last layer's prompt rows, which the reference read too, from exact K and V."""
+    """Difference of the last layer's prompt rows from K and V at full precision."""
     last = run.graph.model.n_layers - 1
     return max(
         _stored_difference(run, rows, reference.last_kv[last][: rows.shape[0]])
@@ -127,7 +126,7 @@ def _prompt_difference(run: RunNumbers, unquantised: Sequence[ResidentDecode]) -
 def _quantisation_errors(
     run: RunNumbers, unquantised: Sequence[ResidentDecode]
 ) -> dict[str, float | bool]:
-    """What quantising the cache changed, relative to the largest magnitude."""
+    """Errors due to quantisation, relative to the largest magnitude."""
     tokens = zip(run.tokens, unquantised, strict=True)
     return {
         "tokens_equal_unquantised": all(mine.equal(ours.tokens) for mine, ours in tokens),
@@ -139,17 +138,16 @@ def _quantisation_errors(
 def relative_difference(mine: Tensor, theirs: Tensor) -> float:
     """Largest absolute difference over the largest magnitude of `theirs`; infinite for NaN.
 
-    Where one of them is on a GPU, the GPU compares, in parts of `PART_ELEMENTS`, so that comparing
-    whole caches takes little memory.
+    If either tensor is on a GPU, the GPU compares them, `CHUNK_ELEMENTS` at a time.
     """
     if not theirs.numel():
         return 0.0
     device = theirs.device if mine.device.type == "cpu" else mine.device
-    rows = max(1, PART_ELEMENTS * theirs.shape[0] // theirs.numel())
+    rows = max(1, CHUNK_ELEMENTS * theirs.shape[0] // theirs.numel())
     differences, magnitudes = [], []
-    for part, expected in zip(mine.split(rows), theirs.split(rows), strict=True):
+    for chunk, expected in zip(mine.split(rows), theirs.split(rows), strict=True):
         expected = expected.to(device).float()
-        differences.append((part.to(device).float() - expected).abs().max())
+        differences.append((chunk.to(device).float() - expected).abs().max())
         magnitudes.append(expected.abs().max())
     worst = torch.stack(differences).max() / torch.stack(magnitudes).max()  # NaN stays NaN
     difference = float(worst)
@@ -159,13 +157,13 @@ def relative_difference(mine: Tensor, theirs: Tensor) -> float:
 def verify_restore(
     model: ModelSpec, kv: Sequence[Tensor], logits: Tensor, reference: ResidentPrefill
 ) -> dict[str, float | bool]:
-    """Compare a restore with the reference: K and V of all tokens in all layers, and what follows.
+    """Compare a restore with the reference: K and V of all tokens and layers, logits, first token.
 
-    Below 32 bit the first token counts only where the reference's choice was clear.
+    Below 32 bit the first token counts only if the reference's choice was clear.
 
     Args:
         kv: for each layer [S, 1, 2, H_kv, D], restored.
-        logits: [1, V] behind the last token.
+        logits: [1, V] after the last token.
 
     Raises:
         WrongNumbers: the first token differs, or a tensor differs by more than `TOLERANCE`.

@@ -1,7 +1,7 @@
-"""A split that may move while a restore runs: the two ends meet where they are last told to.
+"""A claim policy that can change the split of a restore while it runs.
 
-Steps come from the front and loads from the back for every split, so what was done stays done.
-What a run comes to is the graph of its last split.
+Steps compute from the front and loads come from the back under every split, so finished work stays
+valid after a change. The executed work is that of the graph of the last split.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from sim.graph.timeline import Timeline
 from sim.lanes import COMPUTE
 
 Replan = Callable[[Task, float, RestoreProgress], int | None]
-"""Where to meet from now on, given the task that has just ended, the seconds that it took, and how
-far the restore has come; None to leave it."""
+"""The new meeting point, or None to keep it, given the task that has just ended, its duration in
+seconds, and the progress of the restore."""
 
 
 @dataclass(frozen=True, slots=True)
 class SplitChange:
-    """The ends were told to meet elsewhere, when a task of `lane` had ended."""
+    """A change of the meeting point to `computed_tokens`, when a task of `lane` ended."""
 
     at_s: float
     lane: str
@@ -32,20 +32,20 @@ class SplitChange:
 
 
 class AdaptiveSplit:
-    """Settles the tasks of a two-ended graph by a meeting point instead of by who comes first.
+    """Assigns the tokens of a two-ended graph by a meeting point instead of by first claim.
 
-    An end that comes to the meeting point waits there for the other. Once a task has been cut at
-    the meeting point, it stays where it is.
+    An end that reaches the meeting point waits there for the other end. The meeting point is final
+    once a task has been cut there.
 
     Args:
-        meeting: cached tokens to compute; the others are loaded.
-        replan: asked whenever a task has ended.
+        meeting: number of leading cached tokens to compute; the others are loaded.
+        replan: called whenever a task has ended.
     """
 
     def __init__(self, graph: TaskGraph, meeting: int, replan: Replan) -> None:
         self.graph = graph
         self.meeting = meeting
-        self.moves: list[SplitChange] = []
+        self.changes: list[SplitChange] = []
         self._replan = replan
         self._zero_s: float | None = None
         self._got: dict[int, Tokens] = {}
@@ -54,10 +54,10 @@ class AdaptiveSplit:
         self._lock = threading.Lock()
 
     def take(self, at: int) -> Tokens | None:
-        """The part of a task on its side of the meeting point.
+        """The tokens of a task on its lane's side of the meeting point.
 
-        An end that has come to the meeting point waits there for the other: until then it may
-        still be told to go on.
+        None at the meeting point while the other end has not reached it, since the point can still
+        move.
         """
         task = self.graph.tasks[at]
         with self._lock:
@@ -72,12 +72,12 @@ class AdaptiveSplit:
         return got
 
     def _is_awaited(self, task: Task) -> bool:
-        """Whether the other end has not come to the meeting point yet."""
+        """Whether the other end has not reached the meeting point yet."""
         least, most = self._bounds
         return most > self.meeting if task.lane == COMPUTE else least < self.meeting
 
     def _book(self, task: Task, got: Tokens) -> None:
-        """Note between which tokens the meeting point can still be."""
+        """Update the range in which the meeting point can still be."""
         least, most = self._bounds
         if got[0] < got[1]:
             if task.lane == COMPUTE:
@@ -105,14 +105,14 @@ class AdaptiveSplit:
         return min(max(start, self.meeting), stop), stop
 
     def _now_s(self) -> float:
-        """Seconds since the first task settled."""
+        """Seconds since the first task started."""
         now_s = time.perf_counter()
         if self._zero_s is None:
             self._zero_s = now_s
         return now_s - self._zero_s
 
     def ended(self, at: int, seconds: float) -> None:
-        """Ask where to meet now that a task has ended."""
+        """Let `replan` move the meeting point after a task has ended."""
         with self._lock:
             task = part_of(self.graph.tasks[at], self._got[at])
             self._running.pop(task.lane, None)
@@ -120,17 +120,17 @@ class AdaptiveSplit:
             if least >= most or not task.claim:
                 return
             now_s = self._now_s()
-            standing = RestoreProgress(now_s, least, most, tuple(self._running.values()))
-            meeting = self._replan(task, seconds, standing)
+            progress = RestoreProgress(now_s, least, most, tuple(self._running.values()))
+            meeting = self._replan(task, seconds, progress)
             if meeting is not None and meeting != self.meeting:
                 self.meeting = min(max(meeting, least), most)
-                self.moves.append(SplitChange(now_s, task.lane, self.meeting))
+                self.changes.append(SplitChange(now_s, task.lane, self.meeting))
 
-    def retold(self, timeline: Timeline, graph: TaskGraph) -> Timeline:
-        """The run as one of the graph of its last split.
+    def on_final_graph(self, timeline: Timeline, graph: TaskGraph) -> Timeline:
+        """The measured timeline on the graph of the last split.
 
         Raises:
-            Mismatch: the graph is of another split.
+            Mismatch: the graph belongs to another split.
         """
         spans = {
             _key(part_of(span.task, self._got[at])): span
@@ -139,7 +139,7 @@ class AdaptiveSplit:
         }
         missing = [task.id for task in graph.tasks if _key(task) not in spans]
         if missing or len(spans) != len(graph.tasks):
-            raise Mismatch(f"the run did not do what the graph of its last split asks: {missing}.")
+            raise Mismatch(f"the run lacks tasks of the graph of its last split: {missing}.")
         done = [spans[_key(task)] for task in graph.tasks]
         return Timeline(
             graph, tuple(span.start_s for span in done), tuple(span.end_s for span in done)

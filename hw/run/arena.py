@@ -1,4 +1,4 @@
-"""Device memory that several executors share, because they run one after another."""
+"""Device memory shared by executors that run one after another."""
 
 from __future__ import annotations
 
@@ -11,31 +11,31 @@ from torch import Tensor
 from hw.backends import Backend
 
 ALIGNMENT_BYTES = 512
-"""Start of every buffer; what the allocators of GPUs keep to."""
+"""Alignment of every buffer, as in GPU allocators."""
 
 Buffer = tuple[tuple[int, ...], torch.dtype]
 """Shape and dtype."""
 
 
 def buffer_bytes(buffers: Iterable[Buffer]) -> int:
-    """Bytes of an arena that holds these buffers at the same time."""
+    """Size of an arena that holds all these buffers."""
     return sum(_aligned(prod(shape) * dtype.itemsize) for shape, dtype in buffers)
 
 
 class DeviceArena:
-    """One block of device memory; every executor lays its buffers out from the start of it.
+    """One block of device memory, in which every executor places its buffers from the start.
 
-    A run overwrites what the run of another executor has left, so results must be read in between.
+    A run overwrites the results of other executors, so read results before the next run.
 
     Args:
-        n_bytes: size of the block, `buffer_bytes` of the executor that needs most.
+        n_bytes: size of the block: the largest `buffer_bytes` of its executors.
     """
 
     def __init__(self, backend: Backend, n_bytes: int) -> None:
         self._block = backend.device_empty((n_bytes,), torch.uint8)
 
     def layout(self) -> ArenaLayout:
-        """A layout of the whole block for one more executor."""
+        """A new layout of the whole block, for one executor."""
         return ArenaLayout(self._block)
 
 
@@ -47,7 +47,7 @@ class ArenaLayout:
         self._used_bytes = 0
 
     def empty(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-        """The next buffer, with whatever the block holds there.
+        """The next buffer, uninitialised.
 
         Raises:
             ValueError: the block is full.

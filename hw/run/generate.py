@@ -1,10 +1,10 @@
-"""Greedy generation: prefill on the device, KV cache to host memory, decode steps of a graph."""
+"""Greedy generation: prefill on the device, KV cache in host memory, decode steps of a graph."""
 
 from __future__ import annotations
 
 import resource
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from time import perf_counter
 
@@ -19,18 +19,19 @@ from sim.graph.jobs import Workload
 from sim.graph.memory import footprint, needed_rows
 from sim.graph.timeline import Timeline
 from sim.model.spec import ModelSpec
+from sim.progress import Progress, Silent
 
-Progress = Callable[[str, float], None]
+SILENT = Silent()
 
 
 @dataclass(frozen=True, slots=True)
 class Generated:
-    """New tokens of some prompts, and what making them took.
+    """New tokens of some prompts, with the times and memory peaks of the generation.
 
     Args:
-        tokens: [B][N], the prefill's and then one of each decode step.
-        prefill_s: wall time from prompts to first tokens, K, V and X in host memory.
-        decode: when each task of the decode steps ran; None where there were none.
+        tokens: [B][N], the token of the prefill and then one of each decode step.
+        prefill_s: wall time from prompts to first tokens and K, V and X in host memory.
+        decode: measured timeline of the decode steps; None if there were none.
     """
 
     tokens: list[list[int]]
@@ -41,11 +42,11 @@ class Generated:
 
 @dataclass(frozen=True, slots=True)
 class DecodeSteps:
-    """The steps behind the prefill.
+    """The decode steps after the prefill.
 
     Args:
         simulated: the predicted timeline of the graph to run.
-        warm_ups: times that all steps are decoded before the measured time.
+        warm_ups: unmeasured decodes of all steps before the measured one.
     """
 
     simulated: Timeline
@@ -58,20 +59,20 @@ def generate(
     prompts: Sequence[Sequence[int]],
     steps: DecodeSteps | None,
     backend: Backend,
-    progress: Progress = lambda _text, _done: None,
+    progress: Progress = SILENT,
 ) -> Generated:
     """Load the weights, prefill the prompts and decode greedily.
 
     Args:
-        model: the checkpoint's shape, in the dtype and under the name that the graph has.
-        prompts: equally long lists of token ids.
-        steps: None stops at the token that the prefill predicts.
+        model: the checkpoint's shape, with the dtype and name of the graph's model.
+        prompts: lists of token ids, all of one length.
+        steps: None stops after the token that the prefill predicts.
 
     Raises:
-        DoesNotFit: weights, staging slots or the host cache exceed the memory there is.
-        Mismatch: as the executor.
+        DoesNotFit: weights, staging slots or the host cache exceed the memory.
+        Mismatch: as `DecodeExecutor`.
     """
-    forget_peaks(backend)
+    reset_peaks(backend)
     job, rows = Workload(len(prompts), len(prompts[0]), 1), None
     if steps is not None:
         graph = steps.simulated.graph
@@ -103,20 +104,19 @@ def generate(
 
 
 RSS_UNIT_BYTES = 1 if sys.platform == "darwin" else 1024
-"""What `ru_maxrss` counts in."""
+"""Unit of `ru_maxrss`."""
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryPeaks:
-    """Bytes at their highest.
+    """Peak memory of a generation, in bytes.
 
     Args:
         device_bytes: weights, staging slots and temporaries.
-        device_source: `allocated` where the device's allocator counted them, `planned` where
-            device and host share memory and only the plan tells them apart.
-        host_bytes: what the cache holds of K, V and X, and the weights that a column schedule keeps
-            there.
-        process_bytes: this process's resident memory, libraries and mapped files included.
+        device_source: `allocated` if the device's allocator counted them, `planned` if device and
+            host share memory and only the plan tells them apart.
+        host_bytes: K, V and X of the cache, and the host weights of a column schedule.
+        process_bytes: resident memory of this process, libraries and mapped files included.
     """
 
     device_bytes: int
@@ -125,8 +125,8 @@ class MemoryPeaks:
     process_bytes: int
 
 
-def forget_peaks(backend: Backend) -> None:
-    """Count the device's peak from here on."""
+def reset_peaks(backend: Backend) -> None:
+    """Restart the peak counter of the device."""
     if backend.kind == "cuda":
         torch.get_device_module(backend.device).reset_peak_memory_stats(backend.device)
 
@@ -137,11 +137,11 @@ def memory_peaks(
     planned_device_bytes: int,
     host_weight_bytes: int = 0,
 ) -> MemoryPeaks:
-    """Peaks since `forget_peaks`; of the process, since it started.
+    """Peaks since `reset_peaks`; the process's peak since it started.
 
     Args:
-        planned_device_bytes: stands for the device's peak where its allocator does not count.
-        host_weight_bytes: weights kept in addition to the cache.
+        planned_device_bytes: the device's peak if its allocator does not count.
+        host_weight_bytes: host weights in addition to the cache.
     """
     device_bytes, source = planned_device_bytes, "planned"
     if backend.kind == "cuda":

@@ -1,7 +1,7 @@
-"""Other people's ways of decoding beside ours, on the same weights, prompts and steps.
+"""Decoding systems to compare on the same weights, prompts and steps.
 
-`transformers` gets views of our weights and our prompts' K and V, so that nothing is held twice,
-nothing is prefilled twice, and its tokens must be those of our resident decode.
+`transformers` gets views of the same weights and the K and V of the same prompts. So nothing is
+stored or prefilled twice, and its tokens must equal those of the resident decode.
 """
 
 from __future__ import annotations
@@ -18,32 +18,19 @@ from hw.backends import Backend
 from hw.cache.host import HostCache
 from hw.cache.reference import ResidentDecode
 from hw.cache.verify import TOLERANCE
-from hw.model.transformers_model import transformers_model, transformers_problem
 from hw.run.decode import DecodeExecutor
 from sim.graph.jobs import Workload
 from sim.lanes import COMPUTE, COPY_LANES
 from sim.model.spec import ModelSpec
 
-__all__ = [
-    "Agreement",
-    "Decode",
-    "Peer",
-    "PlanPeer",
-    "TransformersPeer",
-    "offloaded_bytes",
-    "same_choices",
-    "transformers_model",
-    "transformers_problem",
-]
-
 
 @dataclass(frozen=True, slots=True)
-class Decode:
-    """How long one decode of all steps took.
+class DecodeTime:
+    """Duration of one decode of all steps.
 
     Args:
         seconds: from the first step to the end of the last.
-        longest_lane_s: time that the busiest lane worked; None where lanes are not seen.
+        longest_lane_s: busy time of the busiest lane; None if lanes are not measured.
     """
 
     seconds: float
@@ -52,40 +39,40 @@ class Decode:
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """Whether a decode chose the tokens of the resident decode.
+    """Whether the tokens of a decode equal those of the resident decode.
 
     Args:
-        compared: choices that had to agree: the clear ones that both made after equal tokens.
+        compared: number of tokens that had to agree: clear choices after equal earlier tokens.
     """
 
     equal: bool
     compared: int
 
 
-class Peer(Protocol):
-    """One way of decoding a job, to be run any number of times."""
+class DecodingSystem(Protocol):
+    """A system that decodes a job any number of times."""
 
     copied_bytes: int
-    """Over the links in one decode, both directions together."""
+    """Bytes over the links in one decode, both directions together."""
 
     def prepare(self) -> None:
-        """Put the cache into its state after the prompt; not timed."""
+        """Restore the cache's state after the prompt; not timed."""
 
-    def decode(self) -> Decode:
-        """Decode every step greedily."""
+    def decode(self) -> DecodeTime:
+        """Decode every step greedily and return the time."""
 
     def check(self, reference: ResidentDecode) -> Agreement:
-        """Compare what the last decode chose."""
+        """Compare the tokens of the last decode."""
 
     def release(self) -> None:
-        """Give back what the next `prepare` makes anew; others run now."""
+        """Free the memory that the next `prepare` allocates again, before other systems run."""
 
     def close(self) -> None:
-        """Give back everything; nothing follows."""
+        """Free all memory."""
 
 
-class PlanPeer:
-    """One of our own plans; its time is the measured makespan of its graph."""
+class PlanSystem:
+    """A kvoverlap plan; its time is the measured makespan of its graph."""
 
     def __init__(self, executor: DecodeExecutor) -> None:
         self.executor = executor
@@ -94,11 +81,11 @@ class PlanPeer:
         )
 
     def prepare(self) -> None:
-        """Nothing: a run wipes what the one before stored behind the prompt."""
+        """Nothing, because a run wipes what the previous one stored."""
 
-    def decode(self) -> Decode:
+    def decode(self) -> DecodeTime:
         timeline = self.executor.run()
-        return Decode(timeline.makespan_s, timeline.busiest_lane_s)
+        return DecodeTime(timeline.makespan_s, timeline.busiest_lane_s)
 
     def check(self, reference: ResidentDecode) -> Agreement:
         """Compare tokens, logits, K and V.
@@ -110,22 +97,22 @@ class PlanPeer:
         return Agreement(True, int(_clear(reference, self.executor.graph.model).sum()))
 
     def release(self) -> None:
-        """Nothing: the slots stay."""
+        """Nothing; the slots stay allocated."""
 
     def close(self) -> None:
-        """Nothing: the slots go with the executor."""
+        """Nothing; the slots are freed with the executor."""
 
 
-class TransformersPeer:
+class TransformersSystem:
     """`transformers` decoding greedily, with its cache on the device or offloaded.
 
-    It is spared what `generate` adds: masks, padding, and a wait for the device at every token.
+    It leaves out the overhead of `generate`: masks, padding, and a device wait at every token.
 
     Args:
         built: from `transformers_model(weights)`.
-        cache: whose K and V of the prompt it starts from.
-        offloading: keep the cache in host memory; each layer's is then copied to the device and
-            back in every step. CUDA only.
+        cache: source of the prompt's K and V.
+        offloading: store the cache in host memory and copy each layer's to the device and back in
+            every step. CUDA only.
     """
 
     def __init__(
@@ -154,7 +141,7 @@ class TransformersPeer:
         hf, device = import_module("transformers"), self._backend.device
         self._past = hf.DynamicCache(config=self._built.config, offloading=self._offloading)
         if self._offloading:
-            # Memory that torch keeps for one stream serves no other: all repeats share the first's.
+            # torch caches memory by stream, so all repeats use the first one's.
             self._stream = self._stream or self._past.prefetch_stream
             self._past.prefetch_stream = self._stream
         for number, kv in enumerate(self._cache.kv):
@@ -166,11 +153,11 @@ class TransformersPeer:
             self._past.update(keys, values, number)
         self._chosen = [self._cache.next_tokens.to(device)[:, None]]
 
-    def decode(self) -> Decode:
-        """Decode on the device, which is idle before and after.
+    def decode(self) -> DecodeTime:
+        """Decode on a device that is idle before and after.
 
-        On CUDA that is the default stream, with which `transformers` synchronises its copies; on
-        the CPU it is the compute lane, whose one thread our own plans have too.
+        CUDA uses the default stream, with which `transformers` synchronises its copies. The CPU
+        uses the compute lane, whose one thread our own plans use too.
         """
         backend = self._backend
         if backend.kind == "cuda":
@@ -182,7 +169,7 @@ class TransformersPeer:
             begun_s = perf_counter()
             backend.launch(COMPUTE, self._all_steps)
         backend.finish()
-        taken = Decode(perf_counter() - begun_s)
+        taken = DecodeTime(perf_counter() - begun_s)
         self.tokens = torch.cat(self._chosen[1:], dim=1).T.cpu()
         return taken
 
@@ -193,7 +180,7 @@ class TransformersPeer:
         self._past = None
 
     def close(self) -> None:
-        """Also return the pinned memory that torch keeps for the next offloaded cache."""
+        """Also free the pinned memory that torch caches for the next offloaded cache."""
         self.release()
         if self._offloading:
             self._backend.finish()
@@ -202,21 +189,21 @@ class TransformersPeer:
     @torch.inference_mode()
     def _all_steps(self) -> None:
         for _ in range(self._job.gen_tokens):
-            answer = self._built(
+            out = self._built(
                 input_ids=self._chosen[-1],
                 past_key_values=self._past,
                 use_cache=True,
                 logits_to_keep=1,
             )
-            self._chosen.append(answer.logits[:, -1].argmax(dim=-1, keepdim=True))
+            self._chosen.append(out.logits[:, -1].argmax(dim=-1, keepdim=True))
 
 
 def offloaded_bytes(model: ModelSpec, job: Workload) -> int:
     """Bytes that an offloaded `DynamicCache` copies in one decode, both directions together.
 
-    In every step each layer's K and V of the past come to the device, and go back with the new
-    token's. The first layer's are fetched during the last layer of the step before, when they
-    are one token longer already.
+    In every step each layer's past K and V are copied to the device, and back with the new token's.
+    The first layer's are fetched during the last layer of the previous step, when they are already
+    one token longer.
     """
     tokens = 0
     for step in range(job.gen_tokens):
@@ -227,10 +214,9 @@ def offloaded_bytes(model: ModelSpec, job: Workload) -> int:
 
 
 def same_choices(tokens: Tensor, reference: ResidentDecode, model: ModelSpec) -> Agreement:
-    """Compare tokens of a decode that fed on its own: only a close choice may turn over.
+    """Compare the tokens of a decode that is fed its own: only a close choice may differ.
 
-    What a sequence chose after its first difference does not count, since it then decoded
-    something else.
+    Tokens of a sequence after its first difference do not count, since their inputs differ.
 
     Args:
         tokens: [steps, B].
@@ -243,6 +229,6 @@ def same_choices(tokens: Tensor, reference: ResidentDecode, model: ModelSpec) ->
 
 
 def _clear(reference: ResidentDecode, model: ModelSpec) -> Tensor:
-    """Choices that rounding cannot turn over, [steps, B]."""
+    """Whether each choice is too clear for rounding to change, bool [steps, B]."""
     limit = 0.0 if model.dtype == "float32" else TOLERANCE[model.dtype]
     return reference.margins > limit

@@ -1,1 +1,1 @@
-"""Where a cached prefix is kept: host memory, a file, another machine."""
+"""Storage tiers of a cached prefix: host memory, a file, another machine."""

@@ -1,9 +1,9 @@
 """A cached prefix in a file: K, V and X in cells of one layer and one chunk of tokens each.
 
-A file is one line of text that says how long the header is, the header in JSON, and the cells,
-each at a multiple of what direct reads ask for. Cells of one chunk lie together, layer after layer,
-so that loading a chunk in all layers is one stretch of the file. Every cell has a checksum in the
-header: one that does not come back as it was written is reported lost, and computed instead.
+A file has one line of text with the length of the header, the header in JSON, and the cells, each
+aligned for direct reads. The cells of one chunk are contiguous, layer after layer, so that loading
+a chunk in all layers is one sequential read. The header has a checksum of every cell; a cell with
+another checksum is reported lost, and computed instead.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ from sim.files import STRICT_KEYS, parse
 from sim.model.spec import ModelSpec
 
 MAGIC = "kvoverlap-prefix 1"
-LONGEST_HEADER = 2**28
+MAX_HEADER_BYTES = 2**28
 
 
 @dataclass(frozen=True, slots=True)
 class PrefixKey:
-    """Whose K, V and X a file holds: they are of no use to any other model or prompt.
+    """Identity of the model and prompt whose K, V and X a file holds.
 
     Args:
-        tokens_xxh3, weights_xxh3: of the cached token ids, and of some rows of the weights.
+        tokens_xxh3, weights_xxh3: digests of the cached token ids and of some rows of the weights.
     """
 
     __pydantic_config__ = STRICT_KEYS
@@ -53,7 +53,7 @@ class PrefixKey:
     def of(
         cls, weights: Weights, prompt: Tensor, cached_tokens: int, chunk_tokens: int
     ) -> PrefixKey:
-        """The key of the first tokens of a prompt, [S] ids on the host."""
+        """Key of the first tokens of a prompt, [S] ids on the host."""
         rows = [weights.layers[0].qkv.weight[0], weights.layers[-1].down.weight[0]]
         sample = torch.cat([row.flatten() for row in rows]).cpu()
         return cls(
@@ -72,7 +72,7 @@ class PrefixKey:
 
 @dataclass(frozen=True, slots=True)
 class _Region:
-    """The cells of K and V, or of X: where they begin, how far apart they are, their checksums."""
+    """Cells of K and V, or of X: offset of the first, stride in bytes, checksums."""
 
     __pydantic_config__ = STRICT_KEYS
 
@@ -94,12 +94,12 @@ def _content(rows: Tensor) -> memoryview:
 
 
 def _digest(rows: Tensor) -> str:
-    """xxh3, which keeps up with any disk: CRC-32 is five times slower."""
+    """xxh3, which is faster than any disk; CRC-32 is five times slower."""
     return xxhash.xxh3_64_hexdigest(_content(rows))
 
 
 def write_cache_file(path: Path, key: PrefixKey, cache: HostCache) -> None:
-    """Write the prefix that `key` names out of a cache that holds all of it.
+    """Write the prefix that `key` identifies, from a cache of all its tokens.
 
     Raises:
         BadFile: the file cannot be written.
@@ -150,8 +150,8 @@ class CacheFile:
     """Tier `ssd`: a cache file, opened for direct reads; use it as a context manager.
 
     Raises:
-        BadFile: unreadable, or no such file as `write_cache_file` makes.
-        Mismatch: it holds another prefix, or the same in other chunks.
+        BadFile: unreadable, or not written by `write_cache_file`.
+        Mismatch: it holds another prefix, or has another chunk size.
     """
 
     def __init__(self, path: Path, key: PrefixKey, model: ModelSpec) -> None:
@@ -186,7 +186,7 @@ class CacheFile:
     def bring(
         self, kind: str, layers: range, start: int, stop: int, slot: Tensor | None, move: Transfer
     ) -> tuple[list[Piece], list[Lost]]:
-        """Read the whole cells that hold these tokens, so that their checksums tell."""
+        """Read whole cells, because the checksums are those of cells."""
         size, stride = self.key.chunk_tokens, self._regions[kind].stride
         chunks = range(start // size, -(-stop // size))
         cells = [(chunk, layer) for chunk in chunks for layer in layers]
@@ -214,7 +214,7 @@ class CacheFile:
         return min(size, self.key.cached_tokens - chunk * size)
 
     def _read_cell(self, kind: str, chunk: int, layer: int, buffer: Tensor) -> str:
-        """Read one cell; returns what is wrong with it, or nothing."""
+        """Read one cell; returns the fault, or an empty string."""
         region, at = self._regions[kind], chunk * self._layers + layer
         n_bytes = self._cell_tokens(chunk) * self._token_bytes[kind]
         try:
@@ -233,17 +233,17 @@ class CacheFile:
 
 
 def _read_header(path: Path) -> tuple[_Header, int]:
-    """The header, and where the cells begin."""
+    """The header, and the offset of the cells."""
     try:
         with path.open("rb") as file:
-            words = file.readline(64).decode("ascii", "replace").rsplit(" ", 1)
-            length = int(words[-1]) if words[0] == MAGIC and words[-1].strip().isdigit() else 0
-            if not 0 < length < LONGEST_HEADER:
-                raise BadFile(f"{path} is no cache file of ours; remove it, or name another.")
+            magic, _, digits = file.readline(64).decode("ascii", "replace").rpartition(" ")
+            length = int(digits) if magic == MAGIC and digits.strip().isdigit() else 0
+            if not 0 < length < MAX_HEADER_BYTES:
+                raise BadFile(f"{path} is not a kvoverlap cache file; remove it, or name another.")
             begun = file.tell()
             content = json.loads(file.read(length))
     except (OSError, ValueError) as error:
         raise BadFile(
-            f"{path} has no readable header ({error}); remove it, and it is written again."
+            f"{path} has no readable header ({error}); remove it to have it written again."
         ) from None
     return parse(_Header, content, str(path)), aligned(begun + length)

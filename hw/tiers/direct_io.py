@@ -1,4 +1,4 @@
-"""Reads that reach the disk: past the page cache, into aligned buffers, several at a time."""
+"""Reads that bypass the page cache, into aligned buffers, several at a time."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from hw.backends import Backend
 from sim.errors import BadFile
 
 ALIGNMENT = 4096
-"""What O_DIRECT asks of offsets, lengths and addresses on any common disk."""
+"""Alignment of offsets, lengths and addresses for O_DIRECT on common disks, in bytes."""
 
 IN_FLIGHT = 4
-"""Reads that the disk is given at a time."""
+"""Concurrent reads."""
 
 DIRECT = "O_DIRECT"
 DROPPED = "page cache dropped before each read (O_DIRECT was refused)"
@@ -35,14 +35,14 @@ def aligned(n_bytes: int) -> int:
 
 
 def aligned_buffer(backend: Backend, n_bytes: int) -> Tensor:
-    """[n] bytes of host memory that disks and copy lanes can both reach, aligned."""
+    """[n] bytes of aligned host memory that both disk reads and copy lanes can use."""
     whole = backend.host_empty((n_bytes + ALIGNMENT,), torch.uint8)
     skipped = -whole.data_ptr() % ALIGNMENT
     return whole[skipped : skipped + n_bytes]
 
 
 class DirectReader:
-    """One open file; `mode` says how the page cache is kept out of the way.
+    """One open file; `mode` says how reads avoid the page cache.
 
     Raises:
         BadFile: the file cannot be opened.
@@ -61,7 +61,7 @@ class DirectReader:
         if direct:
             try:
                 file = os.open(self.path, os.O_RDONLY | direct)
-                with mmap.mmap(-1, ALIGNMENT) as page:  # some refuse only when it comes to reading
+                with mmap.mmap(-1, ALIGNMENT) as page:  # some file systems refuse only the read
                     os.preadv(file, [page], 0)
                 return file, DIRECT
             except OSError as error:
@@ -70,10 +70,10 @@ class DirectReader:
         return os.open(self.path, os.O_RDONLY), DROPPED
 
     def read(self, offset: int, into: Tensor) -> int:
-        """Fill a buffer from `offset` on; returns the bytes there were, fewer at the file's end.
+        """Fill a buffer from `offset` on; returns the bytes read, fewer at the end of the file.
 
         Args:
-            into: bytes, of aligned address and length.
+            into: uint8, with aligned address and length.
 
         Raises:
             OSError: the disk failed.
@@ -89,7 +89,7 @@ class DirectReader:
         return done
 
     def several(self, work: Callable[[Job], Result], jobs: Iterable[Job]) -> list[Result]:
-        """`work` on every job, `IN_FLIGHT` at a time."""
+        """Results of `work` on every job, `IN_FLIGHT` at a time."""
         return list(self._pool.map(work, jobs))
 
     def __enter__(self) -> Self:

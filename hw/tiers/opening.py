@@ -1,4 +1,4 @@
-"""From the name of a tier to the tier itself, with the prefix on it."""
+"""Opens a tier by name, with the prefix on it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def open_tier(
     """The tier of a request, holding its prefix.
 
     Args:
-        path: the cache file of tier `ssd`, written if it is not there; a temporary one by default.
+        path: cache file of tier `ssd`, written if it does not exist; by default a temporary one.
 
     Raises:
         BadFile, Mismatch: the file cannot be written or read, or holds another prefix.

@@ -1,4 +1,4 @@
-"""Where a cached prefix lies, and how parts of it come into host memory."""
+"""Storage tiers of a cached prefix, and reads from them into host memory."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class Lost:
-    """What a tier could not give back: tokens [start, stop) of one layer, and why."""
+    """Tokens [start, stop) of one layer that a tier could not return, and the reason."""
 
     layer: int
     start: int
@@ -36,28 +36,28 @@ class Lost:
 
 
 class Tier(Protocol):
-    """Brings parts of the prefix into host memory, where the link to the device begins."""
+    """Reads ranges of the prefix into host memory, from where the link copies them."""
 
     @property
     def how(self) -> str:
-        """How it reads, for who judges a measurement."""
+        """How it reads, as a report states it."""
 
     def bring(
         self, kind: str, layers: range, start: int, stop: int, slot: Tensor | None, move: Transfer
     ) -> tuple[list[Piece], list[Lost]]:
-        """Tokens [start, stop) of `layers`, and which of them are lost.
+        """Rows of tokens [start, stop) of `layers`, and the ranges that are lost.
 
         Args:
-            slot: [n] bytes of host memory to bring them into; None where they are there already.
-            move: paces what moves.
+            slot: [n] bytes of host memory to read into; None if the link can read the tier itself.
+            move: the transfer that paces the read.
         """
 
     def slot_bytes(self, kind: str, layers: int, n_tokens: int) -> int:
-        """Size of a slot that holds so many tokens, wherever they begin."""
+        """Size of a slot for `n_tokens`, at any first token."""
 
 
 class HostMemory:
-    """Tier `dram`: K, V and X are in host memory that the copy lanes read."""
+    """Tier `dram`: K, V and X are in host memory that the copy lanes can read."""
 
     how = "host memory"
 
@@ -86,7 +86,7 @@ class HostMemory:
 
 
 class FarMemory(HostMemory):
-    """Tier `net`: another machine's memory, behind a link that is emulated by its pace."""
+    """Tier `net`: another machine's memory, emulated by paced copies."""
 
     how = "paced copies within the host"
 
@@ -97,7 +97,7 @@ def token_bytes(held: Tensor) -> int:
 
 
 def lost_tokens(recomputed: Iterable[Lost]) -> list[dict[str, object]]:
-    """What was computed instead of loaded, as reports hold it: tokens, layers, and why."""
+    """Ranges computed because the tier had lost them: tokens, layers and reason, for reports."""
     ranges: dict[tuple[int, int, str], list[int]] = {}
     for one in recomputed:
         ranges.setdefault((one.start, one.stop, one.why), []).append(one.layer)

@@ -74,7 +74,7 @@ def buffer_name(buffer: Buffer) -> str:
 
 
 class _DecodeBuffers:
-    """Rows of the buffers of `hw.run.DecodeExecutor` and of the host caches that tasks touch."""
+    """Rows of the buffers of `hw.DecodeExecutor` and of the host caches that tasks touch."""
 
     def __init__(self, graph: TaskGraph) -> None:
         model, job = graph.model, graph.workload

@@ -436,7 +436,7 @@ def test_a_split_that_moves_while_it_is_restored(cuda):
     executor = case.executor(graph)
     executor.run(claim_policy=split)
     assert executor.check()["tokens_equal"] is True
-    assert split.moves
+    assert split.changes
 
 
 def tiny_profile(monkeypatch, cuda, dtype, models):
@@ -485,7 +485,7 @@ class Seeded:
 @pytest.mark.parametrize("n_new", [0, 3])
 def test_prompts_are_continued(cuda, monkeypatch, n_new):
     peaks = MemoryPeaks(0, "planned", 0, 0)
-    monkeypatch.setattr(hw.run.generate, "forget_peaks", lambda _: None)
+    monkeypatch.setattr(hw.run.generate, "reset_peaks", lambda _: None)
     monkeypatch.setattr(hw.run.generate, "memory_peaks", lambda *_: peaks)
     job = Workload(2, 13, max(1, n_new))
     graph = lower("row", LLAMA, job, [[4] * 3] * job.gen_tokens)

@@ -13,7 +13,7 @@ import kvoverlap.cli.peers
 from hw import open_backend
 from hw.backends import Memory
 from hw.model.transformers_model import transformers_problem
-from hw.run.other_systems import TransformersPeer
+from hw.run.other_systems import TransformersSystem
 from kvoverlap.cli.peers import peers, print_other_systems
 from measure.other_systems import (
     MEASURES,
@@ -121,7 +121,7 @@ def test_everyone_takes_turns_after_a_warm_up_that_does_not_count(cpu, monkeypat
 
 
 def test_wrong_tokens_of_others_are_reported_and_printed(cpu, monkeypatch, capsys):
-    decode = TransformersPeer.decode
+    decode = TransformersSystem.decode
 
     def wrong_on_the_second_call(peer):
         taken = decode(peer)
@@ -131,7 +131,7 @@ def test_wrong_tokens_of_others_are_reported_and_printed(cpu, monkeypatch, capsy
         return taken
 
     calls: list[int] = []
-    monkeypatch.setattr(TransformersPeer, "decode", wrong_on_the_second_call)
+    monkeypatch.setattr(TransformersSystem, "decode", wrong_on_the_second_call)
     report = report_of(cpu)
     line = by_name(report)["transformers resident"]
     assert line["tokens_equal"] is False
@@ -144,7 +144,7 @@ def test_a_failure_of_others_does_not_lose_our_plans(cpu, monkeypatch):
     def broken(_):
         raise RuntimeError("out of\nmemory")
 
-    monkeypatch.setattr(TransformersPeer, "_all_steps", broken)
+    monkeypatch.setattr(TransformersSystem, "_all_steps", broken)
     lines = by_name(report_of(cpu, repeats=1))
     assert lines["transformers resident"]["not_run"] == "failed: RuntimeError: out of memory"
     assert lines["transformers resident"]["median_step_s"] is None

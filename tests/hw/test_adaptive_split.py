@@ -1,4 +1,4 @@
-"""A meeting point that moves while a restore runs, and who decides where to."""
+"""A meeting point that changes while a restore runs, and who decides where to."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_a_new_meeting_point_undoes_nothing_that_has_begun():
     split.take(at(split, "load_kv.36"))
     split.take(at(split, "load_kv.32"))
     split.ended(at(split, "load_kv.36"), 1.0)
-    assert (split.meeting, split.moves[0].lane) == (32, H2D)
+    assert (split.meeting, split.changes[0].lane) == (32, H2D)
 
 
 def test_who_replans_is_told_what_ended_and_what_still_runs():
@@ -155,13 +155,13 @@ def run_with(move_to: int | None, trace=None):
 def test_a_run_whose_plan_moves_is_right_and_is_the_graph_of_its_last_split(move_to):
     case, split, ran = run_with(move_to)
     final = split_graph(OPT, case.job, RestoreSplit.even(OPT, split.meeting))
-    timeline = split.retold(ran, final)
+    timeline = split.on_final_graph(ran, final)
     assert timeline.graph is final
     assert timeline.makespan_s == ran.makespan_s
     assert all(span.duration_s > 0 for span in timeline.spans)
     other = split_graph(OPT, case.job, RestoreSplit.even(OPT, (split.meeting + 8) % CACHED))
     with pytest.raises(Mismatch, match="last split"):
-        split.retold(ran, other)
+        split.on_final_graph(ran, other)
 
 
 def test_a_competing_load_leaves_the_compute_lane_a_share_and_ends():

@@ -13,7 +13,7 @@ import hw.model.transformers_model
 from hw import open_backend, random_weights, resident_decode
 from hw.cache.reference import ResidentDecode
 from hw.model.transformers_model import transformers_model, transformers_problem
-from hw.run.other_systems import Agreement, TransformersPeer, offloaded_bytes, same_choices
+from hw.run.other_systems import Agreement, TransformersSystem, offloaded_bytes, same_choices
 from sim.errors import Mismatch
 
 MISTRAL = replace(LLAMA, name="tiny-mistral", family="mistral", rope_scaling=None, head_dim=16)
@@ -30,7 +30,7 @@ def peer_of(backend, model=OPT, offloading=False):
     weights = random_weights(model, 0, CPU)
     cache = filled_cache(weights, JOB, backend)
     built = transformers_model(weights)
-    peer = TransformersPeer(built, model, JOB, cache, backend, offloading)
+    peer = TransformersSystem(built, model, JOB, cache, backend, offloading)
     return peer, cache, resident_decode(weights, cache, JOB)
 
 

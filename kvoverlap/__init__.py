@@ -19,7 +19,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sim.catalog import find_hardware, find_model, hardware_names, model_names
+from sim.catalog import RECORDINGS, find_hardware, find_model, hardware_names, model_names
 from sim.engine.api import simulate as _simulate
 from sim.errors import BadFile, KvOverlapError
 from sim.files import VERSION, decode_json
@@ -149,10 +149,9 @@ def advise(
         KvOverlapError: a value breaks a rule, or the machine has no memory for the job.
     """
     from planner.advice import advise as make_advice
-    from sim.catalog import DATA
 
     machine = _hardware(hardware)
-    folder = DATA / "recordings" if recordings is None else Path(recordings)
+    folder = RECORDINGS if recordings is None else Path(recordings)
     return make_advice(_model(model, machine), machine, workload, folder, slo_s)
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from kvoverlap.cli.options import Json
 from kvoverlap.cli.output import annotate, print_json, say, table
-from sim.catalog import DATA
+from sim.catalog import RECORDINGS
 from sim.files import write_bytes
 from sim.results.accuracy import Accuracy, assess
 from sim.units import ms, percent
 
-RECORDINGS = DATA / "recordings"
 SUMMARY_VARIABLE = "GITHUB_STEP_SUMMARY"
 COLUMNS = (
     "case",
@@ -33,14 +33,14 @@ def accuracy(
     recordings: Path = RECORDINGS,
     gate: bool = False,
     markdown: Path | None = None,
-    json: bool = False,
+    json: Json = False,
 ) -> int:
     """Predict every recording again and show the error of each case.
 
     A recording holds measured timelines with their graph and machine, never a prediction. With
     --gate the exit status is 1 when any single case is out of its own tolerance or cannot be read.
 
-    Examples:
+    For example:
       kvoverlap accuracy
       kvoverlap accuracy --gate --markdown accuracy.md
       kvoverlap accuracy --recordings runs/latest --json
@@ -53,8 +53,6 @@ def accuracy(
         Exit with status 1 unless every case is within its tolerance.
     markdown
         Write the table here as Markdown; on GitHub it also goes to the job's summary.
-    json
-        Print JSON instead of text.
     """
     found = assess(recordings)
     text = as_markdown(found)

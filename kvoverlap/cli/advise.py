@@ -2,27 +2,43 @@
 
 from __future__ import annotations
 
-from kvoverlap.cli.accuracy import RECORDINGS
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from kvoverlap.cli.options import (
+    Batch,
+    Engine,
+    Hardware,
+    Json,
+    ModelOptions,
+    Prompt,
+    installed_engine,
+)
 from kvoverlap.cli.output import note, print_json, say, table
-from kvoverlap.cli.plan import installed_engine, match_dtype
 from planner.advice import Advice, advise, conclusions
 from planner.advice.text import WHAT_RUNTIMES_DO
-from sim.catalog import find_hardware, find_model
+from sim.catalog import RECORDINGS, find_hardware
 from sim.errors import BadInput
 from sim.graph.jobs import Workload
-from sim.units import ms, parse_count
+from sim.units import ms
 
 
 def advise_verb(
     *,
-    model: str,
-    hardware: str,
-    batch: str,
-    prompt: str,
-    slo_ms: float | None = None,
-    dtype: str | None = None,
-    engine: str = "simpy",
-    json: bool = False,
+    model: ModelOptions,
+    hardware: Hardware,
+    batch: Batch,
+    prompt: Prompt,
+    slo_ms: Annotated[
+        float | None,
+        Parameter(
+            help="Limit of a decode step in milliseconds. The answer says whether it is met, and "
+            "the largest batch that meets it."
+        ),
+    ] = None,
+    engine: Engine = "simpy",
+    json: Json = False,
 ) -> None:
     """Say what to do about a KV cache that does not fit: load, recompute, or split.
 
@@ -30,39 +46,23 @@ def advise_verb(
     hardware pays most, the context lengths at which the answer changes, whether a step is fast
     enough. Then every policy's time, and the settings of serving runtimes that the answer means.
 
-    Examples:
+    For example:
       kvoverlap advise --model opt-13b --hardware kvpr-a100 --batch 32 --prompt 1K
       kvoverlap advise --model llama-3.1-8b --hardware h100 --batch 64 --prompt 8K --slo-ms 50
       kvoverlap advise --model ./config.json --hardware profile.json --batch 8 --prompt 4K --json
-
-    Parameters
-    ----------
-    model
-        Name of a shipped model (`kvoverlap models`) or path of a config.json.
-    hardware
-        Name of a shipped profile (`kvoverlap hardware`) or path of a profile.json.
-    batch
-        Sequences decoded together.
-    prompt
-        Tokens of each sequence; 4K means 4096.
-    slo_ms
-        Milliseconds that a decode step may take: the answer says whether it does, and the largest
-        batch that does.
-    dtype
-        float32, float16 or bfloat16; by default the model's, or the profile's if its size differs.
-    engine
-        simpy, or fast: compiled, the same times within rounding. By default simpy, which answers
-        one step sooner than the other takes to start.
-    json
-        Print JSON instead of text.
     """
-    workload = Workload(parse_count("--batch", batch), parse_count("--prompt", prompt), 1)
     if slo_ms is not None and not 0 < slo_ms < float("inf"):
         raise BadInput(f"--slo-ms(={slo_ms}) must be a time above 0, in milliseconds.")
     machine = find_hardware(hardware)
-    spec = match_dtype(find_model(model, dtype), machine, chosen=dtype is not None)
     slo_s = None if slo_ms is None else slo_ms / 1e3
-    found = advise(spec, machine, workload, RECORDINGS, slo_s, installed_engine(engine))
+    found = advise(
+        model.load(machine),
+        machine,
+        Workload(batch, prompt, 1),
+        RECORDINGS,
+        slo_s,
+        installed_engine(engine),
+    )
     if json:
         print_json(found.to_dict())
         return

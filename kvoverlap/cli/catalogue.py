@@ -29,7 +29,7 @@ def models(*, json: bool = False) -> None:
 
     Any other OPT, Llama, Mistral, Qwen2 or Qwen3 model works by the path of its config.json.
 
-    Examples:
+    For example:
       kvoverlap models
       kvoverlap models --json
 
@@ -89,7 +89,7 @@ def hardware(*, json: bool = False) -> None:
     for. `kvoverlap profile` measures this machine and writes a profile of its own;
     `kvoverlap hardware import` makes one from published operator timings.
 
-    Examples:
+    For example:
       kvoverlap hardware
       kvoverlap hardware --json
       kvoverlap plan --model opt-30b --hardware h200+pcie5-x16 --batch 32 --prompt 1K

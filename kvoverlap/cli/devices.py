@@ -4,17 +4,26 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
 
-from cyclopts import Parameter
-
-from kvoverlap.cli.output import note, print_json, progress, say, table
-from kvoverlap.cli.plan import Output
+from kvoverlap.cli.options import (
+    PRINT_ONLY,
+    Device,
+    Json,
+    Link,
+    NewFile,
+    PlanDevice,
+    PlanFile,
+    Repeats,
+    Seed,
+    TimelineOutput,
+    device_for,
+)
+from kvoverlap.cli.output import print_json, progress, say, table
 from kvoverlap.cli.reports import print_checks, report_timeline, say_restore
 from measure.calibrate import DEFAULT_DTYPE, DEFAULT_MODELS, measure_profile
 from measure.run import restore_counts
 from measure.run import run as measure
-from planner import Plan, load_plan
+from planner import load_plan
 from planner.restore import RestorePlan
 from sim.catalog import find_model
 from sim.errors import BadInput
@@ -28,12 +37,12 @@ from sim.units import percent
 
 def profile(
     *,
-    output: Annotated[Path, Parameter(name=["--output", "-o"])],
-    device: str = "auto",
+    output: NewFile,
+    device: Device = "auto",
     model: tuple[str, ...] = (),
-    link: str | None = None,
+    link: Link = None,
     check: bool = False,
-    json: bool = False,
+    json: Json = False,
 ) -> None:
     """Measure this machine and write a hardware profile to plan with.
 
@@ -43,27 +52,18 @@ def profile(
     holds temporary files. The file holds every sample and the medians. On the CPU device it
     takes about a minute.
 
-    Examples:
+    For example:
       kvoverlap profile -o profile.json
       kvoverlap profile --device cpu --link 0.4GB/s --check -o profile.json
       kvoverlap profile --device cuda --model opt-13b --model llama-3.1-8b -o profile.json
 
     Parameters
     ----------
-    output
-        Write the profile here.
-    device
-        auto, cpu or cuda.
     model
         Model whose matrix shapes are measured; repeat for several. Default: opt-125m on cpu,
         opt-1.3b, 6.7b, 13b and llama-3.1-8b on cuda.
-    link
-        Pace of the emulated link of the cpu device, such as 0.4GB/s; by default one at which
-        recomputing about half of the cache is worth while.
     check
         Also say how well the tables predict their own points, each left out in turn.
-    json
-        Print JSON instead of text.
     """
     from hw import resolve_device
 
@@ -112,16 +112,14 @@ def print_profile(made: HardwareProfile) -> None:
 
 
 def run(
-    plan: Path,
+    plan: PlanFile,
     *,
-    device: str = "auto",
-    repeats: int = 5,
-    seed: int = 0,
-    output: Output = None,
-    trace: Path | None = None,
+    device: PlanDevice = "auto",
+    repeats: Repeats = 5,
+    seed: Seed = 0,
+    result: TimelineOutput = PRINT_ONLY,
     availability: Path | None = None,
     cache: Path | None = None,
-    json: bool = False,
 ) -> None:
     """Run a plan on a device with real tensors and measure when each task ran.
 
@@ -129,7 +127,7 @@ def run(
     are checked against a decode with the whole cache resident, or a restore's against computing the
     whole prompt: the run fails if they differ.
 
-    Examples:
+    For example:
       kvoverlap run plan.json -o measured.json
       kvoverlap run restore.json --availability drop.csv
       kvoverlap run restore.json --cache prefix.kv
@@ -137,19 +135,6 @@ def run(
 
     Parameters
     ----------
-    plan
-        A plan written by `kvoverlap plan -o` or `kvoverlap restore -o`; it carries the simulation
-        that must precede a run.
-    device
-        auto, cpu or cuda; auto is the device that the plan's profile was measured on, if it was.
-    repeats
-        Measured repetitions after one warm-up.
-    seed
-        Seed of weights and prompts.
-    output
-        Write the measured timelines here, for compare.
-    trace
-        Write a Chrome trace of the typical run here; open it at ui.perfetto.dev.
     availability
         Of a restore: a trace as for `kvoverlap restore`, which the cpu device then follows with
         links that change their pace and with a load that competes for the core that computes. By
@@ -157,13 +142,11 @@ def run(
     cache
         Of a restore from ssd: the cache file, kept; one that is there already is read, and chunks
         that it has lost are computed instead.
-    json
-        Print JSON instead of text.
     """
     if repeats < 1:
         raise BadInput(f"--repeats(={repeats}) must be at least 1.")
     loaded = load_plan(plan)
-    kind = device_of(loaded, device)
+    kind = device_for(loaded.hardware, device)
     if isinstance(loaded, RestorePlan):
         if cache is not None and loaded.workload.tier != "ssd":
             raise BadInput(f"--cache(={cache}) is for tier ssd, not {loaded.workload.tier}.")
@@ -174,28 +157,15 @@ def run(
     traced = None if availability is None else Availability.load(availability)
     with progress("run") as steps:
         recording = measure(loaded, kind, repeats, seed, steps, traced, cache)
-    if output is not None:
-        recording.save(output)
-    if trace is not None:
-        write_trace(recording.typical, trace, "measured")
+    if result.output is not None:
+        recording.save(result.output)
+    if result.trace is not None:
+        write_trace(recording.typical, result.trace, "measured")
     if not isinstance(loaded, RestorePlan):
-        report_timeline("measured", recording, json)
+        report_timeline("measured", recording, result.json)
         return
     did = restore_counts(recording.typical, loaded.workload)
-    report_timeline("measured", recording, json, {"ttft_s": recording.makespan_s, **did})
-    if not json:
+    report_timeline("measured", recording, result.json, {"ttft_s": recording.makespan_s, **did})
+    if not result.json:
         say("")
         say_restore(did, recording.checks, str(recording.environment["tier"]))
-
-
-def device_of(loaded: Plan | RestorePlan, device: str) -> str:
-    """The device to run on; `auto` is the one that the plan's profile was measured on, if any."""
-    from hw import resolve_device
-
-    made_for = loaded.hardware.device_kind
-    kind = resolve_device(made_for if device == "auto" and made_for != "none" else device)
-    if kind != made_for:
-        note(
-            f"the plan was made for {loaded.hardware.name}; what is measured is this {kind} device"
-        )
-    return kind

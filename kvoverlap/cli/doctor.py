@@ -36,7 +36,7 @@ def doctor(
     resident references. It takes at most 90 seconds. The exit status is 1 if a check failed;
     warnings do not change it.
 
-    Examples:
+    For example:
       kvoverlap doctor
       kvoverlap doctor --device cuda --out doctor.json
       kvoverlap doctor --device cpu --quick --json

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
+from kvoverlap.cli.options import (
+    PRINT_ONLY,
+    Count,
+    Link,
+    PlanDevice,
+    TimelineOutput,
+    device_for,
+    match_dtype,
+)
 from kvoverlap.cli.output import note, out, print_json, progress, say
-from kvoverlap.cli.plan import Output, match_dtype
 from kvoverlap.cli.tokenizer import TextCodec, check_prompts, read_prompt_ids
 from measure.calibrate import DEFAULT_DTYPE, measure_profile
 from planner import Plan, make_plan
@@ -23,7 +31,7 @@ from sim.machine.profile import HardwareProfile
 from sim.model.spec import DTYPE_BYTES, ModelSpec
 from sim.results.recording import Recording
 from sim.results.trace import write_trace
-from sim.units import ms, parse_count, parse_rate, percent
+from sim.units import ms, parse_rate, percent
 
 if TYPE_CHECKING:
     from hw.run.generate import Generated
@@ -31,22 +39,72 @@ if TYPE_CHECKING:
 AUTO = "auto"
 
 
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class PromptOptions:
+    """The prompts: one as text, or several as token ids."""
+
+    prompt: Annotated[
+        str | None, Parameter(help="Text to continue; needs tokenizer.json in the directory.")
+    ] = None
+    prompt_ids: Annotated[
+        Path | None,
+        Parameter(
+            help="JSON file with a list of token ids, or with equally long lists that are decoded "
+            "as one batch."
+        ),
+    ] = None
+
+    def read(self, codec: TextCodec) -> list[list[int]]:
+        """Token ids of every prompt."""
+        if self.prompt is not None and self.prompt_ids is None:
+            return [codec.encode(self.prompt)]
+        if self.prompt is None and self.prompt_ids is not None:
+            return read_prompt_ids(self.prompt_ids)
+        raise BadInput("give either --prompt TEXT or --prompt-ids FILE, and not both.")
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class PlanChoice:
+    """The plan file, or how to plan now."""
+
+    plan: Annotated[
+        str, Parameter(help="A plan file for this model and job, or auto to plan now.")
+    ] = AUTO
+    policy: Annotated[
+        str | None,
+        Parameter(
+            help="Policy of --plan auto: lp (default), kvpr, load-all, recompute-all, or "
+            "fixed:<tokens>."
+        ),
+    ] = None
+    hardware: Annotated[
+        str | None,
+        Parameter(
+            help="Profile that --plan auto plans for, by name or path. Without it this device is "
+            "profiled first."
+        ),
+    ] = None
+    dtype: Annotated[
+        str | None,
+        Parameter(
+            help="float32, float16 or bfloat16. By default the plan's, or the profile's, or the "
+            "checkpoint's on cuda and float32 on cpu."
+        ),
+    ] = None
+
+
 def generate(
     *,
     weights: Path,
-    max_new_tokens: str,
-    prompt: str | None = None,
-    prompt_ids: Path | None = None,
-    plan: str = AUTO,
-    policy: str | None = None,
-    hardware: str | None = None,
-    device: str = "auto",
-    dtype: str | None = None,
-    link: str | None = None,
+    max_new_tokens: Count,
+    prompt: PromptOptions = PromptOptions(),
+    choice: PlanChoice = PlanChoice(),
+    device: PlanDevice = "auto",
+    link: Link = None,
     warm_ups: Annotated[int, Parameter(name="--warm-ups")] = 0,
-    output: Output = None,
-    trace: Path | None = None,
-    json: bool = False,
+    result: TimelineOutput = PRINT_ONLY,
 ) -> None:
     """Continue prompts with a real model, greedily, under a plan; print text and timing.
 
@@ -55,7 +113,7 @@ def generate(
     are decoded and timed, and what is printed ends where the model ends its text, as that of
     transformers does. Precisions below float32 may choose another token where two are close.
 
-    Examples:
+    For example:
       kvoverlap generate --weights ./opt-1.3b --prompt "The sea" --max-new-tokens 32
       kvoverlap generate --weights ./llama --prompt-ids batch.json --max-new-tokens 64 \\
         --hardware profile.json --policy load-all
@@ -68,34 +126,12 @@ def generate(
         Directory with config.json and safetensors files of an OPT, Llama, Mistral, Qwen2 or Qwen3.
     max_new_tokens
         New tokens of each prompt, N; the plan has N - 1 steps.
-    prompt
-        Text to continue; needs tokenizer.json in the directory.
-    prompt_ids
-        JSON file with a list of token ids, or with equally long lists, decoded as one batch.
-    plan
-        A plan file for this model and job, or auto to plan now.
-    policy
-        Policy of auto: lp (default), kvpr, load-all, recompute-all, or fixed:<tokens>.
-    hardware
-        Profile that auto plans for, by name or path; without it this device is profiled first.
-    device
-        auto, cpu or cuda; auto is the device that the profile was measured on, if it was.
-    dtype
-        float32, float16 or bfloat16; by default the plan's, or the profile's, or the
-        checkpoint's on a GPU and float32 on the cpu device.
-    link
-        Pace of the emulated link of the cpu device, such as 0.4GB/s; by default the profile's.
     warm_ups
         Times that all steps are decoded before the measured time.
-    output
-        Write the measured timeline here, for compare.
-    trace
-        Write a Chrome trace of the decode here; open it at ui.perfetto.dev.
-    json
-        Print JSON instead of text.
     """
-    n_new = parse_count("--max-new-tokens", max_new_tokens)
-    check_choices(plan, policy, hardware, dtype, n_new)
+    n_new, output, trace = max_new_tokens, result.output, result.trace
+    dtype = choice.dtype
+    check_choices(choice, n_new)
     if warm_ups < 0:
         raise BadInput(f"--warm-ups(={warm_ups}) must be at least 0.")
     if n_new == 1 and (output is not None or trace is not None):
@@ -108,8 +144,8 @@ def generate(
     from hw.run.generate import generate as decode
 
     checkpoint = Checkpoint.open(weights)
-    words = TextCodec.of(weights)
-    prompts = _prompts(words, prompt, prompt_ids)
+    codec = TextCodec.of(weights)
+    prompts = prompt.read(codec)
     check_prompts(prompts, n_new, checkpoint.model)
 
     if n_new == 1:
@@ -117,51 +153,31 @@ def generate(
         spec = computed_dtype(checkpoint.model, kind, dtype)
     else:
         job = Workload(len(prompts), len(prompts[0]), n_new - 1)
-        if plan == AUTO:
-            made = plan_on_the_spot(checkpoint.model, job, policy, hardware, device, dtype, link)
+        if choice.plan == AUTO:
+            made = plan_on_the_spot(checkpoint.model, job, choice, device, link)
         else:
-            made = load_fitting_plan(Path(plan), weights, checkpoint.model, job, dtype)
-        spec, kind = made.model, _device_for(made, device)
+            made = load_fitting_plan(Path(choice.plan), weights, checkpoint.model, job, dtype)
+        spec, kind = made.model, device_for(made.hardware, device)
     steps = None
     if made is not None:
         steps = DecodeSteps(simulate(made.simulated_graph(), made.hardware), warm_ups)
     pace = _pace(made, kind, link)
-    with progress("generate") as tell, open_backend(kind, pace) as backend:
-        result = decode(checkpoint, spec, prompts, steps, backend, tell)
+    with progress("generate") as reporter, open_backend(kind, pace) as backend:
+        generated = decode(checkpoint, spec, prompts, steps, backend, reporter)
         environment = backend.environment()
-    if made is not None and result.decode is not None:
-        recording = Recording("measured", made.hardware, (result.decode,), environment)
+    if made is not None and generated.decode is not None:
+        recording = Recording("measured", made.hardware, (generated.decode,), environment)
         if output is not None:
             recording.save(output)
         if trace is not None:
-            write_trace(result.decode, trace, "measured")
-    answer = generation_answer(spec, kind, len(prompts[0]), words, result)
-    if result.decode is not None and made is not None:
-        answer["decode"] = decode_answer(made, result.decode)
-    if json:
+            write_trace(generated.decode, trace, "measured")
+    answer = generation_answer(spec, kind, len(prompts[0]), codec, generated)
+    if generated.decode is not None and made is not None:
+        answer["decode"] = decode_answer(made, generated.decode)
+    if result.json:
         print_json(answer)
     else:
         print_generation(answer)
-
-
-def _prompts(words: TextCodec, text: str | None, path: Path | None) -> list[list[int]]:
-    """The prompts as ids, from the one of both options that was given."""
-    if text is not None and path is None:
-        return [words.encode(text)]
-    if text is None and path is not None:
-        return read_prompt_ids(path)
-    raise BadInput("give either --prompt TEXT or --prompt-ids FILE, and not both.")
-
-
-def _device_for(made: Plan, device: str) -> str:
-    """The device asked for; `auto` is the one that the plan's machine was measured on."""
-    from hw import resolve_device
-
-    made_for = made.hardware.device_kind
-    kind = resolve_device(made_for if device == "auto" and made_for != "none" else device)
-    if kind != made_for:
-        note(f"the plan was made for {made.hardware.name}; what is measured is this {kind} device")
-    return kind
 
 
 def _pace(made: Plan | None, kind: str, link: str | None) -> float | None:
@@ -174,10 +190,10 @@ def _pace(made: Plan | None, kind: str, link: str | None) -> float | None:
 
 
 def generation_answer(
-    model: ModelSpec, kind: str, prompt_tokens: int, words: TextCodec, result: Generated
+    model: ModelSpec, kind: str, prompt_tokens: int, codec: TextCodec, result: Generated
 ) -> dict[str, Any]:
     """What was generated, cut where the model ended its texts, as `--json` prints it."""
-    rows = [words.until_end(row) for row in result.tokens]
+    rows = [codec.until_end(row) for row in result.tokens]
     return {
         "model": model.name,
         "dtype": model.dtype,
@@ -186,7 +202,7 @@ def generation_answer(
         "prompt_tokens": prompt_tokens,
         "max_new_tokens": len(result.tokens[0]),
         "token_ids": rows,
-        "text": None if words.tokenizer is None else [words.decode(row) for row in rows],
+        "text": None if codec.tokenizer is None else [codec.decode(row) for row in rows],
         "prefill_s": result.prefill_s,
         "memory": asdict(result.peaks),
         "decode": None,
@@ -215,9 +231,9 @@ def decode_answer(made: Plan, timeline: Timeline) -> dict[str, Any]:
 def print_generation(answer: dict[str, Any]) -> None:
     """Text or ids of each prompt, then times and memory."""
     for number, ids in enumerate(answer["token_ids"]):
-        words = ids if answer["text"] is None else answer["text"][number]
+        text = ids if answer["text"] is None else answer["text"][number]
         label = f"[{number}] " if answer["batch_size"] > 1 else ""
-        out.print(f"{label}{words}", markup=False, emoji=False)
+        out.print(f"{label}{text}", markup=False, emoji=False)
     say(
         f"\n{answer['model']} ({answer['dtype']}) on {answer['device']}: batch "
         f"{answer['batch_size']}, prompt {answer['prompt_tokens']}, {answer['max_new_tokens']} new "
@@ -260,15 +276,14 @@ def computed_dtype(spec: ModelSpec, kind: str, dtype: str | None) -> ModelSpec:
 def plan_on_the_spot(
     spec: ModelSpec,
     job: Workload,
-    policy: str | None,
-    hardware: str | None,
+    choice: PlanChoice,
     device: str,
-    dtype: str | None,
     link: str | None,
 ) -> Plan:
-    """Plan a job, for a given machine or for this device, which is then profiled first."""
+    """A plan for the chosen profile, or for this device, which is then profiled first."""
     from hw import resolve_device
 
+    hardware, dtype = choice.hardware, choice.dtype
     if hardware is not None:
         machine = find_hardware(hardware)
         model = match_dtype(replace(spec, dtype=dtype or spec.dtype), machine, dtype is not None)
@@ -279,11 +294,11 @@ def plan_on_the_spot(
             f"profiling this {kind} device for {model.name}; `kvoverlap profile -o FILE` keeps a "
             "profile, --hardware FILE uses it"
         )
-        with progress("profile") as tell:
-            machine = measure_profile(kind, [model], f"this-{kind}", link, tell, restores=False)
-    with progress("plan") as tell:
-        tell("solving and simulating")
-        return make_plan(model, machine, job, policy or DEFAULT_POLICY)
+        with progress("profile") as steps:
+            machine = measure_profile(kind, [model], f"this-{kind}", link, steps, restores=False)
+    with progress("plan") as steps:
+        steps("solving and simulating")
+        return make_plan(model, machine, job, choice.policy or DEFAULT_POLICY)
 
 
 def load_fitting_plan(
@@ -342,19 +357,18 @@ def _hardware_argument(hardware: HardwareProfile) -> str:
     return hardware.name if is_shipped(hardware.name) else f"{hardware.name}.json"
 
 
-def check_choices(
-    plan: str, policy: str | None, hardware: str | None, dtype: str | None, max_new_tokens: int
-) -> None:
+def check_choices(choice: PlanChoice, max_new_tokens: int) -> None:
     """Refuse options that contradict each other before anything slow happens.
 
     Raises:
         BadInput: names the option to leave out.
     """
+    plan, dtype = choice.plan, choice.dtype
     if dtype is not None and dtype not in DTYPE_BYTES:
         raise BadInput(f"--dtype(={dtype}) must be one of {', '.join(DTYPE_BYTES)}.")
     if plan == AUTO:
         return
-    for name, value in (("--policy", policy), ("--hardware", hardware)):
+    for name, value in (("--policy", choice.policy), ("--hardware", choice.hardware)):
         if value is not None:
             raise BadInput(f"{name}(={value}): plan {plan} holds its own; leave {name} out.")
     if max_new_tokens == 1:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from cyclopts import Parameter
-
+from kvoverlap.cli.options import Json, NewFile
 from kvoverlap.cli.output import print_json, progress, say, table
 from kvoverlap.cli.reports import print_checks
 from sim.catalog import find_link, link_names
@@ -15,17 +14,15 @@ from sim.machine.aiconfigurator import Silicon, derive_part
 from sim.machine.components import JOIN, ComputePart, compose
 from sim.machine.cross_validation import leave_one_out
 
-Output = Annotated[Path, Parameter(name=["--output", "-o"])]
-
 
 def aiconfigurator(
     *,
     system: str,
-    output: Output,
+    output: NewFile,
     engine: str = "vllm",
     engine_version: str | None = None,
     link: str | None = None,
-    json: bool = False,
+    json: Json = False,
 ) -> None:
     """Make a profile from the timings that the package aiconfigurator-core ships.
 
@@ -37,7 +34,7 @@ def aiconfigurator(
 
     The package is big (80 MB) and not needed afterwards: pip install 'kvoverlap[silicon]'.
 
-    Examples:
+    For example:
       kvoverlap hardware import aiconfigurator --system h100_sxm --link pcie5-x16 -o h100.json
       kvoverlap hardware import aiconfigurator --system l40s --engine sglang -o l40s.json
       kvoverlap plan --model opt-30b --hardware h100.json --batch 16 --prompt 1K
@@ -47,8 +44,6 @@ def aiconfigurator(
     ----------
     system
         A system of the package, such as h100_sxm; a wrong name lists them.
-    output
-        Write the profile here.
     engine
         Whose kernels were timed: vllm, sglang or trtllm.
     engine_version
@@ -56,8 +51,6 @@ def aiconfigurator(
     link
         Name of a link (`kvoverlap hardware`) or path of one. With it the file is a whole machine;
         without it, a device that any link can be added to: FILE+LINK.
-    json
-        Print JSON instead of text.
     """
     host = None if link is None else find_link(link)
     with progress("import") as tell:

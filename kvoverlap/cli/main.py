@@ -18,6 +18,7 @@ from kvoverlap.cli.catalogue import hardware_app, models
 from kvoverlap.cli.devices import profile, run
 from kvoverlap.cli.doctor import doctor
 from kvoverlap.cli.generate import generate
+from kvoverlap.cli.options import shown_default
 from kvoverlap.cli.output import err, fail, out
 from kvoverlap.cli.peers import peers
 from kvoverlap.cli.plan import plan
@@ -52,7 +53,7 @@ app = App(
         "run -> compare, each taking the file of the one before."
     ),
     help_format="plaintext",
-    default_parameter=Parameter(negative="", show_default=False),
+    default_parameter=Parameter(negative="", show_default=shown_default),
     console=out,
     error_console=err,
 )

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from kvoverlap.cli.options import match_dtype
 from kvoverlap.cli.output import note, print_json, progress, say, table
-from kvoverlap.cli.plan import match_dtype
 from measure.calibrate import DEFAULT_DTYPE, measure_profile
 from measure.other_systems import check_repeats, measure_other_systems
 from planner.decode.planner import check_workload
 from sim.catalog import find_hardware, find_model
 from sim.graph.jobs import Workload
 from sim.units import ms, parse_count, percent
-
-if TYPE_CHECKING:
-    pass
 
 
 def peers(
@@ -35,7 +32,7 @@ def peers(
     with its cache offloaded (CUDA only), and our plans load-all, kvpr and lp. What cannot run here
     is listed with the reason.
 
-    Examples:
+    For example:
       kvoverlap peers --model opt-125m --batch 4 --prompt 300
       kvoverlap peers --model opt-6.7b --hardware profile.json --batch 32 --prompt 1K --gen 16
 

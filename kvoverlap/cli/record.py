@@ -51,7 +51,7 @@ def record(
     fit the time are profiled. Every case is written when it is finished. Settings that fail, do not
     fit the time or are interrupted are listed in `left_out`; the same command completes them.
 
-    Examples:
+    For example:
       kvoverlap record --out data/recordings/my-machine
       kvoverlap record --device cuda --out data/recordings/h100-pcie5 --minutes 8
       kvoverlap record --device cuda --models opt-30b,opt-6.7b --out h100 --pack h100.tar.gz

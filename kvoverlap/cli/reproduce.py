@@ -5,10 +5,12 @@ from __future__ import annotations
 import csv
 import io
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from cyclopts import Parameter
+
+from kvoverlap.cli.options import Engine, Json, installed_engine
 from kvoverlap.cli.output import print_json, say, table
-from kvoverlap.cli.plan import Output, installed_engine
 from planner.restore.reproduce import (
     COLUMNS,
     SPEEDUPS,
@@ -22,7 +24,16 @@ from sim.units import ms, percent
 
 
 def reproduce(
-    table_file: Path, *, engine: str = "simpy", output: Output = None, json: bool = False
+    table_file: Path,
+    *,
+    engine: Engine = "simpy",
+    output: Annotated[
+        Path | None,
+        Parameter(
+            name=["--output", "-o"], help="Write the rows with predictions and errors here, as CSV."
+        ),
+    ] = None,
+    json: Json = False,
 ) -> None:
     """Predict published measurements of two-ended restores, row by row, and show the error.
 
@@ -30,7 +41,7 @@ def reproduce(
     what loading from one end while computing from the other gains over either alone; below 1.00 it
     loses. Hardware figures are fitted to a few constants of the paper, never to a row.
 
-    Examples:
+    For example:
       kvoverlap reproduce data/published/cake_table3_a100.csv
       kvoverlap reproduce cases.csv --json -o predicted.csv
 
@@ -39,12 +50,6 @@ def reproduce(
     table_file
         A CSV file with the columns of data/published/cake_table3_a100.csv; the last two, the
         reported speed-ups, may be absent.
-    engine
-        simpy, or fast: compiled, the same times within rounding.
-    output
-        Write the rows with predictions and errors here, as CSV.
-    json
-        Print JSON instead of text.
     """
     chosen = installed_engine(engine)
     results = [reproduce_case(case, chosen) for case in read_cases(table_file)]

@@ -1,54 +1,83 @@
-"""`kvoverlap restore`: a cached prefix, computed, loaded, or both at once."""
+"""`kvoverlap restore`: compute a cached prefix, load it, or do both at once."""
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from cyclopts import Parameter
+
+from kvoverlap.cli.options import (
+    AutoEngine,
+    Json,
+    MachineOptions,
+    ModelOptions,
+    PlanOutput,
+    RestoreJob,
+    installed_engine,
+)
 from kvoverlap.cli.output import print_json, say, table
-from kvoverlap.cli.plan import Output, apply_setting, installed_engine, match_dtype
 from planner.restore import Adaptation, RestorePlan, behind_link, link_rate, make_restore_plan
-from sim.catalog import find_hardware, find_model
 from sim.engine.api import fast_engine_installed
 from sim.engine.serving import OtherRequest, read_others, serve
 from sim.errors import BadInput
-from sim.graph.jobs import RestoreRequest
 from sim.lanes import TIERS
 from sim.machine.availability import ALWAYS, Availability
-from sim.units import ms, parse_count
+from sim.units import ms
 
 LONG_CHUNKS = 256
-"""I/O chunks of a prompt from which planning under a trace, and anew at each change of it, takes
-longer than it takes the fast engine to start."""
+"""I/O chunks of a prompt from which planning under a trace takes longer than the fast engine takes
+to start."""
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class LoadTraces:
+    """What else uses the machine during the restore."""
+
+    availability: Annotated[
+        Path | None,
+        Parameter(
+            help="CSV or TOML trace: start_s and from then on the available fractions of the lanes "
+            "compute, h2d, disk, net. The policies know it; the times of policies that do not know "
+            "it are reported too."
+        ),
+    ] = None
+    others: Annotated[
+        Path | None,
+        Parameter(
+            help="CSV file of requests without a cached prefix: arrival_s, prompt_tokens, "
+            "gen_tokens. Each engine step decodes for them first, then computes their prompts; a "
+            "two-ended restore gets the remaining tokens of the step. Their TTFT and TPOT are "
+            "reported. Needs --gpu-share 1."
+        ),
+    ] = None
 
 
 def restore(
     *,
-    model: str,
-    hardware: str,
-    prompt: str,
-    cached: str | None = None,
-    tier: str = "dram",
-    chunk: str = "512",
-    io_chunk: str = "128",
-    gpu_share: float = 1.0,
-    kv_bits: int = 16,
-    policy: str = "auto",
-    availability: Path | None = None,
-    others: Path | None = None,
-    dtype: str | None = None,
-    set: tuple[str, ...] = (),  # noqa: A002
-    engine: str | None = None,
-    output: Output = None,
-    json: bool = False,
+    model: ModelOptions,
+    machine: MachineOptions,
+    job: RestoreJob,
+    policy: Annotated[
+        str,
+        Parameter(
+            help="compute-only, load-only, two-ended, lp, layer-wise, joint, or auto: the fastest "
+            "of them."
+        ),
+    ] = "auto",
+    load: LoadTraces = LoadTraces(),
+    engine: AutoEngine = None,
+    output: PlanOutput = None,
+    json: Json = False,
 ) -> None:
     """Decide how to restore a cached prefix, and predict the time to the first token.
 
     The prefix can be computed from the front, loaded from the back, or both at once until the
     two ends meet. The answer is the time to first token under the chosen policy and every other.
 
-    Examples:
+    For example:
       kvoverlap restore --model longalpaca-13b --hardware a100-80g --prompt 16K --tier 32
       kvoverlap restore --model llama-3.1-8b --hardware h100 --prompt 32K --cached 30K \\
         --tier 7GB/s --gpu-share 0.5 --policy two-ended --json
@@ -56,76 +85,22 @@ def restore(
         --availability drop.csv -o plan.json
       kvoverlap restore --model llama-3.1-70b-fp8 --hardware h200+pcie5-x16 --prompt 16K \\
         --set link.h2d.bandwidth=128GB/s
-
-    Parameters
-    ----------
-    model
-        Name of a shipped model (`kvoverlap models`) or path of a config.json.
-    hardware
-        Name of a shipped profile, of a device and a link such as h100-sxm+pcie5-x16 (`kvoverlap
-        hardware` lists them), or path of a profile.json.
-    prompt
-        Tokens of the prompt; 16K means 16384.
-    cached
-        Leading tokens whose KV is cached; by default all but the last, which is always computed.
-    tier
-        Where they are: dram, ssd or net as the profile has them, or a link's rate: 4GiB/s, or a
-        bare number of Gbps as published restore measurements count them (32 is 4 GiB/s).
-    chunk
-        Tokens of an engine step, other requests' included.
-    io_chunk
-        Tokens that are loaded at a time.
-    gpu_share
-        The restore's part of every step.
-    kv_bits
-        Bits of an element of the cached KV: 16, 8, 4 or 3.
-    policy
-        compute-only, load-only, two-ended, lp, layer-wise, joint, or auto: the fastest of them.
-    availability
-        A CSV or TOML trace: start_s and fractions of the lanes compute, h2d, disk, net from then
-        on. The policies know it; what it does to those who do not is reported beside them.
-    others
-        A CSV file of requests without a cached prefix: arrival_s, prompt_tokens, gen_tokens. Each
-        step first decodes for them, then computes their prompts, and a two-ended restore takes
-        what is left of its tokens; the answer says what each of them sees. --gpu-share must be 1.
-    dtype
-        float32, float16 or bfloat16; by default the model's, or the profile's if its size differs.
-    set
-        What-if change of the hardware, such as link.h2d.bandwidth=128GB/s or compute.flops=2e15.
-    engine
-        simpy, or fast: compiled, the same times within rounding. By default simpy, and fast for a
-        long prompt under a trace where it is installed.
-    output
-        Write the plan here, for simulate.
-    json
-        Print JSON instead of text.
     """
-    machine = find_hardware(hardware)
-    for setting in set:
-        machine = apply_setting(machine, setting)
-    if tier not in TIERS:
-        if not tier[:1].isdigit():
+    hardware = machine.load()
+    if job.tier not in TIERS:
+        if not job.tier[:1].isdigit():
             raise BadInput(
-                f"--tier(={tier}) must be {', '.join(TIERS)}, a rate such as 4GiB/s, or Gbps."
+                f"--tier(={job.tier}) must be {', '.join(TIERS)}, a rate such as 4GiB/s, or Gbps."
             )
-        machine = behind_link(machine, link_rate("--tier", tier))
-    spec = match_dtype(find_model(model, dtype), machine, chosen=dtype is not None)
-    n_tokens = parse_count("--prompt", prompt)
-    request = RestoreRequest(
-        prompt_tokens=n_tokens,
-        cached_tokens=n_tokens - 1 if cached is None else parse_count("--cached", cached),
-        tier=tier if tier in TIERS else "net",
-        chunk_tokens=parse_count("--chunk", chunk),
-        io_chunk_tokens=parse_count("--io-chunk", io_chunk),
-        gpu_share=gpu_share,
-        tier_kv_bits=kv_bits,
-    )
-    trace = ALWAYS if availability is None else Availability.load(availability)
+        hardware = behind_link(hardware, link_rate("--tier", job.tier))
+    spec = model.load(hardware)
+    request = job.request()
+    trace = ALWAYS if load.availability is None else Availability.load(load.availability)
     if engine is None:
-        long = n_tokens >= LONG_CHUNKS * request.io_chunk_tokens and trace != ALWAYS
+        long = job.prompt >= LONG_CHUNKS * request.io_chunk_tokens and trace != ALWAYS
         engine = "fast" if long and fast_engine_installed() else "simpy"
-    made = make_restore_plan(spec, machine, request, policy, trace, installed_engine(engine))
-    served = None if others is None else _serve(made, read_others(others))
+    made = make_restore_plan(spec, hardware, request, policy, trace, installed_engine(engine))
+    served = None if load.others is None else _serve(made, read_others(load.others))
     if output is not None:
         made.save(output)
     if json:

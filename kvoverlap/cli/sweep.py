@@ -66,7 +66,7 @@ def sweep(
     Finished points lie in OUTPUT.parts until the table is whole. A sweep that is stopped or killed
     loses only what was under way: the same command with --resume does the rest.
 
-    Examples:
+    For example:
       kvoverlap sweep pcie-crossover --dry-run
       kvoverlap sweep pcie-crossover -o pcie.parquet
       kvoverlap sweep ./study.toml -o out.parquet --resume

@@ -3,9 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
+from cyclopts import Parameter
+
+from kvoverlap.cli.options import (
+    PRINT_ONLY,
+    Engine,
+    Gate,
+    Json,
+    PlanFile,
+    TimelineOutput,
+    installed_engine,
+)
 from kvoverlap.cli.output import print_json, say, table
-from kvoverlap.cli.plan import Output, installed_engine
 from kvoverlap.cli.reports import report_timeline
 from planner import load_plan, plan_split
 from planner.restore import RestorePlan
@@ -20,35 +31,23 @@ from sim.units import ms, percent
 
 
 def simulate_verb(
-    plan: Path,
+    plan: PlanFile,
     *,
-    output: Output = None,
-    trace: Path | None = None,
-    plan_out: Path | None = None,
-    engine: str = "simpy",
-    json: bool = False,
+    plan_out: Annotated[
+        Path | None,
+        Parameter(
+            help="Write the plan here with a new simulation of its split, after editing the file."
+        ),
+    ] = None,
+    engine: Engine = "simpy",
+    result: TimelineOutput = PRINT_ONLY,
 ) -> None:
     """Predict the timeline of a plan: when every load, recomputation and layer runs.
 
-    Examples:
+    For example:
       kvoverlap simulate plan.json
       kvoverlap simulate plan.json -o predicted.json --trace predicted.trace.json.gz
       kvoverlap simulate edited-plan.json --plan-out new-plan.json
-
-    Parameters
-    ----------
-    plan
-        A plan written by `kvoverlap plan -o` or `kvoverlap restore -o`.
-    output
-        Write the predicted timeline here, for compare.
-    trace
-        Write a Chrome trace here; open it at ui.perfetto.dev.
-    plan_out
-        Write the plan here with the simulation of its present split, after editing one by hand.
-    engine
-        simpy, or fast: compiled, the same times within rounding.
-    json
-        Print JSON instead of text.
     """
     loaded = load_plan(plan)
     if isinstance(loaded, RestorePlan):
@@ -60,7 +59,7 @@ def simulate_verb(
             installed_engine(engine),
             loaded.availability,
         )
-        report_prediction(timeline, loaded.hardware, output, trace, json)
+        report_prediction(timeline, loaded.hardware, result)
         return
     graph = loaded.lower() if plan_out is not None else loaded.simulated_graph()
     timeline = simulate(graph, loaded.hardware, installed_engine(engine))
@@ -77,34 +76,30 @@ def simulate_verb(
                 loaded.residency,
             )
         edited.save(plan_out)
-    report_prediction(timeline, loaded.hardware, output, trace, json)
+    report_prediction(timeline, loaded.hardware, result)
 
 
 def report_prediction(
     timeline: Timeline,
     hardware: HardwareProfile,
-    output: Path | None,
-    trace: Path | None,
-    json: bool,
+    result: TimelineOutput,
 ) -> None:
-    """Write a predicted timeline where that is asked for, and print its measures."""
+    """Write a predicted timeline to the chosen files, and print its measures."""
     recording = Recording("predicted", hardware, (timeline,))
-    if output is not None:
-        recording.save(output)
-    if trace is not None:
-        write_trace(timeline, trace, "predicted")
-    report_timeline("predicted", recording, json)
+    if result.output is not None:
+        recording.save(result.output)
+    if result.trace is not None:
+        write_trace(timeline, result.trace, "predicted")
+    report_timeline("predicted", recording, result.json)
 
 
-def compare_verb(
-    predicted: Path, measured: Path, *, gate: float | None = None, json: bool = False
-) -> int:
+def compare_verb(predicted: Path, measured: Path, *, gate: Gate = None, json: Json = False) -> int:
     """Compare a predicted and a measured timeline of the same graph, task by task.
 
     Errors are predicted minus measured. With --gate the exit status is 1 when the makespan error
     exceeds it.
 
-    Examples:
+    For example:
       kvoverlap compare predicted.json measured.json
       kvoverlap compare predicted.json measured.trace.json.gz
       kvoverlap compare predicted.json measured.json --gate 5
@@ -115,10 +110,6 @@ def compare_verb(
         A timeline written by `kvoverlap simulate -o`.
     measured
         A timeline written by `kvoverlap run -o`, or a trace of it written by `--trace`.
-    gate
-        Largest makespan error in per cent for exit status 0.
-    json
-        Print JSON instead of text.
     """
     if gate is not None and not gate >= 0:
         raise BadInput(f"--gate(={gate}) must be a percentage of at least 0.")

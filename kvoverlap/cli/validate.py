@@ -8,8 +8,8 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from kvoverlap.cli.options import parse_kv_bits
 from kvoverlap.cli.output import print_json, progress, say
-from kvoverlap.cli.plan import parse_kv_bits
 from kvoverlap.cli.reports import print_adaptation_report, print_report, print_restore_report
 from measure.validation import ValidationRequest, check_out_folder
 from measure.validation import validate as measure
@@ -46,7 +46,7 @@ def validate(
     --scenario adapt, the link or the device slows down during a restore: an unchanged split, a
     split that is planned again, and claims are compared.
 
-    Examples:
+    For example:
       kvoverlap validate
       kvoverlap validate --scenario restore --out runs/restores
       kvoverlap validate --scenario adapt --device cpu

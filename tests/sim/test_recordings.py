@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from kvoverlap.cli.accuracy import RECORDINGS
+from sim.catalog import RECORDINGS
 from sim.results.accuracy import assess, assess_case, case_folders
 
 FOLDERS = case_folders(RECORDINGS)

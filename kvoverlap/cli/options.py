@@ -1,0 +1,322 @@
+"""Options that several verbs share, each with one help text and one default.
+
+A single option is an annotated type. Options that belong together are a frozen dataclass, which a
+verb takes as one argument. Counts and sizes are parsed when the command line is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter, Token
+
+from kvoverlap.cli.output import note
+from sim.catalog import find_hardware, find_model
+from sim.engine.api import NO_NUMBA, check_engine, fast_engine_installed
+from sim.errors import BadInput
+from sim.graph.jobs import RestoreRequest, Workload
+from sim.lanes import TIERS
+from sim.machine.profile import HardwareProfile
+from sim.machine.what_if import RATES, in_dtype_of, with_memory, with_rate
+from sim.model.spec import ModelSpec
+from sim.units import parse_bytes, parse_count, parse_rate
+
+
+def parsed_by(parse: Callable[[str, str], Any]) -> Callable[[Any, Sequence[Token]], Any]:
+    """A cyclopts converter that gives `parse` the option's name and its text."""
+
+    def convert(_type: Any, tokens: Sequence[Token]) -> Any:
+        (token,) = tokens
+        return parse(token.keyword or "value", token.value)
+
+    return convert
+
+
+def shown_default(value: Any) -> str | None:
+    """Default as help shows it; None hides a default that says nothing."""
+    return None if value is None or value is False or value == () else str(value)
+
+
+Count = Annotated[int, Parameter(converter=parsed_by(parse_count), metavar="COUNT")]
+Bytes = Annotated[float, Parameter(converter=parsed_by(parse_bytes), metavar="SIZE")]
+
+Model = Annotated[
+    str, Parameter(help="Name of a shipped model (`kvoverlap models`) or path of a config.json.")
+]
+Hardware = Annotated[
+    str,
+    Parameter(
+        help="Name of a shipped profile, DEVICE+LINK such as h100-sxm+pcie5-x16 (`kvoverlap "
+        "hardware` lists them), or path of a profile.json."
+    ),
+]
+Dtype = Annotated[
+    str | None,
+    Parameter(
+        help="float32, float16 or bfloat16. By default the model's, or the profile's if its "
+        "element size differs."
+    ),
+]
+Batch = Annotated[Count, Parameter(help="Sequences that are decoded together.")]
+Prompt = Annotated[Count, Parameter(help="Tokens of each prompt, such as 4K (4096).")]
+Gen = Annotated[Count, Parameter(help="Decode steps.")]
+Device = Annotated[
+    str, Parameter(help="auto, cpu or cuda. auto is cuda if this machine has a GPU, else cpu.")
+]
+PlanDevice = Annotated[
+    str,
+    Parameter(
+        help="auto, cpu or cuda. auto is the device that the profile was measured on, or this "
+        "machine's if the profile was not measured."
+    ),
+]
+Link = Annotated[
+    str | None,
+    Parameter(
+        metavar="RATE",
+        help="Rate of the cpu device's emulated link, such as 0.4GB/s. By default the profile's, "
+        "or one at which loading and recomputing take about the same time.",
+    ),
+]
+Repeats = Annotated[int, Parameter(help="Measured repeats of every case, after warm-ups.")]
+Seed = Annotated[int, Parameter(help="Seed of random weights and prompts.")]
+Engine = Annotated[
+    str,
+    Parameter(help="Simulator: simpy, or fast (compiled with numba; the same times to 1e-9)."),
+]
+AutoEngine = Annotated[
+    str | None,
+    Parameter(
+        help="Simulator: simpy, or fast (compiled with numba; the same times to 1e-9). By default "
+        "simpy, and fast for a long job if numba is installed."
+    ),
+]
+Gate = Annotated[
+    float | None,
+    Parameter(help="Exit with status 1 if a makespan error exceeds this many per cent."),
+]
+Json = Annotated[bool, Parameter(help="Print JSON instead of text.")]
+PlanFile = Annotated[
+    Path, Parameter(help="A plan written by `kvoverlap plan -o` or `kvoverlap restore -o`.")
+]
+PlanOutput = Annotated[
+    Path | None,
+    Parameter(
+        name=["--output", "-o"], help="Write the plan here, for `kvoverlap simulate` and `run`."
+    ),
+]
+NewFile = Annotated[Path, Parameter(name=["--output", "-o"], help="Write the profile here.")]
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """The model and its precision."""
+
+    model: Model
+    dtype: Dtype = None
+
+    def load(self, hardware: HardwareProfile) -> ModelSpec:
+        """The model in the element size that the profile was measured with."""
+        return match_dtype(
+            find_model(self.model, self.dtype), hardware, chosen=self.dtype is not None
+        )
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class MachineOptions:
+    """The machine and what-if changes of its rates."""
+
+    hardware: Hardware
+    settings: Annotated[
+        tuple[str, ...],
+        Parameter(
+            name="--set",
+            metavar="KEY=RATE",
+            help="What if a rate were this: link.bandwidth=64GB/s, compute.flops=600TFLOP/s. "
+            "Repeat for several.",
+        ),
+    ] = ()
+
+    def load(self) -> HardwareProfile:
+        """The profile with every `--set` applied.
+
+        Raises:
+            BadInput: a setting has no `=`, an unknown key, or a value that is not a rate.
+        """
+        machine = find_hardware(self.hardware)
+        for setting in self.settings:
+            key, equals, value = setting.partition("=")
+            if not equals or key not in RATES:
+                raise BadInput(
+                    f"--set {setting}: must be KEY=RATE with KEY one of {', '.join(RATES)}."
+                )
+            machine = with_rate(machine, key, parse_rate(f"--set {key}", value))
+        return machine
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class MemoryOptions:
+    """What-if changes of the memory sizes."""
+
+    gpu_memory: Annotated[
+        Bytes | None,
+        Parameter(help="What if each GPU had this much memory for the job, such as 24GiB."),
+    ] = None
+    host_memory: Annotated[
+        Bytes | None,
+        Parameter(help="What if the host had this much memory for the job, such as 256GiB."),
+    ] = None
+
+    def apply(self, hardware: HardwareProfile) -> HardwareProfile:
+        """The profile with these memory sizes."""
+        return with_memory(hardware, self.gpu_memory, self.host_memory)
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class DecodeJob:
+    """A decode job: batches, lengths, and the format of the cache on the host."""
+
+    batch: Batch
+    prompt: Prompt
+    gen: Gen = 1
+    n_batches: Annotated[
+        Count,
+        Parameter(help="Batches of --batch sequences that share each loaded layer (column)."),
+    ] = 1
+    kv_bits: Annotated[
+        Count | None,
+        Parameter(
+            help="8 or 4: quantise K and V on the host, with a 16-bit scale and minimum for each "
+            "64 values, and dequantise them on the GPU. A load is about a half or a quarter of its "
+            "float16 size; `kvoverlap run` reports the error. By default the model's dtype."
+        ),
+    ] = None
+
+    def workload(self) -> Workload:
+        """The job as the planner reads it."""
+        return Workload(self.batch, self.prompt, self.gen, self.n_batches, self.kv_bits)
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class RestoreJob:
+    """A request whose prompt has a cached prefix."""
+
+    prompt: Prompt
+    cached: Annotated[
+        Count | None,
+        Parameter(
+            help="Leading tokens whose KV is cached. By default all but the last, which is always "
+            "computed."
+        ),
+    ] = None
+    tier: Annotated[
+        str,
+        Parameter(
+            help="Location of the cached KV: dram, ssd or net with the profile's rates, or a "
+            "link's rate: 4GiB/s, or a number of Gbps as published restore measurements count "
+            "them (32 is 4 GiB/s)."
+        ),
+    ] = "dram"
+    chunk: Annotated[
+        Count, Parameter(help="Tokens of an engine step, those of other requests included.")
+    ] = 512
+    io_chunk: Annotated[Count, Parameter(help="Tokens of one load.")] = 128
+    gpu_share: Annotated[
+        float, Parameter(help="Fraction of every engine step that the restore gets.")
+    ] = 1.0
+    kv_bits: Annotated[
+        int, Parameter(help="Bits of one value of the cached KV: 16, 8, 4 or 3.")
+    ] = 16
+
+    def request(self) -> RestoreRequest:
+        """The request as the planner reads it; a tier given as a rate is `net`."""
+        return RestoreRequest(
+            prompt_tokens=self.prompt,
+            cached_tokens=self.prompt - 1 if self.cached is None else self.cached,
+            tier=self.tier if self.tier in TIERS else "net",
+            chunk_tokens=self.chunk,
+            io_chunk_tokens=self.io_chunk,
+            gpu_share=self.gpu_share,
+            tier_kv_bits=self.kv_bits,
+        )
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class DeviceOptions:
+    """The device to measure, its emulated link, and the random tensors."""
+
+    device: Device = "auto"
+    link: Link = None
+    seed: Seed = 0
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class TimelineOutput:
+    """Where a timeline goes."""
+
+    output: Annotated[
+        Path | None,
+        Parameter(
+            name=["--output", "-o"], help="Write the timelines here, for `kvoverlap compare`."
+        ),
+    ] = None
+    trace: Annotated[
+        Path | None,
+        Parameter(help="Write a Chrome trace here; open it at ui.perfetto.dev."),
+    ] = None
+    json: Json = False
+
+
+SAME_MEMORY = MemoryOptions()
+PRINT_ONLY = TimelineOutput()
+
+
+def match_dtype(model: ModelSpec, hardware: HardwareProfile, chosen: bool) -> ModelSpec:
+    """The model in the profile's element size, with a note if that changes its dtype.
+
+    Raises:
+        BadInput: the user chose a dtype of another size than the profile's.
+    """
+    fitting = in_dtype_of(model, hardware, chosen)
+    if fitting is not model:
+        note(f"using {fitting.dtype}, which profile {hardware.name} is for, not {model.dtype}")
+    return fitting
+
+
+def installed_engine(name: str) -> str:
+    """The engine `name`, or SimPy with a note if numba is missing.
+
+    Raises:
+        UnknownName: no such engine.
+    """
+    check_engine(name)
+    if name == "fast" and not fast_engine_installed():
+        note(f"{NO_NUMBA} Simulating with SimPy.")
+        return "simpy"
+    return name
+
+
+def device_for(hardware: HardwareProfile, device: str) -> str:
+    """Kind of the device to run on; `auto` is the one that the profile was measured on, if any."""
+    from hw import resolve_device
+
+    made_for = hardware.device_kind
+    kind = resolve_device(made_for if device == "auto" and made_for != "none" else device)
+    if kind != made_for:
+        note(f"the plan was made for {hardware.name}; this run measures the {kind} device")
+    return kind
+
+
+def parse_kv_bits(text: str | None) -> int | None:
+    """Bits of `--kv-bits`, None if it was left out."""
+    return None if text is None else parse_count("--kv-bits", text)

@@ -1,0 +1,67 @@
+"""Shared options: one help text on every verb, defaults in help, values parsed with units."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections import defaultdict
+
+import pytest
+from golden.freeze import call as command
+
+from kvoverlap.cli.main import app
+from kvoverlap.cli.options import DecodeJob, MachineOptions, MemoryOptions
+from sim.catalog import find_hardware
+
+SHARED = (
+    "--model",
+    "--dtype",
+    "--hardware",
+    "--set",
+    "--batch",
+    "--prompt",
+    "--gen",
+    "--n-batches",
+)
+VERBS = ("plan", "restore", "advise")
+
+
+def help_of(verb: str) -> dict[str, str]:
+    """Help text of each option of a verb."""
+    texts: dict[str, str] = defaultdict(str)
+    name = ""
+    for line in command(f"{verb} --help")[1].splitlines():
+        found = re.match(
+            r"│ [* ] +(--[\w-]+)(?: -\w)?(?: --no-\w+)? *([A-Z=]+(?:\.\.\.)?)? +(.*)│", line
+        )
+        if found:
+            name = found[1]
+        text = found[3] if found else line.strip("│ ") if line.startswith("│   ") else ""
+        texts[name] += f" {text.strip()}"
+    return {name: text.strip() for name, text in texts.items() if name in SHARED}
+
+
+def test_an_option_has_the_same_help_on_every_verb():
+    plan, *others = (help_of(verb) for verb in VERBS)
+    assert set(plan) == set(SHARED)
+    for other in others:
+        assert {"--model", "--hardware", "--prompt"} <= set(other)
+        assert other == {name: plan[name] for name in other}
+    assert plan["--gen"].endswith("[default: 1]")
+
+
+def test_groups_parse_counts_sizes_and_rates():
+    job = "plan --model m --hardware h100 --set link.bandwidth=64GB/s --gpu-memory 24GiB --batch 8"
+    _, bound, _ = app.parse_args(f"{job} --prompt 4K".split(), print_error=False)
+    groups = bound.arguments
+    assert groups["job"] == DecodeJob(batch=8, prompt=4096)
+    assert groups["memory"] == MemoryOptions(gpu_memory=24 * 2**30)
+    machine = groups["machine"]
+    assert machine == MachineOptions(hardware="h100", settings=("link.bandwidth=64GB/s",))
+    assert machine.load().links.h2d.bytes_per_s == pytest.approx(64e9)
+    assert find_hardware("h100").links.h2d.bytes_per_s != pytest.approx(64e9)
+
+
+@pytest.mark.parametrize("verb", ["plan", "restore", "advise", "run", "generate", "profile"])
+def test_no_verb_has_more_than_eight_parameters(verb):
+    assert len(inspect.signature(app[verb].default_command).parameters) <= 8

@@ -22,7 +22,7 @@ from sim.engine.api import ENGINES
 from sim.graph.jobs import RestoreRequest
 from sim.lanes import LANE_OF_TIER
 from sim.machine.prefill import Restore, Tier
-from sim.machine.provenance import Figure
+from sim.machine.provenance import SourcedValue
 
 MODELS = ("opt-1.3b", "opt-6.7b", "longalpaca-7b", "longalpaca-13b", "llama-3.1-8b", "qwen3-8b")
 MACHINES = ("a100-80g", "2xa100-80g", "h100")
@@ -40,7 +40,7 @@ def draw_case(rng: random.Random) -> tuple[ModelSpec, HardwareProfile, RestoreRe
         block = machine.restore or Restore()
         machine = replace(
             machine,
-            restore=block.with_tier(Tier(LANE_OF_TIER[tier], Figure("datasheet", rate))),
+            restore=block.with_tier(Tier(LANE_OF_TIER[tier], SourcedValue("datasheet", rate))),
         )
     prompt = round(512 * 2 ** rng.uniform(1, 6))
     request = RestoreRequest(

@@ -17,7 +17,7 @@ from sim.graph.timeline import Timeline
 from sim.lanes import LANE_OF_TIER
 from sim.machine.prefill import Restore, Tier
 from sim.machine.profile import HardwareProfile
-from sim.machine.provenance import Figure
+from sim.machine.provenance import SourcedValue
 from sim.model.spec import ModelSpec
 from sim.progress import Part, Progress
 
@@ -144,7 +144,7 @@ def at_rate(
     text = f"{bytes_per_s / 1e6:g}MBps"
     if tier != "dram":
         block = hardware.restore or Restore()
-        made = Tier(LANE_OF_TIER[tier], Figure("datasheet", bytes_per_s, "as given"))
+        made = Tier(LANE_OF_TIER[tier], SourcedValue("datasheet", bytes_per_s, "as given"))
         return replace(hardware, restore=block.with_tier(made)), text
     pace = hardware.links.h2d.paced_bytes_per_s
     if pace is None:

@@ -61,9 +61,9 @@ def find_model(name_or_path: str, dtype: str | None = None) -> ModelSpec:
 
 def _find_model(name_or_path: str) -> ModelSpec:
     shipped = DATA / "models" / f"{name_or_path.lower()}.json"
-    if "/" not in name_or_path and _is_there(shipped):
+    if "/" not in name_or_path and _exists(shipped):
         return load_model_config(shipped)
-    if _is_there(Path(name_or_path)):
+    if _exists(Path(name_or_path)):
         return load_model_config(name_or_path)
     raise UnknownName("model", name_or_path, model_names(), "A path to a config.json works too.")
 
@@ -83,9 +83,9 @@ def find_hardware(name_or_path: str) -> HardwareProfile:
         BadFile: the profile is unreadable or has an unknown, absent or invalid key.
     """
     shipped = DATA / "hardware" / f"{name_or_path.lower()}.json"
-    if "/" not in name_or_path and _is_there(shipped):
+    if "/" not in name_or_path and _exists(shipped):
         return HardwareProfile.load(shipped)
-    if _is_there(Path(name_or_path)):
+    if _exists(Path(name_or_path)):
         return HardwareProfile.load(name_or_path)
     if JOIN in name_or_path:
         compute, link = split_name(name_or_path)
@@ -144,13 +144,13 @@ def _find_part(
             load, DATA / "hardware" / folder / f"{name_or_path.lower()}.json"
         )
         return part
-    if _is_there(Path(name_or_path)):
+    if _exists(Path(name_or_path)):
         return load(name_or_path)
     kind = {"compute": "device", "links": "link"}[folder]
     raise UnknownName(kind, name_or_path, known, "A path to such a file works too.")
 
 
-def _is_there(path: Path) -> bool:
+def _exists(path: Path) -> bool:
     try:
         return path.exists()
     except (OSError, ValueError):  # a name that no file can have

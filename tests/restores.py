@@ -12,14 +12,14 @@ from sim.graph.tasks import Task, TaskGraph
 from sim.lanes import COMPUTE, DISK, LANES, TIER_LANES
 from sim.machine.availability import Availability, Step
 from sim.machine.prefill import Prefill, Restore, Tier
-from sim.machine.provenance import Figure
+from sim.machine.provenance import SourcedValue
 
 TOKEN_BYTES = 64
 """K and V of one token in both layers of `tiny_model`."""
 
 
-def figure(value: float) -> Figure:
-    return Figure("datasheet", value)
+def figure(value: float) -> SourcedValue:
+    return SourcedValue("datasheet", value)
 
 
 def step_machine(step_s: float, load_tokens_per_s: float, disk_tokens_per_s: float | None = None):

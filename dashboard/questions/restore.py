@@ -30,7 +30,7 @@ from sim.lanes import COMPUTE, H2D, LANE_OF_TIER
 from sim.machine.availability import ALWAYS, Availability
 from sim.machine.prefill import Restore, Tier
 from sim.machine.profile import HardwareProfile
-from sim.machine.provenance import Figure
+from sim.machine.provenance import SourcedValue
 from sim.model.spec import ModelSpec
 
 AUTO = "auto"
@@ -148,7 +148,7 @@ class RestoreQuestion:
             return replace(self, hardware=faster)
         if self.link_bytes_per_s is not None:
             return replace(self, link_bytes_per_s=bytes_per_s)
-        tier = Tier(self.slow_lane, Figure("datasheet", bytes_per_s, "as asked"))
+        tier = Tier(self.slow_lane, SourcedValue("datasheet", bytes_per_s, "as asked"))
         hardware = replace(self.hardware, restore=self._restore.with_tier(tier))
         return replace(self, hardware=hardware)
 

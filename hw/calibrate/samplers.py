@@ -23,7 +23,7 @@ from sim.lanes import COMPUTE, DISK
 from sim.machine.curves import Curve, Grid
 from sim.machine.prefill import Prefill, PrefillTable, Restore, Tier
 from sim.machine.profile import QuantisationTable
-from sim.machine.provenance import Figure, Point
+from sim.machine.provenance import Point, SourcedValue
 from sim.model.kernels import MatMul, kernels, prefill_attention_flops
 from sim.model.kv_format import KV_BITS, QuantisedRow
 from sim.model.spec import ModelSpec
@@ -142,7 +142,9 @@ def restore_block(
         flops = prefill_attention_flops(model, keys[-1], chunks[-1])
         best = max(best, flops / seconds[-1][-1])
     prefill = Prefill(
-        Figure("measured", best), Figure("measured", figures["step",]), tables=_distinct(tables)
+        SourcedValue("measured", best),
+        SourcedValue("measured", figures["step",]),
+        tables=_distinct(tables),
     )
     return Restore(prefill, _disk(figures))
 
@@ -160,7 +162,7 @@ def _disk(figures: dict[Point, float]) -> tuple[Tier, ...]:
         return ()
     short_s, long_s = figures["tier", DISK, short], figures["tier", DISK, long]
     per_byte_s = max((long_s - short_s) / (long - short), long_s / long / 2)
-    rate = Figure("measured", 1 / per_byte_s)
+    rate = SourcedValue("measured", 1 / per_byte_s)
     return (Tier(DISK, rate, max(0.0, short_s - short * per_byte_s)),)
 
 

@@ -10,7 +10,7 @@ from kvoverlap.cli.options import Json, NewFile
 from kvoverlap.cli.output import print_json, progress, say, table
 from kvoverlap.cli.reports import print_checks
 from sim.catalog import find_link, link_names
-from sim.machine.aiconfigurator import Silicon, derive_part
+from sim.machine.aiconfigurator import SystemTables, derive_part
 from sim.machine.components import JOIN, ComputePart, compose
 from sim.machine.cross_validation import leave_one_out
 
@@ -55,9 +55,9 @@ def aiconfigurator(
     host = None if link is None else find_link(link)
     with progress("import") as tell:
         tell("finding the tables", 0.0)
-        silicon = Silicon.find(system, engine, engine_version)
+        tables = SystemTables.find(system, engine, engine_version)
         tell("reading the tables", 0.1)
-        part = derive_part(silicon, output.name.partition(".")[0])
+        part = derive_part(tables, output.name.partition(".")[0])
         tell("predicting every point from its neighbours", 0.5)
         part = checked(part)
     if host is None:

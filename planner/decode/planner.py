@@ -19,7 +19,7 @@ from planner.lp.schedule import Relaxation, ScheduleLP
 from sim.cost.model import CostModel
 from sim.engine.api import simulate
 from sim.engine.launch import launch_times
-from sim.engine.sharing import seen_by_each, streaming_share
+from sim.engine.sharing import representative_machine, streaming_share
 from sim.errors import BadInput, DoesNotFit, Infeasible, UnknownName
 from sim.graph.jobs import Workload
 from sim.graph.memory import Footprint, check_fits, footprint
@@ -245,7 +245,7 @@ class DecodePlanner:
 
     def _planned_makespan_s(self, split: Sequence[Sequence[int]], kept: Residency) -> float:
         """Of the planned steps alone; of what does not fit the memory infinite."""
-        graph, seen = self._shortened(split, kept), seen_by_each(self.hardware, self.gpus)
+        graph, seen = self._shortened(split, kept), representative_machine(self.hardware, self.gpus)
         together = replicate(graph, self.gpus)
         if not self._fits(together):
             return inf

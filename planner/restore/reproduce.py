@@ -23,7 +23,7 @@ from sim.graph.jobs import RestoreRequest
 from sim.lanes import NET
 from sim.machine.prefill import Restore, Tier
 from sim.machine.profile import HardwareProfile
-from sim.machine.provenance import Figure
+from sim.machine.provenance import SourcedValue
 from sim.units import parse_rate
 
 GBPS = 2**30 / 8
@@ -111,7 +111,7 @@ def link_rate(name: str, value: str | float) -> float:
 
 def behind_link(hardware: HardwareProfile, bytes_per_s: float) -> HardwareProfile:
     """The machine with a network tier of this rate."""
-    tier = Tier(NET, Figure("datasheet", bytes_per_s, "as given"))
+    tier = Tier(NET, SourcedValue("datasheet", bytes_per_s, "as given"))
     return with_changes(hardware, restore=(hardware.restore or Restore()).with_tier(tier))
 
 

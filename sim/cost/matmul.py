@@ -27,7 +27,7 @@ class MatmulCosts:
         bits = self._model.weight_bits or 16
         return bits if bits in self._utilisation else 16
 
-    def price(self, shape: MatMul) -> tuple[float, Source, bool]:
+    def estimate(self, shape: MatMul) -> tuple[float, Source, bool]:
         """Seconds of one product, where they come from, and whether it was measured there."""
         gemm, weights = self._gemm, (shape.n, shape.k)
         curve = self._curve(*weights)

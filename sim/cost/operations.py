@@ -169,7 +169,7 @@ class OperationCosts:
 
     def matmul(self, shape: MatMul) -> Estimate:
         """Time of one matrix product."""
-        return Estimate(*self._matmuls.price(shape))
+        return Estimate(*self._matmuls.estimate(shape))
 
     def _attention(self, kernel: DecodeAttention) -> Estimate:
         costs = self.hardware.attention

@@ -33,7 +33,7 @@ class RestoreCosts:
         self.dispatch = hardware.dispatch.in_turn()
         self._hardware = hardware
         self._block = hardware.restore or Restore()
-        self._products: dict[int, Estimate] = {}
+        self._matmul_estimates: dict[int, Estimate] = {}
         self._prompts: dict[int, tuple[float, bool] | None] = {}
         self._layer_launches: int | None = None
         self._heads = (model.n_heads, model.n_kv_heads, model.head_dim)
@@ -96,16 +96,16 @@ class RestoreCosts:
         """Time of the step that takes tokens [start, start + n) through `layers` layers."""
         rows = n_tokens + self.workload.other_tokens
         attention = self._prefill_attention(start, n_tokens, rows / n_tokens)
-        total = total_of([self._layer_products(rows), attention])
+        total = total_of([self._layer_matmuls(rows), attention])
         block = self._block.prefill
         step_s = block.step_s.value / self.model.n_layers if block is not None else 0.0
         task_s = self.dispatch.compute_task_s
         seconds = task_s + max(layers * (total.seconds + step_s), self._launch_s(layers))
         return replace(total, seconds=seconds)
 
-    def _layer_products(self, rows: int) -> Estimate:
+    def _layer_matmuls(self, rows: int) -> Estimate:
         """Everything of a layer over `rows` tokens but the attention itself."""
-        if rows not in self._products:
+        if rows not in self._matmul_estimates:
             estimates = []
             for op in ("qkv", "attention", "mlp"):
                 for kernel in kernels(op, rows, 1, self.model, 1):
@@ -113,8 +113,8 @@ class RestoreCosts:
                         one = self.operations.kernel(kernel)
                         faster = self._weight_speedup if isinstance(kernel, MatMul) else 1.0
                         estimates.append(replace(one, seconds=one.seconds / faster))
-            self._products[rows] = total_of(estimates)
-        return self._products[rows]
+            self._matmul_estimates[rows] = total_of(estimates)
+        return self._matmul_estimates[rows]
 
     def step_s(self, parts: Sequence[tuple[int, int]], sampled: int) -> float:
         """Time of an engine step over several requests, all layers.
@@ -123,7 +123,7 @@ class RestoreCosts:
             parts: first position and tokens of each request in it.
             sampled: requests that get a token out of it.
         """
-        product = self._layer_products(sum(n_tokens for _, n_tokens in parts))
+        product = self._layer_matmuls(sum(n_tokens for _, n_tokens in parts))
         attention_s = sum(self._prefill_attention(*part, 1.0).seconds for part in parts)
         block = self._block.prefill
         fixed_s = block.step_s.value if block is not None else 0.0

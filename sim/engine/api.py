@@ -11,7 +11,7 @@ from importlib.util import find_spec
 
 from sim.engine.launch import released
 from sim.engine.reference import ReferenceRun
-from sim.engine.sharing import Uncontended, representative
+from sim.engine.sharing import Uncontended, representative_device
 from sim.errors import BadInput, UnknownName
 from sim.graph.tasks import TaskGraph
 from sim.graph.timeline import Timeline
@@ -73,7 +73,7 @@ def simulate(
         except UnsupportedField:
             if engine == "fast":
                 raise
-    one, seen = (graph, hardware) if release_s else representative(graph, hardware)
+    one, seen = (graph, hardware) if release_s else representative_device(graph, hardware)
     uncontended, seen = Uncontended.on(seen, one)
     durations = list(map(uncontended.seconds, one.tasks))
     run = ReferenceRun(one, durations, seen, True, availability, uncontended)

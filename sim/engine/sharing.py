@@ -107,21 +107,21 @@ def capacity_bytes_per_s(uplink: Uplink, lane: str) -> float:
     return uplink.h2d_bytes_per_s if lane == "h2d" else uplink.d2h_bytes_per_s
 
 
-def representative(
+def representative_device(
     graph: TaskGraph, hardware: HardwareProfile
 ) -> tuple[TaskGraph, HardwareProfile]:
     """The first device's part of a graph, and the machine as that device sees it.
 
     Where devices differ in what they do or in what they share, both come back as they are.
     """
-    seen = seen_by_each(hardware, graph.n_devices)
+    seen = representative_machine(hardware, graph.n_devices)
     claims = any(task.claim for task in graph.tasks)  # one device may do what the other skips
     if graph.n_devices == 1 or seen is None or claims or not _replicas(graph):
         return graph, hardware
     return replace(graph, tasks=graph.tasks[: len(graph.tasks) // graph.n_devices]), seen
 
 
-def seen_by_each(hardware: HardwareProfile, devices: int) -> HardwareProfile | None:
+def representative_machine(hardware: HardwareProfile, devices: int) -> HardwareProfile | None:
     """The machine as each of some devices sees it that all do the same; None if they differ.
 
     Behind uplinks of the same rates with as many users each, all copy at the same moments, and

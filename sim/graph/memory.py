@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from sim.errors import DoesNotFit
 from sim.graph.jobs import Workload
-from sim.graph.tasks import Task, TaskGraph
+from sim.graph.tasks import STAGING_SLOTS, Task, TaskGraph
 from sim.lanes import HOST
 from sim.model.kv_format import host_kv_token_bytes
 from sim.model.spec import ModelSpec
@@ -92,7 +92,7 @@ def footprint(graph: TaskGraph, cache: Sequence[HostRows] | None = None) -> Foot
     quantised_rows = 0 if job.kv_bits is None else sum(slot_tokens) + len(slot_tokens)
     moved = {task.layer for task in graph.tasks if task.op == "load_weights"}
     offloaded = len(moved) * model.layer_weight_bytes
-    slots = min(2, len(moved)) * model.layer_weight_bytes
+    slots = min(STAGING_SLOTS, len(moved)) * model.layer_weight_bytes
     return Footprint(
         weight_bytes=model.weight_bytes - offloaded + slots,
         kv_slot_bytes=sum(slot_tokens) * job.batch_size * model.kv_token_bytes,

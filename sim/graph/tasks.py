@@ -21,6 +21,9 @@ from sim.graph.jobs import RestoreRequest, Workload
 from sim.lanes import COMPUTE, D2H, DISK, H2D, HOST, NET
 from sim.model.spec import ModelSpec
 
+STAGING_SLOTS = 2
+"""Slots that a load and the compute before it alternate between, of K and V, X or weights."""
+
 LANE_OF_OP = {
     "embed": COMPUTE,
     "qkv": COMPUTE,
@@ -232,9 +235,6 @@ def _check_tasks(tasks: Iterable[Task]) -> None:
                     f"task {task.id} depends on {dep!r}, which does not precede it in the graph."
                 )
         seen.add(task.id)
-
-
-STAGING_SLOTS = 2
 
 
 def attended_tokens(task: Task, model: ModelSpec) -> int:

@@ -15,7 +15,7 @@ from sim.files import STRICT_KEYS, parse, read_json, write_json
 from sim.machine.links import Dispatch, Interference, Links, Uplink
 from sim.machine.prefill import Prefill, Restore, Tier
 from sim.machine.profile import Attention, Elementwise, Gemm, HardwareProfile, Memory
-from sim.machine.provenance import Figure, TableErrors, weakest
+from sim.machine.provenance import SourcedValue, TableErrors, weakest
 
 JOIN = "+"
 """Between the two names of a composed machine."""
@@ -41,7 +41,7 @@ class ComputePart:
     description: str
     dtype: str
     usual_link: str
-    memory_bytes: Figure
+    memory_bytes: SourcedValue
     gemm: Gemm
     attention: Attention
     elementwise: Elementwise
@@ -74,13 +74,13 @@ class LinkPart:
 
     name: str
     description: str
-    host_memory_bytes: Figure
+    host_memory_bytes: SourcedValue
     links: Links
     dispatch: Dispatch
     interference: tuple[Interference, ...] = ()
     uplinks: tuple[Uplink, ...] = ()
     tiers: tuple[Tier, ...] = ()
-    lookup_s: Figure | None = None
+    lookup_s: SourcedValue | None = None
 
     @classmethod
     def load(cls, path: Path | str) -> LinkPart:

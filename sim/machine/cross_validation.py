@@ -36,18 +36,18 @@ def _misses(kind: str, hardware: HardwareProfile) -> Iterator[Miss]:
         case "gemm":
             for table in hardware.gemm.tables:
                 yield from _curve_misses(table.curve, f"n={table.n} k={table.k} m={{:g}}")
-            yield from _products_misses(hardware, 16)
+            yield from _utilisation_misses(hardware, 16)
         case "gemm_8bit":
-            yield from _products_misses(hardware, 8)
+            yield from _utilisation_misses(hardware, 8)
         case "attention":
             yield from _attention_misses(hardware)
             for heads in hardware.attention.heads:
-                yield from _fan_misses(heads.fan, f"KV heads of {heads.head_dim}")
+                yield from _grid_misses(heads.fan, f"KV heads of {heads.head_dim}")
         case "prefill":
             prefill = hardware.restore.prefill if hardware.restore else None
             for queries in prefill.heads if prefill else ():
                 name = f"heads of {queries.head_dim}, {queries.queries_per_kv} to a KV head"
-                yield from _fan_misses(queries.fan, name, squared=True)
+                yield from _grid_misses(queries.fan, name, squared=True)
         case "elementwise":
             if hardware.elementwise.curve is not None:
                 yield from _curve_misses(hardware.elementwise.curve, "{:.0f} bytes")
@@ -70,7 +70,7 @@ def _attention_misses(hardware: HardwareProfile) -> Iterator[Miss]:
             yield from _curve_misses(column, name)
 
 
-def _products_misses(hardware: HardwareProfile, weight_bits: int) -> Iterator[Miss]:
+def _utilisation_misses(hardware: HardwareProfile, weight_bits: int) -> Iterator[Miss]:
     """Each inner point of the utilisation over m, n and k, from its neighbours along each."""
     for table in hardware.gemm.utilisation:
         if table.weight_bits == weight_bits:
@@ -103,7 +103,7 @@ def _shape_misses(
                 yield name.format(sizes[at], m), share / (low + (high - low) * weight) - 1.0
 
 
-def _fan_misses(fan: RaggedGrid, name: str, squared: bool = False) -> Iterator[Miss]:
+def _grid_misses(fan: RaggedGrid, name: str, squared: bool = False) -> Iterator[Miss]:
     """Each inner point of a fan along its columns, by roots where `squared`, and along its rows."""
     for row, curve in zip(fan.rows, fan.curves, strict=True):
         along = f"{name}: {row:g} at {{:g}}, along tokens"

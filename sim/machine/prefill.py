@@ -13,7 +13,7 @@ from sim.errors import BadInput, NotMeasured
 from sim.files import STRICT_KEYS
 from sim.lanes import DISK, LANE_OF_TIER, NET
 from sim.machine.curves import Curve, Grid, RaggedGrid
-from sim.machine.provenance import Figure, Source
+from sim.machine.provenance import Source, SourcedValue
 
 MAX_OF_HEADS = 2**16
 """Elements of a head, or heads of a group: far above what any model has."""
@@ -85,9 +85,9 @@ class Prefill:
 
     __pydantic_config__ = STRICT_KEYS
 
-    attention_flops_per_s: Figure
-    step_s: Figure
-    eight_bit_speedup: Figure | None = None
+    attention_flops_per_s: SourcedValue
+    step_s: SourcedValue
+    eight_bit_speedup: SourcedValue | None = None
     heads: tuple[QueryHeads, ...] = ()
     tables: tuple[PrefillTable, ...] = ()
 
@@ -132,7 +132,7 @@ class Tier:
     __pydantic_config__ = STRICT_KEYS
 
     lane: str
-    bytes_per_s: Figure
+    bytes_per_s: SourcedValue
     chunk_s: float = 0.0
 
     @property
@@ -163,7 +163,7 @@ class Restore:
 
     prefill: Prefill | None = None
     tiers: tuple[Tier, ...] = ()
-    lookup_s: Figure | None = None
+    lookup_s: SourcedValue | None = None
 
     @property
     def sources(self) -> tuple[Source, ...]:

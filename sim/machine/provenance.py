@@ -20,7 +20,7 @@ def weakest(*sources: Source) -> Source:
 
 
 @dataclass(frozen=True, slots=True)
-class Figure:
+class SourcedValue:
     """One number with where it comes from; its name and unit are those of the field it is in."""
 
     __pydantic_config__ = STRICT_KEYS

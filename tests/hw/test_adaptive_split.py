@@ -19,7 +19,7 @@ from sim.graph.claims import RestoreProgress
 from sim.lanes import COMPUTE, H2D
 from sim.machine.availability import Availability, Step
 from sim.machine.prefill import Prefill, Restore
-from sim.machine.provenance import Figure
+from sim.machine.provenance import SourcedValue
 
 CACHED = 40
 
@@ -96,7 +96,7 @@ def planner() -> Replanner:
         flops_per_s=1e30,
         memory_bytes_per_s=1e30,
         h2d=4.0 * model.n_layers * model.kv_token_bytes,
-        restore=Restore(Prefill(Figure("datasheet", 1e30), Figure("datasheet", 1.0))),
+        restore=Restore(Prefill(SourcedValue("datasheet", 1e30), SourcedValue("datasheet", 1.0))),
     )
     return Replanner(model, hardware, job)
 

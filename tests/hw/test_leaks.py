@@ -31,7 +31,7 @@ from sim.graph.jobs import Workload
 from sim.lanes import DISK, NET
 from sim.machine.links import Link
 from sim.machine.prefill import Prefill, Restore, Tier
-from sim.machine.provenance import Figure
+from sim.machine.provenance import SourcedValue
 from sim.progress import Silent
 
 RATE = 2e7
@@ -59,8 +59,8 @@ def short_grids(monkeypatch):
 def hardware(device):
     """A machine whose links are slow enough for every policy; on a GPU they are real."""
     link = Link("datasheet", RATE, paced_bytes_per_s=RATE if device == "cpu" else None)
-    prefill = Prefill(Figure("datasheet", 1e9), Figure("datasheet", 1e-3))
-    tiers = tuple(Tier(lane, Figure("datasheet", RATE)) for lane in (DISK, NET))
+    prefill = Prefill(SourcedValue("datasheet", 1e9), SourcedValue("datasheet", 1e-3))
+    tiers = tuple(Tier(lane, SourcedValue("datasheet", RATE)) for lane in (DISK, NET))
     return machine(
         flops_per_s=1e9,
         h2d=link,

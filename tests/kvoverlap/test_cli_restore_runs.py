@@ -19,7 +19,7 @@ from sim.graph.jobs import RestoreRequest
 from sim.lanes import DISK, NET
 from sim.machine.links import Link
 from sim.machine.prefill import Prefill, Restore, Tier
-from sim.machine.provenance import Figure
+from sim.machine.provenance import SourcedValue
 
 RATE = 2e7
 CASES = 9
@@ -30,9 +30,9 @@ def folder(tmp_path_factory):
     """A tiny model and a profile of the cpu device, whose links are slow enough for both ends."""
     made = tmp_path_factory.mktemp("restores")
     (made / "tiny.json").write_text(json.dumps(SMALL))
-    tiers = tuple(Tier(lane, Figure("datasheet", RATE)) for lane in (DISK, NET))
+    tiers = tuple(Tier(lane, SourcedValue("datasheet", RATE)) for lane in (DISK, NET))
     link = Link("datasheet", RATE, paced_bytes_per_s=RATE)
-    prefill = Prefill(Figure("datasheet", 1e9), Figure("datasheet", 1e-3))
+    prefill = Prefill(SourcedValue("datasheet", 1e9), SourcedValue("datasheet", 1e-3))
     machine(
         flops_per_s=1e9,
         h2d=link,

@@ -26,13 +26,13 @@ from sim.machine.curves import Curve
 from sim.machine.links import Link
 from sim.machine.prefill import Prefill, Restore
 from sim.machine.profile import Memory
-from sim.machine.provenance import Figure
+from sim.machine.provenance import SourcedValue
 from sim.results.accuracy import assess_kind
 
 RECORDINGS = DATA / "recordings"
 NOWHERE = Path("/nonexistent")
 JOB = Workload(batch_size=4, prompt_tokens=200, gen_tokens=1)
-PREFILL = Restore(Prefill(Figure("datasheet", 1e9), Figure("datasheet", 0.0)))
+PREFILL = Restore(Prefill(SourcedValue("datasheet", 1e9), SourcedValue("datasheet", 0.0)))
 
 
 def steep(*edges: int):
@@ -216,7 +216,7 @@ def test_what_pays_most_is_what_the_plan_found():
 def test_loading_a_prefix_wins_from_the_length_on_that_restores_say():
     model = tiny_model(max_positions=2000)
     hardware = machine(
-        h2d=3e5, restore=replace(PREFILL, lookup_s=Figure("datasheet", 0.05)), flops_per_s=1e7
+        h2d=3e5, restore=replace(PREFILL, lookup_s=SourcedValue("datasheet", 0.05)), flops_per_s=1e7
     )
     found = reuse(model, hardware, 500, "simpy")
 

@@ -24,7 +24,7 @@ from sim.lanes import COMPUTE, DISK, H2D
 from sim.machine.availability import ALWAYS, Availability, Step
 from sim.machine.curves import Curve, RaggedGrid
 from sim.machine.prefill import Prefill, QueryHeads, Restore, Tier
-from sim.machine.provenance import Figure
+from sim.machine.provenance import SourcedValue
 from sim.machine.utilisation import UtilisationTable
 
 POLICIES = RESTORE_POLICIES[:-1]
@@ -189,7 +189,7 @@ def measured_prefill(**changes):
     seconds = tuple(1e-3 * count**2 for count in tokens)
     fan = RaggedGrid((2.0, 4.0), (Curve(tokens, seconds), Curve(tokens, seconds).scaled(2.0)))
     heads = QueryHeads(**{"head_dim": 4, "queries_per_kv": 1, "fan": fan, **changes})
-    block = Prefill(Figure("measured", 1.0), figure(0.0), heads=(heads,))
+    block = Prefill(SourcedValue("measured", 1.0), figure(0.0), heads=(heads,))
     return machine(flops_per_s=1e30, memory_bytes_per_s=1e30, restore=Restore(block))
 
 

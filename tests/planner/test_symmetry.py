@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 from planner import make_plan
 from planner.decode.lower import lower, replicate
-from sim.engine.sharing import representative
+from sim.engine.sharing import representative_device
 from sim.graph.jobs import Workload
 from sim.graph.tasks import TaskGraph
 from sim.lanes import D2H, H2D
@@ -65,9 +65,9 @@ def test_one_device_shows_what_simulating_all_of_them_shows(graph, uplinks):
         interference=(slowed(H2D, D2H, 0.8), slowed("compute", H2D, 0.9)),
         dispatch=dispatch(task_s=1e-6, gap_s=1e-6, handover_s=2e-6),
     )
-    assert representative(graph, hardware)[0].n_devices == 1
+    assert representative_device(graph, hardware)[0].n_devices == 1
     mixed = interleaved(graph)
-    assert representative(mixed, hardware) == (mixed, hardware)
+    assert representative_device(mixed, hardware) == (mixed, hardware)
     alone, together = spans(graph, hardware), spans(mixed, hardware)
     assert alone.keys() == together.keys()
     for name, spanned in alone.items():
@@ -77,7 +77,7 @@ def test_one_device_shows_what_simulating_all_of_them_shows(graph, uplinks):
 def test_a_device_keeps_its_equal_part_of_every_uplink_on_its_path():
     job = Workload(1, 8, 1)
     graph = replicate(lower("row", tiny_model(), job, [[3, 3]]), 4)
-    one, seen = representative(graph, machine(uplinks=(*PAIRS, DRAM)))
+    one, seen = representative_device(graph, machine(uplinks=(*PAIRS, DRAM)))
     assert one == lower("row", tiny_model(), job, [[3, 3]])
     assert [(uplink.h2d_bytes_per_s, uplink.d2h_bytes_per_s) for uplink in seen.uplinks] == [
         (1.5e6, 1.5e6),
@@ -96,7 +96,7 @@ def test_a_device_keeps_its_equal_part_of_every_uplink_on_its_path():
 def test_devices_behind_unlike_uplinks_are_simulated_one_by_one(devices, uplinks):
     graph = replicate(lower("row", tiny_model(), Workload(1, 8, 1), [[3, 3]]), devices)
     hardware = machine(uplinks=uplinks)
-    assert representative(graph, hardware) == (graph, hardware)
+    assert representative_device(graph, hardware) == (graph, hardware)
 
 
 def test_a_plan_for_unlike_devices_is_of_all_of_them():
@@ -118,4 +118,4 @@ def test_devices_with_unlike_tasks_are_simulated_one_by_one(changes):
     at = graph.index["g1.s0.L1.store_kv"]
     tasks = (*graph.tasks[:at], replace(graph.tasks[at], **changes), *graph.tasks[at + 1 :])
     edited = replace(graph, tasks=tasks)
-    assert representative(edited, machine()) == (edited, machine())
+    assert representative_device(edited, machine()) == (edited, machine())

@@ -16,7 +16,7 @@ from sim.graph.tasks import Task, TaskGraph
 from sim.lanes import COMPUTE, DISK, H2D
 from sim.machine.links import Uplink
 from sim.machine.prefill import Restore, Tier
-from sim.machine.provenance import Figure
+from sim.machine.provenance import SourcedValue
 
 TOKENS = 100
 
@@ -88,7 +88,7 @@ def test_the_second_leg_of_a_load_goes_on_with_what_the_first_got():
         side("read.0", DISK, 0, 3),
         side("load.0", H2D, 0, 3, "read.0"),
     ]
-    disk = Restore(tiers=(Tier(DISK, Figure("datasheet", 1.0)),))
+    disk = Restore(tiers=(Tier(DISK, SourcedValue("datasheet", 1.0)),))
     timeline = both_engines(graph(*tasks), unit_machine(restore=disk))
     assert times(timeline)["load.3"] == (3, 6)
     assert times(timeline)["read.0"] == (3, 3)

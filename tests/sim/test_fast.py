@@ -46,7 +46,7 @@ from sim.lanes import COMPUTE, D2H, DISK, H2D, HOST, LANES, NET
 from sim.machine.availability import ALWAYS, Availability, Step
 from sim.machine.links import Link, Uplink
 from sim.machine.prefill import Tier
-from sim.machine.provenance import Figure
+from sim.machine.provenance import SourcedValue
 
 ROOT = Path(__file__).resolve().parents[2]
 RECORDINGS = sorted((ROOT / "data" / "recordings").glob("*/cases/*/measured.json.gz"))
@@ -62,7 +62,7 @@ def crowded_machines(draw, devices: int = 3):
     ports = st.sets(st.integers(0, devices), min_size=1).map(tuple)
     uplinks = draw(st.lists(st.tuples(ports, st.floats(0.2, 3), st.floats(0.2, 3)), max_size=3))
     return unit_machine(
-        restore=replace(TIERS, lookup_s=Figure("datasheet", draw(seconds))),
+        restore=replace(TIERS, lookup_s=SourcedValue("datasheet", draw(seconds))),
         dispatch=dispatch(**{name: draw(seconds) for name in names}),
         interference=tuple(slowed(*pair) for pair in draw(st.lists(pairs, max_size=4))),
         uplinks=tuple(Uplink(f"u{at}", *uplink) for at, uplink in enumerate(uplinks)),
@@ -125,7 +125,7 @@ def test_a_restore_is_planned_the_same_whichever_engine_simulates(case, trace):
 def test_engines_agree_on_restores_of_a_shipped_model(tier, share):
     model = find_model("longalpaca-13b")
     hardware = behind_link(find_hardware("a100-80g"), 4 * 2.0**30)
-    block = hardware.restore.with_tier(Tier(DISK, Figure("datasheet", 3e9), chunk_s=1e-4))
+    block = hardware.restore.with_tier(Tier(DISK, SourcedValue("datasheet", 3e9), chunk_s=1e-4))
     hardware = replace(hardware, restore=block)
     job = RestoreRequest(prompt_tokens=5000, cached_tokens=4700, tier=tier, gpu_share=share)
     trace = Availability((Step(0.1, ((COMPUTE, 0.5), (H2D, 0.0))), Step(0.2, ((NET, 0.3),))))
@@ -288,7 +288,7 @@ def test_a_second_process_compiles_nothing():
         "machine = find_hardware('kvpr-a100');"
         "simulate(made, machine, 'fast');"
         "simulate(made, machine, 'fast', Availability((Step(1.0, ()),)));"
-        "loops = f.prepare, f.run_alone, f.begin, f.run_events;"
+        "loops = f.prepare, f.run_uncontended, f.begin, f.run_events;"
         "counts = [(one.stats.cache_hits, one.stats.cache_misses) for one in loops];"
         "print([(sum(hits.values()), sum(misses.values())) for hits, misses in counts])"
     )

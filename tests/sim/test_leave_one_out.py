@@ -13,7 +13,7 @@ from sim.machine.curves import Curve, Grid, RaggedGrid
 from sim.machine.links import Link
 from sim.machine.prefill import Prefill, QueryHeads, Restore
 from sim.machine.profile import Attention, AttentionTable, Elementwise, Gemm, GemmTable, KvHeads
-from sim.machine.provenance import Figure, TableErrors
+from sim.machine.provenance import SourcedValue, TableErrors
 from sim.machine.utilisation import UtilisationTable
 
 STRAIGHT = Curve((1.0, 2.0, 4.0, 8.0), (3.0, 5.0, 9.0, 17.0))
@@ -151,7 +151,9 @@ def test_decode_attention_is_predicted_along_tokens_and_heads():
 def test_prefill_attention_is_predicted_by_roots_along_tokens():
     squares = Curve((10.0, 20.0, 40.0), (1.0, 4.0, 16.0))
     heads = QueryHeads(128, 4, RaggedGrid((4.0, 8.0), (squares, squares.scaled(2.0))))
-    prefill = Prefill(Figure("measured", 1e12), Figure("datasheet", 0.0), heads=(heads,))
+    prefill = Prefill(
+        SourcedValue("measured", 1e12), SourcedValue("datasheet", 0.0), heads=(heads,)
+    )
     (found,) = leave_one_out(machine(restore=Restore(prefill)))
     assert (found.kind, found.points) == ("prefill", 2)
     assert found.max_abs_error_frac == pytest.approx(0.0, abs=1e-12)

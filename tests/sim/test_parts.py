@@ -30,7 +30,7 @@ from sim.machine.curves import Curve, RaggedGrid
 from sim.machine.links import Interference
 from sim.machine.prefill import Prefill, QueryHeads, Tier
 from sim.machine.profile import HardwareProfile, KvHeads
-from sim.machine.provenance import Figure, TableErrors
+from sim.machine.provenance import SourcedValue, TableErrors
 from sim.machine.utilisation import UtilisationTable
 from sim.model.kernels import MatMul
 
@@ -42,12 +42,14 @@ DEVICE = ComputePart(
     description="a chip",
     dtype="float16",
     usual_link="wire",
-    memory_bytes=Figure("datasheet", 8e9),
+    memory_bytes=SourcedValue("datasheet", 8e9),
     gemm=replace(BASE.gemm, source="measured", utilisation=(TABLE,)),
     attention=replace(BASE.attention, heads=(KvHeads(128, FAN),)),
     elementwise=BASE.elementwise,
     prefill=Prefill(
-        Figure("measured", 1e12), Figure("datasheet", 0.0), heads=(QueryHeads(128, 1, FAN),)
+        SourcedValue("measured", 1e12),
+        SourcedValue("datasheet", 0.0),
+        heads=(QueryHeads(128, 1, FAN),),
     ),
     environment={"device": "a chip"},
     checks=(TableErrors("gemm", 3, 0.01, 0.02, 0.03, "here", -0.03),),
@@ -55,11 +57,11 @@ DEVICE = ComputePart(
 HOST = LinkPart(
     name="wire",
     description="a wire",
-    host_memory_bytes=Figure("fitted", 64e9),
+    host_memory_bytes=SourcedValue("fitted", 64e9),
     links=BASE.links,
     dispatch=BASE.dispatch,
     interference=(Interference("h2d", "d2h", 0.5, "fitted"),),
-    tiers=(Tier("disk", Figure("datasheet", 7e9)),),
+    tiers=(Tier("disk", SourcedValue("datasheet", 7e9)),),
 )
 
 

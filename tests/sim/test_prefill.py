@@ -13,7 +13,7 @@ from sim.graph.jobs import RestoreRequest
 from sim.lanes import DISK, NET
 from sim.machine.curves import Grid
 from sim.machine.prefill import Prefill, PrefillTable, Restore, Tier
-from sim.machine.provenance import Figure
+from sim.machine.provenance import SourcedValue
 
 GRID = Grid((4.0, 8.0), (1.0, 9.0), ((1.0, 2.0), (3.0, 6.0)))
 """Seconds of 4 and 8 tokens behind none and behind 8."""
@@ -25,7 +25,9 @@ REQUEST = RestoreRequest(prompt_tokens=64, cached_tokens=63)
 def measured(**changes) -> HardwareProfile:
     """A machine whose attention is sampled for the heads of `tiny_model`, all else at no cost."""
     table = PrefillTable(MODEL.n_heads, MODEL.n_kv_heads, MODEL.head_dim, GRID)
-    block = Restore(Prefill(Figure("measured", 1.0), Figure("measured", 0.0), tables=(table,)))
+    block = Restore(
+        Prefill(SourcedValue("measured", 1.0), SourcedValue("measured", 0.0), tables=(table,))
+    )
     return machine(flops_per_s=1e30, memory_bytes_per_s=1e30, restore=replace(block, **changes))
 
 
@@ -80,11 +82,11 @@ def test_faster_compute_makes_tables_faster_too():
     ],
 )
 def test_only_a_measured_disk_goes_as_fast_as_it_can(lane, source, pace):
-    assert Tier(lane, Figure(source, 5.0)).paced_bytes_per_s == pace
+    assert Tier(lane, SourcedValue(source, 5.0)).paced_bytes_per_s == pace
 
 
 def test_a_profile_keeps_its_tables_in_its_file(tmp_path):
-    made = measured(tiers=(Tier(DISK, Figure("measured", 1e9), 1e-4),))
+    made = measured(tiers=(Tier(DISK, SourcedValue("measured", 1e9), 1e-4),))
     made.save(tmp_path / "machine.json")
     assert HardwareProfile.load(tmp_path / "machine.json") == made
 

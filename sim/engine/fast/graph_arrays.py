@@ -17,7 +17,7 @@ from sim.graph.claims import first_leg
 from sim.graph.tasks import Task, TaskGraph
 from sim.lanes import COMPUTE, LANES, TIER_LANES
 
-KEPT_AS = "fast_engine_arrays"
+CACHE_KEY = "fast_engine_arrays"
 
 
 @dataclass(frozen=True)
@@ -92,9 +92,9 @@ def arrays_of(graph: TaskGraph) -> GraphArrays:
     Raises:
         BadInput: a task has something that this engine does not know.
     """
-    made = graph.__dict__.get(KEPT_AS)
+    made = graph.__dict__.get(CACHE_KEY)
     if made is None:
-        made = graph.__dict__[KEPT_AS] = GraphArrays.of(graph)
+        made = graph.__dict__[CACHE_KEY] = GraphArrays.of(graph)
     return cast(GraphArrays, made)
 
 

@@ -1,8 +1,8 @@
 """The fast simulator: what `sim.engine.api` does, compiled over arrays.
 
-A graph is turned into arrays once (`arrays_of`); tasks of one kind are priced once. What
-this engine does not know it refuses, so that it never answers otherwise than the reference. Where
-tasks with one claim would start within rounding of each other, either may come first.
+A graph is turned into arrays once (`arrays_of`), and a cost is computed once for all tasks of one
+kind. A graph or machine that uses a field which this engine does not read is refused. Where tasks
+with one claim start within rounding of each other, either may come first.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from sim.engine.fast.loops import (
     Work,
     begin,
     prepare,
-    run_alone,
     run_events,
+    run_uncontended,
 )
-from sim.engine.fast.records import LANE, PRICE, RUN, Floats, Records
+from sim.engine.fast.records import KIND_COST, LANE, RUN, Floats, Records
 from sim.engine.launch import released
 from sim.engine.sharing import Uncontended, capacity_bytes_per_s
 from sim.graph.claims import part_of
@@ -38,19 +38,19 @@ from sim.machine.profile import HardwareProfile
 
 @dataclass(frozen=True)
 class FastJob:
-    """A graph priced on a machine, ready to run.
+    """A graph and its task times on a machine, ready to run.
 
     Args:
-        alone: prices of what claims leave of a task.
-        prices: of `PRICE`, by kind of task.
-        released_s: before when tasks cannot start, by position.
+        uncontended: task times without contention, also of the part that a claim leaves of a task.
+        kind_costs: of `KIND_COST`, by kind of task.
+        released_s: earliest start of tasks, by position.
         runs: [N] of `RUN`.
         sharing: None where nothing slows a running task down and nothing is claimed.
     """
 
     graph: TaskGraph
     uncontended: Uncontended
-    prices: Records
+    kind_costs: Records
     released_s: dict[int, float]
     runs: Records
     sharing: Sharing | None
@@ -72,31 +72,33 @@ class FastJob:
         uncontended, shared = Uncontended.on(hardware, graph)
         runs = np.empty(len(graph.tasks), RUN)
         sharing = sharing_of(arrays_of(graph), shared, availability)
-        prices = prices_of(arrays_of(graph), uncontended)
+        kind_costs = kind_costs_of(arrays_of(graph), uncontended)
         starts = released(graph, release_s)
-        return cls(graph, uncontended, prices, starts, runs, sharing, uncontended.costs.dispatch)
+        return cls(
+            graph, uncontended, kind_costs, starts, runs, sharing, uncontended.costs.dispatch
+        )
 
     def run(self) -> None:
         """Fill in `runs`."""
         self._prepare()
         self._go()
 
-    def run_resized(self, places: Sequence[int], prices: Floats) -> None:
+    def run_resized(self, places: Sequence[int], task_costs: Floats) -> None:
         """Fill in `runs` with other sizes of some tasks.
 
         Args:
             places: positions of these tasks, P of them.
-            prices: [P, 2], `uncontended_s` and `demand_bytes_per_s`.
+            task_costs: [P, 2], `uncontended_s` and `demand_bytes_per_s`.
         """
         self._prepare()
-        self.runs["uncontended_s"][places] = prices[:, 0]
-        self.runs["demand_bytes_per_s"][places] = prices[:, 1]
+        self.runs["uncontended_s"][places] = task_costs[:, 0]
+        self.runs["demand_bytes_per_s"][places] = task_costs[:, 1]
         self._go()
 
     def _prepare(self) -> None:
         arrays, runs, host = arrays_of(self.graph), self.runs, self.dispatch
         places, n_lanes, n_devices = arrays.places, len(arrays.lanes), arrays.n_devices
-        prepare(places, arrays.kind, self.prices, n_devices, n_lanes, host.head_start_s, runs)
+        prepare(places, arrays.kind, self.kind_costs, n_devices, n_lanes, host.head_start_s, runs)
         for task, earliest_s in self.released_s.items():
             runs["launched_s"][task] = max(runs["launched_s"][task], earliest_s)
 
@@ -104,7 +106,9 @@ class FastJob:
         arrays, runs, host = arrays_of(self.graph), self.runs, self.dispatch
         places = arrays.places
         if self.sharing is None:
-            run_alone(places, arrays.deps, arrays.heads.size, host.gap_s, host.handover_s, runs)
+            run_uncontended(
+                places, arrays.deps, arrays.heads.size, host.gap_s, host.handover_s, runs
+            )
         else:
             self._run_events(self.sharing)
 
@@ -141,19 +145,19 @@ class FastJob:
         return arrays_of(self.graph).nbytes + self.runs.nbytes
 
 
-def prices_of(arrays: GraphArrays, uncontended: Uncontended) -> Records:
-    """What each kind of task needs on a machine."""
-    prices = np.empty(len(arrays.kinds), PRICE)
+def kind_costs_of(arrays: GraphArrays, uncontended: Uncontended) -> Records:
+    """Uncontended time, link demand and launch time of each kind of task."""
+    kind_costs = np.empty(len(arrays.kinds), KIND_COST)
     uncontended_s = np.array([uncontended.seconds(one) for one in arrays.kinds])
     n_bytes = np.array([float(one.bytes) for one in arrays.kinds])
-    prices["uncontended_s"] = uncontended_s
+    kind_costs["uncontended_s"] = uncontended_s
     demand = np.divide(
         n_bytes, uncontended_s, out=np.zeros_like(uncontended_s), where=uncontended_s > 0
     )
-    prices["demand_bytes_per_s"] = demand
-    prices["launch_s"] = [uncontended.costs.launch_s(one) for one in arrays.kinds]
-    prices["earliest_s"] = [uncontended.costs.earliest_s(one) for one in arrays.kinds]
-    return prices
+    kind_costs["demand_bytes_per_s"] = demand
+    kind_costs["launch_s"] = [uncontended.costs.launch_s(one) for one in arrays.kinds]
+    kind_costs["earliest_s"] = [uncontended.costs.earliest_s(one) for one in arrays.kinds]
+    return kind_costs
 
 
 def sharing_of(
@@ -203,20 +207,20 @@ class Resizable:
         self._job = FastJob.of(graph, hardware)
         self._places = [at for at, task in enumerate(graph.tasks) if task.op in ops]
         self.sized = [graph.tasks[at] for at in self._places]
-        self._prices: dict[tuple[str, int], tuple[float, float]] = {}
+        self._costs: dict[tuple[str, int], tuple[float, float]] = {}
 
     def makespan_s(self, counts: Sequence[int]) -> float:
         """Of the graph in which the sized tasks work on so many tokens, at least one each."""
-        prices = [self._price(*one) for one in zip(self.sized, counts, strict=True)]
-        self._job.run_resized(self._places, np.array(prices).reshape(-1, 2))
+        task_costs = [self._cost(*one) for one in zip(self.sized, counts, strict=True)]
+        self._job.run_resized(self._places, np.array(task_costs).reshape(-1, 2))
         return float(self._job.runs["end_s"].max())
 
-    def _price(self, task: Task, count: int) -> tuple[float, float]:
+    def _cost(self, task: Task, count: int) -> tuple[float, float]:
         """Seconds alone, and bytes a second that a copy then uses of its link."""
         key = task.op, count
-        if key not in self._prices:
+        if key not in self._costs:
             n_bytes = task.bytes // task.n_tokens * count
             resized = replace(task, token_stop=task.token_start + count, bytes=n_bytes)
             uncontended_s = self._job.uncontended.seconds(resized)
-            self._prices[key] = uncontended_s, n_bytes / uncontended_s if uncontended_s else 0.0
-        return self._prices[key]
+            self._costs[key] = uncontended_s, n_bytes / uncontended_s if uncontended_s else 0.0
+        return self._costs[key]

@@ -77,7 +77,7 @@ compiled = njit(cache=True, nogil=True, error_model="numpy")
 def prepare(
     places: Records,
     kind: Ints,
-    prices: Records,
+    kind_costs: Records,
     n_devices: int,
     n_lanes: int,
     ahead_s: float,
@@ -86,21 +86,21 @@ def prepare(
     """What each task needs, and when the host thread of its device, in graph order, issues it.
 
     Args:
-        prices: of PRICE, by kind.
+        kind_costs: of KIND_COST, by kind of task.
         n_lanes: L.
     """
     spent_s = np.zeros(n_devices)
     for task in range(places.size):
-        price, run = prices[kind[task]], runs[task]
+        cost, run = kind_costs[kind[task]], runs[task]
         device = places[task].lane // n_lanes
-        spent_s[device] += price.launch_s
-        run.launched_s = max(price.earliest_s, spent_s[device] - ahead_s)
-        run.uncontended_s = price.uncontended_s
-        run.demand_bytes_per_s = price.demand_bytes_per_s
+        spent_s[device] += cost.launch_s
+        run.launched_s = max(cost.earliest_s, spent_s[device] - ahead_s)
+        run.uncontended_s = cost.uncontended_s
+        run.demand_bytes_per_s = cost.demand_bytes_per_s
 
 
 @compiled
-def run_alone(
+def run_uncontended(
     places: Records, deps: Ints, n_queues: int, gap_s: float, handover_s: float, runs: Records
 ) -> None:
     """Nothing is shared: every task starts as soon as host, deps and lane allow.
@@ -125,8 +125,8 @@ def begin(work: Work, state: State, handover_s: float) -> None:
     """Put the first task of each lane, its head, where it waits for its deps."""
     state.runs["end_s"][:] = NOT_DONE
     for number in range(state.lanes.size):
-        _take(state.lanes[number], work.places, state.runs, state.lanes[number].head)
-        _look(state.lanes[number], work, state.runs, 0.0, handover_s)
+        _set_head(state.lanes[number], work.places, state.runs, state.lanes[number].head)
+        _find_start(state.lanes[number], work, state.runs, 0.0, handover_s)
 
 
 @compiled
@@ -177,13 +177,13 @@ def run_events(work: Work, sharing: Sharing, state: State, gap_s: float, handove
         runs[task].end_s = now_s
         if runs[task].uncontended_s > 0.0 or work.places[task].claim == NOBODY:
             lane.free_s = now_s + gap_s
-        _take(lane, work.places, runs, work.places[task].next_on_lane)
-        _look(lane, work, runs, now_s, handover_s)
+        _set_head(lane, work.places, runs, work.places[task].next_on_lane)
+        _find_start(lane, work, runs, now_s, handover_s)
         for other in range(lanes.size):
             waiting = lanes[other]
             waits = waiting.event_s == np.inf and not waiting.running and waiting.head != NOBODY
             if waits and work.deps[waiting.dep_at] == task:
-                _look(waiting, work, runs, now_s, handover_s)
+                _find_start(waiting, work, runs, now_s, handover_s)
 
 
 @compiled
@@ -198,7 +198,7 @@ def _soonest(lanes: Records) -> int:
 
 
 @compiled
-def _take(lane: Any, places: Records, runs: Records, task: int) -> None:
+def _set_head(lane: Any, places: Records, runs: Records, task: int) -> None:
     """Make `task` the head of a lane."""
     lane.head = task
     lane.event_s = np.inf
@@ -211,7 +211,7 @@ def _take(lane: Any, places: Records, runs: Records, task: int) -> None:
 
 
 @compiled
-def _look(lane: Any, work: Work, runs: Records, now_s: float, handover_s: float) -> None:
+def _find_start(lane: Any, work: Work, runs: Records, now_s: float, handover_s: float) -> None:
     """Step over the head's deps that are done; after the last its start is known."""
     if lane.head == NOBODY:
         return
@@ -237,12 +237,12 @@ def _claim(claims: Records, taken: Ints, row: int) -> int:
     else:
         at = taken[mine.group]
         while at != NOBODY:
-            stretch = claims[at]
-            if stretch.taken_start <= mine.got_start < stretch.taken_stop:
-                mine.got_start = min(stretch.taken_stop, mine.got_stop)
-            if stretch.taken_start < mine.got_stop <= stretch.taken_stop:
-                mine.got_stop = max(stretch.taken_start, mine.got_start)
-            at = stretch.next_taken
+            interval = claims[at]
+            if interval.taken_start <= mine.got_start < interval.taken_stop:
+                mine.got_start = min(interval.taken_stop, mine.got_stop)
+            if interval.taken_start < mine.got_stop <= interval.taken_stop:
+                mine.got_stop = max(interval.taken_start, mine.got_start)
+            at = interval.next_taken
     if mine.got_start == mine.got_stop:
         return NOTHING
     if mine.first_leg == NOBODY:
@@ -257,17 +257,17 @@ def _mark_taken(claims: Records, taken: Ints, row: int) -> None:
     mine.taken_start, mine.taken_stop = mine.got_start, mine.got_stop
     before, at = NOBODY, taken[mine.group]
     while at != NOBODY:
-        stretch = claims[at]
-        if stretch.taken_start <= mine.taken_stop and mine.taken_start <= stretch.taken_stop:
-            mine.taken_start = min(mine.taken_start, stretch.taken_start)
-            mine.taken_stop = max(mine.taken_stop, stretch.taken_stop)
+        interval = claims[at]
+        if interval.taken_start <= mine.taken_stop and mine.taken_start <= interval.taken_stop:
+            mine.taken_start = min(mine.taken_start, interval.taken_start)
+            mine.taken_stop = max(mine.taken_stop, interval.taken_stop)
             if before == NOBODY:
-                taken[mine.group] = stretch.next_taken
+                taken[mine.group] = interval.next_taken
             else:
-                claims[before].next_taken = stretch.next_taken
+                claims[before].next_taken = interval.next_taken
         else:
             before = at
-        at = stretch.next_taken
+        at = interval.next_taken
     mine.next_taken = taken[mine.group]
     taken[mine.group] = row
 

@@ -42,7 +42,7 @@ CLAIM = np.dtype(
 """A task under a claim. The taken tokens of a group are a list of stretches, `Work.taken` its
 first row: a restore from two ends has two stretches, however many chunks."""
 
-PRICE = np.dtype(
+KIND_COST = np.dtype(
     [
         ("uncontended_s", np.float64),
         ("demand_bytes_per_s", np.float64),

@@ -11,16 +11,16 @@ from math import log
 from statistics import median
 
 from sim.errors import BadFile
-from sim.machine.aiconfigurator.tables import DTYPE, EIGHT_BITS, PACKAGE, Shape, Silicon
+from sim.machine.aiconfigurator.tables import DTYPE, EIGHT_BITS, PACKAGE, Shape, SystemTables
 from sim.machine.components import ComputePart
 from sim.machine.curves import Curve, RaggedGrid
 from sim.machine.prefill import Prefill, QueryHeads
 from sim.machine.profile import Attention, Elementwise, Gemm, KvHeads
-from sim.machine.provenance import Figure
+from sim.machine.provenance import SourcedValue
 from sim.machine.utilisation import UNIT, UtilisationTable, roofline_s
 from sim.model.spec import DTYPE_BYTES
 
-KEPT_ROWS = (
+TABLE_ROWS = (
     *(1, 2, 4, 8, 16, 17, 32, 33, 48, 64, 65, 96, 128, 129, 192, 193, 256, 257, 512, 513),
     *(768, 1024, 1025, 1536, 2048, 3072, 4096, 8192, 16384, 32768),
 )
@@ -51,7 +51,7 @@ USUAL_LINK = {32e9: "pcie4-x16", 64e9: "pcie5-x16", 128e9: "pcie6-x16"}
 """By the raw rate that a system's file gives for PCIe."""
 
 
-def derive_part(silicon: Silicon, name: str, usual_link: str | None = None) -> ComputePart:
+def derive_part(system: SystemTables, name: str, usual_link: str | None = None) -> ComputePart:
     """The compute part of one system.
 
     Args:
@@ -61,47 +61,47 @@ def derive_part(silicon: Silicon, name: str, usual_link: str | None = None) -> C
     Raises:
         BadFile: a table holds nothing of what is needed, or the system's file lacks a figure.
     """
-    origin = f"{PACKAGE} {silicon.package_version}, {silicon.system}"
-    run = f"{origin}, {silicon.engine} {silicon.engine_version}"
-    memory_bytes_per_s = _peak(silicon, "mem_bw")
+    origin = f"{PACKAGE} {system.package_version}, {system.system}"
+    run = f"{origin}, {system.engine} {system.engine_version}"
+    memory_bytes_per_s = _peak(system, "mem_bw")
     return ComputePart(
         name=name,
-        description=f"{silicon.device}, operator timings of {run}",
+        description=f"{system.device}, operator timings of {run}",
         dtype=DTYPE,
-        usual_link=usual_link or USUAL_LINK.get(silicon.pcie_bytes_per_s, "pcie5-x16"),
-        memory_bytes=Figure("datasheet", _peak(silicon, "mem_capacity"), origin),
-        gemm=_gemm(silicon, run),
-        attention=_attention(silicon, memory_bytes_per_s, run),
-        elementwise=_elementwise(silicon, memory_bytes_per_s, origin),
-        prefill=_prefill(silicon, run),
+        usual_link=usual_link or USUAL_LINK.get(system.pcie_bytes_per_s, "pcie5-x16"),
+        memory_bytes=SourcedValue("datasheet", _peak(system, "mem_capacity"), origin),
+        gemm=_gemm(system, run),
+        attention=_attention(system, memory_bytes_per_s, run),
+        elementwise=_elementwise(system, memory_bytes_per_s, origin),
+        prefill=_prefill(system, run),
         environment={
-            "device": silicon.device,
-            "package": f"{PACKAGE} {silicon.package_version}",
-            "system": silicon.system,
-            "engine": f"{silicon.engine} {silicon.engine_version}",
+            "device": system.device,
+            "package": f"{PACKAGE} {system.package_version}",
+            "system": system.system,
+            "engine": f"{system.engine} {system.engine_version}",
         },
     )
 
 
-def _peak(silicon: Silicon, name: str) -> float:
-    value = silicon.peaks.get(name, 0.0)
+def _peak(system: SystemTables, name: str) -> float:
+    value = system.peaks.get(name, 0.0)
     if not value > 0:
-        raise BadFile(f"{silicon.system}.yaml of {PACKAGE} has no figure gpu.{name}; update it.")
+        raise BadFile(f"{system.system}.yaml of {PACKAGE} has no figure gpu.{name}; update it.")
     return value
 
 
-def _gemm(silicon: Silicon, run: str) -> Gemm:
-    products = silicon.products(DTYPE)
+def _gemm(system: SystemTables, run: str) -> Gemm:
+    products = system.products(DTYPE)
     if not products:
         raise BadFile(f"{run} has no timings of {DTYPE} products; choose another --engine.")
-    memory_bytes_per_s = _peak(silicon, "mem_bw")
+    memory_bytes_per_s = _peak(system, "mem_bw")
     wide, cached = _utilisation(
-        products, 16, _peak(silicon, f"{DTYPE}_tc_flops"), memory_bytes_per_s
+        products, 16, _peak(system, f"{DTYPE}_tc_flops"), memory_bytes_per_s
     )
     tables = [wide]
-    eight_bits = silicon.products(EIGHT_BITS)
+    eight_bits = system.products(EIGHT_BITS)
     if eight_bits:
-        peak = _peak(silicon, f"{EIGHT_BITS}_tc_flops")
+        peak = _peak(system, f"{EIGHT_BITS}_tc_flops")
         tables.append(_utilisation(eight_bits, 8, peak, memory_bytes_per_s)[0])
     flops = {shape: 2.0 * shape[0] * shape[1] * shape[2] for shape in products}
     weights = {shape: float(DTYPE_BYTES[DTYPE] * shape[1] * shape[2]) for shape in products}
@@ -145,9 +145,9 @@ def _utilisation(
     }
     floor_s = _rounded(min(products.values()))
     all_rows, all_n, all_k = (tuple(sorted({shape[at] for shape in products})) for at in range(3))
-    kept_rows = all_rows
-    if len(all_rows) > len(KEPT_ROWS):
-        kept_rows = tuple(row for row in all_rows if row in KEPT_ROWS)
+    table_rows = all_rows
+    if len(all_rows) > len(TABLE_ROWS):
+        table_rows = tuple(row for row in all_rows if row in TABLE_ROWS)
 
     def share(shape: Shape) -> int:
         if shape not in products:
@@ -158,7 +158,7 @@ def _utilisation(
     shapes = []
     for n in all_n:
         for k in all_k:
-            shares = [share((m, n, k)) for m in kept_rows]
+            shares = [share((m, n, k)) for m in table_rows]
             shapes.append(" ".join(map(str, shares)) if any(shares) else "")
     cached = sum(seconds < best_s[shape] for shape, seconds in products.items())
     table = UtilisationTable(
@@ -166,7 +166,7 @@ def _utilisation(
         flops_per_s,
         bytes_per_s,
         floor_s,
-        kept_rows,
+        table_rows,
         all_n,
         all_k,
         tuple(shapes),
@@ -174,7 +174,7 @@ def _utilisation(
     return table, cached
 
 
-def _attention(silicon: Silicon, memory_bytes_per_s: float, run: str) -> Attention:
+def _attention(system: SystemTables, memory_bytes_per_s: float, run: str) -> Attention:
     """Decode attention over the KV heads of all sequences, whatever groups read them."""
     times: dict[int, dict[tuple[int, int], list[float]]] = {}
     best_bytes_per_s = 0.0
@@ -184,7 +184,7 @@ def _attention(silicon: Silicon, memory_bytes_per_s: float, run: str) -> Attenti
         n_kv_heads,
         head_dim,
         context,
-    ), seconds in silicon.decode_attention().items():
+    ), seconds in system.decode_attention().items():
         if head_dim not in HEAD_DIMS or n_heads // n_kv_heads > MAX_QUERIES_PER_KV:
             continue
         kv_heads = batch * n_kv_heads
@@ -193,47 +193,51 @@ def _attention(silicon: Silicon, memory_bytes_per_s: float, run: str) -> Attenti
         best_bytes_per_s = max(best_bytes_per_s, n_bytes / slowest)
         times.setdefault(head_dim, {}).setdefault((kv_heads, context), []).append(slowest)
     heads = [
-        KvHeads(head_dim, fan)
+        KvHeads(head_dim, grid)
         for head_dim, known in sorted(times.items())
-        if (fan := _fan({point: median(values) for point, values in known.items()})) is not None
+        if (grid := _ragged_grid({at: median(values) for at, values in known.items()})) is not None
     ]
     if not heads:
         raise BadFile(f"{run} has no timings of decode attention; choose another --engine.")
     return Attention("measured", best_bytes_per_s, note=run, heads=tuple(heads))
 
 
-def _prefill(silicon: Silicon, run: str) -> Prefill | None:
+def _prefill(system: SystemTables, run: str) -> Prefill | None:
     """Causal attention of one sequence; None where it was not timed."""
     timings = {
         shape: seconds
-        for shape, seconds in silicon.prefill_attention().items()
+        for shape, seconds in system.prefill_attention().items()
         if shape[0] == 1 and shape[-1] >= MIN_TOKENS
     }
     heads = []
     for head_dim in HEAD_DIMS:
         for queries in QUERIES_PER_KV:
-            fan = _fan(
+            grid = _ragged_grid(
                 {
                     (shape[1], shape[4]): seconds
                     for shape, seconds in timings.items()
                     if shape[3] == head_dim and shape[1] == queries * shape[2]
                 }
             )
-            if fan is not None:
-                heads.append(QueryHeads(head_dim, queries, fan))
+            if grid is not None:
+                heads.append(QueryHeads(head_dim, queries, grid))
     if not heads:
         return None
     large = _nearest(timings, LARGE_PREFILL)
     _, n_heads, _, head_dim, tokens = large
     flops = 4 * n_heads * head_dim * (tokens * (tokens + 1) // 2)
     return Prefill(
-        Figure("measured", flops / timings[large], f"{run}; {n_heads} heads, {tokens} tokens"),
-        Figure("datasheet", 0.0, "operator timings do not hold what an engine spends on a step"),
+        SourcedValue(
+            "measured", flops / timings[large], f"{run}; {n_heads} heads, {tokens} tokens"
+        ),
+        SourcedValue(
+            "datasheet", 0.0, "operator timings do not hold what an engine spends on a step"
+        ),
         heads=tuple(heads),
     )
 
 
-def _fan(points: dict[tuple[int, int], float]) -> RaggedGrid | None:
+def _ragged_grid(points: dict[tuple[int, int], float]) -> RaggedGrid | None:
     """Seconds by (row, column) as curves side by side; None where there are not two of them."""
     rows: dict[int, dict[int, float]] = {}
     for (row, column), seconds in points.items():
@@ -251,16 +255,16 @@ def _fan(points: dict[tuple[int, int], float]) -> RaggedGrid | None:
     return RaggedGrid(tuple(map(float, known)), tuple(curves))
 
 
-def _elementwise(silicon: Silicon, memory_bytes_per_s: float, origin: str) -> Elementwise:
+def _elementwise(system: SystemTables, memory_bytes_per_s: float, origin: str) -> Elementwise:
     """A launch and a rate: passes are not among the timings."""
-    rate = memory_bytes_per_s * _peak(silicon, MEMORY_FRAC)
-    launch_s = _peak(silicon, LAUNCH_S)
+    rate = memory_bytes_per_s * _peak(system, MEMORY_FRAC)
+    launch_s = _peak(system, LAUNCH_S)
     work = (1.0, LARGEST_PASS_BYTES)
     return Elementwise(
         "datasheet",
         rate,
         Curve(work, tuple(launch_s + n_bytes / rate for n_bytes in work)),
-        note=f"{origin}; the datasheet's memory rate times {_peak(silicon, MEMORY_FRAC):g}, and "
+        note=f"{origin}; the datasheet's memory rate times {_peak(system, MEMORY_FRAC):g}, and "
         f"{launch_s * 1e6:g} us for each kernel",
     )
 

@@ -34,7 +34,7 @@ Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Silicon:
+class SystemTables:
     """One system of the package as one engine ran it.
 
     Args:
@@ -53,7 +53,7 @@ class Silicon:
     folder: Path
 
     @classmethod
-    def find(cls, system: str, engine: str, engine_version: str | None = None) -> Silicon:
+    def find(cls, system: str, engine: str, engine_version: str | None = None) -> SystemTables:
         """A system and engine by their names in the package, of the newest version of the engine
         or the given one.
 

@@ -43,14 +43,14 @@ def with_utilisation(*bits, source="measured"):
 
 
 def test_a_product_goes_at_the_utilisation_of_the_shapes_around_it():
-    found = products(with_utilisation(16)).price(SHAPE)
+    found = products(with_utilisation(16)).estimate(SHAPE)
     assert found == (pytest.approx(2 * 2 * 512 * 16 * 8 / 1e9), "measured", True)
 
 
 def test_a_product_outside_the_sampled_shapes_or_rows_says_so():
     made = products(with_utilisation(16))
-    assert made.price(MatMul(512, 128, 8))[1:] == ("fitted", False)
-    seconds, *origin = made.price(MatMul(2048, 16, 8))
+    assert made.estimate(MatMul(512, 128, 8))[1:] == ("fitted", False)
+    seconds, *origin = made.estimate(MatMul(2048, 16, 8))
     assert origin == ["measured", False]
     assert seconds == pytest.approx(2 * 2 * 2048 * 16 * 8 / 1e9)
 
@@ -59,17 +59,17 @@ def test_a_shape_with_a_table_of_its_own_keeps_it():
     hardware = with_utilisation(16)
     table = GemmTable(16, 8, Curve((1.0, 1024.0), (3.0, 3.0)))
     hardware = replace(hardware, gemm=replace(hardware.gemm, tables=(table,)))
-    assert products(hardware).price(SHAPE)[0] == 3.0
-    assert products(hardware).price(MatMul(512, 8, 8))[0] < 1.0
+    assert products(hardware).estimate(SHAPE)[0] == 3.0
+    assert products(hardware).estimate(MatMul(512, 8, 8))[0] < 1.0
 
 
 def test_weights_of_eight_bits_take_their_own_table_and_the_head_keeps_sixteen():
     small = replace(TINY, weight_bits=8)
     both, wide = with_utilisation(16, 8), with_utilisation(16)
     head = MatMul(512, TINY.vocab_size, 8)
-    assert products(both, small).price(SHAPE)[0] == products(both).price(SHAPE)[0] / 2
-    assert products(wide, small).price(SHAPE) == products(wide).price(SHAPE)
-    assert products(both, small).price(head) == products(both).price(head)
+    assert products(both, small).estimate(SHAPE)[0] == products(both).estimate(SHAPE)[0] / 2
+    assert products(wide, small).estimate(SHAPE) == products(wide).estimate(SHAPE)
+    assert products(both, small).estimate(head) == products(both).estimate(head)
     bits = [products(one, small).weight_bits for one in (both, wide)]
     assert bits == [8, 16]
 

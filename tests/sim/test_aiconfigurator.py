@@ -9,7 +9,7 @@ import pytest
 
 from sim.catalog import find_compute, find_hardware
 from sim.errors import BadFile, UnknownName
-from sim.machine.aiconfigurator import Silicon, derive_part, engines, system_names
+from sim.machine.aiconfigurator import SystemTables, derive_part, engines, system_names
 from sim.machine.components import ComputePart
 from sim.machine.cross_validation import leave_one_out
 
@@ -118,7 +118,7 @@ def package(tmp_path, monkeypatch):
 
 
 def derived():
-    return derive_part(Silicon.find("test_chip", "engine"), "chip")
+    return derive_part(SystemTables.find("test_chip", "engine"), "chip")
 
 
 @pytest.mark.usefixtures("package")
@@ -227,8 +227,8 @@ def test_the_newest_version_that_has_all_tables_is_taken(package):
     write(package, {"gemm_perf": tables()["gemm_perf"]}, "engine/2.0")
     assert system_names() == ["test_chip"]
     assert engines("test_chip") == {"engine": ["1.0", "1.10"]}
-    assert Silicon.find("test_chip", "engine").engine_version == "1.10"
-    assert Silicon.find("test_chip", "engine", "1.0").engine_version == "1.0"
+    assert SystemTables.find("test_chip", "engine").engine_version == "1.10"
+    assert SystemTables.find("test_chip", "engine", "1.0").engine_version == "1.0"
 
 
 @pytest.mark.usefixtures("package")
@@ -242,7 +242,7 @@ def test_the_newest_version_that_has_all_tables_is_taken(package):
 )
 def test_what_the_package_lacks_is_told_with_what_it_has(asked, message):
     with pytest.raises(UnknownName, match=message):
-        Silicon.find(*asked)
+        SystemTables.find(*asked)
 
 
 @pytest.mark.parametrize(
@@ -303,9 +303,9 @@ def test_a_shipped_device_is_what_the_installed_package_gives():
     """Where the package is installed in the version that the shipped files name."""
     shipped = find_compute("a100-sxm-80g")
     try:
-        silicon = Silicon.find("a100_sxm", "vllm")
+        tables = SystemTables.find("a100_sxm", "vllm")
     except ModuleNotFoundError:
         pytest.skip("aiconfigurator-core is not installed")
-    if shipped.environment is None or silicon.package_version not in shipped.environment["package"]:
+    if shipped.environment is None or tables.package_version not in shipped.environment["package"]:
         pytest.skip("another version of aiconfigurator-core is installed")
-    assert derive_part(silicon, "a100-sxm-80g") == shipped
+    assert derive_part(tables, "a100-sxm-80g") == shipped

@@ -23,7 +23,7 @@ from sim import ModelSpec, TaskGraph, Workload, simulate
 from sim.graph.timeline import Timeline
 from sim.lanes import DISK, NET
 from sim.machine.prefill import Prefill, Restore, Tier
-from sim.machine.provenance import Figure
+from sim.machine.provenance import SourcedValue
 from sim.model.spec import Llama3RopeScaling
 
 CPU = torch.device("cpu")
@@ -108,8 +108,8 @@ def shorten_profiles(patch: pytest.MonkeyPatch) -> None:
     patch.setitem(hw.calibrate.profiler.CONTEXTS, "cpu", (16, 64))
 
 
-TIERS = tuple(Tier(lane, Figure("datasheet", 1e8)) for lane in (DISK, NET))
-RESTORE = Restore(Prefill(Figure("datasheet", 1e9), Figure("datasheet", 1e-3)), TIERS)
+TIERS = tuple(Tier(lane, SourcedValue("datasheet", 1e8)) for lane in (DISK, NET))
+RESTORE = Restore(Prefill(SourcedValue("datasheet", 1e9), SourcedValue("datasheet", 1e-3)), TIERS)
 
 
 def simulated(graph: TaskGraph) -> Timeline:

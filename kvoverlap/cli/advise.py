@@ -16,8 +16,8 @@ from kvoverlap.cli.options import (
     installed_engine,
 )
 from kvoverlap.cli.output import note, print_json, say, table
-from planner.advice import Advice, advise, conclusions
-from planner.advice.text import WHAT_RUNTIMES_DO
+from planner.advice import Advice, advise, describe
+from planner.advice.text import ABOUT_RUNTIMES
 from sim.catalog import RECORDINGS, find_hardware
 from sim.errors import BadInput
 from sim.graph.jobs import Workload
@@ -75,29 +75,29 @@ def _print(found: Advice) -> None:
         f"{plan.model.name} ({plan.model.dtype}) on {plan.hardware.name}, batch "
         f"{plan.workload.batch_size}, prompt {plan.workload.prompt_tokens:,}: {found.verdict}\n"
     )
-    say(conclusions(found))
+    say(describe(found))
     load_s = plan.baselines["load-all"]
     times = dict(plan.baselines)
     if not found.fits:
-        times["lp, keeping what fits"] = found.kept_step_s
+        times["lp, keeping what fits"] = found.resident_step_s
     rows = [
         (name, ms(step_s), f"{load_s / step_s:.2f}")
         for name, step_s in sorted(times.items(), key=lambda item: item[1])
     ]
     table("\nA decode step", ("policy", "step", "x load-all"), rows)
-    if not found.hints:
-        note("no settings for serving runtimes: " + _why_no_hints(found))
+    if not found.settings:
+        note("no settings for serving runtimes: " + _why_no_settings(found))
         return
-    say(f"\n{WHAT_RUNTIMES_DO}")
-    settings = [(one.runtime, f"{one.setting} {one.value}", one.why) for one in found.hints]
+    say(f"\n{ABOUT_RUNTIMES}")
+    settings = [(one.runtime, f"{one.setting} {one.value}", one.why) for one in found.settings]
     table("\nSettings", ("runtime", "setting", "why"), settings, n_text=3)
-    for page in dict.fromkeys(one.page for one in found.hints):
+    for page in dict.fromkeys(one.page for one in found.settings):
         say(f"documented at {page}")
 
 
-def _why_no_hints(found: Advice) -> str:
+def _why_no_settings(found: Advice) -> str:
     if found.reuse is None:
         return "GPU memory has no room for the weights and one such request."
     if found.reuse.least_tokens is None:
-        return "computing a prefix anew is faster than loading it, whatever its length."
-    return "the profile's link is an emulated one."
+        return "computing a prefix is faster than loading it at every length."
+    return "the profile's link is emulated."

@@ -1,10 +1,10 @@
-"""What to do about a KV cache that does not fit, its worth, and the settings that it means."""
+"""Advice on a KV cache that exceeds GPU memory: the best way, its gain and runtime settings."""
 
 from planner.advice.advice import Advice, Evidence, advise
 from planner.advice.decoding import Slo
 from planner.advice.reuse import Reuse
 from planner.advice.runtime_settings import RuntimeSetting
-from planner.advice.text import conclusions
+from planner.advice.text import describe
 from planner.crossovers import Interval
 
 __all__ = [
@@ -15,5 +15,5 @@ __all__ = [
     "RuntimeSetting",
     "Slo",
     "advise",
-    "conclusions",
+    "describe",
 ]

@@ -1,4 +1,4 @@
-"""One answer to what to do about a KV cache that does not fit the GPU."""
+"""Advice on a KV cache that exceeds GPU memory."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from planner.advice.decoding import (
     DecodeJob,
     Slo,
     Ways,
-    against_slo,
     best_plan,
     best_step,
     by_context,
-    keeps_whole_cache,
+    cache_is_resident,
+    compare_with_slo,
 )
 from planner.advice.reuse import Reuse, reuse
-from planner.advice.runtime_settings import Held, RuntimeSetting, hints
+from planner.advice.runtime_settings import CacheBudget, RuntimeSetting, runtime_settings
 from planner.crossovers import Interval
 from planner.decode.plan import Plan, Sensitivity
 from sim.errors import BadInput
@@ -31,11 +31,11 @@ from sim.results.accuracy import assess_kind, nine_of_ten
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """How far off predictions were on recorded machines of one kind, nine times of ten.
+    """90th percentile of the prediction errors on recorded machines of one kind.
 
     Args:
-        cases: recorded, with more than one policy on a shape; of none both errors are None.
-        makespan_error_frac: predicted over measured makespan, less 1.
+        cases: recorded cases of shapes with several policies; without any, both errors are None.
+        makespan_error_frac: |predicted / measured - 1| of a makespan.
         ratio_error_frac: the same of the ratio of two policies on one shape.
     """
 
@@ -46,7 +46,7 @@ class Evidence:
 
     @classmethod
     def of(cls, recordings: Path, device_kind: str) -> Evidence:
-        """What the recordings in a folder say."""
+        """Errors of the recordings in a folder."""
         found = assess_kind(recordings, device_kind)
         if not found.ratio_errors_frac:
             return cls(device_kind, 0)
@@ -60,55 +60,55 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Advice:
-    """What to do, what it is worth, and what it hangs on.
+    """A verdict with its gain, its evidence and its sensitivity.
 
     Args:
         plan: the best split of one decode step whose KV cache is in host memory.
-        ways: what such a step takes by what is done with that cache.
-        fits: the whole cache has room in GPU memory.
-        kept_step_s: the step's time with as much as fits kept there.
-        by_context: which way wins at which context length, for this batch.
+        ways: times of such a step by way of obtaining K and V.
+        fits: whether GPU memory has room for the whole cache.
+        resident_step_s: time of a step with as much of the cache in GPU memory as fits.
+        by_context: the verdict at each context length, for this batch.
         reuse: None where GPU memory has no room for one request.
     """
 
     plan: Plan
     ways: Ways
     fits: bool
-    kept_step_s: float
+    resident_step_s: float
     evidence: Evidence
     by_context: tuple[Interval, ...]
     reuse: Reuse | None
     slo: Slo | None
-    hints: tuple[RuntimeSetting, ...]
+    settings: tuple[RuntimeSetting, ...]
 
     @property
     def from_host(self) -> str:
-        """Which way wins for a cache in host memory."""
+        """The verdict for a cache in host memory."""
         return self.ways.verdict
 
     @property
     def verdict(self) -> str:
-        """What to do in one word."""
+        """The verdict in one word."""
         return RESIDENT if self.fits else self.from_host
 
     @property
     def gain(self) -> float:
-        """How many times as fast as loading all the split is."""
+        """Speed-up of the split over loading everything."""
         return self.plan.baselines["load-all"] / self.plan.makespan_s
 
     @property
     def gain_range(self) -> tuple[float, float] | None:
-        """Where the gain lies if its ratio is as far off as nine of ten recorded ones."""
+        """The gain with the 90th percentile error of recorded ratios in both directions."""
         error = self.evidence.ratio_error_frac
         return None if error is None else (self.gain / (1 + error), self.gain / (1 - error))
 
     @property
-    def pays_most(self) -> Sensitivity:
-        """The part of the machine of which 10 % more saves most."""
+    def best_upgrade(self) -> Sensitivity:
+        """The part of the machine whose 10 % increase saves most."""
         return max(self.plan.sensitivities, key=lambda one: one.saved_frac)
 
     def to_dict(self) -> dict[str, Any]:
-        """The answer as `--json` prints it."""
+        """The advice as `--json` prints it."""
         plan = self.plan
         recomputed, attended = plan.steps[0].median_layer
         return {
@@ -122,19 +122,19 @@ class Advice:
             "recomputed_tokens": recomputed,
             "attended_tokens": attended,
             "step_s": plan.makespan_s,
-            "kept_step_s": self.kept_step_s,
+            "kept_step_s": self.resident_step_s,
             "baselines": plan.baselines,
             "source": plan.source,
             "gain": self.gain,
             "gain_range": self.gain_range,
             "evidence": asdict(self.evidence),
-            "pays_most": asdict(self.pays_most),
+            "pays_most": asdict(self.best_upgrade),
             "by_context": [asdict(one) for one in self.by_context],
             "reuse": None
             if self.reuse is None
             else {**asdict(self.reuse), "least_tokens": self.reuse.least_tokens},
             "slo": None if self.slo is None else {**asdict(self.slo), "met": self.slo.met},
-            "hints": [asdict(one) for one in self.hints],
+            "hints": [asdict(one) for one in self.settings],
         }
 
 
@@ -146,43 +146,40 @@ def advise(
     slo_s: float | None = None,
     engine: str = "simpy",
 ) -> Advice:
-    """Plan a decode step in every way, and a restore of its prompt, and draw the conclusion.
+    """The advice for one decode step and for a later request with the same prompt.
 
     Args:
-        workload: one batch and one step of it.
-        recordings: a folder of recordings, whose errors say how sure the answer is.
-        slo_s: what a step may take.
-        engine: which one simulates, as in `sim.simulate`.
+        workload: one batch and one step.
+        recordings: a folder of recordings, whose errors bound the gain.
+        slo_s: time limit of a step.
+        engine: as in `sim.simulate`.
 
     Raises:
         BadInput: the model has too few positions, or `slo_s` is not a time.
-        DoesNotFit: the machine has no memory for the job, whatever is done.
+        DoesNotFit: the machine has no memory for the job in any way.
     """
     if slo_s is not None and not 0 < slo_s < float("inf"):
         raise BadInput(f"slo_s(={slo_s}) must be above 0 and finite.")
     plan = best_plan(model, hardware, workload, engine)
     batch, prompt = workload.batch_size, workload.prompt_tokens
     job = DecodeJob(model, hardware, batch, prompt, plan.schedule, engine)
-    planner, keeping = job.planner(), job.planner(keep=True)
-    ways, loaded = (
-        Ways.of(planner, plan.makespan_s),
-        planner.lower(planner.baselines["load-all"][0]),
-    )
-    kept_step_s = min(best_step(keeping), plan.makespan_s)
+    planner, resident = job.planner(), job.planner(keep=True)
+    resident_step_s = min(best_step(resident), plan.makespan_s)
     later = reuse(model, hardware, prompt, engine)
     emulated = hardware.links.h2d.paced_bytes_per_s is not None
     settings: tuple[RuntimeSetting, ...] = ()
     if later is not None and not emulated:
-        held = Held(footprint(loaded).host_kv_bytes, later.least_tokens)
-        settings = hints(model, hardware, held)
+        loaded = planner.lower(planner.baselines["load-all"][0])
+        cache = CacheBudget(footprint(loaded).host_kv_bytes, later.least_tokens)
+        settings = runtime_settings(model, hardware, cache)
     return Advice(
         plan=plan,
-        ways=ways,
-        fits=keeps_whole_cache(keeping),
-        kept_step_s=kept_step_s,
+        ways=Ways.of(planner, plan.makespan_s),
+        fits=cache_is_resident(resident),
+        resident_step_s=resident_step_s,
         evidence=Evidence.of(recordings, hardware.device_kind),
         by_context=by_context(job),
         reuse=later,
-        slo=None if slo_s is None else against_slo(job, slo_s, kept_step_s),
-        hints=settings,
+        slo=None if slo_s is None else compare_with_slo(job, slo_s, resident_step_s),
+        settings=settings,
     )

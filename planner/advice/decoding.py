@@ -1,4 +1,4 @@
-"""What decoding with a KV cache in host memory comes to: the best plan, and where that changes."""
+"""Decoding with a KV cache in host memory: the best plan, its alternatives and crossovers."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from sim.machine.profile import HardwareProfile
 from sim.model.spec import ModelSpec
 
 RESIDENT, LOAD, RECOMPUTE, SPLIT, NO_ROOM = "resident", "load", "recompute", "split", "no room"
-"""Verdicts: all in GPU memory, one way alone, both ways, or not on this machine."""
+"""Verdicts: all in GPU memory, one way only, both ways, or impossible on this machine."""
 
 WORTH_FRAC = 0.01
-"""A split that saves less than this is not worth its trouble."""
+"""Minimum saving of a split over the better of loading and recomputing."""
 
 MIN_TOKENS = 16
 
 
 @dataclass(frozen=True, slots=True)
 class DecodeJob:
-    """Sequences that are decoded together, one step of them.
+    """One decode step of a batch.
 
     Args:
         schedule: `row`, or `column` where the weights do not fit.
-        engine: which one simulates, as in `sim.simulate`.
+        engine: as in `sim.simulate`.
     """
 
     model: ModelSpec
@@ -43,7 +43,7 @@ class DecodeJob:
     def planner(
         self, tokens: int | None = None, batch: int | None = None, keep: bool = False
     ) -> DecodePlanner:
-        """The planner of the job, or of one that is longer or larger."""
+        """The planner of the job, or of the same job with other sizes."""
         job = Workload(batch or self.batch_size, tokens or self.prompt_tokens, 1)
         return DecodePlanner(
             self.model, self.hardware, job, self.schedule, keep=keep, engine=self.engine
@@ -52,11 +52,12 @@ class DecodeJob:
 
 @dataclass(frozen=True, slots=True)
 class Slo:
-    """A step's time against what it may take.
+    """The time of a step compared with its limit.
 
     Args:
-        step_s: with as much in GPU memory as fits.
-        largest_batch: of the same prompts, that meets it; 0 where none does.
+        slo_s: the limit.
+        step_s: with as much of the cache in GPU memory as fits.
+        largest_batch: largest batch of the same prompts within the limit, or 0.
     """
 
     slo_s: float
@@ -69,10 +70,10 @@ class Slo:
 
 
 def best_plan(model: ModelSpec, hardware: HardwareProfile, workload: Workload, engine: str) -> Plan:
-    """The plan of a row schedule or, where the weights do not fit, of a column schedule.
+    """The plan of the row schedule or, where the weights do not fit, of the column schedule.
 
     Raises:
-        DoesNotFit: neither fits; of the row schedule.
+        DoesNotFit: neither fits; the message is that of the row schedule.
     """
     try:
         return make_plan(model, hardware, workload, engine=engine)
@@ -85,7 +86,7 @@ def best_plan(model: ModelSpec, hardware: HardwareProfile, workload: Workload, e
 
 @dataclass(frozen=True, slots=True)
 class Ways:
-    """Seconds of a step by what is done; infinite where memory has no room for that."""
+    """Seconds of a step by way; infinite where a way does not fit the memory."""
 
     load_s: float
     recompute_s: float
@@ -93,22 +94,22 @@ class Ways:
 
     @classmethod
     def of(cls, planner: DecodePlanner, best_s: float | None = None) -> Ways:
-        """Those of a planner's job; `best_s` where that is known already."""
-        load_s, recompute_s = (_alone(planner, name) for name in ("load-all", "recompute-all"))
+        """The times of a planner's job; `best_s` avoids a repeated search."""
+        load_s, recompute_s = (_policy_s(planner, name) for name in ("load-all", "recompute-all"))
         return cls(load_s, recompute_s, best_step(planner) if best_s is None else best_s)
 
     @property
     def verdict(self) -> str:
-        """One way alone, or the split where that is faster by `WORTH_FRAC`."""
+        """The faster single way, or `split` where that saves more than `WORTH_FRAC`."""
         if self.best_s == inf:
             return NO_ROOM
-        uncontended_s = min(self.load_s, self.recompute_s)
-        if uncontended_s > self.best_s * (1 + WORTH_FRAC):
+        single_s = min(self.load_s, self.recompute_s)
+        if single_s > self.best_s * (1 + WORTH_FRAC):
             return SPLIT
-        return LOAD if uncontended_s == self.load_s else RECOMPUTE
+        return LOAD if single_s == self.load_s else RECOMPUTE
 
 
-def _alone(planner: DecodePlanner, policy: str) -> float:
+def _policy_s(planner: DecodePlanner, policy: str) -> float:
     split, step_s = planner.baselines[policy]
     return step_s if _fits(planner, planner.lower(split)) else inf
 
@@ -122,7 +123,7 @@ def _fits(planner: DecodePlanner, graph: TaskGraph) -> bool:
 
 
 def best_step(planner: DecodePlanner) -> float:
-    """Seconds of a step under the planner's choice; infinite where nothing fits."""
+    """Seconds of a step of the planner's choice; infinite where nothing fits."""
     try:
         timeline = planner.simulate(planner.best.split, planner.best.residency)
     except DoesNotFit:
@@ -130,27 +131,27 @@ def best_step(planner: DecodePlanner) -> float:
     return timeline.makespan_s if _fits(planner, timeline.graph) else inf
 
 
-def keeps_whole_cache(planner: DecodePlanner) -> bool:
-    """Whether the planner's choice leaves all of the KV cache in GPU memory."""
-    kept, job = planner.best.residency, planner.workload
-    return all(kept.keeps_whole(layer, job) for layer in range(planner.model.n_layers))
+def cache_is_resident(planner: DecodePlanner) -> bool:
+    """Whether the planner's choice has the whole KV cache in GPU memory."""
+    residency, job = planner.best.residency, planner.workload
+    return all(residency.keeps_whole(layer, job) for layer in range(planner.model.n_layers))
 
 
 def by_context(job: DecodeJob) -> tuple[Interval, ...]:
-    """Which way wins at which context length, the cache in host memory."""
+    """The verdict at each context length, with the cache in host memory."""
 
     def verdict(tokens: int) -> str:
         return Ways.of(job.planner(tokens)).verdict
 
-    most = job.model.max_positions - 1
-    return intervals(verdict, min(MIN_TOKENS, most), most)
+    max_tokens = job.model.max_positions - 1
+    return intervals(verdict, min(MIN_TOKENS, max_tokens), max_tokens)
 
 
-def against_slo(job: DecodeJob, slo_s: float, step_s: float) -> Slo:
-    """Whether a step is fast enough, and the largest batch whose step is.
+def compare_with_slo(job: DecodeJob, slo_s: float, step_s: float) -> Slo:
+    """The job's step time and the largest batch within the limit.
 
     Args:
-        step_s: of the job itself.
+        step_s: time of the job's own step.
     """
 
     def step(batch: int) -> float:

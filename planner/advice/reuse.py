@@ -1,4 +1,4 @@
-"""What a serving runtime can do with a cached prompt: load it for a later request, or not."""
+"""Times of a later request whose prefix is cached: loaded, computed, or both."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ LOAD, COMPUTE = "load", "compute"
 
 @dataclass(frozen=True, slots=True)
 class Reuse:
-    """A later request that begins with the same prompt and adds a token; seconds to its first one.
+    """Seconds to the first token of a later request that appends one token to the same prompt.
 
     Args:
-        load_s: K and V of the prompt come from host memory, all of them, as runtimes do it.
-        compute_s: they are computed anew.
-        split_s: computed from the front and loaded from the back, best number of tokens.
-        by_prefix: which of the first two is faster, by length of the prefix.
-        guessed: the profile has no figures for prefill attention; products' rate is taken.
+        load_s: all K and V of the prompt are loaded from host memory, as runtimes do.
+        compute_s: all are computed.
+        split_s: the first tokens are computed and the others loaded, in the best proportion.
+        by_prefix: the faster of the first two by length of the prefix.
+        guessed: the profile has no times of prefill attention, and matmul rates replace them.
     """
 
     load_s: float
@@ -33,7 +33,7 @@ class Reuse:
 
     @property
     def least_tokens(self) -> int | None:
-        """Prefixes from this length on are loaded faster; None if the longest are not."""
+        """Shortest prefix from which loading is faster, or None if it never is."""
         last = self.by_prefix[-1]
         return last.first_tokens if last.verdict == LOAD else None
 
@@ -41,7 +41,7 @@ class Reuse:
 def reuse(
     model: ModelSpec, hardware: HardwareProfile, prompt_tokens: int, engine: str
 ) -> Reuse | None:
-    """None where GPU memory has no room for weights and the K and V of one such request."""
+    """Times of the later request, or None where its K and V and the weights exceed GPU memory."""
 
     def planner(tokens: int) -> RestorePlanner:
         request = RestoreRequest(prompt_tokens=tokens + 1, cached_tokens=tokens)
@@ -54,12 +54,12 @@ def reuse(
 
     budget = hardware.memory.job_device_bytes - model.weight_bytes
     fitting = int(budget // (model.n_layers * model.kv_token_bytes)) - 1
-    most = min(model.max_positions - 1, fitting)
-    if most < prompt_tokens:
+    max_tokens = min(model.max_positions - 1, fitting)
+    if max_tokens < prompt_tokens:
         return None
     here = planner(prompt_tokens)
     load_s, compute_s, split_s = (
         here.choice(policy).ttft_s for policy in ("load-only", "compute-only", "lp")
     )
     guessed = hardware.restore is None or hardware.restore.prefill is None
-    return Reuse(load_s, compute_s, split_s, intervals(verdict, 1, most), guessed)
+    return Reuse(load_s, compute_s, split_s, intervals(verdict, 1, max_tokens), guessed)

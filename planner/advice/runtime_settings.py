@@ -1,17 +1,17 @@
-"""What an answer means for the settings of serving runtimes, by their documented names.
+"""Settings of serving runtimes that an advice implies, by their documented names.
 
-None of these runtimes streams the K and V of a running request step by step, and none recomputes
-K and V from X. What their settings do is keep K and V of prompts in host memory and load them back
-before a later request with the same prefix is prefilled. So they are sized for the prefixes that
-are to be kept, and pay where loading a prefix is faster than computing it anew.
+None of these runtimes loads the K and V of a running request step by step, and none recomputes K
+and V from X. They hold K and V of prompts in host memory and load them before a later request with
+the same prefix is prefilled. The settings size that cache for the prefixes of one batch, and
+restrict it to lengths at which loading a prefix is faster than computing it.
 
 Names, units and defaults are those of
 
 - vLLM: https://docs.vllm.ai/en/stable/api/vllm/config/cache/ (size in GiB over all tensor-parallel
-  ranks; backends `native` and `lmcache`, whose server has a size of its own) and
+  ranks; backends `native` and `lmcache`, whose server has its own size) and
   https://docs.vllm.ai/en/latest/features/kv_offloading_usage/ (copies by `cudaMemcpyAsync`),
 - LMCache: https://docs.lmcache.ai/api_reference/configurations.html (chunks of 256 tokens; size in
-  GB, 5 by default; the least tokens of a hit that is retrieved),
+  GB, 5 by default; minimum tokens of a hit that is retrieved),
 - SGLang: https://docs.sglang.io/advanced_features/hicache_design.html (size in GB of 1e9 bytes for
   each rank, larger than the pool in GPU memory, or the ratio of the two; `kernel` copies by GPU
   kernels and is recommended, `direct` by CUDA's copies).
@@ -26,18 +26,19 @@ from sim.machine.links import Link
 from sim.machine.profile import HardwareProfile
 from sim.model.spec import ModelSpec
 
-VLLM_PAGE = "https://docs.vllm.ai/en/stable/api/vllm/config/cache/"
-LMCACHE_PAGE = "https://docs.lmcache.ai/api_reference/configurations.html"
-SGLANG_PAGE = "https://docs.sglang.io/advanced_features/hicache_design.html"
-
+PAGES = {
+    "vLLM": "https://docs.vllm.ai/en/stable/api/vllm/config/cache/",
+    "LMCache": "https://docs.lmcache.ai/api_reference/configurations.html",
+    "SGLang": "https://docs.sglang.io/advanced_features/hicache_design.html",
+}
 LMCACHE_CHUNK_TOKENS = 256
 MAX_CHUNK_TOKENS = 4096
 HICACHE_PAGE_TOKENS = 64
 HICACHE_RATIO = 2
-"""LMCache's default, the most that is proposed, the page of SGLang's examples, its default."""
+"""LMCache's default, the largest chunk proposed, SGLang's page size in examples and its default."""
 
 FULL_RATE_FRAC = 0.95
-"""Part of its rate from which on a link counts as used well."""
+"""Fraction of the link's rate at which a copy size counts as large enough."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,82 +53,69 @@ class RuntimeSetting:
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
-    """What a runtime is to keep.
+class CacheBudget:
+    """The cache that a runtime should hold.
 
     Args:
         kv_bytes: K and V of all sequences, in host memory.
-        least_tokens: prefixes from this length on are loaded faster than they are computed; None
-            where none is.
+        least_tokens: shortest prefix that is loaded faster than computed, or None.
     """
 
     kv_bytes: int
     least_tokens: int | None
 
 
-def hints(model: ModelSpec, hardware: HardwareProfile, held: Held) -> tuple[RuntimeSetting, ...]:
-    """Settings of each runtime that keep `held`; none where loading never pays."""
-    if held.least_tokens is None:
+def runtime_settings(
+    model: ModelSpec, hardware: HardwareProfile, cache: CacheBudget
+) -> tuple[RuntimeSetting, ...]:
+    """Settings of each runtime for `cache`; none where loading is never faster."""
+    if cache.least_tokens is None:
         return ()
-    return (
-        *_vllm(held),
-        *_lmcache(model, hardware.links.h2d, held),
-        *_sglang(model, hardware, held),
-    )
-
-
-def _vllm(held: Held) -> tuple[RuntimeSetting, ...]:
-    size = f"{ceil(held.kv_bytes / 2**30)}"
-    return (
-        RuntimeSetting(
+    link, gigabytes = hardware.links.h2d, f"{ceil(cache.kv_bytes / 1e9)}"
+    chunk, why_chunk = _chunk_tokens(model.n_layers * model.kv_token_bytes, link)
+    settings = [
+        (
             "vLLM",
             "--kv-offloading-size",
-            size,
+            f"{ceil(cache.kv_bytes / 2**30)}",
             "GiB for K and V of this batch, of all tensor-parallel ranks together",
-            VLLM_PAGE,
         ),
-        RuntimeSetting(
+        (
             "vLLM",
             "--kv-offloading-backend",
             "native",
             "the default; lmcache takes its size from the LMCache server instead",
-            VLLM_PAGE,
         ),
-    )
-
-
-def _lmcache(model: ModelSpec, link: Link, held: Held) -> tuple[RuntimeSetting, ...]:
-    chunk, why = _chunk_tokens(model.n_layers * model.kv_token_bytes, link)
-    found = [
-        RuntimeSetting("LMCache", "LMCACHE_CHUNK_SIZE", f"{chunk}", why, LMCACHE_PAGE),
-        RuntimeSetting(
-            "LMCache", "LMCACHE_LOCAL_CPU", "true", "keeps chunks in host memory", LMCACHE_PAGE
-        ),
-        RuntimeSetting(
+        ("LMCache", "LMCACHE_CHUNK_SIZE", f"{chunk}", why_chunk),
+        ("LMCache", "LMCACHE_LOCAL_CPU", "true", "keeps chunks in host memory"),
+        (
             "LMCache",
             "LMCACHE_MAX_LOCAL_CPU_SIZE",
-            f"{ceil(held.kv_bytes / 1e9)}",
+            gigabytes,
             "GB for K and V of this batch; 5 by default",
-            LMCACHE_PAGE,
         ),
     ]
-    if held.least_tokens is not None and held.least_tokens > chunk:
-        found.append(
-            RuntimeSetting(
-                "LMCache",
-                "LMCACHE_MIN_RETRIEVE_TOKENS",
-                f"{held.least_tokens}",
-                "a shorter prefix is computed faster than it is loaded",
-                LMCACHE_PAGE,
-            )
+    if cache.least_tokens > chunk:
+        why = "a shorter prefix is computed faster than it is loaded"
+        settings.append(("LMCache", "LMCACHE_MIN_RETRIEVE_TOKENS", f"{cache.least_tokens}", why))
+    settings.append(("SGLang", "--enable-hierarchical-cache", "", "HiCache is off without it"))
+    if cache.kv_bytes > hardware.memory.job_device_bytes - model.weight_bytes:
+        why = "GB on each rank for K and V of this batch; overrides --hicache-ratio"
+        settings.append(("SGLang", "--hicache-size", gigabytes, why))
+    else:
+        why = (
+            "the default: host memory has to hold more than the pool in GPU memory, which this "
+            "batch does not fill"
         )
-    return tuple(found)
+        settings.append(("SGLang", "--hicache-ratio", f"{HICACHE_RATIO}", why))
+    settings.append(("SGLang", "--hicache-io-backend", *_io_backend(model, link)))
+    return tuple(RuntimeSetting(*one, PAGES[one[0]]) for one in settings)
 
 
 def _chunk_tokens(token_bytes: int, link: Link) -> tuple[int, str]:
-    """Tokens of a chunk of all layers that the link moves at its rate, and why."""
+    """Tokens of a chunk of all layers that the link copies at its rate, and why."""
     chunk = LMCACHE_CHUNK_TOKENS
-    if not _has_size_figures(link):
+    if not _has_copy_times(link):
         return chunk, "the default; the profile has no copy times by size that would speak for more"
     while chunk < MAX_CHUNK_TOKENS and _rate_frac(link, chunk * token_bytes) < FULL_RATE_FRAC:
         chunk *= 2
@@ -137,54 +125,26 @@ def _chunk_tokens(token_bytes: int, link: Link) -> tuple[int, str]:
     return chunk, f"{default}{size} {rate}"
 
 
-def _sglang(model: ModelSpec, hardware: HardwareProfile, held: Held) -> tuple[RuntimeSetting, ...]:
-    pool_bytes = hardware.memory.job_device_bytes - model.weight_bytes
-    if held.kv_bytes > pool_bytes:
-        size = RuntimeSetting(
-            "SGLang",
-            "--hicache-size",
-            f"{ceil(held.kv_bytes / 1e9)}",
-            "GB on each rank for K and V of this batch; overrides --hicache-ratio",
-            SGLANG_PAGE,
-        )
-    else:
-        size = RuntimeSetting(
-            "SGLang",
-            "--hicache-ratio",
-            f"{HICACHE_RATIO}",
-            "the default: host memory has to hold more than the pool in GPU memory, which this "
-            "batch does not fill",
-            SGLANG_PAGE,
-        )
-    return (
-        RuntimeSetting(
-            "SGLang", "--enable-hierarchical-cache", "", "HiCache is off without it", SGLANG_PAGE
-        ),
-        size,
-        _io_backend(model, hardware.links.h2d),
-    )
-
-
-def _io_backend(model: ModelSpec, link: Link) -> RuntimeSetting:
-    """CUDA's copies where a page of one layer is enough to reach the link's rate."""
+def _io_backend(model: ModelSpec, link: Link) -> tuple[str, str]:
+    """`direct` where a copy of one page and layer reaches the link's rate, else `kernel`; why."""
+    if not _has_copy_times(link):
+        return "kernel", "the default; the profile has no copy times by size to compare with"
     page_bytes = HICACHE_PAGE_TOKENS * model.kv_token_bytes
-    size = f"{page_bytes / 2**10:,.0f} KiB of a page and layer"
-    value, why = "kernel", "the default; the profile has no copy times by size to compare with"
-    if _has_size_figures(link):
-        frac = _rate_frac(link, page_bytes)
-        value = "direct" if frac >= FULL_RATE_FRAC else "kernel"
-        why = f"copies of {size} (--page-size {HICACHE_PAGE_TOKENS}) reach {100 * frac:.0f} % of "
-        why += "the link's rate"
-        if value == "direct":
-            why += ", and copy engines take nothing from compute"
-    return RuntimeSetting("SGLang", "--hicache-io-backend", value, why, SGLANG_PAGE)
+    frac = _rate_frac(link, page_bytes)
+    why = (
+        f"copies of {page_bytes / 2**10:,.0f} KiB of a page and layer (--page-size "
+        f"{HICACHE_PAGE_TOKENS}) reach {100 * frac:.0f} % of the link's rate"
+    )
+    if frac < FULL_RATE_FRAC:
+        return "kernel", why
+    return "direct", f"{why}, and copy engines take nothing from compute"
 
 
-def _has_size_figures(link: Link) -> bool:
+def _has_copy_times(link: Link) -> bool:
     return link.curve is not None or link.latency_s > 0
 
 
 def _rate_frac(link: Link, n_bytes: int) -> float:
-    """Part of its rate that a link reaches with copies of this size."""
+    """Fraction of its rate that a link reaches with copies of this size."""
     seconds, _ = link.copy_s(n_bytes)
     return min(1.0, n_bytes / seconds / link.bytes_per_s)

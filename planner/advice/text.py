@@ -1,4 +1,4 @@
-"""An answer in sentences."""
+"""Text of an advice."""
 
 from __future__ import annotations
 
@@ -11,27 +11,33 @@ from planner.decode.sensitivity import MIN_SAVING_FRAC, PARTS
 from sim.units import ms, percent
 
 WAY = {
-    LOAD: "loading alone wins",
-    RECOMPUTE: "recomputing alone wins",
-    SPLIT: "a split wins",
-    NO_ROOM: "the machine has no room",
+    LOAD: "loading everything is fastest",
+    RECOMPUTE: "recomputing everything is fastest",
+    SPLIT: "a split is fastest",
+    NO_ROOM: "the machine has too little memory",
 }
 
-WHAT_RUNTIMES_DO = (
-    "No serving runtime streams the cache of a running request step by step or recomputes from X: "
-    "the step times above are those of `kvoverlap run` and `generate`. What runtimes do is keep K "
-    "and V of finished prompts in host memory and load them for a later request with the same "
-    "prefix; the settings below size that."
+ABOUT_RUNTIMES = (
+    "No serving runtime loads the cache of a running request in every step or recomputes it from "
+    "X: the step times above are those of `kvoverlap run` and `generate`. Runtimes keep K and V of "
+    "finished prompts in host memory and load them for a later request with the same prefix. The "
+    "settings below size that cache."
 )
 
 
-def conclusions(advice: Advice) -> str:
-    """The answer as one paragraph."""
-    found = [_verdict(advice), _gain(advice), _kept(advice), _pays(advice), _crossover(advice)]
+def describe(advice: Advice) -> str:
+    """The advice as one paragraph."""
+    found = [
+        _verdict(advice),
+        _gain(advice),
+        _residency(advice),
+        _upgrade(advice),
+        _crossover(advice),
+    ]
     if advice.slo is not None:
         found.append(_slo(advice))
     if advice.reuse is not None:
-        found.append(reuse_words(advice.reuse, advice.plan.workload.prompt_tokens))
+        found.append(describe_reuse(advice.reuse, advice.plan.workload.prompt_tokens))
     return " ".join(one for one in found if one)
 
 
@@ -39,18 +45,18 @@ def _verdict(advice: Advice) -> str:
     plan = advice.plan
     recomputed, attended = plan.steps[0].median_layer
     ways = {
-        LOAD: "load all of the cache; recomputing a part would save next to nothing",
-        RECOMPUTE: "recompute all of the cache from X; loading a part would save next to nothing",
+        LOAD: "load the whole cache; recomputing a part saves less than 1 %",
+        RECOMPUTE: "recompute the whole cache from X; loading a part saves less than 1 %",
         SPLIT: f"recompute {recomputed:,} of {attended:,} past tokens in the median layer from X "
         "and load the rest",
     }
     way = ways[advice.from_host]
     if advice.fits:
         way = (
-            "Keep the KV cache in GPU memory, which has room for all of it: a step takes "
-            f"{ms(advice.kept_step_s)}. Where it has to be in host memory, {way}"
+            "Keep the KV cache in GPU memory, which has room for it: a step takes "
+            f"{ms(advice.resident_step_s)}. If the cache has to be in host memory, {way}"
         )
-    column = ", whose weights come layer by layer," if plan.schedule == "column" else ""
+    column = ", whose weights are loaded layer by layer," if plan.schedule == "column" else ""
     return f"{way[0].upper()}{way[1:]}. Such a step{column} takes {ms(plan.makespan_s)}."
 
 
@@ -58,45 +64,45 @@ def _gain(advice: Advice) -> str:
     plan, evidence = advice.plan, advice.evidence
     load_s = plan.baselines["load-all"]
     if advice.gain_range is None:
-        sure = no_evidence(evidence, plan.source)
+        certainty = no_evidence(evidence, plan.source)
     else:
         low, high = advice.gain_range
-        sure = (
-            f"Nine of ten ratios of two makespans in {evidence.cases} recorded cases on devices of "
-            f"kind {evidence.device_kind!r} were predicted within "
+        certainty = (
+            f"In {evidence.cases} recorded cases on devices of kind {evidence.device_kind!r}, 90 % "
+            "of the ratios of two makespans were predicted within "
             f"{percent(evidence.ratio_error_frac or 0.0)}: between {low:.2f} and {high:.2f} times."
         )
     if advice.from_host == LOAD:
-        return sure if advice.gain_range is None else ""
-    budget = ", for which there is no memory" if advice.ways.load_s == inf else ""
-    return f"That is {advice.gain:.2f} times as fast as loading all ({ms(load_s)}{budget}). {sure}"
+        return certainty if advice.gain_range is None else ""
+    budget = ", which does not fit the memory" if advice.ways.load_s == inf else ""
+    loading = f"loading everything ({ms(load_s)}{budget})"
+    return f"That is {advice.gain:.2f} times as fast as {loading}. {certainty}"
 
 
 def no_evidence(evidence: Evidence, source: str) -> str:
-    """What to say of errors that nobody has measured."""
+    """The sentence for a kind of device without recordings."""
     kind = f"kind {evidence.device_kind!r}"
     if evidence.device_kind == "none":
-        kind = "such a machine, its profile being made from published figures"
+        kind = "such a machine, whose profile has published values"
     return (
-        f"There is no recording of {kind}, so how far off that is has not been measured; the "
-        f"weakest of its hardware figures is {source}."
+        f"There is no recording of {kind}, so the error of this prediction is unknown; the weakest "
+        f"source of its hardware values is {source}."
     )
 
 
-def _kept(advice: Advice) -> str:
-    if advice.fits or advice.kept_step_s >= advice.plan.makespan_s:
+def _residency(advice: Advice) -> str:
+    if advice.fits or advice.resident_step_s >= advice.plan.makespan_s:
         return ""
-    return f"With what is left of GPU memory put to use (`plan --keep`), {ms(advice.kept_step_s)}."
+    step = ms(advice.resident_step_s)
+    return f"With the free GPU memory in use (`plan --keep`), a step takes {step}."
 
 
-def _pays(advice: Advice) -> str:
-    most = advice.pays_most
-    if most.saved_frac < MIN_SAVING_FRAC:
-        return "No single part of the machine limits: 10 % more of any one saves next to nothing."
-    name, what = PARTS[most.part]
-    return (
-        f"Of the hardware the {name} pays most: 10 % more {what} saves {percent(most.saved_frac)}."
-    )
+def _upgrade(advice: Advice) -> str:
+    upgrade = advice.best_upgrade
+    if upgrade.saved_frac < MIN_SAVING_FRAC:
+        return "No single part of the machine limits: 10 % more of any one saves less than 0.05 %."
+    name, what = PARTS[upgrade.part]
+    return f"The best upgrade is the {name}: 10 % more {what} saves {percent(upgrade.saved_frac)}."
 
 
 def _crossover(advice: Advice) -> str:
@@ -105,7 +111,7 @@ def _crossover(advice: Advice) -> str:
     phrases.append(f"{WAY[last.verdict]} {'beyond' if before else 'at every length'}")
     batch = advice.plan.workload.batch_size
     return (
-        f"With batch {batch} and the cache in host memory, {', '.join(phrases)} (looked at from "
+        f"With batch {batch} and the cache in host memory, {', '.join(phrases)} (searched from "
         f"{advice.by_context[0].first_tokens:,} to {last.last_tokens:,} tokens)."
     )
 
@@ -114,27 +120,29 @@ def _slo(advice: Advice) -> str:
     slo = advice.slo
     if slo is None:
         return ""
-    most = f"the largest batch of such prompts that meets it is {slo.largest_batch:,}"
+    largest = f"the largest batch of such prompts that meets it is {slo.largest_batch:,}"
     if not slo.largest_batch:
-        most = "not even one sequence meets it: shorten the prompt or change the machine"
+        largest = "not even one sequence meets it: shorten the prompt or change the machine"
     verb = "meets" if slo.met else "misses"
-    return f"A step of {ms(slo.step_s)} {verb} the {ms(slo.slo_s)} asked for; {most}."
+    return f"A step of {ms(slo.step_s)} {verb} the limit of {ms(slo.slo_s)}; {largest}."
 
 
-def reuse_words(found: Reuse, prompt_tokens: int) -> str:
-    """What loading the prompt for a later request is worth."""
+def describe_reuse(found: Reuse, prompt_tokens: int) -> str:
+    """The sentence on a later request with the same prompt."""
     least = found.least_tokens
-    crossing = "computing wins at any length"
+    faster = "computing is faster at every length"
     if least is not None:
-        crossing = f"loading wins from {least:,} tokens on" if least > 1 else "loading always wins"
+        faster = (
+            f"loading is faster from {least:,} tokens" if least > 1 else "loading is always faster"
+        )
     guessed = (
-        "; the profile has no figures for prefill attention, the products' rate is taken"
+        "; the profile has no times of prefill attention, so the matmul rate stands in"
         if found.guessed
         else ""
     )
     return (
         f"A later request that begins with the same {prompt_tokens:,} tokens has its first token "
-        f"after {ms(found.load_s)} where they are loaded from host memory and "
-        f"{ms(found.compute_s)} where they are computed, {ms(found.split_s)} where both ends are "
-        f"worked on at once; {crossing}{guessed}."
+        f"after {ms(found.load_s)} if they are loaded from host memory, {ms(found.compute_s)} if "
+        f"they are computed, and {ms(found.split_s)} if the first are computed while the others "
+        f"are loaded; {faster}{guessed}."
     )

@@ -1,4 +1,4 @@
-"""One answer from many: where it changes, what it is worth, and the settings that it means."""
+"""Advice: crossovers, gain, evidence and runtime settings."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from planner import make_plan
-from planner.advice import Evidence, Interval, advise, conclusions
+from planner.advice import Evidence, Interval, advise, describe
 from planner.advice.decoding import DecodeJob, Ways, best_step, by_context
 from planner.advice.reuse import reuse
-from planner.advice.runtime_settings import Held, hints
+from planner.advice.runtime_settings import CacheBudget, runtime_settings
 from planner.crossovers import BOUNDARY_FRAC, intervals, largest
 from planner.restore import RestorePlanner
 from sim.catalog import DATA, find_hardware, find_model
@@ -40,7 +40,7 @@ def steep(*edges: int):
     return lambda tokens: f"v{sum(tokens >= edge for edge in edges)}"
 
 
-def test_stretches_lie_where_the_verdict_changes():
+def test_intervals_end_where_the_verdict_changes():
     asked: list[int] = []
 
     def verdict(tokens: int) -> str:
@@ -57,7 +57,7 @@ def test_stretches_lie_where_the_verdict_changes():
 
 @given(st.integers(1, 50), st.integers(0, 5000), st.sets(st.integers(1, 6000), max_size=3))
 @examples(200)
-def test_stretches_cover_every_length_once(least, more, edges):
+def test_intervals_cover_every_length_once(least, more, edges):
     found = intervals(steep(*edges), least, least + more)
     lengths = [t for one in found for t in range(one.first_tokens, one.last_tokens + 1)]
     assert lengths == list(range(least, least + more + 1))
@@ -78,7 +78,7 @@ def test_a_single_boundary_is_never_missed(edge):
     st.integers(1, 80),
 )
 @examples(200)
-def test_the_largest_count_is_found_from_wherever_one_begins(rises, limit, start):
+def test_the_largest_count_is_found_from_any_start(rises, limit, start):
     values = [sum(rises[:count]) for count in range(len(rises) + 1)]
 
     def value(count: int) -> float:
@@ -99,11 +99,11 @@ def test_the_largest_count_is_found_from_wherever_one_begins(rises, limit, start
         (inf, inf, inf, "no room"),
     ],
 )
-def test_a_split_wins_where_it_is_worth_its_trouble(load, recompute, best, name):
+def test_a_split_wins_where_it_saves_enough(load, recompute, best, name):
     assert Ways(load, recompute, best).verdict == name
 
 
-def test_the_crossover_is_where_solving_each_length_finds_it():
+def test_crossovers_equal_those_of_plans_at_each_length():
     model = tiny_model(max_positions=400)
     hardware = machine(flops_per_s=4e7, gemm_bytes_per_s=1e6, h2d=3e6, d2h=3e6)
     found = by_context(DecodeJob(model, hardware, 4, 200))
@@ -125,12 +125,12 @@ def test_grouped_queries_are_loaded_at_every_length():
     assert found == (Interval(16, 399, "load"),)
 
 
-def test_what_fits_gpu_memory_is_kept_there():
+def test_a_cache_that_fits_gpu_memory_is_resident():
     found = advise(tiny_model(), machine(), JOB, NOWHERE)
     assert found.verdict == "resident"
     resident = make_plan(tiny_model(), machine(), JOB, "resident").makespan_s
-    assert found.kept_step_s == pytest.approx(resident)
-    assert "Keep the KV cache in GPU memory" in conclusions(found)
+    assert found.resident_step_s == pytest.approx(resident)
+    assert "Keep the KV cache in GPU memory" in describe(found)
 
 
 def test_a_cache_beyond_host_memory_is_split_or_recomputed():
@@ -141,7 +141,7 @@ def test_a_cache_beyond_host_memory_is_split_or_recomputed():
     found = advise(model, machine(memory=memory, h2d=1e8), JOB, NOWHERE)
     assert found.ways.load_s == inf
     assert found.verdict in ("split", "recompute")
-    assert "for which there is no memory" in conclusions(found)
+    assert "which does not fit the memory" in describe(found)
     assert [one.verdict for one in found.by_context] == ["split", "no room"]
 
 
@@ -166,10 +166,10 @@ def test_the_largest_batch_meets_the_time_and_the_next_does_not():
         assert found.met is (found.largest_batch >= JOB.batch_size)
 
 
-def test_a_time_that_nothing_meets_leaves_no_batch():
+def test_an_impossible_limit_has_no_batch():
     found = advise(tiny_model(), machine(), JOB, NOWHERE, 1e-9)
     assert (found.slo.met, found.slo.largest_batch) == (False, 0)
-    assert "not even one sequence" in conclusions(found)
+    assert "not even one sequence" in describe(found)
     with pytest.raises(BadInput, match="slo_s"):
         advise(tiny_model(), machine(), JOB, NOWHERE, 0.0)
 
@@ -180,37 +180,37 @@ def test_weights_that_do_not_fit_come_layer_by_layer_and_others_are_refused():
     found = advise(model, less, replace(JOB, prompt_tokens=8), NOWHERE)
     assert found.plan.schedule == "column"
     assert found.reuse is None
-    assert found.hints == ()
+    assert found.settings == ()
     with pytest.raises(DoesNotFit):
         advise(model, machine(memory=Memory("datasheet", 1.0, 1e12)), JOB, NOWHERE)
 
 
-def test_recordings_say_how_sure_the_gain_is():
-    evidence = Evidence.of(RECORDINGS, "cpu")
+def test_recordings_bound_the_gain():
     everything = assess_kind(RECORDINGS, "cpu")
-    assert evidence.cases == len(everything.cases) > 0
-    assert evidence.makespan_error_frac == everything.p90_abs_error_frac
     hardware = find_hardware("cpu-xeon-opt-125m")
     model = replace(find_model("opt-125m"), dtype=hardware.dtype)
     found = advise(model, hardware, Workload(4, 300, 1), RECORDINGS)
+    assert found.evidence.device_kind == "cpu"
+    assert found.evidence.cases == len(everything.cases) > 0
+    assert found.evidence.makespan_error_frac == everything.p90_abs_error_frac
     low, high = found.gain_range
     assert low < found.gain < high
-    assert f"between {low:.2f} and {high:.2f} times" in conclusions(found)
-    assert found.hints == ()  # its link is emulated
+    assert f"between {low:.2f} and {high:.2f} times" in describe(found)
+    assert found.settings == ()  # its link is emulated
 
 
-def test_without_a_recording_nobody_knows_how_sure_it_is():
+def test_without_a_recording_the_gain_has_no_range():
     assert Evidence.of(RECORDINGS, "cuda-of-nobody") == Evidence("cuda-of-nobody", 0)
     found = advise(tiny_model(), machine(h2d=3e6), JOB, RECORDINGS)
     assert found.gain_range is None
-    assert "There is no recording of such a machine" in conclusions(found)
+    assert "There is no recording of such a machine" in describe(found)
 
 
-def test_what_pays_most_is_what_the_plan_found():
+def test_what_best_upgrade_is_what_the_plan_found():
     found = advise(tiny_model(), machine(h2d=1e6, flops_per_s=1e12), JOB, NOWHERE)
-    assert found.pays_most.part == "h2d"
-    assert found.pays_most == max(found.plan.sensitivities, key=lambda one: one.saved_frac)
-    assert "h2d link pays most" in conclusions(found)
+    assert found.best_upgrade.part == "h2d"
+    assert found.best_upgrade == max(found.plan.sensitivities, key=lambda one: one.saved_frac)
+    assert "best upgrade is the h2d link" in describe(found)
 
 
 def test_loading_a_prefix_wins_from_the_length_on_that_restores_say():
@@ -235,22 +235,22 @@ def test_loading_a_prefix_wins_from_the_length_on_that_restores_say():
 
 
 def settings(*arguments) -> dict[str, str]:
-    return {one.setting: one.value for one in hints(*arguments)}
+    return {one.setting: one.value for one in runtime_settings(*arguments)}
 
 
 def test_settings_hold_the_batch_in_the_units_of_each_runtime():
     model = tiny_model()
     small = replace(machine(), memory=Memory("datasheet", model.weight_bytes + 5e9, 1e12))
-    found = settings(model, small, Held(6 * 10**9, 300))
+    found = settings(model, small, CacheBudget(6 * 10**9, 300))
     assert found["--kv-offloading-size"] == "6"  # 5.6 GiB
     assert found["LMCACHE_MAX_LOCAL_CPU_SIZE"] == "6"
     assert found["LMCACHE_MIN_RETRIEVE_TOKENS"] == "300"
     assert found["--hicache-size"] == "6"
     assert "--hicache-ratio" not in found
-    roomy = settings(model, machine(), Held(6 * 10**9, 1))
+    roomy = settings(model, machine(), CacheBudget(6 * 10**9, 1))
     assert roomy["--hicache-ratio"] == "2"
     assert "LMCACHE_MIN_RETRIEVE_TOKENS" not in roomy
-    assert hints(model, machine(), Held(6 * 10**9, None)) == ()
+    assert runtime_settings(model, machine(), CacheBudget(6 * 10**9, None)) == ()
 
 
 @pytest.mark.parametrize(
@@ -264,12 +264,12 @@ def test_settings_hold_the_batch_in_the_units_of_each_runtime():
     ],
 )
 def test_chunks_are_as_large_as_the_links_latency_asks(link, chunk, backend):
-    found = settings(tiny_model(), machine(h2d=link), Held(1, 1))  # 64 bytes a token
+    found = settings(tiny_model(), machine(h2d=link), CacheBudget(1, 1))  # 64 bytes a token
     assert found["LMCACHE_CHUNK_SIZE"] == chunk
     assert found["--hicache-io-backend"] == backend
 
 
 def test_every_setting_names_the_page_that_documents_it():
-    for one in hints(tiny_model(), machine(), Held(10**9, 300)):
+    for one in runtime_settings(tiny_model(), machine(), CacheBudget(10**9, 300)):
         assert one.page.startswith("https://docs.")
         assert one.why

@@ -16,8 +16,9 @@ of these functions. They call the packages `sim` (model, machine, graph, engines
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sim.catalog import RECORDINGS, find_hardware, find_model, hardware_names, model_names
 from sim.engine.api import simulate as _simulate
@@ -88,8 +89,8 @@ def plan(
         policy: `lp`, `kvpr`, `load-all`, `recompute-all`, `resident`, `fixed:<tokens>`,
             `hf-offloaded` or `flexgen`.
         schedule: `row` (weights resident), or `column` (weights come from host memory).
-        gpus: GPUs that decode such a job each and share the host's links.
-        keep: whether policy `lp` may keep cache and weights in GPU memory that is left.
+        gpus: GPUs that decode one such job each and share the host's links.
+        keep: whether policy `lp` may keep cache and weights in free GPU memory.
         engine: `simpy` or `fast`.
 
     Raises:
@@ -117,7 +118,7 @@ def restore(
         model, hardware, engine: as for `plan`.
         policy: `compute-only`, `load-only`, `two-ended`, `lp`, `layer-wise`, `joint`, or `auto`,
             the fastest of them.
-        availability: how much of each lane there is over time, known in advance.
+        availability: available fraction of each lane over time, known in advance.
 
     Raises:
         KvOverlapError: a value breaks a rule, or the machine has no such tier.
@@ -136,12 +137,12 @@ def advise(
     slo_s: float | None = None,
     recordings: str | Path | None = None,
 ) -> Advice:
-    """Keep, load, recompute or split: an answer with its reasons, and settings of runtimes.
+    """A recommendation (keep, load, recompute or split) with reasons, and settings of runtimes.
 
     Args:
         model, hardware: as for `plan`.
         workload: one batch and one decode step.
-        slo_s: what a step may take.
+        slo_s: limit of a decode step in seconds.
         recordings: folder of recordings whose errors say how sure the answer is; by default the
             shipped ones.
 
@@ -156,7 +157,7 @@ def advise(
 
 
 def sweep(study: str | Path, output: str | Path, *, workers: int | None = None) -> pa.Table:
-    """Answer every point of a study, and write the table.
+    """Plan every point of a study; returns the table, which is also written to `output`.
 
     Args:
         study: path of a study.toml.
@@ -179,18 +180,18 @@ def simulate(
     *,
     engine: str = "simpy",
 ) -> Timeline:
-    """When every task of a plan or of a graph starts and ends.
+    """The predicted timeline of a plan or graph: start and end of every task.
 
     Args:
         hardware: the machine; by default the one that a plan was made for.
         engine: `simpy` or `fast`.
 
     Raises:
-        KvOverlapError: a graph without `hardware`, or a machine without a figure that is needed.
+        KvOverlapError: a graph without `hardware`, or a machine without a rate that is needed.
     """
     if isinstance(planned, TaskGraph):
         if hardware is None:
-            raise KvOverlapError("simulate(hardware) is missing: a graph alone has no machine.")
+            raise KvOverlapError("simulate(hardware) is missing: a graph names no machine.")
         return _simulate(planned, _hardware(hardware), engine)
     machine = planned.hardware if hardware is None else _hardware(hardware)
     return _simulate(planned.simulated_graph(), machine, engine)
@@ -204,17 +205,17 @@ def run(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Recording:
-    """Run a plan with real tensors and random weights, and check its numbers.
+    """Measured timelines of a plan, run with real tensors and random weights, and checked.
 
     Args:
         device: `auto`, `cpu` or `cuda`.
         repeats: measured runs, after warm-ups.
         seed: of weights and prompts.
-        progress: is told how far the work is.
+        progress: called with what is done now; by default nothing is reported.
 
     Raises:
-        KvOverlapError: the device is not there, the job does not fit it, or a run computed
-            something else than a decode or prefill without offloading.
+        KvOverlapError: the device is missing, the job does not fit it, or a run's tokens or
+            tensors differ from those of a decode or prefill without offloading.
     """
     from hw import resolve_device
     from measure.run import run as measure
@@ -232,15 +233,15 @@ def load(path: str | Path) -> Plan | RestorePlan | Recording | HardwareProfile:
 
     content = decode_json(Path(path))
     kind = content.get("kind") if isinstance(content, dict) else None
-    if kind in ("plan", "restore-plan"):
-        return load_plan(Path(path))
-    if kind == "timeline":
-        return Recording.load(Path(path))
-    if kind == "hardware-profile":
-        return HardwareProfile.load(path)
-    raise BadFile(
-        f"{path} holds {kind!r}, which is no plan, timeline or hardware profile; name such a file."
-    )
+    readers: dict[Any, Callable[[Path], Plan | RestorePlan | Recording | HardwareProfile]] = {
+        "plan": load_plan,
+        "restore-plan": load_plan,
+        "timeline": Recording.load,
+        "hardware-profile": HardwareProfile.load,
+    }
+    if kind not in readers:
+        raise BadFile(f"{path} holds {kind!r}; name a file of one of: {', '.join(readers)}.")
+    return readers[kind](Path(path))
 
 
 def _hardware(hardware: str | HardwareProfile) -> HardwareProfile:

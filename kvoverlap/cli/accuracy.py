@@ -1,4 +1,4 @@
-"""`kvoverlap accuracy`: predict every recording again, and the gate."""
+"""`kvoverlap accuracy`: predict every recording again, and gate on the errors."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ def accuracy(
     markdown: Path | None = None,
     json: Json = False,
 ) -> int:
-    """Predict every recording again and show the error of each case.
+    """Predict every recording again and show the error of every case.
 
     A recording holds measured timelines with their graph and machine, never a prediction. With
-    --gate the exit status is 1 when any single case is out of its own tolerance or cannot be read.
+    --gate the exit status is 1 if any case exceeds its tolerance or cannot be read.
 
     For example:
       kvoverlap accuracy
@@ -48,7 +48,7 @@ def accuracy(
     Parameters
     ----------
     recordings
-        A recording, or a folder of several; default: those shipped.
+        A recording, or a folder of several; by default the shipped ones.
     gate
         Exit with status 1 unless every case is within its tolerance.
     markdown
@@ -79,7 +79,7 @@ def faults(found: Accuracy) -> list[str]:
 
 
 def print_accuracy(found: Accuracy) -> None:
-    """Every case with its errors, then the figures over all."""
+    """Every case with its errors, then the medians over all cases."""
     if found.cases:
         table("errors: predicted - measured", COLUMNS, rows(found))
         say("")
@@ -113,7 +113,7 @@ def rows(found: Accuracy) -> list[tuple[str, ...]]:
 
 
 def over_all(found: Accuracy) -> list[str]:
-    """The figures over all cases, as phrases."""
+    """The statistics over all cases, one phrase each."""
     ranks, n_missed = found.rank_agreement_frac, sum(bool(case.missed) for case in found.cases)
     return [
         f"{len(found.cases)} cases: median |error| {percent(found.median_abs_error_frac)}",

@@ -40,7 +40,7 @@ def advise_verb(
     engine: Engine = "simpy",
     json: Json = False,
 ) -> None:
-    """Say what to do about a KV cache that does not fit: load, recompute, or split.
+    """Recommend what to do with a KV cache that does not fit: load, recompute, or split.
 
     The answer is a paragraph: what to do, what it gains and how sure that is, which part of the
     hardware pays most, the context lengths at which the answer changes, whether a step is fast
@@ -97,7 +97,7 @@ def _print(found: Advice) -> None:
 
 def _why_no_settings(found: Advice) -> str:
     if found.reuse is None:
-        return "GPU memory has no room for the weights and one such request."
+        return "GPU memory is too small for the weights and one such request."
     if found.reuse.least_tokens is None:
-        return "computing a prefix is faster than loading it at every length."
-    return "the profile's link is emulated."
+        return "recomputing a prefix is faster than loading it, at every length."
+    return "the profile's link is an emulated one."

@@ -162,8 +162,8 @@ def generate(
     if made is not None:
         steps = DecodeSteps(simulate(made.simulated_graph(), made.hardware), warm_ups)
     pace = _pace(made, kind, link)
-    with progress("generate") as reporter, open_backend(kind, pace) as backend:
-        generated = decode(checkpoint, spec, prompts, steps, backend, reporter)
+    with progress("generate") as steps_progress, open_backend(kind, pace) as backend:
+        generated = decode(checkpoint, spec, prompts, steps, backend, steps_progress)
         environment = backend.environment()
     if made is not None and generated.decode is not None:
         recording = Recording("measured", made.hardware, (generated.decode,), environment)
@@ -210,7 +210,7 @@ def generation_answer(
 
 
 def decode_answer(made: Plan, timeline: Timeline) -> dict[str, Any]:
-    """How the decode steps went."""
+    """Times of the decode steps, as `--json` prints them."""
     n_steps = made.workload.gen_tokens
     return {
         "policy": made.policy,
@@ -329,7 +329,7 @@ def load_fitting_plan(
 
 
 def _differences(theirs: ModelSpec | Workload, ours: ModelSpec | Workload) -> list[str]:
-    """Fields of a plan's part that are not as wanted, in words."""
+    """Fields of the plan that differ from the wanted ones, as text."""
     pairs = [(one.name, getattr(theirs, one.name), getattr(ours, one.name)) for one in fields(ours)]
     return [f"{name} {value} and not {wanted}" for name, value, wanted in pairs if value != wanted]
 

@@ -25,7 +25,7 @@ err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def print_json(content: Any) -> None:
-    """The machine-readable answer, alone on stdout."""
+    """JSON on stdout."""
     sys.stdout.write(json.dumps(content, indent=1, allow_nan=False) + "\n")
 
 
@@ -35,12 +35,12 @@ def say(text: str) -> None:
 
 
 def note(text: str) -> None:
-    """Something the reader should know that is not the answer."""
+    """A hint on stderr."""
     err.print(f"[dim]note:[/dim] {escape(text)}")
 
 
 def fail(text: str) -> None:
-    """Why the command did not do what was asked."""
+    """Why the command failed, on stderr."""
     err.print(f"[bold red]error:[/bold red] {escape(text)}")
 
 
@@ -63,7 +63,7 @@ def table(
 
 
 class _Lines:
-    """Progress without a terminal: a line whenever the text is new."""
+    """Progress without a terminal: one line for each new text."""
 
     def __init__(self, title: str) -> None:
         self._title = title

@@ -1,4 +1,4 @@
-"""`kvoverlap plan`: what to load and what to recompute."""
+"""`kvoverlap plan`: choose what to load and what to recompute."""
 
 from __future__ import annotations
 
@@ -74,8 +74,9 @@ def plan(
 ) -> None:
     """Decide what to load and what to recompute, and predict how long decoding takes.
 
-    The answer is the split of every layer and step, its simulated makespan, a lower bound for
-    any split, the makespan of every other policy, and the limiting part of the machine.
+    The KV cache of every sequence is in host memory. The output is the split of every layer and
+    step, its simulated makespan and a lower bound, the makespan of every other policy, and the
+    bottleneck.
 
     For example:
       kvoverlap plan --model opt-13b --hardware kvpr-a100 --batch 32 --prompt 1K
@@ -125,7 +126,7 @@ def plan_answer(made: Plan) -> dict[str, object]:
 
 
 def print_plan(made: Plan) -> None:
-    """The plan in words and tables."""
+    """The plan as text and tables."""
     first = made.steps[0]
     middle, attended = first.median_layer
     say(

@@ -74,8 +74,8 @@ def restore(
 ) -> None:
     """Decide how to restore a cached prefix, and predict the time to the first token.
 
-    The prefix can be computed from the front, loaded from the back, or both at once until the
-    two ends meet. The answer is the time to first token under the chosen policy and every other.
+    The prefix can be recomputed from the front, loaded from the back, or both at once until the two
+    ends meet. The output compares the time of the chosen policy with that of every other.
 
     For example:
       kvoverlap restore --model longalpaca-13b --hardware a100-80g --prompt 16K --tier 32
@@ -114,7 +114,7 @@ def restore(
 
 
 def _serve(made: RestorePlan, others: tuple[OtherRequest, ...]) -> dict[str, Any]:
-    """What the restore and the others see of each other."""
+    """TTFT of the restore, and TTFT and TPOT of the other requests with and without it."""
     request = made.workload
     if request.gpu_share < 1:
         raise BadInput(
@@ -165,10 +165,10 @@ def _print(made: RestorePlan) -> None:
 
 def _print_adaptation(found: Adaptation) -> None:
     rows = [
-        ("lp, planned for the whole machine and kept", ms(found.stale_s)),
+        ("lp, planned once for the idle machine", ms(found.stale_s)),
         (f"lp, planned again {len(found.changes)} times", ms(found.replanned_s)),
         ("two-ended, which plans nothing", ms(found.two_ended_s)),
-        ("lp, had it known the trace", ms(found.foreseen_s)),
+        ("lp, with the trace known in advance", ms(found.foreseen_s)),
     ]
     table("\nIf nobody knows the trace beforehand", ("restore", "TTFT"), rows)
     for one in found.changes:

@@ -1,4 +1,4 @@
-"""`kvoverlap sweep`: a file of questions, a table of answers."""
+"""`kvoverlap sweep`: plan every point of a study and write one table."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
+from kvoverlap.cli.options import Count, Json
 from kvoverlap.cli.output import err, note, print_json, progress, say, table
 from sim.catalog import DATA
 from sim.errors import BadInput, UnknownName
 from sim.progress import Progress
-from sim.units import duration_text, ms, parse_count, percent
+from sim.units import duration_text, ms, percent
 
 if TYPE_CHECKING:
     from planner.sweep import Crossover, Estimate, Study, Summary, Swept
@@ -34,11 +35,13 @@ def sweep(
     dry_run: bool = False,
     resume: bool = False,
     executor: str = "local",
-    jobs: str | None = None,
+    jobs: Annotated[
+        Count | None, Parameter(help="Local processes; by default one for each core.")
+    ] = None,
     address: str | None = None,
-    json: bool = False,
+    json: Json = False,
 ) -> None:
-    """Answer every question of a study, in parallel, and write one table.
+    """Plan every point of a study, in parallel, and write one table.
 
     A study is a TOML file: [fixed] holds what all points share, [grid] lists to combine, [zip]
     lists to take together, [where] filters. Any option of `plan` is a key (model, hardware, batch,
@@ -63,8 +66,8 @@ def sweep(
     ttft_s, tokens_per_s, overlap, exposed copy, split, bottleneck, memory, whether the profile's
     range holds), an error where it has no answer, and which version answered which study.
 
-    Finished points lie in OUTPUT.parts until the table is whole. A sweep that is stopped or killed
-    loses only what was under way: the same command with --resume does the rest.
+    OUTPUT.parts holds finished points until the table is complete. If a sweep is stopped or killed,
+    the same command with --resume computes the remaining points.
 
     For example:
       kvoverlap sweep pcie-crossover --dry-run
@@ -79,17 +82,13 @@ def sweep(
     output
         The table to write: out.parquet.
     dry_run
-        Check the study, count its points, try a few and say how long all would take.
+        Check the study, count its points, and time a few to estimate the whole sweep.
     resume
-        Go on with the finished points of an earlier run of the same study into OUTPUT.
+        Reuse the finished points of an earlier run of the same study into OUTPUT.
     executor
         local: processes of this machine. dask: a cluster, whose workers have kvoverlap installed.
-    jobs
-        Local processes; by default one for each core.
     address
         The Dask scheduler, tcp://HOST:PORT.
-    json
-        Print JSON instead of text.
     """
     if not all(map(find_spec, NEEDED)):
         raise BadInput("sweep needs joblib and pyarrow: pip install 'kvoverlap[sweep]'.")
@@ -102,7 +101,7 @@ def sweep(
         raise BadInput(f"--address(={address}) goes with --executor dask, and dask needs it.")
     if output is None and not dry_run:
         raise BadInput("-o is missing: name the table to write, such as -o out.parquet.")
-    workers = sweeps.cores() if jobs is None else parse_count("--jobs", jobs)
+    workers = jobs or sweeps.cores()
     target = output or Path("out.parquet")
     if dry_run:
         checkpoints = sweeps.Checkpoints(asked, target)

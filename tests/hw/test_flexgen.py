@@ -97,7 +97,7 @@ def test_staging_and_loading_add_up_where_computing_is_free():
 
 
 @given(models(), bent_machines(), workloads(), st.floats(1e-2, 1e2))
-@examples(40)
+@examples(20)
 def test_barriers_hold_and_loading_ahead_is_never_slower(model, hardware, job, host_factor):
     hardware = hardware.with_faster(HOST, host_factor)
     assert_barriers(simulate(other_system_graph("flexgen", model, job), hardware))

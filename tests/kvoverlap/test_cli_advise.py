@@ -36,7 +36,7 @@ def test_the_answer_is_a_paragraph_and_tables_and_says_what_runtimes_do_not_do(c
     paragraph = stdout.splitlines()[2]
     for said in ("best upgrade", "loading everything is fastest", "A later request"):
         assert said in paragraph
-    for said in ("No serving runtime streams", "--kv-offloading-size", "https://docs.sglang.io"):
+    for said in ("No serving runtime loads", "--kv-offloading-size", "https://docs.sglang.io"):
         assert said in stdout
 
 

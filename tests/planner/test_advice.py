@@ -206,7 +206,7 @@ def test_without_a_recording_the_gain_has_no_range():
     assert "There is no recording of such a machine" in describe(found)
 
 
-def test_what_best_upgrade_is_what_the_plan_found():
+def test_the_best_upgrade_is_the_largest_sensitivity_of_the_plan():
     found = advise(tiny_model(), machine(h2d=1e6, flops_per_s=1e12), JOB, NOWHERE)
     assert found.best_upgrade.part == "h2d"
     assert found.best_upgrade == max(found.plan.sensitivities, key=lambda one: one.saved_frac)

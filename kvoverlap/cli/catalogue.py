@@ -1,4 +1,4 @@
-"""`kvoverlap models` and `kvoverlap hardware`: what is shipped."""
+"""`kvoverlap models` and `kvoverlap hardware`: the shipped models, machines, devices and links."""
 
 from __future__ import annotations
 
@@ -85,9 +85,9 @@ def models(*, json: bool = False) -> None:
 def hardware(*, json: bool = False) -> None:
     """List the machines that come with kvoverlap, and the parts that others are composed of.
 
-    A device and a link are put together by name: `h100-sxm+pcie5-x16`, wherever a machine is asked
-    for. `kvoverlap profile` measures this machine and writes a profile of its own;
-    `kvoverlap hardware import` makes one from published operator timings.
+    DEVICE+LINK, such as `h100-sxm+pcie5-x16`, names a machine in every --hardware option.
+    `kvoverlap profile` measures this machine and writes its profile; `kvoverlap hardware import`
+    makes one from published operator timings.
 
     For example:
       kvoverlap hardware

@@ -1,4 +1,4 @@
-"""`kvoverlap doctor`: what to know before a number measured on this machine is trusted."""
+"""`kvoverlap doctor`: check whether measurements on this machine can be trusted."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The `kvoverlap` command: one verb per function, one exit status per kind of end.
+"""The `kvoverlap` command: its verbs and its exit status.
 
-0: done. 1: a gate failed. 2: an expected failure, told in one sentence on stderr. 3: a defect.
+0: success. 1: a gate failed. 2: an expected failure, one sentence on stderr. 3: a defect.
 """
 
 from __future__ import annotations
@@ -32,25 +32,25 @@ from sim.errors import KvOverlapError
 from sim.files import VERSION
 
 GARBAGE_THRESHOLD = 200_000
-"""A long job is a million small objects that live until the end: looking for garbage among them
-took a seventh of its planning."""
+"""A long job has a million small objects that live until the end. Garbage collection among them
+took a seventh of the planning time."""
 
 EXTRA_OF = {
     **dict.fromkeys(("torch", "numpy", "safetensors", "tokenizers", "xxhash"), "hw"),
     **dict.fromkeys(("aiconfigurator_core", "pyarrow", "yaml"), "silicon"),
 }
-"""The extra that brings a package which a verb needs."""
+"""The extra that installs a package which a verb imports."""
 
 app = App(
     name="kvoverlap",
     help=(
         "Decide what to load and what to recompute when a KV cache does not fit the GPU; predict "
-        "the timeline, run the identical plan, and see how far the prediction was off."
+        "the timeline, run the identical plan, and compare the prediction with the measurement."
     ),
     version=VERSION,
     help_epilogue=(
         "Start with `kvoverlap validate`: the whole loop on this machine. Then plan -> simulate -> "
-        "run -> compare, each taking the file of the one before."
+        "run -> compare; each reads the file that the previous one wrote."
     ),
     help_format="plaintext",
     default_parameter=Parameter(negative="", show_default=shown_default),

@@ -1,4 +1,4 @@
-"""`kvoverlap simulate` and `compare`: predicted timelines, and how far off they were."""
+"""`kvoverlap simulate` and `compare`: predicted timelines and their errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Prompts as text or token ids, and generated tokens as text again."""
+"""Text to token ids and back, for `kvoverlap generate`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sim.model.spec import ModelSpec
 
 @dataclass(frozen=True)
 class TextCodec:
-    """The way between text and token ids of one checkpoint, and where its texts end.
+    """Converts between text and token ids of one checkpoint, and knows its end-of-text tokens.
 
     Args:
         tokenizer: a `tokenizers.Tokenizer`; None where the checkpoint has none.

@@ -3,7 +3,7 @@
     python benchmarks/engine.py [--repeats 5] [--json]
 
 Both engines run the same priced graphs, in turn; every figure is a median. `ratio` and the two
-speeds are those of the case in which the fast engine gains least. Beside them stands the whole
+speeds are those of the case in which the fast engine gains least. Next to them is the whole
 way from a TaskGraph to a Timeline: the first time, when the graph is turned into arrays, and
 again on the same graph. `exponent` is the slope of log(seconds) over log(tasks) from 10^3 to 10^6
 tasks, `bytes_per_task` what the arrays of the largest graph take. The first call in a process

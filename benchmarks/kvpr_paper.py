@@ -1,4 +1,4 @@
-"""What KVPR's paper reports beside what the simulator predicts for its settings.
+"""Results reported by the KVPR paper, next to the simulator's predictions for the same settings.
 
     python benchmarks/kvpr_paper.py
 
@@ -25,7 +25,7 @@ LATENCY_GAIN = 0.358
 
 
 def serial_ratio(model: ModelSpec, hardware: HardwareProfile, job: Workload) -> float:
-    """The paper's accounting: X, then recomputation beside the KV that is left; nothing else."""
+    """The paper's accounting: X, then recomputation during the load of the remaining KV."""
     tokens = baseline_split("kvpr", model, job, hardware)[0][0]
     link = hardware.links.h2d.bytes_per_s
     x_s = job.batch_size * model.x_token_bytes / link

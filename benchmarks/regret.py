@@ -5,7 +5,7 @@
 Each case draws a schedule, a model, a machine and a job. Search tries the same split in every
 layer at 65 points and then improves the best of them: all layers, the first, the last and each
 half of the others move up and down by strides that halve. Regret is the LP plan's simulated
-makespan over the least one found, minus 1. The `kvpr` closed form stands beside it.
+makespan over the least one found, minus 1. The `kvpr` closed form is listed too.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Make the devices in data/hardware/compute anew from the installed aiconfigurator-core.
+"""Make the devices in data/hardware/compute from the installed aiconfigurator-core.
 
 Each is what `kvoverlap hardware import aiconfigurator` makes of the system and engine below. The
 40 GB A100 was not timed: it has the silicon of the 80 GB one behind slower memory, so it takes

@@ -71,7 +71,7 @@ def show_summary(found: Accuracy) -> None:
                 "Within tolerance",
                 f"{passed} of {len(found.cases)}",
                 "makespan, overlap and exposed copy",
-                "Each case is held to the tolerance that stands beside its recording.",
+                "Each case has its own tolerance, stored with its recording.",
             ),
             Metric(
                 "Rank agreement",

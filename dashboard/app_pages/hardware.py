@@ -62,7 +62,7 @@ def show_profile(profile: HardwareProfile) -> None:
 
 
 def show_figures(profile: HardwareProfile, other: HardwareProfile | None) -> None:
-    """The main figures, beside those of another machine, with their sources."""
+    """The main values with their sources, next to those of another machine."""
     table = key_figures(profile)
     number = st.column_config.NumberColumn
     columns = {"value": number(format="%.4g"), "other": number(format="%.4g")}
@@ -120,7 +120,7 @@ def show_curves(
         chart(residual_dots(subject, of_subject, curves), "Residuals over size", "residuals")
         st.caption(
             "Each dot is a task that ran after the profile was made, against its estimate alone on "
-            "its lane. A copy that another lane slowed down lies below zero."
+            "its lane. A copy that another lane slowed down is below zero."
         )
 
 

@@ -44,7 +44,7 @@ def show_page() -> None:
 
 
 def show_asked() -> None:
-    """Controls beside the plan that answers them."""
+    """Controls, and the plan for them."""
     controls, answer = st.columns([1, 2.8], gap="large")
     try:
         with controls:

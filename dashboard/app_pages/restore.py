@@ -102,7 +102,7 @@ def show_question() -> None:
 
 
 def show_asked(question: RestoreQuestion, policy: str) -> None:
-    """The answer, then the view that is chosen of it."""
+    """The answer, then the chosen view."""
     head, progress = st.container(), st.container()
     view = choose_view([ENDS, RATES, CHANGES])
     answer = planned(question, progress)

@@ -56,7 +56,7 @@ def show_page() -> None:
 
 
 def show_answer(plan: Plan) -> None:
-    """The LP's answer, every policy beside it, and what limits it."""
+    """The LP's makespan, that of every policy, and the limiting part of the machine."""
     base_s = plan.baselines["load-all"]
     share = percent(recomputed_frac(plan.steps))
     rate = f"{plan.tokens_per_s:,.4g} tokens/s"

@@ -118,7 +118,7 @@ def ask_schedule() -> tuple[str, int]:
         bind="query-params",
         help="row: all layers of a step, then the next step; weights stay on the device. column: "
         "weights come from host memory, and several batches pass through each loaded layer. "
-        "auto: whichever makes more tokens a second.",
+        "auto: the schedule with more tokens a second.",
     )
     if schedule == "row":
         return schedule, 1
@@ -127,7 +127,7 @@ def ask_schedule() -> tuple[str, int]:
 
 
 def ask_kv_bits() -> int | None:
-    """How the KV cache lies in host memory."""
+    """The format of the KV cache in host memory."""
     chosen: int | None = st.selectbox(
         "KV cache in host memory",
         [None, *KV_BITS],

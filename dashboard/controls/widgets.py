@@ -105,7 +105,7 @@ def pick_case(about: str = "", restores: bool | None = None) -> Picked | None:
     """Menus of runs and of the cases in one; None, with an invitation, where there are none.
 
     Args:
-        about: what the page is about, beside the menus.
+        about: the subject of the page, shown next to the menus.
         restores: offer only restores, or only what is none; by default all.
 
     Raises:

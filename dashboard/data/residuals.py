@@ -61,7 +61,7 @@ def measured_tasks(cases: Sequence[Case]) -> pd.DataFrame:
             done, case.graph.tasks, case.estimates, durations, strict=True
         ):
             if seconds <= 0 or task.n_tokens != whole.n_tokens:
-                continue  # skipped, or done in part: the estimate is of all of it
+                continue  # skipped or done in part: the estimate is for the whole task
             subject, x, amount = "", 0.0, 0.0
             if task.bytes:
                 subject, x, amount = task.lane, float(task.bytes), task.bytes / 1e9

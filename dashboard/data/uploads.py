@@ -1,7 +1,7 @@
 """Uploaded files: profiles, plans and recordings, validated before use.
 
 Any other file is refused with the reason. An upload is unpacked within a limit, parsed
-as JSON and validated by the same loaders that read our own files; nothing of it is executed.
+as JSON and validated by the same loaders that read our own files; no uploaded content is executed.
 """
 
 from __future__ import annotations

@@ -113,7 +113,7 @@ def _sample_dots(curve: RateCurve, colour: str, y: pd.Series, hover: str) -> go.
 def _dots(
     name: str, table: pd.DataFrame, column: str, hover: str, look: dict[str, object]
 ) -> go.Scatter:
-    """A column over `x`, at most `MAX_DOTS` rows of it."""
+    """A column over `x`, thinned to at most `MAX_DOTS` rows."""
     shown = _thinned(table)
     return dots(name, shown["x"].tolist(), shown[column].tolist(), hover, **look)
 

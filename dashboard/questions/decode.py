@@ -20,7 +20,7 @@ from sim.model.spec import DTYPE_BYTES, ModelSpec
 from sim.units import parse_bytes, parse_rate
 
 AUTO = "auto"
-"""Whichever schedule makes more tokens a second."""
+"""The schedule with more tokens a second."""
 
 ENGINE = "fast" if fast_engine_installed() else "simpy"
 """Which simulator answers in the browser; both give the same."""

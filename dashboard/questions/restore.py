@@ -1,4 +1,4 @@
-"""A restore question: a prompt whose prefix is cached somewhere, and what every policy makes of it.
+"""A restore question: a prompt with a cached prefix, and the time to first token of every policy.
 
 Asked in the browser as on the command line: `command` is the `kvoverlap restore` that gives the
 same answer.
@@ -78,11 +78,11 @@ class RestoreAnswer:
 
 @dataclass(frozen=True)
 class RestoreQuestion:
-    """What is asked: a shipped model, a machine, and a request whose prefix lies on a tier of it.
+    """The inputs: a shipped model, a machine, and a request with a prefix cached on a tier.
 
     Args:
         reference: the machine on the command line, a shipped name or a path.
-        link_bytes_per_s: rate of the link behind which the prefix lies; None for the tier as the
+        link_bytes_per_s: rate of the link to the cached prefix; None for the tier as the
             profile has it.
         availability: what the policies expect of the machine over time.
     """
@@ -131,7 +131,7 @@ class RestoreQuestion:
 
     @property
     def n_tasks(self) -> int:
-        """About how many tasks a run of it has."""
+        """Approximate number of tasks in a run."""
         asked = self.request
         loads = asked.cached_tokens / asked.io_chunk_tokens
         return round(loads + asked.prompt_tokens / asked.step_tokens)

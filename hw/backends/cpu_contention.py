@@ -1,4 +1,4 @@
-"""A competing load on one core, which stands for other work on a shared device.
+"""A competing load on one core, in place of other work on a shared device.
 
 Spinning processes compete with the compute thread under Linux's fair scheduler. `n` of equal weight
 leave it 1 / (1 + n) of the core; one of lower weight (a higher nice value) sets the remainder.

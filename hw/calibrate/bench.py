@@ -300,7 +300,7 @@ class Bench:
         return speeds
 
     def _bursts(self, works: dict[str, tuple[Work, int]]) -> tuple[float, float]:
-        """Seconds of the first lane's burst, and the fraction of it with the last lane busy."""
+        """Seconds of the first lane's burst, and the fraction with the last lane busy."""
         self.backend.begin()
         handles = [
             self.backend.launch(lane, self._repeated(*burst))
@@ -371,7 +371,7 @@ class Bench:
         return self._finish(handles)[1:]
 
     def _finish(self, handles: Sequence[Handle]) -> list[float]:
-        """Seconds of each launched work, once all of it is done."""
+        """Seconds of each launched work; waits until all is done."""
         self.backend.finish()
         return [end - start for start, end in self.backend.times_s(handles)]
 

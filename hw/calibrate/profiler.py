@@ -282,7 +282,7 @@ class _Profiler:
         return points
 
     def _elementwise_points(self) -> dict[Point, Sampler]:
-        """The input norm over growing numbers of rows stands for all element-wise kernels."""
+        """The input norm over growing numbers of rows, used for all element-wise kernels."""
         model = self.models[0]
         layer = _one_layer(model, self.backend)
         widest = model.hidden_size
@@ -331,7 +331,7 @@ class _Profiler:
         return {key: sampler for key, sampler in points.items() if key not in known}
 
     def _lane_points(self) -> dict[Point, Sampler]:
-        """Lanes beside each other, the host's time to issue, and the time between tasks."""
+        """Interference between lanes, launch time of the host, and the time between tasks."""
         bench, model = self.bench, self.models[0]
         n, k = 2 * model.kv_size, model.hidden_size
         a, weight, out = bench.random(1024, k), bench.random(n, k), bench.out(1024, n)

@@ -194,7 +194,7 @@ def quantisation_points(
     """Samplers by (op, bits, elements), each of work that finds caches as another task left them.
 
     Args:
-        model: stands for all of a profile; that the width of a head decides little is assumed.
+        model: used for all models of a profile; assumes that head width has little effect.
         batches: rows that are quantised in one decode step.
         max_rows: most rows that are dequantised at once.
     """

@@ -31,7 +31,7 @@ Progress = Callable[[str, float], None]
 
 @dataclass(frozen=True, slots=True)
 class StoredTensor:
-    """Where a tensor lies and what its file's header says of it."""
+    """Position, shape and dtype of a tensor in its file, from the file's header."""
 
     path: Path
     name: str
@@ -154,7 +154,7 @@ def _stored_tensors(directory: Path) -> dict[str, StoredTensor]:
 
 
 def _shards(index: Path) -> dict[str, str]:
-    """File name of each tensor; every file exists beside the index."""
+    """File name of each tensor; every file is in the folder of the index."""
     content = decode_json(index)
     shards = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(shards, dict) or not all(isinstance(at, str) for at in shards.values()):
@@ -162,7 +162,8 @@ def _shards(index: Path) -> dict[str, str]:
     for shard in sorted(set(shards.values())):
         if Path(shard).name != shard or not (index.parent / shard).is_file():
             raise BadFile(
-                f"{index} names the file {shard!r}, which is not beside it; download all shards."
+                f"{index} names the file {shard!r}, which is missing in its folder; "
+                "download all shards."
             )
     return shards
 

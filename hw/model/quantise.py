@@ -24,7 +24,7 @@ SMALLEST_SCALE = 2**-24
 def quantise_into(kv: Tensor, rows: Tensor, row: QuantisedRow) -> None:
     """Overwrite `rows` with K and V; both on one device.
 
-    The minimum is rounded down and the scale up, so that every code lies within its range and no
+    The minimum is rounded down and the scale up, so that every code is within its range and no
     element moves by more than half a scale. Elements must lie within the range of float16.
 
     Args:
@@ -64,7 +64,7 @@ def dequantise_into(rows: Tensor, kv: Tensor, row: QuantisedRow) -> None:
 
 
 def nearest_original(kv: Tensor, rows: Tensor, row: QuantisedRow) -> Tensor:
-    """What lies nearest to `kv` among all that may have been quantised to `rows`.
+    """The values nearest to `kv` among all that quantise to `rows`.
 
     Args:
         kv: [S, B, 2, H_kv, D].

@@ -149,7 +149,7 @@ def print_report(report: dict[str, Any]) -> None:
     )
     runs, disturbed = report["runs"], report["disturbed_runs"]
     say(
-        f"{disturbed} of {runs} runs were disturbed (reference products beside them were off by "
+        f"{disturbed} of {runs} runs were disturbed (reference matmuls around them differed by "
         f"over {percent(STEADY_FRAC)}); of each case the {report['repeats']} steadiest count"
     )
     before, beside = report["machine_drifts"], report["machine_drifts_beside_runs"]
@@ -159,7 +159,7 @@ def print_report(report: dict[str, Any]) -> None:
             f"({percent(beside[shape][part] - 1, signed=True)})"
             for shape in before
         ]
-        say(f"time of {what} products before (beside) each shape's runs, against the profile:")
+        say(f"time of {what} matmuls before (during) each shape's runs, against the profile:")
         say(f"  {', '.join(drifts)}")
     n = len(report["checks"])
     say(f"numbers: tokens, logits, K and V equal the resident decode in all {n} cases")
@@ -213,7 +213,7 @@ def print_restore_report(report: dict[str, Any]) -> None:
     say(f"the policy predicted fastest was in {right} of {len(report['fastest'])} settings")
     say(
         f"{report['disturbed_runs']} of {report['runs']} runs were disturbed (reference products "
-        f"beside them were off by over {percent(STEADY_FRAC)}); of each case the "
+        f"around them differed by over {percent(STEADY_FRAC)}); of each case the "
         f"{report['repeats']} steadiest count"
     )
     for case in cases:

@@ -68,10 +68,10 @@ def choose_schedule(
     keep: bool = False,
     engine: str = "simpy",
 ) -> tuple[Plan, str]:
-    """The plan of the schedule that makes more tokens a second, and why, in one sentence.
+    """(plan, reason) of the schedule with more tokens a second.
 
-    A row schedule decodes the batches one after another, each as long as one alone. Where only one
-    schedule fits the memory, it is taken.
+    A row schedule decodes the batches one after another. If only one schedule fits the memory, it
+    is chosen.
 
     Raises:
         DoesNotFit: neither fits.
@@ -105,10 +105,10 @@ def plan_split(
     schedule: str = "row",
     residency: Residency | None = None,
 ) -> Plan:
-    """The plan of a split that somebody chose by hand, with policy name `edited`.
+    """The plan of a split chosen by hand, with policy name `edited`.
 
     Args:
-        residency: what stays on the device, by default nothing.
+        residency: resident data, by default none.
 
     Raises:
         BadInput, DoesNotFit, PlannerFailed: as `make_plan`.
@@ -119,7 +119,7 @@ def plan_split(
 
 
 def _choice_plan(planner: DecodePlanner, policy: str, choice: Choice) -> Plan:
-    """The plan of a split and of what stays on the device."""
+    """The plan of a split with its resident data."""
     timeline = planner.simulate(choice.split, choice.residency)
     planner.check_fits(timeline.graph)
     if policy == "lp":
@@ -134,7 +134,9 @@ def _choice_plan(planner: DecodePlanner, policy: str, choice: Choice) -> Plan:
 
 
 def _other_system_plan(planner: DecodePlanner, policy: str) -> Plan:
-    """The plan of a rival, whose graph no split describes; what would help, by its first steps."""
+    """The plan of another system, whose graph is not described by a split.
+
+    Sensitivities come from its first steps."""
     if planner.schedule != "row":
         raise BadInput(f"policy {policy!r} has a schedule of its own; leave --schedule at row.")
     model, workload = planner.model, planner.workload
@@ -157,7 +159,7 @@ def _plan(
     lp_objective_s: float,
     worth: tuple[Sensitivity, ...],
 ) -> Plan:
-    """The prediction beside the bound and every policy's."""
+    """The plan with its bound and the makespan of every policy."""
     graph = timeline.graph
     estimates = [planner.costs.estimate(task) for task in graph.tasks]
     return Plan(
@@ -187,10 +189,10 @@ def _plan(
 
 
 def _other_systems(planner: DecodePlanner) -> dict[str, float]:
-    """Simulated makespan of a resident cache and of each rival, where it fits and can be priced.
+    """Simulated makespan of a resident cache and of each other system that fits and has a cost.
 
-    Of a long job none, they take their time. Beside a quantised cache no rival: they hold K and V
-    in the model's dtype.
+    Empty for a long job, because their simulation is slow. Other systems hold K and V in the
+    model's dtype, so they are left out for a quantised cache.
     """
     job, model = planner.workload, planner.model
     if job.gen_tokens * model.n_layers * job.n_batches > MAX_LP_CELLS:
@@ -211,6 +213,6 @@ def _other_systems(planner: DecodePlanner) -> dict[str, float]:
 
 
 def simulate_other_system(planner: DecodePlanner, policy: str) -> Timeline:
-    """The whole job as a rival decodes it, on every GPU."""
+    """The whole job as another system decodes it, on every GPU."""
     graph = other_system_graph(policy, planner.model, planner.workload)
     return simulate(replicate(graph, planner.gpus), planner.hardware, planner.engine)

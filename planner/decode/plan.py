@@ -1,4 +1,4 @@
-"""What to load and what to recompute, for one model, machine and workload: a file."""
+"""A decode plan: what to load and what to recompute, with its prediction; saved as a file."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Plan:
 
     Args:
         lp_objective_s: the LP's value at these whole token counts, every task alone on its lane;
-            of a job longer than the LP sees, the longest path through all of it, which is the same.
+            for a job longer than the LP, the longest path through the graph, which is the same.
             Of several GPUs, with links as fast as when all of them copy at once.
         makespan_s: the simulated makespan, sharing and interference included.
         lower_bound_s: no split of this workload on this machine is faster, by the LP.
@@ -87,7 +87,7 @@ class Plan:
         return self.gpus * job.n_batches * job.batch_size * job.gen_tokens / self.makespan_s
 
     def lower(self) -> TaskGraph:
-        """The graph that realises this plan, built anew from the split."""
+        """The graph that realises this plan, built from the split."""
         if self.policy in OTHER_SYSTEMS:
             graph = other_system_graph(self.policy, self.model, self.workload)
         else:

@@ -1,4 +1,4 @@
-"""One decode job on one machine: its LP, its splits, its simulations and its bound."""
+"""Planner of one decode job on one machine: LP, splits, simulations and lower bound."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from sim.machine.profile import HardwareProfile
 from sim.model.spec import ModelSpec
 
 MIN_KEPT_PROMPT = 5
-"""Shorter prompts are not worth keeping in part."""
+"""Shorter prompts stay resident as a whole or not at all."""
 
 GAP_WORTH_POLISHING = 1e-3
 """Relative distance between simulated makespan and lower bound below which search stops."""
@@ -52,18 +52,18 @@ def check_workload(model: ModelSpec, workload: Workload) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """What every step recomputes and what stays on the device; the rest is loaded."""
+    """Recomputed tokens of every step and layer, and resident data; the rest is loaded."""
 
     split: list[list[int]]
     residency: Residency
 
 
 class DecodePlanner:
-    """Splits, lowers and prices one decode job.
+    """Finds the best split of one decode job.
 
     Args:
         gpus: identical jobs, one to a GPU, that share uplinks.
-        keep: whether the LP may keep in device memory what else would be moved.
+        keep: whether the LP may keep K, V, X and weights resident in device memory.
         engine: which one simulates, as in `sim.simulate`.
 
     Raises:
@@ -106,9 +106,9 @@ class DecodePlanner:
         self._timelines: dict[tuple[tuple[tuple[int, ...], ...], Residency], Timeline] = {}
 
     def costs_on(self, hardware: HardwareProfile) -> CostModel:
-        """What the LP takes tasks to cost on a machine.
+        """Task costs for the LP on a machine.
 
-        It knows one GPU; its links are as fast as when all GPUs copy at once.
+        The LP models one GPU. Its links have the rate of all GPUs copying at once.
         """
         streaming = hardware
         for lane in (H2D, D2H):
@@ -145,7 +145,7 @@ class DecodePlanner:
             ) from None
 
     def lower_bound_s(self) -> float:
-        """Makespan that no split can beat: the LP's if it saw every step, else by lane work."""
+        """Lower bound on the makespan: the LP's if it covers every step, else by lane work."""
         if self.gpus > 1:
             return self._alone.lower_bound_s()
         if self.covers_all_steps and not self.keep:
@@ -175,10 +175,8 @@ class DecodePlanner:
 
     @cached_property
     def best(self) -> Choice:
-        """The LP's choice in whole tokens, or a better one found by simulation.
-
-        A baseline that is no slower is taken instead, or a choice that keeps nothing.
-        """
+        """The fastest choice in simulation: the LP's in whole tokens, a baseline, or one without
+        resident data."""
         choices = [self._refined]
         if self.keep:
             choices.append(self._like(self.hardware, self.gpus, keep=False)._refined)
@@ -186,13 +184,13 @@ class DecodePlanner:
         return min(choices, key=self._makespan_s)
 
     def _makespan_s(self, choice: Choice) -> float:
-        """Of a choice that fits the memory; one that does not takes forever."""
+        """Simulated makespan; infinite if the choice does not fit the memory."""
         timeline = self.simulate(choice.split, choice.residency)
         return timeline.makespan_s if self._fits(timeline.graph) else inf
 
     @cached_property
     def _start(self) -> Residency:
-        """What is kept before tokens are chosen."""
+        """Resident data before tokens are chosen."""
         return kept_from_start(self) if self.keep else self.nothing_kept
 
     @property
@@ -200,7 +198,7 @@ class DecodePlanner:
         return self._start.kv_tokens[0] == self.workload.prompt_tokens
 
     def budget(self, kept: Residency) -> MemoryBudget:
-        """Device memory left beside what `kept` takes, where nothing is recomputed."""
+        """Device memory left after resident data `kept`, if nothing is recomputed."""
         split = [[0] * self.model.n_layers]
         graph = lower(self.schedule, self.model, self.workload, split, self._contexts[:1], kept)
         memory = self.hardware.memory
@@ -244,7 +242,7 @@ class DecodePlanner:
         return Choice(split, kept)
 
     def _planned_makespan_s(self, split: Sequence[Sequence[int]], kept: Residency) -> float:
-        """Of the planned steps alone; of what does not fit the memory infinite."""
+        """Simulated makespan of the planned steps; infinite if they do not fit the memory."""
         graph, seen = self._shortened(split, kept), representative_machine(self.hardware, self.gpus)
         together = replicate(graph, self.gpus)
         if not self._fits(together):
@@ -254,7 +252,7 @@ class DecodePlanner:
         return simulate(together, self.hardware, self.engine).makespan_s
 
     def _whole_kept(self, relaxed: Relaxation) -> Residency:
-        """What the LP keeps, in whole tokens that take no more memory; X only where it is used."""
+        """The LP's resident data in whole tokens, rounded down; X only of recomputed tokens."""
         prompt = self.workload.prompt_tokens
         kv = list(self._start.kv_tokens)
         for layer, value in relaxed.kept_kv.items():
@@ -284,7 +282,7 @@ class DecodePlanner:
         return self.simulate(split, kept).graph
 
     def simulate(self, split: Sequence[Sequence[int]], kept: Residency | None = None) -> Timeline:
-        """The whole job under `split`; the same choice is lowered and simulated once."""
+        """The predicted timeline of the whole job; each choice is simulated once."""
         kept = kept or self.nothing_kept
         key = (tuple(map(tuple, split)), kept)
         if key not in self._timelines:
@@ -299,15 +297,15 @@ class DecodePlanner:
         Args:
             empty_load_waits: as in `ScheduleLP`.
 
-        Where the planner may keep anything, the LP chooses how much K, V and X of each layer stays,
-        beside whole layers of weights.
+        If data may stay resident, the LP chooses K, V and X of each layer; whole layers of weights
+        are chosen before.
         """
         return self.program_beside(self._start, empty_load_waits)
 
     def program_beside(
         self, start: Residency, empty_load_waits: bool = True, keep_weights: bool = False
     ) -> ScheduleLP:
-        """The LP beside what is kept from the start; `keep_weights` as in `ScheduleLP`."""
+        """The LP with `start` resident; `keep_weights` as in `ScheduleLP`."""
         n_layers, budget = self.model.n_layers, self.budget(start)
         row = [1] * n_layers
         if start.kv_tokens[0] == self.workload.prompt_tokens:
@@ -334,12 +332,12 @@ class DecodePlanner:
         )
 
     def given_program(self, choice: Choice) -> ScheduleLP:
-        """The LP over the planned steps of a choice that is made."""
+        """The LP over the planned steps with all counts fixed by `choice`."""
         split = [choice.split[step] for step in self.planned_steps]
         return self.fixed_program(self._shortened(split, choice.residency))
 
     def fixed_program(self, graph: TaskGraph) -> ScheduleLP:
-        """The LP of a graph in which nothing is to be chosen."""
+        """The LP of a graph with all counts fixed."""
         durations = [self.costs.estimate(task).seconds for task in graph.tasks]
         launched, pauses = launch_times(graph, self.costs), self.hardware.dispatch
         return ScheduleLP(graph, self._contexts, None, durations, launched, pauses)
@@ -353,7 +351,7 @@ class DecodePlanner:
 
     @cached_property
     def _everything_fits(self) -> bool:
-        """Whether there is memory for the cache in full and for any load of X."""
+        """Whether memory holds the whole cache and the largest load of X."""
         budget, moved = self.budget(self.nothing_kept), self.schedule == "column"
         limited = budget.limits_host(self.model, self.workload, self.model.n_layers * moved)
         return not limited and not budget.limits_device(self.workload.max_tokens)
@@ -365,10 +363,10 @@ class DecodePlanner:
         return need.device_bytes <= memory.job_device_bytes and need.host_bytes <= memory.host_bytes
 
     def check_fits(self, graph: TaskGraph) -> Footprint:
-        """The memory that a graph takes, of which the machine has enough.
+        """The memory footprint of a graph that fits the machine.
 
         Raises:
-            DoesNotFit: it has not; names what to change.
+            DoesNotFit: the graph needs more memory; the message names what to change.
         """
         memory = self.hardware.memory
         return check_fits(
@@ -385,7 +383,7 @@ class DecodePlanner:
 
     @cached_property
     def _alone(self) -> DecodePlanner:
-        """The same job on one GPU whose neighbours are still."""
+        """The same job on one GPU, with the other GPUs idle."""
         return self if self.gpus == 1 else self._like(self.hardware, 1, self.keep)
 
     def _like(self, hardware: HardwareProfile, gpus: int, keep: bool) -> DecodePlanner:
@@ -407,7 +405,7 @@ def _whole(value: float) -> int:
 
 
 def kept_from_start(planner: DecodePlanner) -> Residency:
-    """All that would be moved, or weights of as many layers as pays, or nothing."""
+    """The whole cache and all weights if they fit, else resident weights of some layers."""
     n_layers = planner.model.n_layers
     everything = Residency.whole_cache(planner.model, planner.workload)
     weights = planner.nothing_kept
@@ -420,8 +418,8 @@ def kept_from_start(planner: DecodePlanner) -> Residency:
 
 
 def _some_weights(planner: DecodePlanner) -> Residency:
-    """Whole layers of weights: as many as the LP wants where it may keep parts of layers, or as
-    fit beside staged X, whichever the LP does better with."""
+    """Whole layers of resident weights: the LP's count if parts of layers may stay, or the most
+    that fit next to staged X. The better of the two by the LP."""
     budget, n_layers = planner.budget(planner.nothing_kept), planner.model.n_layers
     parts = planner.program_beside(planner.nothing_kept, keep_weights=True).solve().kept_weights
     staged_x_bytes = budget.staged_x_token_bytes * planner.workload.max_tokens
@@ -435,9 +433,9 @@ def _some_weights(planner: DecodePlanner) -> Residency:
 
 
 def max_budget(planner: DecodePlanner) -> MemoryBudget:
-    """No less than any plan can have that does not keep everything, whichever layers it moves.
+    """Upper bound on the free device memory of any plan that offloads at least one layer.
 
-    One that moves a single layer's cache has one staging slot, any other two.
+    A plan that moves the cache of one layer has one staging slot; any other has two.
     """
     last, job = planner.model.n_layers - 1, planner.workload
     but_one = replace(planner.nothing_kept, kv_tokens=(job.prompt_tokens,) * last + (0,))

@@ -1,4 +1,4 @@
-"""How to restore a cached prefix, with the prediction: a file."""
+"""A restore plan with its prediction; saved as a file."""
 
 from __future__ import annotations
 
@@ -33,21 +33,21 @@ from sim.units import ms
 
 @dataclass(frozen=True)
 class RestorePlan:
-    """A policy's choice for one request, its prediction, and what simulating it again needs.
+    """A policy's choice for one request, its prediction, and all inputs of the simulation.
 
     Args:
         form: what the graph is made from, see `planner.restore.planner.Form`.
         ttft_s: simulated time to the first token.
-        computed_tokens, projected_tokens, loaded_tokens: tokens by where their K and V come from,
-            a token of which only some layers do counting as that part; rounded, they add up to the
-            prompt.
+        computed_tokens, projected_tokens, loaded_tokens: tokens computed, projected from X, and
+            loaded. A token handled by only some layers counts fractionally. Rounded; they add up
+            to the prompt.
         meeting_token: first cached token that is not computed through all layers.
         baselines: simulated time of each policy.
         reason: why, in one sentence.
         source: weakest source of any task's time.
-        out_of_range_tasks: tasks whose time the profile has no figures for.
+        out_of_range_tasks: tasks outside the measured range of the profile.
         graph_sha256: hash of the graph that was simulated; a device runs no other.
-        adaptation: with a trace, which the policies know, what it does to those who do not.
+        adaptation: with a trace, the times of policies that do not know it in advance.
 
     Raises:
         BadInput: a baseline is missing, or a time is not above 0.
@@ -92,7 +92,7 @@ class RestorePlan:
 
     @property
     def beyond_figures(self) -> str | None:
-        """What is known of the machine too little for some tasks, in one sentence."""
+        """A sentence on tasks outside the measured range; None if there are none."""
         count = self.out_of_range_tasks
         if not count:
             return None
@@ -104,7 +104,7 @@ class RestorePlan:
         return f"{tasks} outside what {self.hardware.name} was measured for: {told}."
 
     def lower(self) -> TaskGraph:
-        """The graph that realises this plan, built anew."""
+        """The graph that realises this plan."""
         return form_graph(self.form, self.model, self.workload, self.split)
 
     def simulated_graph(self) -> TaskGraph:
@@ -176,7 +176,7 @@ def make_restore_plan(
 def plan_choice(
     planner: RestorePlanner, policy: str, adaptation: Adaptation | None = None
 ) -> RestorePlan:
-    """The choice of a policy as a plan; a planner that is kept gives those of all policies.
+    """The plan of one policy. A planner can be reused for the plans of other policies.
 
     Raises:
         UnknownName: no such policy.
@@ -210,7 +210,7 @@ def plan_choice(
 
 
 def token_counts(timeline: Timeline) -> tuple[int, int, int]:
-    """Tokens computed, projected and loaded; token-layers over layers, rounded, the sum kept."""
+    """(computed, projected, loaded) tokens: token-layers over layers, rounded to the same sum."""
     graph = timeline.graph
     cells = {"prefill": 0, "recompute": 0, "load_kv": 0}
     for task in claimed(graph, timeline.start_s):
@@ -222,7 +222,7 @@ def token_counts(timeline: Timeline) -> tuple[int, int, int]:
 
 
 def _reason(planner: RestorePlanner, policy: str, choice: Choice) -> str:
-    """What decides, in one sentence."""
+    """One sentence on why the policy is fast or slow here."""
     compute, load = (planner.choice(name) for name in ("compute-only", "load-only"))
     better = min(compute, load, key=lambda one: one.ttft_s)
     alone = "computing" if better is compute else "loading"

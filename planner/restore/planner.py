@@ -6,12 +6,12 @@ load-only    K and V of every cached token, then the tokens that are not cached
 two-ended    Cake: steps from the front, loads from the back, claims and no prediction
 lp           the best number of tokens to compute, the same in all layers
 layer-wise   HCache: whole layers are computed, projected from X, or loaded
-joint        tokens, layers and modes together: never worse than the others
-auto         whichever of them is fastest here
+joint        tokens, layers and modes together: never slower than the others
+auto         the fastest of them for this request
 ============ ===================================================================================
 
-Each choice starts where a linear model of the machine balances compute and link, and is refined in
-the simulator, under the availability that is expected.
+Each search starts where a linear model of the machine balances compute and link. It is refined in
+the simulator, under the expected availability.
 """
 
 from __future__ import annotations
@@ -35,21 +35,21 @@ from sim.machine.profile import HardwareProfile
 from sim.model.spec import ModelSpec
 
 Form = Literal["compute-only", "two-ended", "split"]
-"""What a graph is made from: the whole prompt, claims, or a split."""
+"""Kind of graph: the whole prompt, claims, or a split."""
 
 FIXED = ("compute-only", "load-only", "two-ended")
 PLANNED = ("lp", "layer-wise", "joint")
 RESTORE_POLICIES = (*FIXED, *PLANNED, "auto")
 SEARCH_DEPTH = 32
-"""A search starts with strides of this part of a range; finer ones follow."""
+"""The first stride of a search is this fraction of the range; later strides are finer."""
 
 MIN_STRIDE = 4
-"""Strides start no finer: counts that only cut a step shorter make plateaus."""
+"""Smallest first stride, because counts that only shorten a step make plateaus."""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What a policy does, simulated.
+    """A policy's choice with its predicted timeline.
 
     Args:
         split: of the form `split`, else None.
@@ -67,7 +67,7 @@ class Choice:
 def form_graph(
     form: Form, model: ModelSpec, request: RestoreRequest, split: RestoreSplit | None
 ) -> TaskGraph:
-    """The graph of a choice, built anew."""
+    """The graph of a choice."""
     if form == "compute-only":
         return compute_only_graph(model, request)
     if form == "two-ended" or split is None:
@@ -76,7 +76,7 @@ def form_graph(
 
 
 class RestorePlanner:
-    """Finds each policy's choice for one request on one machine; each is searched once.
+    """Finds the choice of each policy for one request on one machine, and remembers it.
 
     Args:
         engine: which one simulates, as in `sim.simulate`.
@@ -100,7 +100,7 @@ class RestorePlanner:
         self._graphs: dict[RestoreSplit, TaskGraph] = {}
 
     def choice(self, policy: str) -> Choice:
-        """What `policy` does.
+        """The choice of `policy`.
 
         Raises:
             UnknownName: no such policy.
@@ -113,7 +113,7 @@ class RestorePlanner:
         return self._choices[policy]
 
     def fastest(self) -> str:
-        """The policy with the least time to first token; of equal ones the simplest."""
+        """The policy with the shortest time to first token; the simplest if equal."""
         return min((*FIXED, *PLANNED), key=lambda policy: self.choice(policy).ttft_s)
 
     @property
@@ -156,7 +156,7 @@ class RestorePlanner:
         return self.choice(self.fastest())
 
     def graph(self, split: RestoreSplit) -> TaskGraph:
-        """The graph of a split; that of the same split is the same object."""
+        """The graph of a split, built once."""
         if split not in self._graphs:
             self._graphs[split] = split_graph(self.model, self.request, split)
         return self._graphs[split]
@@ -171,11 +171,11 @@ class RestorePlanner:
 
     @cached_property
     def rates(self) -> Rates:
-        """What the linear model knows of this machine."""
+        """Rates of the linear model of this machine."""
         return Rates(self.model, self.hardware, self.request)
 
     def _best_tokens(self) -> Choice:
-        """A number of tokens that every layer computes, or one resource alone."""
+        """The best number of computed tokens, the same in all layers."""
         rates, cached = self.rates, self.request.cached_tokens
         even = range(0, rates.all_cells + 1, rates.layers)
         tokens = rates.stops[rates.best(even, by_layer=False).cells // rates.layers]
@@ -209,7 +209,7 @@ class RestorePlanner:
     def _best_cells(self) -> Choice:
         """A staircase of computed cells, X of some token-layers, K and V of the rest.
 
-        What the other policies came to are starting points too, so that it loses to none of them.
+        The choices of the other policies are candidates too, so it is never slower than them.
         """
         rates = self.rates
         unit = self.request.io_chunk_tokens
@@ -230,7 +230,7 @@ class RestorePlanner:
         start: tuple[int, ...],
         top: tuple[int, ...],
     ) -> Choice:
-        """The best choice near `start`; where lanes change, near the best of a grid of counts."""
+        """The best choice near `start`, or near the best grid point if lane speeds change."""
         if self.availability.steps:
             grid = {start[0], *(top[0] * at // SEARCH_DEPTH for at in range(SEARCH_DEPTH + 1))}
             starts = [(count, *start[1:]) for count in sorted(grid)]
@@ -238,7 +238,7 @@ class RestorePlanner:
         return _improved(made, start, top)
 
     def _meeting(self) -> int:
-        """Where the two ends would meet."""
+        """The token at which the two ends meet."""
         return meeting_token(self.choice("two-ended").timeline, self.request)
 
     def _staircase(self, rates: Rates, cells: int, projected: int) -> RestoreSplit:
@@ -260,7 +260,7 @@ def _ttft_s(choice: Choice) -> float:
 def _improved(
     made: Callable[[Sequence[int]], Choice], start: tuple[int, ...], top: tuple[int, ...]
 ) -> Choice:
-    """The best choice that moving one count at a time finds, by strides that halve."""
+    """The best choice of a coordinate search with halving strides."""
     at, best = start, made(start)
     strides = [max(MIN_STRIDE, most // SEARCH_DEPTH) for most in top]
     while any(strides):

@@ -248,7 +248,7 @@ class TestBadFiles(Refused):
             content["weight_map"]["lm_head.weight"] = "../llama/model.safetensors"
 
         edit_json(shards / "model.safetensors.index.json", lead_out)
-        assert "not beside it" in self.refused(shards, BadFile)
+        assert "missing in its folder" in self.refused(shards, BadFile)
 
     def test_index_naming_a_tensor_that_its_shard_lacks(self, shards):
         def misplace(content):

@@ -1,6 +1,6 @@
-"""How long an answer takes: the LP alone, a plan, and the simulation of its graph.
+"""Time of the LP, of a plan, and of the simulation of its graph.
 
-Run with `make bench`; pytest-benchmark prints median and spread of each.
+Run with `make bench`; pytest-benchmark prints the median and spread of each.
 """
 
 import pytest

@@ -1,8 +1,8 @@
-"""How long the dashboard takes to answer, in a real browser on this machine.
+"""Response times of the dashboard in a real browser.
 
-Run with `python benchmarks/browser_times.py`; needs a system Chromium. Printed are medians: from
-the click on a case of 10,000 tasks to its bars on the page, and from the key press on a what-if
-slider to the new number and to the new curve.
+Run with `python benchmarks/browser_times.py`; needs a system Chromium. It prints medians: from
+the click on a case of 10,000 tasks to its bars, and from the key press on a what-if slider to the
+new number and to the new curve.
 """
 
 import argparse
@@ -32,7 +32,7 @@ def seconds_since(start: float) -> float:
 
 
 def time_timeline(page, address: str, small: str, large: list[str], n_bars: int) -> list[float]:
-    """From choosing each large case in the menu to all of its bars."""
+    """Seconds from the choice of each large case in the menu to all of its bars."""
     found = []
     for name in large:
         page.goto(f"{address}/?run=large&case={small}")
@@ -48,9 +48,9 @@ def time_timeline(page, address: str, small: str, large: list[str], n_bars: int)
 
 
 def time_slider(page, address: str, repeats: int) -> tuple[list[float], list[float]]:
-    """From a key press on the link slider to the new number, and to the new curve.
+    """Seconds from a key press on the link slider to the new number, and to the new curve.
 
-    Every press asks for a rate that was not asked for before.
+    Every press selects a new rate.
     """
     page.goto(f"{address}/what_if")
     resolve(page)
@@ -73,7 +73,7 @@ def time_slider(page, address: str, repeats: int) -> tuple[list[float], list[flo
 
 
 def time_server(folder: Path, repeats: int) -> tuple[int, int, list[float]]:
-    """Without a browser: from the files to the figure; tasks, bars and seconds."""
+    """Tasks, bars and seconds from the files to the figure, without a browser."""
     found = []
     for _ in range(repeats):
         start = time.perf_counter()

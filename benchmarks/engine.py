@@ -1,29 +1,27 @@
-"""How many tasks a second each engine simulates, and how the fast one grows.
+"""Tasks per second of each engine, and how the time of the fast one grows with the graph.
 
     python benchmarks/engine.py [--repeats 5] [--json]
 
-Both engines run the same priced graphs, in turn; every figure is a median. `ratio` and the two
-speeds are those of the case in which the fast engine gains least. Next to them is the whole
-way from a TaskGraph to a Timeline: the first time, when the graph is turned into arrays, and
-again on the same graph. `exponent` is the slope of log(seconds) over log(tasks) from 10^3 to 10^6
-tasks, `bytes_per_task` what the arrays of the largest graph take. The first call in a process
-compiles, or loads what an earlier process has compiled.
+Both engines run the same graphs and task times in turn; every value is a median. `ratio` and the
+two speeds are those of the case in which the fast engine gains least. Also timed is the whole way
+from a TaskGraph to a Timeline: the first call, which makes arrays of the graph, and a second call
+on the same graph. `exponent` is the slope of log(seconds) over log(tasks) from 10^3 to 10^6 tasks,
+`bytes_per_task` the size of the arrays of the largest graph. The first call in a process compiles,
+or loads the code that an earlier process compiled.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from math import log
 from statistics import linear_regression, median
+
+from common import options, report, timed
 
 from planner.decode.lower import lower, replicate
 from planner.restore import behind_link
@@ -64,26 +62,20 @@ print(time.perf_counter() - start)
 
 
 def decode(tasks: int) -> TaskGraph:
-    """A decode of about so many tasks that recomputes half of its prompt."""
+    """A decode with about `tasks` tasks that recomputes half of its prompt."""
     one = lower("row", MODEL, Workload(32, 512, 1), [[256] * MODEL.n_layers])
     steps = max(1, round(tasks / len(one.tasks)))
     return lower("row", MODEL, Workload(32, 512, steps), [[256] * MODEL.n_layers] * steps)
 
 
 def unlike_pair(tasks: int) -> TaskGraph:
-    """Two decoders of which the second ends early, so that neither stands for the other."""
+    """Two decoders that differ in their last task, so that both have to be simulated."""
     both = replicate(decode(tasks // 2), 2)
     return replace(both, tasks=both.tasks[:-1])
 
 
-def timed(work: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
-
-
 def two_ends(tasks: int) -> TaskGraph:
-    """A restore of about so many tasks, three to a token: computed, read and loaded, by claims."""
+    """A restore with about `tasks` tasks: compute, read and load, by claims, for each token."""
     cached = tasks // 3
     request = RestoreRequest(
         prompt_tokens=cached + 1,
@@ -146,23 +138,20 @@ def first_calls() -> tuple[float, float]:
 
 
 def main() -> None:
-    arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    arguments.add_argument("--repeats", type=int, default=5)
-    arguments.add_argument("--json", action="store_true")
-    options = arguments.parse_args()
+    chosen = options(__doc__, repeats=5)
     graph = decode(10_000)
     cases = {
-        "nothing shared": compared(graph, MACHINE, options.repeats),
-        "both directions slow each other": compared(graph, BOTH_WAYS, options.repeats),
-        "two GPUs behind a switch": compared(unlike_pair(10_000), SWITCH, options.repeats),
+        "nothing shared": compared(graph, MACHINE, chosen.repeats),
+        "both directions slow each other": compared(graph, BOTH_WAYS, chosen.repeats),
+        "two GPUs behind a switch": compared(unlike_pair(10_000), SWITCH, chosen.repeats),
         "claims, a tier and a trace": compared(
-            two_ends(3_000), behind_link(BOTH_WAYS, 4e9), options.repeats, TRACE
+            two_ends(3_000), behind_link(BOTH_WAYS, 4e9), chosen.repeats, TRACE
         ),
     }
     for case in cases.values():
         case["ratio"] = case["fast_tasks_per_s"] / case["simpy_tasks_per_s"]
     least = min(cases.values(), key=lambda case: case["ratio"])
-    seconds, exponent, bytes_per_task = growth(options.repeats)
+    seconds, exponent, bytes_per_task = growth(chosen.repeats)
     compiling_s, loading_s = first_calls()
     found = {
         "simpy_tasks_per_s": least["simpy_tasks_per_s"],
@@ -175,20 +164,22 @@ def main() -> None:
         "seconds_by_tasks": seconds,
         "cases": cases,
     }
-    if options.json:
-        print(json.dumps(found, indent=1))
-        return
-    for name, case in cases.items():
-        print(
-            f"{name}: engine alone, SimPy {case['simpy_tasks_per_s']:,.0f} tasks/s, fast "
-            f"{case['fast_tasks_per_s']:,.0f}, {case['ratio']:,.0f} x; TaskGraph to Timeline, "
-            f"SimPy {case['simpy_whole_tasks_per_s']:,.0f}, fast "
-            f"{case['fast_whole_tasks_per_s']:,.0f}, again on the same graph "
-            f"{case['fast_whole_again_tasks_per_s']:,.0f}"
-        )
+    lines = [
+        f"{name}: engine only, SimPy {case['simpy_tasks_per_s']:,.0f} tasks/s, fast "
+        f"{case['fast_tasks_per_s']:,.0f}, {case['ratio']:,.0f} x; TaskGraph to Timeline, "
+        f"SimPy {case['simpy_whole_tasks_per_s']:,.0f}, fast "
+        f"{case['fast_whole_tasks_per_s']:,.0f}, again on the same graph "
+        f"{case['fast_whole_again_tasks_per_s']:,.0f}"
+        for name, case in cases.items()
+    ]
     grown = ", ".join(f"{1e3 * took:,.2f} ms for {size:,}" for size, took in seconds.items())
-    print(f"growth: {grown}: exponent {exponent:.2f}; {bytes_per_task:.0f} bytes per task")
-    print(f"first call in a process: {loading_s:.2f} s, {compiling_s:.2f} s where it compiles")
+    report(
+        found,
+        chosen.json,
+        *lines,
+        f"growth: {grown}: exponent {exponent:.2f}; {bytes_per_task:.0f} bytes per task",
+        f"first call in a process: {loading_s:.2f} s, {compiling_s:.2f} s where it compiles",
+    )
 
 
 if __name__ == "__main__":

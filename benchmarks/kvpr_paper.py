@@ -1,4 +1,4 @@
-"""Results reported by the KVPR paper, next to the simulator's predictions for the same settings.
+"""Gains reported by the KVPR paper and predicted for the same settings.
 
     python benchmarks/kvpr_paper.py
 
@@ -15,17 +15,17 @@ from sim.graph.jobs import Workload
 
 MODELS = ("opt-6.7b", "opt-13b", "opt-30b")
 CEILINGS = {"opt-6.7b": 0.648, "opt-13b": 0.672, "opt-30b": 0.712}
-"""`1 - l* / (2 s')`, the formula's own time over loading everything."""
+"""`1 - l* / (2 s')`: time by the formula over the time of loading everything."""
 
 THROUGHPUT_GAINS = {"opt-6.7b": 0.151, "opt-13b": 0.462, "opt-30b": 0.290}
-"""Most that the paper reports over FlexGen: 32 x 8 batches, weights offloaded."""
+"""Largest reported gain over FlexGen: 32 x 8 batches, weights offloaded."""
 
 LATENCY_GAIN = 0.358
-"""Most that it reports over Accelerate: OPT-6.7B, batch 64, 128 + 128 tokens."""
+"""Largest reported gain over Accelerate: OPT-6.7B, batch 64, 128 + 128 tokens."""
 
 
 def serial_ratio(model: ModelSpec, hardware: HardwareProfile, job: Workload) -> float:
-    """The paper's accounting: X, then recomputation during the load of the remaining KV."""
+    """t / t(load-all) by the paper: copy of X, then recomputation and the other KV in parallel."""
     tokens = baseline_split("kvpr", model, job, hardware)[0][0]
     link = hardware.links.h2d.bytes_per_s
     x_s = job.batch_size * model.x_token_bytes / link

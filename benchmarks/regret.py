@@ -1,23 +1,21 @@
-"""How much slower the LP's plan is than the best split that search finds in the simulator.
+"""Regret of the LP's plan: its makespan over that of the best split of a search.
 
     python benchmarks/regret.py [--cases 200] [--seed 0] [--json]
 
 Each case draws a schedule, a model, a machine and a job. Search tries the same split in every
 layer at 65 points and then improves the best of them: all layers, the first, the last and each
 half of the others move up and down by strides that halve. Regret is the LP plan's simulated
-makespan over the least one found, minus 1. The `kvpr` closed form is listed too.
+makespan over the least one found, minus 1. The `kvpr` closed form is reported as well.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import random
-import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from statistics import median
+
+from common import counted, options, report, timed
 
 from planner import make_plan
 from planner.decode.lower import lower
@@ -94,21 +92,11 @@ def moved(split: Split, pasts: Sequence[int], layers: Sequence[int], by: int) ->
     ]
 
 
-def timed(work: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
-
-
 def main() -> None:
-    arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    arguments.add_argument("--cases", type=int, default=200)
-    arguments.add_argument("--seed", type=int, default=0)
-    arguments.add_argument("--json", action="store_true")
-    options = arguments.parse_args()
-    rng = random.Random(options.seed)  # noqa: S311
+    chosen = options(__doc__, cases=200, seed=0)
+    rng = random.Random(chosen.seed)  # noqa: S311
     regrets, kvpr_regrets, solves_s = [], [], []
-    for number in range(options.cases):
+    for _ in counted(chosen.cases):
         schedule, model, machine, job = draw_case(rng)
         plan = make_plan(model, machine, job, "lp", schedule)
         least_s = min(search(schedule, model, machine, job), plan.makespan_s)
@@ -118,10 +106,8 @@ def main() -> None:
         if model.n_layers == 48 and job.gen_tokens == 1:
             program = planner.program()
             solves_s.append(timed(lambda program=program: program.solve(choose=False)))
-        if sys.stderr.isatty():
-            print(f"\r{number + 1} of {options.cases}", end="", file=sys.stderr)
     found = {
-        "cases": options.cases,
+        "cases": chosen.cases,
         "median_regret_frac": median(regrets),
         "max_regret_frac": max(regrets),
         "kvpr_median_regret_frac": median(kvpr_regrets),
@@ -129,24 +115,17 @@ def main() -> None:
         "lp_solve_median_s": median(solves_s),
         "lp_solves": len(solves_s),
     }
-    if options.json:
-        print(json.dumps(found, indent=1))
-        return
-    print(
+    report(
+        found,
+        chosen.json,
         f"{found['cases']} cases, row and column schedule, against {GRID} uniform splits and local "
-        "search"
-    )
-    print(
+        "search",
         f"lp    median regret {found['median_regret_frac']:.3%}, "
-        f"worst {found['max_regret_frac']:.3%}"
-    )
-    print(
+        f"worst {found['max_regret_frac']:.3%}",
         f"kvpr  median regret {found['kvpr_median_regret_frac']:.1%}, "
-        f"worst {found['kvpr_max_regret_frac']:.1%}"
-    )
-    print(
+        f"worst {found['kvpr_max_regret_frac']:.1%}",
         f"LP of 48 layers: {1e3 * found['lp_solve_median_s']:.1f} ms, median of "
-        f"{found['lp_solves']} solves"
+        f"{found['lp_solves']} solves",
     )
 
 

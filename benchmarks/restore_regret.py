@@ -1,4 +1,4 @@
-"""How often the joint policy loses, and what it gains over the two-ended restore.
+"""Regret of the joint restore policy, and its gain over the two-ended restore.
 
     python benchmarks/restore_regret.py [--cases 200] [--seed 0] [--engine fast] [--json]
 
@@ -9,16 +9,14 @@ the two-ended time over the joint one, minus 1.
 
 from __future__ import annotations
 
-import argparse
-import json
 import random
-import sys
 from dataclasses import replace
 from statistics import median
 
+from common import counted, options, report
+
 from planner.restore import RESTORE_POLICIES, RestorePlanner
 from sim import HardwareProfile, ModelSpec, find_hardware, find_model
-from sim.engine.api import ENGINES
 from sim.graph.jobs import RestoreRequest
 from sim.lanes import LANE_OF_TIER
 from sim.machine.prefill import Restore, Tier
@@ -54,40 +52,32 @@ def draw_case(rng: random.Random) -> tuple[ModelSpec, HardwareProfile, RestoreRe
 
 
 def main() -> None:
-    arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    arguments.add_argument("--cases", type=int, default=200)
-    arguments.add_argument("--seed", type=int, default=0)
-    arguments.add_argument("--engine", default="simpy", choices=ENGINES)
-    arguments.add_argument("--json", action="store_true")
-    options = arguments.parse_args()
-    rng = random.Random(options.seed)  # noqa: S311
+    chosen = options(__doc__, cases=200, seed=0, engine="simpy")
+    rng = random.Random(chosen.seed)  # noqa: S311
     regrets, gains = [], []
     wins = dict.fromkeys(POLICIES, 0)
-    for number in range(options.cases):
-        planner = RestorePlanner(*draw_case(rng), engine=options.engine)
+    for _ in counted(chosen.cases):
+        planner = RestorePlanner(*draw_case(rng), engine=chosen.engine)
         times = {policy: planner.choice(policy).ttft_s for policy in POLICIES}
         regrets.append(times["joint"] / min(times.values()) - 1)
         gains.append(times["two-ended"] / times["joint"] - 1)
         wins[planner.fastest()] += 1
-        if sys.stderr.isatty():
-            print(f"\r{number + 1} of {options.cases}", end="", file=sys.stderr)
     found = {
-        "cases": options.cases,
+        "cases": chosen.cases,
         "max_regret_frac": max(regrets),
         "median_gain_vs_two_ended_frac": median(gains),
         "best_gain_vs_two_ended_frac": max(gains),
         "fastest_cases": wins,
     }
-    if options.json:
-        print(json.dumps(found, indent=1))
-        return
-    print(f"{found['cases']} cases, joint against every other policy")
-    print(f"worst regret {found['max_regret_frac']:.3%}")
-    print(
+    report(
+        found,
+        chosen.json,
+        f"{found['cases']} cases, joint against every other policy",
+        f"worst regret {found['max_regret_frac']:.3%}",
         f"gain over two-ended: median {found['median_gain_vs_two_ended_frac']:.1%}, "
-        f"best {found['best_gain_vs_two_ended_frac']:.1%}"
+        f"best {found['best_gain_vs_two_ended_frac']:.1%}",
+        "simplest of the fastest: " + ", ".join(f"{name} {n}" for name, n in wins.items() if n),
     )
-    print("simplest of the fastest: " + ", ".join(f"{name} {n}" for name, n in wins.items() if n))
 
 
 if __name__ == "__main__":

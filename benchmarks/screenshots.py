@@ -1,4 +1,4 @@
-"""Pictures of every page, in light and dark, wide and tall, for docs/img and for a look at them.
+"""Screenshots of every page in light and dark, wide and tall, for docs/img.
 
 Run with `python benchmarks/screenshots.py`; needs a system Chromium and a run or a recording.
 """
@@ -33,7 +33,7 @@ MAX_BYTES = 200_000
 
 
 def small_png(picture: bytes) -> bytes:
-    """The picture in 256 colours, which screenshots of pages lose little by."""
+    """The picture reduced to 256 colours."""
     out = BytesIO()
     image = Image.open(BytesIO(picture)).convert("RGB")
     image.quantize(256, dither=Image.Dither.NONE).save(out, "PNG", optimize=True)

@@ -28,7 +28,7 @@ from planner.restore import behind_link
 from planner.restore.lower import two_ended_graph
 from sim import HardwareProfile, TaskGraph, Workload, find_hardware, find_model, simulate
 from sim.engine.fast.job import FastJob
-from sim.engine.reference import _Run
+from sim.engine.reference import ReferenceRun
 from sim.engine.sharing import Uncontended
 from sim.graph.jobs import RestoreRequest
 from sim.machine.availability import ALWAYS, Availability, Step
@@ -91,12 +91,12 @@ def compared(
     graph: TaskGraph, machine: HardwareProfile, repeats: int, trace: Availability = ALWAYS
 ) -> dict[str, float]:
     """Tasks a second of both engines on one graph."""
-    alone, shared = Uncontended.on(machine, graph)
-    durations_s = list(map(alone.seconds, graph.tasks))
+    uncontended, seen = Uncontended.on(machine, graph)
+    durations_s = list(map(uncontended.seconds, graph.tasks))
     job = FastJob.of(graph, machine, trace)
     ways = {
-        "simpy_tasks_per_s": lambda: _Run(
-            graph, durations_s, shared, True, trace, alone
+        "simpy_tasks_per_s": lambda: ReferenceRun(
+            graph, durations_s, seen, True, trace, uncontended
         ).timeline(),
         "fast_tasks_per_s": job.run,
         "simpy_whole_tasks_per_s": lambda: simulate(graph, machine, "simpy", trace),

@@ -24,7 +24,8 @@ from dashboard.figures.style import (
     style_curves,
     vertical_line,
 )
-from dashboard.text.crossovers import ONE_RESOURCE, crossings, intervals, policy_crossings
+from dashboard.text.crossovers import ONE_RESOURCE, intervals, policy_crossings
+from planner.crossovers import crossings
 
 Y_MARGIN = 1.15
 """Factor between the curves and the ends of the axis."""

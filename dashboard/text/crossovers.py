@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from math import exp, log
 
 import pandas as pd
 
+from planner.crossovers import crossings
 from sim.units import percent
 
 ONE_RESOURCE = "one resource alone"
@@ -21,20 +21,6 @@ FEW = 2
 """Largest number of intervals that are listed one by one."""
 
 Point = tuple[float, float]
-
-
-def crossings(x: Sequence[float], first: Sequence[float], second: Sequence[float]) -> list[Point]:
-    """Crossovers of two curves sampled at the same `x`, interpolated on logarithmic axes."""
-    gaps = [log(a / b) for a, b in zip(first, second, strict=True)]
-    met = []
-    for at, (left, right) in enumerate(pairwise(gaps)):
-        if left == 0 or left * right < 0:
-            weight = left / (left - right) if left else 0.0
-            at_x = exp(log(x[at]) + weight * log(x[at + 1] / x[at]))
-            met.append((at_x, exp(log(first[at]) + weight * log(first[at + 1] / first[at]))))
-    if gaps and gaps[-1] == 0:
-        met.append((x[-1], first[-1]))
-    return met
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,12 +5,12 @@ import pytest
 
 from dashboard.text.crossovers import (
     ONE_RESOURCE,
-    crossings,
     describe_intervals,
     describe_rates,
     intervals,
     policy_crossings,
 )
+from planner.crossovers import crossings
 
 RATES = [1.0, 2.0, 4.0, 8.0, 16.0]
 

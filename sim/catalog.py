@@ -15,8 +15,9 @@ from sim.model.config import load_model_config
 from sim.model.spec import DTYPE_BYTES, ModelSpec
 
 DATA = Path(__file__).resolve().parent.parent / "data"
+"""Folder next to the packages, in a checkout and in an installed wheel."""
+
 RECORDINGS = DATA / "recordings"
-"""Beside the packages in a checkout and in an installed wheel alike."""
 
 Part = TypeVar("Part", ComputePart, LinkPart)
 

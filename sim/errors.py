@@ -8,7 +8,7 @@ uses kvoverlap as a library catches `KvOverlapError` or the branch it can act on
     │   ├── UnknownName      no shipped model, hardware or policy has that name
     │   └── BadFile          a file is missing, corrupt, or holds an unknown or absent key
     ├── DoesNotFit           the plan needs more memory than the device or host has
-    ├── NotMeasured          the hardware profile lacks a figure that the plan needs
+    ├── NotMeasured          the hardware profile lacks a number that the plan needs
     ├── Mismatch             two things that must belong together do not
     ├── RaceFound            two tasks touch the same buffer in no fixed order
     ├── DeviceUnavailable    the device asked for is not on this machine
@@ -53,7 +53,7 @@ class DoesNotFit(KvOverlapError):
 
 
 class NotMeasured(KvOverlapError):
-    """The hardware profile has no figure for something that the plan does."""
+    """The hardware profile lacks a number that the plan needs."""
 
 
 class Mismatch(KvOverlapError):
@@ -69,7 +69,7 @@ class DeviceUnavailable(KvOverlapError):
 
 
 class SweepStopped(KvOverlapError):
-    """Workers of a sweep died; what is finished is kept, and `--resume` goes on."""
+    """Workers of a sweep died; finished points are saved, and `--resume` continues."""
 
 
 class PlannerFailed(KvOverlapError):

@@ -7,7 +7,7 @@ DISK = "disk"
 NET = "net"
 
 LANE_OF_TIER = {"ssd": DISK, "net": NET}
-"""The engine that brings K and V of a tier into host memory; those in DRAM are there."""
+"""The lane that copies K and V of a tier into host memory; tier `dram` needs none."""
 
 TIERS = ("dram", *LANE_OF_TIER)
 
@@ -25,4 +25,4 @@ COPY_LANES = (H2D, D2H)
 LANES = (COMPUTE, H2D, D2H, HOST)
 
 TIER_LANES = (DISK, NET)
-"""What brings K and V from behind host memory into it, when a cached prefix is restored."""
+"""Lanes that copy K and V from a tier into host memory when a cached prefix is restored."""

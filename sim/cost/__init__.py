@@ -1,1 +1,1 @@
-"""How long each task takes on a machine."""
+"""Predicted times of tasks on a machine."""

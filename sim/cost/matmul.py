@@ -1,4 +1,4 @@
-"""How long a matrix product takes: by its own table, by shapes around it, or by the roofline."""
+"""Predicted time of a matmul: from its own table, from shapes around it, or from the roofline."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sim.model.spec import ModelSpec
 
 
 class MatmulCosts:
-    """Prices the products of one model by the figures of one machine."""
+    """Times of the matmuls of one model on one machine."""
 
     def __init__(self, gemm: Gemm, model: ModelSpec) -> None:
         self._gemm = gemm
@@ -23,12 +23,12 @@ class MatmulCosts:
 
     @property
     def weight_bits(self) -> int:
-        """Bits of the weights that products of layers are priced for."""
+        """Bits of the layers' weights that the estimates hold for."""
         bits = self._model.weight_bits or 16
         return bits if bits in self._utilisation else 16
 
     def estimate(self, shape: MatMul) -> tuple[float, Source, bool]:
-        """Seconds of one product, where they come from, and whether it was measured there."""
+        """Seconds of one matmul, their source, and whether they are in the measured range."""
         gemm, weights = self._gemm, (shape.n, shape.k)
         curve = self._curve(*weights)
         if curve is None:

@@ -1,4 +1,4 @@
-"""How long each task of a job takes on a machine, and where that number comes from."""
+"""Predicted time of each task of a job on a machine, with its source."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How long one operation, kernel or copy takes on a machine, and where that number comes from.
+"""Predicted time of an operation, kernel or copy on a machine, with its source.
 
 An operation is broken into the kernels that it launches. Each kernel is read from the profile's
 measured table, or computed from the profile's rates where no table covers it.
@@ -88,7 +88,7 @@ class OperationCosts:
         """Time of one copy in direction `lane`, or within the host.
 
         Raises:
-            NotMeasured: the profile has no figure for copies within the host.
+            NotMeasured: the profile has no rate of copies within the host.
         """
         key = (lane, n_bytes)
         if key not in self._copied:

@@ -1,8 +1,8 @@
-"""How long the tasks of a restore take: prefill from token ids, and copies behind host memory.
+"""Predicted times of a restore's tasks: prefill from token ids, and copies from tiers.
 
-A step of the engine holds `chunk_tokens`: the restore's part and other requests' tokens. It is
-priced as a whole, other requests' tokens like the restore's own, so that compute time grows as
-1 / gpu_share, which is what the cells of Cake's Table 3 show within 8 % (arXiv 2410.03065).
+A step of the engine holds `chunk_tokens`: the restore's part and other requests' tokens. All
+tokens of a step cost the same, so compute time grows as 1 / gpu_share, which agrees with Table 3 of
+Cake within 8 % (arXiv 2410.03065).
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class RestoreCosts:
         }
 
     def estimate(self, task: Task) -> Estimate:
-        """Time of `task` alone on its lane, at the request's share of the device."""
+        """Time of `task` without contention, at the request's share of the device."""
         if task.op == "prefill":
             return self.prefill(task.token_start, task.n_tokens, task.layers)
         if task.lane in TIER_LANES:
@@ -63,10 +63,9 @@ class RestoreCosts:
         return Estimate(self.dispatch.copy_task_s + task.layers * one_s, link.source, inside)
 
     def launch_s(self, task: Task) -> float:  # noqa: ARG002
-        """Host time to queue `task`: its kernels are launched when its turn comes, as part of it.
+        """Host time to queue `task`; the launch of its kernels is part of the task itself.
 
-        Who computes and who loads a token is decided at that moment, so the host cannot launch a
-        whole prompt ahead.
+        Claims decide only then which task does a token, so the host cannot launch ahead.
         """
         return self.dispatch.task_s
 
@@ -79,7 +78,7 @@ class RestoreCosts:
 
     @property
     def lookup_s(self) -> float:
-        """From the request to the first byte that moves."""
+        """Seconds from the request to the first byte that moves."""
         lookup = self._block.lookup_s
         return lookup.value if lookup is not None else 0.0
 
@@ -104,7 +103,7 @@ class RestoreCosts:
         return replace(total, seconds=seconds)
 
     def _layer_matmuls(self, rows: int) -> Estimate:
-        """Everything of a layer over `rows` tokens but the attention itself."""
+        """All kernels of a layer over `rows` tokens except the attention itself."""
         if rows not in self._matmul_estimates:
             estimates = []
             for op in ("qkv", "attention", "mlp"):
@@ -121,7 +120,7 @@ class RestoreCosts:
 
         Args:
             parts: first position and tokens of each request in it.
-            sampled: requests that get a token out of it.
+            sampled: requests that produce a token in it.
         """
         product = self._layer_matmuls(sum(n_tokens for _, n_tokens in parts))
         attention_s = sum(self._prefill_attention(*part, 1.0).seconds for part in parts)
@@ -132,8 +131,10 @@ class RestoreCosts:
 
     @property
     def _weight_speedup(self) -> float:
-        """How much faster a product is than priced for the model's 8-bit weights; 1 where nobody
-        knows, or where products of 8 bits were measured."""
+        """Speedup of a matmul with 8-bit weights over its estimate.
+
+        1 if unknown, or if the estimate is from 8-bit measurements.
+        """
         block = self._block.prefill
         timed = self.operations.weight_bits == self.model.weight_bits
         if self.model.weight_bits != 8 or timed or block is None or block.eight_bit_speedup is None:
@@ -141,7 +142,7 @@ class RestoreCosts:
         return block.eight_bit_speedup.value
 
     def _prefill_attention(self, start: int, n_tokens: int, times: float) -> Estimate:
-        """`times` the FLOPs by their rate, but no faster than keys and values are read once.
+        """Attention with `times` the FLOPs, but no faster than reading K and V once.
 
         Where chunks of the head shape were measured, it is one of `times` as many tokens; where
         whole prompts were, the rate is that of the whole prompt up to the chunk's end.

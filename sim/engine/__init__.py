@@ -1,1 +1,1 @@
-"""When each task of a graph runs: the SimPy reference and the compiled engine."""
+"""Engines that predict the timeline of a graph: the SimPy reference and the compiled one."""

@@ -1,4 +1,4 @@
-"""When the host has handed each task to the device."""
+"""Launch times of tasks: each device has a host thread that launches in graph order."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ def released(graph: TaskGraph, release_s: Mapping[str, float] | None) -> dict[in
 
 
 def launch_times(graph: TaskGraph, costs: CostModel, free_ops: Collection[str] = ()) -> list[float]:
-    """When each task has been issued: for every device a host thread issues one after another.
+    """Time in seconds at which the host has launched each task, in graph order.
 
     Args:
-        free_ops: operations that are issued at no cost.
+        free_ops: operations that are launched at no cost.
     """
     ahead_s = costs.hardware.dispatch.head_start_s
     spent: dict[int, float] = {}

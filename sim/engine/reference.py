@@ -24,7 +24,7 @@ LAST = 2
 class _Turn(simpy.Event):  # type: ignore[misc]
     """Fires at once, but after everything else of this moment; of several, by rank.
 
-    Who claims first must not depend on the order in which SimPy happens to wake the lanes.
+    The order of claims must not depend on the order in which SimPy wakes the lanes.
     """
 
     def __init__(self, env: simpy.Environment, rank: int) -> None:
@@ -91,7 +91,7 @@ class ReferenceRun:
                 free_s = env.now + self.dispatch.gap_s
 
     def _claim(self, at: int, uncontended: Uncontended) -> tuple[Task, float]:
-        """What is left of the task for it to do, and how long that takes."""
+        """The part of the task that its claim leaves, and its uncontended seconds."""
         task = self.graph.tasks[at]
         part = part_of(task, self.claims.take(at))
         if not part.n_tokens:
@@ -133,11 +133,11 @@ class Machine:
         self._next = 0
 
     def shares(self) -> bool:
-        """Whether anything on this machine can slow a running task down."""
+        """Whether this machine can slow a running task down."""
         return bool(self._factors or self._uplinks or self._availability.steps)
 
     def run(self, task: Task, uncontended_s: float) -> simpy.Event:
-        """Start `task`, which takes `uncontended_s` alone; the event fires when it is done."""
+        """Start `task`; the event fires at its end, `uncontended_s` later without contention."""
         if uncontended_s <= 0.0:
             return self.env.timeout(uncontended_s)
         running = _Running(

@@ -1,9 +1,9 @@
-"""A restore among other requests: who gets the tokens of a step, and what all of them see.
+"""A restore among other requests: tokens of each engine step, and the latency of each request.
 
-A step has a budget of tokens. Requests that decode take one each, then prompts without a cached
-prefix their chunks, first come, first served, and the restore takes what is left, from the front
-of its prefix. Loads from the back go on in every step, even in those that leave it nothing: the
-scheduling of Cake (arXiv 2410.03065, section 4).
+A step has a budget of tokens. Each decoding request gets one token. Prompts without a cached
+prefix get their chunks next, first come, first served. The restore gets the rest, from the front
+of its prefix. Its loads from the back continue in every step, also in steps without a token for
+it: the scheduling of Cake (arXiv 2410.03065, section 4).
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class OtherRequest:
 
 @dataclass(frozen=True, slots=True)
 class Latency:
-    """What a request sees: time to first token, and time per token after it (None for one)."""
+    """Time to first token, and time per token after it (None for a single token), in seconds."""
 
     ttft_s: float
     tpot_s: float | None
@@ -67,10 +67,10 @@ def serve(
     """Run engine steps until every request is done; the restore arrives at time 0.
 
     Args:
-        restores: False leaves the restore out, to see what it costs the others.
+        restores: False leaves the restore out, which shows its cost to the others.
 
     Raises:
-        BadInput: the requests that decode could fill the budget by themselves, for ever.
+        BadInput: the decoding requests could fill the budget of every step.
     """
     if len(others) >= request.chunk_tokens:
         raise BadInput(f"{len(others)} other requests must be fewer than the tokens of a step.")
@@ -167,7 +167,7 @@ class _Engine:
             self.restored_s = self.now_s
 
     def _restored(self, left: int) -> int:
-        """Tokens that the restore takes of what is left of a step."""
+        """Tokens of the restore in a step with `left` tokens free."""
         if self.restored_s is not None:
             return 0
         cached = self.request.cached_tokens

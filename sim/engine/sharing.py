@@ -1,9 +1,9 @@
-"""What several tasks share while they run: link bandwidth and each other's attention.
+"""Contention between running tasks: interference between lanes, and shared uplinks.
 
-Every running task is a fluid that needs some seconds alone. Its pace at any moment is the
-product of the interference factors of the lanes that are busy beside it and, for copies, of its
-max-min fair share of every uplink on its path. Whenever a task starts or ends, progress so far
-is booked and the paces of the others are set again.
+A running task is modelled as a fluid with a known uncontended time. Its pace is the product of the
+interference factors of the other busy lanes of its device and, for copies, of its max-min fair
+share of every uplink on its path. When a task starts or ends, the progress of all others is booked
+and their paces are computed again.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from sim.machine.profile import HardwareProfile
 def max_min_share(
     demands: Sequence[float], paths: Sequence[Sequence[str]], capacity: dict[str, float]
 ) -> list[float]:
-    """Max-min fair rates: nobody can gain without taking from somebody who has less.
+    """Max-min fair rates in bytes/s: no flow can gain without taking from a flow that has less.
 
     Args:
-        demands: the most each flow can use, bytes/s.
+        demands: maximum rate of each flow, bytes/s.
         paths: names of the shared links each flow crosses.
         capacity: bytes/s of each shared link.
     """
@@ -55,9 +55,9 @@ def max_min_share(
 
 
 def streaming_share(hardware: HardwareProfile, lane: str, devices: int) -> float:
-    """Part of its own link rate that each device keeps when all copy in one direction at once.
+    """Fraction of its link rate that each device gets when all copy in one direction at once.
 
-    Of unequal devices the smallest part.
+    If devices differ, the smallest fraction.
     """
     rate: float = getattr(hardware.links, lane).bytes_per_s
     paths = [
@@ -69,7 +69,7 @@ def streaming_share(hardware: HardwareProfile, lane: str, devices: int) -> float
 
 
 def crossing_s(task: Task, uplinks: Sequence[Uplink]) -> float:
-    """Seconds of a copy over the slowest uplink of its device, which it has for itself.
+    """Seconds of a copy over the slowest uplink of its device without contention.
 
     Zero for work that crosses no link.
     """
@@ -81,10 +81,10 @@ def crossing_s(task: Task, uplinks: Sequence[Uplink]) -> float:
 
 @dataclass(frozen=True)
 class Uncontended:
-    """Tasks that nothing slows down: what they cost, and no less than their uplinks let through.
+    """Task times without contention, limited by the rates of the uplinks.
 
     Args:
-        uplinks: those that a single device has for itself, so that they only bound its copies.
+        uplinks: those that only one device uses, so that they only bound its copies.
     """
 
     costs: CostModel
@@ -92,7 +92,7 @@ class Uncontended:
 
     @classmethod
     def on(cls, hardware: HardwareProfile, graph: TaskGraph) -> tuple[Uncontended, HardwareProfile]:
-        """For the tasks of a graph, beside the machine with what they share."""
+        """Uncontended times of a graph's tasks, and the machine with its shared uplinks."""
         costs = CostModel(hardware, graph.model, graph.workload)
         if graph.n_devices > 1:
             return cls(costs, ()), hardware
@@ -103,16 +103,16 @@ class Uncontended:
 
 
 def capacity_bytes_per_s(uplink: Uplink, lane: str) -> float:
-    """What an uplink carries in the direction of a copy lane."""
+    """Bytes/s of an uplink in the direction of a copy lane."""
     return uplink.h2d_bytes_per_s if lane == "h2d" else uplink.d2h_bytes_per_s
 
 
 def representative_device(
     graph: TaskGraph, hardware: HardwareProfile
 ) -> tuple[TaskGraph, HardwareProfile]:
-    """The first device's part of a graph, and the machine as that device sees it.
+    """The first device's part of a graph, and the machine as seen by that device.
 
-    Where devices differ in what they do or in what they share, both come back as they are.
+    If devices differ in their tasks or in their uplinks, graph and machine are returned unchanged.
     """
     seen = representative_machine(hardware, graph.n_devices)
     claims = any(task.claim for task in graph.tasks)  # one device may do what the other skips
@@ -122,7 +122,7 @@ def representative_device(
 
 
 def representative_machine(hardware: HardwareProfile, devices: int) -> HardwareProfile | None:
-    """The machine as each of some devices sees it that all do the same; None if they differ.
+    """The machine as seen by one of `devices` identical devices, or None if their uplinks differ.
 
     Behind uplinks of the same rates with as many users each, all copy at the same moments, and
     the max-min fair share of a device is an equal part of every uplink on its path.
@@ -160,5 +160,5 @@ def _replicas(graph: TaskGraph) -> bool:
 
 
 def _work(task: Task) -> tuple[object, ...]:
-    """What decides how long a task takes."""
+    """Fields that decide how long a task takes."""
     return task.op, task.token_start, task.token_stop, task.bytes, task.layers

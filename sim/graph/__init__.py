@@ -1,1 +1,1 @@
-"""The task graph that simulator and device both execute, and what is true of it."""
+"""The task graph that simulator and device both execute, with its memory, races and timeline."""

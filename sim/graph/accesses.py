@@ -67,7 +67,7 @@ class Access(NamedTuple):
 
 
 def buffer_name(buffer: Buffer) -> str:
-    """The buffer in words, with its device where that is not device 0."""
+    """Readable name of the buffer, with its device unless that is device 0."""
     name, device, *numbers = buffer
     where = f" of device {device}" if device else ""
     return f"{str(name).format(*numbers)}{where}"

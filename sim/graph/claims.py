@@ -1,9 +1,9 @@
-"""Alternatives in a static graph: who does which tokens is settled while it runs.
+"""Alternatives in a static graph: a claim decides at run time which task does a token.
 
-Tasks with the same claim are alternatives for the tokens their ranges share. Whichever starts
-first does them; a later one does what is left of its range, and is skipped where nothing is. A
-task that waits for one of the same claim and range (the second leg of a load) goes on with what
-that one got.
+Tasks with the same claim are alternatives for the tokens their ranges share. The first to start
+does them. A later task does the rest of its range, and is skipped if nothing is left. A task that
+waits for one of the same claim and range (the second leg of a load) works on the tokens that this
+one got.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Tokens = tuple[int, int]
 
 
 class Claims:
-    """What has been claimed so far in one run of `graph`."""
+    """Tokens claimed so far in one run of `graph`."""
 
     def __init__(self, graph: TaskGraph) -> None:
         self.graph = graph
@@ -26,9 +26,9 @@ class Claims:
         self._taken: dict[str, list[Tokens]] = {}
 
     def take(self, at: int) -> Tokens:
-        """The tokens that the task at position `at` does, an empty range where none are left.
+        """The tokens that the task at position `at` does; an empty range if none are left.
 
-        A task whose free tokens lie apart does all from the first to the last of them.
+        A task with separate ranges of free tokens does all from the first to the last.
         """
         task = self.graph.tasks[at]
         before = first_leg(self.graph, at)
@@ -61,7 +61,7 @@ def _same(one: Task, other: Task) -> bool:
 
 
 def _free(task: Task, taken: Sequence[Tokens]) -> Tokens:
-    """The range less what is taken at its ends."""
+    """The range without the tokens taken at its ends."""
     start, stop = task.token_start, task.token_stop
     moved = True
     while moved and start < stop:
@@ -89,7 +89,7 @@ def part_of(task: Task, tokens: Tokens) -> Task:
 
 
 def claimed(graph: TaskGraph, start_s: Sequence[float]) -> tuple[Task, ...]:
-    """What each task of a timeline did, in graph order; skipped tasks come out without tokens.
+    """Each task with the tokens it did in a timeline, in graph order; skipped tasks have none.
 
     Of tasks that start at the same moment, the one that comes first in the graph claims first.
     """
@@ -101,13 +101,13 @@ def claimed(graph: TaskGraph, start_s: Sequence[float]) -> tuple[Task, ...]:
 
 @dataclass(frozen=True, slots=True)
 class RestoreProgress:
-    """How far the two ends of a restore have come while it runs.
+    """Progress of the two ends of a restore while it runs.
 
     Args:
         now_s: seconds, from any zero.
         computed_to: the first cached token that no step has begun.
         loaded_from: the first token of the last load that has begun.
-        running: what every lane works on, and since when.
+        running: the task on every busy lane, and its start in seconds.
     """
 
     now_s: float

@@ -1,4 +1,4 @@
-"""What is asked of the model: how many sequences, how long, how many new tokens."""
+"""Jobs: a decode of several sequences, or the restore of a cached prefix."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class Workload:
 
     Args:
         batch_size: sequences decoded together, B.
-        prompt_tokens: tokens of each sequence whose KV lies in host memory at the start, S.
+        prompt_tokens: tokens of each sequence whose KV is in host memory at the start, S.
         gen_tokens: decode steps; step t attends to `prompt_tokens + t` past tokens and itself.
-        n_batches: batches that take turns in every layer (column schedule).
+        n_batches: batches that run one after another in every layer (column schedule).
         kv_bits: 8 or 4: K and V are quantised in host memory (`sim/model/kv_format.py`); None: in
             the model's element type.
 
@@ -62,7 +62,7 @@ class RestoreRequest(Workload):
     """One request whose first `cached_tokens` need not be computed; time runs to its first token.
 
     Args:
-        cached_tokens: leading tokens whose K and V (and attention inputs X) lie on the tier. The
+        cached_tokens: leading tokens whose K and V (and attention inputs X) are on the tier. The
             last token of the prompt is always computed, it makes the first new token.
         tier: `dram`, `ssd` or `net`.
         chunk_tokens: token budget of a step, the restore's and other requests' together.

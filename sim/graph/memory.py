@@ -1,4 +1,4 @@
-"""How much device and host memory a decode job takes, before anything is allocated."""
+"""Device and host memory of a decode job, computed before anything is allocated."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sim.model.spec import ModelSpec
 
 @dataclass(frozen=True, slots=True)
 class Footprint:
-    """Bytes by purpose; the sums are what is compared with a memory size."""
+    """Bytes by purpose, with their sums on device and host."""
 
     weight_bytes: int
     kv_slot_bytes: int
@@ -48,7 +48,7 @@ def layer_rows(model: ModelSpec, workload: Workload, layer: int) -> int:
 
 
 def slot_rows(graph: TaskGraph) -> list[int]:
-    """Tokens that each KV slot of a device has room for: most of any layer it serves."""
+    """Tokens that each KV slot of a device holds: the maximum over the layers it serves."""
     rows = [0] * graph.slots
     for task in graph.tasks:
         if task.op == "attention":
@@ -58,14 +58,14 @@ def slot_rows(graph: TaskGraph) -> list[int]:
 
 
 def footprint(graph: TaskGraph, cache: Sequence[HostRows] | None = None) -> Footprint:
-    """Memory that executing `graph` takes: of each device, and of the host for all of them.
+    """Memory that `graph` needs on each device, and on the host for all devices.
 
     A column schedule moves weights: two layers of those that move are on the device, all of them
     on the host. What stays resident is on the host as well, from where it came.
     The workspace is what one layer's activations need at decode (widest matrix output, in
     32-bit for the logits) plus the new token's K, V and X. A graph that stages K and V has room
-    for one layer's in pinned memory. A quantised cache has, beside each KV slot, one for the rows
-    that are loaded and for the new token's.
+    for one layer's in pinned memory. A quantised cache has, for each KV slot, a second slot for the
+    loaded rows and the new token's.
 
     Args:
         cache: rows of each layer on the host, by default those that the graph needs.
@@ -130,7 +130,7 @@ def check_fits(
 
     Args:
         cache: as for `footprint`.
-        reserve_bytes: of the device, what no job gets.
+        reserve_bytes: device memory that no job may use.
 
     Raises:
         DoesNotFit: names the memory that does not suffice, what fills it, and the smallest change.
@@ -182,7 +182,8 @@ _X_OPS = ("load_x", "store_x", "recompute_resident")
 class HostRows:
     """One layer's part of a host cache, a row for each token.
 
-    Tokens that every step recomputes need no K and V there, tokens that none does need no X.
+    Tokens that every step recomputes need no K and V on the host; tokens that no step recomputes
+    need no X.
 
     Args:
         first, stop: positions that the layer's window lets any step attend to.
@@ -212,7 +213,7 @@ class HostRows:
         return slice(start - self.x[0], stop - self.x[0])
 
     def holds(self, needed: HostRows) -> bool:
-        """Whether everything that `needed` has is here."""
+        """Whether all rows of `needed` are among these."""
         same = (self.first, self.stop) == (needed.first, needed.stop)
         gap = self.gap[0] == self.gap[1] or _within(self.gap, needed.gap)
         return same and gap and (not needed.n_x or _within(needed.x, self.x))
@@ -235,7 +236,7 @@ def all_rows(model: ModelSpec, workload: Workload) -> list[HostRows]:
 
 
 def needed_rows(graph: TaskGraph) -> list[HostRows]:
-    """What the graph's tasks load, store, or keep on the device from the start.
+    """Host rows that the graph's tasks load, store, or place on the device at the start.
 
     What stays on the device comes from the host when a job begins. Out of a quantised cache it is
     projected again, from X.

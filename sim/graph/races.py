@@ -42,7 +42,7 @@ class Race:
 
     Args:
         first, second: task ids, in graph order.
-        buffer: the buffer in words.
+        buffer: name of the buffer.
         rows: the rows that both touch, half open.
     """
 

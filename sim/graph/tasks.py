@@ -1,9 +1,9 @@
-"""The waist: a static, hashed graph of tasks that simulator and device both execute.
+"""A static, hashed graph of tasks that simulator and device both execute.
 
 A lane is one engine that works first in, first out, such as the compute stream or one copy
 direction. A task starts when every task in `deps` is done and its lane is free. Nothing else
-orders tasks of different lanes: a staging buffer that is written again while somebody still
-reads it is prevented by a dep, visible here, and by nothing hidden in an executor.
+orders tasks of different lanes: a dep, visible here, keeps a staging buffer from being
+overwritten while a task still reads it; executors add no order of their own.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ LANE_OF_OP = {
     "fetch_kv": NET,
     "fetch_x": NET,
 }
-"""Which engine runs which operation.
+"""The lane of each operation.
 
 =========== ===================================================================================
 embed       token ids -> hidden state of the new tokens
@@ -95,8 +95,8 @@ class Task:
         batch: which of the workload's batches it works on.
         layers: how many layers from `layer` on it works on.
         claim: tasks with the same claim are alternatives for the tokens that their ranges share:
-            whichever starts first does them; a later one does what is left, or is skipped. One that
-            waits for a task of the same claim and range goes on with what that one has got.
+            the first to start does them; a later one does the rest, or is skipped. A task that
+            waits for one of the same claim and range works on the tokens that this one got.
     """
 
     __pydantic_config__ = STRICT_KEYS

@@ -1,4 +1,4 @@
-"""When each task of a graph started and ended, and what that says about overlap."""
+"""Start and end of each task of a graph, and the overlap and critical path they imply."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sim.lanes import COMPUTE, COPY_LANES, TIER_LANES
 Interval = tuple[float, float]
 
 MOVING_LANES = (*COPY_LANES, *TIER_LANES)
-"""What moves K, V or X to or from the device, from wherever they are."""
+"""Lanes that move K, V or X to or from the device, from host memory or a tier."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,8 +128,8 @@ class Timeline:
     def critical_path(self) -> tuple[int, ...]:
         """Positions of the tasks that together decide the makespan, first to last.
 
-        From the last task to end, step to whichever finished last among its deps and the task
-        before it on its lane.
+        From the last task to end, step to the last to finish among its deps and the task before
+        it on its lane.
         """
         before = _lane_predecessors(self.graph)
         at = max(range(len(self.end_s)), key=self.end_s.__getitem__, default=-1)

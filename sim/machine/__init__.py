@@ -1,1 +1,1 @@
-"""What a machine is: measured curves and rates with their sources, links, composition, changes."""
+"""Machines: measured curves and rates with their sources, links, composition, availability."""

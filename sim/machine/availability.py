@@ -1,9 +1,9 @@
-"""How much of the machine there is over time: a trace of fractions, lane by lane.
+"""Availability of a machine over time: a trace of fractions, lane by lane.
 
 A trace is a CSV file with a column `start_s` and one for each lane that changes (`compute`, `h2d`,
 `disk`, `net`), or a TOML file with one `[[at]]` table for each row. A fraction of 0.5 means half
-of what the plan assumes, from that time on until the next row; a lane without a column always
-has all of it.
+of what the plan assumes, from that time on until the next row; a lane without a column is always
+fully available.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Availability:
 
     Raises:
         BadInput: times that do not rise, an unknown lane, a fraction below 0, or a last step in
-            which a lane stands still for ever.
+            which a lane has fraction 0, so that it never ends.
     """
 
     steps: tuple[Step, ...] = ()

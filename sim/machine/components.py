@@ -1,7 +1,7 @@
-"""A machine put together: what computes, and what it hangs on.
+"""A machine composed of a device and a host with its links.
 
-One device sits in many hosts, so its figures and those of the host's links are separate files,
-and `h100-sxm+pcie5-x16` names the machine made of both.
+One device is sold in many hosts, so device and links are separate files, and
+`h100-sxm+pcie5-x16` names the machine made of both.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ class ComputePart:
     """A device without its host: how fast it computes and how much it holds.
 
     Args:
-        dtype: element type that the figures hold for.
+        dtype: element type that the rates and tables hold for.
         usual_link: name of the link part that it is mostly sold with.
-        environment: where the figures were measured: package, system, engine, versions.
+        environment: origin of the measurements: package, system, engine, versions.
         checks: how well the tables predict their own points.
     """
 

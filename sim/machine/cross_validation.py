@@ -1,4 +1,4 @@
-"""How well a profile's tables predict their own points: leave one out, read it from the rest.
+"""Leave-one-out errors of a profile's tables: each point predicted from the others.
 
 Only inner points are checked: beyond the ends of a table nothing is interpolated. The gap that a
 dropped point leaves is wider than any that the cost model reads across, so on smooth curves these
@@ -95,7 +95,7 @@ def _rows_misses(table: UtilisationTable, lines: Sequence[Sequence[list[int]]]) 
 def _shape_misses(
     rows: Sequence[int], sizes: Sequence[int], lines: Sequence[list[int]], name: str
 ) -> Iterator[Miss]:
-    """Shapes along one axis, each from the two beside it; `name` has places for size and m."""
+    """Shapes along one axis, each from its two neighbours; `name` has places for size and m."""
     for at in range(1, len(sizes) - 1):
         weight = log(sizes[at] / sizes[at - 1]) / log(sizes[at + 1] / sizes[at - 1])
         for m, low, share, high in zip(rows, *lines[at - 1 : at + 2], strict=False):

@@ -2,8 +2,8 @@
 
 Inside the sampled range times are interpolated linearly: kernels and copies are close to
 `a + b * work`, and blending logarithms of a straight line is biased upwards. Above the range
-the achieved rate of the last sample is held, below it the first sample is a floor. Either way
-the answer says that it left the calibrated range.
+the achieved rate of the last sample is held, below it the first sample is a floor. In both
+cases the result is marked as out of the calibrated range.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from sim.files import STRICT_KEYS
 
 
 def locate(axis: tuple[float, ...], value: float) -> tuple[int, float, float, bool]:
-    """Where `value` falls on `axis`: lower index, blend weight, rate-holding scale, in range."""
+    """Position of `value` on `axis`: lower index, blend weight, rate-holding scale, in range."""
     if value <= axis[0]:
         return 0, 0.0, 1.0, value == axis[0]
     last = len(axis) - 1
@@ -53,7 +53,7 @@ class Curve:
         _check_seconds(self.seconds, "work", len(self.work))
 
     def at(self, work: float) -> tuple[float, bool]:
-        """Seconds for `work`, and whether it lies in the sampled range."""
+        """Seconds for `work`, and whether it is in the sampled range."""
         low, weight, scale, inside = locate(self.work, work)
         high = min(low + 1, len(self.work) - 1)
         seconds = self.seconds[low] * (1.0 - weight) + self.seconds[high] * weight
@@ -87,7 +87,7 @@ class Grid:
             _check_seconds(row, "columns", len(self.columns))
 
     def at(self, row: float, column: float) -> tuple[float, bool]:
-        """Seconds at (row, column), bilinear, and whether it lies in the sampled range."""
+        """Seconds at (row, column), bilinear, and whether it is in the sampled range."""
         low, weight, scale, inside = locate(self.rows, row)
         high = min(low + 1, len(self.rows) - 1)
         below, inside_below = Curve(self.columns, self.seconds[low]).at(column)
@@ -117,7 +117,7 @@ class RaggedGrid:
             raise BadInput(f"curves must hold {len(self.rows)} curves, one for each row.")
 
     def at(self, row: float, column: float) -> tuple[float, bool]:
-        """Seconds at (row, column), linear along both, and whether it lies in the sampled range."""
+        """Seconds at (row, column), linear along both, and whether it is in the sampled range."""
         low, weight, scale, inside = locate(self.rows, row)
         high = min(low + 1, len(self.rows) - 1)
         seconds = 0.0

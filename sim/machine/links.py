@@ -1,4 +1,4 @@
-"""How a machine moves bytes and hands over work: copy directions, shared paths, interference."""
+"""Links of a machine: copy directions, shared paths, interference, launch costs."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class Links:
     host: Link | None = None
 
     def of(self, lane: str) -> Link:
-        """The figures of a lane that copies; raises NotMeasured where there are none."""
+        """The link of a copy lane; raises NotMeasured if the profile has none."""
         link: Link | None = getattr(self, lane)
         if link is None:
             raise NotMeasured(
@@ -104,12 +104,12 @@ class Interference:
 
 @dataclass(frozen=True, slots=True)
 class Dispatch:
-    """What it costs to hand work to the device and from one lane to another.
+    """Cost of launching work on the device and of handing over between lanes.
 
     The host spends `task_s` on every task and `kernel_s` on each kernel it launches or `copy_s` on
     its copy; a host that falls behind delays the lanes. A lane starts its next task `gap_s` after
     the one before, and `handover_s` after the end of a task of another lane that it waited for.
-    Lanes are held for `head_start_s` while the host already issues. Work that a lane is handed only
+    Lanes wait `head_start_s` while the host already launches. Work that a lane is handed only
     when its turn has come, as in a restore, starts `turn_s` after what it waited for; 0 means the
     same pauses as for work that is queued ahead. On the device a task takes `compute_task_s` or
     `copy_task_s` longer than its kernels or its copy: for its events, and for starting up.
@@ -134,7 +134,7 @@ class Dispatch:
                 raise BadInput(f"dispatch.{name}(={getattr(self, name)}) must be in [0, 1) s.")
 
     def in_turn(self) -> Dispatch:
-        """The pauses of work that is handed over when its turn has come."""
+        """The same costs for work that is launched only when its turn comes."""
         return self if not self.turn_s else replace(self, gap_s=self.turn_s, handover_s=self.turn_s)
 
 

@@ -1,7 +1,7 @@
-"""What a machine needs to know of itself to restore a cached prefix: prefill, and tiers.
+"""Rates of a machine for restoring a cached prefix: prefill, and tiers behind host memory.
 
-A profile holds this as its `restore` block; one without it can still restore from host memory,
-with its matrix-product rate taken for attention, and says that it left its calibrated range.
+A profile holds this as its `restore` block. Without the block a restore from host memory uses the
+matmul rate for attention, and the estimate is marked as out of the calibrated range.
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ class QueryHeads:
         )
 
     def at(self, n_heads: float, n_tokens: float) -> tuple[float, bool]:
-        """Seconds of a whole prompt of `n_tokens`, and whether it lies in the sampled range.
+        """Seconds of a whole prompt of `n_tokens`, and whether it is in the sampled range.
 
-        Time grows with the square of the tokens, so that its root is read linearly along them.
+        Time grows with the square of the tokens, so its root is interpolated linearly.
         """
         roots = [curve.rooted().at(n_tokens) for curve in self.fan.curves]
         over_heads = Curve(self.fan.rows, tuple(root * root for root, _ in roots))
@@ -73,11 +73,11 @@ class PrefillTable:
 
 @dataclass(frozen=True, slots=True)
 class Prefill:
-    """Computing from token ids: what the matrix-product figures do not tell.
+    """Costs of prefill that the matmul tables do not hold.
 
     Args:
         attention_flops_per_s: rate of causal attention of a chunk over everything before it.
-        step_s: what a step costs besides, however few tokens it has.
+        step_s: fixed cost of a step, independent of its tokens.
         eight_bit_speedup: matrix products with 8-bit weights against 16-bit ones.
         heads: attention that was measured over whole prompts, instead of its one rate.
         tables: attention that was measured chunk by chunk, instead of both.
@@ -137,7 +137,7 @@ class Tier:
 
     @property
     def paced_bytes_per_s(self) -> float | None:
-        """The pace that a device keeps; None where it reads as fast as it can."""
+        """The rate that a device emulates; None if it reads at full speed."""
         measured = self.lane == DISK and self.bytes_per_s.source == "measured"
         return None if measured else self.bytes_per_s.value
 
@@ -191,7 +191,7 @@ class Restore:
         return replace(self, tiers=(*others, tier))
 
     def with_tables_of(self, other: Restore) -> Restore:
-        """The same machine with the attention tables of another block of it too."""
+        """This block with the attention tables of another block of the same machine."""
         if self.prefill is None or other.prefill is None:
             return replace(self, prefill=self.prefill or other.prefill)
         shapes = {

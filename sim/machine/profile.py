@@ -76,8 +76,8 @@ class AttentionTable:
 class KvHeads:
     """Measured seconds of one decode attention over (KV heads of all sequences, context).
 
-    The query heads of a group share what they read, and sequences go on side by side like KV
-    heads, so that one table holds for every batch and head count.
+    The query heads of a group share their reads, and sequences run in parallel like KV heads, so
+    one table holds for every batch and head count.
     """
 
     __pydantic_config__ = STRICT_KEYS
@@ -146,7 +146,7 @@ class Memory:
 
     Args:
         device_bytes, host_bytes: all there is; measured, what was free.
-        device_reserve_bytes: what no job gets of it: the driver's context, the libraries'
+        device_reserve_bytes: memory that no job may use: the driver's context, the libraries'
             workspaces and gaps between allocations. Nothing where free memory was measured.
     """
 
@@ -167,7 +167,7 @@ class Memory:
 
     @property
     def job_device_bytes(self) -> float:
-        """What a job may use of the device."""
+        """Device memory that a job may use."""
         return self.device_bytes - self.device_reserve_bytes
 
 
@@ -175,7 +175,7 @@ class Memory:
 class HardwareProfile:
     """One device with its host and links; every block says where its numbers come from.
 
-    `dtype` is the element type the compute figures hold for. `device_kind` names the backend
+    `dtype` is the element type that the compute tables hold for. `device_kind` names the backend
     that can run plans made for it (`cpu`, `cuda`), or `none` for paper and datasheet profiles.
     `samples` are what its tables are the medians of, where they were kept. Nothing is priced by
     them: they do not tell two profiles apart, and only the profile's own file holds them, and so
@@ -254,7 +254,7 @@ class HardwareProfile:
         return cls.from_dict(read_json(path, "hardware-profile"), str(path))
 
     def with_tables_of(self, other: HardwareProfile) -> HardwareProfile:
-        """The machine with the tables of another profile of it too; its own come first.
+        """This profile with the tables of another profile of the same machine; its own come first.
 
         Everything that is not a table, such as links, stays as it is here.
         """

@@ -1,4 +1,4 @@
-"""Where a number comes from."""
+"""The source of each number, and the samples behind measured ones."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def weakest(*sources: Source) -> Source:
 
 @dataclass(frozen=True, slots=True)
 class SourcedValue:
-    """One number with where it comes from; its name and unit are those of the field it is in."""
+    """A number with its source; the field that holds it gives its name and unit."""
 
     __pydantic_config__ = STRICT_KEYS
 
@@ -38,7 +38,7 @@ DIGITS = 4
 """Significant digits that are kept; repeats of a point differ in the third."""
 
 Point = tuple[str | int, ...]
-"""What was measured, and at which size.
+"""The quantity and size of a measurement.
 
 ================================================== =============================================
 gemm, n, k, m                                      seconds of `[m, k] x [k, n]`
@@ -48,7 +48,7 @@ elementwise, bytes                                 seconds of one element-wise k
 copied, bytes                                      seconds of one copy within device memory, over
                                                    bytes read and written
 link, lane, bytes                                  seconds of one copy in direction `lane`
-pace, lane, other                                  pace of `lane` while `other` works, 1 if alone
+pace, lane, other                                  pace of `lane` while `other` works, 1 if idle
 prefill, n_heads, n_kv_heads, head_dim, tokens,    seconds of causal attention of a chunk whose
 first_keys                                         first token attends to so many keys
 step                                               seconds of what a step of prefill does besides
@@ -63,7 +63,7 @@ turn                                               seconds between two tasks tha
 
 @dataclass(frozen=True, slots=True)
 class Samples:
-    """All that was measured at one point, in the order of measuring."""
+    """All measurements of one point, in order."""
 
     __pydantic_config__ = STRICT_KEYS
 
@@ -79,7 +79,7 @@ class Samples:
 
     @classmethod
     def rounded(cls, point: Point, values: Iterable[float]) -> Samples:
-        """Samples as they are kept."""
+        """Samples rounded to `DIGITS` digits."""
         return cls(point, tuple(float(f"{value:.{DIGITS}g}") for value in values))
 
 

@@ -1,4 +1,4 @@
-"""How well a device does matrix products of any shape: utilisation over m, n and k.
+"""Utilisation of a device by matmuls of any shape, over m, n and k.
 
 Published operator timings cover a grid of shapes. From one shape to the next the share of the
 possible rate changes little where seconds change a lot, so that share is what is read between
@@ -99,8 +99,8 @@ class UtilisationTable:
     def curve(self, n: int, k: int) -> tuple[Curve, bool]:
         """Seconds over rows m for weights `[k, n]`, and whether shapes around it were measured.
 
-        Utilisation is blended between the measured corners of the cell that (n, k) lies in; out of
-        the grid that of its edge is held.
+        Utilisation is blended between the measured corners of the grid cell around (n, k); outside
+        the grid the utilisation of its edge is used.
         """
         low_n, weight_n, inside_n = _locate(self.n, n)
         low_k, weight_k, inside_k = _locate(self.k, k)
@@ -138,7 +138,7 @@ class UtilisationTable:
         return self.shares(n_at, k_at)
 
     def faster(self, flops: float, hbm: float) -> UtilisationTable:
-        """The table of a device whose two rates are multiplied: utilisation stays."""
+        """The table with both peak rates multiplied; utilisation is unchanged."""
         return replace(
             self, flops_per_s=self.flops_per_s * flops, bytes_per_s=self.bytes_per_s * hbm
         )

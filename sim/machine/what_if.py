@@ -1,4 +1,4 @@
-"""Changes of a machine that a question may ask for, in the words of `--set` and of studies."""
+"""What-if changes of a machine, named as in `--set` and in studies."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ RATES: dict[str, tuple[str, Callable[[HardwareProfile], float]]] = {
 
 
 def with_rate(hardware: HardwareProfile, key: str, rate: float) -> HardwareProfile:
-    """The machine with one of `RATES` set, in bytes or operations a second.
+    """The machine with one of `RATES` set, in bytes/s or operations/s.
 
     Raises:
-        NotMeasured: the profile has no figure for that part.
+        NotMeasured: the profile has no rate for that part.
     """
     part, present = RATES[key]
     return hardware.with_faster(part, rate / present(hardware))
@@ -46,10 +46,10 @@ def in_dtype_of(model: ModelSpec, hardware: HardwareProfile, chosen: bool) -> Mo
     """The model in the profile's element size.
 
     Args:
-        chosen: whether somebody chose the model's dtype, which is then not changed.
+        chosen: whether the user chose the model's dtype, which is then not changed.
 
     Raises:
-        BadInput: the chosen dtype has another size than the profile's figures are for.
+        BadInput: the chosen dtype has another size than the profile's.
     """
     if DTYPE_BYTES[model.dtype] == DTYPE_BYTES[hardware.dtype]:
         return model

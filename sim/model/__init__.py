@@ -1,1 +1,1 @@
-"""What a model is: layers and heads, config files, kernels of an operation, formats of K and V."""
+"""Models: layers and heads, config files, kernels of an operation, formats of K and V."""

@@ -94,7 +94,7 @@ def _opt(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _gated(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What the families with RMS norm, rotary positions and gated MLPs share."""
+    """Fields shared by the families with RMS norm, rotary positions and gated MLPs."""
     heads = config["num_attention_heads"]
     attention_bias = bool(config.get("attention_bias", False))
     return {

@@ -88,7 +88,7 @@ def latent_kernels(op: str, attended: DecodeAttention, rows: int, model: ModelSp
 
     K and V of a head are never built: a query is multiplied by the key half of W^UKV (d_n to r
     elements a head) before it meets the latents, and the mixed latents by the value half (r to
-    d_v) behind them. Each product of all heads is priced as one of the same FLOPs and weights.
+    d_v) behind them. The products of all heads are costed as one with the same FLOPs and weights.
     Source: DeepSeek-V2 (arXiv 2405.04434), section 2.1.2 and appendix C.
     """
     mla, size, heads = model.mla, model.element_bytes, model.n_heads
@@ -132,7 +132,7 @@ def expert_kernels(moe: MixtureOfExperts, rows: int, model: ModelSpec) -> list[K
     """Kernels of the MLP of a layer with experts, for `rows` tokens.
 
     Read are the weights of the experts that the tokens touch on average, computed the FLOPs of
-    those each token passes through. Dense layers are priced like the others: by design their one
+    those each token passes through. Dense layers cost the same: by design their one
     MLP is about as wide as a token's experts (DeepSeek-V2-Lite 10944 and 8 x 1408, V3 18432 and
     9 x 2048).
     """

@@ -1,9 +1,9 @@
-"""How K and V lie in host memory: as the model computes them, or quantised in groups.
+"""The layout of K and V in host memory: as the model computes them, or quantised in groups.
 
 A group is `GROUP` consecutive elements of one head of K or of V; it has codes of 8 or 4 bits, and
 one scale and one minimum of 16 bits each: `x = minimum + scale * code`. K and V of one token of one
 sequence in one layer are a row of bytes, first all codes, then all scales, then all minimums. Rows
-lie token after token, so that any range of tokens is one contiguous copy.
+are stored in token order, so that any range of tokens is one contiguous copy.
 
 Group-wise asymmetric quantisation of a cache: FlexGen, arXiv 2303.06865, section 4.3.
 """
@@ -63,7 +63,7 @@ class QuantisedRow:
 
 
 def check_kv_bits(bits: int | None) -> None:
-    """Refuse other widths of a code than there are.
+    """Accept the widths of a code that exist.
 
     Raises:
         BadInput: neither None, 8 nor 4.
@@ -75,5 +75,5 @@ def check_kv_bits(bits: int | None) -> None:
 
 
 def host_kv_token_bytes(model: ModelSpec, kv_bits: int | None) -> int:
-    """Bytes of K and V of one token of one sequence in one layer, as they lie on the host."""
+    """Bytes of K and V of one token of one sequence in one layer, in host memory."""
     return model.kv_token_bytes if kv_bits is None else QuantisedRow.of(model, kv_bits).bytes

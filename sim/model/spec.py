@@ -222,7 +222,7 @@ class ModelSpec:
         return max(0, past + 1 - self.sliding_window)
 
     def layer_context(self, layer: int, past: int) -> int:
-        """How many of `past` past tokens `layer` attends to."""
+        """Number of the `past` past tokens that `layer` attends to."""
         return past - self.first_token(layer, past)
 
     @property

@@ -1,4 +1,4 @@
-"""How far predictions are off over all recordings, case by case.
+"""Errors of the predictions of all recordings, case by case.
 
 A recording is a folder with `cases/<case>/`, each holding `measured.json.gz` (graph, machine and
 measured timelines) and `case.json` (policy, tolerance). Predictions are not stored: every
@@ -29,7 +29,7 @@ MEASURED = "measured.json.gz"
 PROFILE = "profile.json"
 
 TOLERANCE_FRAC = {"cpu": 0.10, "cuda": 0.05}
-"""Most that a steady case may be off, by kind of device; a noisy one twice its spread."""
+"""Largest allowed error of a steady case by device kind; a noisy case may have twice its spread."""
 
 DISTINCT_FRAC = 0.01
 """Measured makespans that differ by less are not put in an order."""
@@ -37,7 +37,7 @@ DISTINCT_FRAC = 0.01
 
 @dataclass(frozen=True, slots=True)
 class RecordedCase:
-    """Whose plan was measured, and how far off a prediction of it may be.
+    """The policy of a measured plan, and the allowed error of its prediction.
 
     Args:
         tolerance_frac: of makespan, overlap and exposed copy time.
@@ -170,7 +170,7 @@ class Accuracy:
 
     @property
     def ratio_errors_frac(self) -> list[float]:
-        """How far off ratios of two policies' makespans on one shape are, smallest first."""
+        """Errors of the ratio of two policies' makespans on one shape, smallest first."""
         pairs = [pair for group in self._shapes() for pair in combinations(group, 2)]
         return sorted(
             abs(
@@ -228,7 +228,7 @@ def case_folders(root: Path) -> list[Path]:
 
 
 def assess(root: Path) -> Accuracy:
-    """Predict every recorded case under `root` anew and compare.
+    """Accuracy of today's predictions of every recorded case under `root`.
 
     Raises:
         BadFile: `root` holds no case.
@@ -260,7 +260,7 @@ def assess_kind(root: Path, device_kind: str) -> Accuracy:
 
 
 def assess_case(folder: Path) -> CaseAccuracy:
-    """Predict one recorded case anew and compare.
+    """Accuracy of today's prediction of one recorded case.
 
     Raises:
         BadFile: a file of the case is absent, unreadable or inconsistent.

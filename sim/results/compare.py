@@ -31,7 +31,7 @@ class TaskError:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """How far a prediction was off; errors are predicted minus measured.
+    """Errors of a prediction: predicted minus measured.
 
     Args:
         measured_makespan_s: median over the repeats.

@@ -1,4 +1,4 @@
-"""A graph as the fast engine's loops take it: arrays, made once for all machines."""
+"""The arrays of a graph for the fast engine, made once for all machines."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class GraphArrays:
 
     @classmethod
     def of(cls, graph: TaskGraph) -> GraphArrays:
-        """Raises BadInput where a task has something that this engine does not know."""
+        """Raises BadInput where a task uses a field that this engine does not read."""
         check_known([graph])
         check_known(graph.tasks)
         used = {lane for _, lane in graph.lanes}
@@ -87,10 +87,10 @@ class GraphArrays:
 
 
 def arrays_of(graph: TaskGraph) -> GraphArrays:
-    """The arrays of a graph, made once and kept with it.
+    """The arrays of a graph, made once and cached on it.
 
     Raises:
-        BadInput: a task has something that this engine does not know.
+        BadInput: a task uses a field that this engine does not read.
     """
     made = graph.__dict__.get(CACHE_KEY)
     if made is None:

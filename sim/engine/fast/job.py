@@ -64,7 +64,7 @@ class FastJob:
         availability: Availability = ALWAYS,
         release_s: Mapping[str, float] | None = None,
     ) -> FastJob:
-        """Raises BadInput where an argument has something that this engine does not know."""
+        """Raises BadInput where an argument uses a field that this engine does not read."""
         links = hardware.links
         parts = [hardware, links, links.h2d, links.d2h, links.host, hardware.dispatch]
         check_known([*parts, *hardware.interference, *hardware.uplinks])
@@ -135,7 +135,7 @@ class FastJob:
             )
 
     def timeline(self) -> Timeline:
-        """When every task starts and ends: the reference within rounding."""
+        """Start and end of every task: those of the reference within 1e-9."""
         self.run()
         start_s, end_s = self.runs["start_s"].tolist(), self.runs["end_s"].tolist()
         return Timeline(self.graph, tuple(start_s), tuple(end_s))
@@ -163,10 +163,10 @@ def kind_costs_of(arrays: GraphArrays, uncontended: Uncontended) -> Records:
 def sharing_of(
     arrays: GraphArrays, hardware: HardwareProfile, availability: Availability
 ) -> Sharing | None:
-    """None where nothing can slow a running task down and nothing is claimed.
+    """Contention of the machine, or None if no task can be slowed down or claimed.
 
     Args:
-        hardware: with those uplinks only that devices share.
+        hardware: with only the uplinks that devices share.
     """
     slowing = [entry for entry in hardware.interference if entry.rate < 1.0]
     uplinks = hardware.uplinks
@@ -194,7 +194,7 @@ def sharing_of(
 
 
 class Resizable:
-    """A graph on a machine, some of whose tasks change their size.
+    """A graph on a machine that is simulated with other sizes of some tasks.
 
     Args:
         ops: operations of those tasks. What they move is in proportion to their tokens.
@@ -216,7 +216,7 @@ class Resizable:
         return float(self._job.runs["end_s"].max())
 
     def _cost(self, task: Task, count: int) -> tuple[float, float]:
-        """Seconds alone, and bytes a second that a copy then uses of its link."""
+        """Uncontended seconds, and the link rate in bytes/s of a copy during them."""
         key = task.op, count
         if key not in self._costs:
             n_bytes = task.bytes // task.n_tokens * count

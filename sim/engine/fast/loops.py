@@ -23,7 +23,7 @@ NO_PACE = -1.0
 """Of a task that has just started, so that its first pace, 0 too, counts as a change."""
 
 NOTHING, PART, WHOLE = 0, 1, 2
-"""How much of its tokens a claim leaves a task."""
+"""Share of its tokens that a claim leaves a task."""
 
 
 class Work(NamedTuple):
@@ -36,7 +36,7 @@ class Work(NamedTuple):
 
 
 class Sharing(NamedTuple):
-    """What slows tasks down while they run.
+    """Rates that slow tasks down while they run.
 
     Args:
         change_s: [S + 1], when availability changes, infinite at last.
@@ -55,12 +55,12 @@ class Sharing(NamedTuple):
 
 
 class State(NamedTuple):
-    """How far a run has come.
+    """State of a run.
 
     Args:
         lanes: [D * L] of LANE.
         busy: [D], the set of busy lanes of each device.
-        changes: [1], how many changes of availability have been.
+        changes: [1], number of past changes of availability.
         runs: [N] of RUN.
     """
 
@@ -83,7 +83,7 @@ def prepare(
     ahead_s: float,
     runs: Records,
 ) -> None:
-    """What each task needs, and when the host thread of its device, in graph order, issues it.
+    """Fill in the cost of each task, and its launch by the host thread of its device.
 
     Args:
         kind_costs: of KIND_COST, by kind of task.
@@ -103,7 +103,7 @@ def prepare(
 def run_uncontended(
     places: Records, deps: Ints, n_queues: int, gap_s: float, handover_s: float, runs: Records
 ) -> None:
-    """Nothing is shared: every task starts as soon as host, deps and lane allow.
+    """Run without contention: every task starts as soon as host, deps and lane allow.
 
     Args:
         n_queues: D * L.
@@ -131,12 +131,11 @@ def begin(work: Work, state: State, handover_s: float) -> None:
 
 @compiled
 def run_events(work: Work, sharing: Sharing, state: State, gap_s: float, handover_s: float) -> int:
-    """Event after event: whenever a task starts or ends, the paces of the others are set again.
+    """Process events until the end; a start or an end changes the paces of other tasks.
 
     Returns:
-        The position of a task that has got a part of its tokens, once the caller has to say what
-        that part needs (`uncontended_s` and `demand_bytes_per_s` of its run) and call again;
-        NOBODY when all is done.
+        The position of a task that got a part of its tokens: the caller sets `uncontended_s` and
+        `demand_bytes_per_s` of its run for that part, and calls again. NOBODY at the end.
     """
     lanes, busy, runs = state.lanes, state.busy, state.runs
     n_lanes = sharing.shares.size
@@ -188,7 +187,7 @@ def run_events(work: Work, sharing: Sharing, state: State, gap_s: float, handove
 
 @compiled
 def _soonest(lanes: Records) -> int:
-    """The lane with the next event; of several, those without a claim first, then by position."""
+    """The lane with the next event; ties go to lanes without a claim, then by position."""
     best = 0
     for number in range(1, lanes.size):
         one, other = lanes[number], lanes[best]
@@ -212,7 +211,7 @@ def _set_head(lane: Any, places: Records, runs: Records, task: int) -> None:
 
 @compiled
 def _find_start(lane: Any, work: Work, runs: Records, now_s: float, handover_s: float) -> None:
-    """Step over the head's deps that are done; after the last its start is known."""
+    """Advance over the head's finished deps; after the last, set its start."""
     if lane.head == NOBODY:
         return
     place = work.places[lane.head]
@@ -228,7 +227,7 @@ def _find_start(lane: Any, work: Work, runs: Records, now_s: float, handover_s: 
 
 @compiled
 def _claim(claims: Records, taken: Ints, row: int) -> int:
-    """Settle, as `Claims.take` of `sim.graph.claims`, which of its tokens a task does: how many."""
+    """Claim tokens for a task as `sim.graph.claims.Claims.take`; returns NOTHING, PART or WHOLE."""
     mine = claims[row]
     mine.got_start, mine.got_stop = mine.start, mine.stop
     if mine.first_leg != NOBODY:
@@ -252,7 +251,7 @@ def _claim(claims: Records, taken: Ints, row: int) -> int:
 
 @compiled
 def _mark_taken(claims: Records, taken: Ints, row: int) -> None:
-    """Join what a task has got with the stretches that it touches."""
+    """Merge the tokens of a task with the taken intervals that they touch."""
     mine = claims[row]
     mine.taken_start, mine.taken_stop = mine.got_start, mine.got_stop
     before, at = NOBODY, taken[mine.group]
@@ -283,7 +282,7 @@ def _start_or_stop(lane: Any, uncontended_s: float, now_s: float) -> None:
 
 @compiled
 def _set_paces(device: int, sharing: Sharing, state: State, now_s: float) -> None:
-    """Where the pace of a device's lane changes, book progress so far and foresee the end anew."""
+    """Where the pace of a device's lane changes, book its progress and predict its new end."""
     n_lanes = sharing.shares.size
     for at in range(n_lanes):
         lane = state.lanes[device * n_lanes + at]

@@ -59,7 +59,7 @@ def derive_part(system: SystemTables, name: str, usual_link: str | None = None) 
             system's file names.
 
     Raises:
-        BadFile: a table holds nothing of what is needed, or the system's file lacks a figure.
+        BadFile: a table lacks the needed rows, or the system's file lacks a number.
     """
     origin = f"{PACKAGE} {system.package_version}, {system.system}"
     run = f"{origin}, {system.engine} {system.engine_version}"

@@ -1,8 +1,8 @@
 """The tables that the package aiconfigurator-core ships, read from its files.
 
 Its code is never imported: each table is a Parquet file under
-`systems/data/<system>/<family>/<engine>/<version>/`, beside `systems/<system>.yaml` with the
-datasheet's figures. Times are in milliseconds there and in seconds here.
+`systems/data/<system>/<family>/<engine>/<version>/`; `systems/<system>.yaml` holds the datasheet's
+numbers. Times are in milliseconds there and in seconds here.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ DTYPE = "bfloat16"
 EIGHT_BITS = "fp8"
 
 Shape = tuple[int, ...]
-"""What was timed: (m, n, k), or (batch, heads, KV heads, head size, tokens) of an attention."""
+"""Shape of a timing: (m, n, k), or (batch, heads, KV heads, head size, tokens) of an attention."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,7 @@ class SystemTables:
     Args:
         peaks: the `gpu` block of the system's file, in SI units.
         pcie_bytes_per_s: raw rate of its PCIe.
-        device: what the timings say they were taken on.
+        device: name of the timed device, as given in the timings.
     """
 
     system: str
@@ -60,7 +60,7 @@ class SystemTables:
         Raises:
             ModuleNotFoundError: the package is not installed.
             UnknownName: it has no such system, engine or version; the message lists what it has.
-            BadFile: a file of it lacks what is needed here.
+            BadFile: a file of the package lacks a needed entry.
         """
         known = system_names()
         if system not in known:
@@ -143,7 +143,7 @@ def _package_version() -> str:
 
 
 def _datasheet(path: Path) -> tuple[dict[str, float], float]:
-    """The figures of a system's `gpu` block, and the rate of its PCIe."""
+    """The numbers of a system's `gpu` block, and its PCIe rate in bytes/s."""
     import yaml
 
     try:

@@ -46,25 +46,30 @@ def test_what_no_load_can_take_is_refused(frac):
         check_competition(trace((0.0, frac), (1.0, 1.0)))
 
 
-def test_a_spinning_thread_keeps_its_share_and_has_all_again_behind_the_last_step():
+def test_a_load_leaves_its_fraction_and_the_whole_core_after_its_last_step():
+    """Another process can take the core in any attempt, so one of five has to show the change."""
+    tries = (shares_with_and_without_load() for _ in range(5))
+    assert any(with_load < 0.5 and without_load > with_load for with_load, without_load in tries)
+
+
+def shares_with_and_without_load() -> tuple[float, float]:
+    """Fractions of a core that a thread gets during a load to 25 %, and after its end."""
     core, everywhere = compute_core(), os.sched_getaffinity(0)
     load = CompetingLoad(core, trace((0.0, 0.25), (0.4, 1.0)))
     os.sched_setaffinity(0, {core})
     try:
         begun_s = time.perf_counter()
         load.follow(begun_s)
-        beside = spin_until(begun_s + 0.35)
+        with_load = spin_until(begun_s + 0.35)
         time.sleep(0.1)
-        back_to_back = spin_until(begun_s + 0.7)
+        return with_load, spin_until(begun_s + 0.7)
     finally:
         os.sched_setaffinity(0, everywhere)
         load.end()
-    assert beside < 0.5  # a busy machine may leave less, never more
-    assert back_to_back > beside
 
 
 def spin_until(until_s: float) -> float:
-    """Part of its core that this thread had while it did nothing but look at the clock."""
+    """Fraction of its core that this thread gets while it polls the clock."""
     wall_s, worked_s = time.perf_counter(), time.thread_time()
     while time.perf_counter() < until_s:
         pass

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
 
 from kvoverlap.cli.options import Json
 from kvoverlap.cli.output import annotate, print_json, say, table
@@ -30,7 +33,7 @@ COLUMNS = (
 
 def accuracy(
     *,
-    recordings: Path = RECORDINGS,
+    recordings: Annotated[Path, Parameter(show_default=False)] = RECORDINGS,
     gate: bool = False,
     markdown: Path | None = None,
     json: Json = False,

@@ -189,12 +189,15 @@ def simulate(
     Raises:
         KvOverlapError: a graph without `hardware`, or a machine without a rate that is needed.
     """
+    from planner.restore import RestorePlan
+
     if isinstance(planned, TaskGraph):
         if hardware is None:
             raise KvOverlapError("simulate(hardware) is missing: a graph names no machine.")
         return _simulate(planned, _hardware(hardware), engine)
     machine = planned.hardware if hardware is None else _hardware(hardware)
-    return _simulate(planned.simulated_graph(), machine, engine)
+    trace = planned.availability if isinstance(planned, RestorePlan) else ALWAYS
+    return _simulate(planned.simulated_graph(), machine, engine, trace)
 
 
 def run(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -50,7 +51,7 @@ class OutOfTime(KvOverlapError):
 
 
 @dataclass(frozen=True)
-class Case:
+class Case(ABC):
     """One plan of a grid with its measurement."""
 
     name: str
@@ -69,9 +70,9 @@ class Case:
         facts = {"name": self.name, "policy": self.plan.policy}
         return {**facts, **self.job_facts(), **self.comparison.to_dict()}
 
+    @abstractmethod
     def job_facts(self) -> dict[str, Any]:
         """The job and what the plan decided, for the report."""
-        raise NotImplementedError
 
 
 class PreparedSetting(Protocol):

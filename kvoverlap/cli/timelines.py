@@ -74,6 +74,7 @@ def simulate_verb(
                 split,
                 loaded.schedule,
                 loaded.residency,
+                loaded.gpus,
             )
         edited.save(plan_out)
     report_prediction(timeline, loaded.hardware, result)

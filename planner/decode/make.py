@@ -104,16 +104,18 @@ def plan_split(
     split: Sequence[Sequence[int]],
     schedule: str = "row",
     residency: Residency | None = None,
+    gpus: int = 1,
 ) -> Plan:
     """The plan of a split chosen by hand, with policy name `edited`.
 
     Args:
         residency: resident data, by default none.
+        gpus: as in `make_plan`.
 
     Raises:
         BadInput, DoesNotFit, PlannerFailed: as `make_plan`.
     """
-    planner = DecodePlanner(model, hardware, workload, schedule)
+    planner = DecodePlanner(model, hardware, workload, schedule, gpus)
     choice = Choice([list(row) for row in split], residency or planner.nothing_kept)
     return _choice_plan(planner, "edited", choice)
 

@@ -12,6 +12,7 @@ import pytest
 
 import kvoverlap
 from kvoverlap import KvOverlapError, Workload
+from sim.machine.availability import Availability, Step
 
 TUTORIAL = Path(__file__).resolve().parents[2] / "docs" / "python.md"
 FUNCTIONS = [name for name in kvoverlap.__all__ if inspect.isfunction(getattr(kvoverlap, name))]
@@ -62,3 +63,12 @@ def test_a_graph_alone_has_no_machine_and_other_files_are_refused(tmp_path):
     other.write_text('{"kind": "thesis"}')
     with pytest.raises(KvOverlapError, match="thesis"):
         kvoverlap.load(other)
+
+
+def test_a_restore_plan_is_simulated_under_its_own_availability():
+    trace = Availability((Step(0.0, (("h2d", 0.5),)),))
+    request = kvoverlap.RestoreRequest(prompt_tokens=2048, cached_tokens=2047)
+    made = kvoverlap.restore("opt-125m", "h100", request, policy="load-only", availability=trace)
+    assert kvoverlap.simulate(made).makespan_s == pytest.approx(made.ttft_s, rel=1e-9)
+    idle = kvoverlap.restore("opt-125m", "h100", request, policy="load-only")
+    assert made.ttft_s > idle.ttft_s

@@ -167,6 +167,31 @@ def test_edited_plan_runs_only_after_a_new_simulation(call, plan_file, tmp_path)
     assert stated["lp_objective_s"] == pytest.approx(stated["makespan_s"], rel=1e-6)
 
 
+def test_an_edited_plan_of_two_gpus_stays_one_of_two(call, tmp_path):
+    made, edited, accepted = (tmp_path / f"{name}.json" for name in ("made", "edited", "accepted"))
+    job = [
+        "--model",
+        "opt-125m",
+        "--hardware",
+        "2xa100-80g",
+        "--batch",
+        "2",
+        "--prompt",
+        "64",
+        "--gpus",
+        "2",
+    ]
+    assert call("plan", *job, "-o", made)[0] == 0
+    content = json.loads(made.read_text())
+    step = content["steps"][0]
+    step["recomputed_tokens"][0], step["loaded_tokens"][0] = 7, 57
+    edited.write_text(json.dumps(content))
+    assert call("simulate", edited, "--plan-out", accepted)[0] == 0
+    found = json.loads(accepted.read_text())
+    assert (found["policy"], found["gpus"]) == ("edited", 2)
+    assert call("simulate", accepted)[0] == 0  # its hash is that of its own graph
+
+
 def test_a_plan_that_was_not_edited_stays_what_it_is(call, plan_file, tmp_path):
     assert call("simulate", plan_file, "--plan-out", tmp_path / "same.json")[0] == 0
     assert (tmp_path / "same.json").read_text() == plan_file.read_text()

@@ -27,7 +27,7 @@ POLICIES = ("lp", "kvpr", "load-all", "recompute-all")
 FIXED_FRACS = (0.25, 0.75)
 """Fixed splits of the grid: recomputed fractions of the prompt."""
 
-PROBE_SAMPLES = 30
+PROBE_SAMPLES = 15
 """Samples of reference matmuls before each shape is planned. They take some seconds, because a
 machine that has just worked hard on something else can be slow for one or two."""
 
@@ -79,14 +79,21 @@ class GridOptions:
             shape += f"-mem{self.gpu_memory_bytes / 2**30:g}"
         return {f"{shape}-{policy.replace(':', '')}": policy for policy in (*POLICIES, *fixed)}
 
-    def plans(self, model: ModelSpec, hardware: HardwareProfile, job: Workload) -> dict[str, Plan]:
-        """One plan per policy and fixed split, by case name."""
+    def plans(
+        self,
+        model: ModelSpec,
+        hardware: HardwareProfile,
+        job: Workload,
+        without: Sequence[str] = (),
+    ) -> dict[str, Plan]:
+        """One plan per policy and fixed split, by case name; none for the policies in `without`."""
         keep = self.gpu_memory_bytes is not None
         if self.gpu_memory_bytes is not None:
             hardware = with_memory(hardware, self.gpu_memory_bytes, None)
         return {
             name: make_plan(model, hardware, job, policy, self.schedule, keep=keep)
             for name, policy in self.names(job).items()
+            if policy not in without
         }
 
 

@@ -180,6 +180,7 @@ class Grid:
         predicted = {name: predict(plan) for name, plan in plans.items()}
         checks: dict[str, dict[str, Any]] = {}
         with setting.ready(predicted) as ready:
+            progress("warming up")
             round_s = sum(one.warm_up(kind) for one in ready.values())
             again_s = monotonic() - begun_s + MIN_REPEATS * round_s
             self._check_time(MIN_REPEATS * round_s)

@@ -149,7 +149,7 @@ def _product(n: int, k: int, weight_bits: int = 16) -> Callable[[HardwareProfile
             name,
             profile.gemm.source,
             sampled,
-            lambda rows: profile.gemm.roofline_s(int(rows), n, k, size),
+            lambda rows: profile.gemm.roofline_s(int(rows), n, k, size, 8 * size),
             lambda rows: 2 * rows * n * k / 1e12,
             ROWS,
             _samples(profile, "gemm", n, k),

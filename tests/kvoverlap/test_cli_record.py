@@ -213,10 +213,10 @@ def test_a_setting_that_raises_is_left_out_with_its_reason_and_the_rest_is_there
         path.unlink()
     plans = GridOptions.plans
 
-    def planned(self, model, hardware, job):
+    def planned(self, model, hardware, job, without=()):
         if job.prompt_tokens == SHAPES[0][1]:
             raise RuntimeError("the GPU fell\noff the bus")
-        return plans(self, model, hardware, job)
+        return plans(self, model, hardware, job, without)
 
     monkeypatch.setattr(GridOptions, "plans", planned)
     status, _, stderr = record("failing")

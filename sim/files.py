@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import csv
+import errno
 import gzip
+import io
 import json
 import os
-import tempfile
+import select
+import tomllib
 import zlib
 from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
@@ -13,6 +17,7 @@ from dataclasses import fields, is_dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar, cast
+from uuid import uuid4
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
@@ -24,30 +29,61 @@ CREATED_BY = f"kvoverlap {VERSION}"
 STRICT_KEYS = ConfigDict(extra="forbid")
 """Set as `__pydantic_config__` on a dataclass so that its files reject unknown keys."""
 
+MAX_FILE_BYTES = 2**28
+"""Largest file that is read, unpacked; a timeline of a million tasks takes a quarter of it."""
+
+OPEN_FILES = ("/dev/stdout", "/dev/stderr", "/dev/fd/", "/proc/")
+"""Paths that stand for a file which is open already."""
+
+MAX_WAIT_S = 10.0
+"""Longest wait for the content of a pipe."""
+
 T = TypeVar("T")
 
 _fields = cache(fields)
 
 
 def write_bytes(path: Path | str, payload: bytes) -> None:
-    """Write `payload` so that a reader sees either the old file or the whole new one."""
+    """Write `payload` so that a reader sees either the old file or the whole new one.
+
+    A link is followed. A device, a pipe and an open file such as /dev/stdout are written in place.
+
+    Raises:
+        BadFile: the path cannot be written.
+    """
     path = Path(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    except OSError as error:
-        raise BadFile(f"cannot write {path}: {error.strerror}; choose a writable path.") from error
+        if str(path.absolute()).startswith(OPEN_FILES) or (path.exists() and not path.is_file()):
+            _write_in_place(path, payload)
+        else:
+            target = Path(os.path.realpath(path))
+            if target.is_symlink():
+                raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+            _replace(target, payload)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise BadFile(f"cannot write {path}: {reason}; choose a writable path.") from error
+
+
+def _write_in_place(path: Path, payload: bytes) -> None:
+    """Write to a device or pipe; a pipe that nobody reads is refused instead of waited for."""
+    handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_NONBLOCK)
+    os.set_blocking(handle, True)
+    with os.fdopen(handle, "wb") as file:
+        file.write(payload)
+
+
+def _replace(path: Path, payload: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name[:200]}.{uuid4().hex}")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with temporary.open("xb") as file:
             file.write(payload)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException as error:
-        Path(temporary).unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise BadFile(
-                f"cannot write {path}: {error.strerror}; choose a writable path."
-            ) from error
+        if path.exists():
+            temporary.chmod(path.stat().st_mode & 0o777)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
         raise
 
 
@@ -65,21 +101,41 @@ def write_json(path: Path | str, kind: str, content: dict[str, Any]) -> None:
 
 
 def read_text(path: Path | str) -> str:
-    """The text of a plain or gzipped file.
+    """The text of a plain or gzipped file, without a byte order mark.
 
     Raises:
-        BadFile: the file is absent, unreadable, or not UTF-8.
+        BadFile: the file is absent, unreadable, not UTF-8, or larger than `MAX_FILE_BYTES`.
     """
     path = Path(path)
     try:
-        payload = path.read_bytes()
+        with open(path, "rb", opener=_open_without_waiting) as file:
+            if not path.is_file():
+                _wait_for_writer(path, file.fileno())
+            payload = file.read(MAX_FILE_BYTES + 1)
         if payload[:2] == b"\x1f\x8b":
-            payload = gzip.decompress(payload)
-        return payload.decode()
+            with gzip.open(io.BytesIO(payload)) as unpacked:
+                payload = unpacked.read(MAX_FILE_BYTES + 1)
+        if len(payload) > MAX_FILE_BYTES:
+            raise BadFile(
+                f"{path} holds more than {MAX_FILE_BYTES // 2**20} MiB; it is not a file of ours."
+            )
+        return payload.decode("utf-8-sig")
     except FileNotFoundError:
         raise BadFile(f"{path} does not exist; check the path.") from None
-    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
+    except (OSError, EOFError, ValueError, zlib.error) as error:
         raise BadFile(f"{path} cannot be read ({error}); it is corrupt or not ours.") from None
+
+
+def _open_without_waiting(path: str, flags: int) -> int:
+    handle = os.open(path, flags | os.O_NONBLOCK)
+    os.set_blocking(handle, True)
+    return handle
+
+
+def _wait_for_writer(path: Path, handle: int) -> None:
+    """Wait until a pipe has content or its writer has closed it."""
+    if not select.select([handle], [], [], MAX_WAIT_S)[0]:
+        raise BadFile(f"{path} got no content for {MAX_WAIT_S:.0f} s; write to it first.")
 
 
 def decode_json(path: Path | str) -> Any:
@@ -89,13 +145,62 @@ def decode_json(path: Path | str) -> Any:
         BadFile: unreadable, or not JSON.
     """
     try:
-        return json.loads(read_text(path))
+        with naming_file(str(path)):
+            return json.loads(read_text(path), object_pairs_hook=_without_repeats)
     except json.JSONDecodeError as error:
         raise BadFile(
             f"{path} is not valid JSON (line {error.lineno}: {error.msg}); write it again."
         ) from None
+    except ValueError as error:
+        raise BadFile(f"{path}: {error}") from None
     except RecursionError:
         raise BadFile(f"{path} is nested too deeply to be a file of ours.") from None
+
+
+def decode_toml(path: Path | str) -> dict[str, Any]:
+    """The content of any TOML file.
+
+    Raises:
+        BadFile: unreadable, or not TOML.
+    """
+    try:
+        return tomllib.loads(read_text(path))
+    except BadFile:
+        raise
+    except (RecursionError, ValueError) as error:  # also an integer of thousands of digits
+        raise BadFile(f"{path} is not valid TOML: {str(error) or 'nested too deep'}.") from None
+
+
+def decode_csv(path: Path | str) -> list[dict[str, str]]:
+    """The rows of a CSV file with a header.
+
+    Raises:
+        BadFile: unreadable, no rows, a column given twice, or a row of another length.
+    """
+    try:
+        header, *rows = csv.reader(read_text(path).splitlines(), strict=True)
+    except (csv.Error, ValueError):
+        raise BadFile(f"{path} has no rows; give a header and at least one.") from None
+    names = [name.strip() for name in header]
+    for number, row in enumerate(rows, start=2):
+        if row and len(row) != len(names):
+            raise BadFile(f"{path}, line {number} has {len(row)} values for {len(names)} columns.")
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise BadFile(f"{path}: column {twice!r} is given twice; remove one.")
+    content = [dict(zip(names, row, strict=True)) for row in rows if row]
+    if not content:
+        raise BadFile(f"{path} has no rows; give a header and at least one.")
+    return content
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise BadInput(f"key {twice!r} is given twice; remove one.")
+    return content
 
 
 def read_json(path: Path | str, kind: str) -> dict[str, Any]:

@@ -17,7 +17,7 @@ def parse_count(name: str, text: str) -> int:
     Raises:
         BadInput: not a whole number, or below 1.
     """
-    match = re.fullmatch(r"([+-]?\d+(?:\.\d+)?)([KkMm]?)", text.strip())
+    match = re.fullmatch(r"([+-]?\d+(?:\.\d+)?)([KkMm]?)", text.strip(), re.ASCII)
     value = float(match[1]) * _BINARY[match[2].upper()] if match else float("nan")
     if not 1 <= value < math.inf or value != int(value):
         raise BadInput(f"{name}(={text}) must be a whole number of at least 1, such as 32 or 4K.")
@@ -36,7 +36,7 @@ def parse_rate(name: str, text: str) -> float:
         BadInput: not a positive number with one of these units.
     """
     match = re.fullmatch(
-        r"(\d+(?:\.\d+)?(?:e[+-]?\d+)?)\s*([kKMGT]?)(i?)(B|FLOP)?(?:/s)?", text.strip()
+        r"(\d+(?:\.\d+)?(?:e[+-]?\d+)?)\s*([kKMGT]?)(i?)(B|FLOP)?(?:/s)?", text.strip(), re.ASCII
     )
     if not match or not 0 < float(match[1]) < math.inf:
         raise BadInput(f"{name}(={text}) must be a rate above 0, such as 25GB/s or 312TFLOP/s.")
@@ -50,7 +50,7 @@ def parse_bytes(name: str, text: str) -> float:
     Raises:
         BadInput: not a positive number of bytes.
     """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?(?:e\d+)?)\s*([kKMGT]?)(i?)B?", text.strip())
+    match = re.fullmatch(r"(\d+(?:\.\d+)?(?:e\d+)?)\s*([kKMGT]?)(i?)B?", text.strip(), re.ASCII)
     if not match or not 0 < float(match[1]) < math.inf or (match[3] and not match[2]):
         raise BadInput(f"{name}(={text}) must be a size above 0, such as 24GiB or 40GB.")
     return float(match[1]) * (_BINARY[match[2].upper()] if match[3] else _DECIMAL[match[2]])

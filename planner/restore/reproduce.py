@@ -7,7 +7,6 @@ Gbps is 2**30 bits a second, and all of the prompt but its last token is cached 
 
 from __future__ import annotations
 
-import csv
 from dataclasses import dataclass
 from dataclasses import replace as with_changes
 from pathlib import Path
@@ -18,7 +17,7 @@ from planner.restore.split import RestoreSplit
 from sim.catalog import find_hardware, find_model
 from sim.engine.api import simulate
 from sim.errors import BadFile, BadInput
-from sim.files import naming_file, read_text
+from sim.files import decode_csv, naming_file
 from sim.graph.jobs import RestoreRequest
 from sim.lanes import NET
 from sim.machine.prefill import Restore, Tier
@@ -141,9 +140,7 @@ def read_cases(path: Path | str) -> list[Case]:
         BadFile: a column is missing or unknown, or a value is not a number above 0.
     """
     with naming_file(str(path)):
-        rows = list(csv.DictReader(read_text(path).splitlines()))
-        if not rows:
-            raise BadFile(f"{path} has no rows; give a header and at least one.")
+        rows = decode_csv(path)
         missing = [name for name in COLUMNS if name not in rows[0]]
         unknown = [name for name in rows[0] if name not in (*COLUMNS, *SPEEDUPS)]
         if missing or unknown:

@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -34,8 +33,8 @@ from typing import Any
 from planner.sweep.filters import Filter
 from planner.sweep.inputs import REQUIRED, SCENARIOS, Input, Value
 from sim.catalog import find_hardware, find_model
-from sim.errors import BadFile, BadInput, UnknownName
-from sim.files import naming_file, read_text, set_fields
+from sim.errors import BadInput, UnknownName
+from sim.files import decode_toml, naming_file, set_fields
 
 MAX_POINTS = 10_000_000
 """Limit before filters."""
@@ -72,12 +71,7 @@ class Study:
         Raises:
             BadFile: unreadable, not TOML, or an invalid key or value; the message names the key.
         """
-        try:
-            content = tomllib.loads(read_text(path))
-        except tomllib.TOMLDecodeError as error:
-            raise BadFile(f"{path} is not valid TOML: {error}.") from None
-        except (RecursionError, ValueError) as error:  # an integer of thousands of digits
-            raise BadFile(f"{path} is not valid TOML: {str(error) or 'nested too deep'}.") from None
+        content = decode_toml(path)
         with naming_file(str(path)):
             return cls.of(content)
 

@@ -8,7 +8,6 @@ it: the scheduling of Cake (arXiv 2410.03065, section 4).
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import inf
@@ -16,7 +15,7 @@ from pathlib import Path
 
 from sim.cost.restore import RestoreCosts
 from sim.errors import BadFile, BadInput
-from sim.files import naming_file, read_text
+from sim.files import decode_csv, naming_file
 from sim.graph.jobs import RestoreRequest
 from sim.lanes import H2D, LANE_OF_TIER
 from sim.machine.profile import HardwareProfile
@@ -193,9 +192,9 @@ def read_others(path: Path | str) -> tuple[OtherRequest, ...]:
         BadFile: another header, or a row that is not such a request.
     """
     with naming_file(str(path)):
-        rows = list(csv.DictReader(read_text(path).splitlines()))
-        if not rows or set(rows[0]) != set(COLUMNS):
-            raise BadFile(f"{path} must have the columns {', '.join(COLUMNS)} and a row.")
+        rows = decode_csv(path)
+        if set(rows[0]) != set(COLUMNS):
+            raise BadFile(f"{path} must have the columns {', '.join(COLUMNS)}.")
         return tuple(map(_other, rows))
 
 

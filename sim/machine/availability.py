@@ -8,8 +8,6 @@ fully available.
 
 from __future__ import annotations
 
-import csv
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from sim.errors import BadFile, BadInput
-from sim.files import naming_file, read_text
+from sim.files import decode_csv, decode_toml, naming_file
 from sim.lanes import LANES, TIER_LANES
 
 
@@ -88,9 +86,7 @@ class Availability:
             BadFile: unreadable, or not such a trace.
         """
         with naming_file(str(path)):
-            rows = _toml_rows(path) if str(path).endswith(".toml") else _csv_rows(path)
-            if not rows:
-                raise BadFile(f"{path} has no rows; give start_s and the fraction of a lane.")
+            rows = _toml_rows(path) if str(path).endswith(".toml") else decode_csv(path)
             return cls(tuple(_step(row) for row in rows))
 
 
@@ -99,18 +95,11 @@ ALWAYS = Availability()
 
 
 def _toml_rows(path: Path | str) -> list[Mapping[str, Any]]:
-    try:
-        content = tomllib.loads(read_text(path))
-    except tomllib.TOMLDecodeError as error:
-        raise BadFile(f"{path} is not valid TOML ({error}).") from None
+    content = decode_toml(path)
     rows = content.get("at")
-    if not isinstance(rows, list) or set(content) != {"at"}:
+    if not isinstance(rows, list) or not rows or set(content) != {"at"}:
         raise BadFile(f"{path} must hold [[at]] tables with start_s and fractions of lanes.")
     return rows
-
-
-def _csv_rows(path: Path | str) -> list[Mapping[str, Any]]:
-    return list(csv.DictReader(read_text(path).splitlines()))
 
 
 def _step(row: Mapping[str, Any]) -> Step:
@@ -121,4 +110,7 @@ def _step(row: Mapping[str, Any]) -> Step:
     if "start_s" not in numbers:
         raise BadInput(f"row {dict(row)} has no start_s.")
     start_s = numbers.pop("start_s")
+    for lane, fraction in numbers.items():
+        if fraction > 1:
+            raise BadInput(f"{lane}(={fraction}) must be a fraction between 0 and 1.")
     return Step(start_s, tuple(numbers.items()))

@@ -9,7 +9,13 @@ from typing import Any
 
 from sim.errors import BadFile, BadInput
 from sim.files import decode_json
-from sim.model.spec import LatentAttention, Llama3RopeScaling, MixtureOfExperts, ModelSpec
+from sim.model.spec import (
+    MAX_LAYERS,
+    LatentAttention,
+    Llama3RopeScaling,
+    MixtureOfExperts,
+    ModelSpec,
+)
 
 FULL, SLIDING = "full_attention", "sliding_attention"
 
@@ -76,6 +82,10 @@ def _opt(config: Mapping[str, Any]) -> dict[str, Any]:
         config.get("word_embed_proj_dim", hidden) != hidden
     ):
         raise BadFile("post-norm OPT (opt-350m) is not supported; use another OPT size.")
+    if hidden % heads:
+        raise BadFile(
+            f"hidden_size(={hidden}) must be a multiple of num_attention_heads(={heads})."
+        )
     _need_choice(config, "activation_function", "relu", "relu")
     bias = bool(config.get("enable_bias", True))
     return {
@@ -201,7 +211,7 @@ def _windows(config: Mapping[str, Any], is_windowed: Callable[[int], bool]) -> d
     A model all of whose layers attend to everything has no window.
     """
     window, n_layers = config.get("sliding_window"), config["num_hidden_layers"]
-    if window is None or not isinstance(n_layers, int):
+    if window is None or not isinstance(n_layers, int) or n_layers > MAX_LAYERS:
         return {}
     kinds = config.get("layer_types")
     if kinds is None:

@@ -23,6 +23,10 @@ MODEL_SIZES = (
     "vocab_size",
     "max_positions",
 )
+MAX_LAYERS = 10_000
+MAX_SIZE = 2**31
+"""Limits of the sizes in a config, far above those of any model."""
+
 RUNNABLE_FAMILIES = ("opt", "llama", "mistral", "qwen2", "qwen3")
 """Families that there are device kernels for; the others can be planned and simulated."""
 
@@ -160,6 +164,11 @@ class ModelSpec:
         _check_sizes(f"model {self.name}", self, MODEL_SIZES)
         if self.sliding_window is not None:
             _check_sizes(f"model {self.name}", self, ("sliding_window",), least=2)
+        if self.moe is not None and self.moe.n_dense_layers > self.n_layers:
+            raise BadInput(
+                f"model {self.name}: n_dense_layers(={self.moe.n_dense_layers}) must be at most "
+                f"the {self.n_layers} layers."
+            )
         for layer in self.full_attention_layers:
             if self.sliding_window is None or not 0 <= layer < self.n_layers:
                 raise BadInput(
@@ -293,8 +302,11 @@ class ModelSpec:
 
 
 def _check_sizes(where: str, holder: object, fields: Sequence[str], least: int = 1) -> None:
-    """Refuse a field that is not a whole number of at least `least`."""
+    """Refuse a field that is not a whole number from `least` to a limit."""
     for field in fields:
         value = getattr(holder, field)
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
             raise BadInput(f"{where}: {field}(={value!r}) must be an integer > {least - 1}.")
+        limit = MAX_LAYERS if field == "n_layers" else MAX_SIZE
+        if value > limit:
+            raise BadInput(f"{where}: {field}(={value!r}) must be at most {limit:,}.")

@@ -68,6 +68,7 @@ def test_a_trace_is_read_from_csv_and_toml(tmp_path, name, text):
         ("a.csv", "start_s,h2d\n1,0.5\n1,1\n", "must be later"),
         ("a.csv", "start_s,link\n1,0.5\n", "lane 'link' is unknown"),
         ("a.csv", "start_s,h2d\n1,-1\n", "at least 0"),
+        ("a.csv", "start_s,h2d\n1,1.5\n", "between 0 and 1"),
         ("a.csv", "start_s,h2d\n1,0\n", "above 0 in the last row"),
         ("a.toml", "start_s = 1\n", r"must hold \[\[at\]\] tables"),
         ("a.toml", "start_s 1\n", "not valid TOML"),

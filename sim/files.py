@@ -98,6 +98,17 @@ def decode_json(path: Path | str) -> Any:
         raise BadFile(f"{path} is nested too deeply to be a file of ours.") from None
 
 
+def document_kind(path: Path | str) -> str | None:
+    """The kind of a document written by `write_json`; None for other content.
+
+    Raises:
+        BadFile: unreadable, or not JSON.
+    """
+    content = decode_json(path)
+    kind = content.get("kind") if isinstance(content, dict) else None
+    return kind if isinstance(kind, str) else None
+
+
 def read_json(path: Path | str, kind: str) -> dict[str, Any]:
     """A document written by `write_json`, without its envelope.
 

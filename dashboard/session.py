@@ -18,21 +18,20 @@ from dashboard.data.runs import (
     case_stamp,
     find_runs,
     is_restore,
-    is_restore_job,
     load_case,
     plan_of,
 )
 from dashboard.data.uploads import Upload
 from dashboard.questions.decode import Question
 from dashboard.questions.restore import Report, RestoreAnswer, RestoreQuestion
-from planner import Plan
-from planner.restore import RestorePlan
+from planner import DecodePlan, RestorePlan
 from sim.errors import KvOverlapError
+from sim.graph.jobs import RestoreRequest
 from sim.machine.profile import HardwareProfile
 from sim.results.accuracy import Accuracy, assess
 from sim.results.recording import Recording
 
-Content = TypeVar("Content", HardwareProfile, Plan, RestorePlan, Recording)
+Content = TypeVar("Content", HardwareProfile, DecodePlan, RestorePlan, Recording)
 
 UPLOADS = "uploads"
 MAX_UPLOADS = 8
@@ -69,7 +68,7 @@ def uploaded_recordings(restores: bool | None = None) -> dict[str, Recording]:
     return {
         name: recording
         for name, recording in uploaded(Recording).items()
-        if restores in (None, is_restore_job(recording.graph.workload))
+        if restores in (None, recording.graph.workload.kind == RestoreRequest.kind)
     }
 
 
@@ -155,16 +154,16 @@ def uploaded_case(name: str) -> Case:
     return made[id(recording)]
 
 
-def _plan_of_case(sha256: str, policy: str, _case: Case) -> Plan:  # noqa: ARG001
+def _plan_of_case(sha256: str, policy: str, _case: Case) -> DecodePlan:  # noqa: ARG001
     return plan_of(_case)
 
 
-_stored_plan: Callable[[str, str, Case], Plan] = st.cache_resource(
+_stored_plan: Callable[[str, str, Case], DecodePlan] = st.cache_resource(
     _plan_of_case, max_entries=64, show_spinner="Planning the case again"
 )
 
 
-def case_plan(case: Case) -> Plan:
+def case_plan(case: Case) -> DecodePlan:
     """The cached plan of a case.
 
     Raises:
@@ -174,11 +173,11 @@ def case_plan(case: Case) -> Plan:
     return _stored_plan(case.graph.sha256 + machine, case.policy, case)
 
 
-def _answer(question: Question, policy: str) -> Plan:
+def _answer(question: Question, policy: str) -> DecodePlan:
     return question.plan(policy)
 
 
-_stored_answer: Callable[[Question, str], Plan] = st.cache_resource(
+_stored_answer: Callable[[Question, str], DecodePlan] = st.cache_resource(
     _answer,
     max_entries=1024,
     show_spinner=False,
@@ -186,7 +185,7 @@ _stored_answer: Callable[[Question, str], Plan] = st.cache_resource(
 )
 
 
-def answer_to(question: Question, policy: str = "lp") -> Plan:
+def answer_to(question: Question, policy: str = "lp") -> DecodePlan:
     """The cached plan of a question.
 
     Raises:

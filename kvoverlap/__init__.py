@@ -18,12 +18,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sim.catalog import RECORDINGS, find_hardware, find_model, hardware_names, model_names
 from sim.engine.api import simulate as _simulate
 from sim.errors import BadFile, KvOverlapError
-from sim.files import VERSION, decode_json
+from sim.files import VERSION, document_kind
 from sim.graph.jobs import RestoreRequest, Workload
 from sim.graph.tasks import TaskGraph
 from sim.graph.timeline import Timeline
@@ -38,9 +38,8 @@ from sim.results.recording import Recording
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from planner import DecodePlan, Plan, RestorePlan
     from planner.advice import Advice
-    from planner.decode.plan import Plan
-    from planner.restore.plan import RestorePlan
 
 __all__ = [
     "Availability",
@@ -80,7 +79,7 @@ def plan(
     gpus: int = 1,
     keep: bool = False,
     engine: str = "simpy",
-) -> Plan:
+) -> DecodePlan:
     """The plan of a decode job, already simulated.
 
     Args:
@@ -175,7 +174,7 @@ def sweep(study: str | Path, output: str | Path, *, workers: int | None = None) 
 
 
 def simulate(
-    planned: Plan | RestorePlan | TaskGraph,
+    planned: Plan | TaskGraph,
     hardware: str | HardwareProfile | None = None,
     *,
     engine: str = "simpy",
@@ -189,19 +188,16 @@ def simulate(
     Raises:
         KvOverlapError: a graph without `hardware`, or a machine without a rate that is needed.
     """
-    from planner.restore import RestorePlan
-
-    if isinstance(planned, TaskGraph):
-        if hardware is None:
-            raise KvOverlapError("simulate(hardware) is missing: a graph names no machine.")
-        return _simulate(planned, _hardware(hardware), engine)
-    machine = planned.hardware if hardware is None else _hardware(hardware)
-    trace = planned.availability if isinstance(planned, RestorePlan) else ALWAYS
-    return _simulate(planned.simulated_graph(), machine, engine, trace)
+    machine = None if hardware is None else _hardware(hardware)
+    if not isinstance(planned, TaskGraph):
+        return planned.simulate(engine, machine)
+    if machine is None:
+        raise KvOverlapError("simulate(hardware) is missing: a graph names no machine.")
+    return _simulate(planned, machine, engine)
 
 
 def run(
-    planned: Plan | RestorePlan,
+    planned: Plan,
     *,
     device: str = "auto",
     repeats: int = 5,
@@ -226,23 +222,22 @@ def run(
     return measure(planned, resolve_device(device), repeats, seed, progress or Silent())
 
 
-def load(path: str | Path) -> Plan | RestorePlan | Recording | HardwareProfile:
+def load(path: str | Path) -> Plan | Recording | HardwareProfile:
     """A file that kvoverlap wrote: a plan, timelines, or a hardware profile.
 
     Raises:
         KvOverlapError: unreadable, or of another kind.
     """
-    from planner import load_plan
+    from planner import DecodePlan, RestorePlan
 
-    content = decode_json(Path(path))
-    kind = content.get("kind") if isinstance(content, dict) else None
-    readers: dict[Any, Callable[[Path], Plan | RestorePlan | Recording | HardwareProfile]] = {
-        "plan": load_plan,
-        "restore-plan": load_plan,
+    kind = document_kind(path)
+    readers: dict[str, Callable[[Path], Plan | Recording | HardwareProfile]] = {
+        "plan": DecodePlan.load,
+        "restore-plan": RestorePlan.load,
         "timeline": Recording.load,
         "hardware-profile": HardwareProfile.load,
     }
-    if kind not in readers:
+    if kind is None or kind not in readers:
         raise BadFile(f"{path} holds {kind!r}; name a file of one of: {', '.join(readers)}.")
     return readers[kind](Path(path))
 

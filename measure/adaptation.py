@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from measure.interleave import present_machine
 from measure.restore_grid import PROBE_SAMPLES, at_balance
-from measure.run import PreparedRestore, predict, prepare_restore, tier_paces, warm_ups
+from measure.run import PreparedRestore, prepare_restore, tier_paces, warm_ups
 from planner.restore import Replanner, RestorePlan, RestorePlanner, adapt, make_restore_plan
 from planner.restore.lower import split_graph
 from planner.restore.split import RestoreSplit
@@ -109,7 +109,7 @@ def _measure_drop(
     expected_s = (predicted.stale_s, predicted.replanned_s, predicted.two_ended_s)
     taken: dict[str, list[float]] = {way: [] for way in WAYS}
     moves: list[dict[str, Any]] = []
-    split_run, claims_run = predict(split), predict(claims)
+    split_run, claims_run = split.simulate(), claims.simulate()
     with prepared.executor(split_run) as static, prepared.executor(claims_run) as free:
         for _ in range(warm_ups(prepared.backend.kind, split_run.makespan_s)):
             static.run()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from measure.grid import Case
 from measure.run import PreparedDecode, ReadyPlan
-from planner import Plan, baseline_split, lower, make_plan
+from planner import DecodePlan, baseline_split, lower, make_plan
 from sim.graph.jobs import Workload
 from sim.graph.memory import all_rows, footprint
 from sim.graph.timeline import Timeline
@@ -36,7 +36,7 @@ machine that has just worked hard on something else can be slow for one or two."
 class DecodeCase(Case):
     """One decode plan with its measurement."""
 
-    plan: Plan
+    plan: DecodePlan
 
     def job_facts(self) -> dict[str, Any]:
         job = self.plan.workload
@@ -85,7 +85,7 @@ class GridOptions:
         hardware: HardwareProfile,
         job: Workload,
         without: Sequence[str] = (),
-    ) -> dict[str, Plan]:
+    ) -> dict[str, DecodePlan]:
         """One plan per policy and fixed split, by case name; none for the policies in `without`."""
         keep = self.gpu_memory_bytes is not None
         if self.gpu_memory_bytes is not None:
@@ -203,7 +203,7 @@ class PreparedJob:
         self.hardware, self.backend, self.probe = grid.hardware, grid.backend, grid.probe
         self.probe_samples = PROBE_SAMPLES
 
-    def plans(self, hardware: HardwareProfile) -> dict[str, Plan]:
+    def plans(self, hardware: HardwareProfile) -> dict[str, DecodePlan]:
         """One plan per policy and fixed split, by case name."""
         return self._grid.options.plans(self._grid.model, hardware, self._job)
 

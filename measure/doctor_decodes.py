@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
-from measure.run import PreparedDecode, ReadyPlan, predict, prepare_restore
-from planner import Plan, make_plan, plan_split
+from measure.run import PreparedDecode, ReadyPlan, prepare_restore
+from planner import DecodePlan, make_plan, plan_split
 from planner.decode.split import Residency
 from planner.restore import make_restore_plan
 from sim.catalog import find_hardware, find_model
@@ -127,7 +127,7 @@ def machine() -> HardwareProfile:
     return replace(shipped, gemm=Gemm("datasheet", BALANCED_FLOPS_PER_S))
 
 
-def decode_cases(model: ModelSpec) -> Iterator[tuple[str, Callable[[], Plan]]]:
+def decode_cases(model: ModelSpec) -> Iterator[tuple[str, Callable[[], DecodePlan]]]:
     """Every schedule and policy, quantised caches, and a partly resident cache: name and plan."""
     jobs = [
         ("row", JOB, POLICIES),
@@ -160,9 +160,9 @@ def decode_outcomes(backend: Backend, model: ModelSpec) -> list[Outcome]:
         references = [resident_decode(weights, cache, job) for cache in caches]
         return PreparedDecode(backend, weights, caches, references)
 
-    def difference(make: Callable[[], Plan]) -> float:
+    def difference(make: Callable[[], DecodePlan]) -> float:
         plan = make()
-        return largest_difference(prepared(plan.workload).ready(predict(plan)), backend.kind)
+        return largest_difference(prepared(plan.workload).ready(plan.simulate()), backend.kind)
 
     return [attempt(name, partial(difference, make)) for name, make in decode_cases(model)]
 
@@ -173,7 +173,7 @@ def restore_outcomes(backend: Backend, model: ModelSpec) -> list[Outcome]:
 
     def difference(policy: str) -> float:
         plan = make_restore_plan(model, hardware, REQUEST, policy)
-        with prepare_restore(plan, backend, 0, Silent()).ready(predict(plan)) as ready:
+        with prepare_restore(plan, backend, 0, Silent()).ready(plan.simulate()) as ready:
             return largest_difference(ready, backend.kind)
 
     return [

@@ -20,9 +20,8 @@ from measure.interleave import (
     present_machine,
     run_interleaved,
 )
-from measure.run import ReadyPlan, predict
+from measure.run import ReadyPlan
 from planner import Plan
-from planner.restore import RestorePlan
 from sim.errors import KvOverlapError
 from sim.graph.timeline import Timeline
 from sim.machine.profile import HardwareProfile
@@ -55,7 +54,7 @@ class Case(ABC):
     """One plan of a grid with its measurement."""
 
     name: str
-    plan: Plan | RestorePlan
+    plan: Plan
     measured: Recording
     predicted: Timeline
     comparison: Comparison
@@ -94,7 +93,7 @@ class PreparedSetting(Protocol):
     probe_samples: int
     case_type: type[Case]
 
-    def plans(self, hardware: HardwareProfile) -> Mapping[str, Plan | RestorePlan]:
+    def plans(self, hardware: HardwareProfile) -> Mapping[str, Plan]:
         """The plans to measure, by case name."""
 
     def ready(self, predicted: dict[str, Timeline]) -> AbstractContextManager[dict[str, ReadyPlan]]:
@@ -177,7 +176,7 @@ class Grid:
             setting.hardware, setting.probe, kind, setting.probe_samples
         )
         plans = setting.plans(hardware)
-        predicted = {name: predict(plan) for name, plan in plans.items()}
+        predicted = {name: plan.simulate() for name, plan in plans.items()}
         checks: dict[str, dict[str, Any]] = {}
         with setting.ready(predicted) as ready:
             progress("warming up")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from measure.decode_grid import shape_name
 from measure.interleave import MIN_REPEATS
-from measure.run import PreparedDecode, predict, warm_ups
+from measure.run import PreparedDecode, warm_ups
 from planner import make_plan
 from sim.errors import BadInput
 from sim.graph.jobs import Workload
@@ -56,7 +56,7 @@ def measure_other_systems(
 
     check_repeats(repeats)
     plans = {policy: make_plan(model, hardware, job, policy) for policy in PLANS}
-    predicted = {policy: predict(plan) for policy, plan in plans.items()}
+    predicted = {policy: plan.simulate() for policy, plan in plans.items()}
     spare = spare_memory([timeline.graph for timeline in predicted.values()], backend)
     progress = Part(progress, f"{model.name} {shape_name(job)}, other systems")
     progress("making weights", 0.0)

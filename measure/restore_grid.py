@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from measure.grid import Case
-from measure.run import PreparedRestore, ReadyPlan, prepare_restore, restore_counts, tier_paces
+from measure.run import PreparedRestore, ReadyPlan, prepare_restore, tier_paces
 from planner.restore import RestorePlan, make_restore_plan
 from planner.restore.lower import compute_only_graph
 from sim.engine.api import simulate
@@ -52,11 +52,11 @@ class RestoreCase(Case):
 
     @property
     def predicted_counts(self) -> dict[str, int]:
-        return restore_counts(self.predicted, self.plan.workload)
+        return self.plan.token_counts(self.predicted)
 
     @property
     def measured_counts(self) -> dict[str, int]:
-        return restore_counts(self.measured.typical, self.plan.workload)
+        return self.plan.token_counts(self.measured.typical)
 
     @property
     def meeting_error_tokens(self) -> int:

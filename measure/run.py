@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from math import ceil
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from planner import Plan
-from planner.restore import RestorePlan
-from planner.restore.plan import token_counts
-from planner.restore.planner import meeting_token
-from sim.engine.api import simulate
+from planner import DecodePlan, Plan, RestorePlan
 from sim.graph.jobs import RestoreRequest
 from sim.graph.timeline import Timeline
 from sim.lanes import HOST, LANE_OF_TIER
@@ -144,34 +140,17 @@ class PreparedRestore:
             )
 
 
-def predict(plan: Plan | RestorePlan) -> Timeline:
-    """The simulation that precedes every run of a plan."""
-    trace = plan.availability if isinstance(plan, RestorePlan) else ALWAYS
-    return simulate(plan.simulated_graph(), plan.hardware, availability=trace)
-
-
-def tier_paces(hardware: HardwareProfile, tier: str) -> dict[str, float]:
+def tier_paces(hardware: HardwareProfile, tier: str | None) -> dict[str, float]:
     """Pace in bytes/s of the lane that loads a tier into host memory, if that lane is emulated."""
-    lane = LANE_OF_TIER.get(tier)
+    lane = None if tier is None else LANE_OF_TIER.get(tier)
     if lane is None or hardware.restore is None:
         return {}
     pace = hardware.restore.tier(lane).paced_bytes_per_s
     return {} if pace is None else {lane: pace}
 
 
-def restore_counts(timeline: Timeline, request: RestoreRequest) -> dict[str, int]:
-    """Tokens computed, projected and loaded in a run, and the token at which its ends met."""
-    computed, projected, loaded = token_counts(timeline)
-    return {
-        "computed_tokens": computed,
-        "projected_tokens": projected,
-        "loaded_tokens": loaded,
-        "meeting_token": meeting_token(timeline, request),
-    }
-
-
 def run(
-    plan: Plan | RestorePlan,
+    plan: Plan,
     kind: str,
     repeats: int,
     seed: int,
@@ -191,34 +170,38 @@ def run(
     """
     from hw import open_backend
 
+    predicted = plan.simulate()
+    trace = plan.availability if trace is None else trace
     pace = plan.hardware.links.h2d.paced_bytes_per_s
-    predicted = predict(plan)
-    if isinstance(plan, RestorePlan):
-        trace = plan.availability if trace is None else trace
-        with open_backend(kind, pace, tier_paces(plan.hardware, plan.workload.tier)) as backend:
-            prepared = prepare_restore(plan, backend, seed, progress)
-            with prepared.ready(predicted, trace, cache) as ready:
-                return _repeat(plan, ready, kind, repeats, progress)
-    with open_backend(kind, pace) as backend:
-        ready = prepare_decode(plan, backend, seed, progress).ready(predicted)
-        return _repeat(plan, ready, kind, repeats, progress)
+    with (
+        open_backend(kind, pace, tier_paces(plan.hardware, plan.tier)) as backend,
+        READY[plan.kind](plan, predicted, backend, seed, progress, trace, cache) as ready,
+    ):
+        progress("warming up")
+        ready.warm_up(kind)
+        runs = []
+        checks: dict[str, Any] = {}
+        for number in range(repeats):
+            progress(f"repeat {number + 1} of {repeats}", number / repeats)
+            runs.append(ready.run())
+            checks = ready.check()
+        return Recording("measured", plan.hardware, tuple(runs), ready.environment(), checks)
 
 
-def _repeat(
-    plan: Plan | RestorePlan, ready: ReadyPlan, kind: str, repeats: int, progress: Progress
-) -> Recording:
-    progress("warming up")
-    ready.warm_up(kind)
-    runs = []
-    checks: dict[str, Any] = {}
-    for number in range(repeats):
-        progress(f"repeat {number + 1} of {repeats}", number / repeats)
-        runs.append(ready.run())
-        checks = ready.check()
-    return Recording("measured", plan.hardware, tuple(runs), ready.environment(), checks)
+READY: dict[str, Callable[..., AbstractContextManager[ReadyPlan]]] = {
+    DecodePlan.kind: lambda plan, predicted, backend, seed, progress, *_: nullcontext(
+        prepare_decode(plan, backend, seed, progress).ready(predicted)
+    ),
+    RestorePlan.kind: lambda plan, predicted, backend, seed, progress, trace, cache: (
+        prepare_restore(plan, backend, seed, progress).ready(predicted, trace, cache)
+    ),
+}
+"""A plan of each kind on a device, ready to run."""
 
 
-def prepare_decode(plan: Plan, backend: Backend, seed: int, progress: Progress) -> PreparedDecode:
+def prepare_decode(
+    plan: DecodePlan, backend: Backend, seed: int, progress: Progress
+) -> PreparedDecode:
     """Make weights, prefill random prompts, and decode them without offloading for reference.
 
     Raises:

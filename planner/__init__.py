@@ -2,21 +2,23 @@
 
 from planner.decode.lower import SCHEDULES, lower
 from planner.decode.make import choose_schedule, make_plan, plan_split
-from planner.decode.plan import Plan
+from planner.decode.plan import DecodePlan
 from planner.decode.policies import POLICIES, baseline_split
 from planner.decode.sensitivity import PARTS
 from planner.decode.split import StepSplit
-from planner.plan_file import load_plan
+from planner.plan_file import Plan
+from planner.restore.plan import RestorePlan
 
 __all__ = [
     "PARTS",
     "POLICIES",
     "SCHEDULES",
+    "DecodePlan",
     "Plan",
+    "RestorePlan",
     "StepSplit",
     "baseline_split",
     "choose_schedule",
-    "load_plan",
     "lower",
     "make_plan",
     "plan_split",

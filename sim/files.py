@@ -203,6 +203,17 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return content
 
 
+def document_kind(path: Path | str) -> str | None:
+    """The kind of a document written by `write_json`; None for other content.
+
+    Raises:
+        BadFile: unreadable, or not JSON.
+    """
+    content = decode_json(path)
+    kind = content.get("kind") if isinstance(content, dict) else None
+    return kind if isinstance(kind, str) else None
+
+
 def read_json(path: Path | str, kind: str) -> dict[str, Any]:
     """A document written by `write_json`, without its envelope.
 

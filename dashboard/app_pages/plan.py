@@ -13,7 +13,7 @@ from dashboard.questions.decode import ENGINE
 from dashboard.questions.points import even_split, kvpr_count, split_points
 from dashboard.session import answer_to, case_plan, uploaded
 from dashboard.text.comparison import beyond_calibration, plain, plan_answer, plan_circumstances
-from planner import POLICIES, Plan
+from planner import POLICIES, DecodePlan
 from sim.engine.api import simulate
 from sim.errors import KvOverlapError
 from sim.units import ms, percent
@@ -24,7 +24,7 @@ ASKED, MEASURED, UPLOADED = "a question", "a measured case", "an uploaded plan"
 def show_page() -> None:
     """Which plan, then the plan."""
     st.caption("Which part of the KV cache each layer loads, which it recomputes, and what for.")
-    plans = uploaded(Plan)
+    plans = uploaded(DecodePlan)
     kinds = [ASKED, MEASURED, *([UPLOADED] if plans else [])]
     kind = st.segmented_control(
         "Plan of", kinds, default=ASKED, required=True, key="of", bind="query-params"
@@ -61,7 +61,7 @@ def show_asked() -> None:
         show_command(question, policy)
 
 
-def show_plan(plan: Plan) -> None:
+def show_plan(plan: DecodePlan) -> None:
     """The plan in words, against the others, as a map, and against every even split."""
     st.header(plan_answer(plan), anchor=False)
     st.caption(plan_circumstances(plan))
@@ -83,7 +83,7 @@ def show_plan(plan: Plan) -> None:
     show_curve(plan)
 
 
-def show_worth(plan: Plan) -> None:
+def show_worth(plan: DecodePlan) -> None:
     """What 10 % more of each part of the machine would save."""
     st.subheader("What 10 % more would save", anchor=False)
     chart(
@@ -91,7 +91,7 @@ def show_worth(plan: Plan) -> None:
     )
 
 
-def show_ways(plan: Plan) -> None:
+def show_ways(plan: DecodePlan) -> None:
     """What every layer does in every step."""
     st.subheader("What each layer loads and recomputes", anchor=False)
     if len(plan.steps) > 1:
@@ -103,7 +103,7 @@ def show_ways(plan: Plan) -> None:
     chart(figure, "Tokens of every layer by their way", "layers", bare=True)
 
 
-def show_curve(plan: Plan) -> None:
+def show_curve(plan: DecodePlan) -> None:
     """The same split in every layer, from none to all, and the split that the slider sets."""
     st.subheader("What another split would take", anchor=False)
     kvpr = kvpr_count(plan)
@@ -111,16 +111,16 @@ def show_curve(plan: Plan) -> None:
     show_chosen_split(plan, points, kvpr)
 
 
-def _points(machine: str, graph_sha256: str, kvpr: int, _plan: Plan) -> pd.DataFrame:  # noqa: ARG001
+def _points(machine: str, graph_sha256: str, kvpr: int, _plan: DecodePlan) -> pd.DataFrame:  # noqa: ARG001
     return split_points(_plan, [kvpr])
 
 
-stored_points: Callable[[str, str, int, Plan], pd.DataFrame] = st.cache_data(
+stored_points: Callable[[str, str, int, DecodePlan], pd.DataFrame] = st.cache_data(
     _points, show_spinner="Simulating splits", max_entries=64
 )
 
 
-def _show_chosen_split(plan: Plan, points: pd.DataFrame, kvpr: int) -> None:
+def _show_chosen_split(plan: DecodePlan, points: pd.DataFrame, kvpr: int) -> None:
     """The slider and the curve; moving it runs nothing else again."""
     best = points.loc[points["makespan_s"].idxmin()]
     longest = plan.workload.prompt_tokens
@@ -147,6 +147,6 @@ def _show_chosen_split(plan: Plan, points: pd.DataFrame, kvpr: int) -> None:
     chart(split_curve(points, marks, levels), "Makespan over recomputed tokens", "split")
 
 
-show_chosen_split: Callable[[Plan, pd.DataFrame, int], None] = st.fragment(_show_chosen_split)
+show_chosen_split: Callable[[DecodePlan, pd.DataFrame, int], None] = st.fragment(_show_chosen_split)
 
 show_page()

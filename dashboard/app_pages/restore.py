@@ -41,7 +41,6 @@ from dashboard.text.restore import (
     restore_metrics,
 )
 from planner.restore import RestorePlan
-from sim.engine.api import simulate
 from sim.errors import KvOverlapError
 from sim.graph.timeline import Timeline
 from sim.machine.availability import Availability
@@ -82,9 +81,7 @@ def show_uploaded(plans: Mapping[str, RestorePlan]) -> None:
     name = st.selectbox("Plan", list(plans), key="upload")
     plan = plans[name]
     show_plan(plan)
-    graph = plan.simulated_graph()
-    timeline = simulate(graph, plan.hardware, availability=plan.availability)
-    show_run(plan, timeline, plan.policy)
+    show_run(plan, plan.simulate(), plan.policy)
     st.subheader("Every policy", anchor=False)
     chart(ttft_bars(plan.baselines, "load-only"), "Time to first token of every policy", "times")
 

@@ -27,7 +27,7 @@ from dashboard.questions.points import (
 )
 from dashboard.session import answer_to
 from dashboard.text.comparison import Metric, beyond_calibration, plain
-from planner import Plan
+from planner import DecodePlan
 from sim.errors import KvOverlapError
 from sim.machine.profile import HardwareProfile
 from sim.units import ms, percent
@@ -55,7 +55,7 @@ def show_page() -> None:
         show_command(question)
 
 
-def show_answer(plan: Plan) -> None:
+def show_answer(plan: DecodePlan) -> None:
     """The LP's makespan, that of every policy, and the limiting part of the machine."""
     base_s = plan.baselines["load-all"]
     share = percent(recomputed_frac(plan.steps))
@@ -90,7 +90,7 @@ def show_answer(plan: Plan) -> None:
     )
 
 
-def show_view(question: Question, plan: Plan) -> None:
+def show_view(question: Question, plan: DecodePlan) -> None:
     """The chosen figure with its table."""
     view = choose_view([SPLIT, CROSSOVER, MAP])
     if view == SPLIT:
@@ -106,7 +106,7 @@ def show_view(question: Question, plan: Plan) -> None:
         table_downloads(lambda: plain_table(points), f"what-if-{view.split()[0].lower()}")
 
 
-def show_split(question: Question, plan: Plan) -> pd.DataFrame:
+def show_split(question: Question, plan: DecodePlan) -> pd.DataFrame:
     """Makespan over an even split."""
     kvpr = kvpr_count(plan)
     points = stored_split(question, kvpr, plan)
@@ -120,11 +120,11 @@ def show_split(question: Question, plan: Plan) -> pd.DataFrame:
     return points
 
 
-def _split(question: Question, kvpr: int, _plan: Plan) -> pd.DataFrame:  # noqa: ARG001
+def _split(question: Question, kvpr: int, _plan: DecodePlan) -> pd.DataFrame:  # noqa: ARG001
     return split_points(_plan, [kvpr])
 
 
-stored_split: Callable[[Question, int, Plan], pd.DataFrame] = st.cache_data(
+stored_split: Callable[[Question, int, DecodePlan], pd.DataFrame] = st.cache_data(
     _split, show_spinner=False, max_entries=64, hash_funcs={HardwareProfile: profile_key}
 )
 

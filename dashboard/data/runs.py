@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-from planner import Plan, load_plan, make_plan, plan_split
-from planner.restore import RESTORE_POLICIES, RestorePlan
+from planner import DecodePlan, Plan, make_plan, plan_split
+from planner.restore import RESTORE_POLICIES
 from sim.catalog import DATA
 from sim.cost.model import CostModel
 from sim.cost.operations import Estimate
@@ -112,18 +112,13 @@ class Case:
     @property
     def restores(self) -> bool:
         """Whether a cached prefix was restored, rather than tokens decoded."""
-        return is_restore_job(self.graph.workload)
+        return self.graph.workload.kind == RestoreRequest.kind
 
     @cached_property
     def estimates(self) -> list[Estimate]:
         """Of every task alone, in graph order."""
         costs = CostModel(self.measured.hardware, self.graph.model, self.graph.workload)
         return [costs.estimate(task) for task in self.graph.tasks]
-
-
-def is_restore_job(job: object) -> bool:
-    """Whether a job restores a cached prefix; all others decode."""
-    return isinstance(job, RestoreRequest)
 
 
 def find_runs(own: Path, shipped: Path) -> list[Run]:
@@ -160,11 +155,10 @@ def load_case(folder: Path) -> Case:
     measured = Recording.load(folder / MEASURED)
     policy, tolerance_frac, availability = UNKNOWN_POLICY, None, ALWAYS
     known = (folder / CASE).is_file()
-    restored = is_restore_job(measured.graph.workload)
+    restored = measured.graph.workload.kind == RestoreRequest.kind
     if (folder / PLAN).is_file() and (restored or not known):
-        plan = load_plan(folder / PLAN)
-        policy = plan.policy
-        availability = plan.availability if isinstance(plan, RestorePlan) else ALWAYS
+        plan = Plan.load(folder / PLAN)
+        policy, availability = plan.policy, plan.availability
     if known:
         case = RecordedCase.load(folder)
         policy, tolerance_frac = case.policy, case.tolerance_frac
@@ -210,7 +204,7 @@ def split_of(graph: TaskGraph) -> list[list[int]]:
     return split
 
 
-def plan_of(case: Case) -> Plan:
+def plan_of(case: Case) -> DecodePlan:
     """The plan of a case, with its bound, baselines and bottleneck computed again.
 
     Raises:

@@ -14,8 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dashboard.text.comparison import describe_job
-from planner import Plan
-from planner.restore import RestorePlan
+from planner import DecodePlan, Plan, RestorePlan
 from sim.errors import BadFile, KvOverlapError
 from sim.graph.tasks import TaskGraph
 from sim.machine.profile import HardwareProfile
@@ -28,11 +27,11 @@ MAX_TASKS = 200_000
 MAX_TOKENS = 16_000_000
 ADVICE = "kvoverlap profile, plan, restore and run write files that can be shown here"
 
-Content = HardwareProfile | Plan | RestorePlan | Recording
+Content = HardwareProfile | Plan | Recording
 
 KINDS: dict[str, tuple[str, type[Content]]] = {
     "hardware-profile": ("profile", HardwareProfile),
-    "plan": ("plan", Plan),
+    "plan": ("plan", DecodePlan),
     "restore-plan": ("restore plan", RestorePlan),
     "timeline": ("recording", Recording),
 }
@@ -107,7 +106,7 @@ def _graph_of(content: Content) -> TaskGraph | None:
         Mismatch: the plan was edited after its simulation.
     """
     match content:
-        case Plan() | RestorePlan():
+        case Plan():
             return content.simulated_graph()
         case Recording():
             return content.graph

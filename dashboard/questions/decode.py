@@ -9,7 +9,7 @@ from __future__ import annotations
 import shlex
 from dataclasses import dataclass, replace
 
-from planner import Plan, choose_schedule, make_plan
+from planner import DecodePlan, choose_schedule, make_plan
 from sim.catalog import find_model
 from sim.engine.api import fast_engine_installed
 from sim.graph.jobs import Workload
@@ -171,7 +171,7 @@ class Question:
     def model(self) -> ModelSpec:
         return model_for(self.model_name, self.hardware)
 
-    def plan(self, policy: str = "lp") -> Plan:
+    def plan(self, policy: str = "lp") -> DecodePlan:
         """The answer.
 
         Raises:

@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from dashboard.questions.decode import ENGINE, Question
-from planner import Plan, StepSplit, baseline_split
+from planner import DecodePlan, StepSplit, baseline_split
 from sim.cost.model import CostModel
 from sim.engine.api import simulate
 from sim.errors import KvOverlapError
@@ -29,7 +29,7 @@ PROMPTS = (128, 256, 512, 1024, 1536, 2046, 4096, 8192, 16384, 32768)
 """2046 and one new token are what a model of 2048 positions takes with a step to spare."""
 
 
-def split_points(plan: Plan, also: Sequence[int] = ()) -> pd.DataFrame:
+def split_points(plan: DecodePlan, also: Sequence[int] = ()) -> pd.DataFrame:
     """Simulated makespan over the tokens that every layer recomputes in every step.
 
     Args:
@@ -51,12 +51,12 @@ def split_points(plan: Plan, also: Sequence[int] = ()) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["tokens", "makespan_s", "in_range"])
 
 
-def kvpr_count(plan: Plan) -> int:
+def kvpr_count(plan: DecodePlan) -> int:
     """The tokens that KVPR's formula recomputes in the first step of a plan's job."""
     return baseline_split("kvpr", plan.model, plan.workload, plan.hardware)[0][0]
 
 
-def even_split(plan: Plan, tokens: int) -> TaskGraph:
+def even_split(plan: DecodePlan, tokens: int) -> TaskGraph:
     """The graph of a plan's job in which every layer recomputes `tokens` in every step.
 
     K and V that are resident stay so, and X of as many tokens as are recomputed.
@@ -160,7 +160,7 @@ AXES = (
     ),
 )
 
-Planner = Callable[[Question], Plan]
+Planner = Callable[[Question], DecodePlan]
 
 
 def grid_points(
@@ -187,7 +187,7 @@ def grid_points(
         yield number / len(values), rows
 
 
-def _row(question: Question, plan: Plan) -> dict[str, object]:
+def _row(question: Question, plan: DecodePlan) -> dict[str, object]:
     shown = {axis.title: axis.shown(question) for axis in AXES}
     makespans = {f"{name}_s": seconds for name, seconds in plan.baselines.items()}
     extreme_s = min(plan.baselines["load-all"], plan.baselines["recompute-all"])

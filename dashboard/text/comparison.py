@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import re
 import shlex
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from dashboard.data.runs import PLAN, SHIPPED_RUNS, Case
-from planner import Plan
+from planner import DecodePlan
 from sim.graph.jobs import RestoreRequest, Workload
 from sim.results.accuracy import MEASURED, Accuracy
 from sim.results.compare import Comparison
@@ -53,10 +55,13 @@ def circumstances(case: Case) -> str:
     )
 
 
-def describe_job(job: Workload | RestoreRequest) -> str:
+def describe_job(job: Workload) -> str:
     """Batch, prompt and steps of a decode, or cached tokens and tier of a restore."""
-    if isinstance(job, RestoreRequest):
-        return describe_request(job)
+    return DESCRIBE[job.kind](job)
+
+
+def describe_decode(job: Workload) -> str:
+    """Batch, prompt, steps and cache format of a decode."""
     bits = f", KV cache in {job.kv_bits} bits" if job.kv_bits else ""
     steps = count_of(job.gen_tokens, "step")
     return f"batch {job.batch_size}, prompt {job.prompt_tokens:,}, {steps}{bits}"
@@ -69,6 +74,13 @@ def describe_request(request: RestoreRequest) -> str:
         f"{request.cached_tokens:,} of {request.prompt_tokens:,} tokens cached{bits} "
         f"({request.tier}), {100 * request.gpu_share:g} % of the GPU"
     )
+
+
+DESCRIBE: dict[str, Callable[[Any], str]] = {
+    Workload.kind: describe_decode,
+    RestoreRequest.kind: describe_request,
+}
+"""Text about a job of each kind."""
 
 
 def busy_lanes(case: Case) -> str:
@@ -167,7 +179,7 @@ def accuracy_command(root: Path) -> str:
     return f"kvoverlap accuracy --recordings {shlex.quote(str(root))}"
 
 
-def plan_answer(plan: Plan) -> str:
+def plan_answer(plan: DecodePlan) -> str:
     """Recomputed tokens and makespan of a plan, in one line."""
     recomputed, attended = plan.steps[0].median_layer
     return (
@@ -176,7 +188,7 @@ def plan_answer(plan: Plan) -> str:
     )
 
 
-def plan_circumstances(plan: Plan) -> str:
+def plan_circumstances(plan: DecodePlan) -> str:
     """Model, job, policy and machine of a plan, and its gap to the lower bound."""
     split = sorted(plan.steps[0].recomputed_tokens)
     gap = max(0.0, plan.makespan_s / plan.lower_bound_s - 1) if plan.lower_bound_s > 0 else 0.0
@@ -193,7 +205,7 @@ def plan_circumstances(plan: Plan) -> str:
     )
 
 
-def beyond_calibration(plan: Plan) -> str | None:
+def beyond_calibration(plan: DecodePlan) -> str | None:
     """A warning where tasks of a plan lie outside what its machine was measured for."""
     if not plan.out_of_range_tasks:
         return None

@@ -21,10 +21,8 @@ from kvoverlap.cli.options import (
 from kvoverlap.cli.output import print_json, progress, say, table
 from kvoverlap.cli.reports import print_checks, report_timeline, say_restore
 from measure.calibrate import DEFAULT_DTYPE, DEFAULT_MODELS, measure_profile
-from measure.run import restore_counts
 from measure.run import run as measure
-from planner import load_plan
-from planner.restore import RestorePlan
+from planner import Plan
 from sim.catalog import find_model
 from sim.errors import BadInput
 from sim.lanes import HOST
@@ -145,15 +143,13 @@ def run(
     """
     if repeats < 1:
         raise BadInput(f"--repeats(={repeats}) must be at least 1.")
-    loaded = load_plan(plan)
+    loaded = Plan.load(plan)
     kind = device_for(loaded.hardware, device)
-    if isinstance(loaded, RestorePlan):
-        if cache is not None and loaded.workload.tier != "ssd":
-            raise BadInput(f"--cache(={cache}) is for tier ssd, not {loaded.workload.tier}.")
-    else:
-        for name, value in (("availability", availability), ("cache", cache)):
-            if value is not None:
-                raise BadInput(f"--{name}(={value}) is for restores; {plan} is of a decode.")
+    for name, value in (("availability", availability), ("cache", cache)):
+        if value is not None and loaded.tier is None:
+            raise BadInput(f"--{name}(={value}) is for restores; {plan} is of a decode.")
+    if cache is not None and loaded.tier != "ssd":
+        raise BadInput(f"--cache(={cache}) is for tier ssd, not {loaded.tier}.")
     traced = None if availability is None else Availability.load(availability)
     with progress("run") as steps:
         recording = measure(loaded, kind, repeats, seed, steps, traced, cache)
@@ -161,11 +157,9 @@ def run(
         recording.save(result.output)
     if result.trace is not None:
         write_trace(recording.typical, result.trace, "measured")
-    if not isinstance(loaded, RestorePlan):
-        report_timeline("measured", recording, result.json)
-        return
-    did = restore_counts(recording.typical, loaded.workload)
-    report_timeline("measured", recording, result.json, {"ttft_s": recording.makespan_s, **did})
-    if not result.json:
+    did = loaded.token_counts(recording.typical)
+    more = {"ttft_s": recording.makespan_s, **did} if did else {}
+    report_timeline("measured", recording, result.json, more)
+    if did and not result.json:
         say("")
         say_restore(did, recording.checks, str(recording.environment["tier"]))

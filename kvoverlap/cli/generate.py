@@ -21,9 +21,8 @@ from kvoverlap.cli.options import (
 from kvoverlap.cli.output import note, out, print_json, progress, say
 from kvoverlap.cli.tokenizer import TextCodec, check_prompts, read_prompt_ids
 from measure.calibrate import DEFAULT_DTYPE, measure_profile
-from planner import Plan, make_plan
+from planner import DecodePlan, make_plan
 from sim.catalog import find_hardware, is_shipped
-from sim.engine.api import simulate
 from sim.errors import BadInput, Mismatch
 from sim.graph.jobs import Workload
 from sim.graph.timeline import Timeline
@@ -160,7 +159,7 @@ def generate(
         spec, kind = made.model, device_for(made.hardware, device)
     steps = None
     if made is not None:
-        steps = DecodeSteps(simulate(made.simulated_graph(), made.hardware), warm_ups)
+        steps = DecodeSteps(made.simulate(), warm_ups)
     pace = _pace(made, kind, link)
     with progress("generate") as steps_progress, open_backend(kind, pace) as backend:
         generated = decode(checkpoint, spec, prompts, steps, backend, steps_progress)
@@ -180,7 +179,7 @@ def generate(
         print_generation(answer)
 
 
-def _pace(made: Plan | None, kind: str, link: str | None) -> float | None:
+def _pace(made: DecodePlan | None, kind: str, link: str | None) -> float | None:
     """Pace of the emulated link: the one asked for, or else that of the plan's machine."""
     if link is None:
         return None if made is None else made.hardware.links.h2d.paced_bytes_per_s
@@ -209,7 +208,7 @@ def generation_answer(
     }
 
 
-def decode_answer(made: Plan, timeline: Timeline) -> dict[str, Any]:
+def decode_answer(made: DecodePlan, timeline: Timeline) -> dict[str, Any]:
     """Times of the decode steps, as `--json` prints them."""
     n_steps = made.workload.gen_tokens
     return {
@@ -279,7 +278,7 @@ def plan_on_the_spot(
     choice: PlanChoice,
     device: str,
     link: str | None,
-) -> Plan:
+) -> DecodePlan:
     """A plan for the chosen profile, or for this device, which is then profiled first."""
     from hw import resolve_device
 
@@ -303,7 +302,7 @@ def plan_on_the_spot(
 
 def load_fitting_plan(
     path: Path, directory: Path, spec: ModelSpec, job: Workload, dtype: str | None
-) -> Plan:
+) -> DecodePlan:
     """Read a plan and check that it is one for these weights and this job.
 
     The model's name may differ, so that a plan for a shipped name fits that model's weights.
@@ -311,7 +310,7 @@ def load_fitting_plan(
     Raises:
         Mismatch: names what differs and the command that makes the right plan.
     """
-    made = Plan.load(path)
+    made = DecodePlan.load(path)
     wanted = replace(spec, name=made.model.name, dtype=dtype or made.model.dtype)
     differing = _differences(made.model, wanted) + _differences(made.workload, job)
     if not differing:
@@ -334,7 +333,7 @@ def _differences(theirs: ModelSpec | Workload, ours: ModelSpec | Workload) -> li
     return [f"{name} {value} and not {wanted}" for name, value, wanted in pairs if value != wanted]
 
 
-def plan_command(path: Path, directory: Path, made: Plan, dtype: str, job: Workload) -> str:
+def plan_command(path: Path, directory: Path, made: DecodePlan, dtype: str, job: Workload) -> str:
     """The `kvoverlap plan` that makes of `made` a plan for these weights and this job."""
     policy = DEFAULT_POLICY if made.policy == "edited" else made.policy
     arguments = {

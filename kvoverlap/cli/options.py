@@ -22,7 +22,7 @@ from sim.lanes import TIERS
 from sim.machine.profile import HardwareProfile
 from sim.machine.what_if import RATES, in_dtype_of, with_memory, with_rate
 from sim.model.spec import ModelSpec
-from sim.units import parse_bytes, parse_count, parse_rate
+from sim.units import parse_bytes, parse_count, parse_counts, parse_rate
 
 
 def parsed_by(parse: Callable[[str, str], Any]) -> Callable[[Any, Sequence[Token]], Any]:
@@ -41,6 +41,10 @@ def shown_default(value: Any) -> str | None:
 
 
 Count = Annotated[int, Parameter(converter=parsed_by(parse_count), metavar="COUNT")]
+Counts = Annotated[
+    tuple[int, ...] | None,
+    Parameter(converter=parsed_by(parse_counts), metavar="COUNT,..."),
+]
 Bytes = Annotated[float, Parameter(converter=parsed_by(parse_bytes), metavar="SIZE")]
 
 Model = Annotated[
@@ -279,6 +283,7 @@ class TimelineOutput:
 
 SAME_MEMORY = MemoryOptions()
 PRINT_ONLY = TimelineOutput()
+THIS_DEVICE = DeviceOptions()
 
 
 def match_dtype(model: ModelSpec, hardware: HardwareProfile, chosen: bool) -> ModelSpec:
@@ -315,8 +320,3 @@ def device_for(hardware: HardwareProfile, device: str) -> str:
     if kind != made_for:
         note(f"the plan was made for {hardware.name}; this run measures the {kind} device")
     return kind
-
-
-def parse_kv_bits(text: str | None) -> int | None:
-    """Bits of `--kv-bits`, None if it was left out."""
-    return None if text is None else parse_count("--kv-bits", text)

@@ -2,29 +2,50 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
-from kvoverlap.cli.options import match_dtype
+from cyclopts import Parameter
+
+from kvoverlap.cli.options import (
+    Batch,
+    Gen,
+    Json,
+    Model,
+    PlanDevice,
+    Prompt,
+    Repeats,
+    Seed,
+    match_dtype,
+)
 from kvoverlap.cli.output import note, print_json, progress, say, table
 from measure.calibrate import DEFAULT_DTYPE, measure_profile
 from measure.other_systems import check_repeats, measure_other_systems
 from planner.decode.planner import check_workload
 from sim.catalog import find_hardware, find_model
 from sim.graph.jobs import Workload
-from sim.units import ms, parse_count, percent
+from sim.units import ms, percent
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class SharedJob:
+    """The decode job of every system."""
+
+    batch: Batch
+    prompt: Prompt
+    gen: Gen = 8
 
 
 def peers(
     *,
-    model: str,
-    batch: str,
-    prompt: str,
-    gen: str = "8",
+    model: Model,
+    job: SharedJob,
     hardware: str | None = None,
-    device: str = "auto",
-    repeats: int = 5,
-    seed: int = 0,
-    json: bool = False,
+    device: PlanDevice = "auto",
+    repeats: Repeats = 5,
+    seed: Seed = 0,
+    json: Json = False,
 ) -> None:
     """Let others decode the same beside our plans: step time, GB/s, and whether tokens agree.
 
@@ -38,36 +59,18 @@ def peers(
 
     Parameters
     ----------
-    model
-        Name of a shipped model (`kvoverlap models`) or path of a config.json.
-    batch
-        Sequences decoded together.
-    prompt
-        Tokens of each sequence whose KV is there at the start; 4K means 4096.
-    gen
-        Decode steps.
     hardware
         Profile that our plans are made for; by default this machine is profiled first.
-    device
-        auto, cpu or cuda; auto is the device that the profile was measured on, if it was.
-    repeats
-        Measured repetitions, after one warm-up on cpu and three on cuda.
-    seed
-        Seed of weights and prompts.
-    json
-        Print JSON instead of text.
     """
     from hw import open_backend, resolve_device
 
-    job = Workload(
-        parse_count("--batch", batch), parse_count("--prompt", prompt), parse_count("--gen", gen)
-    )
+    workload = Workload(job.batch, job.prompt, job.gen)
     check_repeats(repeats)
     machine = None if hardware is None else find_hardware(hardware)
     made_for = "none" if machine is None else machine.device_kind
     kind = resolve_device(made_for if device == "auto" and made_for != "none" else device)
     spec = find_model(model)
-    check_workload(spec, job)
+    check_workload(spec, workload)
     if machine is None:
         spec = find_model(model, DEFAULT_DTYPE[kind])
         with progress("profile") as steps:
@@ -77,7 +80,7 @@ def peers(
     spec = match_dtype(spec, machine, chosen=False)
     pace = machine.links.h2d.paced_bytes_per_s
     with progress("peers") as steps, open_backend(kind, pace) as backend:
-        report = measure_other_systems(spec, machine, backend, job, repeats, seed, steps)
+        report = measure_other_systems(spec, machine, backend, workload, repeats, seed, steps)
     if json:
         print_json(report)
     else:

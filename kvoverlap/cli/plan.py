@@ -20,7 +20,7 @@ from kvoverlap.cli.options import (
     installed_engine,
 )
 from kvoverlap.cli.output import note, print_json, progress, say, table
-from planner import PARTS, Plan, choose_schedule, make_plan
+from planner import PARTS, DecodePlan, choose_schedule, make_plan
 from sim.engine.api import fast_engine_installed
 from sim.units import ms, percent
 
@@ -110,22 +110,14 @@ def plan(
     if output is not None:
         made.save(output)
     if json:
-        print_json(plan_answer(made))
+        print_json(made.answer())
         return
     print_plan(made)
     if output is not None:
         say(f"\nplan written to {output}; next: kvoverlap simulate {output}")
 
 
-def plan_answer(made: Plan) -> dict[str, object]:
-    """The plan as `--json` prints it: the file's content with the machine by name."""
-    content = made.to_dict()
-    content["model"] = made.model.name
-    content["hardware"] = made.hardware.name
-    return content
-
-
-def print_plan(made: Plan) -> None:
+def print_plan(made: DecodePlan) -> None:
     """The plan as text and tables."""
     first = made.steps[0]
     middle, attended = first.median_layer

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
 from typing import Annotated
@@ -9,6 +10,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from kvoverlap.cli.accuracy import print_accuracy
+from kvoverlap.cli.options import THIS_DEVICE, DeviceOptions, Json, Repeats
 from kvoverlap.cli.output import note, print_json, progress, say
 from kvoverlap.cli.peers import print_other_systems
 from measure.calibrate import DEFAULT_DTYPE
@@ -20,7 +22,7 @@ from measure.record import (
     pack_folder,
     recorded_other_systems,
 )
-from measure.settings import Recorded
+from measure.settings import Recorded, RecordSetting
 from sim.catalog import find_model
 from sim.errors import BadInput, UnknownName
 from sim.results.accuracy import CASE, CASES, assess
@@ -30,19 +32,54 @@ INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells report it."""
 
 
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Selection:
+    """The settings to measure."""
+
+    scenario: Annotated[
+        str,
+        Parameter(
+            help="all, decode, or restore: of a cached prefix from host memory and from a file."
+        ),
+    ] = "all"
+    models: Annotated[
+        str | None,
+        Parameter(
+            help="Comma-separated models to measure, by default all of the device's list; a model "
+            "that is not on the list is measured with one decode job."
+        ),
+    ] = None
+    peers: Annotated[
+        bool,
+        Parameter(
+            negative="--no-peers",
+            help="Also decode the same with transformers, with its offloaded and its resident "
+            "cache.",
+        ),
+    ] = True
+
+    def settings(self, kind: str) -> list[RecordSetting]:
+        """The chosen settings for a device of this kind, in order.
+
+        Raises:
+            UnknownName: no such scenario.
+            BadInput: no setting has this scenario and these models.
+        """
+        if self.scenario not in SCENARIOS:
+            raise UnknownName("scenario", self.scenario, SCENARIOS)
+        return chosen_settings(kind, self.scenario, self.models, self.peers)
+
+
 def record(
     *,
     output: Annotated[Path, Parameter(name=["--out", "-o"])],
-    scenario: str = "all",
-    device: str = "auto",
+    selection: Selection = Selection(),
+    machine: DeviceOptions = THIS_DEVICE,
     minutes: float = 8.0,
-    models: str | None = None,
-    repeats: int = REPEATS,
-    link: str | None = None,
-    seed: int = 0,
-    peers: Annotated[bool, Parameter(negative="--no-peers")] = True,
+    repeats: Repeats = REPEATS,
     pack: Path | None = None,
-    json: bool = False,
+    json: Json = False,
 ) -> int:
     """Record this machine: measure held-out plans, restores and other systems.
 
@@ -61,48 +98,29 @@ def record(
     ----------
     output
         Folder of the recording; an incomplete recording is completed.
-    scenario
-        all, decode, or restore: of a cached prefix from host memory and from a file.
-    device
-        auto, cpu or cuda.
     minutes
         Time limit; the running setting ends with fewer repeats.
-    models
-        Comma-separated models to measure, by default all of the device's list; a model that is not
-        on the list is measured with one decode job.
-    repeats
-        Measured repeats of every case, interleaved with the other cases of its shape.
-    link
-        Pace of the emulated link of the cpu device; by default about half of the cache is then
-        recomputed.
-    seed
-        Seed of weights and prompts.
-    peers
-        Also decode the same with transformers, with its offloaded and its resident cache.
     pack
         Write the whole folder into this .tar.gz file at the end.
-    json
-        Print JSON instead of text.
     """
     from hw import resolve_device
 
-    if scenario not in SCENARIOS:
-        raise UnknownName("scenario", scenario, SCENARIOS)
     if repeats < 1:
         raise BadInput(f"--repeats(={repeats}) must be at least 1.")
     if not 0 < minutes < float("inf"):
         raise BadInput(f"--minutes(={minutes}) must be above 0.")
     if pack is not None and pack.is_dir():
         raise BadInput(f"--pack(={pack}) is a folder; name a file, such as recording.tar.gz.")
-    kind = resolve_device(device)
-    chosen = chosen_settings(kind, scenario, models, peers)
+    kind = resolve_device(machine.device)
+    chosen = selection.settings(kind)
     specs = {one.model: find_model(one.model, DEFAULT_DTYPE[kind]) for one in chosen}
-    n_done = check_output(output, link)
+    n_done = check_output(output, machine.link)
     if n_done:
         note(f"{output} holds {n_done} finished cases; they and its profile are reused.")
     until_s = monotonic() + 60 * minutes
     with progress("record") as shown:
-        recorder = Recorder(Recorded(output, kind, repeats, seed, shown, until_s), specs, link)
+        how = Recorded(output, kind, repeats, machine.seed, shown, until_s)
+        recorder = Recorder(how, specs, machine.link)
         recorder.measure(chosen)
     if pack is not None:
         pack_folder(output, pack)

@@ -18,9 +18,7 @@ from kvoverlap.cli.options import (
 )
 from kvoverlap.cli.output import print_json, say, table
 from kvoverlap.cli.reports import report_timeline
-from planner import load_plan, plan_split
-from planner.restore import RestorePlan
-from sim.engine.api import simulate
+from planner import DecodePlan, Plan, plan_split
 from sim.errors import BadInput, Mismatch
 from sim.graph.timeline import Timeline
 from sim.machine.profile import HardwareProfile
@@ -49,35 +47,29 @@ def simulate_verb(
       kvoverlap simulate plan.json -o predicted.json --trace predicted.trace.json.gz
       kvoverlap simulate edited-plan.json --plan-out new-plan.json
     """
-    loaded = load_plan(plan)
-    if isinstance(loaded, RestorePlan):
-        if plan_out is not None:
-            raise BadInput(f"--plan-out is for edited decode plans; {plan} is of a restore.")
-        timeline = simulate(
-            loaded.simulated_graph(),
-            loaded.hardware,
-            installed_engine(engine),
-            loaded.availability,
-        )
-        report_prediction(timeline, loaded.hardware, result)
-        return
-    graph = loaded.lower() if plan_out is not None else loaded.simulated_graph()
-    timeline = simulate(graph, loaded.hardware, installed_engine(engine))
+    engine = installed_engine(engine)
+    loaded = Plan.load(plan)
     if plan_out is not None:
-        edited = loaded
-        if graph.sha256 != loaded.graph_sha256:
-            split = [step.recomputed_tokens for step in loaded.steps]
-            edited = plan_split(
-                loaded.model,
-                loaded.hardware,
-                loaded.workload,
-                split,
-                loaded.schedule,
-                loaded.residency,
-                loaded.gpus,
-            )
-        edited.save(plan_out)
-    report_prediction(timeline, loaded.hardware, result)
+        if not isinstance(loaded, DecodePlan):
+            raise BadInput(f"--plan-out is for edited decode plans; {plan} is of a restore.")
+        loaded = with_new_simulation(loaded)
+        loaded.save(plan_out)
+    report_prediction(loaded.simulate(engine), loaded.hardware, result)
+
+
+def with_new_simulation(plan: DecodePlan) -> DecodePlan:
+    """The plan of the same split, simulated again if it was edited."""
+    if plan.lower().sha256 == plan.graph_sha256:
+        return plan
+    return plan_split(
+        plan.model,
+        plan.hardware,
+        plan.workload,
+        [step.recomputed_tokens for step in plan.steps],
+        plan.schedule,
+        plan.residency,
+        plan.gpus,
+    )
 
 
 def report_prediction(

@@ -2,38 +2,64 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
 
-from kvoverlap.cli.options import parse_kv_bits
+from kvoverlap.cli.options import THIS_DEVICE, Count, Counts, DeviceOptions, Gate, Json, Repeats
 from kvoverlap.cli.output import print_json, progress, say
 from kvoverlap.cli.reports import print_adaptation_report, print_report, print_restore_report
 from measure.validation import ValidationRequest, check_out_folder
 from measure.validation import validate as measure
 from sim.errors import BadInput
-from sim.units import parse_count, parse_counts
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Cases:
+    """The cases to measure."""
+
+    scenario: Annotated[
+        str,
+        Parameter(
+            help="decode, restore or adapt; --batches, --gen, --schedule, --n-batches and "
+            "--kv-bits are for decodes."
+        ),
+    ] = "decode"
+    model: Annotated[
+        str | None,
+        Parameter(help="Architecture to validate with; default opt-125m on cpu, opt-6.7b on cuda."),
+    ] = None
+    prompts: Annotated[Counts, Parameter(help="Comma-separated prompt lengths.")] = None
+    batches: Annotated[Counts, Parameter(help="Comma-separated batch sizes.")] = None
+    gen: Annotated[Count, Parameter(help="Decode steps of every case.")] = 2
+    schedule: Annotated[
+        str,
+        Parameter(help="row, or column with --n-batches batches that share each loaded layer."),
+    ] = "row"
+    n_batches: Annotated[
+        Count, Parameter(help="Batches that pass through each layer (column).")
+    ] = 1
+    kv_bits: Annotated[
+        Count | None,
+        Parameter(
+            help="8 or 4: K and V are quantised in host memory; the report has the quantisation "
+            "error."
+        ),
+    ] = None
 
 
 def validate(
     *,
-    scenario: str = "decode",
-    device: str = "auto",
-    model: str | None = None,
-    prompts: str | None = None,
-    batches: str | None = None,
-    gen: str = "2",
-    schedule: str = "row",
-    n_batches: str = "1",
-    kv_bits: str | None = None,
-    repeats: int = 4,
-    link: str | None = None,
-    seed: int = 0,
-    gate: float | None = None,
-    out: Annotated[Path | None, Parameter(name="--out")] = None,
-    json: bool = False,
+    cases: Cases = Cases(),
+    machine: DeviceOptions = THIS_DEVICE,
+    repeats: Repeats = 4,
+    gate: Gate = None,
+    out: Path | None = None,
+    json: Json = False,
 ) -> int:
     """Measure the prediction errors on this machine: the whole loop in one command.
 
@@ -56,54 +82,24 @@ def validate(
 
     Parameters
     ----------
-    scenario
-        decode, restore or adapt; --batches, --gen, --schedule, --n-batches and --kv-bits are for
-        decodes.
-    device
-        auto, cpu or cuda.
-    model
-        Architecture to validate with; default opt-125m on cpu, opt-6.7b on cuda.
-    prompts
-        Comma-separated prompt lengths.
-    batches
-        Comma-separated batch sizes.
-    gen
-        Decode steps of every case.
-    schedule
-        row, or column with --n-batches batches that share each loaded layer.
-    n_batches
-        Batches that pass through each layer (column).
-    kv_bits
-        8 or 4: K and V are quantised in host memory; the report has the quantisation error.
-    repeats
-        Measured repeats of every case, interleaved with the other cases of its shape.
-    link
-        Pace of the emulated link of the cpu device; by default about half of the cache is then
-        recomputed.
-    seed
-        Seed of weights and prompts.
-    gate
-        Exit with status 1 if a case's makespan error exceeds this many per cent.
     out
         Folder for the profile, every plan, every measured timeline and the report.
-    json
-        Print JSON instead of text.
     """
     if gate is not None and not gate >= 0:
         raise BadInput(f"--gate(={gate}) must be a percentage of at least 0.")
     request = ValidationRequest(
-        scenario,
-        device,
-        model,
-        None if prompts is None else parse_counts("--prompts", prompts),
-        None if batches is None else parse_counts("--batches", batches),
-        parse_count("--gen", gen),
-        schedule,
-        parse_count("--n-batches", n_batches),
-        parse_kv_bits(kv_bits),
+        cases.scenario,
+        machine.device,
+        cases.model,
+        cases.prompts,
+        cases.batches,
+        cases.gen,
+        cases.schedule,
+        cases.n_batches,
+        cases.kv_bits,
         repeats,
-        link,
-        seed,
+        machine.link,
+        machine.seed,
     )
     request.resolve()
     if out is not None:
@@ -122,7 +118,7 @@ def validate(
         "restore": partial(print_restore_report, report),
         "adapt": partial(print_adaptation_report, report),
     }
-    show[scenario]()
+    show[cases.scenario]()
     if gate is not None:
         say(f"gate {gate:g} %: {'passed' if passed else 'FAILED'}")
     if out is not None:

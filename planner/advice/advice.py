@@ -20,7 +20,7 @@ from planner.advice.decoding import (
 from planner.advice.reuse import Reuse, reuse
 from planner.advice.runtime_settings import CacheBudget, RuntimeSetting, runtime_settings
 from planner.crossovers import Interval
-from planner.decode.plan import Plan, Sensitivity
+from planner.decode.plan import DecodePlan, Sensitivity
 from sim.errors import BadInput
 from sim.graph.jobs import Workload
 from sim.graph.memory import footprint
@@ -71,7 +71,7 @@ class Advice:
         reuse: None where GPU memory has no room for one request.
     """
 
-    plan: Plan
+    plan: DecodePlan
     ways: Ways
     fits: bool
     resident_step_s: float

@@ -7,7 +7,7 @@ from math import inf
 
 from planner.crossovers import Interval, intervals, largest
 from planner.decode.make import make_plan
-from planner.decode.plan import Plan
+from planner.decode.plan import DecodePlan
 from planner.decode.planner import DecodePlanner
 from sim.errors import BadInput, DoesNotFit
 from sim.graph.jobs import Workload
@@ -69,7 +69,9 @@ class Slo:
         return self.step_s <= self.slo_s
 
 
-def best_plan(model: ModelSpec, hardware: HardwareProfile, workload: Workload, engine: str) -> Plan:
+def best_plan(
+    model: ModelSpec, hardware: HardwareProfile, workload: Workload, engine: str
+) -> DecodePlan:
     """The plan of the row schedule or, where the weights do not fit, of the column schedule.
 
     Raises:

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from planner.decode.lower import replicate
 from planner.decode.other_systems import OTHER_SYSTEMS, other_system_graph
-from planner.decode.plan import Plan, Sensitivity
+from planner.decode.plan import DecodePlan, Sensitivity
 from planner.decode.planner import Choice, DecodePlanner
 from planner.decode.policies import baseline_split, fixed_tokens
 from planner.decode.rounding import MAX_LP_CELLS
@@ -32,7 +32,7 @@ def make_plan(
     gpus: int = 1,
     keep: bool = False,
     engine: str = "simpy",
-) -> Plan:
+) -> DecodePlan:
     """Plan a decode job and simulate it.
 
     Args:
@@ -67,7 +67,7 @@ def choose_schedule(
     gpus: int = 1,
     keep: bool = False,
     engine: str = "simpy",
-) -> tuple[Plan, str]:
+) -> tuple[DecodePlan, str]:
     """(plan, reason) of the schedule with more tokens a second.
 
     A row schedule decodes the batches one after another. If only one schedule fits the memory, it
@@ -77,7 +77,7 @@ def choose_schedule(
         DoesNotFit: neither fits.
     """
     one_batch = replace(workload, n_batches=1)
-    plans: dict[str, Plan] = {}
+    plans: dict[str, DecodePlan] = {}
     refused: dict[str, DoesNotFit] = {}
     for schedule, job in (("row", one_batch), ("column", workload)):
         try:
@@ -105,7 +105,7 @@ def plan_split(
     schedule: str = "row",
     residency: Residency | None = None,
     gpus: int = 1,
-) -> Plan:
+) -> DecodePlan:
     """The plan of a split chosen by hand, with policy name `edited`.
 
     Args:
@@ -120,7 +120,7 @@ def plan_split(
     return _choice_plan(planner, "edited", choice)
 
 
-def _choice_plan(planner: DecodePlanner, policy: str, choice: Choice) -> Plan:
+def _choice_plan(planner: DecodePlanner, policy: str, choice: Choice) -> DecodePlan:
     """The plan of a split with its resident data."""
     timeline = planner.simulate(choice.split, choice.residency)
     planner.check_fits(timeline.graph)
@@ -135,7 +135,7 @@ def _choice_plan(planner: DecodePlanner, policy: str, choice: Choice) -> Plan:
     return _plan(planner, policy, choice, timeline, objective_s, worth)
 
 
-def _other_system_plan(planner: DecodePlanner, policy: str) -> Plan:
+def _other_system_plan(planner: DecodePlanner, policy: str) -> DecodePlan:
     """The plan of another system, whose graph is not described by a split.
 
     Sensitivities come from its first steps."""
@@ -160,11 +160,11 @@ def _plan(
     timeline: Timeline,
     lp_objective_s: float,
     worth: tuple[Sensitivity, ...],
-) -> Plan:
+) -> DecodePlan:
     """The plan with its bound and the makespan of every policy."""
     graph = timeline.graph
     estimates = [planner.costs.estimate(task) for task in graph.tasks]
-    return Plan(
+    return DecodePlan(
         policy=policy,
         schedule=planner.schedule,
         model=planner.model,

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
 
 from planner.decode.lower import SCHEDULES, lower, replicate
 from planner.decode.other_systems import OTHER_SYSTEMS, other_system_graph
 from planner.decode.split import Residency, StepSplit
-from sim.errors import BadInput, Mismatch
-from sim.files import STRICT_KEYS, naming_file, parse, read_json, write_json
-from sim.graph.jobs import Workload
+from planner.plan_file import Plan
+from sim.errors import BadInput
+from sim.files import STRICT_KEYS
 from sim.graph.tasks import TaskGraph
-from sim.machine.profile import HardwareProfile
-from sim.machine.provenance import Source
-from sim.model.spec import ModelSpec
+from sim.machine.availability import ALWAYS, Availability
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +33,7 @@ class Sensitivity:
 
 
 @dataclass(frozen=True)
-class Plan:
+class DecodePlan(Plan, kind="plan"):
     """A split with its prediction, and everything needed to lower and simulate it again.
 
     Args:
@@ -46,39 +42,31 @@ class Plan:
             Of several GPUs, with links as fast as when all of them copy at once.
         makespan_s: the simulated makespan, sharing and interference included.
         lower_bound_s: no split of this workload on this machine is faster, by the LP.
-        baselines: simulated makespan of each policy.
         sensitivities: what 10 % more of each part of the machine would save; the split of an `lp`
             plan would follow the change, any other is kept.
         bottleneck: the largest of them, as a sentence.
-        source: weakest source of any task's time.
-        out_of_range_tasks: tasks whose time was extrapolated beyond what the profile holds.
-        graph_sha256: hash of the graph that was simulated; a device runs no other.
         gpus: identical decoders, one to a GPU, that share uplinks and host memory.
         resident_x_tokens: for each layer, of how many recomputed tokens X stays on the device;
             empty where of none.
         resident_weight_layers: layers of a column schedule whose weights stay on the device.
     """
 
-    __pydantic_config__ = STRICT_KEYS
+    remedy = "run `kvoverlap simulate PLAN --plan-out NEW` and use the new plan."
 
-    policy: str
     schedule: str
-    model: ModelSpec
-    hardware: HardwareProfile
-    workload: Workload
     steps: tuple[StepSplit, ...]
     makespan_s: float
     lp_objective_s: float
     lower_bound_s: float
-    baselines: dict[str, float]
     sensitivities: tuple[Sensitivity, ...]
     bottleneck: str
-    source: Source
-    out_of_range_tasks: int
-    graph_sha256: str
     gpus: int = 1
     resident_x_tokens: tuple[int, ...] = ()
     resident_weight_layers: tuple[int, ...] = ()
+
+    @property
+    def availability(self) -> Availability:
+        return ALWAYS
 
     @property
     def tokens_per_s(self) -> float:
@@ -87,7 +75,6 @@ class Plan:
         return self.gpus * job.n_batches * job.batch_size * job.gen_tokens / self.makespan_s
 
     def lower(self) -> TaskGraph:
-        """The graph that realises this plan, built from the split."""
         if self.policy in OTHER_SYSTEMS:
             graph = other_system_graph(self.policy, self.model, self.workload)
         else:
@@ -107,42 +94,7 @@ class Plan:
         x = self.resident_x_tokens or (0,) * len(kv)
         return Residency(kv, x, self.resident_weight_layers)
 
-    def simulated_graph(self) -> TaskGraph:
-        """The lowered graph, provided it is the one whose simulation this plan carries.
-
-        Raises:
-            Mismatch: the split was edited after the plan was simulated.
-        """
-        graph = self.lower()
-        if graph.sha256 != self.graph_sha256:
-            raise Mismatch(
-                f"the plan's split gives graph {graph.sha256[:12]} but its simulation was of "
-                f"{self.graph_sha256[:12]}: it was edited; run `kvoverlap simulate PLAN "
-                "--plan-out NEW` and use the new plan."
-            )
-        return graph
-
-    def to_dict(self) -> dict[str, Any]:
-        content = asdict(self)
-        content["hardware"] = self.hardware.to_dict()
-        return content
-
-    def save(self, path: Path | str) -> None:
-        write_json(path, "plan", self.to_dict())
-
-    @classmethod
-    def load(cls, path: Path | str) -> Plan:
-        """Read a plan file.
-
-        Raises:
-            BadFile: unreadable, of another kind, or with an unknown, absent or invalid key.
-        """
-        with naming_file(str(path)):
-            plan = parse(cls, read_json(path, "plan"), str(path))
-            plan.check_steps()
-        return plan
-
-    def check_steps(self) -> None:
+    def check(self) -> None:
         """Refuse steps that do not belong to the workload, or a schedule of another version."""
         if self.schedule not in SCHEDULES:
             raise BadInput(f"schedule {self.schedule!r} is not one this version can lower.")

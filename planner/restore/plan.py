@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
+from planner.plan_file import Plan
 from planner.restore.planner import (
     FIXED,
     PLANNED,
@@ -18,21 +18,20 @@ from planner.restore.planner import (
 from planner.restore.replanning import Adaptation, adapt
 from planner.restore.split import RestoreSplit
 from sim.cost.model import CostModel
-from sim.errors import BadInput, Mismatch
-from sim.files import STRICT_KEYS, naming_file, parse, read_json, write_json
+from sim.errors import BadInput
 from sim.graph.claims import claimed
 from sim.graph.jobs import RestoreRequest
 from sim.graph.tasks import TaskGraph
 from sim.graph.timeline import Timeline
 from sim.machine.availability import ALWAYS, Availability
 from sim.machine.profile import HardwareProfile
-from sim.machine.provenance import Source, weakest
+from sim.machine.provenance import weakest
 from sim.model.spec import ModelSpec
 from sim.units import ms
 
 
 @dataclass(frozen=True)
-class RestorePlan:
+class RestorePlan(Plan, kind="restore-plan"):
     """A policy's choice for one request, its prediction, and all inputs of the simulation.
 
     Args:
@@ -42,24 +41,17 @@ class RestorePlan:
             loaded. A token handled by only some layers counts fractionally. Rounded; they add up
             to the prompt.
         meeting_token: first cached token that is not computed through all layers.
-        baselines: simulated time of each policy.
         reason: why, in one sentence.
-        source: weakest source of any task's time.
-        out_of_range_tasks: tasks outside the measured range of the profile.
-        graph_sha256: hash of the graph that was simulated; a device runs no other.
         adaptation: with a trace, the times of policies that do not know it in advance.
 
     Raises:
         BadInput: a baseline is missing, or a time is not above 0.
     """
 
-    __pydantic_config__ = STRICT_KEYS
+    remedy = "run `kvoverlap restore` again."
 
-    policy: str
-    form: Form
-    model: ModelSpec
-    hardware: HardwareProfile
     workload: RestoreRequest
+    form: Form
     split: RestoreSplit | None
     availability: Availability
     ttft_s: float
@@ -67,11 +59,7 @@ class RestorePlan:
     projected_tokens: int
     loaded_tokens: int
     meeting_token: int
-    baselines: dict[str, float]
     reason: str
-    source: Source
-    out_of_range_tasks: int
-    graph_sha256: str
     adaptation: Adaptation | None = None
 
     def __post_init__(self) -> None:
@@ -81,6 +69,14 @@ class RestorePlan:
         for name, value in {"ttft_s": self.ttft_s, **self.baselines}.items():
             if not 0 < value < float("inf"):
                 raise BadInput(f"{name}(={value}) must be above 0 and finite.")
+
+    @property
+    def makespan_s(self) -> float:
+        return self.ttft_s
+
+    @property
+    def tier(self) -> str:
+        return self.workload.tier
 
     @property
     def compute_only_s(self) -> float:
@@ -104,49 +100,19 @@ class RestorePlan:
         return f"{tasks} outside what {self.hardware.name} was measured for: {told}."
 
     def lower(self) -> TaskGraph:
-        """The graph that realises this plan."""
         return form_graph(self.form, self.model, self.workload, self.split)
 
-    def simulated_graph(self) -> TaskGraph:
-        """The graph, provided it is the one whose simulation this plan carries.
-
-        Raises:
-            Mismatch: the plan was edited after it was simulated.
-        """
-        graph = self.lower()
-        if graph.sha256 != self.graph_sha256:
-            raise Mismatch(
-                f"the plan gives graph {graph.sha256[:12]} but its simulation was of "
-                f"{self.graph_sha256[:12]}: it was edited; run `kvoverlap restore` again."
-            )
-        return graph
-
-    def to_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "hardware": self.hardware.to_dict()}
+    def token_counts(self, timeline: Timeline) -> dict[str, int]:
+        return token_counts(timeline, self.workload)
 
     def answer(self) -> dict[str, Any]:
-        """The prediction as `--json` prints it."""
-        content = self.to_dict()
-        content["model"] = self.model.name
-        content["hardware"] = self.hardware.name
-        content["compute_only_s"] = self.compute_only_s
-        content["load_only_s"] = self.load_only_s
-        content["speedup_vs_compute"] = self.compute_only_s / self.ttft_s
-        content["speedup_vs_load"] = self.load_only_s / self.ttft_s
-        return content
-
-    def save(self, path: Path | str) -> None:
-        write_json(path, "restore-plan", self.to_dict())
-
-    @classmethod
-    def load(cls, path: Path | str) -> RestorePlan:
-        """Read a plan file.
-
-        Raises:
-            BadFile: unreadable, of another kind, or with an unknown, absent or invalid key.
-        """
-        with naming_file(str(path)):
-            return parse(cls, read_json(path, "restore-plan"), str(path))
+        return {
+            **super().answer(),
+            "compute_only_s": self.compute_only_s,
+            "load_only_s": self.load_only_s,
+            "speedup_vs_compute": self.compute_only_s / self.ttft_s,
+            "speedup_vs_load": self.load_only_s / self.ttft_s,
+        }
 
 
 def make_restore_plan(
@@ -186,7 +152,6 @@ def plan_choice(
     graph, request = choice.timeline.graph, planner.request
     costs = CostModel(planner.hardware, planner.model, request)
     estimates = [costs.estimate(task) for task in graph.tasks]
-    computed, projected, loaded = token_counts(choice.timeline)
     return RestorePlan(
         policy=policy,
         form=choice.form,
@@ -196,10 +161,7 @@ def plan_choice(
         split=choice.split,
         availability=planner.availability,
         ttft_s=choice.ttft_s,
-        computed_tokens=computed,
-        projected_tokens=projected,
-        loaded_tokens=loaded,
-        meeting_token=meeting_token(choice.timeline, request),
+        **token_counts(choice.timeline, request),
         baselines={name: planner.choice(name).ttft_s for name in (*FIXED, *PLANNED)},
         reason=_reason(planner, policy, choice),
         source=weakest(*(estimate.source for estimate in estimates)),
@@ -209,8 +171,8 @@ def plan_choice(
     )
 
 
-def token_counts(timeline: Timeline) -> tuple[int, int, int]:
-    """(computed, projected, loaded) tokens: token-layers over layers, rounded to the same sum."""
+def token_counts(timeline: Timeline, request: RestoreRequest) -> dict[str, int]:
+    """Tokens computed, projected and loaded, as in `RestorePlan`, and the token where ends met."""
     graph = timeline.graph
     cells = {"prefill": 0, "recompute": 0, "load_kv": 0}
     for task in claimed(graph, timeline.start_s):
@@ -218,7 +180,12 @@ def token_counts(timeline: Timeline) -> tuple[int, int, int]:
             cells[task.op] += task.n_tokens * task.layers
     layers = graph.model.n_layers
     projected, loaded = round(cells["recompute"] / layers), round(cells["load_kv"] / layers)
-    return graph.workload.prompt_tokens - projected - loaded, projected, loaded
+    return {
+        "computed_tokens": request.prompt_tokens - projected - loaded,
+        "projected_tokens": projected,
+        "loaded_tokens": loaded,
+        "meeting_token": meeting_token(timeline, request),
+    }
 
 
 def _reason(planner: RestorePlanner, policy: str, choice: Choice) -> str:

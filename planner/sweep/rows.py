@@ -226,14 +226,13 @@ def restore_row(values: Inputs) -> Row:
     taken = planner.fastest() if policy == AUTO else policy
     choice = planner.choice(taken)
     timeline = choice.timeline
-    computed, projected, loaded = token_counts(timeline)
+    counts = token_counts(timeline, request)
+    del counts["meeting_token"]
     return {
         "ttft_s": choice.ttft_s,
         "compute_only_s": planner.choice("compute-only").ttft_s,
         "load_only_s": planner.choice("load-only").ttft_s,
-        "computed_tokens": computed,
-        "projected_tokens": projected,
-        "loaded_tokens": loaded,
+        **counts,
         "policy_taken": taken,
         "tokens_per_s": prompt / choice.ttft_s,
         "bottleneck": max(sorted({lane for _, lane in timeline.graph.lanes}), key=timeline.busy_s),

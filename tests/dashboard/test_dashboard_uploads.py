@@ -12,7 +12,7 @@ from builders import machine
 
 import dashboard.data.uploads
 from dashboard.data.uploads import MAX_UPLOAD_MB, MEGABYTE, read_upload, safe_name
-from planner import Plan
+from planner import DecodePlan
 from sim import HardwareProfile, Recording, Workload
 from sim.errors import KvOverlapError
 
@@ -53,7 +53,7 @@ def test_our_own_files_are_accepted_plain_and_gzipped(case_folder, measured, pla
     assert (profile.kind, profile.content) == ("profile", machine())
     assert profile.summary == "test: made for tests"
     loaded = read_upload("plan.json", plan)
-    assert (loaded.kind, loaded.content) == ("plan", Plan.load(case_folder / "plan.json"))
+    assert (loaded.kind, loaded.content) == ("plan", DecodePlan.load(case_folder / "plan.json"))
     recording = read_upload("measured.json.gz", measured)
     assert recording.kind == "recording"
     assert recording.content == Recording.load(case_folder / "measured.json.gz")

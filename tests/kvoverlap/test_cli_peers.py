@@ -14,7 +14,7 @@ from hw import open_backend
 from hw.backends import Memory
 from hw.model.transformers_model import transformers_problem
 from hw.run.other_systems import TransformersSystem
-from kvoverlap.cli.peers import peers, print_other_systems
+from kvoverlap.cli.peers import SharedJob, peers, print_other_systems
 from measure.other_systems import (
     MEASURES,
     System,
@@ -37,7 +37,11 @@ CONFIG = {
     "vocab_size": 128,
     "max_position_embeddings": 512,
 }
-ARGUMENTS = {"batch": "2", "prompt": "12", "gen": "2", "hardware": "kvpr-a100", "device": "cpu"}
+ARGUMENTS = {
+    "job": SharedJob(batch=2, prompt=12, gen=2),
+    "hardware": "kvpr-a100",
+    "device": "cpu",
+}
 NAMES = ["transformers resident", "transformers offloaded", "flexgen", "load-all", "kvpr", "lp"]
 
 
@@ -244,8 +248,7 @@ def test_the_verb_profiles_the_machine_where_no_profile_is_given(config, capsys,
     ("wrong", "words"),
     [
         ({"repeats": 0}, r"--repeats\(=0\)"),
-        ({"batch": "none"}, r"--batch\(=none\)"),
-        ({"gen": "1K"}, "512 positions"),
+        ({"job": SharedJob(batch=2, prompt=12, gen=1024)}, "512 positions"),
         ({"hardware": "kvpr-a10"}, "did you mean 'kvpr-a100'"),
         ({"device": "tpu"}, "device 'tpu' is unknown"),
     ],

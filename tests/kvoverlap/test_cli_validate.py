@@ -10,7 +10,7 @@ import hw
 import measure.decode_grid
 import measure.grid
 from measure.child import LineWriter, read_status, run
-from planner import Plan
+from planner import DecodePlan
 from sim import Recording, compare, find_hardware, simulate
 
 POLICIES = {"lp", "kvpr", "load-all", "recompute-all"}
@@ -71,7 +71,7 @@ def test_a_run_has_a_report_a_folder_and_progress(validate, folder):
     assert set(answer["machine_drifts"]) == set(SHAPES)
     profile = find_hardware(str(out / "profile.json"))
     for case in cases:
-        plan = Plan.load(out / "cases" / case["name"] / "plan.json")
+        plan = DecodePlan.load(out / "cases" / case["name"] / "plan.json")
         measured = Recording.load(out / "cases" / case["name"] / "measured.json.gz")
         now = profile
         drift = answer["machine_drifts"]["-".join(case["name"].split("-")[:2])]

@@ -9,8 +9,9 @@ import pytest
 from builders import machine, tiny_model
 
 from planner.decode.make import make_plan
-from planner.decode.plan import Plan
+from planner.decode.plan import DecodePlan
 from planner.decode.split import Residency, StepSplit, step_splits
+from planner.plan_file import Plan
 from sim.errors import BadFile, BadInput, Mismatch
 from sim.graph.jobs import Workload
 
@@ -21,9 +22,18 @@ PLAN = make_plan(tiny_model(), machine(), JOB, "fixed:3")
 @pytest.mark.parametrize("name", ["plan.json", "plan.json.gz"])
 def test_a_plan_comes_back_from_disk_unchanged(tmp_path, name):
     PLAN.save(tmp_path / name)
-    again = Plan.load(tmp_path / name)
+    again = DecodePlan.load(tmp_path / name)
     assert again == PLAN
     assert again.simulated_graph().sha256 == PLAN.graph_sha256
+    assert Plan.load(tmp_path / name) == PLAN
+
+
+@pytest.mark.parametrize("document", [[], {"kind": "timeline"}, {"kind": ["plan"]}])
+def test_a_file_of_another_kind_is_no_plan(tmp_path, document):
+    path = tmp_path / "other.json"
+    path.write_text(json.dumps(document))
+    with pytest.raises(BadFile, match="not a kvoverlap 'plan' document"):
+        Plan.load(path)
 
 
 def test_the_graph_that_was_simulated_is_built_anew_from_the_split():
@@ -48,7 +58,7 @@ def move_one_token(document):
 
 
 def test_an_edited_split_no_longer_belongs_to_its_simulation(tmp_path):
-    plan = Plan.load(edited(tmp_path, move_one_token))
+    plan = DecodePlan.load(edited(tmp_path, move_one_token))
     assert plan.steps[1].recomputed_tokens == (4, 3)
     with pytest.raises(Mismatch, match=PLAN.graph_sha256[:12]) as failure:
         plan.simulated_graph()
@@ -58,7 +68,7 @@ def test_an_edited_split_no_longer_belongs_to_its_simulation(tmp_path):
 def test_an_edited_model_no_longer_belongs_to_its_simulation(tmp_path):
     path = edited(tmp_path, lambda document: document["model"].update(vocab_size=65))
     with pytest.raises(Mismatch, match="it was edited"):
-        Plan.load(path).simulated_graph()
+        DecodePlan.load(path).simulated_graph()
 
 
 @pytest.mark.parametrize(
@@ -87,7 +97,7 @@ def test_an_edited_model_no_longer_belongs_to_its_simulation(tmp_path):
 )
 def test_a_broken_plan_is_refused_with_the_file_and_the_reason(tmp_path, change, reason):
     with pytest.raises(BadFile, match=r"edited\.json") as failure:
-        Plan.load(edited(tmp_path, change))
+        DecodePlan.load(edited(tmp_path, change))
     assert reason in str(failure.value)
 
 
@@ -98,7 +108,7 @@ def test_a_plan_for_fewer_layers_than_its_model_is_refused(tmp_path):
                 step[key] = step[key][:1]
 
     with pytest.raises(BadInput, match="2 layers"):
-        Plan.load(edited(tmp_path, change)).simulated_graph()
+        DecodePlan.load(edited(tmp_path, change)).simulated_graph()
 
 
 def test_cut_off_json_is_refused(tmp_path):
@@ -106,7 +116,7 @@ def test_cut_off_json_is_refused(tmp_path):
     text = (tmp_path / "plan.json").read_text()
     (tmp_path / "plan.json").write_text(text[: len(text) // 2])
     with pytest.raises(BadFile, match=r"plan\.json is not valid JSON"):
-        Plan.load(tmp_path / "plan.json")
+        DecodePlan.load(tmp_path / "plan.json")
 
 
 @pytest.mark.parametrize(

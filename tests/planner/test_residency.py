@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from tiny import JOB, LLAMA, OPT, filled_cache, simulated
 
 from hw import DecodeExecutor, prefilled_caches, random_weights, resident_decode
-from planner import Plan, make_plan
+from planner import DecodePlan, make_plan
 from planner.decode.lower import lower
 from planner.decode.planner import DecodePlanner
 from planner.decode.policies import BASELINES
@@ -108,7 +108,7 @@ def test_what_is_kept_fits_pays_and_is_bounded(model, hardware, job, frac, sched
     assert plan.makespan_s <= moved.makespan_s * (1 + 1e-9)
     assert plan.lower_bound_s <= plan.makespan_s * (1 + 1e-9)
     assert plan.lp_objective_s == pytest.approx(plan.makespan_s, rel=1e-6)
-    plan.check_steps()
+    plan.check()
     assert plan.lower().sha256 == plan.graph_sha256
 
 
@@ -214,7 +214,7 @@ def test_a_plan_file_holds_what_is_kept(tmp_path):
     plan = make_plan(tiny_model(), hardware, Workload(2, 20, 3), keep=True)
     assert any(plan.residency.kv_tokens) or any(plan.residency.x_tokens)
     plan.save(tmp_path / "plan.json")
-    again = Plan.load(tmp_path / "plan.json")
+    again = DecodePlan.load(tmp_path / "plan.json")
     assert again == plan
     assert again.simulated_graph().sha256 == plan.graph_sha256
 
@@ -223,7 +223,7 @@ def test_a_plan_file_with_a_changed_residency_is_refused():
     plan = make_plan(tiny_model(), machine(h2d=2e6), Workload(2, 20, 3), keep=True)
     step = replace(plan.steps[1], resident_tokens=(20, 21), loaded_tokens=(1, 0))
     with pytest.raises(BadInput, match="the same in every step"):
-        replace(plan, steps=(plan.steps[0], step, plan.steps[2])).check_steps()
+        replace(plan, steps=(plan.steps[0], step, plan.steps[2])).check()
 
 
 def test_a_device_too_small_for_the_weights_alone_is_refused():
@@ -275,7 +275,7 @@ def test_the_lp_keeps_no_part_of_a_windowed_layer():
     model = replace(model, full_attention_layers=(1, 3, 5, 7))
     hardware = with_room(machine(h2d=2e6), model, job, "row", 0.2)
     plan = make_plan(model, hardware, job, keep=True)
-    plan.check_steps()
+    plan.check()
     assert plan.makespan_s < make_plan(model, hardware, job).makespan_s
     assert plan.lower_bound_s <= plan.makespan_s
     assert all(plan.residency.kv_tokens[layer] == 0 for layer in (0, 2, 4, 6))

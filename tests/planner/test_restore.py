@@ -11,14 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from restores import figure, request, restores, step_machine
 
+from planner import DecodePlan, Plan
 from planner.restore import RESTORE_POLICIES, RestorePlan, RestorePlanner, make_restore_plan
 from planner.restore.lower import split_graph, two_ended_graph
 from planner.restore.planner import meeting_token
 from planner.restore.replanning import Change, adapt
 from planner.restore.split import RestoreSplit
 from sim.cost.restore import RestoreCosts
-from sim.engine.api import simulate
-from sim.errors import BadInput, DoesNotFit, Mismatch, NotMeasured, UnknownName
+from sim.errors import BadFile, BadInput, DoesNotFit, Mismatch, NotMeasured, UnknownName
 from sim.graph.claims import claimed
 from sim.lanes import COMPUTE, DISK, H2D
 from sim.machine.availability import ALWAYS, Availability, Step
@@ -343,10 +343,12 @@ def test_a_plan_is_read_back_and_refused_when_edited(tmp_path):
         plan = make_restore_plan(tiny_model(), hardware, request(17), policy)
         plan.save(tmp_path / "plan.json")
         again = RestorePlan.load(tmp_path / "plan.json")
-        assert again == plan
-        assert simulate(again.simulated_graph(), hardware).makespan_s == plan.ttft_s
+        assert again == Plan.load(tmp_path / "plan.json") == plan
+        assert again.simulate().makespan_s == again.makespan_s == plan.ttft_s
         counts = (plan.computed_tokens, plan.projected_tokens, plan.loaded_tokens)
         assert sum(counts) == 17
+    with pytest.raises(BadFile, match="holds 'restore-plan', not a kvoverlap 'plan' document"):
+        DecodePlan.load(tmp_path / "plan.json")
     with pytest.raises(Mismatch, match="it was edited"):
         replace(again, form="compute-only").simulated_graph()
 

@@ -9,7 +9,7 @@ from builders import machine, tiny_model
 from tiny import CPU, LLAMA, OPT, simulated
 
 from hw import DecodeExecutor, open_backend, prefilled_caches, random_weights, resident_decode
-from planner import Plan, make_plan
+from planner import DecodePlan, make_plan
 from planner.decode.other_systems import OTHER_SYSTEMS, other_system_graph
 from sim import simulate
 from sim.errors import BadInput
@@ -74,7 +74,7 @@ def test_a_rival_computes_what_a_resident_decode_does(policy, model):
 def test_a_rival_s_plan_comes_back_from_disk_and_is_listed_with_its_makespan(tmp_path, policy):
     plan = make_plan(tiny_model(), machine(), JOB, policy)
     plan.save(tmp_path / "plan.json")
-    again = Plan.load(tmp_path / "plan.json")
+    again = DecodePlan.load(tmp_path / "plan.json")
     assert again.simulated_graph().sha256 == plan.graph_sha256
     assert again.makespan_s == again.baselines[policy]
     kept = {step.resident_tokens[0] for step in again.steps}

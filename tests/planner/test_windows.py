@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from planner import make_plan, plan_split
 from planner.decode.lower import lower
 from planner.decode.other_systems import OTHER_SYSTEMS, other_system_graph
-from planner.decode.plan import Plan
+from planner.decode.plan import DecodePlan
 from planner.decode.planner import DecodePlanner
 from planner.decode.policies import baseline_split
 from sim.cost.model import CostModel
@@ -211,11 +211,11 @@ def test_the_parts_of_a_layer_add_up_to_its_window(tmp_path):
     plan = make_plan(MIXED, machine(), JOB, "load-all")
     assert [step.layer_tokens for step in plan.steps] == [(3, 8), (3, 9), (3, 10)]
     plan.save(tmp_path / "plan.json")
-    assert Plan.load(tmp_path / "plan.json").simulated_graph().sha256 == plan.graph_sha256
+    assert DecodePlan.load(tmp_path / "plan.json").simulated_graph().sha256 == plan.graph_sha256
     longer = replace(plan.steps[0], loaded_tokens=(4, 8))
     replace(plan, steps=(longer, *plan.steps[1:])).save(tmp_path / "plan.json")
     with pytest.raises(BadFile, match=r"steps\[0\], layer 0: .* add up to 4 and must add up to 3"):
-        Plan.load(tmp_path / "plan.json")
+        DecodePlan.load(tmp_path / "plan.json")
 
 
 def test_recomputing_more_than_the_window_is_refused_with_the_place():

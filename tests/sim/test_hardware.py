@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 from builders import dispatch, machine, slowed, task, tiny_model
 
-from planner import Plan, make_plan
+from planner import DecodePlan, make_plan
 from sim import Recording, simulate
 from sim.cost.model import CostModel
 from sim.errors import BadFile, BadInput
@@ -83,7 +83,7 @@ def test_plans_and_recordings_hold_the_profile_without_its_samples(tmp_path):
         Recording("measured", hardware, runs).save(tmp_path / f"{name}-run.json")
         hardware.save(tmp_path / f"{name}-profile.json")
         files[name] = [(tmp_path / f"{name}-{kind}.json").read_bytes() for kind in ("plan", "run")]
-        assert Plan.load(tmp_path / f"{name}-plan.json") == plan
+        assert DecodePlan.load(tmp_path / f"{name}-plan.json") == plan
     assert files["kept"] == files["plain"]
     assert "samples" in json.loads((tmp_path / "kept-profile.json").read_text())
     assert "samples" not in json.loads((tmp_path / "plain-profile.json").read_text())

@@ -9,8 +9,8 @@ from typing import Any
 from planner.restore.planner import (
     FIXED,
     PLANNED,
-    Choice,
     Form,
+    RestoreChoice,
     RestorePlanner,
     form_graph,
     meeting_token,
@@ -221,7 +221,7 @@ def token_counts(timeline: Timeline) -> tuple[int, int, int]:
     return graph.workload.prompt_tokens - projected - loaded, projected, loaded
 
 
-def _reason(planner: RestorePlanner, policy: str, choice: Choice) -> str:
+def _reason(planner: RestorePlanner, policy: str, choice: RestoreChoice) -> str:
     """One sentence on why the policy is fast or slow here."""
     compute, load = (planner.choice(name) for name in ("compute-only", "load-only"))
     better = min(compute, load, key=lambda one: one.ttft_s)

@@ -23,6 +23,17 @@ SAMPLED = {
 """Largest batch, recomputation and copy that `profile` samples."""
 
 
+def link_pace(kind: str, link: str | None) -> float | None:
+    """Bytes per second of `--link`, or None if it is left out.
+
+    Raises:
+        BadInput: not a rate, or the device has a real link.
+    """
+    if link is not None and kind != "cpu":
+        raise BadInput(f"--link(={link}) paces the cpu device only; leave it out on {kind}.")
+    return None if link is None else parse_rate("--link", link)
+
+
 def measure_profile(
     kind: str,
     specs: list[ModelSpec],
@@ -42,9 +53,7 @@ def measure_profile(
     """
     from hw import balanced_link_bytes_per_s, open_backend, profile_device
 
-    if link is not None and kind != "cpu":
-        raise BadInput(f"--link(={link}) paces the cpu device only; leave it out on {kind}.")
-    pace = parse_rate("--link", link) if link is not None else None
+    pace = link_pace(kind, link)
     if kind == "cpu" and pace is None:
         with open_backend("cpu") as backend:
             pace = balanced_link_bytes_per_s(backend, specs[0])

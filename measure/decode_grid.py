@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
-from measure.grid import Case
+from measure.grid import Case, PreparedSetting
 from measure.run import PreparedDecode, ReadyPlan
 from planner import DecodePlan, baseline_split, lower, make_plan
 from sim.graph.jobs import Workload
@@ -155,14 +156,44 @@ class DecodeGrid:
         return baseline_split("recompute-all", self.model, job, self.hardware)
 
     @contextmanager
-    def prepare(self, job: Workload, progress: Progress) -> Iterator[PreparedJob]:
+    def prepare(self, job: Workload, progress: Progress) -> Iterator[PreparedSetting]:
         """A job with its caches and reference decodes."""
         from hw import resident_decode
 
-        progress(f"{self.model.name} {shape_name(job)}, decoding for reference", 0.0)
+        title = f"{self.model.name} {shape_name(job)}"
+        progress(f"{title}, decoding for reference", 0.0)
         caches = self._caches(job)
         references = [resident_decode(self.weights, cache, job) for cache in caches]
-        yield PreparedJob(self, job, PreparedDecode(self.backend, self.weights, caches, references))
+        prepared = PreparedDecode(self.backend, self.weights, caches, references)
+        yield PreparedSetting(
+            name=shape_name(job),
+            title=title,
+            hardware=self.hardware,
+            backend=self.backend,
+            probe=self.probe,
+            probe_samples=PROBE_SAMPLES,
+            case_type=DecodeCase,
+            plans=lambda hardware: self.options.plans(self.model, hardware, job),
+            ready=partial(self._ready, prepared),
+        )
+
+    @contextmanager
+    def _ready(
+        self, prepared: PreparedDecode, predicted: dict[str, Timeline]
+    ) -> Iterator[dict[str, ReadyPlan]]:
+        """The plans on the device; they share one arena, since one runs at a time."""
+        from hw import DeviceArena, OffloadedLayers, buffer_bytes, executor_buffers
+
+        row = prepared.caches[0].row
+        needs = [executor_buffers(timeline.graph, row) for timeline in predicted.values()]
+        arena_bytes = max(buffer_bytes(chain.from_iterable(need.values())) for need in needs)
+        arena = DeviceArena(self.backend, arena_bytes)
+        if self.options.schedule == "column" and self._offloaded is None:
+            self._offloaded = OffloadedLayers(self.weights, self.backend)
+        yield {
+            name: prepared.ready(timeline, self._offloaded, arena)
+            for name, timeline in predicted.items()
+        }
 
     def _caches(self, job: Workload) -> list[HostCache]:
         """One cache for each batch of a job.
@@ -182,42 +213,3 @@ class DecodeGrid:
                 prompts = self._prompts[first : first + job.batch_size, : job.prompt_tokens]
                 prefill(self.weights, prompts, cache)
         return caches
-
-    def offloaded(self) -> OffloadedLayers | None:
-        """Host copies of the weights that all column schedules share; None of a row schedule."""
-        from hw import OffloadedLayers
-
-        if self.options.schedule == "column" and self._offloaded is None:
-            self._offloaded = OffloadedLayers(self.weights, self.backend)
-        return self._offloaded
-
-
-class PreparedJob:
-    """One prepared job of a grid of decodes."""
-
-    case_type: type[Case] = DecodeCase
-
-    def __init__(self, grid: DecodeGrid, job: Workload, prepared: PreparedDecode) -> None:
-        self._grid, self._job, self._prepared = grid, job, prepared
-        self.name, self.title = shape_name(job), f"{grid.model.name} {shape_name(job)}"
-        self.hardware, self.backend, self.probe = grid.hardware, grid.backend, grid.probe
-        self.probe_samples = PROBE_SAMPLES
-
-    def plans(self, hardware: HardwareProfile) -> dict[str, DecodePlan]:
-        """One plan per policy and fixed split, by case name."""
-        return self._grid.options.plans(self._grid.model, hardware, self._job)
-
-    @contextmanager
-    def ready(self, predicted: dict[str, Timeline]) -> Iterator[dict[str, ReadyPlan]]:
-        """The plans on the device; they share one arena, since one runs at a time."""
-        from hw import DeviceArena, buffer_bytes, executor_buffers
-
-        row = self._prepared.caches[0].row
-        needs = [executor_buffers(timeline.graph, row) for timeline in predicted.values()]
-        arena_bytes = max(buffer_bytes(chain.from_iterable(need.values())) for need in needs)
-        arena = DeviceArena(self.backend, arena_bytes)
-        offloaded = self._grid.offloaded()
-        yield {
-            name: self._prepared.ready(timeline, offloaded, arena)
-            for name, timeline in predicted.items()
-        }

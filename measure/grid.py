@@ -10,7 +10,7 @@ from functools import partial
 from math import inf
 from pathlib import Path
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from measure.interleave import (
     EXTRA_REPEATS,
@@ -42,7 +42,6 @@ GRACE_S = 10.0
 
 
 T = TypeVar("T")
-PrepareSetting = Callable[[Progress], AbstractContextManager["PreparedSetting"]]
 
 
 class OutOfTime(KvOverlapError):
@@ -74,15 +73,18 @@ class Case(ABC):
         """The job and what the plan decided, for the report."""
 
 
-class PreparedSetting(Protocol):
-    """One job on one machine, prepared: everything that its plans share is on the device.
+@dataclass(frozen=True)
+class PreparedSetting:
+    """One job on one machine, with everything that its plans share on the device.
 
-    Attributes:
+    Args:
         name: of the setting in reports.
         title: name in progress texts.
         hardware: the profile; plans are for this machine at its present speed.
         probe_samples: samples of the reference matmuls before the plans are made.
-        case_type: how its results are reported.
+        case_type: class of its results.
+        plans: makes the plans to measure, by case name.
+        ready: puts the simulated plans on the device; leaving the context frees their memory.
     """
 
     name: str
@@ -92,12 +94,11 @@ class PreparedSetting(Protocol):
     probe: SpeedProbe
     probe_samples: int
     case_type: type[Case]
+    plans: Callable[[HardwareProfile], Mapping[str, Plan]]
+    ready: Callable[[dict[str, Timeline]], AbstractContextManager[dict[str, ReadyPlan]]]
 
-    def plans(self, hardware: HardwareProfile) -> Mapping[str, Plan]:
-        """The plans to measure, by case name."""
 
-    def ready(self, predicted: dict[str, Timeline]) -> AbstractContextManager[dict[str, ReadyPlan]]:
-        """The simulated plans on the device; leaving the context frees what only they need."""
+PrepareSetting = Callable[[Progress], AbstractContextManager[PreparedSetting]]
 
 
 @dataclass(frozen=True)

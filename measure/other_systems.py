@@ -54,7 +54,8 @@ def measure_other_systems(
     """
     from hw import HostCache, prefill, prompt_ids, random_weights, resident_decode
 
-    check_repeats(repeats)
+    if repeats < 1:
+        raise BadInput(f"repeats(={repeats}) must be at least 1.")
     plans = {policy: make_plan(model, hardware, job, policy) for policy in PLANS}
     predicted = {policy: plan.simulate() for policy, plan in plans.items()}
     spare = spare_memory([timeline.graph for timeline in predicted.values()], backend)
@@ -95,11 +96,6 @@ def measure_other_systems(
         "head_start_s": backend.head_start_s(),
         "peers": lines,
     }
-
-
-def check_repeats(repeats: int) -> None:
-    if repeats < 1:
-        raise BadInput(f"--repeats(={repeats}) must be at least 1.")
 
 
 PLANS = {

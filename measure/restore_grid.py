@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import Any
 
-from measure.grid import Case
+from measure.grid import Case, PreparedSetting
 from measure.run import PreparedRestore, ReadyPlan, prepare_restore, tier_paces
 from planner.restore import RestorePlan, make_restore_plan
 from planner.restore.lower import compute_only_graph
@@ -20,9 +21,6 @@ from sim.machine.profile import HardwareProfile
 from sim.machine.provenance import SourcedValue
 from sim.model.spec import ModelSpec
 from sim.progress import Part, Progress
-
-if TYPE_CHECKING:
-    from hw import SpeedProbe
 
 POLICIES = ("two-ended", "lp", "joint", "load-only", "compute-only")
 CHUNK_TOKENS, IO_CHUNK_TOKENS = 128, 64
@@ -155,7 +153,7 @@ def at_rate(
 @contextmanager
 def prepare_setting(
     model: ModelSpec, kind: str, seed: int, setting: Setting, progress: Progress
-) -> Iterator[PreparedRequest]:
+) -> Iterator[PreparedSetting]:
     """A setting on a backend whose link and tier have its paces."""
     from hw import SpeedProbe, open_backend
 
@@ -165,36 +163,29 @@ def prepare_setting(
         probe = SpeedProbe(backend, model, hardware, request.chunk_tokens)
         first = make_restore_plan(model, hardware, request, setting.policies[0])
         prepared = prepare_restore(first, backend, seed, Part(progress, setting.name))
-        yield PreparedRequest(model, setting, prepared, probe)
+        yield PreparedSetting(
+            name=setting.name,
+            title=setting.name,
+            hardware=hardware,
+            backend=backend,
+            probe=probe,
+            probe_samples=PROBE_SAMPLES,
+            case_type=RestoreCase,
+            plans=lambda machine: {
+                f"{setting.name}-{policy}": make_restore_plan(model, machine, request, policy)
+                for policy in setting.policies
+            },
+            ready=partial(_ready, prepared),
+        )
 
 
-class PreparedRequest:
-    """One prepared request of a grid of restores."""
-
-    case_type: type[Case] = RestoreCase
-
-    def __init__(
-        self, model: ModelSpec, setting: Setting, prepared: PreparedRestore, probe: SpeedProbe
-    ) -> None:
-        self._model, self._setting, self._prepared = model, setting, prepared
-        self.name = self.title = setting.name
-        self.hardware, self.backend, self.probe = setting.hardware, prepared.backend, probe
-        self.probe_samples = PROBE_SAMPLES
-
-    def plans(self, hardware: HardwareProfile) -> dict[str, RestorePlan]:
-        """One plan per policy, by case name."""
-        return {
-            f"{self.name}-{policy}": make_restore_plan(
-                self._model, hardware, self._setting.request, policy
-            )
-            for policy in self._setting.policies
+@contextmanager
+def _ready(
+    prepared: PreparedRestore, predicted: dict[str, Timeline]
+) -> Iterator[dict[str, ReadyPlan]]:
+    """The plans on the device, each with its prefix on its tier."""
+    with ExitStack() as stack:
+        yield {
+            name: stack.enter_context(prepared.ready(timeline))
+            for name, timeline in predicted.items()
         }
-
-    @contextmanager
-    def ready(self, predicted: dict[str, Timeline]) -> Iterator[dict[str, ReadyPlan]]:
-        """The plans on the device, each with its prefix on its tier."""
-        with ExitStack() as stack:
-            yield {
-                name: stack.enter_context(self._prepared.ready(timeline))
-                for name, timeline in predicted.items()
-            }

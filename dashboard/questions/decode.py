@@ -16,6 +16,7 @@ from sim.graph.jobs import Workload
 from sim.lanes import D2H, H2D
 from sim.machine.links import Interference, Uplink
 from sim.machine.profile import HardwareProfile
+from sim.machine.what_if import with_memory, with_rate
 from sim.model.spec import DTYPE_BYTES, ModelSpec
 from sim.units import parse_bytes, parse_rate
 
@@ -80,17 +81,9 @@ class Changes:
         changed = hardware
         for setting in self.settings(hardware):
             key, _, text = setting.partition("=")
-            part, present = {
-                "link.bandwidth": ("link", hardware.links.h2d.bytes_per_s),
-                "compute.flops": ("flops", hardware.gemm.flops_per_s),
-                "hbm.bandwidth": ("hbm", hardware.attention.bytes_per_s),
-            }[key]
-            changed = changed.with_faster(part, parse_rate(key, text) / present)
+            changed = with_rate(changed, key, parse_rate(key, text))
         if self.device_memory is not None:
-            size = parse_bytes("--gpu-memory", self.device_memory)
-            changed = replace(
-                changed, memory=replace(changed.memory, device_bytes=size, device_reserve_bytes=0.0)
-            )
+            changed = with_memory(changed, parse_bytes("--gpu-memory", self.device_memory))
         if self.both_ways is not None:
             entries = _both_ways(changed.interference, self.both_ways)
             changed = replace(changed, interference=entries)

@@ -29,7 +29,6 @@ from sim.lanes import HOST
 from sim.machine.availability import Availability
 from sim.machine.cross_validation import leave_one_out
 from sim.machine.profile import HardwareProfile
-from sim.results.trace import write_trace
 from sim.units import percent
 
 
@@ -141,8 +140,6 @@ def run(
         Of a restore from ssd: the cache file, kept; one that is there already is read, and chunks
         that it has lost are computed instead.
     """
-    if repeats < 1:
-        raise BadInput(f"--repeats(={repeats}) must be at least 1.")
     loaded = Plan.load(plan)
     kind = device_for(loaded.hardware, device)
     for name, value in (("availability", availability), ("cache", cache)):
@@ -153,10 +150,7 @@ def run(
     traced = None if availability is None else Availability.load(availability)
     with progress("run") as steps:
         recording = measure(loaded, kind, repeats, seed, steps, traced, cache)
-    if result.output is not None:
-        recording.save(result.output)
-    if result.trace is not None:
-        write_trace(recording.typical, result.trace, "measured")
+    result.write(recording)
     did = loaded.token_counts(recording.typical)
     more = {"ttft_s": recording.makespan_s, **did} if did else {}
     report_timeline("measured", recording, result.json, more)

@@ -20,7 +20,7 @@ from kvoverlap.cli.options import (
 )
 from kvoverlap.cli.output import note, out, print_json, progress, say
 from kvoverlap.cli.tokenizer import TextCodec, check_prompts, read_prompt_ids
-from measure.calibrate import DEFAULT_DTYPE, measure_profile
+from measure.calibrate import DEFAULT_DTYPE, link_pace, measure_profile
 from planner import DecodePlan, make_plan
 from sim.catalog import find_hardware, is_shipped
 from sim.errors import BadInput, Mismatch
@@ -29,8 +29,7 @@ from sim.graph.timeline import Timeline
 from sim.machine.profile import HardwareProfile
 from sim.model.spec import DTYPE_BYTES, ModelSpec
 from sim.results.recording import Recording
-from sim.results.trace import write_trace
-from sim.units import ms, parse_rate, percent
+from sim.units import ms, percent
 
 if TYPE_CHECKING:
     from hw.run.generate import Generated
@@ -128,12 +127,11 @@ def generate(
     warm_ups
         Times that all steps are decoded before the measured time.
     """
-    n_new, output, trace = max_new_tokens, result.output, result.trace
-    dtype = choice.dtype
+    n_new, dtype = max_new_tokens, choice.dtype
     check_choices(choice, n_new)
     if warm_ups < 0:
         raise BadInput(f"--warm-ups(={warm_ups}) must be at least 0.")
-    if n_new == 1 and (output is not None or trace is not None):
+    if n_new == 1 and (result.output is not None or result.trace is not None):
         raise BadInput(
             "--output and --trace need decode steps; --max-new-tokens(=1) must be at least 2."
         )
@@ -164,14 +162,10 @@ def generate(
     with progress("generate") as steps_progress, open_backend(kind, pace) as backend:
         generated = decode(checkpoint, spec, prompts, steps, backend, steps_progress)
         environment = backend.environment()
+    answer = generation_answer(spec, kind, len(prompts[0]), codec, generated)
     if made is not None and generated.decode is not None:
         recording = Recording("measured", made.hardware, (generated.decode,), environment)
-        if output is not None:
-            recording.save(output)
-        if trace is not None:
-            write_trace(generated.decode, trace, "measured")
-    answer = generation_answer(spec, kind, len(prompts[0]), codec, generated)
-    if generated.decode is not None and made is not None:
+        result.write(recording)
         answer["decode"] = decode_answer(made, generated.decode)
     if result.json:
         print_json(answer)
@@ -181,11 +175,9 @@ def generate(
 
 def _pace(made: DecodePlan | None, kind: str, link: str | None) -> float | None:
     """Pace of the emulated link: the one asked for, or else that of the plan's machine."""
-    if link is None:
-        return None if made is None else made.hardware.links.h2d.paced_bytes_per_s
-    if kind != "cpu":
-        raise BadInput(f"--link(={link}) paces the cpu device only; leave it out on {kind}.")
-    return parse_rate("--link", link)
+    if link is None and made is not None:
+        return made.hardware.links.h2d.paced_bytes_per_s
+    return link_pace(kind, link)
 
 
 def generation_answer(

@@ -22,6 +22,8 @@ from sim.lanes import TIERS
 from sim.machine.profile import HardwareProfile
 from sim.machine.what_if import RATES, in_dtype_of, with_memory, with_rate
 from sim.model.spec import ModelSpec
+from sim.results.recording import Recording
+from sim.results.trace import write_trace
 from sim.units import parse_bytes, parse_count, parse_counts, parse_rate
 
 
@@ -33,6 +35,20 @@ def parsed_by(parse: Callable[[str, str], Any]) -> Callable[[Any, Sequence[Token
         return parse(token.keyword or "value", token.value)
 
     return convert
+
+
+def parse_gate(name: str, text: str) -> float:
+    """A percentage of at least 0.
+
+    Raises:
+        BadInput: another text.
+    """
+    try:
+        if (gate := float(text)) >= 0:
+            return gate
+    except ValueError:
+        pass
+    raise BadInput(f"{name}(={text}) must be a percentage of at least 0.")
 
 
 def shown_default(value: Any) -> str | None:
@@ -85,7 +101,7 @@ Link = Annotated[
         "or one at which loading and recomputing take about the same time.",
     ),
 ]
-Repeats = Annotated[int, Parameter(help="Measured repeats of every case, after warm-ups.")]
+Repeats = Annotated[Count, Parameter(help="Measured repeats of every case, after warm-ups.")]
 Seed = Annotated[int, Parameter(help="Seed of random weights and prompts.")]
 Engine = Annotated[
     str,
@@ -100,7 +116,10 @@ AutoEngine = Annotated[
 ]
 Gate = Annotated[
     float | None,
-    Parameter(help="Exit with status 1 if a makespan error exceeds this many per cent."),
+    Parameter(
+        converter=parsed_by(parse_gate),
+        help="Exit with status 1 if a makespan error exceeds this many per cent.",
+    ),
 ]
 Json = Annotated[bool, Parameter(help="Print JSON instead of text.")]
 PlanFile = Annotated[
@@ -266,7 +285,7 @@ class DeviceOptions:
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class TimelineOutput:
-    """Where a timeline goes."""
+    """Where timelines go."""
 
     output: Annotated[
         Path | None,
@@ -279,6 +298,13 @@ class TimelineOutput:
         Parameter(help="Write a Chrome trace here; open it at ui.perfetto.dev."),
     ] = None
     json: Json = False
+
+    def write(self, recording: Recording) -> None:
+        """Write the chosen files."""
+        if self.output is not None:
+            recording.save(self.output)
+        if self.trace is not None:
+            write_trace(recording.typical, self.trace, recording.source)
 
 
 SAME_MEMORY = MemoryOptions()

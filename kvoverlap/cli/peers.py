@@ -20,7 +20,7 @@ from kvoverlap.cli.options import (
 )
 from kvoverlap.cli.output import note, print_json, progress, say, table
 from measure.calibrate import DEFAULT_DTYPE, measure_profile
-from measure.other_systems import check_repeats, measure_other_systems
+from measure.other_systems import measure_other_systems
 from planner.decode.planner import check_workload
 from sim.catalog import find_hardware, find_model
 from sim.graph.jobs import Workload
@@ -65,7 +65,6 @@ def peers(
     from hw import open_backend, resolve_device
 
     workload = Workload(job.batch, job.prompt, job.gen)
-    check_repeats(repeats)
     machine = None if hardware is None else find_hardware(hardware)
     made_for = "none" if machine is None else machine.device_kind
     kind = resolve_device(made_for if device == "auto" and made_for != "none" else device)

@@ -105,8 +105,6 @@ def record(
     """
     from hw import resolve_device
 
-    if repeats < 1:
-        raise BadInput(f"--repeats(={repeats}) must be at least 1.")
     if not 0 < minutes < float("inf"):
         raise BadInput(f"--minutes(={minutes}) must be above 0.")
     if pack is not None and pack.is_dir():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from kvoverlap.cli.output import print_json, say, table
@@ -100,63 +100,39 @@ def say_quantisation(checks: Mapping[str, Any]) -> None:
         )
 
 
-def print_report(report: dict[str, Any]) -> None:
+def print_decode_report(report: dict[str, Any]) -> None:
     """Every case of a grid of decodes with its error, then the errors over all."""
-    rows = []
-    for case in report["cases"]:
+
+    def cells(case: dict[str, Any]) -> tuple[str, ...]:
         split = sorted(case["recomputed_tokens"])
-        beyond = abs(case["makespan_error_frac"]) > case["measured_spread_frac"]
-        rows.append(
-            (
-                case["name"],
-                str(split[len(split) // 2]),
-                ms(case["predicted_makespan_s"]),
-                ms(case["measured_makespan_s"]),
-                percent(case["makespan_error_frac"], signed=True),
-                percent(case["measured_spread_frac"]) + (" " if beyond else "*"),
-                percent(case["overlap_predicted_frac"]),
-                percent(case["overlap_measured_frac"]),
-                percent(case["naive_error_frac"], signed=True),
-            )
+        return (
+            str(split[len(split) // 2]),
+            *_error_cells(case, "makespan_error_frac"),
+            percent(case["overlap_predicted_frac"]),
+            percent(case["overlap_measured_frac"]),
+            percent(case["naive_error_frac"], signed=True),
         )
-    columns = (
-        "case",
-        "recomputed",
-        "predicted",
-        "measured",
-        "error",
-        "spread",
-        "overlap pred.",
-        "overlap meas.",
-        "max() error",
-    )
-    link = report["link_bytes_per_s"] / 1e9
-    table(f"{report['model']} ({report['dtype']}), link {link:.2g} GB/s", columns, rows)
-    say("")
-    say("error: predicted - measured; spread: interquartile range of the repeats, * covers error;")
+
+    columns = ("recomputed", *ERROR_COLUMNS, "overlap pred.", "overlap meas.", "max() error")
+    link = f"link {report['link_bytes_per_s'] / 1e9:.2g} GB/s"
+    _print_cases(report, link, columns, cells, ";")
     say("max() error: what max(copy, compute) would have predicted instead")
     say(
         f"median |error| {percent(report['median_abs_error_frac'])}, worst "
         f"{percent(report['max_abs_error_frac'])}; overlap off by "
         f"{report['median_overlap_error_points']:.1f} points, worst "
-        f"{report['max_overlap_error_points']:.1f}; median spread "
-        f"{percent(report['median_spread_frac'])}; given measured task times "
-        f"{percent(report['median_teacher_forced_error_frac'])}"
+        f"{report['max_overlap_error_points']:.1f}; {_spread(report)}"
     )
     say(
         f"the lp plan was the fastest measured in {report['lp_fastest_in']}; at worst "
         f"{percent(max(0.0, report['lp_measured_regret_frac']))} slower than the best"
     )
-    runs, disturbed = report["runs"], report["disturbed_runs"]
-    say(
-        f"{disturbed} of {runs} runs were disturbed (reference matmuls around them differed by "
-        f"over {percent(STEADY_FRAC)}); of each case the {report['repeats']} steadiest count"
-    )
-    before, beside = report["machine_drifts"], report["machine_drifts_beside_runs"]
+    _say_disturbed(report)
+    before, during = report["machine_drifts"], report["machine_drifts_beside_runs"]
     for part, what in (("flops", "large"), ("hbm", "small")):
         drifts = [
             f"{percent(before[shape][part] - 1, signed=True)} "
-            f"({percent(beside[shape][part] - 1, signed=True)})"
+            f"({percent(during[shape][part] - 1, signed=True)})"
             for shape in before
         ]
         say(f"time of {what} matmuls before (during) each shape's runs, against the profile:")
@@ -168,42 +144,23 @@ def print_report(report: dict[str, Any]) -> None:
 
 
 def print_restore_report(report: dict[str, Any]) -> None:
-    """Every case with its error, then the figures over all."""
-    cases = report["cases"]
-    rows = []
-    for case in cases:
-        did, expected = case["measured"], case["predicted"]
-        beyond = abs(case["ttft_error_frac"]) > case["measured_spread_frac"]
-        rows.append(
-            (
-                case["name"],
-                ms(case["predicted_makespan_s"]),
-                ms(case["measured_makespan_s"]),
-                percent(case["ttft_error_frac"], signed=True),
-                percent(case["measured_spread_frac"]) + (" " if beyond else "*"),
-                f"{did['computed_tokens']}/{did['projected_tokens']}/{did['loaded_tokens']}",
-                str(expected["meeting_token"]),
-                str(did["meeting_token"]),
-            )
+    """Every restore with its error, then the errors over all."""
+
+    def cells(case: dict[str, Any]) -> tuple[str, ...]:
+        did = case["measured"]
+        return (
+            *_error_cells(case, "ttft_error_frac"),
+            f"{did['computed_tokens']}/{did['projected_tokens']}/{did['loaded_tokens']}",
+            str(case["predicted"]["meeting_token"]),
+            str(did["meeting_token"]),
         )
-    columns = (
-        "case",
-        "predicted",
-        "measured",
-        "error",
-        "spread",
-        "computed/projected/loaded",
-        "meet pred.",
-        "meet meas.",
-    )
-    table(f"{report['model']} ({report['dtype']}), time to first token", columns, rows)
-    say("")
-    say("error: predicted - measured; spread: interquartile range of the repeats, * covers error")
+
+    columns = (*ERROR_COLUMNS, "computed/projected/loaded", "meet pred.", "meet meas.")
+    _print_cases(report, "time to first token", columns, cells)
+    n = len(report["cases"])
     say(
-        f"{len(cases)} restores: median |error| {percent(report['median_abs_error_frac'])}, worst "
-        f"{percent(report['max_abs_error_frac'])}; median spread "
-        f"{percent(report['median_spread_frac'])}; given measured task times "
-        f"{percent(report['median_teacher_forced_error_frac'])}"
+        f"{n} restores: median |error| {percent(report['median_abs_error_frac'])}, worst "
+        f"{percent(report['max_abs_error_frac'])}; {_spread(report)}"
     )
     say(
         f"two ends met within one chunk of the prediction in "
@@ -211,15 +168,55 @@ def print_restore_report(report: dict[str, Any]) -> None:
     )
     right = sum(one["predicted"] == one["measured"] for one in report["fastest"].values())
     say(f"the policy predicted fastest was in {right} of {len(report['fastest'])} settings")
-    say(
-        f"{report['disturbed_runs']} of {report['runs']} runs were disturbed (reference products "
-        f"around them differed by over {percent(STEADY_FRAC)}); of each case the "
-        f"{report['repeats']} steadiest count"
-    )
-    for case in cases:
+    _say_disturbed(report)
+    for case in report["cases"]:
         say_lost(case["recomputed_instead"])
-    say(f"numbers: first token, logits, K, V equal the resident prefill in all {len(cases)} cases")
+    say(f"numbers: first token, logits, K, V equal the resident prefill in all {n} cases")
     say(f"device: {report['device']}")
+
+
+ERROR_COLUMNS = ("predicted", "measured", "error", "spread")
+
+
+def _error_cells(case: dict[str, Any], error: str) -> tuple[str, ...]:
+    covered = abs(case[error]) <= case["measured_spread_frac"]
+    return (
+        ms(case["predicted_makespan_s"]),
+        ms(case["measured_makespan_s"]),
+        percent(case[error], signed=True),
+        percent(case["measured_spread_frac"]) + ("*" if covered else " "),
+    )
+
+
+def _print_cases(
+    report: dict[str, Any],
+    what: str,
+    columns: Sequence[str],
+    cells: Callable[[dict[str, Any]], tuple[str, ...]],
+    end: str = "",
+) -> None:
+    rows = [(case["name"], *cells(case)) for case in report["cases"]]
+    table(f"{report['model']} ({report['dtype']}), {what}", ("case", *columns), rows)
+    say("")
+    say(
+        "error: predicted - measured; spread: interquartile range of the repeats, * covers error"
+        f"{end}"
+    )
+
+
+def _spread(report: dict[str, Any]) -> str:
+    return (
+        f"median spread {percent(report['median_spread_frac'])}; given measured task times "
+        f"{percent(report['median_teacher_forced_error_frac'])}"
+    )
+
+
+def _say_disturbed(report: dict[str, Any]) -> None:
+    say(
+        f"{report['disturbed_runs']} of {report['runs']} runs were disturbed (reference matmuls "
+        f"around them differed by over {percent(STEADY_FRAC)}); of each case the "
+        f"{report['repeats']} least disturbed count"
+    )
 
 
 def print_adaptation_report(report: dict[str, Any]) -> None:

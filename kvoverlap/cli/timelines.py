@@ -24,7 +24,7 @@ from sim.graph.timeline import Timeline
 from sim.machine.profile import HardwareProfile
 from sim.results.compare import Comparison, compare
 from sim.results.recording import Recording
-from sim.results.trace import is_trace, read_trace, write_trace
+from sim.results.trace import is_trace, read_trace
 from sim.units import ms, percent
 
 
@@ -79,10 +79,7 @@ def report_prediction(
 ) -> None:
     """Write a predicted timeline to the chosen files, and print its measures."""
     recording = Recording("predicted", hardware, (timeline,))
-    if result.output is not None:
-        recording.save(result.output)
-    if result.trace is not None:
-        write_trace(timeline, result.trace, "predicted")
+    result.write(recording)
     report_timeline("predicted", recording, result.json)
 
 
@@ -104,8 +101,6 @@ def compare_verb(predicted: Path, measured: Path, *, gate: Gate = None, json: Js
     measured
         A timeline written by `kvoverlap run -o`, or a trace of it written by `--trace`.
     """
-    if gate is not None and not gate >= 0:
-        raise BadInput(f"--gate(={gate}) must be a percentage of at least 0.")
     guess = Recording.load(predicted)
     if is_trace(measured):
         timeline = read_trace(measured, guess.graph, "measured")

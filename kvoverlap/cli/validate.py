@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -11,10 +10,9 @@ from cyclopts import Parameter
 
 from kvoverlap.cli.options import THIS_DEVICE, Count, Counts, DeviceOptions, Gate, Json, Repeats
 from kvoverlap.cli.output import print_json, progress, say
-from kvoverlap.cli.reports import print_adaptation_report, print_report, print_restore_report
+from kvoverlap.cli.reports import print_adaptation_report, print_decode_report, print_restore_report
 from measure.validation import ValidationRequest, check_out_folder
 from measure.validation import validate as measure
-from sim.errors import BadInput
 
 
 @Parameter(name="*")
@@ -85,8 +83,6 @@ def validate(
     out
         Folder for the profile, every plan, every measured timeline and the report.
     """
-    if gate is not None and not gate >= 0:
-        raise BadInput(f"--gate(={gate}) must be a percentage of at least 0.")
     request = ValidationRequest(
         cases.scenario,
         machine.device,
@@ -114,11 +110,11 @@ def validate(
         print_json({**report, "passed": passed})
         return 0 if passed else 1
     show = {
-        "decode": partial(print_report, report),
-        "restore": partial(print_restore_report, report),
-        "adapt": partial(print_adaptation_report, report),
+        "decode": print_decode_report,
+        "restore": print_restore_report,
+        "adapt": print_adaptation_report,
     }
-    show[cases.scenario]()
+    show[cases.scenario](report)
     if gate is not None:
         say(f"gate {gate:g} %: {'passed' if passed else 'FAILED'}")
     if out is not None:

@@ -9,8 +9,8 @@ from planner.plan_file import Plan
 from planner.restore.planner import (
     FIXED,
     PLANNED,
-    Choice,
     Form,
+    RestoreChoice,
     RestorePlanner,
     form_graph,
     meeting_token,
@@ -188,7 +188,7 @@ def token_counts(timeline: Timeline, request: RestoreRequest) -> dict[str, int]:
     }
 
 
-def _reason(planner: RestorePlanner, policy: str, choice: Choice) -> str:
+def _reason(planner: RestorePlanner, policy: str, choice: RestoreChoice) -> str:
     """One sentence on why the policy is fast or slow here."""
     compute, load = (planner.choice(name) for name in ("compute-only", "load-only"))
     better = min(compute, load, key=lambda one: one.ttft_s)

@@ -247,7 +247,6 @@ def test_the_verb_profiles_the_machine_where_no_profile_is_given(config, capsys,
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [
-        ({"repeats": 0}, r"--repeats\(=0\)"),
         ({"job": SharedJob(batch=2, prompt=12, gen=1024)}, "512 positions"),
         ({"hardware": "kvpr-a10"}, "did you mean 'kvpr-a100'"),
         ({"device": "tpu"}, "device 'tpu' is unknown"),

@@ -10,7 +10,7 @@ import time
 import pytest
 
 COMMAND = (sys.executable, "-m", "kvoverlap")
-PLAN = "plan --model opt-125m --hardware kvpr-a100 --batch 2 --prompt 64".split()
+PLAN = ["plan", "--model", "opt-125m", "--hardware", "kvpr-a100", "--batch", "2", "--prompt", "64"]
 
 
 @pytest.mark.parametrize("after_s", [0.2, 0.6, 1.2])

@@ -5,7 +5,7 @@ Run with `make bench`; pytest-benchmark prints the median and spread of each.
 
 import pytest
 
-from planner import make_plan
+from planner import Job, make_plan
 from planner.decode.planner import DecodePlanner
 from sim import Workload, find_hardware, find_model, simulate
 
@@ -29,13 +29,13 @@ def test_lp_relaxation(benchmark, case):
 
 @pytest.mark.benchmark(group="plan")
 def test_whole_plan(benchmark, case):
-    plan = benchmark(make_plan, *case)
+    plan = benchmark(make_plan, Job(*case))
     assert plan.makespan_s >= plan.lower_bound_s
 
 
 @pytest.mark.benchmark(group="simulate")
 def test_simulation(benchmark, case):
-    plan = make_plan(*case)
+    plan = make_plan(Job(*case))
     graph = plan.lower()
     timeline = benchmark(simulate, graph, plan.hardware)
     benchmark.extra_info["tasks"] = len(graph.tasks)

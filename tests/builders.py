@@ -12,6 +12,8 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 
+import planner
+from planner import Job, PlanOptions
 from planner.decode.lower import lower
 from planner.decode.planner import DecodePlanner
 from sim.engine.api import simulate
@@ -160,6 +162,19 @@ def decode_graph(recomputed: int = 3, model: ModelSpec | None = None, **job: int
     model = model or tiny_model()
     workload = Workload(**{"batch_size": 2, "prompt_tokens": 8, "gen_tokens": 2, **job})
     return lower("row", model, workload, uniform(model, workload, recomputed))
+
+
+def make_plan(
+    model: ModelSpec,
+    hardware: HardwareProfile,
+    workload: Workload,
+    policy: str | None = None,
+    schedule: str = "row",
+    **options,
+):
+    """`planner.make_plan` with its most used arguments by position."""
+    chosen = PlanOptions(policy=policy, schedule=schedule, **options)
+    return planner.make_plan(Job(model, hardware, workload), chosen)
 
 
 @st.composite

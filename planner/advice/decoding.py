@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from math import inf
 
 from planner.crossovers import Interval, intervals, largest
-from planner.decode.make import make_plan
 from planner.decode.plan import DecodePlan
 from planner.decode.planner import DecodePlanner
+from planner.job import Job, PlanOptions
+from planner.make import make_plan
 from sim.errors import BadInput, DoesNotFit
 from sim.graph.jobs import Workload
 from sim.graph.tasks import TaskGraph
@@ -69,19 +70,17 @@ class Slo:
         return self.step_s <= self.slo_s
 
 
-def best_plan(
-    model: ModelSpec, hardware: HardwareProfile, workload: Workload, engine: str
-) -> DecodePlan:
+def best_plan(job: Job[Workload], engine: str) -> DecodePlan:
     """The plan of the row schedule or, where the weights do not fit, of the column schedule.
 
     Raises:
         DoesNotFit: neither fits; the message is that of the row schedule.
     """
     try:
-        return make_plan(model, hardware, workload, engine=engine)
+        return make_plan(job, PlanOptions(engine=engine))
     except DoesNotFit as refusal:
         try:
-            return make_plan(model, hardware, workload, schedule="column", engine=engine)
+            return make_plan(job, PlanOptions(schedule="column", engine=engine))
         except (DoesNotFit, BadInput):
             raise refusal from None
 

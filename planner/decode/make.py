@@ -1,10 +1,11 @@
-"""Make a plan: split by policy, lower, simulate, bound, explain."""
+"""Plan a decode: split by policy, lower, simulate, bound, explain."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from typing import TypeVar
 
 from planner.decode.lower import replicate
 from planner.decode.other_systems import OTHER_SYSTEMS, other_system_graph
@@ -14,78 +15,42 @@ from planner.decode.policies import baseline_split, fixed_tokens
 from planner.decode.rounding import MAX_LP_CELLS
 from planner.decode.sensitivity import bottleneck, sensitivities
 from planner.decode.split import Residency, step_splits
+from planner.job import DEFAULTS, Job, PlanOptions
 from sim.engine.api import simulate
 from sim.errors import BadInput, DoesNotFit, NotMeasured
 from sim.graph.jobs import Workload
 from sim.graph.timeline import Timeline
-from sim.machine.profile import HardwareProfile
 from sim.machine.provenance import weakest
-from sim.model.spec import ModelSpec
+
+AUTO, LP = "auto", "lp"
+
+T = TypeVar("T")
 
 
-def make_plan(
-    model: ModelSpec,
-    hardware: HardwareProfile,
-    workload: Workload,
-    policy: str = "lp",
-    schedule: str = "row",
-    gpus: int = 1,
-    keep: bool = False,
-    engine: str = "simpy",
-) -> DecodePlan:
-    """Plan a decode job and simulate it.
-
-    Args:
-        gpus: identical jobs, one to a GPU, that share the machine's uplinks.
-        keep: whether policy `lp` may keep K, V, X and weights in device memory that is left.
-        engine: which one simulates, as in `sim.simulate`.
-
-    Raises:
-        BadInput: unknown policy or schedule, or a workload the model cannot take.
-        DoesNotFit: weights, staging slots or the host cache exceed the profile's memory.
-        NotMeasured: the policy does something that the profile has no figure for.
-        PlannerFailed: the LP has no optimum.
-    """
+def plan_decode(job: Job[Workload], options: PlanOptions) -> DecodePlan:
+    """Plan a decode job, as `planner.make_plan`."""
+    if options.schedule == AUTO:
+        return choose_schedule(job, options)[0]
+    policy = LP if options.policy is None else options.policy
     fixed_tokens(policy)
-    planner = DecodePlanner(model, hardware, workload, schedule, gpus, keep, engine)
+    planner = _planner(job, options)
     if policy in OTHER_SYSTEMS:
         return _other_system_plan(planner, policy)
-    if policy == "lp":
-        return _choice_plan(planner, policy, planner.best)
-    split = baseline_split(policy, model, workload, hardware)
-    kept = planner.nothing_kept
-    if policy == "resident":
-        kept = Residency.whole_cache(model, workload)
-    return _choice_plan(planner, policy, Choice(split, kept))
+    return _choice_plan(planner, policy, policy_choice(planner, policy))
 
 
-def choose_schedule(
-    model: ModelSpec,
-    hardware: HardwareProfile,
-    workload: Workload,
-    policy: str = "lp",
-    gpus: int = 1,
-    keep: bool = False,
-    engine: str = "simpy",
-) -> tuple[DecodePlan, str]:
+def choose_schedule(job: Job[Workload], options: PlanOptions) -> tuple[DecodePlan, str]:
     """(plan, reason) of the schedule with more tokens a second.
-
-    A row schedule decodes the batches one after another. If only one schedule fits the memory, it
-    is chosen.
 
     Raises:
         DoesNotFit: neither fits.
     """
-    one_batch = replace(workload, n_batches=1)
-    plans: dict[str, DecodePlan] = {}
-    refused: dict[str, DoesNotFit] = {}
-    for schedule, job in (("row", one_batch), ("column", workload)):
-        try:
-            plans[schedule] = make_plan(model, hardware, job, policy, schedule, gpus, keep, engine)
-        except DoesNotFit as error:
-            refused[schedule] = error
-    if not plans:
-        raise refused["column"]
+    plans, refused = fitting_schedules(
+        job.workload,
+        lambda schedule, workload: plan_decode(
+            replace(job, workload=workload), replace(options, schedule=schedule)
+        ),
+    )
     if refused:
         (left,), (gone,) = plans, refused
         return plans[left], f"{left} schedule: {gone} does not fit: {refused[gone]}"
@@ -93,31 +58,74 @@ def choose_schedule(
     rates = {schedule: f"{plan.tokens_per_s:,.1f} tokens/s" for schedule, plan in plans.items()}
     return plans[best], (
         f"{best} schedule: row makes {rates['row']} (batch after batch, weights resident), column "
-        f"{rates['column']} ({workload.n_batches} batches to each loaded layer)."
+        f"{rates['column']} ({job.workload.n_batches} batches to each loaded layer)."
     )
 
 
+def fitting_schedules(
+    workload: Workload, make: Callable[[str, Workload], T]
+) -> tuple[dict[str, T], dict[str, DoesNotFit]]:
+    """What `make` returns for each schedule and its workload, and why the others do not fit.
+
+    A row schedule decodes the batches one after another.
+
+    Raises:
+        DoesNotFit: neither fits.
+    """
+    made: dict[str, T] = {}
+    refused: dict[str, DoesNotFit] = {}
+    for schedule, one in (("row", replace(workload, n_batches=1)), ("column", workload)):
+        try:
+            made[schedule] = make(schedule, one)
+        except DoesNotFit as error:
+            refused[schedule] = error
+    if not made:
+        raise refused["column"]
+    return made, refused
+
+
 def plan_split(
-    model: ModelSpec,
-    hardware: HardwareProfile,
-    workload: Workload,
+    job: Job[Workload],
     split: Sequence[Sequence[int]],
-    schedule: str = "row",
     residency: Residency | None = None,
-    gpus: int = 1,
+    options: PlanOptions = DEFAULTS,
 ) -> DecodePlan:
     """The plan of a split chosen by hand, with policy name `edited`.
 
     Args:
         residency: resident data, by default none.
-        gpus: as in `make_plan`.
+        options: schedule, gpus and engine; no policy.
 
     Raises:
-        BadInput, DoesNotFit, PlannerFailed: as `make_plan`.
+        BadInput, DoesNotFit, PlannerFailed: as `planner.make_plan`.
     """
-    planner = DecodePlanner(model, hardware, workload, schedule, gpus)
+    options.refuse("policy", "keep")
+    planner = _planner(job, options)
     choice = Choice([list(row) for row in split], residency or planner.nothing_kept)
     return _choice_plan(planner, "edited", choice)
+
+
+def _planner(job: Job[Workload], options: PlanOptions) -> DecodePlanner:
+    options.refuse("availability")
+    return DecodePlanner(
+        job.model,
+        job.hardware,
+        job.workload,
+        options.schedule,
+        options.gpus,
+        options.keep,
+        options.engine,
+    )
+
+
+def policy_choice(planner: DecodePlanner, policy: str) -> Choice:
+    """What a policy recomputes and keeps resident."""
+    if policy == LP:
+        return planner.best
+    model, job = planner.model, planner.workload
+    split = baseline_split(policy, model, job, planner.hardware)
+    resident = policy == "resident"
+    return Choice(split, Residency.whole_cache(model, job) if resident else planner.nothing_kept)
 
 
 def _choice_plan(planner: DecodePlanner, policy: str, choice: Choice) -> DecodePlan:
@@ -147,10 +155,8 @@ def _other_system_plan(planner: DecodePlanner, policy: str) -> DecodePlan:
     first = replace(workload, gen_tokens=min(2, workload.gen_tokens))
     start = other_system_graph(policy, model, first)
     worth = sensitivities(planner, lambda other: other.fixed_program(start))
-    split = baseline_split(policy, model, workload, planner.hardware)
     objective_s = planner.longest_path_s(timeline.graph)
-    choice = Choice(split, planner.nothing_kept)
-    return _plan(planner, policy, choice, timeline, objective_s, worth)
+    return _plan(planner, policy, policy_choice(planner, policy), timeline, objective_s, worth)
 
 
 def _plan(
@@ -205,8 +211,8 @@ def _other_systems(planner: DecodePlanner) -> dict[str, float]:
     for policy in ("resident", *other_systems):
         with suppress(DoesNotFit, NotMeasured):
             if policy == "resident":
-                split = baseline_split(policy, model, job, planner.hardware)
-                timeline = planner.simulate(split, Residency.whole_cache(model, job))
+                choice = policy_choice(planner, policy)
+                timeline = planner.simulate(choice.split, choice.residency)
             else:
                 timeline = simulate_other_system(planner, policy)
             planner.check_fits(timeline.graph)

@@ -4,23 +4,22 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from planner.decode.fast_planner import ShortcutPlanner
-from planner.decode.make import simulate_other_system
+from planner.decode.make import fitting_schedules, policy_choice, simulate_other_system
 from planner.decode.other_systems import OTHER_SYSTEMS
 from planner.decode.planner import Choice, DecodePlanner
-from planner.decode.policies import baseline_split, fixed_tokens
+from planner.decode.policies import fixed_tokens
 from planner.decode.sensitivity import MIN_SAVING_FRAC, MORE, NUDGE
-from planner.decode.split import Residency
 from planner.restore.plan import token_counts
 from planner.restore.planner import RestorePlanner
 from planner.sweep.inputs import AUTO
 from planner.sweep.machines import Machine, machine_of, model_of
 from sim.cost.model import CostKey, CostModel, cost_key
 from sim.engine.api import fast_engine_installed
-from sim.errors import BadInput, DoesNotFit
+from sim.errors import BadInput
 from sim.graph.jobs import RestoreRequest, Workload
 from sim.graph.tasks import Task
 from sim.graph.timeline import Timeline
@@ -99,15 +98,8 @@ def decode_row(values: Inputs) -> Row:
     )
     if values["schedule"] != AUTO:
         return _decode_row(values, machine, values["schedule"], job)
-    rows, refused = [], None
-    for schedule, one in (("row", replace(job, n_batches=1)), ("column", job)):
-        try:
-            rows.append(_decode_row(values, machine, schedule, one))
-        except DoesNotFit as error:
-            refused = error
-    if not rows and refused is not None:
-        raise refused
-    return max(rows, key=lambda row: row["tokens_per_s"])
+    rows, _ = fitting_schedules(job, partial(_decode_row, values, machine))
+    return max(rows.values(), key=lambda row: row["tokens_per_s"])
 
 
 def _decode_row(values: Inputs, machine: Machine, schedule: str, job: Workload) -> Row:
@@ -116,7 +108,7 @@ def _decode_row(values: Inputs, machine: Machine, schedule: str, job: Workload) 
     keep = values.get("keep", "gpu_memory" in values)
     planner = ShortcutPlanner(model, hardware, job, schedule, gpus, keep, ENGINE)
     fixed_tokens(policy)
-    choice, bound_s, solved_by = _choose(planner, policy)
+    choice = policy_choice(planner, policy)
     timeline = _timeline(planner, policy, choice)
     need = planner.check_fits(timeline.graph)
     counts = sorted(choice.split[0])
@@ -125,7 +117,7 @@ def _decode_row(values: Inputs, machine: Machine, schedule: str, job: Workload) 
     part, saves_frac = _bottleneck(planner, machine, policy, timeline)
     return {
         "makespan_s": timeline.makespan_s,
-        "lower_bound_s": bound_s,
+        "lower_bound_s": planner.bound_s if policy == "lp" else None,
         "h2d_bytes_per_s": hardware.links.h2d.bytes_per_s,
         "recomputed_frac": sum(counts) / past,
         "resident_frac": kept / (job.prompt_tokens * model.n_layers),
@@ -137,7 +129,7 @@ def _decode_row(values: Inputs, machine: Machine, schedule: str, job: Workload) 
         "device_bytes": need.device_bytes,
         "host_bytes": need.host_bytes,
         "schedule_taken": schedule,
-        "solved_by": solved_by,
+        "solved_by": planner.solved_by if policy == "lp" else "policy",
         **_timeline_row(timeline, planner.costs),
         "tokens_per_s": gpus
         * job.n_batches
@@ -145,18 +137,6 @@ def _decode_row(values: Inputs, machine: Machine, schedule: str, job: Workload) 
         * job.gen_tokens
         / timeline.makespan_s,
     }
-
-
-def _choose(planner: ShortcutPlanner, policy: str) -> tuple[Choice, float | None, str]:
-    """A policy's choice, a known lower bound of any makespan or None, and the solver's name."""
-    if policy == "lp":
-        return planner.best, planner.bound_s, planner.solved_by
-    model, job = planner.model, planner.workload
-    split = baseline_split(policy, model, job, planner.hardware)
-    kept = planner.nothing_kept
-    if policy == "resident":
-        kept = Residency.whole_cache(model, job)
-    return Choice(split, kept), None, "policy"
 
 
 def _timeline(planner: DecodePlanner, policy: str, choice: Choice) -> Timeline:
@@ -207,7 +187,7 @@ def restore_row(values: Inputs) -> Row:
     """The row of one restore, planned and simulated.
 
     Raises:
-        KvOverlapError: as `planner.restore.make_restore_plan`.
+        KvOverlapError: as `planner.make_plan`.
     """
     hardware = machine_of(values).hardware
     prompt, tier = values["prompt"], values["tier"]

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from builders import make_plan
 from streamlit.testing.v1 import AppTest
 
 import dashboard
@@ -16,7 +17,6 @@ from dashboard.data.exports import trace_bytes
 from dashboard.data.runs import Run, case_of, case_stamp, find_runs, load_case, plan_of, split_of
 from dashboard.perfetto import MEASURED_PID_SHIFT, joint_trace
 from dashboard.text.comparison import answer, circumstances, compare_command, metrics, task_errors
-from planner import make_plan
 from sim import Recording, Timeline, Workload, find_hardware, find_model, simulate
 from sim.errors import BadFile, BadInput
 from sim.files import write_json

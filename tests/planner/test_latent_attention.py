@@ -6,10 +6,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from builders import LATENT, MLA, MOE, machine, tiny_model
+from builders import LATENT, MLA, MOE, machine, make_plan, tiny_model
 
 from hw import random_weights
-from planner import make_plan
 from planner.decode.policies import kvpr_tokens
 from sim import find_hardware, find_model
 from sim.cost.model import CostModel

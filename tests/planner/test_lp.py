@@ -11,6 +11,7 @@ from builders import (
     bent_machines,
     examples,
     machine,
+    make_plan,
     models,
     splits,
     straight_machines,
@@ -22,7 +23,6 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from planner.decode.lower import lower
-from planner.decode.make import make_plan
 from planner.decode.planner import DecodePlanner
 from planner.decode.policies import BASELINES
 from planner.lp.costs import SIZED_OPS, PiecewiseLinearCosts

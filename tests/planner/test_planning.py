@@ -10,6 +10,7 @@ from builders import (
     dispatch,
     examples,
     machine,
+    make_plan,
     models,
     slowed,
     splits,
@@ -21,7 +22,6 @@ from builders import (
 from hypothesis import given
 from hypothesis import strategies as st
 
-from planner.decode.make import make_plan
 from planner.decode.other_systems import OTHER_SYSTEMS
 from planner.decode.planner import DecodePlanner
 from planner.decode.policies import BASELINES, POLICIES

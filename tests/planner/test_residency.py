@@ -8,6 +8,7 @@ import pytest
 from builders import (
     examples,
     machine,
+    make_plan,
     models,
     straight_machines,
     times,
@@ -20,7 +21,7 @@ from hypothesis import strategies as st
 from tiny import JOB, LLAMA, OPT, filled_cache, simulated
 
 from hw import DecodeExecutor, prefilled_caches, random_weights, resident_decode
-from planner import DecodePlan, make_plan
+from planner import DecodePlan
 from planner.decode.lower import lower
 from planner.decode.planner import DecodePlanner
 from planner.decode.policies import BASELINES

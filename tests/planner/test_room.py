@@ -5,11 +5,19 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from builders import examples, machine, models, straight_machines, tiny_model, uniform, workloads
+from builders import (
+    examples,
+    machine,
+    make_plan,
+    models,
+    straight_machines,
+    tiny_model,
+    uniform,
+    workloads,
+)
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from planner import make_plan
 from planner.decode.planner import DecodePlanner
 from sim.errors import DoesNotFit
 from sim.graph.jobs import Workload

@@ -6,11 +6,11 @@ from collections import defaultdict
 from dataclasses import replace
 
 import pytest
-from builders import examples, machine, straight_machines, tiny_model
+from builders import examples, machine, make_plan, straight_machines, tiny_model
 from hypothesis import given
 from hypothesis import strategies as st
 
-from planner import make_plan, plan_split
+from planner import Job, plan_split
 from planner.decode.lower import lower
 from planner.decode.other_systems import OTHER_SYSTEMS, other_system_graph
 from planner.decode.plan import DecodePlan
@@ -220,4 +220,4 @@ def test_the_parts_of_a_layer_add_up_to_its_window(tmp_path):
 
 def test_recomputing_more_than_the_window_is_refused_with_the_place():
     with pytest.raises(BadInput, match=r"\(=4\) of step 0, layer 0 .* the 3 attended past tokens"):
-        plan_split(MIXED, machine(), JOB, [[4, 8], [3, 9], [3, 10]])
+        plan_split(Job(MIXED, machine(), JOB), [[4, 8], [3, 9], [3, 10]])

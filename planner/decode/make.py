@@ -9,11 +9,12 @@ from dataclasses import replace
 from planner.decode.lower import replicate
 from planner.decode.other_systems import OTHER_SYSTEMS, other_system_graph
 from planner.decode.plan import Plan, Sensitivity
-from planner.decode.planner import Choice, DecodePlanner
+from planner.decode.planner import DecodePlanner
 from planner.decode.policies import baseline_split, fixed_tokens
+from planner.decode.problem import DecodeProblem
 from planner.decode.rounding import MAX_LP_CELLS
 from planner.decode.sensitivity import bottleneck, sensitivities
-from planner.decode.split import Residency, step_splits
+from planner.decode.split import DecodeChoice, Residency, step_splits
 from sim.engine.api import simulate
 from sim.errors import BadInput, DoesNotFit, NotMeasured
 from sim.graph.jobs import Workload
@@ -47,16 +48,17 @@ def make_plan(
         PlannerFailed: the LP has no optimum.
     """
     fixed_tokens(policy)
-    planner = DecodePlanner(model, hardware, workload, schedule, gpus, keep, engine)
+    problem = DecodeProblem(model, hardware, workload, schedule, gpus, keep, engine)
+    planner = DecodePlanner(problem)
     if policy in OTHER_SYSTEMS:
         return _other_system_plan(planner, policy)
     if policy == "lp":
         return _choice_plan(planner, policy, planner.best)
     split = baseline_split(policy, model, workload, hardware)
-    kept = planner.nothing_kept
+    residency = problem.nothing_resident
     if policy == "resident":
-        kept = Residency.whole_cache(model, workload)
-    return _choice_plan(planner, policy, Choice(split, kept))
+        residency = Residency.whole_cache(model, workload)
+    return _choice_plan(planner, policy, DecodeChoice(split, residency))
 
 
 def choose_schedule(
@@ -115,23 +117,24 @@ def plan_split(
     Raises:
         BadInput, DoesNotFit, PlannerFailed: as `make_plan`.
     """
-    planner = DecodePlanner(model, hardware, workload, schedule, gpus)
-    choice = Choice([list(row) for row in split], residency or planner.nothing_kept)
-    return _choice_plan(planner, "edited", choice)
+    problem = DecodeProblem(model, hardware, workload, schedule, gpus)
+    choice = DecodeChoice([list(row) for row in split], residency or problem.nothing_resident)
+    return _choice_plan(DecodePlanner(problem), "edited", choice)
 
 
-def _choice_plan(planner: DecodePlanner, policy: str, choice: Choice) -> Plan:
+def _choice_plan(planner: DecodePlanner, policy: str, choice: DecodeChoice) -> Plan:
     """The plan of a split with its resident data."""
-    timeline = planner.simulate(choice.split, choice.residency)
-    planner.check_fits(timeline.graph)
+    problem = planner.problem
+    timeline = problem.simulate(choice.split, choice.residency)
+    problem.check_fits(timeline.graph)
     if policy == "lp":
-        worth = sensitivities(planner, DecodePlanner.program, planner.relaxation)
+        worth = sensitivities(problem, DecodeProblem.program, planner.relaxation)
     else:
-        worth = sensitivities(planner, lambda other: other.given_program(choice))
-    if planner.covers_all_steps:
-        objective_s = planner.given_program(choice).solve().objective_s
+        worth = sensitivities(problem, lambda other: other.program_of_choice(choice))
+    if problem.covers_all_steps:
+        objective_s = problem.program_of_choice(choice).solve().objective_s
     else:
-        objective_s = planner.longest_path_s(timeline.graph)
+        objective_s = problem.longest_path_s(timeline.graph)
     return _plan(planner, policy, choice, timeline, objective_s, worth)
 
 
@@ -139,82 +142,84 @@ def _other_system_plan(planner: DecodePlanner, policy: str) -> Plan:
     """The plan of another system, whose graph is not described by a split.
 
     Sensitivities come from its first steps."""
-    if planner.schedule != "row":
+    problem = planner.problem
+    if problem.schedule != "row":
         raise BadInput(f"policy {policy!r} has a schedule of its own; leave --schedule at row.")
-    model, workload = planner.model, planner.workload
-    timeline = simulate_other_system(planner, policy)
-    planner.check_fits(timeline.graph)
+    model, workload = problem.model, problem.workload
+    timeline = simulate_other_system(problem, policy)
+    problem.check_fits(timeline.graph)
     first = replace(workload, gen_tokens=min(2, workload.gen_tokens))
     start = other_system_graph(policy, model, first)
-    worth = sensitivities(planner, lambda other: other.fixed_program(start))
-    split = baseline_split(policy, model, workload, planner.hardware)
-    objective_s = planner.longest_path_s(timeline.graph)
-    choice = Choice(split, planner.nothing_kept)
+    worth = sensitivities(problem, lambda other: other.program_of(start))
+    split = baseline_split(policy, model, workload, problem.hardware)
+    objective_s = problem.longest_path_s(timeline.graph)
+    choice = DecodeChoice(split, problem.nothing_resident)
     return _plan(planner, policy, choice, timeline, objective_s, worth)
 
 
 def _plan(
     planner: DecodePlanner,
     policy: str,
-    choice: Choice,
+    choice: DecodeChoice,
     timeline: Timeline,
     lp_objective_s: float,
     worth: tuple[Sensitivity, ...],
 ) -> Plan:
     """The plan with its bound and the makespan of every policy."""
-    graph = timeline.graph
-    estimates = [planner.costs.estimate(task) for task in graph.tasks]
+    problem, graph = planner.problem, timeline.graph
+    best = planner.best
+    estimates = [problem.costs.estimate(task) for task in graph.tasks]
     return Plan(
         policy=policy,
-        schedule=planner.schedule,
-        model=planner.model,
-        hardware=planner.hardware,
-        workload=planner.workload,
-        steps=step_splits(planner.model, planner.workload, choice.split, choice.residency),
+        schedule=problem.schedule,
+        model=problem.model,
+        hardware=problem.hardware,
+        workload=problem.workload,
+        steps=step_splits(problem.model, problem.workload, choice.split, choice.residency),
         makespan_s=timeline.makespan_s,
         lp_objective_s=lp_objective_s,
         lower_bound_s=planner.lower_bound_s(),
         baselines={
-            **{name: makespan_s for name, (_, makespan_s) in planner.baselines.items()},
-            "lp": planner.simulate(planner.best.split, planner.best.residency).makespan_s,
-            **_other_systems(planner),
+            **{name: makespan_s for name, (_, makespan_s) in problem.baselines.items()},
+            "lp": problem.simulate(best.split, best.residency).makespan_s,
+            **_other_systems(problem),
         },
         sensitivities=worth,
         bottleneck=bottleneck(worth),
         source=weakest(*(estimate.source for estimate in estimates)),
         out_of_range_tasks=sum(not estimate.in_range for estimate in estimates),
         graph_sha256=graph.sha256,
-        gpus=planner.gpus,
+        gpus=problem.gpus,
         resident_x_tokens=choice.residency.x_tokens if any(choice.residency.x_tokens) else (),
         resident_weight_layers=choice.residency.weight_layers,
     )
 
 
-def _other_systems(planner: DecodePlanner) -> dict[str, float]:
+def _other_systems(problem: DecodeProblem) -> dict[str, float]:
     """Simulated makespan of a resident cache and of each other system that fits and has a cost.
 
     Empty for a long job, because their simulation is slow. Other systems hold K and V in the
     model's dtype, so they are left out for a quantised cache.
     """
-    job, model = planner.workload, planner.model
+    job, model = problem.workload, problem.model
     if job.gen_tokens * model.n_layers * job.n_batches > MAX_LP_CELLS:
         return {}
     quantised = job.kv_bits is not None
-    other_systems = () if planner.schedule != "row" or quantised else OTHER_SYSTEMS
+    other_systems = () if problem.schedule != "row" or quantised else OTHER_SYSTEMS
     found = {}
     for policy in ("resident", *other_systems):
         with suppress(DoesNotFit, NotMeasured):
             if policy == "resident":
-                split = baseline_split(policy, model, job, planner.hardware)
-                timeline = planner.simulate(split, Residency.whole_cache(model, job))
+                split = baseline_split(policy, model, job, problem.hardware)
+                timeline = problem.simulate(split, Residency.whole_cache(model, job))
             else:
-                timeline = simulate_other_system(planner, policy)
-            planner.check_fits(timeline.graph)
+                timeline = simulate_other_system(problem, policy)
+            problem.check_fits(timeline.graph)
             found[policy] = timeline.makespan_s
     return found
 
 
-def simulate_other_system(planner: DecodePlanner, policy: str) -> Timeline:
+def simulate_other_system(problem: DecodeProblem, policy: str) -> Timeline:
     """The whole job as another system decodes it, on every GPU."""
-    graph = other_system_graph(policy, planner.model, planner.workload)
-    return simulate(replicate(graph, planner.gpus), planner.hardware, planner.engine)
+    graph = other_system_graph(policy, problem.model, problem.workload)
+    return simulate(replicate(graph, problem.gpus), problem.hardware, problem.engine)

@@ -7,6 +7,7 @@ import pytest
 
 from planner import Job, make_plan
 from planner.decode.planner import DecodePlanner
+from planner.decode.problem import DecodeProblem
 from sim import Workload, find_hardware, find_model, simulate
 
 CASES = {
@@ -23,7 +24,7 @@ def case(request):
 
 @pytest.mark.benchmark(group="lp")
 def test_lp_relaxation(benchmark, case):
-    relaxation = benchmark(lambda: DecodePlanner(*case).relaxation)
+    relaxation = benchmark(lambda: DecodePlanner(DecodeProblem(*case)).relaxation)
     assert relaxation.objective_s > 0
 
 

@@ -133,7 +133,7 @@ def print_plan(made: DecodePlan) -> None:
         f"{f', {made.gpus} GPUs at once' if made.gpus > 1 else ''}"
         f"{f', KV cache in {bits} bits' if (bits := made.workload.kv_bits) else ''}"
     )
-    kept = f"; {words}" if (words := made.residency.words()) else ""
+    kept = f"; {words}" if (words := made.residency.describe()) else ""
     say(
         f"recompute {middle} of {attended} past tokens in the median layer "
         f"(from {min(first.recomputed_tokens)} to {max(first.recomputed_tokens)}), load the rest"

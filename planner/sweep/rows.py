@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from planner.decode.fast_planner import ShortcutPlanner
 from planner.decode.make import fitting_schedules, policy_choice, simulate_other_system
 from planner.decode.other_systems import OTHER_SYSTEMS
-from planner.decode.planner import Choice, DecodePlanner
 from planner.decode.policies import fixed_tokens
+from planner.decode.problem import DecodeProblem
 from planner.decode.sensitivity import MIN_SAVING_FRAC, MORE, NUDGE
+from planner.decode.split import DecodeChoice
 from planner.restore.plan import token_counts
 from planner.restore.planner import RestorePlanner
 from planner.sweep.inputs import AUTO
@@ -106,11 +108,12 @@ def _decode_row(values: Inputs, machine: Machine, schedule: str, job: Workload) 
     hardware, policy, gpus = machine.hardware, values["policy"], values["gpus"]
     model = model_of(values, hardware)
     keep = values.get("keep", "gpu_memory" in values)
-    planner = ShortcutPlanner(model, hardware, job, schedule, gpus, keep, ENGINE)
+    problem = DecodeProblem(model, hardware, job, schedule, gpus, keep, ENGINE)
+    planner = ShortcutPlanner(problem)
     fixed_tokens(policy)
     choice = policy_choice(planner, policy)
-    timeline = _timeline(planner, policy, choice)
-    need = planner.check_fits(timeline.graph)
+    timeline = _timeline(problem, policy, choice)
+    need = problem.check_fits(timeline.graph)
     counts = sorted(choice.split[0])
     past = sum(model.layer_context(layer, job.prompt_tokens) for layer in range(model.n_layers))
     kept = sum(choice.residency.kv_tokens)
@@ -130,7 +133,7 @@ def _decode_row(values: Inputs, machine: Machine, schedule: str, job: Workload) 
         "host_bytes": need.host_bytes,
         "schedule_taken": schedule,
         "solved_by": planner.solved_by if policy == "lp" else "policy",
-        **_timeline_row(timeline, planner.costs),
+        **_timeline_row(timeline, problem.costs),
         "tokens_per_s": gpus
         * job.n_batches
         * job.batch_size
@@ -139,12 +142,12 @@ def _decode_row(values: Inputs, machine: Machine, schedule: str, job: Workload) 
     }
 
 
-def _timeline(planner: DecodePlanner, policy: str, choice: Choice) -> Timeline:
+def _timeline(problem: DecodeProblem, policy: str, choice: DecodeChoice) -> Timeline:
     if policy not in OTHER_SYSTEMS:
-        return planner.simulate(choice.split, choice.residency)
-    if planner.schedule != "row":
+        return problem.simulate(choice.split, choice.residency)
+    if problem.schedule != "row":
         raise BadInput(f"policy {policy!r} defines its own schedule; leave schedule at row.")
-    return simulate_other_system(planner, policy)
+    return simulate_other_system(problem, policy)
 
 
 def _bottleneck(
@@ -154,6 +157,7 @@ def _bottleneck(
 
     Only the split of policy `lp` adapts to the change.
     """
+    problem = planner.problem
     if policy == "lp" and planner.chooses:
         found = planner.relaxation
         weights, total_s, byte_s = planner.task_weights, found.objective_s, found.memory_worth_s
@@ -164,7 +168,7 @@ def _bottleneck(
     of_key: defaultdict[CostKey, float] = defaultdict(float)
     for task in timeline.graph.tasks:
         if weight := weights.get(task.id, 0.0):
-            key = cost_key(task, planner.model)
+            key = cost_key(task, problem.model)
             examples[key] = task
             of_key[key] += weight
     most = ("none", 0.0)
@@ -172,9 +176,9 @@ def _bottleneck(
         if part == "memory":
             saved_s = byte_s * MORE * hardware.memory.device_bytes
         else:
-            later = planner.costs_on(hardware)
+            later = replace(problem, hardware=hardware).costs
             gained_s = sum(
-                weight * (planner.costs.estimate(one).seconds - later.estimate(one).seconds)
+                weight * (problem.costs.estimate(one).seconds - later.estimate(one).seconds)
                 for one, weight in zip(examples.values(), of_key.values(), strict=True)
                 if one.lane in LANES_OF_PART.get(part, COPY_LANES)
             )

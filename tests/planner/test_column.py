@@ -30,6 +30,7 @@ from hw import (
 from hw.backends.base import Memory
 from planner import Job, PlanOptions, choose_schedule, lower
 from planner.decode.planner import DecodePlanner
+from planner.decode.problem import DecodeProblem
 from sim import find_hardware, find_model, simulate
 from sim.errors import BadInput, DoesNotFit, Mismatch
 from sim.graph.jobs import Workload
@@ -130,9 +131,9 @@ def test_the_lp_s_optimum_is_the_simulated_makespan(model, hardware, job):
 @given(models(4), bent_machines(), column_jobs, st.data())
 @examples(25)
 def test_no_split_beats_the_bound(model, hardware, job, data):
-    planner = DecodePlanner(model, hardware, job, "column")
+    planner = DecodePlanner(DecodeProblem(model, hardware, job, "column"))
     split = data.draw(splits(model, job))
-    assert planner.lower_bound_s() <= planner.simulate(split).makespan_s * (1 + 1e-9)
+    assert planner.lower_bound_s() <= planner.problem.simulate(split).makespan_s * (1 + 1e-9)
 
 
 @pytest.mark.parametrize("model", [OPT, LLAMA], ids=lambda model: model.name)

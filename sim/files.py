@@ -16,17 +16,18 @@ from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 from uuid import uuid4
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
-
 from sim.errors import BadFile, BadInput
+
+if TYPE_CHECKING:
+    from pydantic import ConfigDict, TypeAdapter
 
 SCHEMA_VERSION = 1
 VERSION = "0.1.0"
 CREATED_BY = f"kvoverlap {VERSION}"
-STRICT_KEYS = ConfigDict(extra="forbid")
+STRICT_KEYS: ConfigDict = {"extra": "forbid"}
 """Set as `__pydantic_config__` on a dataclass so that its files reject unknown keys."""
 
 MAX_FILE_BYTES = 2**28
@@ -260,6 +261,8 @@ def naming_file(where: str) -> Iterator[None]:
 
 @cache
 def _adapter(kind: Any) -> TypeAdapter[Any]:
+    from pydantic import TypeAdapter
+
     return TypeAdapter(kind)
 
 
@@ -269,6 +272,8 @@ def parse(kind: type[T], data: Any, where: str) -> T:
     Raises:
         BadFile: names `where`, the first offending key and the rule it breaks.
     """
+    from pydantic import ValidationError
+
     try:
         with naming_file(where):
             made: T = _adapter(cast(Hashable, kind)).validate_python(data)

@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 
 from sim.engine.launch import released
-from sim.engine.reference import ReferenceRun
 from sim.engine.sharing import Uncontended, representative_device
 from sim.errors import BadInput, UnknownName
 from sim.graph.tasks import TaskGraph
@@ -73,6 +72,8 @@ def simulate(
         except UnsupportedField:
             if engine == "fast":
                 raise
+    from sim.engine.reference import ReferenceRun
+
     one, seen = (graph, hardware) if release_s else representative_device(graph, hardware)
     uncontended, seen = Uncontended.on(seen, one)
     durations = list(map(uncontended.seconds, one.tasks))
@@ -95,6 +96,8 @@ def replay(graph: TaskGraph, durations_s: Sequence[float], hardware: HardwarePro
     Raises:
         BadInput: the number of durations differs from the number of tasks.
     """
+    from sim.engine.reference import ReferenceRun
+
     if len(durations_s) != len(graph.tasks):
         raise BadInput(f"{len(durations_s)} durations for {len(graph.tasks)} tasks.")
     return ReferenceRun(graph, durations_s, hardware, shared=False).timeline()

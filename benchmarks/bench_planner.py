@@ -5,8 +5,9 @@ Run with `make bench`; pytest-benchmark prints the median and spread of each.
 
 import pytest
 
-from planner import make_plan
+from planner import Job, make_plan
 from planner.decode.planner import DecodePlanner
+from planner.decode.problem import DecodeProblem
 from sim import Workload, find_hardware, find_model, simulate
 
 CASES = {
@@ -23,19 +24,19 @@ def case(request):
 
 @pytest.mark.benchmark(group="lp")
 def test_lp_relaxation(benchmark, case):
-    relaxation = benchmark(lambda: DecodePlanner(*case).relaxation)
+    relaxation = benchmark(lambda: DecodePlanner(DecodeProblem(*case)).relaxation)
     assert relaxation.objective_s > 0
 
 
 @pytest.mark.benchmark(group="plan")
 def test_whole_plan(benchmark, case):
-    plan = benchmark(make_plan, *case)
+    plan = benchmark(make_plan, Job(*case))
     assert plan.makespan_s >= plan.lower_bound_s
 
 
 @pytest.mark.benchmark(group="simulate")
 def test_simulation(benchmark, case):
-    plan = make_plan(*case)
+    plan = make_plan(Job(*case))
     graph = plan.lower()
     timeline = benchmark(simulate, graph, plan.hardware)
     benchmark.extra_info["tasks"] = len(graph.tasks)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from planner import baseline_split, make_plan
+from planner import Job, PlanOptions, baseline_split, make_plan
 from sim import HardwareProfile, ModelSpec, find_hardware, find_model
 from sim.graph.jobs import Workload
 
@@ -46,7 +46,8 @@ def main() -> None:
         print(f"  {name:9} {CEILINGS[name]:.3f}  {ratio:.3f}")
     print("Latency (row, OPT-6.7B, batch 64, one step at 128 to 512 tokens), saved over load-all:")
     for prompt in (128, 256, 512):
-        plan = make_plan(find_model("opt-6.7b"), hardware, Workload(64, prompt, 1), "kvpr")
+        job = Job(find_model("opt-6.7b"), hardware, Workload(64, prompt, 1))
+        plan = make_plan(job, PlanOptions(policy="kvpr"))
         base = plan.baselines["load-all"]
         print(
             f"  prompt {prompt:4}  kvpr {1 - plan.makespan_s / base:6.1%}  "
@@ -55,8 +56,8 @@ def main() -> None:
     print("Throughput (column, 8 x batch 32, one step), gained over load-all:")
     for name in MODELS:
         for prompt in (256, 512, 1024):
-            job = Workload(32, prompt, 1, 8)
-            plan = make_plan(find_model(name), roomy, job, "kvpr", "column")
+            job = Job(find_model(name), roomy, Workload(32, prompt, 1, 8))
+            plan = make_plan(job, PlanOptions(policy="kvpr", schedule="column"))
             base = plan.baselines["load-all"]
             print(
                 f"  {name:9} prompt {prompt:4}  kvpr {base / plan.makespan_s - 1:6.1%}  "

@@ -17,9 +17,9 @@ from statistics import median
 
 from common import counted, options, report, timed
 
-from planner import make_plan
+from planner import Job, PlanOptions, make_plan
 from planner.decode.lower import lower
-from planner.decode.planner import DecodePlanner
+from planner.decode.problem import DecodeProblem
 from sim import HardwareProfile, ModelSpec, find_hardware, find_model, simulate
 from sim.graph.jobs import Workload
 from sim.machine.links import Dispatch, Interference
@@ -98,13 +98,13 @@ def main() -> None:
     regrets, kvpr_regrets, solves_s = [], [], []
     for _ in counted(chosen.cases):
         schedule, model, machine, job = draw_case(rng)
-        plan = make_plan(model, machine, job, "lp", schedule)
+        plan = make_plan(Job(model, machine, job), PlanOptions(schedule=schedule))
         least_s = min(search(schedule, model, machine, job), plan.makespan_s)
         regrets.append(plan.makespan_s / least_s - 1)
         kvpr_regrets.append(plan.baselines["kvpr"] / least_s - 1)
-        planner = DecodePlanner(model, machine, job, schedule)
+        problem = DecodeProblem(model, machine, job, schedule)
         if model.n_layers == 48 and job.gen_tokens == 1:
-            program = planner.program()
+            program = problem.program()
             solves_s.append(timed(lambda program=program: program.solve(choose=False)))
     found = {
         "cases": chosen.cases,

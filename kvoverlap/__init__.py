@@ -87,7 +87,8 @@ def plan(
         hardware: a name from `hardware_names()`, DEVICE+LINK, the path of a profile, or a profile.
         policy: `lp`, `kvpr`, `load-all`, `recompute-all`, `resident`, `fixed:<tokens>`,
             `hf-offloaded` or `flexgen`.
-        schedule: `row` (weights resident), or `column` (weights come from host memory).
+        schedule: `row` (weights resident), `column` (weights come from host memory), or `auto`
+            for the one with more tokens a second.
         gpus: GPUs that decode one such job each and share the host's links.
         keep: whether policy `lp` may keep cache and weights in free GPU memory.
         engine: `simpy` or `fast`.
@@ -95,11 +96,11 @@ def plan(
     Raises:
         KvOverlapError: a value breaks a rule, or the job does not fit.
     """
-    from planner import make_plan
+    from planner import Job, PlanOptions, make_plan
 
+    options = PlanOptions(policy=policy, schedule=schedule, gpus=gpus, keep=keep, engine=engine)
     machine = _hardware(hardware)
-    spec = _model(model, machine)
-    return make_plan(spec, machine, workload, policy, schedule, gpus, keep, engine)
+    return make_plan(Job(_model(model, machine), machine, workload), options)
 
 
 def restore(
@@ -122,10 +123,11 @@ def restore(
     Raises:
         KvOverlapError: a value breaks a rule, or the machine has no such tier.
     """
-    from planner.restore import make_restore_plan
+    from planner import Job, PlanOptions, make_plan
 
+    options = PlanOptions(policy=policy, availability=availability, engine=engine)
     machine = _hardware(hardware)
-    return make_restore_plan(_model(model, machine), machine, request, policy, availability, engine)
+    return make_plan(Job(_model(model, machine), machine, request), options)
 
 
 def advise(

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from measure.interleave import present_machine
 from measure.restore_grid import PROBE_SAMPLES, at_balance
 from measure.run import PreparedRestore, prepare_restore, tier_paces, warm_ups
-from planner.restore import Replanner, RestorePlan, RestorePlanner, adapt, make_restore_plan
+from planner import Job, PlanOptions, RestorePlan, make_plan
+from planner.restore import Replanner, RestorePlanner, adapt
 from planner.restore.lower import split_graph
 from planner.restore.split import RestoreSplit
 from sim.lanes import COMPUTE, H2D
@@ -65,8 +66,9 @@ def measure_adaptation(
         progress("planning", 0.0)
         probe = SpeedProbe(backend, spec, machine, request.chunk_tokens)
         machine, _ = present_machine(machine, probe, kind, PROBE_SAMPLES)
-        split = make_restore_plan(spec, machine, request, "lp")
-        claims = make_restore_plan(spec, machine, request, "two-ended")
+        job = Job(spec, machine, request)
+        split = make_plan(job, PlanOptions(policy="lp"))
+        claims = make_plan(job, PlanOptions(policy="two-ended"))
         prepared = prepare_restore(split, backend, seed, progress)
         drops = {
             name: _measure_drop(

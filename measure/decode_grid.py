@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from measure.grid import Case, PreparedSetting
 from measure.run import PreparedDecode, ReadyPlan
-from planner import DecodePlan, baseline_split, lower, make_plan
+from planner import DecodePlan, Job, PlanOptions, baseline_split, lower, make_plan
 from sim.graph.jobs import Workload
 from sim.graph.memory import all_rows, footprint
 from sim.graph.timeline import Timeline
@@ -92,7 +92,10 @@ class GridOptions:
         if self.gpu_memory_bytes is not None:
             hardware = with_memory(hardware, self.gpu_memory_bytes, None)
         return {
-            name: make_plan(model, hardware, job, policy, self.schedule, keep=keep)
+            name: make_plan(
+                Job(model, hardware, job),
+                PlanOptions(policy=policy, schedule=self.schedule, keep=keep),
+            )
             for name, policy in self.names(job).items()
             if policy not in without
         }

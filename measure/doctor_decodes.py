@@ -8,9 +8,8 @@ from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 from measure.run import PreparedDecode, ReadyPlan, prepare_restore
-from planner import DecodePlan, make_plan, plan_split
+from planner import DecodePlan, Job, PlanOptions, make_plan, plan_split
 from planner.decode.split import Residency
-from planner.restore import make_restore_plan
 from sim.catalog import find_hardware, find_model
 from sim.errors import WrongNumbers
 from sim.graph.jobs import RestoreRequest, Workload
@@ -129,6 +128,10 @@ def machine() -> HardwareProfile:
 
 def decode_cases(model: ModelSpec) -> Iterator[tuple[str, Callable[[], DecodePlan]]]:
     """Every schedule and policy, quantised caches, and a partly resident cache: name and plan."""
+
+    def planned(job: Workload, options: PlanOptions) -> DecodePlan:
+        return make_plan(Job(model, machine(), job), options)
+
     jobs = [
         ("row", JOB, POLICIES),
         ("column", replace(JOB, n_batches=2), POLICIES),
@@ -137,11 +140,11 @@ def decode_cases(model: ModelSpec) -> Iterator[tuple[str, Callable[[], DecodePla
     for schedule, job, policies in jobs:
         bits = f" {job.kv_bits} bits" if job.kv_bits else ""
         for policy in policies:
-            plan = partial(make_plan, model, machine(), job, policy, schedule)
-            yield f"{model.name} {schedule} {policy}{bits}", plan
+            options = PlanOptions(policy=policy, schedule=schedule)
+            yield f"{model.name} {schedule} {policy}{bits}", partial(planned, job, options)
     residency = Residency((FIXED // 2, JOB.prompt_tokens, 0), (FIXED // 4, 0, 0))
     split = [[FIXED, 0, FIXED]] * JOB.gen_tokens
-    plan = partial(plan_split, model, machine(), JOB, split, residency=residency)
+    plan = partial(plan_split, Job(model, machine(), JOB), split, residency)
     yield f"{model.name} row, partly resident", plan
 
 
@@ -172,7 +175,7 @@ def restore_outcomes(backend: Backend, model: ModelSpec) -> list[Outcome]:
     hardware = find_hardware("h100")
 
     def difference(policy: str) -> float:
-        plan = make_restore_plan(model, hardware, REQUEST, policy)
+        plan = make_plan(Job(model, hardware, REQUEST), PlanOptions(policy=policy))
         with prepare_restore(plan, backend, 0, Silent()).ready(plan.simulate()) as ready:
             return largest_difference(ready, backend.kind)
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from measure.decode_grid import shape_name
 from measure.interleave import MIN_REPEATS
 from measure.run import PreparedDecode, warm_ups
-from planner import make_plan
+from planner import Job, PlanOptions, make_plan
 from sim.errors import BadInput
 from sim.graph.jobs import Workload
 from sim.graph.memory import all_rows, check_fits, footprint
@@ -56,7 +56,8 @@ def measure_other_systems(
 
     if repeats < 1:
         raise BadInput(f"repeats(={repeats}) must be at least 1.")
-    plans = {policy: make_plan(model, hardware, job, policy) for policy in PLANS}
+    asked = Job(model, hardware, job)
+    plans = {policy: make_plan(asked, PlanOptions(policy=policy)) for policy in PLANS}
     predicted = {policy: plan.simulate() for policy, plan in plans.items()}
     spare = spare_memory([timeline.graph for timeline in predicted.values()], backend)
     progress = Part(progress, f"{model.name} {shape_name(job)}, other systems")

@@ -10,7 +10,7 @@ from typing import Any
 
 from measure.grid import Case, PreparedSetting
 from measure.run import PreparedRestore, ReadyPlan, prepare_restore, tier_paces
-from planner.restore import RestorePlan, make_restore_plan
+from planner import Job, PlanOptions, RestorePlan, make_plan
 from planner.restore.lower import compute_only_graph
 from sim.engine.api import simulate
 from sim.graph.jobs import RestoreRequest
@@ -161,7 +161,7 @@ def prepare_setting(
     pace = hardware.links.h2d.paced_bytes_per_s
     with open_backend(kind, pace, tier_paces(hardware, request.tier)) as backend:
         probe = SpeedProbe(backend, model, hardware, request.chunk_tokens)
-        first = make_restore_plan(model, hardware, request, setting.policies[0])
+        first = make_plan(Job(model, hardware, request), PlanOptions(policy=setting.policies[0]))
         prepared = prepare_restore(first, backend, seed, Part(progress, setting.name))
         yield PreparedSetting(
             name=setting.name,
@@ -172,7 +172,9 @@ def prepare_setting(
             probe_samples=PROBE_SAMPLES,
             case_type=RestoreCase,
             plans=lambda machine: {
-                f"{setting.name}-{policy}": make_restore_plan(model, machine, request, policy)
+                f"{setting.name}-{policy}": make_plan(
+                    Job(model, machine, request), PlanOptions(policy=policy)
+                )
                 for policy in setting.policies
             },
             ready=partial(_ready, prepared),

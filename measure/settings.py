@@ -23,7 +23,7 @@ from measure.restore_grid import (
     setting_at,
 )
 from measure.run import warm_ups
-from planner import make_plan
+from planner import Job, PlanOptions, make_plan
 from planner.restore import RestorePlanner
 from sim.files import write_json
 from sim.graph.jobs import Workload
@@ -146,7 +146,7 @@ class OtherSystems(JobSetting):
         return [f"{spec.name}-{OTHER_SYSTEMS_FILE}"]
 
     def seconds(self, spec: ModelSpec, hardware: HardwareProfile, how: RecordingOptions) -> float:
-        plan = make_plan(spec, hardware, self.job, "load-all")
+        plan = make_plan(Job(spec, hardware, self.job), PlanOptions(policy="load-all"))
         load_s = _kv_bytes(spec, self.job) / hardware.links.h2d.bytes_per_s
         offloaded_s = 2 * (2 + self.job.gen_tokens) * load_s  # both ways, and filled each time
         rounds = how.repeats + warm_ups(how.kind, plan.makespan_s)

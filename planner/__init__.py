@@ -1,11 +1,13 @@
 """Chooses what to load and what to recompute, and turns the choice into a task graph."""
 
 from planner.decode.lower import SCHEDULES, lower
-from planner.decode.make import choose_schedule, make_plan, plan_split
+from planner.decode.make import choose_schedule, plan_split
 from planner.decode.plan import DecodePlan
 from planner.decode.policies import POLICIES, baseline_split
 from planner.decode.sensitivity import PARTS
 from planner.decode.split import StepSplit
+from planner.job import Job, PlanOptions
+from planner.make import make_plan
 from planner.plan_file import Plan
 from planner.restore.plan import RestorePlan
 
@@ -14,7 +16,9 @@ __all__ = [
     "POLICIES",
     "SCHEDULES",
     "DecodePlan",
+    "Job",
     "Plan",
+    "PlanOptions",
     "RestorePlan",
     "StepSplit",
     "baseline_split",

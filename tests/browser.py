@@ -14,9 +14,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from builders import make_plan
+
 import dashboard
-from planner import make_plan
-from planner.restore import make_restore_plan
 from sim import Recording, Timeline, Workload, find_hardware, find_model, simulate
 from sim.files import write_json
 from sim.graph.jobs import RestoreRequest
@@ -116,7 +116,7 @@ def make_restore_run(folder: Path, policies: Sequence[str] = ("two-ended", "lp",
     request = RestoreRequest(prompt_tokens=2048, cached_tokens=2000)
     for policy in policies:
         case = folder / "cases" / f"s2048-dram-8000MBps-{policy}"
-        plan = make_restore_plan(spec, hardware, request, policy)
+        plan = make_plan(spec, hardware, request, policy)
         plan.save(case / "plan.json")
         runs = [stretched(simulate(plan.lower(), hardware), number) for number in range(3)]
         environment = {"device": "made for tests", "tier": "host memory"}

@@ -12,8 +12,10 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 
+import planner
+from planner import Job, PlanOptions
 from planner.decode.lower import lower
-from planner.decode.planner import DecodePlanner
+from planner.decode.problem import DecodeProblem
 from sim.engine.api import simulate
 from sim.graph.jobs import Workload
 from sim.graph.memory import footprint
@@ -162,6 +164,19 @@ def decode_graph(recomputed: int = 3, model: ModelSpec | None = None, **job: int
     return lower("row", model, workload, uniform(model, workload, recomputed))
 
 
+def make_plan(
+    model: ModelSpec,
+    hardware: HardwareProfile,
+    workload: Workload,
+    policy: str | None = None,
+    schedule: str = "row",
+    **options,
+):
+    """`planner.make_plan` with its most used arguments by position."""
+    chosen = PlanOptions(policy=policy, schedule=schedule, **options)
+    return planner.make_plan(Job(model, hardware, workload), chosen)
+
+
 @st.composite
 def random_graphs(draw, max_tasks: int = 12, devices: int = 1) -> TaskGraph:
     """Any graph of whole-second tasks: random lanes and random deps on earlier tasks."""
@@ -237,8 +252,8 @@ def bent_machines(draw) -> HardwareProfile:
 
 def with_room(hardware, model, job, schedule, frac):
     """The machine with device memory for a job that offloads all, plus `frac` of the rest."""
-    planner = DecodePlanner(model, hardware, job, schedule)
-    least = footprint(planner.lower([[0] * model.n_layers] * job.gen_tokens)).device_bytes
+    problem = DecodeProblem(model, hardware, job, schedule)
+    least = footprint(problem.simulate([[0] * model.n_layers] * job.gen_tokens).graph).device_bytes
     sequences = job.n_batches * job.batch_size * job.max_tokens
     cache = model.n_layers * sequences * model.kv_token_bytes
     weights = model.n_layers * model.layer_weight_bytes if schedule == "column" else 0

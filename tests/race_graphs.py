@@ -87,7 +87,7 @@ def decode_graphs(draw) -> TaskGraph:
         most = [model.layer_context(layer, past) - kv[layer] for layer in layers]
         split.append(
             [
-                0 if kept.keeps_whole(layer, job) else draw(st.integers(x[layer], most[layer]))
+                0 if kept.holds_whole(layer, job) else draw(st.integers(x[layer], most[layer]))
                 for layer in layers
             ]
         )

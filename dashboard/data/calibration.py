@@ -146,7 +146,7 @@ def _matmul(n: int, k: int, weight_bits: int, profile: HardwareProfile, name: st
         name,
         profile.gemm.source,
         sampled,
-        lambda rows: profile.gemm.roofline_s(int(rows), n, k, size),
+        lambda rows: profile.gemm.roofline_s(int(rows), n, k, size, 8 * size),
         lambda rows: 2 * rows * n * k / 1e12,
         ROWS,
         _samples(profile, "gemm", n, k),

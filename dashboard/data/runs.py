@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-from planner import DecodePlan, Plan, make_plan, plan_split
+from planner import DecodePlan, Job, Plan, PlanOptions, make_plan, plan_split
 from planner.restore import RESTORE_POLICIES
 from sim.catalog import DATA
 from sim.cost.model import CostModel
@@ -212,12 +212,14 @@ def plan_of(case: Case) -> DecodePlan:
     graph, hardware = case.graph, case.measured.hardware
     if case.restores:
         raise BadInput("this is a restore: the page Restore shows it.")
-    job, gpus = graph.workload, 1 + max(task.device for task in graph.tasks)
+    job = Job(graph.model, hardware, graph.workload)
+    gpus = 1 + max(task.device for task in graph.tasks)
+    options = PlanOptions(schedule=graph.schedule, gpus=gpus)
     if case.policy != UNKNOWN_POLICY:
-        plan = make_plan(graph.model, hardware, job, case.policy, graph.schedule, gpus)
+        plan = make_plan(job, replace(options, policy=case.policy))
         if plan.graph_sha256 == graph.sha256:
             return plan
     if gpus > 1:
         raise BadInput(f"this version makes another plan for {gpus} GPUs than the recorded one.")
-    made = plan_split(graph.model, hardware, job, split_of(graph), graph.schedule)
+    made = plan_split(job, split_of(graph), options=options)
     return replace(made, policy=f"{case.policy}, as recorded")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import shlex
 from dataclasses import dataclass, replace
 
-from planner import DecodePlan, choose_schedule, make_plan
+from planner import DecodePlan, Job, PlanOptions, make_plan
 from sim.catalog import find_model
 from sim.engine.api import fast_engine_installed
 from sim.graph.jobs import Workload
@@ -163,21 +163,14 @@ class Question:
         Raises:
             BadInput, DoesNotFit, PlannerFailed: as `make_plan`.
         """
-        if self.schedule == AUTO:
-            gpus = self.changes.gpus
-            return choose_schedule(
-                self.model, self.machine, self.workload, policy, gpus, self.keep, ENGINE
-            )[0]
-        return make_plan(
-            self.model,
-            self.machine,
-            self.workload,
-            policy,
-            self.schedule,
-            self.changes.gpus,
-            self.keep,
-            ENGINE,
+        options = PlanOptions(
+            policy=policy,
+            schedule=self.schedule,
+            gpus=self.changes.gpus,
+            keep=self.keep,
+            engine=ENGINE,
         )
+        return make_plan(Job(self.model, self.machine, self.workload), options)
 
     def command(self, policy: str = "lp") -> str:
         """The command that gives the same answer; it may need the downloaded profile."""

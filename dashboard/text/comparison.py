@@ -195,7 +195,7 @@ def describe_plan(plan: DecodePlan) -> str:
     spread = f"From {split[0]:,} to {split[-1]:,} tokens a layer"
     if split[0] == split[-1]:
         spread = f"{split[0]:,} tokens in every layer"
-    kept = f" {words[0].upper()}{words[1:]}." if (words := plan.residency.words()) else ""
+    kept = f" {words[0].upper()}{words[1:]}." if (words := plan.residency.describe()) else ""
     return (
         f"{escaped(plan.model.name)} ({plan.model.dtype}), {describe_job(plan.workload)}, schedule "
         f"{plan.schedule}, policy {plan.policy}, on "

@@ -9,8 +9,7 @@ from torch import Tensor
 
 from hw.backends import Backend
 from hw.model.weights import Layer, Linear, Weights
-
-WEIGHT_SLOTS = 2
+from sim.graph.tasks import STAGING_SLOTS
 
 
 class OffloadedLayers:
@@ -30,7 +29,7 @@ class OffloadedLayers:
         self._shapes = [tuple(matrix.shape) for matrix in first]
         self._sizes = [matrix.numel() for matrix in first]
         dtype, total = first[0].dtype, sum(self._sizes)
-        self._slots = [backend.device_empty((total,), dtype) for _ in range(WEIGHT_SLOTS)]
+        self._slots = [backend.device_empty((total,), dtype) for _ in range(STAGING_SLOTS)]
         self._host = [backend.host_empty((total,), dtype) for _ in weights.layers]
         for layer, host in zip(weights.layers, self._host, strict=True):
             flat = [matrix.reshape(-1) for matrix in _matrices(layer, weights.model.q_size)]

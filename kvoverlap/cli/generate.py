@@ -21,7 +21,7 @@ from kvoverlap.cli.options import (
 from kvoverlap.cli.output import note, out, print_json, progress, say
 from kvoverlap.cli.tokenizer import TextCodec, check_prompts, read_prompt_ids
 from measure.calibrate import DEFAULT_DTYPE, link_pace, measure_profile
-from planner import DecodePlan, make_plan
+from planner import DecodePlan, Job, PlanOptions, make_plan
 from sim.catalog import find_hardware, is_shipped
 from sim.errors import BadInput, Mismatch
 from sim.graph.jobs import Workload
@@ -289,7 +289,7 @@ def plan_on_the_spot(
             machine = measure_profile(kind, [model], f"this-{kind}", link, steps, restores=False)
     with progress("plan") as steps:
         steps("solving and simulating")
-        return make_plan(model, machine, job, choice.policy or DEFAULT_POLICY)
+        return make_plan(Job(model, machine, job), PlanOptions(policy=choice.policy))
 
 
 def load_fitting_plan(

@@ -1,10 +1,12 @@
 """The `kvoverlap` command: its verbs and its exit status.
 
 0: success. 1: a gate failed. 2: an expected failure, one sentence on stderr. 3: a defect.
+130: interrupted by Ctrl-C.
 """
 
 from __future__ import annotations
 
+import errno
 import gc
 import os
 import sys
@@ -12,22 +14,8 @@ from collections.abc import Sequence
 
 from cyclopts import App, CycloptsError, Parameter
 
-from kvoverlap.cli.accuracy import accuracy
-from kvoverlap.cli.advise import advise_verb
-from kvoverlap.cli.catalogue import hardware_app, models
-from kvoverlap.cli.devices import profile, run
-from kvoverlap.cli.doctor import doctor
-from kvoverlap.cli.generate import generate
 from kvoverlap.cli.options import shown_default
 from kvoverlap.cli.output import err, fail, out
-from kvoverlap.cli.peers import peers
-from kvoverlap.cli.plan import plan
-from kvoverlap.cli.record import record
-from kvoverlap.cli.reproduce import reproduce
-from kvoverlap.cli.restore import restore
-from kvoverlap.cli.sweep import sweep
-from kvoverlap.cli.timelines import compare_verb, simulate_verb
-from kvoverlap.cli.validate import validate
 from sim.errors import KvOverlapError
 from sim.files import VERSION
 
@@ -35,57 +23,128 @@ GARBAGE_THRESHOLD = 200_000
 """A long job has a million small objects that live until the end. Garbage collection among them
 took a seventh of the planning time."""
 
+UNWRITABLE = (errno.EPIPE, errno.ENOSPC, errno.EIO, errno.EDQUOT)
+"""Errors of a standard output whose reader or disk space is gone."""
+
 EXTRA_OF = {
     **dict.fromkeys(("torch", "numpy", "safetensors", "tokenizers", "xxhash"), "hw"),
     **dict.fromkeys(("aiconfigurator_core", "pyarrow", "yaml"), "silicon"),
 }
 """The extra that installs a package which a verb imports."""
 
-app = App(
-    name="kvoverlap",
-    help=(
-        "Decide what to load and what to recompute when a KV cache does not fit the GPU; predict "
-        "the timeline, run the identical plan, and compare the prediction with the measurement."
+VERBS = {
+    "accuracy": (
+        "accuracy:accuracy",
+        "Predict every recording again and show the error of every case.",
     ),
-    version=VERSION,
-    help_epilogue=(
-        "Start with `kvoverlap validate`: the whole loop on this machine. Then plan -> simulate -> "
-        "run -> compare; each reads the file that the previous one wrote."
+    "advise": (
+        "advise:advise_verb",
+        "Recommend what to do with a KV cache that does not fit: load, recompute, or split.",
     ),
-    help_format="plaintext",
-    default_parameter=Parameter(negative="", show_default=shown_default),
-    console=out,
-    error_console=err,
-)
-app.command(plan)
-app.command(simulate_verb, name="simulate")
-app.command(doctor)
-app.command(profile)
-app.command(run)
-app.command(generate)
-app.command(compare_verb, name="compare")
-app.command(validate)
-app.command(record)
-app.command(peers)
-app.command(accuracy)
-app.command(advise_verb, name="advise")
-app.command(restore)
-app.command(sweep)
-app.command(reproduce)
-app.command(models)
-app.command(hardware_app)
+    "compare": (
+        "timelines:compare_verb",
+        "Compare a predicted and a measured timeline of the same graph, task by task.",
+    ),
+    "doctor": (
+        "doctor:doctor",
+        "Check this machine before you trust a number measured on it.",
+    ),
+    "generate": (
+        "generate:generate",
+        "Continue prompts with a real model, greedily, under a plan; print text and timing.",
+    ),
+    "hardware": (
+        "catalogue:hardware_app",
+        "List the shipped machines, and the devices and links that can be combined.",
+    ),
+    "models": (
+        "catalogue:models",
+        "List the model architectures that come with kvoverlap.",
+    ),
+    "peers": (
+        "peers:peers",
+        "Compare other systems with our plans on one job: step time, GB/s, and equality of tokens.",
+    ),
+    "plan": (
+        "plan:plan",
+        "Decide what to load and what to recompute, and predict how long decoding takes.",
+    ),
+    "profile": (
+        "devices:profile",
+        "Measure this machine and write a hardware profile to plan with.",
+    ),
+    "record": (
+        "record:record",
+        "Record this machine: measure held-out plans, restores and other systems.",
+    ),
+    "reproduce": (
+        "reproduce:reproduce",
+        "Predict published measurements of two-ended restores, row by row, and show the error.",
+    ),
+    "restore": (
+        "restore:restore",
+        "Decide how to restore a cached prefix, and predict the time to the first token.",
+    ),
+    "run": (
+        "devices:run",
+        "Run a plan on a device with real tensors and measure when each task ran.",
+    ),
+    "simulate": (
+        "timelines:simulate_verb",
+        "Predict the timeline of a plan: when every load, recomputation and layer runs.",
+    ),
+    "sweep": (
+        "sweep:sweep",
+        "Plan every point of a study, in parallel, and write one table.",
+    ),
+    "validate": (
+        "validate:validate",
+        "Measure the prediction errors on this machine: the whole loop in one command.",
+    ),
+}
+"""Module in `kvoverlap.cli` and function of each verb, and its line in `kvoverlap --help`.
+
+Only the module of the verb that runs is imported. A test compares the lines with the functions'
+docstrings.
+"""
+
+
+def command_line(arguments: Sequence[str]) -> App:
+    """The parser of `arguments`, which loads the verb that they name."""
+    app = App(
+        name="kvoverlap",
+        help=(
+            "Decide what to load and what to recompute when a KV cache does not fit the GPU; "
+            "predict the timeline, run the identical plan, and compare the prediction with the "
+            "measurement."
+        ),
+        version=VERSION,
+        help_epilogue=(
+            "Start with `kvoverlap validate`: the whole loop on this machine. Then plan -> "
+            "simulate -> run -> compare; each reads the file that the previous one wrote."
+        ),
+        help_format="plaintext",
+        default_parameter=Parameter(negative="", show_default=shown_default),
+        console=out,
+        error_console=err,
+        suppress_keyboard_interrupt=False,
+    )
+    for verb, (place, line) in VERBS.items():
+        # A line given here would replace the whole description of the verb in its own help.
+        short = {} if verb in arguments else {"help": line}
+        app.command(f"kvoverlap.cli.{place}", name=verb, **short)
+    return app
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     gc.set_threshold(GARBAGE_THRESHOLD)
+    given = sys.argv[1:] if arguments is None else list(arguments)
     try:
-        result = app(
-            arguments if arguments is None else list(arguments),
-            exit_on_error=False,
-            print_error=False,
-            result_action="return_value",
+        result = command_line(given)(
+            given, exit_on_error=False, print_error=False, result_action="return_value"
         )
+        sys.stdout.flush()
     except CycloptsError as error:
         fail(" ".join(str(error).split()) + " Try `kvoverlap --help`.")
         return 2
@@ -103,16 +162,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         fail("interrupted.")
-        return 2
+        return 130
     except Exception as error:
         if os.environ.get("KVOVERLAP_TRACEBACK"):
             raise
+        if isinstance(error, OSError) and error.errno in UNWRITABLE:
+            return _discard_output(error)
         fail(
             f"this is a defect in kvoverlap: {type(error).__name__}: {error}. Set "
             "KVOVERLAP_TRACEBACK=1 to see where, and report it."
         )
         return 3
     return result if isinstance(result, int) else 0
+
+
+def _discard_output(error: OSError) -> int:
+    """End quietly if the reader of stdout has gone, with a sentence if its disk is full."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if error.errno != errno.EPIPE:
+        fail(f"cannot write standard output: {error.strerror}; write it to another place.")
+    return 2
 
 
 if __name__ == "__main__":

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import operator
 import os
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, JustifyMethod
 from rich.markup import escape
 from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
@@ -19,6 +21,8 @@ from sim.progress import Progress
 
 PLAIN_WIDTH = 160
 """Columns of tables that go to a file or a pipe."""
+
+COLUMN_GAP = 2
 
 out = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else PLAIN_WIDTH)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -30,8 +34,8 @@ def print_json(content: Any) -> None:
 
 
 def say(text: str) -> None:
-    """One line of the answer."""
-    out.print(escape(text))
+    """One line of the answer; a terminal breaks it between words."""
+    out.print(escape(text), soft_wrap=not out.is_terminal)
 
 
 def note(text: str) -> None:
@@ -53,13 +57,42 @@ def annotate(title: str, text: str) -> None:
 def table(
     title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], n_text: int = 1
 ) -> None:
-    """A table whose first columns are text and whose other columns are numbers."""
+    """A table whose first columns are text and whose other columns are numbers.
+
+    In a narrow terminal cells take several lines; no word, number or unit is cut.
+    """
     grid = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
-    for position, column in enumerate(columns):
-        grid.add_column(column, justify="left" if position < n_text else "right", no_wrap=True)
+    widths = _column_widths(list(zip(columns, *rows, strict=True)), out.width)
+    for position, (column, width) in enumerate(zip(columns, widths, strict=True)):
+        justify: JustifyMethod = "left" if position < n_text else "right"
+        grid.add_column(column, justify=justify, overflow="fold", width=width)
     for row in rows:
         grid.add_row(*(escape(cell) for cell in row))
-    out.print(grid)
+    out.print(grid, soft_wrap=False)
+
+
+def _column_widths(columns: Sequence[Sequence[str]], total: int) -> list[int]:
+    """Widths of columns, header first, in a line of `total` characters.
+
+    The widest column shrinks first, and no further than its longest part that a line keeps whole.
+    If the words of the headers do not fit, they are broken; if nothing fits, everything is.
+    """
+    available = total - COLUMN_GAP * (len(columns) - 1)
+    widths = [max(len(cell) for cell in column) for column in columns]
+    for least in (
+        [max(map(_longest_part, column)) for column in columns],
+        [max(map(_longest_part, column[1:]), default=1) for column in columns],
+        [1] * len(columns),
+    ):
+        while sum(widths) > available and any(map(operator.gt, widths, least)):
+            spare = [width if width > low else 0 for width, low in zip(widths, least, strict=True)]
+            widths[spare.index(max(spare))] -= 1
+    return widths
+
+
+def _longest_part(cell: str) -> int:
+    """Length of the longest word; a number and its unit are one word."""
+    return max(map(len, re.findall(r"[-+]?[\d.,]+ [^\s(]+|\S+", cell)), default=1)
 
 
 class _Lines:

@@ -21,7 +21,7 @@ from kvoverlap.cli.options import (
 from kvoverlap.cli.output import note, print_json, progress, say, table
 from measure.calibrate import DEFAULT_DTYPE, measure_profile
 from measure.other_systems import measure_other_systems
-from planner.decode.planner import check_workload
+from planner.decode.problem import check_workload
 from sim.catalog import find_hardware, find_model
 from sim.graph.jobs import Workload
 from sim.units import ms, percent

@@ -20,7 +20,7 @@ from kvoverlap.cli.options import (
     installed_engine,
 )
 from kvoverlap.cli.output import note, print_json, progress, say, table
-from planner import PARTS, DecodePlan, choose_schedule, make_plan
+from planner import PARTS, DecodePlan, Job, PlanOptions, choose_schedule, make_plan
 from sim.engine.api import fast_engine_installed
 from sim.units import ms, percent
 
@@ -92,21 +92,25 @@ def plan(
     workload = job.workload()
     hardware = memory.apply(machine.load())
     spec = model.load(hardware)
-    policy, n_gpus = planning.policy, planning.gpus
     keeps = memory.gpu_memory is not None if planning.keep is None else planning.keep
     long = workload.gen_tokens * workload.n_batches * spec.n_layers >= LONG_JOB_LAYERS
     usual = "fast" if long and fast_engine_installed() else "simpy"
-    engine = installed_engine(planning.engine or usual)
+    asked = Job(spec, hardware, workload)
+    options = PlanOptions(
+        policy=planning.policy,
+        schedule=planning.schedule,
+        gpus=planning.gpus,
+        keep=keeps,
+        engine=installed_engine(planning.engine or usual),
+    )
     with progress("plan") as steps:
         if long:
             steps("solving and simulating")
         if planning.schedule == "auto":
-            made, reason = choose_schedule(spec, hardware, workload, policy, n_gpus, keeps, engine)
+            made, reason = choose_schedule(asked, options)
             note(reason)
         else:
-            made = make_plan(
-                spec, hardware, workload, policy, planning.schedule, n_gpus, keeps, engine
-            )
+            made = make_plan(asked, options)
     if output is not None:
         made.save(output)
     if json:
@@ -129,7 +133,7 @@ def print_plan(made: DecodePlan) -> None:
         f"{f', {made.gpus} GPUs at once' if made.gpus > 1 else ''}"
         f"{f', KV cache in {bits} bits' if (bits := made.workload.kv_bits) else ''}"
     )
-    kept = f"; {words}" if (words := made.residency.words()) else ""
+    kept = f"; {words}" if (words := made.residency.describe()) else ""
     say(
         f"recompute {middle} of {attended} past tokens in the median layer "
         f"(from {min(first.recomputed_tokens)} to {max(first.recomputed_tokens)}), load the rest"

@@ -18,7 +18,8 @@ from kvoverlap.cli.options import (
     installed_engine,
 )
 from kvoverlap.cli.output import print_json, say, table
-from planner.restore import Adaptation, RestorePlan, behind_link, link_rate, make_restore_plan
+from planner import Job, PlanOptions, RestorePlan, make_plan
+from planner.restore import Adaptation, behind_link, link_rate
 from sim.engine.api import fast_engine_installed
 from sim.engine.serving import OtherRequest, read_others, serve
 from sim.errors import BadInput
@@ -99,7 +100,8 @@ def restore(
     if engine is None:
         long = job.prompt >= LONG_CHUNKS * request.io_chunk_tokens and trace != ALWAYS
         engine = "fast" if long and fast_engine_installed() else "simpy"
-    made = make_restore_plan(spec, hardware, request, policy, trace, installed_engine(engine))
+    options = PlanOptions(policy=policy, availability=trace, engine=installed_engine(engine))
+    made = make_plan(Job(spec, hardware, request), options)
     served = None if load.others is None else _serve(made, read_others(load.others))
     if output is not None:
         made.save(output)

@@ -18,7 +18,7 @@ from kvoverlap.cli.options import (
 )
 from kvoverlap.cli.output import print_json, say, table
 from kvoverlap.cli.reports import report_timeline
-from planner import DecodePlan, Plan, plan_split
+from planner import DecodePlan, Job, Plan, PlanOptions, plan_split
 from sim.errors import BadInput, Mismatch
 from sim.graph.timeline import Timeline
 from sim.machine.profile import HardwareProfile
@@ -62,13 +62,10 @@ def with_new_simulation(plan: DecodePlan) -> DecodePlan:
     if plan.lower().sha256 == plan.graph_sha256:
         return plan
     return plan_split(
-        plan.model,
-        plan.hardware,
-        plan.workload,
+        Job(plan.model, plan.hardware, plan.workload),
         [step.recomputed_tokens for step in plan.steps],
-        plan.schedule,
         plan.residency,
-        plan.gpus,
+        PlanOptions(schedule=plan.schedule, gpus=plan.gpus),
     )
 
 

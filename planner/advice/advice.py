@@ -21,6 +21,7 @@ from planner.advice.reuse import Reuse, reuse
 from planner.advice.runtime_settings import CacheBudget, RuntimeSetting, runtime_settings
 from planner.crossovers import Interval
 from planner.decode.plan import DecodePlan, Sensitivity
+from planner.job import Job
 from sim.errors import BadInput
 from sim.graph.jobs import Workload
 from sim.graph.memory import footprint
@@ -160,7 +161,7 @@ def advise(
     """
     if slo_s is not None and not 0 < slo_s < float("inf"):
         raise BadInput(f"slo_s(={slo_s}) must be above 0 and finite.")
-    plan = best_plan(model, hardware, workload, engine)
+    plan = best_plan(Job(model, hardware, workload), engine)
     batch, prompt = workload.batch_size, workload.prompt_tokens
     job = DecodeJob(model, hardware, batch, prompt, plan.schedule, engine)
     planner, resident = job.planner(), job.planner(keep=True)
@@ -169,7 +170,7 @@ def advise(
     emulated = hardware.links.h2d.paced_bytes_per_s is not None
     settings: tuple[RuntimeSetting, ...] = ()
     if later is not None and not emulated:
-        loaded = planner.lower(planner.baselines["load-all"][0])
+        loaded = planner.problem.simulate(planner.problem.baselines["load-all"][0]).graph
         cache = CacheBudget(footprint(loaded).host_kv_bytes, later.least_tokens)
         settings = runtime_settings(model, hardware, cache)
     return Advice(

@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from math import inf
 
 from planner.crossovers import Interval, intervals, largest
-from planner.decode.make import make_plan
 from planner.decode.plan import DecodePlan
 from planner.decode.planner import DecodePlanner
+from planner.decode.problem import DecodeProblem
+from planner.job import Job, PlanOptions
+from planner.make import make_plan
 from sim.errors import BadInput, DoesNotFit
 from sim.graph.jobs import Workload
-from sim.graph.tasks import TaskGraph
 from sim.machine.profile import HardwareProfile
 from sim.model.spec import ModelSpec
 
@@ -46,7 +47,9 @@ class DecodeJob:
         """The planner of the job, or of the same job with other sizes."""
         job = Workload(batch or self.batch_size, tokens or self.prompt_tokens, 1)
         return DecodePlanner(
-            self.model, self.hardware, job, self.schedule, keep=keep, engine=self.engine
+            DecodeProblem(
+                self.model, self.hardware, job, self.schedule, keep=keep, engine=self.engine
+            )
         )
 
 
@@ -69,19 +72,17 @@ class Slo:
         return self.step_s <= self.slo_s
 
 
-def best_plan(
-    model: ModelSpec, hardware: HardwareProfile, workload: Workload, engine: str
-) -> DecodePlan:
+def best_plan(job: Job[Workload], engine: str) -> DecodePlan:
     """The plan of the row schedule or, where the weights do not fit, of the column schedule.
 
     Raises:
         DoesNotFit: neither fits; the message is that of the row schedule.
     """
     try:
-        return make_plan(model, hardware, workload, engine=engine)
+        return make_plan(job, PlanOptions(engine=engine))
     except DoesNotFit as refusal:
         try:
-            return make_plan(model, hardware, workload, schedule="column", engine=engine)
+            return make_plan(job, PlanOptions(schedule="column", engine=engine))
         except (DoesNotFit, BadInput):
             raise refusal from None
 
@@ -97,7 +98,9 @@ class Ways:
     @classmethod
     def of(cls, planner: DecodePlanner, best_s: float | None = None) -> Ways:
         """The times of a planner's job; `best_s` avoids a repeated search."""
-        load_s, recompute_s = (_policy_s(planner, name) for name in ("load-all", "recompute-all"))
+        load_s, recompute_s = (
+            _policy_s(planner.problem, name) for name in ("load-all", "recompute-all")
+        )
         return cls(load_s, recompute_s, best_step(planner) if best_s is None else best_s)
 
     @property
@@ -111,32 +114,24 @@ class Ways:
         return LOAD if single_s == self.load_s else RECOMPUTE
 
 
-def _policy_s(planner: DecodePlanner, policy: str) -> float:
-    split, step_s = planner.baselines[policy]
-    return step_s if _fits(planner, planner.lower(split)) else inf
-
-
-def _fits(planner: DecodePlanner, graph: TaskGraph) -> bool:
-    try:
-        planner.check_fits(graph)
-    except DoesNotFit:
-        return False
-    return True
+def _policy_s(problem: DecodeProblem, policy: str) -> float:
+    split, step_s = problem.baselines[policy]
+    return step_s if problem.fits(problem.simulate(split).graph) else inf
 
 
 def best_step(planner: DecodePlanner) -> float:
     """Seconds of a step of the planner's choice; infinite where nothing fits."""
     try:
-        timeline = planner.simulate(planner.best.split, planner.best.residency)
+        timeline = planner.problem.simulate(planner.best.split, planner.best.residency)
     except DoesNotFit:
         return inf
-    return timeline.makespan_s if _fits(planner, timeline.graph) else inf
+    return timeline.makespan_s if planner.problem.fits(timeline.graph) else inf
 
 
 def cache_is_resident(planner: DecodePlanner) -> bool:
     """Whether the planner's choice has the whole KV cache in GPU memory."""
-    residency, job = planner.best.residency, planner.workload
-    return all(residency.keeps_whole(layer, job) for layer in range(planner.model.n_layers))
+    residency, job = planner.best.residency, planner.problem.workload
+    return all(residency.holds_whole(layer, job) for layer in range(planner.problem.model.n_layers))
 
 
 def by_context(job: DecodeJob) -> tuple[Interval, ...]:

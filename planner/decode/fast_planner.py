@@ -6,17 +6,16 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from planner.decode.planner import Choice, DecodePlanner
+from planner.decode.planner import DecodePlanner
 from planner.decode.policies import BASELINES, baseline_split
 from planner.decode.rounding import whole_tokens
-from planner.decode.split import Residency
+from planner.decode.split import DecodeChoice, Residency
 from planner.lp.costs import SIZED_OPS
 from planner.lp.pipeline_bound import Bound, Cell, Pipeline, Shape, WholeShape
 from planner.lp.schedule import Relaxation, certain_pause_s
 from sim.cost.model import CostModel
 from sim.engine.launch import launch_times
-from sim.errors import DoesNotFit
-from sim.graph.tasks import LANE_OF_OP, Task, TaskGraph
+from sim.graph.tasks import LANE_OF_OP, Task
 
 if TYPE_CHECKING:
     from sim.engine.fast.job import Resizable
@@ -35,8 +34,9 @@ class ShortcutPlanner(DecodePlanner):
     """
 
     @cached_property
-    def best(self) -> Choice:
+    def best(self) -> DecodeChoice:
         """A split proven by the bound, without an LP; otherwise as `DecodePlanner.best`."""
+        problem = self.problem
         if self._proven is not None:
             return self._proven
         if self._chain_of_whole is None:
@@ -44,11 +44,11 @@ class ShortcutPlanner(DecodePlanner):
         best = self._refined
         best_s = self._planned_makespan_s(best.split, best.residency)
         for name in BASELINES:
-            split = baseline_split(name, self.model, self.workload, self.hardware)
+            split = baseline_split(name, problem.model, problem.workload, problem.hardware)
             if self._chain_of_whole.makespan_s(split[0]) < best_s:
-                split_s = self._planned_makespan_s(split, self.nothing_kept)
+                split_s = self._planned_makespan_s(split, problem.nothing_resident)
                 if split_s < best_s:
-                    best, best_s = Choice(split, self.nothing_kept), split_s
+                    best, best_s = DecodeChoice(split, problem.nothing_resident), split_s
         return best
 
     @cached_property
@@ -60,18 +60,19 @@ class ShortcutPlanner(DecodePlanner):
         cells = {(step, at): count for step, row in enumerate(rows) for at, count in enumerate(row)}
         return Relaxation(bound.seconds, cells, {}, {}, {}, (), {}, 0.0, None)
 
-    def _planned_makespan_s(self, split: Sequence[Sequence[int]], kept: Residency) -> float:
+    def _planned_makespan_s(self, split: Sequence[Sequence[int]], residency: Residency) -> float:
         """As in `DecodePlanner`; splits with the same tasks are simulated on the same graph."""
-        if self._chain_of_whole is None or self.engine != "fast":
-            return super()._planned_makespan_s(split, kept)
-        past, (row,) = self._contexts[0], split
-        moved = [self.model.layer_context(layer, past) - made for layer, made in enumerate(row)]
+        problem = self.problem
+        if self._chain_of_whole is None or problem.engine != "fast":
+            return super()._planned_makespan_s(split, residency)
+        past, (row,) = problem.contexts[0], split
+        moved = [problem.model.layer_context(layer, past) - made for layer, made in enumerate(row)]
         there = tuple((made > 0, left > 0) for made, left in zip(row, moved, strict=True))
         if there not in self._resizable:
             from sim.engine.fast.job import Resizable
 
-            graph = self._shortened(split, kept)
-            self._resizable[there] = Resizable(graph, self.hardware, SIZED_OPS)
+            graph = problem.shortened(split, residency)
+            self._resizable[there] = Resizable(graph, problem.hardware, SIZED_OPS)
         graph_again = self._resizable[there]
         counts = [
             (moved if task.op in ("load_kv", "dequantise") else row)[task.layer]
@@ -89,12 +90,18 @@ class ShortcutPlanner(DecodePlanner):
     @property
     def chooses(self) -> bool:
         """Whether there is anything to choose: not where the whole cache may stay on the device."""
-        return not self._keeps_everything
+        return not self.problem.all_resident
 
     @property
     def bound_s(self) -> float | None:
         """A makespan that no split beats, where planning has found one on its way."""
-        if not self.covers_all_steps or self.keep or self.gpus > 1 or self.schedule != "row":
+        problem = self.problem
+        if (
+            not problem.covers_all_steps
+            or problem.keep
+            or problem.gpus > 1
+            or problem.schedule != "row"
+        ):
             return None
         return self.relaxation.objective_s
 
@@ -103,7 +110,7 @@ class ShortcutPlanner(DecodePlanner):
         """What a second less of each task is worth, by its id in the whole job's graph."""
         if self._pipeline is not None and self._stands_in:
             return self._pipeline_weights(self._pipeline[1])
-        tasks = self.program().graph.tasks
+        tasks = self.problem.program().graph.tasks
         weights = zip(tasks, self.relaxation.task_weights, strict=True)
         return {self._name(task.step, task.id.partition(".")[2]): one for task, one in weights}
 
@@ -119,52 +126,45 @@ class ShortcutPlanner(DecodePlanner):
         Leaving out interference, stores and launches of sized tasks, it is never slower than what
         it stands for.
         """
+        problem = self.problem
         if (
             self._pipeline is None
-            or len(self._contexts) > 1
-            or not self.covers_all_steps
-            or self.gpus > 1
+            or len(problem.contexts) > 1
+            or not problem.covers_all_steps
+            or problem.gpus > 1
         ):
             return None
-        return self._chain(WholeShape) if self._everything_fits else None
+        return self._chain(WholeShape) if problem.everything_fits else None
 
     @cached_property
     def _pipeline(self) -> tuple[list[list[float]], Bound] | None:
         """Fractional counts of the planned steps, and the bound; None where it is no pipeline."""
-        if self.schedule != "row" or self.keep:
+        problem = self.problem
+        if problem.schedule != "row" or problem.keep:
             return None
         found, bound = self._chain(Shape).best()
-        n = self.model.n_layers
+        n = problem.model.n_layers
         return [found[at : at + n] for at in range(0, len(found), n)], bound
 
     def _chain(self, shape: type[Shape]) -> Pipeline:
-        pauses = self.hardware.dispatch
-        quantised = self.workload.kv_bits is not None
+        pauses = self.problem.hardware.dispatch
+        quantised = self.problem.workload.kv_bits is not None
         return Pipeline(self._cells(shape), pauses.gap_s, pauses.handover_s, quantised)
 
     @cached_property
-    def _proven(self) -> Choice | None:
+    def _proven(self) -> DecodeChoice | None:
         """The pipeline's split in whole tokens, where simulation shows that it is an optimum."""
-        if self._pipeline is None or not self.covers_all_steps or self.gpus > 1:
+        problem = self.problem
+        if self._pipeline is None or not problem.covers_all_steps or problem.gpus > 1:
             return None
         rows, bound = self._pipeline
-        choice = self._whole(rows)
-        timeline = self.simulate(choice.split)
+        nothing = problem.nothing_resident
+        limits = [self._limits(past, nothing) for past in problem.contexts]
+        choice = DecodeChoice(whole_tokens(rows, limits, 0), nothing)
+        timeline = problem.simulate(choice.split)
         if timeline.makespan_s > bound.seconds * (1 + PROVEN_WITHIN):
             return None
-        return choice if self._has_room(timeline.graph) else None
-
-    def _whole(self, rows: list[list[float]]) -> Choice:
-        """Planned steps in whole tokens."""
-        limits = [self._limits(past, self.nothing_kept) for past in self._contexts]
-        return Choice(whole_tokens(rows, limits, 0), self.nothing_kept)
-
-    def _has_room(self, graph: TaskGraph) -> bool:
-        try:
-            self.check_fits(graph)
-        except DoesNotFit:
-            return False
-        return True
+        return choice if problem.fits(timeline.graph) else None
 
     @cached_property
     def _stands_in(self) -> bool:
@@ -176,50 +176,55 @@ class ShortcutPlanner(DecodePlanner):
 
     def _lp_value_s(self) -> float:
         """What the LP makes of the pipeline's split: the longest path through its rows."""
+        problem = self.problem
         rows = self._pipeline[0] if self._pipeline is not None else []
-        graph = self._shortened([[1] * self.model.n_layers for _ in rows], self.nothing_kept)
-        start_s = launch_times(graph, self.costs, free_ops=SIZED_OPS)
+        graph = problem.shortened(
+            [[1] * problem.model.n_layers for _ in rows], problem.nothing_resident
+        )
+        start_s = launch_times(graph, problem.costs, free_ops=SIZED_OPS)
         end_s: list[float] = []
         before: dict[str, int] = {}
         for at, task in enumerate(graph.tasks):
             waits = [dep for dep in graph.dep_indices[at] if graph.tasks[dep].lane != task.lane]
             for other in (*waits, *([before[task.lane]] if task.lane in before else [])):
                 earlier = graph.tasks[other]
-                pause_s = certain_pause_s(self.hardware.dispatch, earlier, task, sized=True)
+                pause_s = certain_pause_s(problem.hardware.dispatch, earlier, task, sized=True)
                 start_s[at] = max(start_s[at], end_s[other] + pause_s)
             end_s.append(start_s[at] + self._lp_seconds(task, rows))
             before[task.lane] = at
         return max(end_s)
 
     def _lp_seconds(self, task: Task, rows: list[list[float]]) -> float:
+        problem = self.problem
         if task.op not in SIZED_OPS:
-            return self.costs.estimate(task).seconds
+            return problem.costs.estimate(task).seconds
         count = rows[task.step][task.layer]
         if task.op in ("load_kv", "dequantise"):
-            past = self._contexts[task.step]
-            count = self.model.layer_context(task.layer, past) - count
-        return self.lines.at(task.op, count)
+            past = problem.contexts[task.step]
+            count = problem.model.layer_context(task.layer, past) - count
+        return problem.lines.at(task.op, count)
 
     def _cells(self, shape: type[Shape]) -> list[Cell]:
         """Every layer of every planned step."""
-        gap_s = self.hardware.dispatch.gap_s
+        problem = self.problem
+        gap_s = problem.hardware.dispatch.gap_s
         shapes: dict[int, Shape] = {}
 
         def once_s(op: str, context: int = 0) -> float:
-            return self.costs.operations.compute(op, 1, context).seconds
+            return problem.costs.operations.compute(op, 1, context).seconds
 
-        quantise_s = once_s("quantise") + gap_s if self.workload.kv_bits is not None else 0.0
+        quantise_s = once_s("quantise") + gap_s if problem.workload.kv_bits is not None else 0.0
         before_s, mlp_s = once_s("qkv") + quantise_s, once_s("mlp")
         embed_s, head_s = once_s("embed") + gap_s, gap_s + once_s("head")
-        host = _Host(self.costs)
+        host = _Host(problem.costs)
         cells = []
-        last = self.model.n_layers - 1
-        for step, past in enumerate(self._contexts):
-            for layer in range(self.model.n_layers):
-                context = self.model.layer_context(layer, past)
+        last = problem.model.n_layers - 1
+        for step, past in enumerate(problem.contexts):
+            for layer in range(problem.model.n_layers):
+                context = problem.model.layer_context(layer, past)
                 if context not in shapes:
-                    shapes[context] = shape(self.lines, context)
-                is_end = step == len(self._contexts) - 1 and layer == last
+                    shapes[context] = shape(problem.lines, context)
+                is_end = step == len(problem.contexts) - 1 and layer == last
                 pause_s = 0.0 if is_end else gap_s
                 rest_s = mlp_s + (head_s if layer == last else 0.0) + pause_s
                 after_s = once_s("attention", context + 1) + gap_s + rest_s
@@ -235,7 +240,7 @@ class ShortcutPlanner(DecodePlanner):
         return cells
 
     def _pipeline_weights(self, bound: Bound) -> dict[str, float]:
-        n_layers = self.model.n_layers
+        n_layers = self.problem.model.n_layers
         weights: dict[str, float] = {}
         for at in range(bound.first, len(bound.crossed)):
             before, at_recompute, after = bound.crossed[at]
@@ -259,7 +264,7 @@ class ShortcutPlanner(DecodePlanner):
 
     def _name(self, step: int, rest: str) -> str:
         """A task of a planned step as the whole job's graph calls it."""
-        return f"s{self.planned_steps[step]}.{rest}"
+        return f"s{self.problem.planned_steps[step]}.{rest}"
 
 
 class _Host:

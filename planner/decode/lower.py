@@ -73,10 +73,10 @@ def lower(
         )
     if contexts is None:
         contexts = [workload.context_tokens(step) for step in range(workload.gen_tokens)]
-    kept = residency or Residency.nothing(model)
-    kept.check(model, workload)
-    _check_split(model, workload, contexts, split, kept)
-    return _Lowering(schedule, model, workload, split, contexts, kept).graph()
+    residency = residency or Residency.nothing(model)
+    residency.check(model, workload)
+    _check_split(model, workload, contexts, split, residency)
+    return _Lowering(schedule, model, workload, split, contexts, residency).graph()
 
 
 def replicate(graph: TaskGraph, devices: int) -> TaskGraph:
@@ -101,15 +101,19 @@ def replicate(graph: TaskGraph, devices: int) -> TaskGraph:
 
 
 def _check_split(
-    model: ModelSpec, workload: Workload, contexts: Sequence[int], split: Split, kept: Residency
+    model: ModelSpec,
+    workload: Workload,
+    contexts: Sequence[int],
+    split: Split,
+    residency: Residency,
 ) -> None:
     if len(split) != len(contexts) or any(len(row) != model.n_layers for row in split):
         raise BadInput(f"the split must hold {len(contexts)} steps of {model.n_layers} layers.")
     for step, (past, row) in enumerate(zip(contexts, split, strict=True)):
         for layer, count in enumerate(row):
-            least = kept.x_tokens[layer]
-            most = model.layer_context(layer, past) - kept.kv_tokens[layer]
-            if kept.keeps_whole(layer, workload):
+            least = residency.x_tokens[layer]
+            most = model.layer_context(layer, past) - residency.kv_tokens[layer]
+            if residency.holds_whole(layer, workload):
                 most = 0
             if not least <= count <= most:
                 raise BadInput(
@@ -130,7 +134,7 @@ class _Lowering:
         workload: Workload,
         split: Split,
         contexts: Sequence[int],
-        kept: Residency,
+        residency: Residency,
     ) -> None:
         self.schedule = schedule
         self.model = model
@@ -138,12 +142,12 @@ class _Lowering:
         self.quantised = workload.kv_bits is not None
         self.split = split
         self.contexts = contexts
-        self.kept = kept
+        self.residency = residency
         self.recomputed_later = [
-            _recomputed_later(model, layer, contexts, split, kept)
+            _recomputed_later(model, layer, contexts, split, residency)
             for layer in range(model.n_layers)
         ]
-        self.whole = {at for at in range(model.n_layers) if kept.keeps_whole(at, workload)}
+        self.whole = {at for at in range(model.n_layers) if residency.holds_whole(at, workload)}
         self.token_bytes = {
             "kv": workload.batch_size * host_kv_token_bytes(model, workload.kv_bits),
             "x": workload.batch_size * model.x_token_bytes,
@@ -199,7 +203,7 @@ class _Lowering:
         return cell[1] in self.whole
 
     def _moves_weights(self, layer: int) -> bool:
-        return self.schedule == "column" and layer not in self.kept.weight_layers
+        return self.schedule == "column" and layer not in self.residency.weight_layers
 
     def _ranges(self, cell: Cell) -> tuple[int, int, int, int, int]:
         """Bounds of the attended past tokens: start, end of the resident K and V, of the resident
@@ -209,8 +213,8 @@ class _Lowering:
         if self._whole(cell):
             return past, past, past, past, past
         start = self.model.first_token(layer, past)
-        first = start + self.kept.kv_tokens[layer]
-        with_x, end = first + self.kept.x_tokens[layer], first + self.split[step][layer]
+        first = start + self.residency.kv_tokens[layer]
+        with_x, end = first + self.residency.x_tokens[layer], first + self.split[step][layer]
         return start, first, with_x, end, past
 
     def _loads(self, cell: Cell) -> None:
@@ -375,7 +379,7 @@ def weight_slot(model: ModelSpec, step: int, layer: int) -> int:
 
 
 def _recomputed_later(
-    model: ModelSpec, layer: int, contexts: Sequence[int], split: Split, kept: Residency
+    model: ModelSpec, layer: int, contexts: Sequence[int], split: Split, residency: Residency
 ) -> set[int]:
     """Positions of the steps' new tokens that some step recomputes in `layer`.
 
@@ -384,7 +388,7 @@ def _recomputed_later(
     changes: Counter[int] = Counter()
     for past, row in zip(contexts, split, strict=True):
         if row[layer]:
-            start = model.first_token(layer, past) + kept.kv_tokens[layer]
+            start = model.first_token(layer, past) + residency.kv_tokens[layer]
             changes[start] += 1
             changes[start + row[layer]] -= 1
     edges = sorted(changes)

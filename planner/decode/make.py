@@ -1,91 +1,57 @@
-"""Make a plan: split by policy, lower, simulate, bound, explain."""
+"""Plan a decode: split by policy, lower, simulate, bound, explain."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from typing import TypeVar
 
 from planner.decode.lower import replicate
 from planner.decode.other_systems import OTHER_SYSTEMS, other_system_graph
 from planner.decode.plan import DecodePlan, Sensitivity
-from planner.decode.planner import Choice, DecodePlanner
+from planner.decode.planner import DecodePlanner
 from planner.decode.policies import baseline_split, fixed_tokens
+from planner.decode.problem import DecodeProblem
 from planner.decode.rounding import MAX_LP_CELLS
 from planner.decode.sensitivity import bottleneck, sensitivities
-from planner.decode.split import Residency, step_splits
+from planner.decode.split import DecodeChoice, Residency, step_splits
+from planner.job import DEFAULTS, Job, PlanOptions
 from sim.engine.api import simulate
 from sim.errors import BadInput, DoesNotFit, NotMeasured
 from sim.graph.jobs import Workload
 from sim.graph.timeline import Timeline
-from sim.machine.profile import HardwareProfile
 from sim.machine.provenance import weakest
-from sim.model.spec import ModelSpec
+
+AUTO, LP = "auto", "lp"
+
+T = TypeVar("T")
 
 
-def make_plan(
-    model: ModelSpec,
-    hardware: HardwareProfile,
-    workload: Workload,
-    policy: str = "lp",
-    schedule: str = "row",
-    gpus: int = 1,
-    keep: bool = False,
-    engine: str = "simpy",
-) -> DecodePlan:
-    """Plan a decode job and simulate it.
-
-    Args:
-        gpus: identical jobs, one to a GPU, that share the machine's uplinks.
-        keep: whether policy `lp` may keep K, V, X and weights in device memory that is left.
-        engine: which one simulates, as in `sim.simulate`.
-
-    Raises:
-        BadInput: unknown policy or schedule, or a workload the model cannot take.
-        DoesNotFit: weights, staging slots or the host cache exceed the profile's memory.
-        NotMeasured: the policy does something that the profile has no figure for.
-        PlannerFailed: the LP has no optimum.
-    """
+def plan_decode(job: Job[Workload], options: PlanOptions) -> DecodePlan:
+    """Plan a decode job, as `planner.make_plan`."""
+    if options.schedule == AUTO:
+        return choose_schedule(job, options)[0]
+    policy = LP if options.policy is None else options.policy
     fixed_tokens(policy)
-    planner = DecodePlanner(model, hardware, workload, schedule, gpus, keep, engine)
+    planner = DecodePlanner(_problem(job, options))
     if policy in OTHER_SYSTEMS:
         return _other_system_plan(planner, policy)
-    if policy == "lp":
-        return _choice_plan(planner, policy, planner.best)
-    split = baseline_split(policy, model, workload, hardware)
-    kept = planner.nothing_kept
-    if policy == "resident":
-        kept = Residency.whole_cache(model, workload)
-    return _choice_plan(planner, policy, Choice(split, kept))
+    return _choice_plan(planner, policy, policy_choice(planner, policy))
 
 
-def choose_schedule(
-    model: ModelSpec,
-    hardware: HardwareProfile,
-    workload: Workload,
-    policy: str = "lp",
-    gpus: int = 1,
-    keep: bool = False,
-    engine: str = "simpy",
-) -> tuple[DecodePlan, str]:
+def choose_schedule(job: Job[Workload], options: PlanOptions) -> tuple[DecodePlan, str]:
     """(plan, reason) of the schedule with more tokens a second.
-
-    A row schedule decodes the batches one after another. If only one schedule fits the memory, it
-    is chosen.
 
     Raises:
         DoesNotFit: neither fits.
     """
-    one_batch = replace(workload, n_batches=1)
-    plans: dict[str, DecodePlan] = {}
-    refused: dict[str, DoesNotFit] = {}
-    for schedule, job in (("row", one_batch), ("column", workload)):
-        try:
-            plans[schedule] = make_plan(model, hardware, job, policy, schedule, gpus, keep, engine)
-        except DoesNotFit as error:
-            refused[schedule] = error
-    if not plans:
-        raise refused["column"]
+    plans, refused = fitting_schedules(
+        job.workload,
+        lambda schedule, workload: plan_decode(
+            replace(job, workload=workload), replace(options, schedule=schedule)
+        ),
+    )
     if refused:
         (left,), (gone,) = plans, refused
         return plans[left], f"{left} schedule: {gone} does not fit: {refused[gone]}"
@@ -93,45 +59,91 @@ def choose_schedule(
     rates = {schedule: f"{plan.tokens_per_s:,.1f} tokens/s" for schedule, plan in plans.items()}
     return plans[best], (
         f"{best} schedule: row makes {rates['row']} (batch after batch, weights resident), column "
-        f"{rates['column']} ({workload.n_batches} batches to each loaded layer)."
+        f"{rates['column']} ({job.workload.n_batches} batches to each loaded layer)."
     )
 
 
+def fitting_schedules(
+    workload: Workload, make: Callable[[str, Workload], T]
+) -> tuple[dict[str, T], dict[str, DoesNotFit]]:
+    """What `make` returns for each schedule and its workload, and why the others do not fit.
+
+    A row schedule decodes the batches one after another.
+
+    Raises:
+        DoesNotFit: neither fits.
+    """
+    made: dict[str, T] = {}
+    refused: dict[str, DoesNotFit] = {}
+    for schedule, one in (("row", replace(workload, n_batches=1)), ("column", workload)):
+        try:
+            made[schedule] = make(schedule, one)
+        except DoesNotFit as error:
+            refused[schedule] = error
+    if not made:
+        raise refused["column"]
+    return made, refused
+
+
 def plan_split(
-    model: ModelSpec,
-    hardware: HardwareProfile,
-    workload: Workload,
+    job: Job[Workload],
     split: Sequence[Sequence[int]],
-    schedule: str = "row",
     residency: Residency | None = None,
-    gpus: int = 1,
+    options: PlanOptions = DEFAULTS,
 ) -> DecodePlan:
     """The plan of a split chosen by hand, with policy name `edited`.
 
     Args:
         residency: resident data, by default none.
-        gpus: as in `make_plan`.
+        options: schedule, gpus and engine; no policy.
 
     Raises:
-        BadInput, DoesNotFit, PlannerFailed: as `make_plan`.
+        BadInput, DoesNotFit, PlannerFailed: as `planner.make_plan`.
     """
-    planner = DecodePlanner(model, hardware, workload, schedule, gpus)
-    choice = Choice([list(row) for row in split], residency or planner.nothing_kept)
-    return _choice_plan(planner, "edited", choice)
+    options.refuse("policy", "keep")
+    problem = _problem(job, options)
+    choice = DecodeChoice([list(row) for row in split], residency or problem.nothing_resident)
+    return _choice_plan(DecodePlanner(problem), "edited", choice)
 
 
-def _choice_plan(planner: DecodePlanner, policy: str, choice: Choice) -> DecodePlan:
+def _problem(job: Job[Workload], options: PlanOptions) -> DecodeProblem:
+    options.refuse("availability")
+    return DecodeProblem(
+        job.model,
+        job.hardware,
+        job.workload,
+        options.schedule,
+        options.gpus,
+        options.keep,
+        options.engine,
+    )
+
+
+def policy_choice(planner: DecodePlanner, policy: str) -> DecodeChoice:
+    """What a policy recomputes and keeps resident."""
+    if policy == LP:
+        return planner.best
+    problem = planner.problem
+    model, job = problem.model, problem.workload
+    split = baseline_split(policy, model, job, problem.hardware)
+    whole = policy == "resident"
+    residency = Residency.whole_cache(model, job) if whole else problem.nothing_resident
+    return DecodeChoice(split, residency)
+
+
+def _choice_plan(planner: DecodePlanner, policy: str, choice: DecodeChoice) -> DecodePlan:
     """The plan of a split with its resident data."""
-    timeline = planner.simulate(choice.split, choice.residency)
-    planner.check_fits(timeline.graph)
+    problem = planner.problem
+    timeline = problem.simulate(choice.split, choice.residency)
+    problem.check_fits(timeline.graph)
     if policy == "lp":
-        worth = sensitivities(planner, DecodePlanner.program, planner.relaxation)
+        worth = sensitivities(problem, DecodeProblem.program, planner.relaxation)
     else:
-        worth = sensitivities(planner, lambda other: other.given_program(choice))
-    if planner.covers_all_steps:
-        objective_s = planner.given_program(choice).solve().objective_s
+        worth = sensitivities(problem, lambda other: other.program_of_choice(choice))
+    if problem.covers_all_steps:
+        objective_s = problem.program_of_choice(choice).solve().objective_s
     else:
-        objective_s = planner.longest_path_s(timeline.graph)
+        objective_s = problem.longest_path_s(timeline.graph)
     return _plan(planner, policy, choice, timeline, objective_s, worth)
 
 
@@ -139,44 +151,43 @@ def _other_system_plan(planner: DecodePlanner, policy: str) -> DecodePlan:
     """The plan of another system, whose graph is not described by a split.
 
     Sensitivities come from its first steps."""
-    if planner.schedule != "row":
+    problem = planner.problem
+    if problem.schedule != "row":
         raise BadInput(f"policy {policy!r} has a schedule of its own; leave --schedule at row.")
-    model, workload = planner.model, planner.workload
-    timeline = simulate_other_system(planner, policy)
-    planner.check_fits(timeline.graph)
+    model, workload = problem.model, problem.workload
+    timeline = simulate_other_system(problem, policy)
+    problem.check_fits(timeline.graph)
     first = replace(workload, gen_tokens=min(2, workload.gen_tokens))
     start = other_system_graph(policy, model, first)
-    worth = sensitivities(planner, lambda other: other.fixed_program(start))
-    split = baseline_split(policy, model, workload, planner.hardware)
-    objective_s = planner.longest_path_s(timeline.graph)
-    choice = Choice(split, planner.nothing_kept)
-    return _plan(planner, policy, choice, timeline, objective_s, worth)
+    worth = sensitivities(problem, lambda other: other.program_of(start))
+    objective_s = problem.longest_path_s(timeline.graph)
+    return _plan(planner, policy, policy_choice(planner, policy), timeline, objective_s, worth)
 
 
 def _plan(
     planner: DecodePlanner,
     policy: str,
-    choice: Choice,
+    choice: DecodeChoice,
     timeline: Timeline,
     lp_objective_s: float,
     worth: tuple[Sensitivity, ...],
 ) -> DecodePlan:
     """The plan with its bound and the makespan of every policy."""
-    graph = timeline.graph
-    estimates = [planner.costs.estimate(task) for task in graph.tasks]
+    problem, graph, best = planner.problem, timeline.graph, planner.best
+    estimates = [problem.costs.estimate(task) for task in graph.tasks]
     return DecodePlan(
         policy=policy,
-        schedule=planner.schedule,
-        model=planner.model,
-        hardware=planner.hardware,
-        workload=planner.workload,
-        steps=step_splits(planner.model, planner.workload, choice.split, choice.residency),
+        schedule=problem.schedule,
+        model=problem.model,
+        hardware=problem.hardware,
+        workload=problem.workload,
+        steps=step_splits(problem.model, problem.workload, choice.split, choice.residency),
         makespan_s=timeline.makespan_s,
         lp_objective_s=lp_objective_s,
         lower_bound_s=planner.lower_bound_s(),
         baselines={
-            **{name: makespan_s for name, (_, makespan_s) in planner.baselines.items()},
-            "lp": planner.simulate(planner.best.split, planner.best.residency).makespan_s,
+            **{name: makespan_s for name, (_, makespan_s) in problem.baselines.items()},
+            "lp": problem.simulate(best.split, best.residency).makespan_s,
             **_other_systems(planner),
         },
         sensitivities=worth,
@@ -184,7 +195,7 @@ def _plan(
         source=weakest(*(estimate.source for estimate in estimates)),
         out_of_range_tasks=sum(not estimate.in_range for estimate in estimates),
         graph_sha256=graph.sha256,
-        gpus=planner.gpus,
+        gpus=problem.gpus,
         resident_x_tokens=choice.residency.x_tokens if any(choice.residency.x_tokens) else (),
         resident_weight_layers=choice.residency.weight_layers,
     )
@@ -196,25 +207,26 @@ def _other_systems(planner: DecodePlanner) -> dict[str, float]:
     Empty for a long job, because their simulation is slow. Other systems hold K and V in the
     model's dtype, so they are left out for a quantised cache.
     """
-    job, model = planner.workload, planner.model
+    problem = planner.problem
+    job, model = problem.workload, problem.model
     if job.gen_tokens * model.n_layers * job.n_batches > MAX_LP_CELLS:
         return {}
     quantised = job.kv_bits is not None
-    other_systems = () if planner.schedule != "row" or quantised else OTHER_SYSTEMS
+    other_systems = () if problem.schedule != "row" or quantised else OTHER_SYSTEMS
     found = {}
     for policy in ("resident", *other_systems):
         with suppress(DoesNotFit, NotMeasured):
             if policy == "resident":
-                split = baseline_split(policy, model, job, planner.hardware)
-                timeline = planner.simulate(split, Residency.whole_cache(model, job))
+                choice = policy_choice(planner, policy)
+                timeline = problem.simulate(choice.split, choice.residency)
             else:
-                timeline = simulate_other_system(planner, policy)
-            planner.check_fits(timeline.graph)
+                timeline = simulate_other_system(problem, policy)
+            problem.check_fits(timeline.graph)
             found[policy] = timeline.makespan_s
     return found
 
 
-def simulate_other_system(planner: DecodePlanner, policy: str) -> Timeline:
+def simulate_other_system(problem: DecodeProblem, policy: str) -> Timeline:
     """The whole job as another system decodes it, on every GPU."""
-    graph = other_system_graph(policy, planner.model, planner.workload)
-    return simulate(replicate(graph, planner.gpus), planner.hardware, planner.engine)
+    graph = other_system_graph(policy, problem.model, problem.workload)
+    return simulate(replicate(graph, problem.gpus), problem.hardware, problem.engine)

@@ -19,12 +19,11 @@ from __future__ import annotations
 
 from sim.errors import BadInput
 from sim.graph.jobs import Workload
-from sim.graph.tasks import LANE_OF_OP, Task, TaskGraph
+from sim.graph.tasks import LANE_OF_OP, STAGING_SLOTS, Task, TaskGraph
 from sim.model.kernels import compute_flops
 from sim.model.spec import ModelSpec
 
 OTHER_SYSTEMS = ("hf-offloaded", "flexgen")
-SLOTS = 2
 
 
 def other_system_graph(policy: str, model: ModelSpec, workload: Workload) -> TaskGraph:
@@ -52,7 +51,7 @@ class _OtherSystem:
     def __init__(self, model: ModelSpec, workload: Workload) -> None:
         self.model = model
         self.workload = workload
-        self.slots = min(SLOTS, model.n_layers)
+        self.slots = min(STAGING_SLOTS, model.n_layers)
         self.tasks: list[Task] = []
 
     def _slot(self, step: int, layer: int) -> int:

@@ -79,8 +79,8 @@ class DecodePlan(Plan, kind="plan"):
             graph = other_system_graph(self.policy, self.model, self.workload)
         else:
             split = [step.recomputed_tokens for step in self.steps]
-            kept = self.residency
-            graph = lower(self.schedule, self.model, self.workload, split, residency=kept)
+            residency = self.residency
+            graph = lower(self.schedule, self.model, self.workload, split, residency=residency)
         return replicate(graph, self.gpus)
 
     @property
@@ -124,9 +124,11 @@ class DecodePlan(Plan, kind="plan"):
                     f"steps[{number}], layer {layer}: recomputed, loaded and resident tokens add "
                     f"up to {step.layer_tokens[layer]} and must add up to {attended[layer]}."
                 )
-            kept = self.residency
+            residency = self.residency
             expected = tuple(
-                tokens if kept.keeps_whole(layer, self.workload) else kept.kv_tokens[layer]
+                tokens
+                if residency.holds_whole(layer, self.workload)
+                else residency.kv_tokens[layer]
                 for layer, tokens in enumerate(attended)
             )
             if step.resident_tokens != expected:

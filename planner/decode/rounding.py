@@ -13,6 +13,14 @@ MAX_LP_STEPS = 5
 MAX_LP_CELLS = 400
 """Maximum cells (layers of a batch in a step) of an LP; above, only the first and last step."""
 
+LP_TOLERANCE = 1e-6
+"""How far below a whole number the solver may return it."""
+
+
+def whole_part(value: float) -> int:
+    """Whole part of a value of the LP, in which 511.9999999 is 512."""
+    return floor(value + LP_TOLERANCE)
+
 
 def planned_steps(gen_tokens: int, cells: int) -> list[int]:
     """All steps of a short job; the first two, the middle and the last two of a long one.

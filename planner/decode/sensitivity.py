@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from planner.decode.plan import Sensitivity
-from planner.decode.planner import DecodePlanner
+from planner.decode.problem import DecodeProblem
 from planner.lp.costs import SIZED_OPS
 from planner.lp.schedule import Relaxation, ScheduleLP
 from sim.lanes import HOST
@@ -28,12 +29,12 @@ MORE, NUDGE = 0.1, 1e-3
 MIN_SAVING_FRAC = 5e-4
 """Where no part saves more, two in series hold the schedule up, such as a link and its switch."""
 
-Program = Callable[[DecodePlanner], ScheduleLP]
+Program = Callable[[DecodeProblem], ScheduleLP]
 """Builds the LP in question for the job on one machine or another."""
 
 
 def sensitivities(
-    planner: DecodePlanner, program: Program, solved: Relaxation | None = None
+    problem: DecodeProblem, program: Program, solved: Relaxation | None = None
 ) -> tuple[Sensitivity, ...]:
     """What 10 % more of each part of the machine saves, over the planned steps.
 
@@ -41,18 +42,18 @@ def sensitivities(
         program: the LP, with free counts or with counts that stay as they are.
         solved: its optimum, where that is known already.
     """
-    lp = program(planner)
+    lp = program(problem)
     now = solved or lp.solve(choose=False)
-    seconds = lp.seconds(now, planner.costs, planner.lines)
+    seconds = lp.seconds(now, problem.costs, problem.lines)
     found = []
     for part in PARTS:
-        if part == "uplink" and not planner.hardware.uplinks:
+        if part == "uplink" and not problem.hardware.uplinks:
             continue
-        if part == "memory" and not lp.keeps:
+        if part == "memory" and not lp.chooses_residency:
             continue
         if part == HOST and (0, HOST) not in lp.graph.lanes:
             continue
-        nudged = planner.on(planner.hardware.with_faster(part, 1 + NUDGE))
+        nudged = replace(problem, hardware=problem.hardware.with_faster(part, 1 + NUDGE))
         later = lp.seconds(now, nudged.costs, nudged.lines)
         gained_s = sum(
             weight * (before - after)
@@ -60,11 +61,12 @@ def sensitivities(
         )
         by_duals_s = gained_s / (1 - 1 / (1 + NUDGE)) * (1 - 1 / (1 + MORE))
         if part == "memory":
-            by_duals_s = now.memory_worth_s * MORE * planner.hardware.memory.device_bytes
+            by_duals_s = now.memory_worth_s * MORE * problem.hardware.memory.device_bytes
         if part != "memory" and gained_s == 0.0 and not _resized(lp, seconds, later):
             resolved_s = 0.0
         else:
-            again = program(planner.on(planner.hardware.with_faster(part, 1 + MORE)))
+            faster = replace(problem, hardware=problem.hardware.with_faster(part, 1 + MORE))
+            again = program(faster)
             resolved_s = now.objective_s - again.solve(choose=False, start=now).objective_s
         found.append(Sensitivity(part, by_duals_s / now.objective_s, resolved_s / now.objective_s))
     return tuple(found)

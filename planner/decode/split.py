@@ -43,11 +43,11 @@ class Residency:
         """All K and V on the device; no weights of the column schedule."""
         return cls((workload.prompt_tokens,) * model.n_layers, (0,) * model.n_layers)
 
-    def keeps_whole(self, layer: int, workload: Workload) -> bool:
+    def holds_whole(self, layer: int, workload: Workload) -> bool:
         """Whether a layer's cache never leaves the device."""
         return self.kv_tokens[layer] == workload.prompt_tokens
 
-    def words(self) -> str:
+    def describe(self) -> str:
         """A description of the resident data; empty if there is none."""
         n_layers = len(self.kv_tokens)
         parts = []
@@ -71,7 +71,7 @@ class Residency:
                     f"layer {layer}: resident K and V of {kv} tokens and X of {x} must be at least "
                     f"0 and within the {workload.prompt_tokens} tokens of the prompt."
                 )
-            partly = (kv or x) and not self.keeps_whole(layer, workload)
+            partly = (kv or x) and not self.holds_whole(layer, workload)
             if partly and slides(model, workload, layer):
                 raise BadInput(
                     f"layer {layer}: its sliding window leaves tokens behind; keep its whole cache "
@@ -79,6 +79,14 @@ class Residency:
                 )
         if any(layer not in range(model.n_layers) for layer in self.weight_layers):
             raise BadInput(f"weight_layers {self.weight_layers} must be among the layers.")
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeChoice:
+    """Recomputed tokens of every step and layer, and resident data; the rest is loaded."""
+
+    split: list[list[int]]
+    residency: Residency
 
 
 def slides(model: ModelSpec, workload: Workload, layer: int) -> bool:
@@ -139,12 +147,12 @@ def step_splits(
     for number, row in enumerate(split):
         past = workload.context_tokens(number)
         attended = [model.layer_context(layer, past) for layer in range(model.n_layers)]
-        kept = tuple(
-            attended[layer] if residency.keeps_whole(layer, workload) else count
+        resident = tuple(
+            attended[layer] if residency.holds_whole(layer, workload) else count
             for layer, count in enumerate(residency.kv_tokens)
         )
         loaded = tuple(
-            tokens - count - own for tokens, count, own in zip(attended, row, kept, strict=True)
+            tokens - count - own for tokens, count, own in zip(attended, row, resident, strict=True)
         )
-        steps.append(StepSplit(number, past, tuple(row), loaded, kept))
+        steps.append(StepSplit(number, past, tuple(row), loaded, resident))
     return tuple(steps)

@@ -46,10 +46,10 @@ def lane_work_bound(
     taken: Terms = []
     for group, (contexts, n_layers) in enumerate(layers.items()):
         if budget is not None:
-            kept_kv = problem.add_variable(f"kept_kv_{group}", 0, contexts[0])
-            kept_x = problem.add_variable(f"kept_x_{group}", 0, contexts[0])
-            taken += [(kept_kv, float(n_layers))]
-            taken += [(kept_x, n_layers * budget.x_token_bytes / budget.kv_token_bytes)]
+            resident_kv = problem.add_variable(f"kept_kv_{group}", 0, contexts[0])
+            resident_x = problem.add_variable(f"kept_x_{group}", 0, contexts[0])
+            taken += [(resident_kv, float(n_layers))]
+            taken += [(resident_x, n_layers * budget.x_token_bytes / budget.kv_token_bytes)]
         for step, past in enumerate(contexts):
             name = f"{group}_s{step}"
             count = problem.add_variable(f"recomputed_{name}", 0, past)
@@ -57,14 +57,16 @@ def lane_work_bound(
             counts: dict[str, tuple[float, Terms]] = {}
             if budget is not None:
                 used_x = problem.add_variable(f"used_x_{name}", 0)
-                kept = problem.add_variable(f"kept_kv_{name}", 0)
-                grown = pulp.LpAffineExpression([(kept_kv, past / contexts[0]), (kept, -1.0)])
+                resident_now = problem.add_variable(f"kept_kv_{name}", 0)
+                grown = pulp.LpAffineExpression(
+                    [(resident_kv, past / contexts[0]), (resident_now, -1.0)]
+                )
                 problem.addConstraint(grown >= 0, f"kept_{name}")
-                problem.addConstraint(kept_x - used_x >= 0, f"x_kept_{name}")
+                problem.addConstraint(resident_x - used_x >= 0, f"x_kept_{name}")
                 problem.addConstraint(count - used_x >= 0, f"x_used_{name}")
-                problem.addConstraint(past - count - kept >= 0, f"range_{name}")
+                problem.addConstraint(past - count - resident_now >= 0, f"range_{name}")
                 from_host.append((used_x, -1.0))
-                loaded.append((kept, -1.0))
+                loaded.append((resident_now, -1.0))
                 counts["recompute_resident"] = (0.0, [(used_x, 1.0)])
             counts["load_x"] = counts["recompute"] = (0.0, from_host)
             counts["load_kv"] = (float(past), loaded)
@@ -80,11 +82,11 @@ def lane_work_bound(
                     problem.addConstraint(row >= least, f"cost_{op}_{name}_{number}")
     resident: dict[str, Terms] = {H2D: [], COMPUTE: []}
     if budget is not None:
-        kept_weights = problem.add_variable("kept_weights", 0, 1)
-        resident[H2D].append((kept_weights, other_link_s / unit_s))
+        resident_weights = problem.add_variable("kept_weights", 0, 1)
+        resident[H2D].append((resident_weights, other_link_s / unit_s))
         total = sum(layers.values())
         weight_bytes = (total - min(STAGING_SLOTS, total)) * budget.layer_weight_bytes
-        taken.append((kept_weights, weight_bytes / budget.kv_token_bytes))
+        taken.append((resident_weights, weight_bytes / budget.kv_token_bytes))
         free = max(0.0, budget.free_bytes) / budget.kv_token_bytes
         problem.addConstraint(pulp.LpAffineExpression(taken) <= free, "memory")
     for lane, ops, other_s in (

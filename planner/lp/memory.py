@@ -10,7 +10,7 @@ import pulp
 
 from sim.graph.jobs import Workload
 from sim.graph.memory import check_fits, footprint, layer_rows
-from sim.graph.tasks import STAGING_SLOTS, TaskGraph
+from sim.graph.tasks import TaskGraph
 from sim.machine.profile import HardwareProfile, Memory
 from sim.model.kv_format import host_kv_token_bytes
 from sim.model.spec import ModelSpec
@@ -32,8 +32,8 @@ class MemoryBudget:
         host_free_bytes: host bytes left after staging buffers, for caches and weights.
         kv_token_bytes, x_token_bytes, host_kv_token_bytes: of one token position of one layer, over
             all sequences of all batches.
-        staged_x_token_bytes: of one token position of X over all staging slots, which are as long
-            as the longest load of X.
+        staged_x_token_bytes: of one token position of X over all staging slots, each as long as
+            the longest load of X.
         layer_weight_bytes: of a layer whose weights the schedule moves.
     """
 
@@ -46,23 +46,27 @@ class MemoryBudget:
     layer_weight_bytes: int
 
     @classmethod
-    def beside(cls, graph: TaskGraph, memory: Memory) -> MemoryBudget:
+    def left_by(cls, graph: TaskGraph, memory: Memory) -> MemoryBudget:
         """The budget left by a graph that stages no X, with no cache on the host."""
         model, job = graph.model, graph.workload
         need, sequences = footprint(graph), job.batch_size * job.n_batches
+        staging_slots = len({task.slot for task in graph.tasks if task.op == "store_kv"})
         return cls(
             memory.job_device_bytes - need.device_bytes,
             memory.host_bytes - need.host_staging_bytes,
             sequences * model.kv_token_bytes,
             sequences * model.x_token_bytes,
             sequences * host_kv_token_bytes(model, job.kv_bits),
-            STAGING_SLOTS * job.batch_size * model.x_token_bytes,
+            staging_slots * job.batch_size * model.x_token_bytes,
             model.layer_weight_bytes,
         )
 
-    def limits_device(self, most_tokens: int) -> bool:
-        """Whether device memory cannot hold a staged load of X of this many tokens."""
-        return self.staged_x_token_bytes * most_tokens > self.free_bytes
+    @property
+    def max_staged_tokens(self) -> float:
+        """Whole tokens of the longest load of X that device memory can hold."""
+        if self.staged_x_token_bytes == 0:
+            return inf
+        return max(0.0, self.free_bytes) // self.staged_x_token_bytes
 
     def limits_host(self, model: ModelSpec, job: Workload, moved_layers: int) -> bool:
         """Whether host memory cannot hold K, V and X of all tokens and the moved weights."""
@@ -87,7 +91,7 @@ def check_any_fits(loaded: TaskGraph, recomputed: TaskGraph, hardware: HardwareP
 
 
 @dataclass(frozen=True)
-class Kept:
+class ResidentVariables:
     """Variables for K, V, X and weights that stay on the device; empty if none may stay.
 
     Args:
@@ -117,7 +121,7 @@ class MemoryRows:
         graph: TaskGraph,
         pasts: Sequence[int],
         tokens: Mapping[Cell, pulp.LpVariable],
-        kept: Kept,
+        resident: ResidentVariables,
         budget: MemoryBudget,
     ) -> None:
         self._problem = problem
@@ -125,10 +129,10 @@ class MemoryRows:
         self._moved_layers = len({one.layer for one in graph.tasks if one.op == "load_weights"})
         self._pasts = pasts
         self._tokens = tokens
-        self._kept = kept
-        self._room = budget
+        self._resident = resident
+        self._budget = budget
         self._ranges()
-        if kept.kv or budget.staged_x_token_bytes * max(pasts) > budget.free_bytes:
+        if resident.kv or budget.max_staged_tokens < max(pasts):
             self._device()
         every_row = sum(
             layer_rows(self._model, self._job, at) for at in range(graph.model.n_layers)
@@ -141,24 +145,26 @@ class MemoryRows:
     def _ranges(self) -> None:
         """Resident X is used in every step, and the token ranges of a layer do not overlap."""
         for (step, layer), recomputed in self._tokens.items():
-            if layer in self._kept.kv:
+            if layer in self._resident.kv:
                 cell = f"s{step}_L{layer}"
-                kv, x = self._kept.kv[layer], self._kept.x[layer]
+                kv, x = self._resident.kv[layer], self._resident.x[layer]
                 self._row(f"used_{cell}", [(recomputed, 1.0), (x, -1.0)], 0.0)
                 past = self._model.layer_context(layer, self._pasts[step])
                 self._row(f"range_{cell}", [(recomputed, -1.0), (kv, -1.0)], -float(past))
 
     def _device(self) -> None:
-        budget, unit = self._room, float(self._room.kv_token_bytes)
+        budget, unit = self._budget, float(self._budget.kv_token_bytes)
         longest = self._problem.add_variable("staged_x_tokens", 0)
         for (step, layer), recomputed in self._tokens.items():
-            own = [(self._kept.x[layer], 1.0)] if layer in self._kept.x else []
-            terms = [(longest, 1.0), (recomputed, -1.0), *own]
+            own_x = [(self._resident.x[layer], 1.0)] if layer in self._resident.x else []
+            terms = [(longest, 1.0), (recomputed, -1.0), *own_x]
             self._row(f"staged_s{step}_L{layer}", terms, 0.0)
         taken = [(longest, budget.staged_x_token_bytes / unit)]
-        taken += [(kv, 1.0) for kv in self._kept.kv.values()]
-        taken += [(x, budget.x_token_bytes / unit) for x in self._kept.x.values()]
-        taken += [(part, budget.layer_weight_bytes / unit) for part in self._kept.weights.values()]
+        taken += [(kv, 1.0) for kv in self._resident.kv.values()]
+        taken += [(x, budget.x_token_bytes / unit) for x in self._resident.x.values()]
+        taken += [
+            (part, budget.layer_weight_bytes / unit) for part in self._resident.weights.values()
+        ]
         self._fits(DEVICE_ROW, taken, max(0.0, budget.free_bytes) / unit)
 
     def _host(self) -> None:
@@ -166,7 +172,7 @@ class MemoryRows:
 
         A quantised cache also needs X of its resident tokens, from which K and V are projected.
         """
-        model, job, budget = self._model, self._job, self._room
+        model, job, budget = self._model, self._job, self._budget
         unit = float(budget.host_kv_token_bytes)
         add = self._problem.add_variable
         layers = range(model.n_layers)
@@ -177,14 +183,16 @@ class MemoryRows:
             self._row(f"host_kv_{cell}", [(recomputed, 1.0), (without_kv[layer], -1.0)], 0.0)
             firsts = [model.first_token(layer, at) for at in (job.prompt_tokens, self._pasts[step])]
             terms = [(with_x[layer], 1.0), (recomputed, -1.0)]
-            if job.kv_bits is not None and layer in self._kept.kv:
-                terms.append((self._kept.kv[layer], -1.0))
+            if job.kv_bits is not None and layer in self._resident.kv:
+                terms.append((self._resident.kv[layer], -1.0))
             self._row(f"host_x_{cell}", terms, float(firsts[1] - firsts[0]))
         held = self._moved_layers * budget.layer_weight_bytes / unit
         held += sum(layer_rows(model, job, layer) for layer in layers)
         taken = [(variable, -1.0) for variable in without_kv.values()]
         taken += [(variable, budget.x_token_bytes / unit) for variable in with_x.values()]
-        taken += [(part, -budget.layer_weight_bytes / unit) for part in self._kept.weights.values()]
+        taken += [
+            (part, -budget.layer_weight_bytes / unit) for part in self._resident.weights.values()
+        ]
         self._fits(HOST_ROW, taken, budget.host_free_bytes / unit - held)
 
     def _fits(self, name: str, taken: Terms, free: float) -> None:

@@ -18,9 +18,10 @@ from typing import Any, TypeVar
 import pulp
 
 from planner.lp.costs import SIZED_OPS, PiecewiseLinearCosts
-from planner.lp.memory import DEVICE_ROW, Cell, Kept, MemoryBudget, MemoryRows
+from planner.lp.memory import DEVICE_ROW, Cell, MemoryBudget, MemoryRows, ResidentVariables
 from planner.lp.solver import solve_to_optimum
 from sim.cost.model import CostModel
+from sim.engine.launch import launch_times
 from sim.graph.tasks import Task, TaskGraph
 from sim.machine.links import Dispatch
 
@@ -41,9 +42,9 @@ class Relaxation:
     Args:
         objective_s: end of the last task.
         tokens: recomputed tokens of each (step, layer); empty where the counts were given.
-        kept_kv, kept_x: tokens of each layer whose K and V, or X, stay on the device; empty if
-            none does.
-        kept_weights: part of each layer's weights that stays although the schedule moves them.
+        resident_kv, resident_x: tokens of each layer whose K and V, or X, stay on the device; empty
+            if the LP had no such choice.
+        resident_weights: part of each layer's weights that stays although the schedule moves them.
         task_weights: derivative of the makespan with respect to the seconds of each task of the
             LP's graph, from the duals: 1 on the critical path, 0 for a task with slack.
         lane_share_s: for each lane, the derivative of the makespan with respect to stretching all
@@ -55,9 +56,9 @@ class Relaxation:
 
     objective_s: float
     tokens: dict[Cell, float]
-    kept_kv: dict[int, float]
-    kept_x: dict[int, float]
-    kept_weights: dict[int, float]
+    resident_kv: dict[int, float]
+    resident_x: dict[int, float]
+    resident_weights: dict[int, float]
     task_weights: tuple[float, ...]
     lane_share_s: dict[str, float]
     memory_worth_s: float
@@ -65,7 +66,7 @@ class Relaxation:
 
     def count(self, task: Task, past: int) -> float:
         """Tokens of a sized task at the optimum."""
-        kv, x = self.kept_kv.get(task.layer, 0.0), self.kept_x.get(task.layer, 0.0)
+        kv, x = self.resident_kv.get(task.layer, 0.0), self.resident_x.get(task.layer, 0.0)
         recomputed = self.tokens[task.step, task.layer]
         return {
             "load_x": recomputed - x,
@@ -84,13 +85,11 @@ class ScheduleLP:
         graph: a lowering in which every sized task exists; its counts are ignored unless `lines`
             is None.
         contexts: past tokens of each step.
-        lines: cost hulls of the sized operations; None keeps the graph's own counts, so that the
-            LP only schedules, with every task at its time in `fixed_s`.
-        fixed_s: seconds of every task, in graph order; used for those that are not sized.
-        launched_s: when the host has launched each task, with sized tasks launched at no cost.
-        dispatch: pauses between the tasks of a lane and between lanes.
+        costs: time of every task that is not sized, launches and pauses.
+        lines: cost hulls of the sized operations, which are launched at no cost; None keeps the
+            graph's own counts, so that the LP only schedules.
         budget: memory that the choices must fit; None if every choice fits.
-        keep_weights: whether weights may stay on the device, part of a layer's as well.
+        weights_stay: whether weights may stay on the device, part of a layer's as well.
         empty_load_waits: whether a load of X of 0 tokens still waits for its slot, and so delays
             the weights behind it in the column schedule. False gives a bound for every split.
     """
@@ -99,25 +98,24 @@ class ScheduleLP:
         self,
         graph: TaskGraph,
         contexts: Sequence[int],
-        lines: PiecewiseLinearCosts | None,
-        fixed_s: Sequence[float],
-        launched_s: Sequence[float],
-        dispatch: Dispatch,
+        costs: CostModel,
+        lines: PiecewiseLinearCosts | None = None,
         budget: MemoryBudget | None = None,
         empty_load_waits: bool = True,
-        keep_weights: bool = False,
+        weights_stay: bool = False,
     ) -> None:
         self.graph = graph
         self._empty_load_waits = empty_load_waits
         self._sized = SIZED_OPS if lines is not None else ()
-        self._dispatch = dispatch
+        self._dispatch = costs.hardware.dispatch
         self._contexts = {
             (step, layer): graph.model.layer_context(layer, past)
             for step, past in enumerate(contexts)
             for layer in range(graph.model.n_layers)
         }
-        self._unit_s = max(sum(fixed_s), 1e-12) / MAKESPAN_UNITS
-        self._fixed_s = fixed_s
+        self._fixed_s = [costs.estimate(task).seconds for task in graph.tasks]
+        self._unit_s = max(sum(self._fixed_s), 1e-12) / MAKESPAN_UNITS
+        launched_s = launch_times(graph, costs, free_ops=self._sized)
         self.problem = pulp.LpProblem("decode", pulp.LpMinimize)
         self._timed: dict[str, tuple[int, float, list[tuple[pulp.LpVariable, float]]]] = {}
         add = self.problem.add_variable
@@ -126,15 +124,15 @@ class ScheduleLP:
             (step, layer): add(f"recomputed_s{step}_L{layer}", 0, self._contexts[step, layer])
             for step, layer in sized
         }
-        self._room = budget
+        self._budget = budget
         placed = {task.layer: None for task in graph.tasks if task.op == "place_kv"}
         moved = {task.layer: None for task in graph.tasks if task.op == "load_weights"}
         layers = placed if budget is not None else {}
         prompt = graph.workload.prompt_tokens
-        self.kept = Kept(
+        self.resident = ResidentVariables(
             {layer: add(f"kept_kv_L{layer}", 0, prompt) for layer in layers},
             {layer: add(f"kept_x_L{layer}", 0, prompt) for layer in layers},
-            {layer: add(f"kept_weights_L{layer}", 0, 1) for layer in moved if keep_weights},
+            {layer: add(f"kept_weights_L{layer}", 0, 1) for layer in moved if weights_stay},
         )
         self._start = [
             add(f"start_{_name(task)}", ready / self._unit_s)
@@ -150,13 +148,13 @@ class ScheduleLP:
         if lines is not None:
             self._cost_rows(lines)
         if budget is not None and lines is not None:
-            MemoryRows(self.problem, graph, contexts, self.tokens, self.kept, budget)
+            MemoryRows(self.problem, graph, contexts, self.tokens, self.resident, budget)
         self._order_rows()
 
     @property
-    def keeps(self) -> bool:
+    def chooses_residency(self) -> bool:
         """Whether the LP chooses resident data."""
-        return bool(self.kept.kv)
+        return bool(self.resident.kv)
 
     def solve(self, choose: bool = True, start: Relaxation | None = None) -> Relaxation:
         """Minimise the makespan, then choose among the optima.
@@ -177,17 +175,17 @@ class ScheduleLP:
         worth_s = self._memory_worth_s()
         if self.tokens and choose:
             self.makespan.upBound = self.makespan.value() * (1 + 1e-7)
-            if self.kept.weights:
-                self.problem.setObjective(-pulp.lpSum(self.kept.weights.values()))
+            if self.resident.weights:
+                self.problem.setObjective(-pulp.lpSum(self.resident.weights.values()))
             else:
                 self._prefer_even()
             solve_to_optimum(self.problem)
         return Relaxation(
             objective_s,
             _values(self.tokens),
-            _values(self.kept.kv),
-            _values(self.kept.x),
-            _values(self.kept.weights),
+            _values(self.resident.kv),
+            _values(self.resident.x),
+            _values(self.resident.weights),
             weights,
             shares,
             worth_s,
@@ -215,9 +213,9 @@ class ScheduleLP:
     def _count(self, task: Task) -> tuple[float, list[tuple[pulp.LpVariable, float]]]:
         """Tokens of a sized task: a constant and variables with their factors."""
         recomputed = (self.tokens[task.step, task.layer], 1.0)
-        kept = task.layer in self.kept.kv
-        kv = [(self.kept.kv[task.layer], 1.0)] if kept else []
-        x = [(self.kept.x[task.layer], 1.0)] if kept else []
+        chosen = task.layer in self.resident.kv
+        kv = [(self.resident.kv[task.layer], 1.0)] if chosen else []
+        x = [(self.resident.x[task.layer], 1.0)] if chosen else []
         match task.op:
             case "place_kv":
                 return 0.0, kv
@@ -241,10 +239,10 @@ class ScheduleLP:
                 self._timed[name] = (at, base + slope * constant, per_token)
 
     def _memory_worth_s(self) -> float:
-        if self._room is None or not self.keeps:
+        if self._budget is None or not self.chooses_residency:
             return 0.0
         dual = self.problem.get_constraint_by_name(DEVICE_ROW).pi or 0.0
-        return float(dual) * self._unit_s / self._room.kv_token_bytes
+        return float(dual) * self._unit_s / self._budget.kv_token_bytes
 
     def _order_rows(self) -> None:
         """start(task) >= end of each dep and of the task before it on its lane."""
@@ -282,12 +280,12 @@ class ScheduleLP:
         if earlier in self._duration:
             self._time_row(name, [*terms, (self._duration[earlier], -1.0)], pause_s)
             return
-        seconds, kept = self._fixed_s[earlier], []
-        if task.op in ("load_kv_weights", "load_weights") and task.layer in self.kept.weights:
-            kept = [(self.kept.weights[task.layer], -seconds)]
-        shorter = [(part, -by_s / self._unit_s) for part, by_s in kept]
+        seconds, resident = self._fixed_s[earlier], []
+        if task.op in ("load_kv_weights", "load_weights") and task.layer in self.resident.weights:
+            resident = [(self.resident.weights[task.layer], -seconds)]
+        shorter = [(part, -by_s / self._unit_s) for part, by_s in resident]
         self._time_row(name, [*terms, *shorter], seconds + pause_s)
-        self._timed[name] = (earlier, seconds, kept)
+        self._timed[name] = (earlier, seconds, resident)
 
     def _duals(self) -> tuple[tuple[float, ...], dict[str, float]]:
         """Weight of each task and share of each lane: duals of the rows that carry task times."""
@@ -307,7 +305,11 @@ class ScheduleLP:
         needs the smallest staging slots and loses least when a real task is late.
         """
         changes = []
-        for kind, variables in (("", self.tokens), ("kv_", self.kept.kv), ("x_", self.kept.x)):
+        for kind, variables in (
+            ("", self.tokens),
+            ("kv_", self.resident.kv),
+            ("x_", self.resident.x),
+        ):
             for number, (before, after) in enumerate(pairwise(variables.values())):
                 change = self.problem.add_variable(f"change_{kind}{number}", 0)
                 for sign, side in ((1.0, "up"), (-1.0, "down")):

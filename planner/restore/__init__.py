@@ -1,6 +1,6 @@
 """Restoring a cached prefix: what to compute, what to load, and how that becomes a task graph."""
 
-from planner.restore.plan import RestorePlan, make_restore_plan, plan_choice
+from planner.restore.plan import RestorePlan, plan_choice
 from planner.restore.planner import RESTORE_POLICIES, RestorePlanner
 from planner.restore.replanning import Adaptation, Change, Replanner, adapt
 from planner.restore.reproduce import (
@@ -24,7 +24,6 @@ __all__ = [
     "behind_link",
     "error_summary",
     "link_rate",
-    "make_restore_plan",
     "plan_choice",
     "read_cases",
     "reproduce_case",

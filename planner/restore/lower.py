@@ -8,6 +8,7 @@ the first copy of the next. Tokens that are not cached come last, because they a
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import pairwise
 
 from planner.restore.split import RestoreSplit
@@ -28,7 +29,7 @@ def compute_only_graph(model: ModelSpec, request: RestoreRequest) -> TaskGraph:
     """Prefill of the whole prompt, as if nothing were cached."""
     lowering = _Lowering(model, request)
     for start, stop in lowering.steps(0, request.prompt_tokens):
-        lowering.prefill(start, stop, 0, model.n_layers)
+        lowering.prefill(lowering.all_layers(start, stop))
     return lowering.graph()
 
 
@@ -40,12 +41,12 @@ def two_ended_graph(model: ModelSpec, request: RestoreRequest) -> TaskGraph:
     """
     lowering = _Lowering(model, request)
     for start, stop in lowering.steps(0, request.cached_tokens):
-        lowering.prefill(start, stop, 0, model.n_layers, claim=CLAIM)
+        lowering.prefill(lowering.all_layers(start, stop), claim=CLAIM)
     last = ""
     for start, stop in lowering.io_chunks_from_the_back(0):
-        last = lowering.load("kv", start, stop, 0, model.n_layers, CLAIM)
+        last = lowering.load("kv", lowering.all_layers(start, stop), CLAIM)
     for start, stop in lowering.uncached_steps():
-        lowering.prefill(start, stop, 0, model.n_layers, (last,))
+        lowering.prefill(lowering.all_layers(start, stop), (last,))
     return lowering.graph()
 
 
@@ -63,13 +64,27 @@ def split_graph(model: ModelSpec, request: RestoreRequest, split: RestoreSplit) 
         return lowering.graph()
     last = ""
     for start, stop in lowering.io_chunks_from_the_back(split.computed_tokens[0]):
-        last = lowering.load("kv", start, stop, 0, model.n_layers)
+        last = lowering.load("kv", lowering.all_layers(start, stop))
     for start, stop in lowering.uncached_steps():
-        lowering.prefill(start, stop, 0, model.n_layers, (last,) if last else ())
+        lowering.prefill(lowering.all_layers(start, stop), (last,) if last else ())
     return lowering.graph()
 
 
 Range = tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class _Block:
+    """A range of tokens in `layers` layers from `layer` on."""
+
+    start: int
+    stop: int
+    layer: int
+    layers: int = 1
+
+    @property
+    def n_tokens(self) -> int:
+        return self.stop - self.start
 
 
 class _Lowering:
@@ -86,9 +101,12 @@ class _Lowering:
         """The graph with the output head as its last task."""
         stop = self.request.prompt_tokens
         flops = compute_flops("head", 1, 1, self.model, 1)
-        self._add("head", "head", stop - 1, stop, -1, 1, flops=flops)
+        self._add("head", "head", _Block(stop - 1, stop, -1), flops=flops)
         slots = STAGING_CHUNKS if self.tier_lane else 0
         return TaskGraph(SCHEDULE, self.model, self.request, slots, tuple(self.tasks))
+
+    def all_layers(self, start: int, stop: int) -> _Block:
+        return _Block(start, stop, 0, self.model.n_layers)
 
     def steps(self, start: int, stop: int) -> Iterator[Range]:
         """The restore's part of each step, from the front."""
@@ -110,7 +128,7 @@ class _Lowering:
         for first, last in pairwise(edges):
             layers = sum(count >= last for count in computed)
             for start, stop in self.steps(first, last):
-                self.prefill(start, stop, 0, layers)
+                self.prefill(_Block(start, stop, 0, layers))
 
     def by_layer(self, split: RestoreSplit) -> None:
         """X and then K and V, layer after layer; the uncached tokens follow through the layers.
@@ -118,55 +136,47 @@ class _Lowering:
         A copy moves as many bytes as one chunk of all layers.
         """
         size = self.request.io_chunk_tokens * self.model.n_layers
-        loads: list[list[tuple[str, Range]]] = []
+        loads: list[list[tuple[str, _Block]]] = []
         for layer, (first, count) in enumerate(
             zip(split.computed_tokens, split.projected_tokens, strict=True)
         ):
-            pieces = _pieces(first, first + count, size)
-            loads.append([(self.load("x", *piece, layer, 1), piece) for piece in pieces])
+            blocks = [_Block(*piece, layer) for piece in _pieces(first, first + count, size)]
+            loads.append([(self.load("x", block), block) for block in blocks])
         last: list[str] = []
         for layer, count in enumerate(split.loaded_tokens(self.request)):
             stop = self.request.cached_tokens
             names = [
-                self.load("kv", *piece, layer, 1) for piece in _pieces(stop - count, stop, size)
+                self.load("kv", _Block(*piece, layer))
+                for piece in _pieces(stop - count, stop, size)
             ]
             last.append(names[-1] if names else "")
         for layer, arrived in enumerate(last):
-            for name, piece in loads[layer]:
-                self.project(*piece, layer, name)
+            for name, block in loads[layer]:
+                self.project(block, name)
             for start, stop in self.uncached_steps():
-                self.prefill(start, stop, layer, 1, (arrived,) if arrived else ())
+                self.prefill(_Block(start, stop, layer), (arrived,) if arrived else ())
 
-    def prefill(
-        self,
-        start: int,
-        stop: int,
-        layer: int,
-        layers: int,
-        deps: tuple[str, ...] = (),
-        claim: str = "",
-    ) -> None:
-        n_tokens = stop - start
-        attention = prefill_attention_flops(self.model, start, n_tokens)
-        flops = layers * (n_tokens * self.product_flops + attention)
-        name = f"prefill.{start}" if layers == self.model.n_layers else f"L{layer}.prefill.{start}"
-        self._add(name, "prefill", start, stop, layer, layers, deps=deps, flops=flops, claim=claim)
+    def prefill(self, block: _Block, deps: tuple[str, ...] = (), claim: str = "") -> None:
+        attention = prefill_attention_flops(self.model, block.start, block.n_tokens)
+        flops = block.layers * (block.n_tokens * self.product_flops + attention)
+        name = f"prefill.{block.start}"
+        if block.layers < self.model.n_layers:
+            name = f"L{block.layer}.{name}"
+        self._add(name, "prefill", block, deps=deps, flops=flops, claim=claim)
 
-    def project(self, start: int, stop: int, layer: int, loaded: str) -> None:
+    def project(self, block: _Block, loaded: str) -> None:
         """K and V of tokens from their X."""
-        flops = (stop - start) * self.project_flops
-        name = f"L{layer}.project.{start}"
-        self._add(name, "recompute", start, stop, layer, 1, deps=(loaded,), flops=flops)
+        flops = block.n_tokens * self.project_flops
+        name = f"L{block.layer}.project.{block.start}"
+        self._add(name, "recompute", block, deps=(loaded,), flops=flops)
 
-    def load(
-        self, kind: str, start: int, stop: int, layer: int, layers: int, claim: str = ""
-    ) -> str:
+    def load(self, kind: str, block: _Block, claim: str = "") -> str:
         """Both legs of one chunk; returns the name of the one that ends on the device."""
         bits = self.request.kv_token_bits(self.model)
         if kind == "x":
             bits = 8 * self.model.x_token_bytes
-        n_bytes = layers * (stop - start) * bits // 8
-        where = f"L{layer}.{start}" if layers == 1 else f"{start}"
+        n_bytes = block.layers * block.n_tokens * bits // 8
+        where = f"L{block.layer}.{block.start}" if block.layers == 1 else f"{block.start}"
         deps: tuple[str, ...] = ()
         slot = -1
         if self.tier_lane is not None:
@@ -174,13 +184,11 @@ class _Lowering:
             op = f"{'read' if self.tier_lane == DISK else 'fetch'}_{kind}"
             earlier = self.staged[-STAGING_CHUNKS:]
             freed = tuple(earlier[:1]) if len(earlier) == STAGING_CHUNKS else ()
-            self._add(
-                f"{op}.{where}", op, start, stop, layer, layers, freed, n_bytes, 0, claim, slot
-            )
             deps = (f"{op}.{where}",)
+            self._add(*deps, op, block, deps=freed, n_bytes=n_bytes, claim=claim, slot=slot)
         op = f"load_{kind}"
         name = f"{op}.{where}"
-        self._add(name, op, start, stop, layer, layers, deps, n_bytes, 0, claim, slot)
+        self._add(name, op, block, deps=deps, n_bytes=n_bytes, claim=claim, slot=slot)
         self.staged.append(name)
         return name
 
@@ -188,10 +196,8 @@ class _Lowering:
         self,
         name: str,
         op: str,
-        start: int,
-        stop: int,
-        layer: int,
-        layers: int,
+        block: _Block,
+        *,
         deps: tuple[str, ...] = (),
         n_bytes: int = 0,
         flops: int = 0,
@@ -204,14 +210,14 @@ class _Lowering:
                 op=op,
                 lane=LANE_OF_OP[op],
                 step=0,
-                layer=layer,
-                token_start=start,
-                token_stop=stop,
+                layer=block.layer,
+                token_start=block.start,
+                token_stop=block.stop,
                 slot=slot,
                 bytes=n_bytes,
                 flops=flops,
                 deps=deps,
-                layers=layers,
+                layers=block.layers,
                 claim=claim,
             )
         )

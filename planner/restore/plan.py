@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from planner.job import Job, PlanOptions
 from planner.plan_file import Plan
 from planner.restore.planner import (
     FIXED,
     PLANNED,
-    Choice,
     Form,
+    RestoreChoice,
     RestorePlanner,
     form_graph,
     meeting_token,
@@ -23,10 +24,8 @@ from sim.graph.claims import claimed
 from sim.graph.jobs import RestoreRequest
 from sim.graph.tasks import TaskGraph
 from sim.graph.timeline import Timeline
-from sim.machine.availability import ALWAYS, Availability
-from sim.machine.profile import HardwareProfile
+from sim.machine.availability import Availability
 from sim.machine.provenance import weakest
-from sim.model.spec import ModelSpec
 from sim.units import ms
 
 
@@ -115,28 +114,16 @@ class RestorePlan(Plan, kind="restore-plan"):
         }
 
 
-def make_restore_plan(
-    model: ModelSpec,
-    hardware: HardwareProfile,
-    request: RestoreRequest,
-    policy: str = "auto",
-    availability: Availability = ALWAYS,
-    engine: str = "simpy",
-) -> RestorePlan:
-    """Choose what to compute and what to load by `policy`, and predict the time to first token.
-
-    Args:
-        engine: which one simulates, as in `sim.simulate`.
-
-    Raises:
-        UnknownName: no such policy or engine.
-        BadInput: the model has no positions for the prompt.
-        DoesNotFit: the device cannot hold the weights and the K and V of the prompt.
-        NotMeasured: the profile has no figures for the tier.
-    """
-    planner = RestorePlanner(model, hardware, request, availability, engine)
+def plan_restore(job: Job[RestoreRequest], options: PlanOptions) -> RestorePlan:
+    """Plan a restore, as `planner.make_plan`."""
+    options.refuse("schedule", "gpus", "keep")
+    planner = RestorePlanner(
+        job.model, job.hardware, job.workload, options.availability, options.engine
+    )
     planner.check_fits()
-    return plan_choice(planner, policy, adapt(planner) if availability.steps else None)
+    adaptation = adapt(planner) if options.availability.steps else None
+    policy = "auto" if options.policy is None else options.policy
+    return plan_choice(planner, policy, adaptation)
 
 
 def plan_choice(
@@ -188,7 +175,7 @@ def token_counts(timeline: Timeline, request: RestoreRequest) -> dict[str, int]:
     }
 
 
-def _reason(planner: RestorePlanner, policy: str, choice: Choice) -> str:
+def _reason(planner: RestorePlanner, policy: str, choice: RestoreChoice) -> str:
     """One sentence on why the policy is fast or slow here."""
     compute, load = (planner.choice(name) for name in ("compute-only", "load-only"))
     better = min(compute, load, key=lambda one: one.ttft_s)

@@ -48,7 +48,7 @@ MIN_STRIDE = 4
 
 
 @dataclass(frozen=True)
-class Choice:
+class RestoreChoice:
     """A policy's choice with its predicted timeline.
 
     Args:
@@ -95,11 +95,11 @@ class RestorePlanner:
         self.request = request
         self.availability = availability
         self.engine = engine
-        self._choices: dict[str, Choice] = {}
-        self._splits: dict[RestoreSplit, Choice] = {}
+        self._choices: dict[str, RestoreChoice] = {}
+        self._splits: dict[RestoreSplit, RestoreChoice] = {}
         self._graphs: dict[RestoreSplit, TaskGraph] = {}
 
-    def choice(self, policy: str) -> Choice:
+    def choice(self, policy: str) -> RestoreChoice:
         """The choice of `policy`.
 
         Raises:
@@ -141,7 +141,7 @@ class RestorePlanner:
                 f"{has / 2**30:.1f} GiB; lower --prompt or choose a smaller model."
             )
 
-    def _make(self, policy: str) -> Choice:
+    def _make(self, policy: str) -> RestoreChoice:
         match policy:
             case "compute-only" | "two-ended":
                 return self._simulated(policy, form_graph(policy, self.model, self.request, None))
@@ -161,10 +161,14 @@ class RestorePlanner:
             self._graphs[split] = split_graph(self.model, self.request, split)
         return self._graphs[split]
 
-    def _simulated(self, form: Form, graph: TaskGraph, split: RestoreSplit | None = None) -> Choice:
-        return Choice(form, split, simulate(graph, self.hardware, self.engine, self.availability))
+    def _simulated(
+        self, form: Form, graph: TaskGraph, split: RestoreSplit | None = None
+    ) -> RestoreChoice:
+        return RestoreChoice(
+            form, split, simulate(graph, self.hardware, self.engine, self.availability)
+        )
 
-    def _split(self, split: RestoreSplit) -> Choice:
+    def _split(self, split: RestoreSplit) -> RestoreChoice:
         if split not in self._splits:
             self._splits[split] = self._simulated("split", self.graph(split), split)
         return self._splits[split]
@@ -174,24 +178,24 @@ class RestorePlanner:
         """Rates of the linear model of this machine."""
         return Rates(self.model, self.hardware, self.request)
 
-    def _best_tokens(self) -> Choice:
+    def _best_tokens(self) -> RestoreChoice:
         """The best number of computed tokens, the same in all layers."""
         rates, cached = self.rates, self.request.cached_tokens
         even = range(0, rates.all_cells + 1, rates.layers)
         tokens = rates.stops[rates.best(even, by_layer=False).cells // rates.layers]
         unit = min(self.request.io_chunk_tokens, self.request.step_tokens)
 
-        def made(counts: Sequence[int]) -> Choice:
+        def made(counts: Sequence[int]) -> RestoreChoice:
             return self._split(RestoreSplit.even(self.model, min(counts[0] * unit, cached)))
 
         found = self._search(made, (-(-tokens // unit),), (-(-cached // unit),))
         return min((self.choice("load-only"), self.choice("compute-only"), found), key=_ttft_s)
 
-    def _best_layers(self) -> Choice:
+    def _best_layers(self) -> RestoreChoice:
         """The first layers computed, the next projected, the last loaded."""
         rates, cached = self.rates, self.request.cached_tokens
 
-        def made(counts: Sequence[int]) -> Choice:
+        def made(counts: Sequence[int]) -> RestoreChoice:
             computed = counts[0]
             projected = min(counts[1], rates.layers - computed)
             loaded = rates.layers - computed - projected
@@ -206,7 +210,7 @@ class RestorePlanner:
         found = self._search(made, rates.best_layers(), (rates.layers, rates.layers))
         return min((self.choice("compute-only"), found), key=_ttft_s)
 
-    def _best_cells(self) -> Choice:
+    def _best_cells(self) -> RestoreChoice:
         """A staircase of computed cells, X of some token-layers, K and V of the rest.
 
         The choices of the other policies are candidates too, so it is never slower than them.
@@ -215,7 +219,7 @@ class RestorePlanner:
         unit = self.request.io_chunk_tokens
         top = (rates.all_cells, rates.layers * self.request.cached_tokens // unit)
 
-        def made(counts: Sequence[int]) -> Choice:
+        def made(counts: Sequence[int]) -> RestoreChoice:
             return self._split(self._staircase(rates, counts[0], counts[1] * unit))
 
         best = rates.best(range(rates.all_cells + 1), by_layer=True)
@@ -226,10 +230,10 @@ class RestorePlanner:
 
     def _search(
         self,
-        made: Callable[[Sequence[int]], Choice],
+        made: Callable[[Sequence[int]], RestoreChoice],
         start: tuple[int, ...],
         top: tuple[int, ...],
-    ) -> Choice:
+    ) -> RestoreChoice:
         """The best choice near `start`, or near the best grid point if lane speeds change."""
         if self.availability.steps:
             grid = {start[0], *(top[0] * at // SEARCH_DEPTH for at in range(SEARCH_DEPTH + 1))}
@@ -253,13 +257,13 @@ class RestorePlanner:
         return RestoreSplit(tuple(computed), tuple(counts), True)
 
 
-def _ttft_s(choice: Choice) -> float:
+def _ttft_s(choice: RestoreChoice) -> float:
     return choice.ttft_s
 
 
 def _improved(
-    made: Callable[[Sequence[int]], Choice], start: tuple[int, ...], top: tuple[int, ...]
-) -> Choice:
+    made: Callable[[Sequence[int]], RestoreChoice], start: tuple[int, ...], top: tuple[int, ...]
+) -> RestoreChoice:
     """The best choice of a coordinate search with halving strides."""
     at, best = start, made(start)
     strides = [max(MIN_STRIDE, most // SEARCH_DEPTH) for most in top]

@@ -5,22 +5,23 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from planner.decode.fast_planner import ShortcutPlanner
-from planner.decode.make import simulate_other_system
+from planner.decode.make import fitting_schedules, policy_choice, simulate_other_system
 from planner.decode.other_systems import OTHER_SYSTEMS
-from planner.decode.planner import Choice, DecodePlanner
-from planner.decode.policies import baseline_split, fixed_tokens
+from planner.decode.policies import fixed_tokens
+from planner.decode.problem import DecodeProblem
 from planner.decode.sensitivity import MIN_SAVING_FRAC, MORE, NUDGE
-from planner.decode.split import Residency
+from planner.decode.split import DecodeChoice
 from planner.restore.plan import token_counts
 from planner.restore.planner import RestorePlanner
 from planner.sweep.inputs import AUTO
 from planner.sweep.machines import Machine, machine_of, model_of
 from sim.cost.model import CostKey, CostModel, cost_key
 from sim.engine.api import fast_engine_installed
-from sim.errors import BadInput, DoesNotFit
+from sim.errors import BadInput
 from sim.graph.jobs import RestoreRequest, Workload
 from sim.graph.tasks import Task
 from sim.graph.timeline import Timeline
@@ -99,33 +100,27 @@ def decode_row(values: Inputs) -> Row:
     )
     if values["schedule"] != AUTO:
         return _decode_row(values, machine, values["schedule"], job)
-    rows, refused = [], None
-    for schedule, one in (("row", replace(job, n_batches=1)), ("column", job)):
-        try:
-            rows.append(_decode_row(values, machine, schedule, one))
-        except DoesNotFit as error:
-            refused = error
-    if not rows and refused is not None:
-        raise refused
-    return max(rows, key=lambda row: row["tokens_per_s"])
+    rows, _ = fitting_schedules(job, partial(_decode_row, values, machine))
+    return max(rows.values(), key=lambda row: row["tokens_per_s"])
 
 
 def _decode_row(values: Inputs, machine: Machine, schedule: str, job: Workload) -> Row:
     hardware, policy, gpus = machine.hardware, values["policy"], values["gpus"]
     model = model_of(values, hardware)
     keep = values.get("keep", "gpu_memory" in values)
-    planner = ShortcutPlanner(model, hardware, job, schedule, gpus, keep, ENGINE)
+    problem = DecodeProblem(model, hardware, job, schedule, gpus, keep, ENGINE)
+    planner = ShortcutPlanner(problem)
     fixed_tokens(policy)
-    choice, bound_s, solved_by = _choose(planner, policy)
-    timeline = _timeline(planner, policy, choice)
-    need = planner.check_fits(timeline.graph)
+    choice = policy_choice(planner, policy)
+    timeline = _timeline(problem, policy, choice)
+    need = problem.check_fits(timeline.graph)
     counts = sorted(choice.split[0])
     past = sum(model.layer_context(layer, job.prompt_tokens) for layer in range(model.n_layers))
     kept = sum(choice.residency.kv_tokens)
     part, saves_frac = _bottleneck(planner, machine, policy, timeline)
     return {
         "makespan_s": timeline.makespan_s,
-        "lower_bound_s": bound_s,
+        "lower_bound_s": planner.bound_s if policy == "lp" else None,
         "h2d_bytes_per_s": hardware.links.h2d.bytes_per_s,
         "recomputed_frac": sum(counts) / past,
         "resident_frac": kept / (job.prompt_tokens * model.n_layers),
@@ -137,8 +132,8 @@ def _decode_row(values: Inputs, machine: Machine, schedule: str, job: Workload) 
         "device_bytes": need.device_bytes,
         "host_bytes": need.host_bytes,
         "schedule_taken": schedule,
-        "solved_by": solved_by,
-        **_timeline_row(timeline, planner.costs),
+        "solved_by": planner.solved_by if policy == "lp" else "policy",
+        **_timeline_row(timeline, problem.costs),
         "tokens_per_s": gpus
         * job.n_batches
         * job.batch_size
@@ -147,24 +142,12 @@ def _decode_row(values: Inputs, machine: Machine, schedule: str, job: Workload) 
     }
 
 
-def _choose(planner: ShortcutPlanner, policy: str) -> tuple[Choice, float | None, str]:
-    """A policy's choice, a known lower bound of any makespan or None, and the solver's name."""
-    if policy == "lp":
-        return planner.best, planner.bound_s, planner.solved_by
-    model, job = planner.model, planner.workload
-    split = baseline_split(policy, model, job, planner.hardware)
-    kept = planner.nothing_kept
-    if policy == "resident":
-        kept = Residency.whole_cache(model, job)
-    return Choice(split, kept), None, "policy"
-
-
-def _timeline(planner: DecodePlanner, policy: str, choice: Choice) -> Timeline:
+def _timeline(problem: DecodeProblem, policy: str, choice: DecodeChoice) -> Timeline:
     if policy not in OTHER_SYSTEMS:
-        return planner.simulate(choice.split, choice.residency)
-    if planner.schedule != "row":
+        return problem.simulate(choice.split, choice.residency)
+    if problem.schedule != "row":
         raise BadInput(f"policy {policy!r} defines its own schedule; leave schedule at row.")
-    return simulate_other_system(planner, policy)
+    return simulate_other_system(problem, policy)
 
 
 def _bottleneck(
@@ -174,6 +157,7 @@ def _bottleneck(
 
     Only the split of policy `lp` adapts to the change.
     """
+    problem = planner.problem
     if policy == "lp" and planner.chooses:
         found = planner.relaxation
         weights, total_s, byte_s = planner.task_weights, found.objective_s, found.memory_worth_s
@@ -184,7 +168,7 @@ def _bottleneck(
     of_key: defaultdict[CostKey, float] = defaultdict(float)
     for task in timeline.graph.tasks:
         if weight := weights.get(task.id, 0.0):
-            key = cost_key(task, planner.model)
+            key = cost_key(task, problem.model)
             examples[key] = task
             of_key[key] += weight
     most = ("none", 0.0)
@@ -192,9 +176,9 @@ def _bottleneck(
         if part == "memory":
             saved_s = byte_s * MORE * hardware.memory.device_bytes
         else:
-            later = planner.costs_on(hardware)
+            later = replace(problem, hardware=hardware).costs
             gained_s = sum(
-                weight * (planner.costs.estimate(one).seconds - later.estimate(one).seconds)
+                weight * (problem.costs.estimate(one).seconds - later.estimate(one).seconds)
                 for one, weight in zip(examples.values(), of_key.values(), strict=True)
                 if one.lane in LANES_OF_PART.get(part, COPY_LANES)
             )
@@ -207,7 +191,7 @@ def restore_row(values: Inputs) -> Row:
     """The row of one restore, planned and simulated.
 
     Raises:
-        KvOverlapError: as `planner.restore.make_restore_plan`.
+        KvOverlapError: as `planner.make_plan`.
     """
     hardware = machine_of(values).hardware
     prompt, tier = values["prompt"], values["tier"]

@@ -99,9 +99,9 @@ class OperationCosts:
         return self._copied[key]
 
     @property
-    def weight_bits(self) -> int:
-        """Bits of the weights that the model's matmuls are timed with."""
-        return self._matmuls.weight_bits
+    def measured_bits(self) -> int:
+        """Bits of the layers' weights in the measurements behind the estimates."""
+        return self._matmuls.measured_bits
 
     def launches(self, op: str) -> int:
         """Kernels that a task of operation `op` launches."""
@@ -157,8 +157,7 @@ class OperationCosts:
         if isinstance(kernel, MatMul):
             return self.matmul(kernel)
         if isinstance(kernel, GroupedMatMul):
-            one = self.matmul(kernel.one)
-            return replace(one, seconds=kernel.groups * one.seconds)
+            return self.matmul(kernel.stacked)
         if isinstance(kernel, DecodeAttention):
             return self._attention(kernel)
         costs, curve = self.hardware.elementwise, self._pass_curve(kernel)

@@ -136,7 +136,7 @@ class RestoreCosts:
         1 if unknown, or if the estimate is from 8-bit measurements.
         """
         block = self._block.prefill
-        timed = self.operations.weight_bits == self.model.weight_bits
+        timed = self.operations.measured_bits == self.model.weight_bits
         if self.model.weight_bits != 8 or timed or block is None or block.eight_bit_speedup is None:
             return 1.0
         return block.eight_bit_speedup.value

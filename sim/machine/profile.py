@@ -51,12 +51,17 @@ class Gemm:
     def __post_init__(self) -> None:
         check_positive("gemm", flops_per_s=self.flops_per_s, bytes_per_s=self.bytes_per_s)
 
-    def roofline_s(self, m: int, n: int, k: int, element_bytes: int) -> float:
-        """`max(flops / flops_per_s, bytes / bytes_per_s)` of `[m, k] x [k, n]`."""
+    def roofline_s(self, m: int, n: int, k: int, element_bytes: int, weight_bits: int) -> float:
+        """`max(flops / flops_per_s, bytes / bytes_per_s)` of `[m, k] x [k, n]`.
+
+        Args:
+            element_bytes: of an element of the operand [m, k] and of the result.
+            weight_bits: of an element of [k, n].
+        """
         seconds = 2 * m * n * k / self.flops_per_s
         if self.bytes_per_s is not None:
-            elements = n * k + m * (n + k)
-            seconds = max(seconds, elements * element_bytes / self.bytes_per_s)
+            n_bytes = n * k * weight_bits / 8 + m * (n + k) * element_bytes
+            seconds = max(seconds, n_bytes / self.bytes_per_s)
         return seconds
 
 
@@ -375,8 +380,8 @@ def _faster_gemm(gemm: Gemm, flops: float, hbm: float, element_bytes: int) -> Ge
     def move(table: GemmTable) -> GemmTable:
         seconds = tuple(
             value
-            * after.roofline_s(int(m), table.n, table.k, element_bytes)
-            / gemm.roofline_s(int(m), table.n, table.k, element_bytes)
+            * after.roofline_s(int(m), table.n, table.k, element_bytes, 8 * element_bytes)
+            / gemm.roofline_s(int(m), table.n, table.k, element_bytes, 8 * element_bytes)
             for m, value in zip(table.curve.work, table.curve.seconds, strict=True)
         )
         return replace(table, curve=replace(table.curve, seconds=seconds))

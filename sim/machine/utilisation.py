@@ -86,18 +86,20 @@ class UtilisationTable:
         if not any(int(share) for line in self.shapes for share in line.split()):
             raise BadInput("utilisation: shapes must hold one measured shape at least.")
 
-    def best_s(self, m: int, n: int, k: int) -> float:
-        """Seconds of `[m, k] x [k, n]` at full utilisation."""
-        return self.floor_s + roofline_s(
-            m, n, k, self.weight_bits, self.flops_per_s, self.bytes_per_s
-        )
+    def best_s(self, m: int, n: int, k: int, stored_bits: int | None = None) -> float:
+        """Seconds of `[m, k] x [k, n]` at full utilisation; `stored_bits` as for `curve`."""
+        rates = (self.flops_per_s, self.bytes_per_s)
+        return self.floor_s + roofline_s(m, n, k, self.weight_bits, *rates, stored_bits)
 
     def shares(self, n_at: int, k_at: int) -> list[int]:
         """Ten-thousandths over m at a point of the grid, empty where it was not measured."""
         return [int(share) for share in self.shapes[n_at * len(self.k) + k_at].split()]
 
-    def curve(self, n: int, k: int) -> tuple[Curve, bool]:
+    def curve(self, n: int, k: int, stored_bits: int | None = None) -> tuple[Curve, bool]:
         """Seconds over rows m for weights `[k, n]`, and whether shapes around it were measured.
+
+        Args:
+            stored_bits: of a weight in memory; by default those of the table.
 
         Utilisation is blended between the measured corners of the grid cell around (n, k); outside
         the grid the utilisation of its edge is used.
@@ -109,15 +111,15 @@ class UtilisationTable:
             for up_n, up_k in product((0, 1), repeat=2)
             if (share := _part(weight_n, up_n) * _part(weight_k, up_k)) > 0
         ]
-        seconds = dict(self._blend(corners, n, k))
+        seconds = dict(self._blend(corners, n, k, stored_bits))
         if seconds:
             return Curve(tuple(map(float, seconds)), tuple(seconds.values())), inside_n and inside_k
         nearest = self._nearest(n, k)
-        seconds = dict(self._blend([(nearest, 1.0)], n, k))
+        seconds = dict(self._blend([(nearest, 1.0)], n, k, stored_bits))
         return Curve(tuple(map(float, seconds)), tuple(seconds.values())), False
 
     def _blend(
-        self, corners: list[tuple[list[int], float]], n: int, k: int
+        self, corners: list[tuple[list[int], float]], n: int, k: int, stored_bits: int | None
     ) -> Iterator[tuple[int, float]]:
         """Rows m that any of the weighted `corners` was measured at, with seconds for (n, k)."""
         for at, m in enumerate(self.m):
@@ -125,7 +127,7 @@ class UtilisationTable:
             if known:
                 total = sum(share for _, share in known)
                 blended = sum(value * share for value, share in known) / total
-                yield m, self.best_s(m, n, k) * UNIT / blended
+                yield m, self.best_s(m, n, k, stored_bits) * UNIT / blended
 
     def _nearest(self, n: int, k: int) -> list[int]:
         """The measured shape whose size and proportions are nearest to `[k, n]`."""
@@ -145,10 +147,22 @@ class UtilisationTable:
 
 
 def roofline_s(
-    m: int, n: int, k: int, weight_bits: int, flops_per_s: float, bytes_per_s: float
+    m: int,
+    n: int,
+    k: int,
+    weight_bits: int,
+    flops_per_s: float,
+    bytes_per_s: float,
+    stored_bits: int | None = None,
 ) -> float:
-    """The longer of the FLOPs of `[m, k] x [k, n]` and of its operands and result, by rate."""
-    n_bytes = (n * k + m * k) * weight_bits / 8 + RESULT_BYTES * m * n
+    """The longer of the FLOPs of `[m, k] x [k, n]` and of its operands and result, by rate.
+
+    Args:
+        weight_bits: of an element of both operands when they are multiplied.
+        stored_bits: of an element of `[k, n]` in memory, where that differs.
+    """
+    n_bytes = (n * k * (stored_bits or weight_bits) + m * k * weight_bits) / 8
+    n_bytes += RESULT_BYTES * m * n
     return max(2 * m * n * k / flops_per_s, n_bytes / bytes_per_s)
 
 

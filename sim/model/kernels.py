@@ -27,7 +27,7 @@ class MatMul:
 
 @dataclass(frozen=True, slots=True)
 class GroupedMatMul:
-    """`rows` rows spread evenly over `groups` products with a `[k, n]` of their own each."""
+    """One kernel over `groups` products with `[k, n]`, `rows` rows spread evenly over them."""
 
     rows: int
     n: int
@@ -39,9 +39,9 @@ class GroupedMatMul:
         return 2 * self.rows * self.n * self.k
 
     @property
-    def one(self) -> MatMul:
-        """The product of one group."""
-        return MatMul(ceil(self.rows / self.groups), self.n, self.k)
+    def stacked(self) -> MatMul:
+        """The product with the same FLOPs and weight bytes: all weights next to each other."""
+        return MatMul(ceil(self.rows / self.groups), round(self.n * self.groups), self.k)
 
 
 @dataclass(frozen=True, slots=True)
@@ -294,5 +294,5 @@ def product_flops(model: ModelSpec) -> int:
         kernel.flops
         for op in ("qkv", "attention", "mlp")
         for kernel in kernels(op, 1, 1, model, 1)
-        if isinstance(kernel, MatMul)
+        if isinstance(kernel, MatMul | GroupedMatMul)
     )

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from builders import make_plan
 from streamlit.testing.v1 import AppTest
 
 import dashboard
@@ -22,7 +23,6 @@ from dashboard.text.comparison import (
     metrics,
     task_errors,
 )
-from planner import make_plan
 from sim import Recording, Timeline, Workload, find_hardware, find_model, simulate
 from sim.errors import BadFile, BadInput
 from sim.files import write_json

@@ -10,13 +10,13 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from browser import make_run
+from builders import make_plan
 from streamlit.testing.v1 import AppTest
 
 import dashboard
 from dashboard.data.exports import csv_bytes, parquet_bytes, profile_bytes
 from dashboard.questions.decode import Changes
 from kvoverlap.cli.main import main
-from planner import make_plan
 from sim import HardwareProfile, Workload, find_hardware, find_model
 from sim.machine.curves import Curve
 from sim.machine.provenance import Samples

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from builders import make_plan
 from streamlit.testing.v1 import AppTest
 
 import dashboard
@@ -20,7 +21,6 @@ from dashboard.controls.traces import (
 )
 from dashboard.questions.restore import GIB, POLICIES, RateSweep, RestoreQuestion
 from kvoverlap.cli.main import main
-from planner.restore import make_restore_plan
 from sim import find_hardware
 from sim.errors import BadInput
 from sim.graph.jobs import RestoreRequest
@@ -61,7 +61,7 @@ def test_page_opens_with_the_answer_of_the_shipped_machine():
     question = RestoreQuestion(
         "longalpaca-13b", find_hardware("a100-80g"), "a100-80g", request, 4 * GIB
     )
-    plan = make_restore_plan(question.model, question.machine, request)
+    plan = make_plan(question.model, question.machine, request)
     app = show()
     assert app.header[0].value.startswith(f"first token after {ms(plan.ttft_s)}: ")
     assert any("auto took joint" in block.value for block in app.markdown)

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+from builders import make_plan
 
 from dashboard.figures import (
     BREAKDOWN_COLOUR,
@@ -15,7 +16,6 @@ from dashboard.figures import (
 from dashboard.figures.lanes import FADED, MAX_SINGLE_BARS
 from dashboard.figures.style import LATE_COLOUR, hatching, log_ticks, uncalibrated_spans
 from planner.decode.lower import replicate
-from planner.restore import make_restore_plan
 from sim import Task, TaskGraph, Timeline, Workload, find_hardware, find_model, simulate
 from sim.cost.operations import Estimate
 from sim.graph.jobs import RestoreRequest
@@ -272,7 +272,7 @@ def test_ticks_of_a_logarithmic_axis_are_round_and_inside():
 
 
 def test_the_lanes_of_a_tier_have_rows_of_their_own():
-    plan = make_restore_plan(
+    plan = make_plan(
         find_model("llama-3.1-8b"),
         find_hardware("h100"),
         RestoreRequest(prompt_tokens=2048, cached_tokens=2047, tier="ssd"),

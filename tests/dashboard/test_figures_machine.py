@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pandas as pd
 import pytest
-from builders import machine, tiny_model
+from builders import machine, make_plan, tiny_model
 
 from dashboard.data.calibration import key_figures, subjects
 from dashboard.data.residuals import measured_tasks, residual_table, spread_table
@@ -18,7 +18,6 @@ from dashboard.figures import (
 )
 from dashboard.figures.machine import MAX_DOTS
 from dashboard.figures.style import LATE_COLOUR
-from planner import make_plan
 from sim import Recording, Timeline, Workload, simulate
 from sim.machine.curves import Curve, Grid
 from sim.machine.links import Link

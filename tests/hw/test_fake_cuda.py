@@ -7,6 +7,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+from builders import make_plan
 from fake_cuda import DEVICE, DeviceTensor, FakeCudaBackend, FakeStreams, Refused
 from race_graphs import DECODE_GRAPHS, JOB
 from run_restores import POLICIES, RestoreCase, policy_graphs, request
@@ -34,7 +35,6 @@ from hw.cache.verify import relative_difference
 from hw.model.quantise import HALF_BITS, LOW_HALF, dequantise_into, quantise_into
 from hw.run.adaptive_split import AdaptiveSplit
 from hw.run.generate import DecodeSteps, MemoryPeaks, generate
-from planner import make_plan
 from planner.decode.lower import lower
 from planner.restore.lower import two_ended_graph
 from sim.errors import BadInput, WrongNumbers

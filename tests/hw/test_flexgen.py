@@ -6,14 +6,22 @@ from dataclasses import replace
 
 import pytest
 import torch
-from builders import bent_machines, examples, machine, models, times, tiny_model, workloads
+from builders import (
+    bent_machines,
+    examples,
+    machine,
+    make_plan,
+    models,
+    times,
+    tiny_model,
+    workloads,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny import CPU, LLAMA, simulated
 
 from hw import DecodeExecutor, open_backend, prefilled_caches, random_weights, resident_decode
 from hw.backends.cuda import cuda_available
-from planner import make_plan
 from planner.decode.other_systems import other_system_graph
 from sim import replay, simulate
 from sim.errors import BadInput, Mismatch, NotMeasured, WrongNumbers

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 import transformers as hf
+from builders import make_plan
 from run_restores import RestoreCase, policy_graphs
 from run_restores import request as restore_request
 from tiny import CPU, filled_cache, simulated
@@ -21,7 +22,6 @@ from hw import (
     weights_from_tensors,
 )
 from hw.model.weights import Weights
-from planner import make_plan
 from sim import Workload, find_hardware, find_model
 from sim.model.config import model_from_config
 

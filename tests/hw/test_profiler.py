@@ -9,12 +9,12 @@ from pathlib import Path
 from statistics import median
 
 import pytest
+from builders import make_plan
 from tiny import LLAMA, OPT
 
 import hw.calibrate.bench
 import hw.calibrate.profiler
 from hw import balanced_link_bytes_per_s, open_backend, profile_device
-from planner import make_plan
 from planner.decode.lower import lower
 from sim import CostModel, HardwareProfile, Workload, simulate
 from sim.lanes import D2H, H2D, HOST

@@ -6,13 +6,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from builders import make_plan
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import JOB, LLAMA, OPT, DecodeCase, decode_case, filled_cache
 
 from hw import HostCache, prompt_ids, random_weights, resident_decode
 from hw.model.quantise import dequantise_into, nearest_original, quantise_into
-from planner.decode.make import make_plan
 from planner.decode.policies import baseline_split
 from sim import find_hardware
 from sim.errors import Mismatch, WrongNumbers

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from builders import make_plan
 from tiny import CPU, JOB, LLAMA, filled_cache, simulated
 
 from hw import (
@@ -17,7 +18,7 @@ from hw import (
     resident_decode,
 )
 from hw.model.kernels import window_mask
-from planner import POLICIES, make_plan
+from planner import POLICIES
 from sim import find_hardware
 from sim.errors import Mismatch
 from sim.lanes import HOST

@@ -9,7 +9,7 @@ from collections import defaultdict
 import pytest
 from golden.freeze import call as command
 
-from kvoverlap.cli.main import app
+from kvoverlap.cli.main import VERBS, command_line
 from kvoverlap.cli.options import DecodeJob, MachineOptions, MemoryOptions
 from sim.catalog import find_hardware
 
@@ -23,7 +23,7 @@ SHARED = (
     "--gen",
     "--n-batches",
 )
-VERBS = ("plan", "restore", "advise")
+PLANNERS = ("plan", "restore", "advise")
 
 
 def help_of(verb: str) -> dict[str, str]:
@@ -42,7 +42,7 @@ def help_of(verb: str) -> dict[str, str]:
 
 
 def test_an_option_has_the_same_help_on_every_verb():
-    plan, *others = (help_of(verb) for verb in VERBS)
+    plan, *others = (help_of(verb) for verb in PLANNERS)
     assert set(plan) == set(SHARED)
     for other in others:
         assert {"--model", "--hardware", "--prompt"} <= set(other)
@@ -52,7 +52,8 @@ def test_an_option_has_the_same_help_on_every_verb():
 
 def test_groups_parse_counts_sizes_and_rates():
     job = "plan --model m --hardware h100 --set link.bandwidth=64GB/s --gpu-memory 24GiB --batch 8"
-    _, bound, _ = app.parse_args(f"{job} --prompt 4K".split(), print_error=False)
+    arguments = f"{job} --prompt 4K".split()
+    _, bound, _ = command_line(arguments).parse_args(arguments, print_error=False)
     groups = bound.arguments
     assert groups["job"] == DecodeJob(batch=8, prompt=4096)
     assert groups["memory"] == MemoryOptions(gpu_memory=24 * 2**30)
@@ -62,6 +63,12 @@ def test_groups_parse_counts_sizes_and_rates():
     assert find_hardware("h100").links.h2d.bytes_per_s != pytest.approx(64e9)
 
 
-@pytest.mark.parametrize("verb", [name for name in app if not name.startswith("-")])
+@pytest.mark.parametrize("verb", VERBS)
 def test_no_verb_has_more_than_eight_parameters(verb):
-    assert len(inspect.signature(app[verb].default_command).parameters) <= 8
+    assert len(inspect.signature(command_line([verb])[verb].default_command).parameters) <= 8
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_the_list_of_verbs_shows_the_first_line_of_each_description(verb):
+    status, shown = command(f"{verb} --help")[:2]
+    assert (status, VERBS[verb][1] in " ".join(shown.split())) == (0, True)

@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 
 import pytest
+from builders import make_plan
 from tiny import JOB, LLAMA, OPT, QWEN2
 
 import hw.model.transformers_model
@@ -22,7 +23,6 @@ from measure.other_systems import (
     spare_memory,
     why_not_fitting,
 )
-from planner import make_plan
 from sim import Workload, find_hardware
 from sim.errors import BadInput, DoesNotFit, WrongNumbers
 from sim.progress import Silent

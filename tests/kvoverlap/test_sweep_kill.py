@@ -41,7 +41,7 @@ def test_a_killed_and_resumed_sweep_gives_the_same_table(whole, tmp_path, call):
     study.write_text(toml(MANY))
     root = Path(__file__).resolve().parents[2]
     arguments = ["sweep", str(study), "-o", str(output)]
-    command = [sys.executable, "-m", "kvoverlap.cli.main", *arguments, "--jobs", "2"]
+    command = [sys.executable, "-m", "kvoverlap", *arguments, "--jobs", "2"]
     environment = {**os.environ, "PYTHONPATH": str(root)}
     running = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE)
     checkpoints = Checkpoints(Study.of(MANY), output)

@@ -8,11 +8,10 @@ from math import inf
 from pathlib import Path
 
 import pytest
-from builders import GQA, examples, machine, tiny_model
+from builders import GQA, examples, machine, make_plan, tiny_model
 from hypothesis import given
 from hypothesis import strategies as st
 
-from planner import make_plan
 from planner.advice import Evidence, Interval, advise, describe
 from planner.advice.decoding import DecodeJob, Ways, best_step, by_context
 from planner.advice.reuse import reuse

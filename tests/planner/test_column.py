@@ -6,7 +6,16 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from builders import bent_machines, examples, machine, models, splits, straight_machines, tiny_model
+from builders import (
+    bent_machines,
+    examples,
+    machine,
+    make_plan,
+    models,
+    splits,
+    straight_machines,
+    tiny_model,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny import LLAMA, OPT, simulated
@@ -19,8 +28,9 @@ from hw import (
     resident_decode,
 )
 from hw.backends.base import Memory
-from planner import choose_schedule, lower, make_plan
+from planner import Job, PlanOptions, choose_schedule, lower
 from planner.decode.planner import DecodePlanner
+from planner.decode.problem import DecodeProblem
 from sim import find_hardware, find_model, simulate
 from sim.errors import BadInput, DoesNotFit, Mismatch
 from sim.graph.jobs import Workload
@@ -121,9 +131,9 @@ def test_the_lp_s_optimum_is_the_simulated_makespan(model, hardware, job):
 @given(models(4), bent_machines(), column_jobs, st.data())
 @examples(25)
 def test_no_split_beats_the_bound(model, hardware, job, data):
-    planner = DecodePlanner(model, hardware, job, "column")
+    planner = DecodePlanner(DecodeProblem(model, hardware, job, "column"))
     split = data.draw(splits(model, job))
-    assert planner.lower_bound_s() <= planner.simulate(split).makespan_s * (1 + 1e-9)
+    assert planner.lower_bound_s() <= planner.problem.simulate(split).makespan_s * (1 + 1e-9)
 
 
 @pytest.mark.parametrize("model", [OPT, LLAMA], ids=lambda model: model.name)
@@ -186,21 +196,24 @@ def test_row_takes_one_batch():
 
 def test_auto_takes_what_makes_more_tokens_and_says_so():
     model, hardware = tiny_model(), machine()
-    best, reason = choose_schedule(model, hardware, JOB)
+    best, reason = choose_schedule(Job(model, hardware, JOB), PlanOptions())
     row = make_plan(model, hardware, Workload(2, 8, 3))
     column = make_plan(model, hardware, JOB, schedule="column")
     assert best.tokens_per_s == max(row.tokens_per_s, column.tokens_per_s)
+    assert best == make_plan(model, hardware, JOB, schedule="auto")
     assert reason.startswith(f"{best.schedule} schedule: row makes {row.tokens_per_s:,.1f}")
 
 
 def test_auto_takes_what_fits():
     job = Workload(32, 512, 1, 8)
     hardware = find_hardware("kvpr-a100")
-    best, reason = choose_schedule(find_model("opt-30b"), hardware, job, "load-all")
+    best, reason = choose_schedule(
+        Job(find_model("opt-30b"), hardware, job), PlanOptions(policy="load-all")
+    )
     assert best.schedule == "column"
     assert "row does not fit" in reason
     with pytest.raises(DoesNotFit):
-        choose_schedule(find_model("llama-3.1-70b"), hardware, Workload(512, 8192, 1, 8))
+        make_plan(find_model("llama-3.1-70b"), hardware, Workload(512, 8192, 1, 8), None, "auto")
 
 
 def test_column_pays_for_a_model_that_must_be_loaded_anyway():

@@ -6,10 +6,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from builders import LATENT, MLA, MOE, machine, tiny_model
+from builders import LATENT, MLA, MOE, machine, make_plan, tiny_model
 
 from hw import random_weights
-from planner import make_plan
 from planner.decode.policies import kvpr_tokens
 from sim import find_hardware, find_model
 from sim.cost.model import CostModel
@@ -88,8 +87,21 @@ def test_time_of_a_grouped_product_is_that_of_reading_each_expert_once():
     model = replace(LATENT, moe=MOE)
     costs = CostModel(machine(flops_per_s=1e30, gemm_bytes_per_s=2.0), model, Workload(1, 8, 1))
     product = GroupedMatMul(rows=2, n=6, k=8, groups=2.0)
-    # weights 48, input 8 and output 6 elements of 2 bytes, twice, at 2 bytes a second
-    assert costs.operations.kernel(product).seconds == pytest.approx(2 * (48 + 8 + 6))
+    # weights of both 96, input 8 and output 12 elements of 2 bytes at 2 bytes a second
+    assert costs.operations.kernel(product).seconds == pytest.approx(96 + 8 + 12)
+
+
+def test_a_faster_gpu_decodes_experts_faster():
+    seconds = [
+        CostModel(find_hardware(name), LITE, Workload(16, 4096, 1))
+        .operations.compute("mlp", 1, 1)
+        .seconds
+        for name in ("l40s+pcie4-x16", "a100-sxm-80g+pcie4-x16", "h100-sxm+pcie5-x16")
+    ]
+    assert seconds == sorted(seconds, reverse=True)
+    # 16 tokens touch 1 - (1 - 6/64)^16 of 64 experts: 50.8 of 3 matrices of 2048 x 1408
+    read_s = 50.8 * 3 * 2048 * 1408 * 2 / 3.35e12
+    assert 1.0 < seconds[-1] / read_s < 1.6
 
 
 @pytest.mark.parametrize("policy", ["lp", "kvpr"])

@@ -11,6 +11,7 @@ from builders import (
     bent_machines,
     examples,
     machine,
+    make_plan,
     models,
     splits,
     straight_machines,
@@ -22,15 +23,14 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from planner.decode.lower import lower
-from planner.decode.make import make_plan
 from planner.decode.planner import DecodePlanner
 from planner.decode.policies import BASELINES
+from planner.decode.problem import DecodeProblem
 from planner.lp.costs import SIZED_OPS, PiecewiseLinearCosts
 from planner.lp.lane_bound import lane_work_bound
 from planner.lp.schedule import ScheduleLP
 from sim.catalog import find_hardware, find_model
 from sim.cost.model import CostModel
-from sim.engine.launch import launch_times
 from sim.errors import PlannerFailed
 from sim.graph.jobs import Workload
 from sim.lanes import COMPUTE
@@ -43,10 +43,7 @@ def schedule_lp(model, hardware, job):
     costs = CostModel(hardware, model, job)
     template = lower("row", model, job, uniform(model, job, 1))
     contexts = [job.context_tokens(step) for step in range(job.gen_tokens)]
-    seconds = [costs.estimate(one).seconds for one in template.tasks]
-    lines = PiecewiseLinearCosts(costs, job.max_tokens)
-    launched = launch_times(template, costs)
-    return ScheduleLP(template, contexts, lines, seconds, launched, hardware.dispatch)
+    return ScheduleLP(template, contexts, costs, PiecewiseLinearCosts(costs, job.max_tokens))
 
 
 def relaxed_s(model, hardware, job):
@@ -89,19 +86,22 @@ def test_with_its_counts_fixed_the_lp_is_the_longest_path(model, hardware, job, 
     lp = schedule_lp(model, hardware, job)
     for (_, layer), count in lp.tokens.items():
         count.lowBound = count.upBound = row[layer]
-    planner = DecodePlanner(model, hardware, job)
-    path_s = planner.longest_path_s(planner.lower(split))
+    problem = DecodeProblem(model, hardware, job)
+    path_s = problem.longest_path_s(problem.simulate(split).graph)
     assert lp.solve().objective_s == pytest.approx(path_s, rel=1e-6)
 
 
 @given(models(), straight_machines(), JOBS)
 @examples(25)
 def test_no_uniform_split_beats_the_plan(model, hardware, job):
-    plan, planner = make_plan(model, hardware, job), DecodePlanner(model, hardware, job)
+    plan, planner = (
+        make_plan(model, hardware, job),
+        DecodePlanner(DecodeProblem(model, hardware, job)),
+    )
     rounding = one_token_s(model, hardware, job)
     for point in range(33):
         split = uniform(model, job, round(point * job.max_tokens / 32))
-        makespan_s = planner.simulate(split).makespan_s
+        makespan_s = planner.problem.simulate(split).makespan_s
         assert plan.makespan_s <= makespan_s * 1.005 + rounding
         assert plan.lower_bound_s <= makespan_s * (1 + 1e-9)
 
@@ -109,9 +109,12 @@ def test_no_uniform_split_beats_the_plan(model, hardware, job):
 @given(models(max_layers=1), straight_machines(), workloads(max_gen=1))
 @examples(150)
 def test_of_one_layer_the_plan_takes_the_best_whole_count(model, hardware, job):
-    plan, planner = make_plan(model, hardware, job), DecodePlanner(model, hardware, job)
+    plan, planner = (
+        make_plan(model, hardware, job),
+        DecodePlanner(DecodeProblem(model, hardware, job)),
+    )
     counts = range(job.prompt_tokens + 1)
-    best_s = min(planner.simulate([[count]]).makespan_s for count in counts)
+    best_s = min(planner.problem.simulate([[count]]).makespan_s for count in counts)
     assert plan.makespan_s <= best_s * 1.001 + 0.5 * one_token_s(model, hardware, job)
 
 
@@ -122,9 +125,9 @@ def test_where_costs_are_bent_the_bound_still_holds_for_any_split(
     kv_bits, model, hardware, job, data
 ):
     job = replace(job, kv_bits=kv_bits)
-    planner = DecodePlanner(model, hardware, job)
+    planner = DecodePlanner(DecodeProblem(model, hardware, job))
     split = data.draw(splits(model, job))
-    assert planner.lower_bound_s() <= planner.simulate(split).makespan_s * (1 + 1e-9)
+    assert planner.lower_bound_s() <= planner.problem.simulate(split).makespan_s * (1 + 1e-9)
 
 
 @given(models(), straight_machines(), JOBS, st.sampled_from([1e-4, 1e-2, 1e2, 1e4]))
@@ -184,7 +187,7 @@ def test_a_large_model_with_many_equal_optima_gets_an_even_split():
     model, hardware = find_model("opt-13b"), find_hardware("kvpr-a100")
     plan = make_plan(model, hardware, job)
     (counts,) = (step.recomputed_tokens for step in plan.steps)
-    relaxed = DecodePlanner(model, hardware, job).relaxation.tokens
+    relaxed = DecodePlanner(DecodeProblem(model, hardware, job)).relaxation.tokens
     assert sum(counts) == pytest.approx(sum(relaxed.values()), abs=0.51)
     middle = counts[2:-2]
     assert max(middle) - min(middle) <= 0.05 * 1024
@@ -250,7 +253,7 @@ def test_no_split_beats_the_work_of_its_lanes(kv_bits, model, hardware, job, dat
     courses = {tuple(contexts): model.n_layers}
     bound_s = lane_work_bound(lines, courses, other_s, 0.0)
     assert bound_s >= other_s * (1 - 1e-9)
-    makespan_s = DecodePlanner(model, hardware, job).simulate(graph_split(graph)).makespan_s
+    makespan_s = DecodeProblem(model, hardware, job).simulate(graph_split(graph)).makespan_s
     assert bound_s <= makespan_s * (1 + 1e-9)
 
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from builders import bent_machines, dispatch, examples, models, slowed, splits, workloads
+from builders import bent_machines, dispatch, examples, make_plan, models, slowed, splits, workloads
 from hypothesis import given
 from hypothesis import strategies as st
 
 from planner.decode.lower import lower
-from planner.decode.make import make_plan
 from sim.cost.model import CostModel
 from sim.engine.api import simulate
 from sim.lanes import COMPUTE, D2H, H2D, LANES

@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 
 from planner.decode.fast_planner import PROVEN_WITHIN, ShortcutPlanner
 from planner.decode.planner import DecodePlanner
+from planner.decode.problem import DecodeProblem
 from planner.lp.pipeline_bound import Cell, Pipeline, Shape, WholeShape
 from sim.catalog import find_hardware, find_model
 from sim.graph.jobs import Workload
@@ -45,7 +46,9 @@ def draw_job(rng: random.Random) -> ShortcutPlanner:
     job = Workload(
         rng.choice((1, 4, 16, 64)), rng.randint(32, 1900), 1, kv_bits=rng.choice((None, None, 8))
     )
-    return ShortcutPlanner(find_model(rng.choice(MODELS)), hardware, job, engine="fast")
+    return ShortcutPlanner(
+        DecodeProblem(find_model(rng.choice(MODELS)), hardware, job, engine="fast")
+    )
 
 
 def test_one_cell_balances_loading_and_recomputing():
@@ -97,15 +100,17 @@ def shape_of(**rows: list[float]) -> Shape:
 def test_no_split_beats_any_bound(model, job, hardware, seed):
     assume(job.prompt_tokens > 1)  # of one token the LP's graph recomputes it and loads nothing
     rng = random.Random(seed)  # noqa: S311
-    planner = ShortcutPlanner(model, hardware, job, engine="fast")
+    planner = ShortcutPlanner(DecodeProblem(model, hardware, job, engine="fast"))
     pipeline = planner._chain(Shape)
-    tokens = [[rng.randint(0, past) for _ in range(model.n_layers)] for past in planner._contexts]
+    tokens = [
+        [rng.randint(0, past) for _ in range(model.n_layers)] for past in planner.problem.contexts
+    ]
     flat = [float(count) for row in tokens for count in row]
-    lp_s = DecodePlanner(model, hardware, job, engine="fast").relaxation.objective_s
+    lp_s = DecodePlanner(DecodeProblem(model, hardware, job, engine="fast")).relaxation.objective_s
     for guess in (flat, pipeline.tight(), pipeline.balanced(pipeline.tight())):
         bound_s = pipeline.bound(guess).seconds
         assert bound_s <= lp_s * (1 + 1e-7)
-        assert bound_s <= planner.simulate(tokens).makespan_s * (1 + 1e-9)
+        assert bound_s <= planner.problem.simulate(tokens).makespan_s * (1 + 1e-9)
 
 
 def test_within_a_thousandth_of_the_lp_on_random_jobs():
@@ -113,11 +118,13 @@ def test_within_a_thousandth_of_the_lp_on_random_jobs():
     by_shortcut = 0
     for _ in range(150):
         planner = draw_job(rng)
-        chosen_s = planner.simulate(planner.best.split).makespan_s
+        chosen_s = planner.problem.simulate(planner.best.split).makespan_s
         by_shortcut += planner.solved_by == "shortcut"
         if planner.solved_by == "lp":
             continue  # the same as the LP's by construction
-        reference = DecodePlanner(planner.model, planner.hardware, planner.workload)
+        reference = DecodePlanner(
+            DecodeProblem(planner.problem.model, planner.problem.hardware, planner.problem.workload)
+        )
         lp_s = reference.relaxation.objective_s
         assert planner._lp_value_s() <= lp_s * (1 + PROVEN_WITHIN)
         assert planner.bound_s <= lp_s * (1 + 1e-7)
@@ -136,34 +143,41 @@ def test_a_free_machine_does_what_the_pipeline_says(model, job, hardware, seed):
             hardware.links, d2h=replace(hardware.links.d2h, bytes_per_s=1e15, latency_s=0.0)
         ),
     )
-    planner = ShortcutPlanner(model, hardware, job, engine="fast")
-    split = [[rng.randint(0, past) for _ in range(model.n_layers)] for past in planner._contexts]
+    planner = ShortcutPlanner(DecodeProblem(model, hardware, job, engine="fast"))
+    split = [
+        [rng.randint(0, past) for _ in range(model.n_layers)] for past in planner.problem.contexts
+    ]
     flat = [count for row in split for count in row]
     expected_s = planner._chain(WholeShape).makespan_s(flat)
-    assert planner.simulate(split).makespan_s == pytest.approx(expected_s, rel=1e-9)
+    assert planner.problem.simulate(split).makespan_s == pytest.approx(expected_s, rel=1e-9)
 
 
 def test_windows_have_a_pipeline_too():
     hardware = find_hardware("kvpr-a100").with_faster("memory", 10)
     planner = ShortcutPlanner(
-        find_model("gemma-2-9b", "float16"), hardware, Workload(4, 6000, 1), engine="fast"
+        DecodeProblem(
+            find_model("gemma-2-9b", "float16"), hardware, Workload(4, 6000, 1), engine="fast"
+        )
     )
-    lp = DecodePlanner(planner.model, hardware, planner.workload).relaxation
+    lp = DecodePlanner(
+        DecodeProblem(planner.problem.model, hardware, planner.problem.workload)
+    ).relaxation
     assert planner.bound_s == pytest.approx(lp.objective_s, rel=1e-3)
 
 
 def test_steps_back_where_there_is_something_to_keep_or_columns():
     hardware = machine(flops_per_s=3e7, memory_bytes_per_s=1e8, h2d=2e6, d2h=2e6)
     job = Workload(2, 16, 1, n_batches=2)
-    planner = ShortcutPlanner(tiny_model(**MHA), hardware, job, "column")
+    problem = DecodeProblem(tiny_model(**MHA), hardware, job, "column")
+    planner = ShortcutPlanner(problem)
     assert planner.solved_by == "lp"
-    assert planner.best == DecodePlanner(tiny_model(**MHA), hardware, job, "column").best
+    assert planner.best == DecodePlanner(problem).best
 
 
 def test_weights_of_the_chains_are_the_duals():
     model, job = find_model("opt-13b"), Workload(32, 1024, 1)
-    planner = ShortcutPlanner(model, find_hardware("kvpr-a100"), job, engine="fast")
-    lp = planner.program()
+    planner = ShortcutPlanner(DecodeProblem(model, find_hardware("kvpr-a100"), job, engine="fast"))
+    lp = planner.problem.program()
     weights, relaxed = planner.task_weights, lp.solve()
     names = [task.id for task in lp.graph.tasks]
     for name, weight in zip(names, relaxed.task_weights, strict=True):

@@ -6,9 +6,8 @@ import json
 from dataclasses import replace
 
 import pytest
-from builders import machine, tiny_model
+from builders import machine, make_plan, tiny_model
 
-from planner.decode.make import make_plan
 from planner.decode.plan import DecodePlan
 from planner.decode.split import Residency, StepSplit, step_splits
 from planner.plan_file import Plan

@@ -10,6 +10,7 @@ from builders import (
     dispatch,
     examples,
     machine,
+    make_plan,
     models,
     slowed,
     splits,
@@ -21,10 +22,10 @@ from builders import (
 from hypothesis import given
 from hypothesis import strategies as st
 
-from planner.decode.make import make_plan
 from planner.decode.other_systems import OTHER_SYSTEMS
 from planner.decode.planner import DecodePlanner
 from planner.decode.policies import BASELINES, POLICIES
+from planner.decode.problem import DecodeProblem
 from planner.decode.rounding import MAX_LP_STEPS
 from planner.decode.sensitivity import PARTS, sensitivities
 from sim.catalog import find_hardware, find_model
@@ -85,8 +86,8 @@ def test_a_plan_states_what_simulating_it_gives(model, hardware, job, policy):
     timeline = simulate(plan.lower(), hardware)
     assert plan.graph_sha256 == timeline.graph.sha256
     assert plan.makespan_s == pytest.approx(timeline.makespan_s, rel=1e-12)
-    planner = DecodePlanner(model, hardware, job)
-    longest_s = planner.longest_path_s(timeline.graph)
+    problem = DecodeProblem(model, hardware, job)
+    longest_s = problem.longest_path_s(timeline.graph)
     assert plan.lp_objective_s == pytest.approx(longest_s, rel=1e-9)
     assert plan.lp_objective_s <= plan.makespan_s * (1 + 1e-9)
 
@@ -99,11 +100,14 @@ def test_a_long_job_planned_at_a_few_steps_is_as_good_as_the_best_uniform_split(
     hardware = machine(
         flops_per_s=2e7 * 1.7 ** (seed % 4), memory_bytes_per_s=1e8, h2d=2e6, d2h=2e6
     )
-    plan, planner = make_plan(model, hardware, job), DecodePlanner(model, hardware, job)
+    plan, planner = (
+        make_plan(model, hardware, job),
+        DecodePlanner(DecodeProblem(model, hardware, job)),
+    )
     assert len(plan.steps) == job.gen_tokens
     assert plan.lower_bound_s <= plan.makespan_s * (1 + 1e-9)
     grid = {
-        count: planner.simulate(uniform(model, job, count)).makespan_s
+        count: planner.problem.simulate(uniform(model, job, count)).makespan_s
         for count in (round(point * job.max_tokens / 16) for point in range(17))
     }
     assert plan.makespan_s <= min(grid.values()) * 1.005
@@ -113,10 +117,10 @@ def test_a_long_job_planned_at_a_few_steps_is_as_good_as_the_best_uniform_split(
 @given(models(4), straight_machines(), st.integers(6, 16), st.data())
 @examples(15)
 def test_the_bound_of_a_long_job_holds_for_any_split(model, hardware, gen_tokens, data):
-    planner = DecodePlanner(model, hardware, Workload(2, 24, gen_tokens))
-    split = data.draw(splits(model, planner.workload))
+    planner = DecodePlanner(DecodeProblem(model, hardware, Workload(2, 24, gen_tokens)))
+    split = data.draw(splits(model, planner.problem.workload))
     bound_s = planner.lower_bound_s()
-    assert 0 < bound_s <= planner.simulate(split).makespan_s * (1 + 1e-9)
+    assert 0 < bound_s <= planner.problem.simulate(split).makespan_s * (1 + 1e-9)
 
 
 @pytest.mark.parametrize("count", [0, 5, 8])
@@ -155,11 +159,11 @@ def test_the_lane_that_holds_everything_up_is_named_with_its_worth(hardware, lim
 @examples(60)
 def test_duals_agree_with_finite_differences(model, hardware, job, part):
     def solve(speed):
-        return DecodePlanner(model, hardware.with_faster(part, speed), job)
+        return DecodePlanner(DecodeProblem(model, hardware.with_faster(part, speed), job))
 
     def derivative(planner):
         """Seconds saved by a speed that grows by all of itself, if times fell in a line."""
-        all_parts = sensitivities(planner, DecodePlanner.program)
+        all_parts = sensitivities(planner.problem, DecodeProblem.program)
         (found,) = (one for one in all_parts if one.part == part)
         return found.saved_by_duals_frac / (1 - 1 / 1.1) * planner.relaxation.objective_s
 
@@ -175,11 +179,11 @@ def test_duals_agree_with_finite_differences(model, hardware, job, part):
 @given(models(4), bent_machines(), workloads())
 @examples(20)
 def test_a_saving_is_what_planning_the_faster_machine_saves(model, hardware, job):
-    planner = DecodePlanner(model, hardware, job)
+    planner = DecodePlanner(DecodeProblem(model, hardware, job))
     plan = make_plan(model, hardware, job)
     assert [one.part for one in plan.sensitivities] == MACHINE_PARTS
     for one in plan.sensitivities:
-        faster = DecodePlanner(model, hardware.with_faster(one.part, 1.1), job)
+        faster = DecodePlanner(DecodeProblem(model, hardware.with_faster(one.part, 1.1), job))
         saved = planner.relaxation.objective_s - faster.relaxation.objective_s
         assert one.saved_frac == pytest.approx(saved / planner.relaxation.objective_s, abs=1e-9)
         assert -1e-9 <= one.saved_frac <= 1 - 1 / 1.1 + 1e-9
@@ -190,8 +194,11 @@ def test_interference_that_the_lp_leaves_out_is_made_up_for_in_the_simulator(rat
     interference = (slowed(COMPUTE, H2D, rate),)
     hardware = machine(flops_per_s=2e7, h2d=2e6, d2h=2e6, interference=interference)
     model, job = tiny_model(n_layers=6), Workload(2, 60, 1)
-    plan, planner = make_plan(model, hardware, job), DecodePlanner(model, hardware, job)
-    grid = [planner.simulate(uniform(model, job, count)).makespan_s for count in range(61)]
+    plan, planner = (
+        make_plan(model, hardware, job),
+        DecodePlanner(DecodeProblem(model, hardware, job)),
+    )
+    grid = [planner.problem.simulate(uniform(model, job, count)).makespan_s for count in range(61)]
     assert plan.makespan_s <= min(grid) * 1.005
 
 
@@ -208,13 +215,13 @@ def test_a_context_that_grows_much_is_followed_step_by_step():
 def test_the_longest_path_is_what_the_machine_gives_without_sharing():
     model, job = tiny_model(), Workload(2, 8, 2)
     hardware = machine(interference=BOTH_WAYS, dispatch=dispatch(gap_s=1e-6, task_s=1e-6))
-    planner = DecodePlanner(model, hardware, job)
-    graph = planner.lower(uniform(model, job, 4))
+    problem = DecodeProblem(model, hardware, job)
+    graph = problem.simulate(uniform(model, job, 4)).graph
     alone = simulate(graph, replace(hardware, interference=()))
-    assert planner.longest_path_s(graph) == pytest.approx(alone.makespan_s, rel=1e-12)
-    durations = [planner.costs.estimate(one).seconds for one in graph.tasks]
+    assert problem.longest_path_s(graph) == pytest.approx(alone.makespan_s, rel=1e-12)
+    durations = [problem.costs.estimate(one).seconds for one in graph.tasks]
     without_host = earliest_schedule(graph, durations, [0.0] * len(durations))
-    assert without_host.makespan_s < planner.longest_path_s(graph)
+    assert without_host.makespan_s < problem.longest_path_s(graph)
 
 
 def test_a_model_too_large_for_the_device_is_refused_before_it_is_planned():
@@ -243,7 +250,7 @@ def test_a_cache_too_large_for_the_host_is_refused():
 
 def test_a_plan_may_use_exactly_the_memory_there_is():
     model, job = tiny_model(), Workload(2, 8, 2)
-    graph = DecodePlanner(model, machine(), job).lower(uniform(model, job, 10))
+    graph = DecodeProblem(model, machine(), job).simulate(uniform(model, job, 10)).graph
     need = footprint(graph)
 
     def plan(device_bytes, host_bytes):

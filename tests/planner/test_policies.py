@@ -5,11 +5,10 @@ from __future__ import annotations
 from fractions import Fraction
 
 import pytest
-from builders import examples, machine, models, tiny_model
+from builders import examples, machine, make_plan, models, tiny_model
 from hypothesis import given
 from hypothesis import strategies as st
 
-from planner.decode.make import make_plan
 from planner.decode.policies import BASELINES, POLICIES, baseline_split, fixed_tokens, kvpr_tokens
 from sim.catalog import find_hardware, find_model
 from sim.errors import BadInput, UnknownName

@@ -8,6 +8,7 @@ import pytest
 from builders import (
     examples,
     machine,
+    make_plan,
     models,
     straight_machines,
     times,
@@ -20,10 +21,11 @@ from hypothesis import strategies as st
 from tiny import JOB, LLAMA, OPT, filled_cache, simulated
 
 from hw import DecodeExecutor, prefilled_caches, random_weights, resident_decode
-from planner import DecodePlan, make_plan
+from planner import DecodePlan
 from planner.decode.lower import lower
 from planner.decode.planner import DecodePlanner
 from planner.decode.policies import BASELINES
+from planner.decode.problem import DecodeProblem
 from planner.decode.split import Residency, evenly_spaced
 from planner.lp.schedule import Relaxation
 from sim.cost.model import CostModel
@@ -117,8 +119,8 @@ def test_what_is_kept_fits_pays_and_is_bounded(model, hardware, job, frac, sched
 def test_no_uniform_residency_beats_the_plan(model, hardware, job, frac):
     hardware = with_room(hardware, model, job, "row", frac)
     assume(job.prompt_tokens >= 5)
-    planner = DecodePlanner(model, hardware, job, keep=True)
-    best_s = planner.simulate(planner.best.split, planner.best.residency).makespan_s
+    planner = DecodePlanner(DecodeProblem(model, hardware, job, keep=True))
+    best_s = planner.problem.simulate(planner.best.split, planner.best.residency).makespan_s
     n, prompt = model.n_layers, job.prompt_tokens
     costs = CostModel(hardware, model, job)
     one_token_s = n * costs.operations.copy("h2d", job.batch_size * model.kv_token_bytes).seconds
@@ -127,7 +129,7 @@ def test_no_uniform_residency_beats_the_plan(model, hardware, job, frac):
             for count in range(x, prompt - kv + 1, max(1, prompt // 4)):
                 kept = Residency((kv,) * n, (x,) * n)
                 split = [[count] * n] * job.gen_tokens
-                timeline = planner.simulate(split, kept)
+                timeline = planner.problem.simulate(split, kept)
                 if footprint(timeline.graph).device_bytes <= hardware.memory.device_bytes:
                     assert best_s <= timeline.makespan_s * 1.005 + 2 * one_token_s
                     assert planner.lower_bound_s() <= timeline.makespan_s * (1 + 1e-9)
@@ -144,10 +146,10 @@ def test_with_room_for_everything_nothing_is_moved():
 @pytest.mark.parametrize(("value", "tokens"), [(12 - 1e-9, 12), (12.0, 12), (11.9, 11)])
 def test_a_count_that_the_solver_rounds_down_stays_whole(value, tokens):
     model, job = tiny_model(), Workload(2, 20, 1)
-    planner = DecodePlanner(model, machine(h2d=2e6), job, keep=True)
-    planner.__dict__["_start"] = planner.nothing_kept
+    planner = DecodePlanner(DecodeProblem(model, machine(h2d=2e6), job, keep=True))
+    planner.problem.__dict__["residency_at_start"] = planner.problem.nothing_resident
     found = Relaxation(1.0, {}, {0: value}, {0: 1 - 1e-9}, {}, (), {}, 0.0, None)
-    residency = planner._whole_kept(found)
+    residency = planner._whole_residency(found)
     assert (residency.kv_tokens, residency.x_tokens) == ((tokens, 0), (1, 0))
 
 
@@ -162,11 +164,15 @@ def test_memory_is_worth_what_solving_again_says():
 
 def column_planner(model, job, room_bytes, **rates):
     """A planner with so many bytes beside what a column schedule that stages X takes."""
-    need = footprint(DecodePlanner(model, machine(), job, "column").lower([[0] * model.n_layers]))
+    need = footprint(
+        DecodeProblem(model, machine(), job, "column").simulate([[0] * model.n_layers]).graph
+    )
     staged_x_bytes = 2 * job.batch_size * job.max_tokens * model.x_token_bytes
     memory = machine().memory
     memory = replace(memory, device_bytes=need.device_bytes + staged_x_bytes + room_bytes)
-    return DecodePlanner(model, machine(memory=memory, **rates), job, "column", keep=True)
+    return DecodePlanner(
+        DecodeProblem(model, machine(memory=memory, **rates), job, "column", keep=True)
+    )
 
 
 @pytest.mark.parametrize("flops_per_s", [1e6, 1e8])
@@ -176,11 +182,13 @@ def test_no_other_number_of_layers_is_better_to_keep_the_weights_of(flops_per_s)
     made_s = {}
     for count in range(3):
         planner = column_planner(model, job, 2 * model.layer_weight_bytes + 1, **rates)
-        kept = replace(planner.nothing_kept, weight_layers=evenly_spaced(count, 6))
-        planner.__dict__["_start"] = kept
-        made_s[count] = planner.simulate(planner.best.split, planner.best.residency).makespan_s
+        kept = replace(planner.problem.nothing_resident, weight_layers=evenly_spaced(count, 6))
+        planner.problem.__dict__["residency_at_start"] = kept
+        made_s[count] = planner.problem.simulate(
+            planner.best.split, planner.best.residency
+        ).makespan_s
     chosen = column_planner(model, job, 2 * model.layer_weight_bytes + 1, **rates)
-    best_s = chosen.simulate(chosen.best.split, chosen.best.residency).makespan_s
+    best_s = chosen.problem.simulate(chosen.best.split, chosen.best.residency).makespan_s
     assert best_s <= min(made_s.values()) * 1.005
 
 
@@ -190,7 +198,7 @@ def test_weights_that_stay_lie_apart():
     planner = column_planner(model, job, room_bytes, h2d=2e6, flops_per_s=1e6)
     choice = planner.best
     assert choice.residency.weight_layers == (1, 4)
-    graph = planner.lower(choice.split, choice.residency)
+    graph = planner.problem.simulate(choice.split, choice.residency).graph
     assert {one.layer for one in graph.tasks if one.op == "load_weights"} == {0, 2, 3, 5}
 
 

@@ -6,13 +6,13 @@ from collections import Counter
 from dataclasses import replace
 
 import pytest
-from builders import GQA, both_engines, examples, machine, tiny_model
+from builders import GQA, both_engines, examples, machine, make_plan, tiny_model
 from hypothesis import given
 from hypothesis import strategies as st
 from restores import figure, request, restores, step_machine
 
 from planner import DecodePlan, Plan
-from planner.restore import RESTORE_POLICIES, RestorePlan, RestorePlanner, make_restore_plan
+from planner.restore import RESTORE_POLICIES, RestorePlan, RestorePlanner
 from planner.restore.lower import split_graph, two_ended_graph
 from planner.restore.planner import meeting_token
 from planner.restore.replanning import Change, adapt
@@ -238,7 +238,7 @@ def test_products_that_were_timed_in_eight_bits_need_no_factor():
 def test_a_profile_without_figures_for_prefill_says_that_it_guesses():
     estimate = RestoreCosts(machine(), tiny_model(), request(65)).prefill(16, 8, 1)
     assert not estimate.in_range
-    plan = make_restore_plan(tiny_model(), machine(), request(65), "compute-only")
+    plan = make_plan(tiny_model(), machine(), request(65), "compute-only")
     assert plan.out_of_range_tasks == len(plan.lower().tasks) - 1  # all but the output head
 
 
@@ -333,14 +333,14 @@ def test_joint_never_loses_and_auto_takes_the_best(case):
 @pytest.mark.parametrize(("heads", "projects"), [({}, True), (GQA, False)])
 def test_x_pays_only_where_it_is_smaller_than_kv(heads, projects):
     hardware = machine(flops_per_s=3e9, memory_bytes_per_s=1e30, h2d=1e6)
-    plan = make_restore_plan(tiny_model(**heads), hardware, request(129), "joint")
+    plan = make_plan(tiny_model(**heads), hardware, request(129), "joint")
     assert (plan.projected_tokens > 0) is projects
 
 
 def test_a_plan_is_read_back_and_refused_when_edited(tmp_path):
     hardware = step_machine(4.0, 1.0)
     for policy in POLICIES:
-        plan = make_restore_plan(tiny_model(), hardware, request(17), policy)
+        plan = make_plan(tiny_model(), hardware, request(17), policy)
         plan.save(tmp_path / "plan.json")
         again = RestorePlan.load(tmp_path / "plan.json")
         assert again == Plan.load(tmp_path / "plan.json") == plan
@@ -356,12 +356,12 @@ def test_a_plan_is_read_back_and_refused_when_edited(tmp_path):
 def test_what_cannot_be_planned_is_refused():
     hardware = step_machine(4.0, 1.0)
     with pytest.raises(NotMeasured, match="no tier on lane 'net'"):
-        make_restore_plan(tiny_model(), hardware, request(17, tier="net"))
+        make_plan(tiny_model(), hardware, request(17, tier="net"))
     with pytest.raises(UnknownName, match="did you mean 'joint'"):
-        make_restore_plan(tiny_model(), hardware, request(17), "joined")
+        make_plan(tiny_model(), hardware, request(17), "joined")
     small = replace(hardware, memory=replace(hardware.memory, device_bytes=1e4))
     with pytest.raises(DoesNotFit, match="lower --prompt"):
-        make_restore_plan(tiny_model(), small, request(17))
+        make_plan(tiny_model(), small, request(17))
 
 
 @pytest.mark.parametrize(

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from builders import machine, tiny_model
+from builders import machine, make_plan, tiny_model
 from tiny import CPU, LLAMA, OPT, simulated
 
 from hw import DecodeExecutor, open_backend, prefilled_caches, random_weights, resident_decode
-from planner import DecodePlan, make_plan
+from planner import DecodePlan
 from planner.decode.other_systems import OTHER_SYSTEMS, other_system_graph
 from sim import simulate
 from sim.errors import BadInput

@@ -5,12 +5,22 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from builders import examples, machine, models, straight_machines, tiny_model, uniform, workloads
+from builders import (
+    examples,
+    machine,
+    make_plan,
+    models,
+    straight_machines,
+    tiny_model,
+    uniform,
+    workloads,
+)
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from planner import make_plan
-from planner.decode.planner import DecodePlanner
+from planner.decode.lower import lower
+from planner.decode.problem import DecodeProblem
+from sim.engine.api import simulate
 from sim.errors import DoesNotFit
 from sim.graph.jobs import Workload
 from sim.graph.memory import footprint
@@ -30,10 +40,10 @@ def limited(hardware, **memory):
 )
 @examples(40)
 def test_no_uniform_split_that_fits_beats_the_plan(model, hardware, job, host, device, schedule):
-    planner = DecodePlanner(model, hardware, job, schedule)
+    problem = DecodeProblem(model, hardware, job, schedule)
     most = max(job.context_tokens(step) for step in range(job.gen_tokens))
     counts = range(job.prompt_tokens + 1)
-    timelines = [planner.simulate(uniform(model, job, count)) for count in counts]
+    timelines = [problem.simulate(uniform(model, job, count)) for count in counts]
     needs = [footprint(timeline.graph) for timeline in timelines]
     devices, hosts = (
         [getattr(one, name) for one in needs] for name in ("device_bytes", "host_bytes")
@@ -86,3 +96,35 @@ def test_a_device_without_room_for_x_recomputes_less():
     assert plan.makespan_s < plan.baselines["load-all"]
     with pytest.raises(DoesNotFit, match="device memory"):
         make_plan(model, limited(hardware, device_bytes=loaded.device_bytes - 1), job)
+
+
+def pinched(hardware, model, job, count, spare_bytes=0.0):
+    """The machine with the device memory of a uniform split plus `spare_bytes`, and its host's."""
+    need = footprint(lower("row", model, job, uniform(model, job, count)))
+    spare = {"device_bytes": need.device_bytes + spare_bytes, "host_bytes": need.host_bytes}
+    return limited(hardware, **spare)
+
+
+@pytest.mark.parametrize(("prompt", "count"), [(1, 1), (2, 1), (3, 3)])
+def test_a_single_layer_stages_x_in_one_slot(prompt, count):
+    model, job = tiny_model(n_layers=1), Workload(1, prompt, 1)
+    tight = pinched(machine(flops_per_s=3e7, h2d=2e6), model, job, count)
+    plan = make_plan(model, tight, job)
+    given_s = simulate(lower("row", model, job, uniform(model, job, count)), tight).makespan_s
+    assert plan.lower_bound_s <= plan.makespan_s <= given_s * (1 + 1e-9)
+
+
+def test_no_count_is_rounded_up_to_more_x_than_the_device_stages():
+    model, job = tiny_model(n_layers=2), Workload(1, 17, 1)
+    most_of_a_token = 0.6 * 2 * model.x_token_bytes
+    tight = pinched(machine(flops_per_s=3e7, h2d=2e6), model, job, 1, most_of_a_token)
+    assert make_plan(model, tight, job).steps[0].recomputed_tokens == (1, 1)
+
+
+def test_parts_of_tokens_that_a_small_host_asks_for_are_rounded_up():
+    model, job = tiny_model(n_layers=4), Workload(1, 17, 1)
+    tight = pinched(machine(flops_per_s=1e5, h2d=1e8), model, job, 1)
+    host_bytes = tight.memory.host_bytes + 3 * model.x_token_bytes
+    plan = make_plan(model, limited(tight, host_bytes=host_bytes), job)
+    assert 1 <= sum(plan.steps[0].recomputed_tokens) <= 4
+    assert footprint(plan.lower()).host_bytes <= host_bytes

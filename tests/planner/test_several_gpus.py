@@ -10,6 +10,7 @@ from builders import (
     examples,
     graph,
     machine,
+    make_plan,
     models,
     task,
     times,
@@ -21,7 +22,7 @@ from hypothesis import strategies as st
 from tiny import CPU, OPT, simulated
 
 from hw import DecodeExecutor, open_backend, prefilled_caches, random_weights
-from planner import lower, make_plan
+from planner import lower
 from planner.decode.lower import replicate
 from sim import find_hardware, find_model, simulate
 from sim.engine.sharing import streaming_share

@@ -7,10 +7,10 @@ import json
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from builders import make_plan
 from studies import RESTORE, SMALL, toml
 
-from planner import make_plan
-from planner.restore import behind_link, make_restore_plan
+from planner.restore import behind_link
 from planner.sweep import Checkpoints, Study, local, run_sweep, summarize
 from planner.sweep.batch import Batch, batch_rows
 from planner.sweep.rows import decode_row
@@ -66,7 +66,7 @@ def test_a_restore_row_equals_the_restore_plan(tmp_path):
     for row in swept(RESTORE, tmp_path).to_pylist():
         hardware = behind_link(find_hardware("a100-80g"), float(row["tier"][:1]) * 1e9)
         request = RestoreRequest(prompt_tokens=4096, cached_tokens=4095, tier="net")
-        plan = make_restore_plan(find_model("longalpaca-7b"), hardware, request, row["policy"])
+        plan = make_plan(find_model("longalpaca-7b"), hardware, request, row["policy"])
         assert row["ttft_s"] == pytest.approx(plan.ttft_s)
         assert row["load_only_s"] == pytest.approx(plan.load_only_s)
         assert row["computed_tokens"] + row["projected_tokens"] + row["loaded_tokens"] == 4096

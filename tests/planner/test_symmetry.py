@@ -10,6 +10,7 @@ from builders import (
     dispatch,
     examples,
     machine,
+    make_plan,
     models,
     slowed,
     splits,
@@ -20,7 +21,6 @@ from builders import (
 from hypothesis import given
 from hypothesis import strategies as st
 
-from planner import make_plan
 from planner.decode.lower import lower, replicate
 from sim.engine.sharing import representative_device
 from sim.graph.jobs import Workload

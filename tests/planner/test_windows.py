@@ -6,16 +6,17 @@ from collections import defaultdict
 from dataclasses import replace
 
 import pytest
-from builders import examples, machine, straight_machines, tiny_model
+from builders import examples, machine, make_plan, straight_machines, tiny_model
 from hypothesis import given
 from hypothesis import strategies as st
 
-from planner import make_plan, plan_split
+from planner import Job, plan_split
 from planner.decode.lower import lower
 from planner.decode.other_systems import OTHER_SYSTEMS, other_system_graph
 from planner.decode.plan import DecodePlan
 from planner.decode.planner import DecodePlanner
 from planner.decode.policies import baseline_split
+from planner.decode.problem import DecodeProblem
 from sim.cost.model import CostModel
 from sim.errors import BadFile, BadInput
 from sim.graph.jobs import Workload
@@ -184,24 +185,24 @@ def test_a_window_longer_than_the_text_changes_no_prediction(hardware, prompt, g
 @examples(15)
 def test_no_split_of_a_windowed_model_beats_the_bound_or_the_lp(case, hardware):
     model, job, split, _ = case
-    planner = DecodePlanner(model, hardware, job)
-    makespan_s = planner.simulate(split).makespan_s
+    planner = DecodePlanner(DecodeProblem(model, hardware, job))
+    makespan_s = planner.problem.simulate(split).makespan_s
     assert planner.lower_bound_s() <= makespan_s * (1 + 1e-6)
     best = planner.best
     assert len(best.split) == job.gen_tokens
-    assert planner.simulate(best.split).makespan_s <= makespan_s * 1.05 + 1e-6
+    assert planner.problem.simulate(best.split).makespan_s <= makespan_s * 1.05 + 1e-6
 
 
 def test_a_long_job_is_bounded_by_the_work_of_its_windows():
     job = Workload(2, 40, 9)
     model = tiny_model(sliding_window=16, full_attention_layers=(1,))
-    planner = DecodePlanner(model, machine(flops_per_s=2e7, h2d=2e6), job)
-    assert not planner.covers_all_steps
-    makespan_s = planner.simulate(planner.best.split).makespan_s
+    planner = DecodePlanner(DecodeProblem(model, machine(flops_per_s=2e7, h2d=2e6), job))
+    assert not planner.problem.covers_all_steps
+    makespan_s = planner.problem.simulate(planner.best.split).makespan_s
     assert 0.9 * makespan_s <= planner.lower_bound_s() <= makespan_s
     fixed_s = sum(
-        planner.costs.estimate(one).seconds
-        for one in planner.lower([[0, 0]] * 9).tasks
+        planner.problem.costs.estimate(one).seconds
+        for one in planner.problem.simulate([[0, 0]] * 9).graph.tasks
         if one.lane == COMPUTE
     )
     assert planner.lower_bound_s() >= fixed_s
@@ -220,4 +221,4 @@ def test_the_parts_of_a_layer_add_up_to_its_window(tmp_path):
 
 def test_recomputing_more_than_the_window_is_refused_with_the_place():
     with pytest.raises(BadInput, match=r"\(=4\) of step 0, layer 0 .* the 3 attended past tokens"):
-        plan_split(MIXED, machine(), JOB, [[4, 8], [3, 9], [3, 10]])
+        plan_split(Job(MIXED, machine(), JOB), [[4, 8], [3, 9], [3, 10]])

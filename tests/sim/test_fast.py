@@ -14,6 +14,7 @@ from builders import (
     examples,
     graph,
     machine,
+    make_plan,
     random_graphs,
     slowed,
     task,
@@ -23,10 +24,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from restores import TIERS, random_restores, restores, traces
 
-from planner import make_plan
 from planner.decode.lower import lower, replicate
 from planner.decode.other_systems import other_system_graph
-from planner.restore import RestorePlanner, behind_link, make_restore_plan
+from planner.restore import RestorePlanner, behind_link
 from sim import (
     Recording,
     find_hardware,
@@ -115,7 +115,7 @@ def test_engines_agree_on_every_shipped_machine(name, gpus):
 @given(restores(), traces((COMPUTE, H2D)))
 @examples(15)
 def test_a_restore_is_planned_the_same_whichever_engine_simulates(case, trace):
-    one, other = (make_restore_plan(*case, "auto", trace, engine) for engine in engines.ENGINES)
+    one, other = (make_plan(*case, availability=trace, engine=engine) for engine in engines.ENGINES)
     assert other.baselines == pytest.approx(one.baselines, rel=1e-9)
     assert other.split == one.split
 

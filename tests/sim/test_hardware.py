@@ -6,9 +6,9 @@ import json
 from dataclasses import replace
 
 import pytest
-from builders import dispatch, machine, slowed, task, tiny_model
+from builders import dispatch, machine, make_plan, slowed, task, tiny_model
 
-from planner import DecodePlan, make_plan
+from planner import DecodePlan
 from sim import Recording, simulate
 from sim.cost.model import CostModel
 from sim.errors import BadFile, BadInput

@@ -11,6 +11,7 @@ from builders import (
     decode_graph,
     examples,
     machine,
+    make_plan,
     models,
     splits,
     straight_machines,
@@ -23,7 +24,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from planner.decode.lower import lower
-from planner.decode.make import make_plan
 from planner.decode.policies import kvpr_tokens
 from sim.catalog import find_hardware, find_model
 from sim.cost.operations import OperationCosts

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 from builders import machine, tiny_model
 
+from sim.catalog import find_hardware, find_model
 from sim.cost.matmul import MatmulCosts
 from sim.cost.model import CostModel
 from sim.graph.jobs import Workload
@@ -68,10 +69,49 @@ def test_weights_of_eight_bits_take_their_own_table_and_the_head_keeps_sixteen()
     both, wide = with_utilisation(16, 8), with_utilisation(16)
     head = MatMul(512, TINY.vocab_size, 8)
     assert products(both, small).estimate(SHAPE)[0] == products(both).estimate(SHAPE)[0] / 2
-    assert products(wide, small).estimate(SHAPE) == products(wide).estimate(SHAPE)
     assert products(both, small).estimate(head) == products(both).estimate(head)
-    bits = [products(one, small).weight_bits for one in (both, wide)]
+    bits = [products(one, small).measured_bits for one in (both, wide)]
     assert bits == [8, 16]
+
+
+def test_weights_of_eight_bits_are_read_in_half_the_time_where_only_sixteen_were_measured():
+    hardware, small = with_utilisation(16), replace(TINY, weight_bits=8)
+    slow = replace(hardware.gemm.utilisation[0], flops_per_s=1e30, bytes_per_s=1e6)
+    hardware = replace(hardware, gemm=replace(hardware.gemm, utilisation=(slow,)))
+    # half the peak; weights 16 x 8, operand 1 x 8 and result 1 x 16 of 2 bytes at 1e6 B/s
+    shape = MatMul(1, 16, 8)
+    assert products(hardware).estimate(shape)[0] == pytest.approx(2 * 2 * (128 + 8 + 16) / 1e6)
+    seconds, *origin = products(hardware, small).estimate(shape)
+    assert seconds == pytest.approx(2 * (128 + 2 * 8 + 2 * 16) / 1e6)
+    assert origin == ["fitted", False]
+
+
+def test_weights_of_eight_bits_are_read_in_half_the_time_without_any_table():
+    hardware = machine(flops_per_s=1e30, gemm_bytes_per_s=1e6)
+    small = replace(TINY, weight_bits=8)
+    shape, head = MatMul(1, 16, 8), MatMul(1, TINY.vocab_size, 8)
+    assert products(hardware).estimate(shape)[0] == pytest.approx(2 * (128 + 8 + 16) / 1e6)
+    assert products(hardware, small).estimate(shape)[0] == pytest.approx((128 + 48) / 1e6)
+    assert products(hardware, small).estimate(head) == products(hardware).estimate(head)
+
+
+def test_weights_of_eight_bits_scale_the_table_of_their_own_shape():
+    hardware = machine(flops_per_s=1e30, gemm_bytes_per_s=1e6)
+    table = GemmTable(16, 8, Curve((1.0, 1024.0), (3.0, 3.0)))
+    hardware = replace(hardware, gemm=replace(hardware.gemm, tables=(table,)))
+    seconds, *origin = products(hardware, replace(TINY, weight_bits=8)).estimate(MatMul(1, 16, 8))
+    assert seconds == pytest.approx(3.0 * (128 + 48) / (2 * (128 + 8 + 16)))
+    assert origin == ["datasheet", False]
+
+
+@pytest.mark.parametrize("name", ["h100", "h200+pcie5-x16", "a100-sxm-80g+pcie4-x16"])
+def test_a_decode_step_of_eight_bit_weights_takes_about_as_long_as_reading_them(name):
+    hardware, model = find_hardware(name), find_model("llama-3.1-70b-fp8")
+    costs = CostModel(hardware, model, Workload(1, 64, 1)).operations
+    layers_s = model.n_layers * sum(costs.compute(op, 1, 64).seconds for op in ("qkv", "mlp"))
+    layers_s += model.n_layers * costs.matmul(MatMul(1, model.hidden_size, model.q_size)).seconds
+    read_s = model.n_layers * model.layer_weight_bytes / (hardware.gemm.bytes_per_s or 0)
+    assert 1.0 <= layers_s / read_s < 1.45  # the rest is launches, norms and utilisation
 
 
 def test_the_planner_gets_the_sampled_rows_as_knots():

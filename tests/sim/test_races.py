@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from builders import LATENT, MOE, examples, machine, tiny_model, with_room
+from builders import LATENT, MOE, examples, machine, make_plan, tiny_model, with_room
 from builders import graph as made
 from builders import task as unit_task
 from hypothesis import given
@@ -16,7 +16,7 @@ from race_graphs import GRAPHS, decode_graphs
 from restores import TIERS, request, restores
 from touching import Pair, declared_conflicts
 
-from planner import POLICIES, make_plan
+from planner import POLICIES
 from planner.decode.lower import replicate
 from planner.restore import RESTORE_POLICIES, RestorePlanner
 from planner.restore.lower import split_graph, two_ended_graph

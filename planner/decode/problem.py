@@ -1,0 +1,266 @@
+"""One decode job on one machine: its costs, its timelines, its memory and its linear programs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from planner.decode.lower import SCHEDULES, Split, lower, replicate
+from planner.decode.policies import BASELINES, baseline_split
+from planner.decode.rounding import planned_steps, whole_part
+from planner.decode.split import DecodeChoice, Residency, evenly_spaced, slides
+from planner.lp.costs import PiecewiseLinearCosts
+from planner.lp.memory import MemoryBudget
+from planner.lp.schedule import ScheduleLP
+from sim.cost.model import CostModel
+from sim.engine.api import simulate
+from sim.engine.launch import launch_times
+from sim.engine.sharing import streaming_share
+from sim.errors import BadInput, UnknownName
+from sim.graph.jobs import Workload
+from sim.graph.memory import Footprint, check_fits, footprint
+from sim.graph.tasks import TaskGraph
+from sim.graph.timeline import Timeline, earliest_schedule
+from sim.lanes import D2H, H2D
+from sim.machine.profile import HardwareProfile
+from sim.model.spec import ModelSpec
+
+MIN_SPLIT_PROMPT = 5
+"""Fewest prompt tokens of which only a part may stay resident."""
+
+
+def check_workload(model: ModelSpec, workload: Workload) -> None:
+    """Refuse contexts that the model has no positions for."""
+    if workload.max_tokens > model.max_positions:
+        raise BadInput(
+            f"prompt_tokens + gen_tokens (={workload.max_tokens}) must be at most the "
+            f"{model.max_positions} positions of {model.name}; lower --prompt or --gen."
+        )
+    if model.mla is not None and workload.kv_bits is not None:
+        raise BadInput(
+            f"kv_bits(={workload.kv_bits}): the latent cache of {model.name} is not modelled "
+            "quantised; leave it out."
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class DecodeProblem:
+    """What a decode planner is asked, and the answers that need no search.
+
+    The LP plans one GPU at a few steps. `dataclasses.replace` asks the same of another machine.
+
+    Args:
+        gpus: identical jobs, one to a GPU, that share uplinks.
+        keep: whether the LP may choose K, V, X and weights to stay in device memory.
+        engine: which one simulates, as in `sim.simulate`.
+
+    Raises:
+        BadInput: the model has too few positions for the workload, or the schedule cannot run it.
+        UnknownName: no such schedule.
+    """
+
+    model: ModelSpec
+    hardware: HardwareProfile
+    workload: Workload
+    schedule: str = "row"
+    gpus: int = 1
+    keep: bool = False
+    engine: str = "simpy"
+
+    def __post_init__(self) -> None:
+        if self.schedule not in SCHEDULES:
+            raise UnknownName("schedule", self.schedule, SCHEDULES)
+        if self.gpus < 1:
+            raise BadInput(f"gpus(={self.gpus}) must be at least 1.")
+        if self.schedule == "column" and self.model.moe is not None:
+            raise BadInput(
+                f"{self.model.name} has experts, whose weights the column schedule cannot bring "
+                "one layer at a time; use --schedule row."
+            )
+        check_workload(self.model, self.workload)
+
+    @cached_property
+    def costs(self) -> CostModel:
+        """Task costs for the LP: the links have the rate of all GPUs copying at once."""
+        streaming = self.hardware
+        for lane in (H2D, D2H):
+            share = streaming_share(self.hardware, lane, self.gpus)
+            if share < 1.0:
+                streaming = streaming.with_faster(lane, share)
+        return CostModel(streaming, self.model, self.workload)
+
+    @cached_property
+    def lines(self) -> PiecewiseLinearCosts:
+        """Costs of the operations that the LP sizes."""
+        return PiecewiseLinearCosts(self.costs, self.workload.max_tokens)
+
+    @cached_property
+    def planned_steps(self) -> list[int]:
+        """Steps that the LP plans."""
+        cells = self.model.n_layers * self.workload.n_batches
+        return planned_steps(self.workload.gen_tokens, cells)
+
+    @property
+    def covers_all_steps(self) -> bool:
+        """Whether the LP plans every step of the job."""
+        return len(self.planned_steps) == self.workload.gen_tokens
+
+    @cached_property
+    def contexts(self) -> list[int]:
+        """Past tokens of each planned step."""
+        return [self.workload.context_tokens(step) for step in self.planned_steps]
+
+    @cached_property
+    def nothing_resident(self) -> Residency:
+        return Residency.nothing(self.model)
+
+    # Timelines
+
+    @cached_property
+    def _timelines(self) -> dict[tuple[tuple[tuple[int, ...], ...], Residency], Timeline]:
+        return {}
+
+    def simulate(self, split: Split, residency: Residency | None = None) -> Timeline:
+        """The predicted timeline of the whole job; each choice is simulated once."""
+        residency = residency or self.nothing_resident
+        key = (tuple(map(tuple, split)), residency)
+        if key not in self._timelines:
+            graph = lower(self.schedule, self.model, self.workload, split, None, residency)
+            together = replicate(graph, self.gpus)
+            self._timelines[key] = simulate(together, self.hardware, self.engine)
+        return self._timelines[key]
+
+    @cached_property
+    def baselines(self) -> dict[str, tuple[list[list[int]], float]]:
+        """Split and simulated makespan of each baseline policy."""
+        splits = {
+            name: baseline_split(name, self.model, self.workload, self.hardware)
+            for name in BASELINES
+        }
+        return {name: (split, self.simulate(split).makespan_s) for name, split in splits.items()}
+
+    def shortened(self, split: Split, residency: Residency) -> TaskGraph:
+        """The graph of the planned steps on one GPU."""
+        return lower(self.schedule, self.model, self.workload, split, self.contexts, residency)
+
+    def longest_path_s(self, graph: TaskGraph) -> float:
+        """The LP's value at the graph's own token counts."""
+        durations = [self.costs.estimate(task).seconds for task in graph.tasks]
+        launched, pauses = launch_times(graph, self.costs), self.hardware.dispatch
+        timeline = earliest_schedule(graph, durations, launched, pauses.gap_s, pauses.handover_s)
+        return timeline.makespan_s
+
+    # Memory
+
+    def budget(self, residency: Residency) -> MemoryBudget:
+        """Memory left after resident data, if nothing else is recomputed."""
+        split, pasts = [residency.x_tokens], self.contexts[:1]
+        graph = lower(self.schedule, self.model, self.workload, split, pasts, residency)
+        memory = self.hardware.memory
+        return MemoryBudget.left_by(
+            graph, replace(memory, host_bytes=memory.host_bytes / self.gpus)
+        )
+
+    @cached_property
+    def everything_fits(self) -> bool:
+        """Whether memory holds the whole cache and the largest load of X."""
+        budget, moved = self.budget(self.nothing_resident), self.schedule == "column"
+        limited = budget.limits_host(self.model, self.workload, self.model.n_layers * moved)
+        return not limited and budget.max_staged_tokens >= self.workload.max_tokens
+
+    def fits(self, graph: TaskGraph) -> bool:
+        """Whether the machine has the memory of a graph of this job."""
+        if self.everything_fits and not self.keep:
+            return True
+        need, memory = footprint(graph), self.hardware.memory
+        return need.device_bytes <= memory.job_device_bytes and need.host_bytes <= memory.host_bytes
+
+    def check_fits(self, graph: TaskGraph) -> Footprint:
+        """The memory footprint of a graph that fits the machine.
+
+        Raises:
+            DoesNotFit: the graph needs more memory; the message names what to change.
+        """
+        memory = self.hardware.memory
+        return check_fits(
+            graph,
+            memory.device_bytes,
+            memory.host_bytes,
+            self.hardware.name,
+            reserve_bytes=memory.device_reserve_bytes,
+        )
+
+    # Linear programs over the planned steps
+
+    @cached_property
+    def residency_at_start(self) -> Residency:
+        """Resident data before tokens are chosen.
+
+        The whole cache and all weights if they fit, else resident weights of some layers.
+        """
+        if not self.keep:
+            return self.nothing_resident
+        weights = self.nothing_resident
+        everything = Residency.whole_cache(self.model, self.workload)
+        if self.schedule == "column":
+            weights = replace(weights, weight_layers=tuple(range(self.model.n_layers)))
+            everything = replace(everything, weight_layers=weights.weight_layers)
+            if self.budget(weights).free_bytes < 0:
+                weights = self._some_weights()
+        return everything if self.budget(everything).free_bytes >= 0 else weights
+
+    @property
+    def all_resident(self) -> bool:
+        """Whether the whole cache stays on the device, so that nothing is left to choose."""
+        return self.residency_at_start.kv_tokens[0] == self.workload.prompt_tokens
+
+    def _some_weights(self) -> Residency:
+        """Whole layers of resident weights: the LP's count if parts of layers may stay, or the most
+        that fit next to staged X. The better of the two by the LP."""
+        nothing, n_layers = self.nothing_resident, self.model.n_layers
+        budget = self.budget(nothing)
+        parts = self.program(nothing, weights_stay=True).solve().resident_weights
+        staged_x_bytes = budget.staged_x_token_bytes * self.workload.max_tokens
+        most = max(0.0, budget.free_bytes - staged_x_bytes) // budget.layer_weight_bytes
+        counts = {whole_part(sum(parts.values())), int(most)}
+        some = [
+            replace(nothing, weight_layers=evenly_spaced(count, n_layers))
+            for count in sorted(min(count, n_layers - 1) for count in counts)
+        ]
+        return min(some, key=lambda one: self.program(one).solve(choose=False).objective_s)
+
+    def program(
+        self,
+        start: Residency | None = None,
+        empty_load_waits: bool = True,
+        weights_stay: bool = False,
+    ) -> ScheduleLP:
+        """The LP with all counts free; with `keep` it also chooses resident K, V and X.
+
+        Args:
+            start: resident data, by default `residency_at_start`.
+            empty_load_waits, weights_stay: as in `ScheduleLP`.
+        """
+        start = start or self.residency_at_start
+        n_layers, budget = self.model.n_layers, self.budget(start)
+        row = [1] * n_layers
+        if start.kv_tokens[0] == self.workload.prompt_tokens:
+            row = [0] * n_layers
+        elif self.keep and self.workload.prompt_tokens >= MIN_SPLIT_PROMPT:
+            cut = [slides(self.model, self.workload, layer) for layer in range(n_layers)]
+            some = tuple(0 if one else 1 for one in cut)
+            start = replace(start, kv_tokens=some, x_tokens=some)
+            row = [1 + one for one in some]
+        graph = self.shortened([row for _ in self.contexts], start)
+        return ScheduleLP(
+            graph, self.contexts, self.costs, self.lines, budget, empty_load_waits, weights_stay
+        )
+
+    def program_of(self, graph: TaskGraph) -> ScheduleLP:
+        """The LP of a graph with all counts fixed."""
+        return ScheduleLP(graph, self.contexts, self.costs)
+
+    def program_of_choice(self, choice: DecodeChoice) -> ScheduleLP:
+        """The LP over the planned steps with all counts fixed."""
+        planned = [choice.split[step] for step in self.planned_steps]
+        return self.program_of(self.shortened(planned, choice.residency))

@@ -1,0 +1,52 @@
+"""The command as a process: interrupts, closed and full outputs, exit statuses."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+COMMAND = (sys.executable, "-m", "kvoverlap")
+PLAN = ["plan", "--model", "opt-125m", "--hardware", "kvpr-a100", "--batch", "2", "--prompt", "64"]
+
+
+@pytest.mark.parametrize("after_s", [0.2, 0.6, 1.2])
+def test_ctrl_c_at_any_moment_ends_with_130_and_no_traceback(after_s):
+    many_steps = [*PLAN[:-1], "1500", "--gen", "400"]
+    process = subprocess.Popen([*COMMAND, *many_steps], stderr=subprocess.PIPE, text=True)
+    time.sleep(after_s)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=30)
+    if process.returncode != -signal.SIGINT:  # Python itself had not started yet
+        assert process.returncode == 130
+        assert "Traceback" not in stderr
+
+
+@pytest.mark.parametrize(
+    ("shell", "status", "says"),
+    [
+        ("{} >&-", 0, ""),
+        ("{} > /dev/full", 2, "cannot write standard output: No space left on device"),
+        ("{} --json > /dev/full", 2, "cannot write standard output: No space left on device"),
+        ("set -o pipefail; {} --json | true", 2, ""),
+        ("{} -o /dev/stdout > /dev/null", 0, ""),
+    ],
+)
+def test_a_closed_or_full_output_ends_in_one_sentence_at_most(shell, status, says):
+    line = shell.format(" ".join([*COMMAND, *PLAN]))
+    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=False)
+    assert done.returncode == status
+    assert says in done.stderr
+    assert len(done.stderr.splitlines()) <= (1 if says else 0) + done.stderr.count("note:")
+
+
+def test_help_loads_neither_planner_nor_engine():
+    check = (
+        "import sys; from kvoverlap.cli.main import main; main(['--help']);"
+        "print({'pulp', 'simpy', 'numpy', 'torch'} & set(sys.modules), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
+    assert done.stderr.strip() == "set()"

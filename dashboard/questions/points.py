@@ -34,7 +34,7 @@ def split_points(plan: DecodePlan, also: Sequence[int] = ()) -> pd.DataFrame:
     """Simulated makespan over the tokens that every layer recomputes in every step.
 
     Args:
-        also: token counts to include besides evenly spaced ones.
+        also: token counts to add to evenly spaced ones.
 
     Returns:
         Columns `tokens`, `makespan_s` and `in_range` (no task left the calibrated range).

@@ -137,8 +137,8 @@ def _print_served(served: dict[str, Any]) -> None:
 
     pairs = zip(served["others"], served["others_without_restore"], strict=True)
     rows = [("restore, two-ended", ms(served["restore_ttft_s"]), "", "", "")]
-    for number, (beside, alone) in enumerate(pairs, start=1):
-        rows.append((f"request {number}", *cells(beside), *cells(alone)))
+    for number, (shared, alone) in enumerate(pairs, start=1):
+        rows.append((f"request {number}", *cells(shared), *cells(alone)))
     columns = ("", "TTFT", "TPOT", "TTFT without the restore", "TPOT without it")
     table("\nAmong other requests", columns, rows)
 

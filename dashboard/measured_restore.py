@@ -1,4 +1,4 @@
-"""A restore that was measured: where its ends met, and how far the prediction was off."""
+"""A measured restore: where its ends met, and the errors of its prediction."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from dashboard.controls.widgets import Picked, cards, chart, pair, pick_case
+from dashboard.controls.widgets import Picked, cards, chart, pair, pick_case, show_table
 from dashboard.data.runs import Case, run_stamp
 from dashboard.figures import (
     Meeting,
@@ -20,13 +20,13 @@ from dashboard.figures import (
 from dashboard.questions.restore import request_of
 from dashboard.session import cases_of, stored_accuracy
 from dashboard.text.comparison import (
-    answer,
     busy_lanes,
-    circumstances,
     compare_command,
+    comparison_summary,
     count_of,
+    describe_case,
+    escaped,
     metrics,
-    plain,
 )
 from planner.restore.plan import token_counts
 from planner.restore.planner import meeting_token
@@ -37,65 +37,64 @@ from sim.results.accuracy import CaseAccuracy
 
 
 def show_measured() -> None:
-    """Menus, then the restore that they choose."""
+    """Menus of runs and cases, then the chosen restore."""
     picked = pick_case("A restore: predicted by the simulator, then run on a device.", True)
     if picked is None:
         return
     case = picked.case
-    st.header(answer(case.comparison), anchor=False)
-    st.caption(circumstances(case))
-    st.markdown(f"**{met(case)}** {busy_lanes(case)}")
+    st.header(comparison_summary(case.comparison), anchor=False)
+    st.caption(describe_case(case))
+    st.markdown(f"**{describe_meeting(case)}** {busy_lanes(case)}")
     for sentence in check_warnings(case):
-        st.warning(plain(sentence))
+        st.warning(escaped(sentence))
     cards(metrics(case.comparison))
-    show_walk(case)
-    st.subheader("Who made which tokens", anchor=False)
-    number = st.column_config.NumberColumn(format="%.1f")
-    st.dataframe(token_table(case), hide_index=True, column_config={"TTFT (ms)": number})
+    show_both_ends(case)
+    st.subheader("Tokens by source", anchor=False)
+    show_table(token_table(case), {"TTFT (ms)": "%.1f"})
     show_others(picked)
-    show_ways_out(picked)
+    show_exports(picked)
 
 
-def met(case: Case) -> str:
-    """Where the ends met, or how far compute came where there were no two, in one sentence."""
+def describe_meeting(case: Case) -> str:
+    """The token at which the ends met, or the computed tokens if there were no two ends."""
     request = request_of(case.graph)
     guess, truth = (meeting_token(run.typical, request) for run in (case.predicted, case.measured))
-    told = f"The ends met at token {truth:,}"
-    if not walks(case.graph) or Meeting.of(case.measured.typical) is None:
-        told = f"All layers of {count_of(truth, 'cached token')} were computed"
-    return f"{told}, as predicted." if guess == truth else f"{told}, predicted {guess:,}."
+    text = f"The ends met at token {truth:,}"
+    if not covers_all_layers(case.graph) or Meeting.of(case.measured.typical) is None:
+        text = f"All layers of {count_of(truth, 'cached token')} were computed"
+    return f"{text}, as predicted." if guess == truth else f"{text}, predicted {guess:,}."
 
 
-def walks(graph: TaskGraph) -> bool:
-    """Whether every task works on all layers, so that the run is one of ends that walk."""
+def covers_all_layers(graph: TaskGraph) -> bool:
+    """Whether every task handles all layers, so that the run has two ends."""
     layers = graph.model.n_layers
     return all(task.layers == layers for task in graph.tasks if task.op != "head")
 
 
 def check_warnings(case: Case) -> list[str]:
-    """What went otherwise than planned, as the recording says."""
+    """Deviations from the plan that the recording reports."""
     checks: Mapping[str, Any] = case.measured.checks
-    told = []
+    lines = []
     for one in checks.get("recomputed_instead") or ():
         start, stop = one["tokens"]
         layers = count_of(len(one["layers"]), "layer")
-        told.append(
+        lines.append(
             f"Tokens {start:,} to {stop:,} were computed instead of loaded in {layers}: "
             f"{one['why']}"
         )
     if checks.get("compute_shares") and not case.availability.steps:
-        told.append(
-            "This was measured under a trace that its file does not hold: the prediction is for "
-            "the whole machine."
+        lines.append(
+            "This was measured under a trace that its file does not contain: the prediction is "
+            "for the whole machine."
         )
-    return told
+    return lines
 
 
-def show_walk(case: Case) -> None:
-    """Both runs: as ends that walk, or lane by lane where tasks work on some layers only."""
+def show_both_ends(case: Case) -> None:
+    """Both runs: tokens over time, or lanes over time if tasks handle some of the layers."""
     runs = case.predicted.typical, case.measured.typical
-    if walks(case.graph):
-        st.subheader("Both ends, measured, and where they were predicted", anchor=False)
+    if covers_all_layers(case.graph):
+        st.subheader("Both ends, measured and predicted", anchor=False)
         chart(both_ends_compared(*runs), "Tokens over time in both runs", "ends")
         return
     st.subheader("Every task, predicted above measured", anchor=False)
@@ -103,7 +102,7 @@ def show_walk(case: Case) -> None:
 
 
 def token_table(case: Case) -> pd.DataFrame:
-    """Tokens by where their K and V came from, in both runs."""
+    """Tokens by the source of their K and V, in both runs."""
 
     def row(source: str, run: Timeline, ttft_s: float) -> dict[str, object]:
         counts = token_counts(run, request_of(case.graph))
@@ -130,7 +129,7 @@ def show_others(picked: Picked) -> None:
 
 
 def restores_of(picked: Picked) -> list[CaseAccuracy]:
-    """How far off every restore of the run of a case is."""
+    """The errors of every restore of the run of a case."""
     if picked.run is None:
         return []
     try:
@@ -141,9 +140,9 @@ def restores_of(picked: Picked) -> list[CaseAccuracy]:
     return [case for case in found.cases if case.name.rpartition("/")[2] in names]
 
 
-def show_ways_out(picked: Picked) -> None:
-    """The same on the command line, and task by task on the page Timeline."""
-    st.subheader("The same without this page", anchor=False)
+def show_exports(picked: Picked) -> None:
+    """The commands of this comparison, and a link to the page Timeline."""
+    st.subheader("On the command line", anchor=False)
     if picked.run is None:
         st.page_link("app_pages/timeline.py", label="Task by task")
         return

@@ -1,8 +1,9 @@
-"""Handing a trace to ui.perfetto.dev in another tab, as its documentation asks for.
+"""A button that opens a trace at ui.perfetto.dev in another tab.
 
-The trace is part of the page, so that nothing is fetched before the button is pressed; then a tab
-is opened, asked with PING until it answers PONG, and given the trace by postMessage. It is read in
-the visitor's browser and not sent anywhere. Source: "Deep linking to the Perfetto UI",
+The trace is part of the page. The button opens a tab, sends PING until the tab answers PONG, and
+sends the trace by postMessage. The trace stays in the visitor's browser.
+
+Source: "Deep linking to the Perfetto UI",
 perfetto.dev/docs/visualization/deep-linking-to-perfetto-ui.
 """
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
+import pandas as pd
 import streamlit as st
 
 from dashboard.data import runs as run_folders
@@ -23,7 +24,8 @@ from dashboard.data.runs import (
 )
 from dashboard.data.uploads import Upload
 from dashboard.questions.decode import Question
-from dashboard.questions.restore import Report, RestoreAnswer, RestoreQuestion
+from dashboard.questions.points import kvpr_count, split_points
+from dashboard.questions.restore import Report, RestorePlans, RestoreQuestion
 from planner import DecodePlan, RestorePlan
 from sim.errors import KvOverlapError
 from sim.graph.jobs import RestoreRequest
@@ -32,11 +34,18 @@ from sim.results.accuracy import Accuracy, assess
 from sim.results.recording import Recording
 
 Content = TypeVar("Content", HardwareProfile, DecodePlan, RestorePlan, Recording)
+F = TypeVar("F", bound=Callable[..., Any])
 
 UPLOADS = "uploads"
 MAX_UPLOADS = 8
 MAX_RESTORES = 16
 """Cached restore answers of each visitor."""
+
+
+def typed(decorator: Any, **options: Any) -> Callable[[F], F]:
+    """A decorator of Streamlit that preserves the type of the function."""
+    same_type: Callable[[F], F] = decorator(**options)
+    return same_type
 
 
 def uploads() -> dict[str, Upload]:
@@ -81,26 +90,18 @@ def all_machines() -> list[Machine]:
     return find_machines(all_runs(), uploaded(HardwareProfile))
 
 
-def _load_stamped(folder: Path, stamp: tuple[int, ...]) -> Case:  # noqa: ARG001
+@typed(st.cache_resource, max_entries=64, show_spinner="Simulating the recorded plan")
+def stored_case(folder: Path, stamp: tuple[int, ...]) -> Case:  # noqa: ARG001
     """The case in `folder`, read again when `stamp` changes."""
     return load_case(folder)
 
 
-stored_case: Callable[[Path, tuple[int, ...]], Case] = st.cache_resource(
-    _load_stamped, max_entries=64, show_spinner="Simulating the recorded plan"
-)
-
-
-def _is_restore_stamped(folder: Path, stamp: tuple[int, ...]) -> bool:  # noqa: ARG001
+@typed(st.cache_data, max_entries=4096, show_spinner=False)
+def _stored_kind(folder: Path, stamp: tuple[int, ...]) -> bool:  # noqa: ARG001
     try:
         return is_restore(folder)
     except KvOverlapError:
         return False
-
-
-_stored_kind: Callable[[Path, tuple[int, ...]], bool] = st.cache_data(
-    _is_restore_stamped, max_entries=4096, show_spinner=False
-)
 
 
 def cases_of(run: Run, restores: bool | None = None) -> list[str]:
@@ -130,14 +131,10 @@ def runs_with(restores: bool) -> list[Run]:
     return found
 
 
-def _assess_stamped(root: Path, stamp: tuple[int, ...]) -> Accuracy:  # noqa: ARG001
+@typed(st.cache_resource, max_entries=16, show_spinner=False)
+def stored_accuracy(root: Path, stamp: tuple[int, ...]) -> Accuracy:  # noqa: ARG001
+    """Errors of every case under a root, simulated once for each stamp of its files."""
     return assess(root)
-
-
-stored_accuracy: Callable[[Path, tuple[int, ...]], Accuracy] = st.cache_resource(
-    _assess_stamped, max_entries=16, show_spinner=False
-)
-"""Errors of every case under a root, simulated once for each stamp of its files."""
 
 
 def uploaded_case(name: str) -> Case:
@@ -154,13 +151,9 @@ def uploaded_case(name: str) -> Case:
     return made[id(recording)]
 
 
-def _plan_of_case(sha256: str, policy: str, _case: Case) -> DecodePlan:  # noqa: ARG001
+@typed(st.cache_resource, max_entries=64, show_spinner="Planning the case again")
+def _stored_plan(sha256: str, policy: str, _case: Case) -> DecodePlan:  # noqa: ARG001
     return plan_of(_case)
-
-
-_stored_plan: Callable[[str, str, Case], DecodePlan] = st.cache_resource(
-    _plan_of_case, max_entries=64, show_spinner="Planning the case again"
-)
 
 
 def case_plan(case: Case) -> DecodePlan:
@@ -173,38 +166,42 @@ def case_plan(case: Case) -> DecodePlan:
     return _stored_plan(case.graph.sha256 + machine, case.policy, case)
 
 
-def _answer(question: Question, policy: str) -> DecodePlan:
-    return question.plan(policy)
-
-
-_stored_answer: Callable[[Question, str], DecodePlan] = st.cache_resource(
-    _answer,
+@typed(
+    st.cache_resource,
     max_entries=1024,
     show_spinner=False,
     hash_funcs={HardwareProfile: profile_key},
 )
-
-
-def answer_to(question: Question, policy: str = "lp") -> DecodePlan:
+def plan_for(question: Question, policy: str = "lp") -> DecodePlan:
     """The cached plan of a question.
 
     Raises:
         KvOverlapError: the model or the machine does not support the job.
     """
-    return _stored_answer(question, policy)
+    return question.plan(policy)
+
+
+@typed(st.cache_data, max_entries=64, show_spinner="Simulating splits")
+def _stored_even_splits(machine: str, sha256: str, _plan: DecodePlan) -> pd.DataFrame:  # noqa: ARG001
+    return split_points(_plan, [kvpr_count(_plan)])
+
+
+def even_splits(plan: DecodePlan) -> pd.DataFrame:
+    """The cached makespans of a plan's job over the tokens that every layer recomputes."""
+    return _stored_even_splits(profile_key(plan.hardware), plan.graph_sha256, plan)
 
 
 jobs: Callable[[], Jobs] = st.cache_resource(Jobs, show_spinner=False)
-"""The measurement of this server, shared by all visitors."""
+"""The measurements of this server, shared by all visitors."""
 
 
-def restore_answer_to(question: RestoreQuestion, report: Report) -> RestoreAnswer:
+def restore_plans_for(question: RestoreQuestion, report: Report) -> RestorePlans:
     """Plans of every policy for a question, cached for this visitor.
 
     Raises:
         KvOverlapError: the model or the machine does not support the request.
     """
-    cached: dict[tuple[str, str], RestoreAnswer] = st.session_state.setdefault("restores", {})
+    cached: dict[tuple[str, str], RestorePlans] = st.session_state.setdefault("restores", {})
     key = (repr(question), profile_key(question.hardware))
     if key not in cached:
         cached[key] = question.answer(report)

@@ -1,4 +1,4 @@
-"""The dashboard's front door: `streamlit run dashboard`."""
+"""Entry point of `streamlit run dashboard`."""
 
 import streamlit as st
 

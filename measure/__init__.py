@@ -1,1 +1,1 @@
-"""Measuring on a device: what needs a planner and hardware together. It returns data."""
+"""Measurements on a device: profiles, runs, grids and recordings, as data."""

@@ -64,7 +64,7 @@ class GridOptions:
 
     Args:
         schedule: `row` or `column`.
-        gpu_memory_bytes: device memory that plans may use; policy `lp` keeps what fits there.
+        gpu_memory_bytes: device memory of plans; policy `lp` uses it for resident K, V and X.
         fixed_fracs: fixed splits that are measured too, as fractions of the prompt.
     """
 
@@ -201,7 +201,7 @@ class DecodeGrid:
     def _caches(self, job: Workload) -> list[HostCache]:
         """One cache for each batch of a job.
 
-        A sliding window keeps other tokens of the longest prompts, so its jobs are prefilled again.
+        With a sliding window, shorter prompts cache other tokens: those jobs are prefilled again.
         """
         from hw import HostCache, prefill
 

@@ -81,7 +81,7 @@ def number_checks(backend: Backend) -> list[Named]:
 
 
 def check_numbers(backend: Backend, dtype: str) -> Check:
-    """Whether every schedule, policy and cache computes what a resident decode computes."""
+    """Compare decodes of every schedule, policy and cache format with resident decodes."""
     outcomes = [
         outcome
         for model in tiny_models(dtype)

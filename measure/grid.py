@@ -169,7 +169,7 @@ class Grid:
             return result
 
     def _measure_once(self, setting: PreparedSetting, progress: Progress) -> SettingResult | None:
-        """The cases of one setting; None if the machine drifted meanwhile."""
+        """The cases of one setting; None if the machine drifted."""
         begun_s = monotonic()
         kind = setting.backend.kind
         progress("planning", 0.0)

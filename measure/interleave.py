@@ -35,7 +35,7 @@ DRIFTED_FRAC = 0.03
 than this from the speed that was planned for."""
 
 LINK = "link"
-"""The part of a machine that is its real link."""
+"""Name of a real link among the parts of a machine."""
 
 Speed = dict[str, float]
 """For each part of the machine: time of its reference matmuls / their time in the profile."""

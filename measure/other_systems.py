@@ -111,7 +111,7 @@ FLEXGEN_NOT_RUN = (
 )
 
 STAGING_LAYERS = 4
-"""Layers of K and V that a `DynamicCache` holds on top while it is filled or a layer grows."""
+"""Additional layers of K and V in a `DynamicCache` while it is filled or a layer grows."""
 
 PINNED_ROUNDING = 2
 """torch rounds the pinned memory of an offloaded cache up to powers of two."""
@@ -136,7 +136,7 @@ class System:
 
     Args:
         decoder: None if it cannot run; `not_run` has the reason.
-        foreign: third-party code, whose failure is a result and must not lose the other systems.
+        foreign: third-party code; its failure is reported, and the other systems go on.
         agreements: one for each run from the second on, because a race shows only then.
     """
 
@@ -202,7 +202,7 @@ class System:
 
 
 def spare_memory(graphs: Sequence[TaskGraph], backend: Backend) -> Memory:
-    """Memory that is left after weights, the prompts' cache and the slots of all our plans.
+    """Memory left by weights, the prompts' cache and the slots of all our plans.
 
     Raises:
         DoesNotFit: our plans do not fit.

@@ -19,7 +19,7 @@ from measure.settings import (
     OTHER_SYSTEMS_FILE,
     SETTINGS,
     DecodeSetting,
-    Recorded,
+    RecordingOptions,
     RecordSetting,
 )
 from sim.errors import BadInput, Mismatch
@@ -99,7 +99,7 @@ class Recorder:
         slowdowns: measured / estimated time of each finished setting.
     """
 
-    how: Recorded
+    how: RecordingOptions
     specs: Mapping[str, ModelSpec]
     link: str | None
     left_out: list[str] = field(default_factory=list)
@@ -170,7 +170,8 @@ class Recorder:
             )
             hardware = made if hardware is None else hardware.with_tables_of(made)
             hardware.save(self.how.output / PROFILE)
-        if setting.is_there(self.how.output, spec, hardware):
+        files = setting.files(spec, hardware)
+        if all((self.how.output / file).is_file() for file in files):
             return hardware
         begun_s = monotonic()
         estimated_s = setting.seconds(spec, hardware, self.how)

@@ -53,12 +53,12 @@ def measure_restores(
 
 
 def _summary(
-    settings: Sequence[SettingResult], about: dict[str, Any], findings: dict[str, Any]
+    settings: Sequence[SettingResult], about: dict[str, Any], summary: dict[str, Any]
 ) -> dict[str, Any]:
-    """What the reports of both scenarios have: errors, disturbances, checks and every case.
+    """The report of a grid: errors, disturbances, checks and every case.
 
     Args:
-        about, findings: what only one scenario reports, before and after the errors.
+        about, summary: entries of one scenario only, before and after the errors.
     """
     cases = [case for setting in settings for case in setting.cases]
     errors = [abs(case.comparison.makespan_error_frac) for case in cases]
@@ -75,7 +75,7 @@ def _summary(
         "median_teacher_forced_error_frac": median(
             abs(case.comparison.teacher_forced_error_frac) for case in cases
         ),
-        **findings,
+        **summary,
         "repeats": len(cases[0].measured.runs),
         "runs": len(deviations),
         "disturbed_runs": sum(off > STEADY_FRAC for off in deviations),

@@ -1,4 +1,4 @@
-"""Running plans on a device: the work behind `kvoverlap run`, and what grids share with it."""
+"""Runs of plans on a device, for `kvoverlap run` and for grids."""
 
 from __future__ import annotations
 

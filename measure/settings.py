@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from math import inf
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from measure.decode_grid import DecodeGrid, GridOptions
 from measure.grid import Grid, PrepareSetting
@@ -49,7 +49,7 @@ prefill uses all cores, and the rate is of one core."""
 
 
 @dataclass(frozen=True)
-class Recorded:
+class RecordingOptions:
     """Where and how a recording is measured, and until when on `time.monotonic()`."""
 
     output: Path
@@ -80,29 +80,33 @@ class Recorded:
 
 
 @dataclass(frozen=True)
-class DecodeSetting:
-    """A decode job by every policy."""
+class JobSetting:
+    """A decode job of one model."""
+
+    scenario: ClassVar[str] = "decode"
+    other_systems: ClassVar[bool] = False
 
     model: str
     job: Workload
-    options: GridOptions = field(default_factory=GridOptions)
-    scenario: str = "decode"
-    other_systems: bool = False
-
-    def name(self, spec: ModelSpec) -> str:
-        return self._case_names(spec)[0].rpartition("-")[0]
 
     @property
     def kv_bits(self) -> int | None:
         return self.job.kv_bits
 
-    def is_there(self, output: Path, spec: ModelSpec, hardware: HardwareProfile) -> bool:  # noqa: ARG002
-        return all(_is_whole(output / CASES / name) for name in self._case_names(spec))
 
-    def _case_names(self, spec: ModelSpec) -> list[str]:
-        return [f"{spec.name}-{name}" for name in self.options.names(self.job)]
+@dataclass(frozen=True)
+class DecodeSetting(JobSetting):
+    """A decode job by every policy."""
 
-    def seconds(self, spec: ModelSpec, hardware: HardwareProfile, how: Recorded) -> float:
+    options: GridOptions = field(default_factory=GridOptions)
+
+    def name(self, spec: ModelSpec) -> str:
+        return f"{spec.name}-{next(iter(self.options.names(self.job))).rpartition('-')[0]}"
+
+    def files(self, spec: ModelSpec, hardware: HardwareProfile) -> list[str]:  # noqa: ARG002
+        return [_case_file(spec, name) for name in self.options.names(self.job)]
+
+    def seconds(self, spec: ModelSpec, hardware: HardwareProfile, how: RecordingOptions) -> float:
         plans = self.options.plans(spec, hardware, self.job, without=["lp"]).values()
         makespans_s = [plan.makespan_s for plan in plans]
         makespans_s.append(min(makespans_s))  # upper bound for lp, which takes longest to plan
@@ -117,7 +121,9 @@ class DecodeSetting:
             checks_s += decode_s * len(makespans_s) * how.expected_repeats
         return _setup_s(spec, hardware, self.job, how.kind) + checks_s + 1.2 * runs_s
 
-    def record(self, spec: ModelSpec, hardware: HardwareProfile, how: Recorded) -> dict[str, Any]:
+    def record(
+        self, spec: ModelSpec, hardware: HardwareProfile, how: RecordingOptions
+    ) -> dict[str, Any]:
         from hw import open_backend
 
         with open_backend(how.kind, hardware.links.h2d.paced_bytes_per_s) as backend:
@@ -128,25 +134,18 @@ class DecodeSetting:
 
 
 @dataclass(frozen=True)
-class OtherSystems:
+class OtherSystems(JobSetting):
     """A decode job by other systems, interleaved with our plans."""
 
-    model: str
-    job: Workload
-    scenario: str = "decode"
-    other_systems: bool = True
+    other_systems: ClassVar[bool] = True
 
     def name(self, spec: ModelSpec) -> str:
         return f"{spec.name} by other systems"
 
-    @property
-    def kv_bits(self) -> int | None:
-        return self.job.kv_bits
+    def files(self, spec: ModelSpec, hardware: HardwareProfile) -> list[str]:  # noqa: ARG002
+        return [f"{spec.name}-{OTHER_SYSTEMS_FILE}"]
 
-    def is_there(self, output: Path, spec: ModelSpec, hardware: HardwareProfile) -> bool:  # noqa: ARG002
-        return (output / f"{spec.name}-{OTHER_SYSTEMS_FILE}").is_file()
-
-    def seconds(self, spec: ModelSpec, hardware: HardwareProfile, how: Recorded) -> float:
+    def seconds(self, spec: ModelSpec, hardware: HardwareProfile, how: RecordingOptions) -> float:
         plan = make_plan(Job(spec, hardware, self.job), PlanOptions(policy="load-all"))
         load_s = _kv_bytes(spec, self.job) / hardware.links.h2d.bytes_per_s
         offloaded_s = 2 * (2 + self.job.gen_tokens) * load_s  # both ways, and filled each time
@@ -154,7 +153,9 @@ class OtherSystems:
         round_s = 3 * plan.makespan_s + offloaded_s
         return _setup_s(spec, hardware, self.job, how.kind) + 1.2 * rounds * round_s
 
-    def record(self, spec: ModelSpec, hardware: HardwareProfile, how: Recorded) -> dict[str, Any]:
+    def record(
+        self, spec: ModelSpec, hardware: HardwareProfile, how: RecordingOptions
+    ) -> dict[str, Any]:
         from hw import open_backend
 
         with open_backend(how.kind, hardware.links.h2d.paced_bytes_per_s) as backend:
@@ -168,7 +169,7 @@ class OtherSystems:
                 how.progress,
                 how.until_s,
             )
-            write_json(how.output / f"{spec.name}-{OTHER_SYSTEMS_FILE}", "peers", report)
+            write_json(how.output / self.files(spec, hardware)[0], "peers", report)
             return backend.environment()
 
 
@@ -182,6 +183,10 @@ class RestoreSetting:
         chunk_tokens, io_chunk_tokens: tokens of one step of compute and of one load.
     """
 
+    scenario: ClassVar[str] = "restore"
+    other_systems: ClassVar[bool] = False
+    kv_bits: ClassVar[None] = None
+
     model: str
     prompt_tokens: int
     tier: str
@@ -189,17 +194,13 @@ class RestoreSetting:
     policies: tuple[str, ...]
     chunk_tokens: int = CHUNK_TOKENS
     io_chunk_tokens: int = IO_CHUNK_TOKENS
-    scenario: str = "restore"
-    other_systems: bool = False
-    kv_bits: int | None = None
 
     def name(self, spec: ModelSpec) -> str:
         return f"{spec.name}-s{self.prompt_tokens}-{self.tier}"
 
-    def is_there(self, output: Path, spec: ModelSpec, hardware: HardwareProfile) -> bool:
+    def files(self, spec: ModelSpec, hardware: HardwareProfile) -> list[str]:
         setting = self._setting(spec, hardware)
-        names = [f"{spec.name}-{setting.name}-{policy}" for policy in setting.policies]
-        return all(_is_whole(output / CASES / name) for name in names)
+        return [_case_file(spec, f"{setting.name}-{policy}") for policy in setting.policies]
 
     def _setting(self, spec: ModelSpec, hardware: HardwareProfile) -> Setting:
         request = replace(
@@ -210,7 +211,7 @@ class RestoreSetting:
         )
         return setting_at(spec, hardware, request, self.factor, self.policies)
 
-    def seconds(self, spec: ModelSpec, hardware: HardwareProfile, how: Recorded) -> float:
+    def seconds(self, spec: ModelSpec, hardware: HardwareProfile, how: RecordingOptions) -> float:
         setting = self._setting(spec, hardware)
         planner = RestorePlanner(spec, setting.hardware, setting.request)
         times_s = [planner.choice(policy).ttft_s for policy in setting.policies]
@@ -220,7 +221,9 @@ class RestoreSetting:
         checks_s = len(times_s) * how.expected_repeats * check_s
         return _setup_s(spec, hardware, job, how.kind) + 1.2 * runs_s + checks_s
 
-    def record(self, spec: ModelSpec, hardware: HardwareProfile, how: Recorded) -> dict[str, Any]:
+    def record(
+        self, spec: ModelSpec, hardware: HardwareProfile, how: RecordingOptions
+    ) -> dict[str, Any]:
         setting = self._setting(spec, hardware)
         return how.measure(partial(prepare_setting, spec, how.kind, how.seed, setting), spec)
 
@@ -228,14 +231,14 @@ class RestoreSetting:
 RecordSetting = DecodeSetting | OtherSystems | RestoreSetting
 """One entry of a recording.
 
-Each has a `name`, `is_there` in a folder or not, estimates its `seconds` with set-up and checks,
-and can `record` itself, which returns the environment.
+Each has a `name`, the `files` that complete it in a recording, an estimate of its `seconds` with
+set-up and checks, and `record`, which measures it and returns the environment.
 """
 
 
-def _is_whole(case: Path) -> bool:
-    """Whether a case is complete: it has the file that is written last."""
-    return (case / CASE).is_file()
+def _case_file(spec: ModelSpec, name: str) -> str:
+    """The file of a case that is written last."""
+    return f"{CASES}/{spec.name}-{name}/{CASE}"
 
 
 def _kv_bytes(spec: ModelSpec, job: Workload) -> float:

@@ -1,11 +1,19 @@
-"""How far predictions are off over every recording, and under which circumstances."""
+"""Prediction errors of every recorded case, and the environments of the recordings."""
 
 from dataclasses import asdict
 
 import pandas as pd
 import streamlit as st
 
-from dashboard.controls.widgets import cards, chart, pair, show_invitation, table_downloads
+from dashboard.controls.widgets import (
+    cards,
+    chart,
+    menu,
+    pair,
+    show_invitation,
+    show_table,
+    table_downloads,
+)
 from dashboard.data import runs as run_folders
 from dashboard.data.runs import Run, case_stamp, run_stamp
 from dashboard.figures import errors_by_case, predicted_against_measured
@@ -19,7 +27,7 @@ SHIPPED = "every shipped recording"
 
 
 def show_page() -> None:
-    """Which recordings, then their errors."""
+    """A menu of recordings, and their errors."""
     runs = all_runs()
     if not runs:
         show_invitation()
@@ -29,8 +37,8 @@ def show_page() -> None:
     if shipped:
         groups = {SHIPPED: shipped, **groups}
     left, rest = st.columns([2, 4], vertical_alignment="bottom")
-    rest.caption("How far predictions are off, over every recorded case.")
-    label = left.selectbox("Accuracy of", list(groups), key="recordings", bind="query-params")
+    rest.caption("Prediction errors of every recorded case.")
+    label = menu("Accuracy of", list(groups), key="recordings", column=left)
     chosen = groups[label]
     root = run_folders.SHIPPED_RUNS if label == SHIPPED else chosen[0].folder
     stamp = tuple(part for run in chosen for part in run_stamp(run))
@@ -46,12 +54,12 @@ def show_page() -> None:
         show_figures(found)
         show_cases(found, {run.folder.name: run for run in chosen})
     show_environments(chosen)
-    st.subheader("The same without this page", anchor=False)
+    st.subheader("On the command line", anchor=False)
     st.code(accuracy_command(root), language="bash")
 
 
 def show_summary(found: Accuracy) -> None:
-    """The errors of all cases in a line and four figures."""
+    """The errors of all cases in one line and four cards."""
     passed = sum(case.passed for case in found.cases)
     st.header(
         f"median error {percent(found.median_abs_error_frac)}, nine of ten cases within "
@@ -88,7 +96,7 @@ def show_summary(found: Accuracy) -> None:
             Metric(
                 "Error, task times given",
                 percent(_median_forced(found)),
-                "what scheduling alone gets wrong",
+                "error of scheduling only",
                 "Median error when the simulator is given every task's measured time.",
             ),
         ]
@@ -113,7 +121,7 @@ def show_figures(found: Accuracy) -> None:
 
 
 def show_cases(found: Accuracy, runs: dict[str, Run]) -> None:
-    """The figures as a table, whose rows open the case."""
+    """Every case in a table; a chosen row links to its timeline."""
     st.subheader("Every case", anchor=False)
     table = pd.DataFrame([asdict(case) for case in found.cases])
     shown = pd.DataFrame(
@@ -130,18 +138,10 @@ def show_cases(found: Accuracy, runs: dict[str, Run]) -> None:
             "max() error (%)": 100 * table["naive_error_frac"],
         }
     )
-    number = st.column_config.NumberColumn
-    signed = {name: number(format="%+.1f") for name in shown.columns if "error (" in name}
-    plain = {name: number(format="%.1f") for name in shown.columns if "(ms)" in name}
-    plain |= {name: number(format="%.1f") for name in ("spread (%)", "tolerance (%)")}
-    picked = st.dataframe(
-        shown,
-        hide_index=True,
-        column_config=signed | plain,
-        on_select="rerun",
-        selection_mode="single-row",
-        key="cases",
-    )
+    formats = {
+        name: "%+.1f" if "error (" in name else "%.1f" for name in shown.columns if "(" in name
+    }
+    picked = show_table(shown, formats, on_select="rerun", selection_mode="single-row", key="cases")
     rows = picked["selection"]["rows"]
     if rows:
         show_link(found.cases[rows[0]].name, runs)
@@ -162,7 +162,7 @@ def show_link(name: str, runs: dict[str, Run]) -> None:
 
 
 def show_environments(runs: list[Run]) -> None:
-    """Where and when each recording was made."""
+    """The environment of each recording."""
     rows = []
     for run in runs:
         try:
@@ -173,7 +173,7 @@ def show_environments(runs: list[Run]) -> None:
         rows.append({"recording": run.label, **{k: str(v) for k, v in environment.items()}})
     if rows:
         st.subheader("Recorded in", anchor=False)
-        st.dataframe(pd.DataFrame(rows), hide_index=True)
+        show_table(pd.DataFrame(rows))
 
 
 show_page()

@@ -1,18 +1,18 @@
-"""What is known about a machine, where it comes from, and how well it predicts what ran there."""
+"""A machine: its rates, their sources, and how well they predict measured tasks."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import pandas as pd
 import streamlit as st
 
-from dashboard.controls.widgets import chart, pair, table_downloads
+from dashboard.controls.widgets import chart, menu, pair, show_table, table_downloads
 from dashboard.data.calibration import checks_table, key_figures, subjects
 from dashboard.data.machines import Machine
 from dashboard.data.residuals import measured_tasks, residual_table, spread_table
 from dashboard.data.runs import Run, case_stamp, run_stamp
 from dashboard.figures import rate_curves, residual_dots, sample_residuals
-from dashboard.session import all_machines, stored_case
-from dashboard.text.comparison import plain
+from dashboard.session import all_machines, stored_case, typed
+from dashboard.text.comparison import escaped
 from sim.errors import KvOverlapError
 from sim.machine.profile import HardwareProfile
 
@@ -20,21 +20,17 @@ NOTHING = "nothing"
 
 
 def show_page() -> None:
-    """Menus of one machine and of another to hold against it, then both."""
+    """Menus of a machine and of another to compare it with, then both."""
     machines = {machine.label: machine for machine in all_machines()}
     labels = list(machines)
     profiled = [at for at, machine in enumerate(machines.values()) if machine.run is not None]
     left, right, rest = st.columns([2, 2, 2], vertical_alignment="bottom")
-    rest.caption("What is known about a machine, where it comes from, and how well it predicts.")
-    label = left.selectbox(
-        "Machine",
-        labels,
-        index=profiled[0] if profiled else 0,
-        key="machine",
-        bind="query-params",
+    rest.caption("A machine's rates, their sources, and how well they predict measured tasks.")
+    label = menu(
+        "Machine", labels, index=profiled[0] if profiled else 0, key="machine", column=left
     )
     others = [NOTHING, *(name for name in labels if name != label)]
-    against = right.selectbox("Compare with", others, key="against", bind="query-params")
+    against = menu("Compare with", others, key="against", column=right)
     try:
         chosen = machines[label]
         profile = chosen.load()
@@ -51,37 +47,37 @@ def show_page() -> None:
 
 
 def show_profile(profile: HardwareProfile) -> None:
-    """What the machine is, and when and how it was measured."""
-    st.header(plain(profile.name), anchor=False)
+    """Name and description of the machine, and the date of its measurements."""
+    st.header(escaped(profile.name), anchor=False)
     environment = profile.environment or {}
     when = environment.get("measured_at")
     dated = f"Measured at {when}." if when else "Not measured: figures from papers and datasheets."
     if "package" in environment:
         dated = f"Operator timings of {environment['package']}."
-    st.caption(f"{plain(profile.description)}, {profile.dtype}. {plain(dated)}")
+    st.caption(f"{escaped(profile.description)}, {profile.dtype}. {escaped(dated)}")
 
 
 def show_figures(profile: HardwareProfile, other: HardwareProfile | None) -> None:
     """The main values with their sources, next to those of another machine."""
     table = key_figures(profile)
-    number = st.column_config.NumberColumn
-    columns = {"value": number(format="%.4g"), "other": number(format="%.4g")}
     if other is not None:
         theirs = key_figures(other).set_index("figure")["value"]
         table.insert(2, "other", table["figure"].map(theirs))
         table.insert(3, "ratio", table["other"] / table["value"])
-        columns["ratio"] = number(format="%.3g", help="other / this")
     if not table["note"].any():
         table = table.drop(columns="note")
     left, right = pair("figures", (2, 1))
     left.subheader("Figures and where they come from", anchor=False)
-    left.dataframe(table, hide_index=True, column_config=columns, height="content")
+    formats = {"value": "%.4g", "other": "%.4g", "ratio": "%.3g"}
+    with left:
+        show_table(table, formats, {"ratio": "other / this"}, height="content")
     right.subheader("Measured in", anchor=False)
     if profile.environment:
         items = [(name, str(value)) for name, value in profile.environment.items()]
-        right.dataframe(pd.DataFrame(items, columns=["what", "value"]), hide_index=True)
+        with right:
+            show_table(pd.DataFrame(items, columns=["what", "value"]))
     else:
-        right.write("No environment: nothing of this profile was measured here.")
+        right.write("No environment: this profile has no measurements.")
     st.caption(
         "A figure is measured, fitted or from a datasheet; every estimate carries the weakest "
         "source among its terms."
@@ -91,10 +87,10 @@ def show_figures(profile: HardwareProfile, other: HardwareProfile | None) -> Non
 def show_curves(
     machine: Machine, profile: HardwareProfile, other: tuple[str, HardwareProfile] | None
 ) -> None:
-    """One kind of work: its rate over size, the samples behind it, and the tasks that ran."""
+    """One kind of work: its rate over size, its samples, and the measured tasks."""
     known = {subject.name: subject for subject in subjects(profile)}
     st.subheader("Rates over size", anchor=False)
-    name = st.selectbox("Of", list(known), key="of_work", bind="query-params")
+    name = menu("Of", list(known), key="of_work")
     subject = known[name]
     curves = [subject.curve(profile, machine.label)]
     if other is not None:
@@ -107,20 +103,20 @@ def show_curves(
     if len(without) < len(curves):
         chart(sample_residuals(subject, curves), "Samples against the curve", "sample_residuals")
         st.caption(
-            "Each faint dot is one timing made while profiling. The curve goes through the median "
-            "of each size, so that what is left is how much repeats of the same work vary."
+            "Each faint dot is one timing of the profile. The curve goes through the median of "
+            "each size, so that the distance to it shows how much repeats vary."
         )
     if without:
-        names = plain(" and ".join(without))
-        st.caption(f"No samples of this work are kept in {names}: its spread is not known.")
+        names = escaped(" and ".join(without))
+        st.caption(f"There are no samples of this work in {names}: its spread is unknown.")
     if tasks is None:
         st.caption("No run was measured with this profile, so there are no residuals of tasks.")
         return
     if of_subject is not None and len(of_subject):
         chart(residual_dots(subject, of_subject, curves), "Residuals over size", "residuals")
         st.caption(
-            "Each dot is a task that ran after the profile was made, against its estimate alone on "
-            "its lane. A copy that another lane slowed down is below zero."
+            "Each dot is a task measured after profiling, against its estimate without other "
+            "lanes. A copy that another lane slowed down is below zero."
         )
 
 
@@ -130,15 +126,12 @@ def show_checks(profile: HardwareProfile) -> None:
     if table.empty:
         return
     st.subheader("How well the tables predict their own points", anchor=False)
-    number = st.column_config.NumberColumn
-    formats = {name: number(format="%.1f") for name in table.columns if "(%)" in name}
-    formats["worst (%)"] = number(format="%+.1f")
-    st.dataframe(table, hide_index=True, column_config=formats, height="content")
-    st.caption("Each inner point left out in turn and read from its neighbours.")
+    show_table(table, {**percents(table, "%.1f"), "worst (%)": "%+.1f"}, height="content")
+    st.caption("Each inner point is left out in turn and predicted from its neighbours.")
 
 
 def show_spread(profiles: Sequence[tuple[str, HardwareProfile]]) -> None:
-    """How much the samples of every table vary, for each profile that keeps samples."""
+    """How much the samples of every table vary, for each profile that has samples."""
     tables = {label: spread_table(profile) for label, profile in profiles}
     tables = {label: table for label, table in tables.items() if len(table)}
     if not tables:
@@ -147,34 +140,32 @@ def show_spread(profiles: Sequence[tuple[str, HardwareProfile]]) -> None:
     if len(profiles) == 1:
         table = table.drop(columns="machine")
     st.subheader("How much repeated samples vary, by table", anchor=False)
-    number = st.column_config.NumberColumn(format="%+.1f")
-    formats = {name: number for name in table.columns if "(%)" in name}
-    st.dataframe(table, hide_index=True, column_config=formats, height="content")
+    show_table(table, percents(table), height="content")
 
 
 def show_residuals(tasks: pd.DataFrame) -> None:
     """Errors of the estimates by operation, and those of every task as a file."""
     st.subheader("How well tasks were predicted, by operation", anchor=False)
     table = residual_table(tasks)
-    number = st.column_config.NumberColumn
-    formats = {name: number(format="%+.1f") for name in table.columns if "(%)" in name}
-    formats["part of all task time (%)"] = number(format="%.1f")
-    st.dataframe(table, hide_index=True, column_config=formats, height="content")
+    formats = {**percents(table), "part of all task time (%)": "%.1f"}
+    show_table(table, formats, height="content")
     table_downloads(lambda: tasks, "residuals")
 
 
+def percents(table: pd.DataFrame, text: str = "%+.1f") -> dict[str, str]:
+    """The format of every column in per cent."""
+    return {name: text for name in table.columns if "(%)" in name}
+
+
 def run_tasks(run: Run) -> pd.DataFrame:
-    """Every task of a run with its residual, worked out once."""
+    """Every task of a run with its residual, cached."""
     return _stored_tasks(run, run_stamp(run))
 
 
-def _tasks(run: Run, stamp: tuple[int, ...]) -> pd.DataFrame:  # noqa: ARG001
+@typed(st.cache_data, max_entries=4, show_spinner="Reading every case of the run")
+def _stored_tasks(run: Run, stamp: tuple[int, ...]) -> pd.DataFrame:  # noqa: ARG001
     folders = [run.case_folder(name) for name in run.case_names()]
     return measured_tasks([stored_case(folder, case_stamp(folder)) for folder in folders])
 
-
-_stored_tasks: Callable[[Run, tuple[int, ...]], pd.DataFrame] = st.cache_data(
-    _tasks, max_entries=4, show_spinner="Reading every case of the run"
-)
 
 show_page()

@@ -1,34 +1,40 @@
-"""One plan: what every layer loads and recomputes, what that is worth, and what limits it."""
-
-from collections.abc import Callable
+"""One plan: its split by layer, its makespan against other policies, and its bottleneck."""
 
 import pandas as pd
 import streamlit as st
 
 from dashboard.controls.decode import ask_question
-from dashboard.controls.widgets import chart, pick_case, show_command
-from dashboard.data.machines import profile_key
-from dashboard.figures import policy_bars, sensitivity_bars, split_curve, way_map, ways_by_layer
+from dashboard.controls.widgets import (
+    ASKED,
+    MEASURED,
+    chart,
+    choose_subject,
+    menu,
+    pick_case,
+    show_command,
+    show_split_curve,
+)
+from dashboard.figures import policy_bars, sensitivity_bars, split_by_layer, split_map
 from dashboard.questions.decode import ENGINE
-from dashboard.questions.points import even_split, kvpr_count, split_points
-from dashboard.session import answer_to, case_plan, uploaded
-from dashboard.text.comparison import beyond_calibration, plain, plan_answer, plan_circumstances
+from dashboard.questions.points import even_split
+from dashboard.session import case_plan, even_splits, plan_for, typed, uploaded
+from dashboard.text.comparison import (
+    beyond_calibration,
+    describe_plan,
+    escaped,
+    plan_summary,
+)
 from planner import POLICIES, DecodePlan
 from sim.engine.api import simulate
 from sim.errors import KvOverlapError
 from sim.units import ms, percent
 
-ASKED, MEASURED, UPLOADED = "a question", "a measured case", "an uploaded plan"
-
 
 def show_page() -> None:
-    """Which plan, then the plan."""
-    st.caption("Which part of the KV cache each layer loads, which it recomputes, and what for.")
+    """A choice of plans, then the plan."""
+    st.caption("How much of the KV cache each layer loads and recomputes, and the time this takes.")
     plans = uploaded(DecodePlan)
-    kinds = [ASKED, MEASURED, *([UPLOADED] if plans else [])]
-    kind = st.segmented_control(
-        "Plan of", kinds, default=ASKED, required=True, key="of", bind="query-params"
-    )
+    kind = choose_subject("Plan of", plans)
     try:
         if kind == ASKED:
             show_asked()
@@ -49,22 +55,22 @@ def show_asked() -> None:
     try:
         with controls:
             question = ask_question(changeable=False)
-            policy = st.selectbox("Policy", POLICIES, key="policy", bind="query-params")
+            policy = menu("Policy", POLICIES, key="policy")
         with answer, st.spinner("Planning"):
-            plan = answer_to(question, policy)
+            plan = plan_for(question, policy)
     except KvOverlapError as error:
-        answer.error(plain(str(error)))
+        answer.error(escaped(str(error)))
         return
     with answer:
         show_plan(plan)
-        st.subheader("The same without this page", anchor=False)
+        st.subheader("On the command line", anchor=False)
         show_command(question, policy)
 
 
 def show_plan(plan: DecodePlan) -> None:
-    """The plan in words, against the others, as a map, and against every even split."""
-    st.header(plan_answer(plan), anchor=False)
-    st.caption(plan_circumstances(plan))
+    """The plan as text, against other policies, as a map, and against even splits."""
+    st.header(plan_summary(plan), anchor=False)
+    st.caption(describe_plan(plan))
     st.markdown(f"**{plan.bottleneck}**")
     warning = beyond_calibration(plan)
     if warning is not None:
@@ -75,15 +81,15 @@ def show_plan(plan: DecodePlan) -> None:
     chart(figure, "Predicted makespan of every policy", "policies", bare=True)
     if "resident" in makespans:
         st.caption(
-            "resident keeps the whole cache on the device, where it fits: nothing is copied, and "
-            "the bound is no bound for it."
+            "resident has the whole cache in GPU memory, if it fits. It copies nothing, so that "
+            "the lower bound does not apply to it."
         )
-    show_worth(plan)
-    show_ways(plan)
+    show_sensitivities(plan)
+    show_split(plan)
     show_curve(plan)
 
 
-def show_worth(plan: DecodePlan) -> None:
+def show_sensitivities(plan: DecodePlan) -> None:
     """What 10 % more of each part of the machine would save."""
     st.subheader("What 10 % more would save", anchor=False)
     chart(
@@ -91,37 +97,27 @@ def show_worth(plan: DecodePlan) -> None:
     )
 
 
-def show_ways(plan: DecodePlan) -> None:
-    """What every layer does in every step."""
+def show_split(plan: DecodePlan) -> None:
+    """Recomputed, loaded and resident tokens of each layer and step."""
     st.subheader("What each layer loads and recomputes", anchor=False)
     if len(plan.steps) > 1:
-        chart(way_map(plan.steps), "Recomputed share of every layer and step", "ways", bare=True)
+        chart(split_map(plan.steps), "Recomputed share of every layer and step", "ways", bare=True)
     step = 0
     if len(plan.steps) > 1:
         step = st.slider("Step", 0, len(plan.steps) - 1, 0, key="step_of_plan", bind="query-params")
-    figure = ways_by_layer(plan.steps[step])
-    chart(figure, "Tokens of every layer by their way", "layers", bare=True)
+    figure = split_by_layer(plan.steps[step])
+    chart(figure, "Recomputed, loaded and resident tokens of every layer", "layers", bare=True)
 
 
 def show_curve(plan: DecodePlan) -> None:
-    """The same split in every layer, from none to all, and the split that the slider sets."""
-    st.subheader("What another split would take", anchor=False)
-    kvpr = kvpr_count(plan)
-    points = stored_points(profile_key(plan.hardware), plan.graph_sha256, kvpr, plan)
-    show_chosen_split(plan, points, kvpr)
+    """Makespan of even splits, and of the split that the slider sets."""
+    st.subheader("Makespan of other splits", anchor=False)
+    show_chosen_split(plan, even_splits(plan))
 
 
-def _points(machine: str, graph_sha256: str, kvpr: int, _plan: DecodePlan) -> pd.DataFrame:  # noqa: ARG001
-    return split_points(_plan, [kvpr])
-
-
-stored_points: Callable[[str, str, int, DecodePlan], pd.DataFrame] = st.cache_data(
-    _points, show_spinner="Simulating splits", max_entries=64
-)
-
-
-def _show_chosen_split(plan: DecodePlan, points: pd.DataFrame, kvpr: int) -> None:
-    """The slider and the curve; moving it runs nothing else again."""
+@typed(st.fragment)
+def show_chosen_split(plan: DecodePlan, points: pd.DataFrame) -> None:
+    """The slider and the curve; moving the slider reruns nothing else."""
     best = points.loc[points["makespan_s"].idxmin()]
     longest = plan.workload.prompt_tokens
     tokens = st.slider(
@@ -140,13 +136,7 @@ def _show_chosen_split(plan: DecodePlan, points: pd.DataFrame, kvpr: int) -> Non
         f"against the LP's split, which may differ from layer to layer. "
         f"Best even split: {best['tokens']:,.0f} tokens, {ms(best['makespan_s'])}."
     )
-    at_kvpr = points.loc[points["tokens"] == kvpr, "makespan_s"]
-    marks = {"kvpr": (float(kvpr), float(at_kvpr.iloc[0]))} if len(at_kvpr) else {}
-    marks["this split"] = (float(tokens), chosen_s)
-    levels = {"lp": lp_s, "no split is faster": plan.lower_bound_s}
-    chart(split_curve(points, marks, levels), "Makespan over recomputed tokens", "split")
+    show_split_curve(plan, points, {"this split": (float(tokens), chosen_s)})
 
-
-show_chosen_split: Callable[[DecodePlan, pd.DataFrame, int], None] = st.fragment(_show_chosen_split)
 
 show_page()

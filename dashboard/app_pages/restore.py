@@ -9,36 +9,45 @@ from streamlit.delta_generator import DeltaGenerator
 
 from dashboard.controls.restore import ask_restore, ask_trace
 from dashboard.controls.traces import describe_trace, trace_csv
-from dashboard.controls.widgets import cards, chart, choose_view, table_downloads
+from dashboard.controls.widgets import (
+    ASKED,
+    MEASURED,
+    cards,
+    chart,
+    choose_subject,
+    choose_view,
+    show_table,
+    table_downloads,
+)
 from dashboard.data.machines import profile_key
 from dashboard.figures import (
     availability_steps,
     both_ends,
     predicted_lanes,
+    sources_by_layer,
     ttft_bars,
     ttft_curves,
-    ways_of_layers,
 )
 from dashboard.measured_restore import show_measured
 from dashboard.questions.restore import (
     AUTO,
     AVAILABILITY_FILE,
     RateSweep,
-    RestoreAnswer,
+    RestorePlans,
     RestoreQuestion,
 )
-from dashboard.session import restore_answer_to, uploaded
-from dashboard.text.comparison import plain
+from dashboard.session import restore_plans_for, uploaded
+from dashboard.text.comparison import escaped
 from dashboard.text.crossovers import describe_rates
 from dashboard.text.restore import (
     STALE,
-    adaptation_answer,
     adaptation_times,
     changes_table,
+    describe_adaptation,
+    describe_restore,
     policy_table,
-    restore_answer,
-    restore_circumstances,
     restore_metrics,
+    restore_summary,
 )
 from planner.restore import RestorePlan
 from sim.errors import KvOverlapError
@@ -46,24 +55,14 @@ from sim.graph.timeline import Timeline
 from sim.machine.availability import Availability
 from sim.units import ms
 
-ASKED, MEASURED, UPLOADED = "a question", "a measured case", "an uploaded plan"
 ENDS, RATES, CHANGES = "Both ends", "Against bandwidth", "Availability"
 
 
 def show_page() -> None:
-    """Which restore, then the restore."""
-    st.caption("A prompt whose prefix is cached: compute it, load it, or both until they meet.")
+    """A choice of restores, then the restore."""
+    st.caption("A prompt with a cached prefix: compute it, load it, or do both until they meet.")
     plans = uploaded(RestorePlan)
-    kinds = [ASKED, MEASURED, *([UPLOADED] if plans else [])]
-    kind = st.segmented_control(
-        "Restore of",
-        kinds,
-        default=ASKED,
-        required=True,
-        key="of",
-        bind="query-params",
-        label_visibility="collapsed",
-    )
+    kind = choose_subject("Restore of", plans)
     if kind == ASKED:
         show_question()
         return
@@ -73,11 +72,11 @@ def show_page() -> None:
         else:
             show_uploaded(plans)
     except KvOverlapError as error:
-        st.error(plain(str(error)))
+        st.error(escaped(str(error)))
 
 
 def show_uploaded(plans: Mapping[str, RestorePlan]) -> None:
-    """One plan that was brought along, simulated again."""
+    """An uploaded plan, simulated again."""
     name = st.selectbox("Plan", list(plans), key="upload")
     plan = plans[name]
     show_plan(plan)
@@ -95,7 +94,7 @@ def show_question() -> None:
         with answer:
             show_asked(question, policy)
     except KvOverlapError as error:
-        answer.error(plain(str(error)))
+        answer.error(escaped(str(error)))
 
 
 def show_asked(question: RestoreQuestion, policy: str) -> None:
@@ -104,7 +103,7 @@ def show_asked(question: RestoreQuestion, policy: str) -> None:
     view = choose_view([ENDS, RATES, CHANGES])
     answer = planned(question, progress)
     if view == CHANGES:
-        st.subheader("What happens to the machine meanwhile", anchor=False)
+        st.subheader("Availability of the machine during the restore", anchor=False)
         trace = ask_trace(question, answer.plans["two-ended"].ttft_s)
         question = replace(question, availability=trace)
         answer = planned(question, progress)
@@ -118,87 +117,80 @@ def show_asked(question: RestoreQuestion, policy: str) -> None:
         show_changes(question, answer)
         show_ends(answer, policy)
     show_policies(answer)
-    show_ways_out(question, policy)
+    show_exports(question, policy)
 
 
-def planned(question: RestoreQuestion, place: DeltaGenerator) -> RestoreAnswer:
-    """Every policy's plan, with a bar while they are worked out."""
+def planned(question: RestoreQuestion, place: DeltaGenerator) -> RestorePlans:
+    """Every policy's plan, with a progress bar."""
     bar = place.empty()
-    answer = restore_answer_to(question, bar.progress)
+    answer = restore_plans_for(question, bar.progress)
     bar.empty()
     return answer
 
 
 def show_plan(plan: RestorePlan) -> None:
-    """Its time against either resource alone, and why."""
-    st.header(restore_answer(plan), anchor=False)
-    st.caption(restore_circumstances(plan))
-    st.markdown(f"**{plain(plan.reason)}**")
+    """Time to first token against loading only and computing only, and the reason."""
+    st.header(restore_summary(plan), anchor=False)
+    st.caption(describe_restore(plan))
+    st.markdown(f"**{escaped(plan.reason)}**")
     if plan.beyond_figures is not None:
-        st.warning(plain(plan.beyond_figures))
+        st.warning(escaped(plan.beyond_figures))
     cards(restore_metrics(plan))
 
 
-def show_ends(answer: RestoreAnswer, policy: str) -> None:
-    """The chosen policy's run, and where that one works layer by layer, the two ends besides."""
+def show_ends(answer: RestorePlans, policy: str) -> None:
+    """The run of the chosen policy; also that of two-ended if the policy splits by layer."""
     plan = answer.plans[policy]
     show_run(plan, answer.timelines[policy], answer.fastest if policy == AUTO else policy)
     if by_layer(plan):
-        show_walk(answer.timelines["two-ended"], "two-ended")
+        show_both_ends(answer.timelines["two-ended"], "two-ended")
 
 
 def by_layer(plan: RestorePlan) -> bool:
-    """Whether tasks work on some layers only, so that there are no two ends."""
+    """Whether tasks handle some of the layers, so that a run has no two ends."""
     return plan.split is not None and plan.split.by_layer
 
 
 def show_run(plan: RestorePlan, timeline: Timeline, name: str) -> None:
-    """The two ends of a run, or which layers do what, and when."""
+    """The two ends of a run, or the tokens of each layer and the lanes over time."""
     if plan.split is None or not by_layer(plan):
-        show_walk(timeline, name)
+        show_both_ends(timeline, name)
         return
     st.subheader(f"Where each token's K and V come from in each layer: {name}", anchor=False)
     split = plan.split
-    figure = ways_of_layers(split.computed_tokens, split.projected_tokens, plan.workload)
+    figure = sources_by_layer(split.computed_tokens, split.projected_tokens, plan.workload)
     chart(figure, "Token by layer: computed, projected or loaded", "layers")
     st.subheader("Its lanes over time", anchor=False)
     chart(predicted_lanes(timeline), "Tasks of each lane over time", "lanes")
 
 
-def show_walk(timeline: Timeline, name: str) -> None:
-    """What is computed from the front and loaded from the back."""
-    st.subheader(f"Both ends walking towards each other: {name}", anchor=False)
+def show_both_ends(timeline: Timeline, name: str) -> None:
+    """Tokens over time, computed from the front and loaded from the back."""
+    st.subheader(f"Compute from the front, loads from the back: {name}", anchor=False)
     chart(both_ends(timeline), "Tokens over time, computed and loaded", "ends")
     st.caption(
-        "A box is one task: as high as its tokens, as long as it takes. Compute starts at the "
-        "first token, and its steps grow longer with what they attend to; loads start at the last "
-        f"cached one. {ms(timeline.makespan_s)} to the first token."
+        "A box is one task: its height is its tokens, its width its time. Compute starts at the "
+        "first token, and its steps take longer as the context grows. Loads start at the last "
+        f"cached token. {ms(timeline.makespan_s)} to the first token."
     )
 
 
-def show_policies(answer: RestoreAnswer) -> None:
+def show_policies(answer: RestorePlans) -> None:
     """Every policy with its ratios."""
     st.subheader("Every policy", anchor=False)
-    number = st.column_config.NumberColumn
     table = policy_table(answer)
-    st.dataframe(
-        table,
-        hide_index=True,
-        column_config={
-            **{name: number(format="%.2f") for name in table if name.startswith("x ")},
-            **{name: number(format="localized") for name in table.select_dtypes("int")},
-            "TTFT (ms)": number(format="%.1f", help="Predicted time to the first token."),
-            "meeting token": number(
-                format="localized",
-                help="First cached token that is not computed through all layers.",
-            ),
-        },
-    )
+    formats = {name: "%.2f" for name in table if name.startswith("x ")}
+    formats |= dict.fromkeys(table.select_dtypes("int"), "localized")
+    meanings = {
+        "TTFT (ms)": "Predicted time to the first token.",
+        "meeting token": "First cached token that is not computed through all layers.",
+    }
+    show_table(table, {**formats, "TTFT (ms)": "%.1f"}, meanings)
     table_downloads(lambda: policy_table(answer), "restore-policies")
 
 
 def show_rates(question: RestoreQuestion) -> None:
-    """Every policy over the rate of the tier, drawn as soon as the quick policies are planned."""
+    """Every policy over the rate of the tier; the policies that plan fast are drawn first."""
     st.subheader("Time to first token against bandwidth", anchor=False)
     sweep = RateSweep(question)
     place = st.empty()
@@ -211,18 +203,18 @@ def show_rates(question: RestoreQuestion) -> None:
         "others in between as well."
     )
     with st.expander(f"The {len(points)} points as a table"):
-        st.dataframe(points, hide_index=True)
+        show_table(points)
         table_downloads(lambda: points, "restore-bandwidth")
 
 
 def show_curves(sweep: RateSweep, points: pd.DataFrame, key: str) -> None:
     """Every policy that is planned so far."""
-    title = f"rate at which the prefix comes, lane {sweep.question.slow_lane} (GiB/s)"
+    title = f"rate of lane {sweep.question.slow_lane}, which loads the prefix (GiB/s)"
     chart(ttft_curves(points, title, sweep.here), "Time of every policy over bandwidth", key)
 
 
 def swept(sweep: RateSweep, place: DeltaGenerator) -> pd.DataFrame:
-    """The points of a sweep, with a bar and the first curves while they are worked out."""
+    """The points of a sweep, with a bar and the first curves while they are planned."""
     key = (repr(sweep.question), profile_key(sweep.question.hardware))
     kept = st.session_state.setdefault("restore_sweeps", {})
     if key not in kept:
@@ -240,38 +232,34 @@ def swept(sweep: RateSweep, place: DeltaGenerator) -> pd.DataFrame:
     return found
 
 
-def show_changes(question: RestoreQuestion, answer: RestoreAnswer) -> None:
-    """What a trace does to those who do not know it."""
+def show_changes(question: RestoreQuestion, answer: RestorePlans) -> None:
+    """Time to first token of policies that do not know the trace."""
     trace, plan = question.availability, answer.plans["lp"]
     if plan.adaptation is None:
-        st.info("Nothing happens: all of the machine is there all the time.")
+        st.info("The trace is empty: the whole machine is available all the time.")
         return
     what = describe_trace(trace).capitalize()
     st.markdown(
-        f"{what}: **{adaptation_answer(plan.adaptation)}** The answer above and the policies below "
-        "know it beforehand."
+        f"{what}: **{describe_adaptation(plan.adaptation)}** The answer above and the policies "
+        "below know the trace in advance."
     )
     figure = availability_steps(trace, question.lanes, plan.adaptation.stale_s)
     chart(figure, "Available part of each lane over time", "available", bare=True)
     figure = ttft_bars(adaptation_times(plan.adaptation), STALE)
-    chart(figure, "Time to first token of each way of adapting", "adapting", bare=True)
+    chart(figure, "Time to first token of each adaptation", "adapting", bare=True)
     st.caption("`kvoverlap validate --scenario adapt` measures the first three on a device.")
     if plan.adaptation.changes:
-        number = st.column_config.NumberColumn
-        st.dataframe(
-            changes_table(plan.adaptation),
-            hide_index=True,
-            column_config={
-                "at (ms)": number(format="%.1f"),
-                "found at (% of its rate)": number(format="%.1f"),
-                "tokens to compute from then on": number(format="localized"),
-            },
-        )
+        formats = {
+            "at (ms)": "%.1f",
+            "found at (% of its rate)": "%.1f",
+            "tokens to compute from then on": "localized",
+        }
+        show_table(changes_table(plan.adaptation), formats)
 
 
-def show_ways_out(question: RestoreQuestion, policy: str) -> None:
-    """The same answer on the command line, with the trace that it needs."""
-    st.subheader("The same without this page", anchor=False)
+def show_exports(question: RestoreQuestion, policy: str) -> None:
+    """The command that gives the same answer, and its trace as a file."""
+    st.subheader("On the command line", anchor=False)
     st.code(question.command(policy), language="bash", wrap_lines=True)
     st.caption("The address of this page is a link to this view.")
     trace: Availability = question.availability

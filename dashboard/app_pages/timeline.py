@@ -4,17 +4,26 @@ import re
 
 import streamlit as st
 
-from dashboard.controls.widgets import Picked, cards, chart, pair, pick_case, table_downloads
+from dashboard.controls.widgets import (
+    Picked,
+    cards,
+    chart,
+    menu,
+    pair,
+    pick_case,
+    show_table,
+    table_downloads,
+)
 from dashboard.data.exports import trace_bytes
 from dashboard.data.runs import Case, run_stamp
 from dashboard.figures import View, breakdown_bars, lane_use_bars, paired_lanes
 from dashboard.perfetto import joint_trace, perfetto_button
 from dashboard.session import case_plan, stored_accuracy
 from dashboard.text.comparison import (
-    answer,
     busy_lanes,
-    circumstances,
     compare_command,
+    comparison_summary,
+    describe_case,
     metrics,
     run_accuracy,
     task_errors,
@@ -27,7 +36,7 @@ WORST_TASKS = 100
 
 
 def show_page() -> None:
-    """Menus, then the case that they choose."""
+    """Menus of runs and cases, then the chosen case."""
     try:
         picked = pick_case(ABOUT)
     except KvOverlapError as error:
@@ -37,38 +46,38 @@ def show_page() -> None:
         return
     if picked.run is not None and not picked.run.finished:
         folder = picked.run.folder
-        st.warning(f"{folder} has no report: its measurement is going on or was broken off.")
+        st.warning(f"{folder} has no report: its measurement is running or was interrupted.")
     case = picked.case
     summary = show_answer(case)
     show_lanes(case)
-    show_parts(case)
+    show_time_breakdown(case)
     show_worst_tasks(case, picked)
-    show_ways_out(case, picked)
-    summary.markdown(" ".join([limit_of(case), *accuracy_of(picked)]))
+    show_exports(case, picked)
+    summary.markdown(" ".join([describe_bottleneck(case), *describe_run_accuracy(picked)]))
 
 
 def show_answer(case: Case) -> st.delta_generator.DeltaGenerator:
-    """The answer line and the figures that explain it; returns room for a summary."""
-    st.header(answer(case.comparison), anchor=False)
-    st.caption(circumstances(case))
+    """The errors in one line and in cards; returns the place of a summary."""
+    st.header(comparison_summary(case.comparison), anchor=False)
+    st.caption(describe_case(case))
     summary = st.empty()
-    summary.markdown("Working out what limits this plan.")
+    summary.markdown("Computing the bottleneck of this plan.")
     cards(metrics(case.comparison))
     return summary
 
 
-def limit_of(case: Case) -> str:
-    """What holds the plan up and what would help; asked last, because the LP is solved for it."""
+def describe_bottleneck(case: Case) -> str:
+    """The bottleneck of the plan; the last part of the page, because it solves the LP."""
     if case.restores:
         return busy_lanes(case)
     try:
         return f"**{case_plan(case).bottleneck}.**"
     except KvOverlapError as error:
-        return f"What limits this plan is not known: {error}"
+        return f"The bottleneck of this plan is unknown: {error}"
 
 
-def accuracy_of(picked: Picked) -> list[str]:
-    """How far off all cases of the run are, unless it cannot be said."""
+def describe_run_accuracy(picked: Picked) -> list[str]:
+    """The errors of all cases of the run, if they are known."""
     if picked.run is None:
         return []
     try:
@@ -89,8 +98,8 @@ def ask_view(case: Case) -> tuple[View, bool, bool]:
     n_devices = 1 + max(task.device for task in graph.tasks)
     device = 0
     if n_devices > 1:
-        device = st.selectbox("GPU", range(n_devices), key="device", bind="query-params")
-    step = step_menu.selectbox("Step", steps, key="step", bind="query-params")
+        device = menu("GPU", range(n_devices), key="device")
+    step = menu("Step", steps, key="step", column=step_menu)
     layers = (0, last)
     if last > 0:
         layers = layer_slider.slider(
@@ -100,15 +109,15 @@ def ask_view(case: Case) -> tuple[View, bool, bool]:
         "Critical path",
         key="path",
         bind="query-params",
-        help="Fade every task that does not decide the makespan.",
+        help="Fade every task that is not on the critical path.",
     )
     errors = error_switch.toggle(
         "Outline errors",
         value=True,
         key="errors",
         bind="query-params",
-        help="Outline measured tasks that are off by over 5 % of their time and 0.1 % of what is "
-        "shown: red took longer than predicted, green was shorter.",
+        help="Outline measured tasks whose error is over 5 % of their time and 0.1 % of the shown "
+        "time: red took longer than predicted, green less.",
     )
     view = View(
         None if step == ALL_STEPS else int(step),
@@ -127,13 +136,13 @@ def show_lanes(case: Case) -> None:
     )
     chart(figure, "Tasks of each lane over time, both runs", "lanes")
     st.caption(
-        "Drag to zoom, double-click to see all again; a click in the legend hides an operation. "
+        "Drag to zoom, double-click to reset; a click in the legend hides an operation. "
         "Measured is the repeat whose makespan is nearest to the median."
     )
 
 
-def show_parts(case: Case) -> None:
-    """Where the time went, and what each lane waited for."""
+def show_time_breakdown(case: Case) -> None:
+    """Compute, exposed copy and idle time, and the waits of each lane."""
     runs = case.predicted.typical, case.measured.typical
     left, right = pair("parts")
     with left:
@@ -147,20 +156,16 @@ def show_parts(case: Case) -> None:
 
 
 def show_worst_tasks(case: Case, picked: Picked) -> None:
-    """The tasks that were predicted worst, and all of them as a file."""
+    """The tasks with the largest errors, and all tasks as a file."""
     st.subheader("Tasks predicted worst", anchor=False)
-    number = st.column_config.NumberColumn
-    st.dataframe(
-        task_errors(case).head(WORST_TASKS),
-        hide_index=True,
-        height=320,
-        column_config={
-            "predicted (ms)": number(format="%.3f"),
-            "measured (ms)": number(format="%.3f"),
-            "error (ms)": number(format="%+.3f", help="predicted - measured"),
-            "error (%)": number(format="%+.1f"),
-        },
-    )
+    formats = {
+        "predicted (ms)": "%.3f",
+        "measured (ms)": "%.3f",
+        "error (ms)": "%+.3f",
+        "error (%)": "%+.1f",
+    }
+    meanings = {"error (ms)": "predicted - measured"}
+    show_table(task_errors(case).head(WORST_TASKS), formats, meanings, height=320)
     table_downloads(lambda: task_errors(case), f"{file_stem(picked)}-tasks")
 
 
@@ -169,9 +174,9 @@ def file_stem(picked: Picked) -> str:
     return re.sub(r"[^\w.-]+", "-", f"{place}-{picked.name}")
 
 
-def show_ways_out(case: Case, picked: Picked) -> None:
-    """The same answer on the command line, and both timelines for another viewer."""
-    st.subheader("The same without this page", anchor=False)
+def show_exports(case: Case, picked: Picked) -> None:
+    """The commands of this comparison, and both timelines as trace files."""
+    st.subheader("On the command line", anchor=False)
     if picked.run is not None:
         st.code(compare_command(picked.run.case_folder(picked.name)), language="bash")
     row = st.container(horizontal=True)

@@ -1,6 +1,6 @@
 """What would another link, machine, batch or prompt change? Every view is a link."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import pandas as pd
 import streamlit as st
@@ -10,26 +10,26 @@ from dashboard.controls.widgets import (
     cards,
     chart,
     choose_view,
+    menu,
     show_command,
+    show_split_curve,
+    show_table,
     table_downloads,
 )
 from dashboard.data.machines import profile_key
-from dashboard.figures import MEASURES, crossover_curves, heat_map, split_curve
+from dashboard.figures import MEASURES, crossover_curves, heat_map
 from dashboard.questions.decode import Question
 from dashboard.questions.points import (
     AXES,
     Axis,
     grid_points,
-    kvpr_count,
-    plain_table,
     recomputed_frac,
-    split_points,
+    without_axes,
 )
-from dashboard.session import answer_to
-from dashboard.text.comparison import Metric, beyond_calibration, plain
+from dashboard.session import even_splits, plan_for
+from dashboard.text.comparison import Metric, beyond_calibration, escaped
 from planner import DecodePlan
 from sim.errors import KvOverlapError
-from sim.machine.profile import HardwareProfile
 from sim.units import ms, percent
 
 SPLIT, CROSSOVER, MAP = "Split", "Crossover", "Map of two inputs"
@@ -38,20 +38,20 @@ AXIS_NAMES = [axis.name for axis in AXES]
 
 def show_page() -> None:
     """Controls on the left, the answer on the right."""
-    st.caption("Change the job or the machine: the plan is made again at once.")
+    st.caption("Change the job or the machine, and the plan is made again.")
     controls, answer = st.columns([1, 2.8], gap="large")
     try:
         with controls:
             question = ask_question(changeable=True)
         with answer, st.spinner("Planning"):
-            plan = answer_to(question)
+            plan = plan_for(question)
     except KvOverlapError as error:
-        answer.error(plain(str(error)))
+        answer.error(escaped(str(error)))
         return
     with answer:
         show_answer(plan)
         show_view(question, plan)
-        st.subheader("The same without this page", anchor=False)
+        st.subheader("On the command line", anchor=False)
         show_command(question)
 
 
@@ -94,7 +94,7 @@ def show_view(question: Question, plan: DecodePlan) -> None:
     """The chosen figure with its table."""
     view = choose_view([SPLIT, CROSSOVER, MAP])
     if view == SPLIT:
-        points = show_split(question, plan)
+        points = show_split(plan)
     elif view == CROSSOVER:
         points = show_crossover(question)
     else:
@@ -102,44 +102,30 @@ def show_view(question: Question, plan: DecodePlan) -> None:
     if points is None:
         return
     with st.expander(f"The {len(points)} points as a table"):
-        st.dataframe(plain_table(points), hide_index=True)
-        table_downloads(lambda: plain_table(points), f"what-if-{view.split()[0].lower()}")
+        show_table(without_axes(points))
+        table_downloads(lambda: without_axes(points), f"what-if-{view.split()[0].lower()}")
 
 
-def show_split(question: Question, plan: DecodePlan) -> pd.DataFrame:
+def show_split(plan: DecodePlan) -> pd.DataFrame:
     """Makespan over an even split."""
-    kvpr = kvpr_count(plan)
-    points = stored_split(question, kvpr, plan)
+    points = even_splits(plan)
     best = points.loc[points["makespan_s"].idxmin()]
-    marks = {"best even split": (float(best["tokens"]), float(best["makespan_s"]))}
-    at_kvpr = points.loc[points["tokens"] == kvpr, "makespan_s"]
-    if len(at_kvpr):
-        marks["kvpr"] = (float(kvpr), float(at_kvpr.iloc[0]))
-    levels = {"lp": plan.makespan_s, "no split is faster": plan.lower_bound_s}
-    chart(split_curve(points, marks, levels), "Makespan over recomputed tokens", "split")
+    best_split = float(best["tokens"]), float(best["makespan_s"])
+    show_split_curve(plan, points, {"best even split": best_split})
     return points
-
-
-def _split(question: Question, kvpr: int, _plan: DecodePlan) -> pd.DataFrame:  # noqa: ARG001
-    return split_points(_plan, [kvpr])
-
-
-stored_split: Callable[[Question, int, DecodePlan], pd.DataFrame] = st.cache_data(
-    _split, show_spinner=False, max_entries=64, hash_funcs={HardwareProfile: profile_key}
-)
 
 
 def show_crossover(question: Question) -> pd.DataFrame | None:
     """Every policy over one input."""
-    name = st.selectbox("Over", AXIS_NAMES, key="over", bind="query-params")
+    name = menu("Over", AXIS_NAMES, key="over")
     axis = _axis(name)
     points = swept(question, [axis])
     if points is None:
         return None
     chart(crossover_curves(points, axis.title, axis.shown(question)), "Makespan of policies", "x")
     st.caption(
-        "Both axes are logarithmic: halving is the same distance everywhere. Where load-all meets "
-        "recompute-all neither extreme is better; the LP is never above either."
+        "Both axes are logarithmic. Where load-all meets recompute-all, both take equally long; "
+        "the LP is never above either."
     )
     return points
 
@@ -147,11 +133,11 @@ def show_crossover(question: Question) -> pd.DataFrame | None:
 def show_map(question: Question) -> pd.DataFrame | None:
     """One measure over two inputs."""
     columns = st.columns([1, 1, 1.4])
-    across = columns[0].selectbox("Across", AXIS_NAMES, key="across", bind="query-params")
+    across = menu("Across", AXIS_NAMES, key="across", column=columns[0])
     rest = [name for name in AXIS_NAMES if name != across]
-    up = columns[1].selectbox("Up", rest, index=len(rest) - 2, key="up", bind="query-params")
+    up = menu("Up", rest, index=len(rest) - 2, key="up", column=columns[1])
     labels = [measure.label for measure in MEASURES]
-    label = columns[2].selectbox("Show", labels, key="show", bind="query-params")
+    label = menu("Show", labels, key="show", column=columns[2])
     axes = [_axis(across).coarse, _axis(up).coarse]
     points = swept(question, axes)
     if points is None:
@@ -166,13 +152,13 @@ def _axis(name: str) -> Axis:
 
 
 def swept(question: Question, axes: Sequence[Axis]) -> pd.DataFrame | None:
-    """The points of a sweep, with a bar while it is worked out; None where nothing fits."""
+    """The points of a sweep, with a progress bar; None if no point fits."""
     key = (repr(question), profile_key(question.hardware), *(axis for axis in axes))
     kept = st.session_state.setdefault("sweeps", {})
     if key not in kept:
         bar = st.progress(0.0, "Planning every point")
         rows: list[dict[str, object]] = []
-        for done, rows in grid_points(question, axes, answer_to):
+        for done, rows in grid_points(question, axes, plan_for):
             bar.progress(done, f"Planned {len(rows)} points")
         bar.empty()
         kept.clear()

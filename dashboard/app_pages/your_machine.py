@@ -1,15 +1,13 @@
 """Measure this machine from the browser, or bring files that were measured elsewhere."""
 
-from collections.abc import Callable
-
 import streamlit as st
 
 from dashboard.controls.widgets import pair
 from dashboard.data import runs as run_folders
 from dashboard.data.jobs import Job, MeasurementRequest
 from dashboard.data.uploads import MAX_UPLOAD_MB, read_upload
-from dashboard.session import jobs, keep_upload, uploads
-from dashboard.text.comparison import plain
+from dashboard.session import jobs, keep_upload, typed, uploads
+from dashboard.text.comparison import escaped
 from sim.catalog import model_names
 from sim.errors import KvOverlapError
 
@@ -24,7 +22,7 @@ WHERE_SHOWN = {
 
 
 def show_page() -> None:
-    """Running on the left, uploading on the right."""
+    """Measuring on the left, uploading on the right."""
     left, right = pair("ways")
     with left:
         st.header("Run it here", anchor=False)
@@ -38,7 +36,7 @@ def show_run() -> None:
     """The form that starts a measurement, or the progress of the running one."""
     st.write(
         "Profiles this machine, plans a grid of cases, predicts each, runs it with real tensors "
-        "and compares. It takes about four minutes as set here and needs no GPU."
+        "and compares. The settings below take about four minutes and need no GPU."
     )
     latest = jobs().latest
     if latest is not None and latest.running:
@@ -59,16 +57,16 @@ def show_run() -> None:
 def ask_request() -> MeasurementRequest | None:
     """The form; its request once it is sent."""
     with st.form("order"):
-        name = st.text_input(
-            "Name of the run", "my-machine", help="The folder in runs/ that it fills."
-        )
+        name = st.text_input("Name of the run", "my-machine", help="The folder in runs/ to fill.")
         first, second = st.columns(2)
         device = first.selectbox("Device", ["auto", "cpu", "cuda"])
         model = second.selectbox("Model", [DEFAULT_MODEL, *model_names()])
         prompts = first.text_input("Prompts (tokens)", "300,500", help="Comma-separated.")
         batches = second.text_input("Batches (sequences)", "4,7", help="Comma-separated.")
         repeats = st.slider("Repeats of each case", 1, 9, 5)
-        st.caption("Other work on this machine appears as spread and as error; avoid it meanwhile.")
+        st.caption(
+            "Leave the machine idle during the measurement: other work increases spread and error."
+        )
         sent = st.form_submit_button("Start measuring", type="primary")
     if not sent:
         return None
@@ -76,7 +74,8 @@ def ask_request() -> MeasurementRequest | None:
     return MeasurementRequest(name.strip(), device, prompts, batches, repeats, chosen)
 
 
-def _follow(job: Job) -> None:
+@typed(st.fragment, run_every=REFRESH_S)
+def follow(job: Job) -> None:
     """Progress of a running measurement, refreshed every `REFRESH_S`, and the button to stop it."""
     if not job.running:
         st.rerun()
@@ -88,9 +87,6 @@ def _follow(job: Job) -> None:
         st.rerun()
     with st.expander("Steps so far"):
         st.code("\n".join(status.texts[-20:]) or "none", language=None)
-
-
-follow: Callable[[Job], None] = st.fragment(_follow, run_every=REFRESH_S)
 
 
 def show_end(job: Job) -> None:
@@ -111,10 +107,10 @@ def show_end(job: Job) -> None:
 
 
 def show_uploads() -> None:
-    """The uploader, the reason for a refusal, and what was accepted."""
+    """The uploader, the reason of a refusal, and the accepted files."""
     st.write(
         "A profile (`kvoverlap profile -o`), a plan (`kvoverlap plan -o` or `restore -o`) or a "
-        "recording (`kvoverlap run -o`), plain or gzipped. It is checked, and it is kept for this "
+        "recording (`kvoverlap run -o`), plain or gzipped. It is validated and stored for this "
         "browser session only."
     )
     file = st.file_uploader(
@@ -128,7 +124,7 @@ def show_uploads() -> None:
         try:
             upload = read_upload(file.name, file.getvalue())
         except KvOverlapError as error:
-            st.error(f"Refused: {plain(str(error))}")
+            st.error(f"Refused: {escaped(str(error))}")
         else:
             keep_upload(upload)
             st.success(f"{upload.name} is a {upload.kind}.")
@@ -136,7 +132,7 @@ def show_uploads() -> None:
         where, page = WHERE_SHOWN[upload.kind]
         with st.container(border=True):
             st.markdown(f"**{upload.name}**, {upload.kind}")
-            st.caption(plain(upload.summary))
+            st.caption(escaped(upload.summary))
             st.page_link(page, label=f"Shown in {where}")
 
 

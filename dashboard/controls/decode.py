@@ -1,4 +1,4 @@
-"""The controls of a question: model, machine and job, and what is different about the machine."""
+"""The controls of a decode question: model, machine, job, and changes of the machine."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ from collections.abc import Sequence
 
 import streamlit as st
 
+from dashboard.controls.widgets import menu
 from dashboard.data.machines import FIRST_MACHINE, Machine
 from dashboard.questions.decode import AUTO, Changes, Question, both_ways_rate
 from dashboard.questions.points import MULTIPLES
 from dashboard.session import all_machines
-from dashboard.text.comparison import plain
+from dashboard.text.comparison import escaped
 from planner import SCHEDULES
 from sim.catalog import link_names, model_names
 from sim.graph.jobs import Workload
@@ -43,60 +44,49 @@ def ask_question(changeable: bool) -> Question:
     schedule, n_batches = ask_schedule()
     kv_bits = ask_kv_bits()
     keep = st.toggle(
-        "Keep what fits",
+        "Use free GPU memory",
         key="keep",
         bind="query-params",
-        help="K, V, X and, in the column schedule, weights stay in GPU memory as far as there is "
-        "room, instead of being moved in every step. Off: nothing stays, as in KVPR.",
+        help="On: K, V, X and, in the column schedule, weights stay in GPU memory as far as they "
+        "fit. Off: every step moves them all, as in KVPR.",
     )
     hardware = machine.load()
     changes = Changes()
     if changeable:
         st.markdown("**Change the machine**")
         changes = ask_changes(hardware)
-        st.caption(plain(f"{hardware.name}: {hardware.description}"))
+        st.caption(escaped(f"{hardware.name}: {hardware.description}"))
     workload = Workload(*job, n_batches, kv_bits)
     return Question(model, hardware, machine.reference, workload, schedule, changes, keep)
 
 
 def ask_model(first: str) -> str:
-    """A shipped model; `first` is shown to who has not chosen."""
+    """A shipped model, by default `first`."""
     names = model_names()
-    chosen: str = st.selectbox(
-        "Model", names, index=names.index(first), key="model", bind="query-params"
-    )
-    return chosen
+    return menu("Model", names, index=names.index(first), key="model")
 
 
 def ask_machine(first: str) -> Machine:
-    """A machine that is shipped, profiled here or uploaded; an uploaded one is shown first."""
+    """A machine that is shipped, profiled here or uploaded; by default an uploaded one."""
     machines = {machine.label: machine for machine in all_machines()}
     labels = list(machines)
     uploaded = machines[labels[0]].profile is not None
-    label = st.selectbox(
-        "Machine",
-        labels,
-        index=0 if uploaded else labels.index(first),
-        key="hardware",
-        bind="query-params",
-    )
+    label = menu("Machine", labels, index=0 if uploaded else labels.index(first), key="hardware")
     return _behind_link(machines[label])
 
 
 def _behind_link(machine: Machine) -> Machine:
-    """A composed machine behind the link that is chosen for it; any other as it is."""
+    """A composed machine with the chosen link; any other machine unchanged."""
     if machine.parts is None:
         return machine
     device, usual = machine.parts
     names = link_names()
-    link = st.selectbox(
+    link = menu(
         "Link to the host",
         names,
         index=names.index(usual),
         key=f"link_of_{device}",
-        bind="query-params",
-        help="One device sits in many hosts. A link that is not there is a multiple of another: "
-        "What-if.",
+        help="Links of this device to a host. For another rate, use the page What-if.",
     )
     return machine.behind(link)
 
@@ -111,11 +101,10 @@ def ask_job() -> tuple[int, int, int]:
 
 def ask_schedule() -> tuple[str, int]:
     """The schedule and how many batches share each layer."""
-    schedule = st.selectbox(
+    schedule = menu(
         "Schedule",
         (*SCHEDULES, AUTO),
         key="schedule",
-        bind="query-params",
         help="row: all layers of a step, then the next step; weights stay on the device. column: "
         "weights come from host memory, and several batches pass through each loaded layer. "
         "auto: the schedule with more tokens a second.",
@@ -128,19 +117,17 @@ def ask_schedule() -> tuple[str, int]:
 
 def ask_kv_bits() -> int | None:
     """The format of the KV cache in host memory."""
-    chosen: int | None = st.selectbox(
+    return menu(
         "KV cache in host memory",
         [None, *KV_BITS],
         key="kv_bits",
-        bind="query-params",
         format_func=lambda bits: "as computed" if bits is None else f"{bits} bits",
-        help="Quantised, it is smaller to move and must be dequantised on the device.",
+        help="A quantised cache is faster to load and must be dequantised on the device.",
     )
-    return chosen
 
 
 def ask_changes(hardware: HardwareProfile) -> Changes:
-    """What is different about a machine."""
+    """Changes of a machine."""
     link, flops, hbm = (
         hardware.links.h2d.bytes_per_s / 1e9,
         hardware.gemm.flops_per_s / 1e12,
@@ -157,8 +144,8 @@ def ask_changes(hardware: HardwareProfile) -> Changes:
                 1,
                 "gpus",
                 "{}",
-                "So many GPUs, each with such a job, behind one link of this rate, which they "
-                "share fairly. A profile with switches of its own keeps those.",
+                "Number of GPUs, each with such a job, that share one link of this rate max-min "
+                "fairly. A profile that has switches uses its own.",
             )
         ),
         both_ways=_optional(
@@ -188,7 +175,7 @@ def steps(
     text: str,
     meaning: str | None = None,
 ) -> float:
-    """A slider over given values, which the link spells as the page does."""
+    """A slider over given values; the link of the page shows the same text."""
     chosen: float = st.select_slider(
         label,
         options,
@@ -202,7 +189,7 @@ def steps(
 
 
 def _multiple(label: str, base: float, unit: str, key: str) -> float:
-    """A slider of multiples of a rate, each shown, and put in the link, as the rate it gives."""
+    """A slider of multiples of a rate, shown as rates on the page and in its link."""
     chosen: float = st.select_slider(
         label,
         MULTIPLES,
@@ -217,12 +204,11 @@ def _multiple(label: str, base: float, unit: str, key: str) -> float:
 def _optional(
     label: str, options: Sequence[float], unchanged: str, key: str, text: str
 ) -> float | None:
-    """A menu whose first entry leaves things as the profile says."""
-    chosen = st.selectbox(
+    """A menu whose first entry leaves the profile unchanged."""
+    chosen = menu(
         label,
         [None, *options],
         key=key,
-        bind="query-params",
         format_func=lambda value: unchanged if value is None else text.format(value),
     )
     return None if chosen is None else float(chosen)

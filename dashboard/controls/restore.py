@@ -1,4 +1,4 @@
-"""The controls of a restore question, and the editor of what happens to the machine meanwhile."""
+"""The controls of a restore question, and the editor of its availability trace."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from dashboard.controls.traces import (
     trace_table,
     trace_text,
 )
+from dashboard.controls.widgets import menu
 from dashboard.questions.restore import AUTO, GIB, POLICIES, RestoreQuestion
-from dashboard.text.comparison import plain
+from dashboard.text.comparison import escaped
 from planner.restore.reproduce import GBPS
 from sim.errors import KvOverlapError
 from sim.graph.jobs import KV_BITS, RestoreRequest
@@ -58,17 +59,16 @@ def ask_restore() -> tuple[RestoreQuestion, str]:
         1.0,
         "cached",
         "{:.0%}",
-        "Its first tokens. The last token of a prompt is always computed: it makes the first new "
-        "one.",
+        "The first tokens of the prompt. The last token is always computed: it gives the first "
+        "new token.",
     )
     tier, link = ask_tier(hardware)
-    kv_bits = st.selectbox(
+    kv_bits = menu(
         "Cached K and V",
         sorted(KV_BITS, reverse=True),
         key="kv_bits",
-        bind="query-params",
         format_func=lambda bits: f"{bits} bits",
-        help="Bits of an element on the tier; below 16 it is compressed there.",
+        help="Bits of a value on the tier; fewer than 16 mean that it is quantised there.",
     )
     share = steps(
         "GPU share of this request",
@@ -76,12 +76,12 @@ def ask_restore() -> tuple[RestoreQuestion, str]:
         1.0,
         "share",
         "{:.1%}",
-        "Its part of the tokens of every step; other requests use up the rest.",
+        "Its fraction of the tokens of every step; other requests use the rest.",
     )
     chunk = steps("Tokens of a step", CHUNKS, 512, "chunk", "{:,}")
     io_chunk = steps("Tokens loaded at a time", IO_CHUNKS, 128, "io_chunk", "{:,}")
     policy = ask_policy()
-    st.caption(plain(f"{hardware.name}: {hardware.description}"))
+    st.caption(escaped(f"{hardware.name}: {hardware.description}"))
     request = RestoreRequest(
         prompt_tokens=prompt,
         cached_tokens=min(prompt - 1, max(1, round(cached_frac * prompt))),
@@ -95,14 +95,13 @@ def ask_restore() -> tuple[RestoreQuestion, str]:
 
 
 def ask_tier(hardware: HardwareProfile) -> tuple[str, float | None]:
-    """Where the prefix is cached, and the rate of the link before it where that is asked for."""
+    """The tier of the prefix, and the rate of its link if the visitor sets one."""
     lanes = {tier.lane for tier in (hardware.restore or Restore()).tiers}
     known = [tier for tier in TIER_NAMES if LANE_OF_TIER.get(tier) in {None, *lanes}]
-    tier = st.selectbox(
+    tier = menu(
         "The prefix is cached",
         [OWN_LINK, *known],
         key="tier",
-        bind="query-params",
         format_func=lambda name: TIER_NAMES.get(name, name),
     )
     if tier != OWN_LINK:
@@ -113,25 +112,23 @@ def ask_tier(hardware: HardwareProfile) -> tuple[str, float | None]:
 
 
 def ask_policy() -> str:
-    """Whose answer is shown."""
-    chosen: str = st.selectbox(
+    """The policy whose answer is shown."""
+    return menu(
         "Policy",
         (AUTO, *POLICIES),
         key="policy",
-        bind="query-params",
-        help="two-ended is Cake: it computes from the front and loads from the back, and plans "
-        "nothing. lp moves the meeting point to the best place. layer-wise is HCache: whole layers "
+        help="two-ended is Cake: it computes from the front and loads from the back, without a "
+        "plan. lp chooses the best meeting point. layer-wise is HCache: whole layers "
         "are computed, projected from X, or loaded. joint mixes tokens, layers and modes. auto "
-        "takes the fastest.",
+        "is the fastest.",
     )
-    return chosen
 
 
 def ask_trace(question: RestoreQuestion, usual_s: float) -> Availability:
-    """The editor of a trace; an edited one is kept in the address of the page.
+    """The editor of a trace; the address of the page holds an edited one.
 
     Args:
-        usual_s: time to first token on the whole machine, before which something should happen.
+        usual_s: time to first token on the whole machine; the example trace starts before it.
 
     Raises:
         BadInput: the edited table holds no trace.
@@ -141,7 +138,7 @@ def ask_trace(question: RestoreQuestion, usual_s: float) -> Availability:
     kept = st.session_state[TRACE]
     row = st.container(horizontal=True, vertical_alignment="center")
     offered = {f"{lane} drops": example_trace(usual_s, lane) for lane in question.lanes}
-    for label, trace in {**offered, "Nothing happens": ALWAYS}.items():
+    for label, trace in {**offered, "Whole machine": ALWAYS}.items():
         if row.button(label, key=f"trace {label}"):
             kept.update(base=trace, version=kept["version"] + 1)
     base = kept["base"]
@@ -166,9 +163,9 @@ def ask_trace(question: RestoreQuestion, usual_s: float) -> Availability:
 
 
 def _trace_of_address() -> Availability | None:
-    """What the address says; None, with the reason, where it says none."""
+    """The trace of the page's address; None if there is none or, with a message, an invalid one."""
     try:
         return read_trace_text(st.query_params[TRACE]) if TRACE in st.query_params else None
     except KvOverlapError as error:
-        st.error(plain(str(error)))
+        st.error(escaped(str(error)))
         return None

@@ -1,7 +1,8 @@
-"""Availability traces as the page edits them, its address spells them, and the command reads them.
+"""Availability traces as a table, as text in the page's address, and as a file for the command.
 
 In the address a trace is `0.4:net=0.25;0.9:net=1,compute=0.5`: from 0.4 s on a quarter of the
-network's rate, from 0.9 s on all of it and half of the GPU. A lane that is not named has all.
+network's rate, from 0.9 s on its whole rate and half of the GPU. A lane without an entry is
+fully available.
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ from sim.machine.availability import ALWAYS, Availability, Step
 
 START = "start_s"
 MAX_ROWS = 16
-"""Rows up to which a trace is followed within seconds."""
+"""Largest number of rows; planning under a trace of so many takes some seconds."""
 
 DROPPED_TO = 0.25
-"""What the trace that a visitor first sees leaves of the slow lane."""
+"""Fraction of the slow lane's rate that the example trace leaves."""
 
 
 def example_trace(ttft_s: float, lane: str) -> Availability:
@@ -30,7 +31,7 @@ def example_trace(ttft_s: float, lane: str) -> Availability:
 
 
 def trace_text(trace: Availability) -> str:
-    """The trace as the address spells it; empty for none."""
+    """The trace as text in the address; empty for none."""
     return ";".join(
         f"{step.start_s:.12g}:" + ",".join(f"{lane}={part:.12g}" for lane, part in step.fractions)
         for step in trace.steps
@@ -38,10 +39,10 @@ def trace_text(trace: Availability) -> str:
 
 
 def read_trace_text(text: str) -> Availability:
-    """The trace that `trace_text` spells.
+    """The trace that `trace_text` wrote.
 
     Raises:
-        BadInput: another spelling, or no such trace.
+        BadInput: the text is not a trace, or the trace is invalid.
     """
     steps = []
     for row in filter(None, text.split(";")):
@@ -73,12 +74,12 @@ def trace_table(trace: Availability, lanes: Sequence[str]) -> pd.DataFrame:
 
 
 def trace_of_table(table: pd.DataFrame) -> Availability:
-    """The trace that an edited table says, rows by rising time.
+    """The trace of an edited table, by rising time.
 
-    A row whose time is not filled in yet does not count; a fraction that is not, is 1.
+    Rows without a time are ignored; an empty fraction is 1.
 
     Raises:
-        BadInput: two rows of one time, or a value that is none.
+        BadInput: two rows have the same time, or a value is invalid.
     """
     rows = sorted(
         (row for row in table.to_dict("records") if not isnan(_number(row[START], float("nan")))),
@@ -104,11 +105,11 @@ def trace_csv(trace: Availability, lanes: Sequence[str]) -> bytes:
 
 
 def describe_trace(trace: Availability) -> str:
-    """What the trace does, in one phrase."""
+    """The trace in one phrase."""
     if trace == ALWAYS:
-        return "all of the machine all the time"
+        return "the whole machine all the time"
     phrases = []
     for step in trace.steps:
         parts = [f"{100 * part:g} % of {lane}" for lane, part in step.fractions if part != 1]
-        phrases.append(f"from {step.start_s:g} s on {' and '.join(parts) or 'all of it'}")
+        phrases.append(f"from {step.start_s:g} s on {' and '.join(parts) or 'the whole machine'}")
     return ", ".join(phrases)

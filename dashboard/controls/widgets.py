@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import pandas as pd
 import streamlit as st
@@ -12,7 +13,9 @@ from streamlit.delta_generator import DeltaGenerator
 
 from dashboard.data.exports import csv_bytes, parquet_bytes, profile_bytes
 from dashboard.data.runs import OWN_RUNS, Case, Run, case_stamp
+from dashboard.figures import split_curve
 from dashboard.questions.decode import CHANGED_PROFILE, Question
+from dashboard.questions.points import kvpr_count
 from dashboard.session import (
     all_runs,
     cases_of,
@@ -22,13 +25,18 @@ from dashboard.session import (
     uploaded_recordings,
 )
 from dashboard.text.comparison import Metric
+from planner import DecodePlan
 
 CHART = {"displaylogo": False, "modeBarButtonsToRemove": ["select2d", "lasso2d", "autoScale2d"]}
 BARE_CHART = {"displayModeBar": False}
 
+T = TypeVar("T")
+
+ASKED, MEASURED, UPLOADED = "a question", "a measured case", "an uploaded plan"
+
 DECODE_RUN = ("make run", "kvoverlap validate --out runs/latest")
 RESTORE_RUN = ("kvoverlap validate --scenario restore --out runs/restores",)
-"""What measures something to show."""
+"""Commands that measure a run to show."""
 
 NARROW = """
 @media (max-width: 1000px) {
@@ -56,13 +64,68 @@ class Picked:
     case: Case
 
 
+def menu(
+    label: str, options: Sequence[T], *, key: str, column: DeltaGenerator | None = None, **more: Any
+) -> T:
+    """The entry chosen from a menu, which is part of the page's link; `more` as for Streamlit."""
+    place = st if column is None else column
+    chosen: T = place.selectbox(label, options, key=key, bind="query-params", **more)
+    return chosen
+
+
+def choose_subject(label: str, uploads: Collection[str]) -> str:
+    """A question, a measured case or, if there are `uploads`, an uploaded plan."""
+    kinds = [ASKED, MEASURED, *([UPLOADED] if uploads else [])]
+    kind: str = st.segmented_control(
+        label,
+        kinds,
+        default=ASKED,
+        required=True,
+        key="of",
+        bind="query-params",
+        label_visibility="collapsed",
+    )
+    return kind
+
+
+def show_table(
+    table: pd.DataFrame,
+    formats: Mapping[str, str] | None = None,
+    meanings: Mapping[str, str] | None = None,
+    **more: Any,
+) -> Any:
+    """A table without its index; `more` as for Streamlit.
+
+    Args:
+        formats: printf format or name of a format by column.
+        meanings: help by column, for columns with a format.
+    """
+    number, texts = st.column_config.NumberColumn, meanings or {}
+    columns = {
+        name: number(format=text, help=texts.get(name)) for name, text in (formats or {}).items()
+    }
+    return st.dataframe(table, hide_index=True, column_config=columns, **more)
+
+
+def show_split_curve(
+    plan: DecodePlan, points: pd.DataFrame, marks: dict[str, tuple[float, float]]
+) -> None:
+    """Makespan of even splits with some of them marked, KVPR's split, and the LP's makespan."""
+    kvpr = kvpr_count(plan)
+    at_kvpr = points.loc[points["tokens"] == kvpr, "makespan_s"]
+    if len(at_kvpr):
+        marks = {"kvpr": (float(kvpr), float(at_kvpr.iloc[0])), **marks}
+    levels = {"lp": plan.baselines["lp"], "no split is faster": plan.lower_bound_s}
+    chart(split_curve(points, marks, levels), "Makespan over recomputed tokens", "split")
+
+
 def chart(figure: Figure, alt: str, key: str, bare: bool = False) -> None:
     """A figure in the theme of the page."""
     st.plotly_chart(figure, config=BARE_CHART if bare else CHART, alt=alt, key=key)
 
 
 def choose_view(views: Sequence[str]) -> str:
-    """Which of a page's views is shown; the first at first, and part of the link."""
+    """The chosen view of a page, by default the first; part of the page's link."""
     view: str = st.segmented_control(
         "View",
         list(views),
@@ -76,7 +139,7 @@ def choose_view(views: Sequence[str]) -> str:
 
 
 def narrow_windows() -> None:
-    """Below a width at which they would be cut, cards stand two by two and pairs in one column."""
+    """In narrow windows, put cards two by two and pairs in one column."""
     st.html(f"<style>{NARROW}</style>")
 
 
@@ -87,7 +150,7 @@ def pair(key: str, widths: Sequence[float] = (1, 1)) -> tuple[DeltaGenerator, De
 
 
 def cards(metrics: Sequence[Metric]) -> None:
-    """Figures side by side, each with what it means."""
+    """Values side by side, each with its meaning as help."""
     columns = st.container(key="cards").columns(len(metrics))
     for column, metric in zip(columns, metrics, strict=True):
         column.metric(
@@ -102,11 +165,11 @@ def cards(metrics: Sequence[Metric]) -> None:
 
 
 def pick_case(about: str = "", restores: bool | None = None) -> Picked | None:
-    """Menus of runs and of the cases in one; None, with an invitation, where there are none.
+    """The case chosen from menus of runs and cases; without runs None, with an invitation.
 
     Args:
         about: the subject of the page, shown next to the menus.
-        restores: offer only restores, or only what is none; by default all.
+        restores: offer only restores, or only decodes; by default all.
 
     Raises:
         KvOverlapError: the chosen case cannot be read.
@@ -119,30 +182,30 @@ def pick_case(about: str = "", restores: bool | None = None) -> Picked | None:
         return None
     left, right, rest = st.columns([2, 2, 2], vertical_alignment="bottom")
     rest.caption(about)
-    chosen = left.selectbox("Run", [*recordings, *runs], key="run", bind="query-params")
+    chosen = menu("Run", [*recordings, *runs], key="run", column=left)
     if chosen in recordings:
         name = recordings[chosen]
         return Picked(None, name, uploaded_case(name))
     run = runs[chosen]
-    name = right.selectbox("Case", cases_of(run, restores), key="case", bind="query-params")
+    name = menu("Case", cases_of(run, restores), key="case", column=right)
     folder = run.case_folder(name)
     return Picked(run, name, stored_case(folder, case_stamp(folder)))
 
 
 def show_invitation(commands: Sequence[str] = DECODE_RUN) -> None:
-    """What to do when nothing has been measured yet."""
+    """The commands to measure a first run."""
     st.header("No run to show yet", anchor=False)
     st.write(
         "One command profiles this machine, plans a grid of cases, predicts each, runs it and "
-        "keeps what it measured. It takes a few minutes and needs no GPU."
+        "stores the measurements. It takes a few minutes and needs no GPU."
     )
     for number, command in enumerate(commands):
         if number:
             st.write("Outside a checkout:")
         st.code(command, language="bash")
     st.caption(
-        f"Then reload this page. Runs are looked for in {OWN_RUNS.resolve()}. The page Your "
-        "machine starts the same command from here."
+        f"Then reload this page. Runs are read from {OWN_RUNS.resolve()}. The page Your machine "
+        "starts the same command."
     )
 
 
@@ -150,7 +213,7 @@ def show_command(question: Question, policy: str = "lp") -> None:
     """The command that gives the answer shown, with the profile that it needs."""
     st.code(question.command(policy), language="bash", wrap_lines=True)
     if question.needs_profile:
-        st.caption(f"No option of the command says this of a machine: it is in {CHANGED_PROFILE}.")
+        st.caption(f"No option of the command makes these changes: they are in {CHANGED_PROFILE}.")
         st.download_button(
             f"Download {CHANGED_PROFILE}",
             lambda: profile_bytes(question.machine),

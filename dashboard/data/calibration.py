@@ -1,10 +1,12 @@
-"""What a profile says about a machine: curves as rates, samples behind them, key figures."""
+"""A profile as tables: rates over size with their samples, checks, and main figures."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise
+from typing import Any
 
 import pandas as pd
 
@@ -17,19 +19,19 @@ COPY_BYTES = tuple(float(4**power) for power in range(5, 16))
 ROWS = tuple(float(2**power) for power in range(15))
 CONTEXTS = tuple(float(2**power) for power in range(6, 14))
 PASS_BYTES = tuple(float(4**power) for power in range(5, 14))
-"""Where a rate without samples is drawn."""
+"""Sizes at which a rate without samples is drawn."""
 
 SAMPLE_COLUMNS = ["x", "rate", "residual_frac"]
 
 SHAPES = ((4096, 4096), (8192, 8192), (28672, 8192), (8192, 28672))
-"""Weights n, k whose products are drawn where utilisation is known for any."""
+"""Weights n, k whose matmuls are drawn if the profile has utilisation tables."""
 
 KV_HEADS = (8, 64, 256, 1024)
 QUERY_HEADS = 32
-"""Heads whose attention is drawn where it is known for any."""
+"""Heads whose attention is drawn if the profile has tables by heads."""
 
 BETWEEN = 12
-"""Points at which the curve is read between two samples."""
+"""Points of the curve between two samples."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +39,10 @@ class RateCurve:
     """A rate over the size of the work.
 
     Args:
-        x, rate: what the cost model reads.
-        point_x, point_rate: medians, between which it reads; empty where the profile holds one
-            rate.
-        samples: what these are the medians of, one row each with columns `x`, `rate` and
-            `residual_frac` (its seconds over the curve's, minus 1); empty where none were kept.
+        x, rate: the curve of the cost model.
+        point_x, point_rate: medians that it interpolates; empty if the profile has one rate.
+        samples: timings behind the medians, with columns `x`, `rate` and `residual_frac` (seconds
+            over those of the curve, minus 1); empty if the profile has none.
     """
 
     name: str
@@ -61,7 +62,7 @@ class Subject:
         name: in menus and in links.
         x_title, rate_title: with units.
         curve: of a profile, under a name.
-        lane_or_op: of the tasks that are this work and nothing else; None where there are none.
+        lane_or_op: of the tasks that consist of this work only; None if no task does.
     """
 
     name: str
@@ -121,115 +122,101 @@ def _dense(axis: Sequence[float]) -> Iterable[float]:
     yield axis[-1]
 
 
-def _link(direction: str) -> Callable[[HardwareProfile, str], RateCurve]:
-    def curve(profile: HardwareProfile, name: str) -> RateCurve:
-        link = getattr(profile.links, direction)
-        return _read(
-            name,
-            link.source,
-            link.curve,
-            lambda n_bytes: link.latency_s + n_bytes / link.bytes_per_s,
-            lambda n_bytes: n_bytes / 1e9,
-            COPY_BYTES,
-            _samples(profile, "link", direction),
-        )
-
-    return curve
+def _link(direction: str, profile: HardwareProfile, name: str) -> RateCurve:
+    link = getattr(profile.links, direction)
+    return _read(
+        name,
+        link.source,
+        link.curve,
+        lambda n_bytes: link.latency_s + n_bytes / link.bytes_per_s,
+        lambda n_bytes: n_bytes / 1e9,
+        COPY_BYTES,
+        _samples(profile, "link", direction),
+    )
 
 
-def _product(n: int, k: int, weight_bits: int = 16) -> Callable[[HardwareProfile, str], RateCurve]:
-    def curve(profile: HardwareProfile, name: str) -> RateCurve:
-        tables = {(table.n, table.k): table.curve for table in profile.gemm.tables}
-        known = {table.weight_bits: table for table in profile.gemm.utilisation}
-        sampled = tables.get((n, k))
-        if sampled is None and weight_bits in known:
-            sampled, _ = known[weight_bits].curve(n, k)
-        size = DTYPE_BYTES[profile.dtype]
-        return _read(
-            name,
-            profile.gemm.source,
-            sampled,
-            lambda rows: profile.gemm.roofline_s(int(rows), n, k, size, 8 * size),
-            lambda rows: 2 * rows * n * k / 1e12,
-            ROWS,
-            _samples(profile, "gemm", n, k),
-        )
-
-    return curve
+def _matmul(n: int, k: int, weight_bits: int, profile: HardwareProfile, name: str) -> RateCurve:
+    tables = {(table.n, table.k): table.curve for table in profile.gemm.tables}
+    known = {table.weight_bits: table for table in profile.gemm.utilisation}
+    sampled = tables.get((n, k))
+    if sampled is None and weight_bits in known:
+        sampled, _ = known[weight_bits].curve(n, k)
+    size = DTYPE_BYTES[profile.dtype]
+    return _read(
+        name,
+        profile.gemm.source,
+        sampled,
+        lambda rows: profile.gemm.roofline_s(int(rows), n, k, size, 8 * size),
+        lambda rows: 2 * rows * n * k / 1e12,
+        ROWS,
+        _samples(profile, "gemm", n, k),
+    )
 
 
-def _attention(heads: tuple[int, int, int], batch: float) -> Callable[..., RateCurve]:
-    def curve(profile: HardwareProfile, name: str) -> RateCurve:
-        n_bytes = 2 * heads[1] * heads[2] * DTYPE_BYTES[profile.dtype]
-        sampled = None
-        for table in profile.attention.tables:
-            if (table.n_heads, table.n_kv_heads, table.head_dim) == heads:
-                rows = dict(zip(table.grid.rows, table.grid.seconds, strict=True))
-                if batch in rows:
-                    sampled = Curve(table.grid.columns, rows[batch])
-        return _read(
-            name,
-            profile.attention.source,
-            sampled,
-            lambda context: batch * context * n_bytes / profile.attention.bytes_per_s,
-            lambda context: batch * context * n_bytes / 1e9,
-            CONTEXTS,
-            _samples(profile, "attention", *heads, batch),
-        )
+def _attention(
+    heads: tuple[int, int, int], batch: float, profile: HardwareProfile, name: str
+) -> RateCurve:
+    n_bytes = 2 * heads[1] * heads[2] * DTYPE_BYTES[profile.dtype]
+    sampled = None
+    for table in profile.attention.tables:
+        if (table.n_heads, table.n_kv_heads, table.head_dim) == heads:
+            rows = dict(zip(table.grid.rows, table.grid.seconds, strict=True))
+            if batch in rows:
+                sampled = Curve(table.grid.columns, rows[batch])
+    return _read(
+        name,
+        profile.attention.source,
+        sampled,
+        lambda context: batch * context * n_bytes / profile.attention.bytes_per_s,
+        lambda context: batch * context * n_bytes / 1e9,
+        CONTEXTS,
+        _samples(profile, "attention", *heads, batch),
+    )
 
-    return curve
 
-
-def _kv_heads(head_dim: int, rows: float) -> Callable[[HardwareProfile, str], RateCurve]:
+def _kv_heads(head_dim: int, rows: float, profile: HardwareProfile, name: str) -> RateCurve:
     """Decode attention of `rows` KV heads, of all sequences together, over context."""
-
-    def curve(profile: HardwareProfile, name: str) -> RateCurve:
-        token_bytes = 2 * rows * head_dim * DTYPE_BYTES[profile.dtype]
-        sampled = None
-        for heads in profile.attention.heads:
-            if heads.head_dim == head_dim and rows in heads.fan.rows:
-                sampled = heads.fan.curves[heads.fan.rows.index(rows)]
-        return _read(
-            name,
-            profile.attention.source,
-            sampled,
-            lambda context: context * token_bytes / profile.attention.bytes_per_s,
-            lambda context: context * token_bytes / 1e9,
-            CONTEXTS,
-            (),
-        )
-
-    return curve
+    token_bytes = 2 * rows * head_dim * DTYPE_BYTES[profile.dtype]
+    sampled = None
+    for heads in profile.attention.heads:
+        if heads.head_dim == head_dim and rows in heads.fan.rows:
+            sampled = heads.fan.curves[heads.fan.rows.index(rows)]
+    return _read(
+        name,
+        profile.attention.source,
+        sampled,
+        lambda context: context * token_bytes / profile.attention.bytes_per_s,
+        lambda context: context * token_bytes / 1e9,
+        CONTEXTS,
+        (),
+    )
 
 
-def _prefill(head_dim: int, queries_per_kv: int) -> Callable[[HardwareProfile, str], RateCurve]:
+def _prefill(head_dim: int, queries_per_kv: int, profile: HardwareProfile, name: str) -> RateCurve:
     """Causal attention of one prompt over its tokens."""
 
-    def curve(profile: HardwareProfile, name: str) -> RateCurve:
-        def rate(tokens: float, seconds: float) -> float:
-            return 2 * QUERY_HEADS * head_dim * tokens * (tokens + 1) / seconds / 1e12
+    def rate(tokens: float, seconds: float) -> float:
+        return 2 * QUERY_HEADS * head_dim * tokens * (tokens + 1) / seconds / 1e12
 
-        block = profile.restore.prefill if profile.restore is not None else None
-        for heads in block.heads if block is not None else ():
-            if (heads.head_dim, heads.queries_per_kv) == (head_dim, queries_per_kv):
-                points = heads.fan.curves[0].work
-                return RateCurve(
-                    name,
-                    "measured" if block is None else block.attention_flops_per_s.source,
-                    tuple(_dense(points)),
-                    tuple(rate(x, heads.at(QUERY_HEADS, x)[0]) for x in _dense(points)),
-                    points,
-                    tuple(rate(x, heads.at(QUERY_HEADS, x)[0]) for x in points),
-                )
-        figure = None if block is None else block.attention_flops_per_s
-        value = profile.gemm.flops_per_s if figure is None else figure.value
-        source = "fitted" if figure is None else figure.source
-        return RateCurve(name, source, CONTEXTS, tuple(value / 1e12 for _ in CONTEXTS))
-
-    return curve
+    block = profile.restore.prefill if profile.restore is not None else None
+    for heads in block.heads if block is not None else ():
+        if (heads.head_dim, heads.queries_per_kv) == (head_dim, queries_per_kv):
+            points = heads.fan.curves[0].work
+            return RateCurve(
+                name,
+                "measured" if block is None else block.attention_flops_per_s.source,
+                tuple(_dense(points)),
+                tuple(rate(x, heads.at(QUERY_HEADS, x)[0]) for x in _dense(points)),
+                points,
+                tuple(rate(x, heads.at(QUERY_HEADS, x)[0]) for x in points),
+            )
+    figure = None if block is None else block.attention_flops_per_s
+    value = profile.gemm.flops_per_s if figure is None else figure.value
+    source = "fitted" if figure is None else figure.source
+    return RateCurve(name, source, CONTEXTS, tuple(value / 1e12 for _ in CONTEXTS))
 
 
-def _passes(profile: HardwareProfile, name: str) -> RateCurve:
+def _elementwise(profile: HardwareProfile, name: str) -> RateCurve:
     costs = profile.elementwise
     return _read(
         name,
@@ -243,10 +230,10 @@ def _passes(profile: HardwareProfile, name: str) -> RateCurve:
 
 
 def subjects(profile: HardwareProfile) -> list[Subject]:
-    """The kinds of work that a profile prices, those it has samples of in detail."""
+    """The kinds of work whose rates a profile has."""
     found = [
-        Subject("copies to the device (h2d)", "bytes", "GB/s", _link(H2D), H2D),
-        Subject("copies from the device (d2h)", "bytes", "GB/s", _link(D2H), D2H),
+        Subject("copies to the device (h2d)", "bytes", "GB/s", partial(_link, H2D), H2D),
+        Subject("copies from the device (d2h)", "bytes", "GB/s", partial(_link, D2H), D2H),
     ]
     shapes = [(table.n, table.k) for table in profile.gemm.tables]
     shapes = shapes or list(SHAPES if profile.gemm.utilisation else SHAPES[:1])
@@ -255,7 +242,7 @@ def subjects(profile: HardwareProfile) -> list[Subject]:
             f"products, [rows, {k}] x [{k}, {n}]",
             "rows",
             "TFLOP/s",
-            _product(n, k),
+            partial(_matmul, n, k, 16),
             f"recompute {n} {k}",
         )
         for n, k in shapes
@@ -267,24 +254,24 @@ def subjects(profile: HardwareProfile) -> list[Subject]:
                 f"attention, {heads[0]} heads, {heads[1]} of KV, batch {batch:g}",
                 "keys of each sequence",
                 "GB/s",
-                _attention(heads, batch),
+                partial(_attention, heads, batch),
             )
             for batch in table.grid.rows
         ]
     found += _published_subjects(profile)
-    return [*found, Subject("element-wise passes", "bytes", "GB/s", _passes)]
+    return [*found, Subject("element-wise passes", "bytes", "GB/s", _elementwise)]
 
 
 def _published_subjects(profile: HardwareProfile) -> Iterable[Subject]:
-    """What profiles made of published operator timings hold besides."""
+    """The kinds of work that only published operator timings have."""
     if any(table.weight_bits == 8 for table in profile.gemm.utilisation):
         for n, k in SHAPES:
             title = f"products in 8 bits, [rows, {k}] x [{k}, {n}]"
-            yield Subject(title, "rows", "TFLOP/s", _product(n, k, 8))
+            yield Subject(title, "rows", "TFLOP/s", partial(_matmul, n, k, 8))
     for heads in profile.attention.heads:
         for rows in KV_HEADS:
             title = f"decode attention, {rows} KV heads of {heads.head_dim}"
-            curve = _kv_heads(heads.head_dim, float(rows))
+            curve = partial(_kv_heads, heads.head_dim, float(rows))
             yield Subject(title, "keys of each head", "GB/s", curve)
     block = profile.restore.prefill if profile.restore is not None else None
     for queries in block.heads if block is not None else ():
@@ -292,7 +279,7 @@ def _published_subjects(profile: HardwareProfile) -> Iterable[Subject]:
             f"prefill attention, {QUERY_HEADS} heads of {queries.head_dim}, "
             f"{queries.queries_per_kv} to a KV head"
         )
-        curve = _prefill(queries.head_dim, queries.queries_per_kv)
+        curve = partial(_prefill, queries.head_dim, queries.queries_per_kv)
         yield Subject(title, "tokens", "TFLOP/s", curve)
 
 
@@ -315,26 +302,21 @@ def checks_table(profile: HardwareProfile) -> pd.DataFrame:
 def key_figures(profile: HardwareProfile) -> pd.DataFrame:
     """The profile's main figures with their units and sources."""
     gemm, links, dispatch = profile.gemm, profile.links, profile.dispatch
-    rows: list[tuple[str, float | None, str, str, str]] = [
-        ("matrix products", gemm.flops_per_s / 1e12, "TFLOP/s", gemm.source, gemm.note),
-        ("weights, read", _per(gemm.bytes_per_s, 1e9), "GB/s", gemm.source, ""),
-        (
-            "attention, K and V read",
-            profile.attention.bytes_per_s / 1e9,
-            "GB/s",
-            profile.attention.source,
-            profile.attention.note,
-        ),
-        (
-            "element-wise passes",
-            profile.elementwise.bytes_per_s / 1e9,
-            "GB/s",
-            profile.elementwise.source,
-            profile.elementwise.note,
-        ),
-        ("link, h2d", links.h2d.bytes_per_s / 1e9, "GB/s", links.h2d.source, links.h2d.note),
-        ("link, d2h", links.d2h.bytes_per_s / 1e9, "GB/s", links.d2h.source, links.d2h.note),
-        ("link, latency", links.h2d.latency_s * 1e6, "us", links.h2d.source, ""),
+    attention, elementwise = profile.attention, profile.elementwise
+    read_gb_per_s = None if gemm.bytes_per_s is None else gemm.bytes_per_s / 1e9
+    rates: list[tuple[str, float | None, str, Any]] = [
+        ("matrix products", gemm.flops_per_s / 1e12, "TFLOP/s", gemm),
+        ("weights, read", read_gb_per_s, "GB/s", gemm),
+        ("attention, K and V read", attention.bytes_per_s / 1e9, "GB/s", attention),
+        ("element-wise passes", elementwise.bytes_per_s / 1e9, "GB/s", elementwise),
+        ("link, h2d", links.h2d.bytes_per_s / 1e9, "GB/s", links.h2d),
+        ("link, d2h", links.d2h.bytes_per_s / 1e9, "GB/s", links.d2h),
+        ("link, latency", links.h2d.latency_s * 1e6, "us", links.h2d),
+    ]
+    without_note = ("weights, read", "link, latency")
+    rows = [
+        (name, value, unit, part.source, "" if name in without_note else part.note)
+        for name, value, unit, part in rates
     ]
     rows += [
         (f"{entry.lane} while {entry.while_busy} works", entry.rate, "x", entry.source, "")
@@ -345,11 +327,7 @@ def key_figures(profile: HardwareProfile) -> pd.DataFrame:
         ("gap between tasks", dispatch.gap_s * 1e6, "us", dispatch.source, ""),
         ("hand-over between lanes", dispatch.handover_s * 1e6, "us", dispatch.source, ""),
         ("device memory", memory.device_bytes / 2**30, "GiB", memory.source, ""),
-        ("of it reserved", memory.device_reserve_bytes / 2**30, "GiB", memory.source, ""),
+        ("device memory, reserved", memory.device_reserve_bytes / 2**30, "GiB", memory.source, ""),
         ("host memory", memory.host_bytes / 2**30, "GiB", memory.source, ""),
     ]
     return pd.DataFrame(rows, columns=["figure", "value", "unit", "source", "note"])
-
-
-def _per(value: float | None, unit: float) -> float | None:
-    return None if value is None else value / unit

@@ -1,4 +1,4 @@
-"""Answers as files: tables as CSV and Parquet, the rest as the command writes it."""
+"""Downloads: tables as CSV and Parquet; profiles and traces as the command writes them."""
 
 from __future__ import annotations
 

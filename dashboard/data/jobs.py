@@ -1,7 +1,7 @@
 """A measurement of this machine in the background: started, followed and stopped from a page.
 
-It is `python -m measure.child` in its own process group, so that stopping it ends it and its
-children and nothing else. One runs at a time: two would disturb each other.
+It is `python -m measure.child` in its own process group, so that a stop ends it with its children
+only. One measurement runs at a time, because two would disturb each other.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class MeasurementRequest:
         """The request as `measure.child` reads it.
 
         Raises:
-            BadInput: the name is no plain folder name, or a count is no whole number above 0.
+            BadInput: the name is not a folder name, or a count is not a whole number above 0.
         """
         if not re.fullmatch(r"\w[\w.-]{0,60}", self.name):
             raise BadInput(
@@ -69,7 +69,7 @@ class MeasurementRequest:
 
 @dataclass
 class Job:
-    """One started measurement; its output goes to a file, so that nobody has to read it in time."""
+    """One started measurement; its output goes to a file, so that it never waits for a reader."""
 
     request: MeasurementRequest
     process: subprocess.Popen[bytes]

@@ -1,4 +1,4 @@
-"""The machines that can be asked about: shipped, profiled in a run, or uploaded."""
+"""The machines of the menus: shipped, profiled in a run, or uploaded."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sim.machine.components import JOIN, split_name
 from sim.machine.profile import HardwareProfile
 
 FIRST_MACHINE = "kvpr-a100"
-"""The machine that the first question is about; it suits the first model."""
+"""Default machine; it suits the default model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +24,7 @@ class Machine:
         label: names it in the menu and in a link.
         reference: names it on the command line: a shipped name or the path of a profile.
         path: its file; None for a shipped or an uploaded one.
-        run: the run folder it was profiled for, whose measurements can be held against it.
+        run: the run folder with its profile and measurements.
         parts: the shipped device and link that it is composed of.
     """
 
@@ -54,8 +54,8 @@ class Machine:
 def find_machines(
     runs: Sequence[Run], uploaded: Mapping[str, HardwareProfile] | None = None
 ) -> list[Machine]:
-    """What was uploaded, what is shipped, every shipped device behind its usual link, and the
-    machines of the runs, newest first."""
+    """Uploaded and shipped machines, every shipped device with its usual link, and the machines of
+    the runs, newest first."""
     found = [
         Machine(f"{name} (uploaded)", name, profile=profile)
         for name, profile in (uploaded or {}).items()
@@ -71,5 +71,5 @@ def find_machines(
 
 
 def profile_key(profile: HardwareProfile) -> str:
-    """Equal for equal profiles; tells caches whether a machine has changed."""
+    """A cache key: equal for equal profiles."""
     return json.dumps(profile.to_dict(), sort_keys=True)

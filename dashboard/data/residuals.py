@@ -1,7 +1,7 @@
-"""How far from the calibrated curves are the samples behind them, and the tasks that ran later.
+"""Distances of samples and of measured tasks from the curves of a profile.
 
-Samples tell how much a time varies from one repeat to the next while profiling. Tasks are the same
-work under real conditions, so that their residuals tell how good the curves are.
+Samples show how much repeats vary during profiling. Tasks are the same work in real runs, so that
+their residuals show how good the curves are.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from sim.model.kernels import MatMul, kernels
 
 
 def spread_table(profile: HardwareProfile) -> pd.DataFrame:
-    """Residuals of the samples of every table; no rows where the profile keeps none."""
+    """Residuals of the samples of every table; no rows if the profile has none."""
     rows = []
     for subject in subjects(profile):
         samples = subject.curve(profile, "").samples
@@ -79,7 +79,7 @@ def measured_tasks(cases: Sequence[Case]) -> pd.DataFrame:
 
 
 def residual_table(tasks: pd.DataFrame) -> pd.DataFrame:
-    """Residuals by operation, the one that takes most of the time first."""
+    """Residuals by operation, in order of falling total time."""
     groups = tasks.groupby("op")
     table = pd.DataFrame(
         {

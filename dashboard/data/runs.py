@@ -1,9 +1,8 @@
-"""Run folders: where they are, which cases they hold, and one case ready to be shown.
+"""Run folders, their cases, and one case with its prediction.
 
-A run folder is what `kvoverlap validate --out FOLDER` writes, a recording what is shipped of one:
-`profile.json`, and for every case the timelines that were measured and whose plan they are of.
-Predictions are not stored: the recorded graph is simulated again, so that what is shown is what
-this version of the simulator says.
+`kvoverlap validate --out FOLDER` writes a run folder, `kvoverlap record` a recording. Both hold
+`profile.json`, and the measured timelines and the policy of every case. Predictions are not stored:
+the recorded graph is simulated again by this version.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ REPORT = "report.json"
 RECORDING = "recording.json"
 
 OWN_RUNS = Path("runs")
-"""Of the folder in which the dashboard was started."""
+"""Relative to the folder in which the dashboard was started."""
 
 SHIPPED_RUNS = DATA / "recordings"
 
@@ -44,10 +43,10 @@ POLICY_ORDER = (
     *("lp", "kvpr", "load-all", "recompute-all"),
     *(policy for policy in reversed(RESTORE_POLICIES) if policy not in ("lp", "auto")),
 )
-"""Of the cases of one shape in a menu; the lp plan is what a visitor sees first."""
+"""Order of the cases of one shape in a menu."""
 
 RESTORE_MARK = '"schedule": "restore"'
-"""In the file of a measured restore and in no other."""
+"""Text that only the file of a measured restore contains."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +149,7 @@ def load_case(folder: Path) -> Case:
     """One case with its recorded graph simulated again.
 
     Raises:
-        BadFile: the measurement, or what says whose plan it is, is unreadable or inconsistent.
+        BadFile: the measurement or the file with its policy is unreadable or inconsistent.
     """
     measured = Recording.load(folder / MEASURED)
     policy, tolerance_frac, availability = UNKNOWN_POLICY, None, ALWAYS
@@ -212,7 +211,7 @@ def plan_of(case: Case) -> DecodePlan:
     """
     graph, hardware = case.graph, case.measured.hardware
     if case.restores:
-        raise BadInput("this is a restore, which the page Restore shows: it has no split by steps.")
+        raise BadInput("this is a restore: the page Restore shows it.")
     job = Job(graph.model, hardware, graph.workload)
     gpus = 1 + max(task.device for task in graph.tasks)
     options = PlanOptions(schedule=graph.schedule, gpus=gpus)

@@ -6,9 +6,9 @@ from dashboard.figures.machine import rate_curves, residual_dots, sample_residua
 from dashboard.figures.plans import (
     policy_bars,
     sensitivity_bars,
+    split_by_layer,
     split_curve,
-    way_map,
-    ways_by_layer,
+    split_map,
 )
 from dashboard.figures.policy_curves import (
     MEASURES,
@@ -22,16 +22,16 @@ from dashboard.figures.restores import (
     availability_steps,
     both_ends,
     both_ends_compared,
+    sources_by_layer,
     ttft_bars,
-    ways_of_layers,
 )
-from dashboard.figures.style import OP_COLOUR, PART_COLOUR, POLICY_COLOUR, RESTORE_COLOUR
+from dashboard.figures.style import BREAKDOWN_COLOUR, OP_COLOUR, POLICY_COLOUR, RESTORE_COLOUR
 from dashboard.figures.time_breakdown import breakdown_bars, lane_use_bars
 
 __all__ = [
+    "BREAKDOWN_COLOUR",
     "MEASURES",
     "OP_COLOUR",
-    "PART_COLOUR",
     "POLICY_COLOUR",
     "RESTORE_COLOUR",
     "Measure",
@@ -53,10 +53,10 @@ __all__ = [
     "residual_dots",
     "sample_residuals",
     "sensitivity_bars",
+    "sources_by_layer",
+    "split_by_layer",
     "split_curve",
+    "split_map",
     "ttft_bars",
     "ttft_curves",
-    "way_map",
-    "ways_by_layer",
-    "ways_of_layers",
 ]

@@ -12,7 +12,7 @@ from dashboard.figures.style import (
     MUTED,
     POLICY_COLOUR,
     SHARE_SCALE,
-    WAY_COLOUR,
+    SPLIT_COLOUR,
     bars,
     columns,
     dots,
@@ -32,7 +32,7 @@ PIXELS_PER_STEP = 22
 MAX_MAP_PX = 420
 
 
-def way_map(steps: Sequence[StepSplit]) -> go.Figure:
+def split_map(steps: Sequence[StepSplit]) -> go.Figure:
     """Recomputed share of the past tokens by layer and step, with all counts in the hover."""
     counts = [
         list(
@@ -77,10 +77,10 @@ def _tick(steps: Sequence[StepSplit]) -> int:
     return max(1, len(steps) // 8)
 
 
-def ways_by_layer(step: StepSplit) -> go.Figure:
+def split_by_layer(step: StepSplit) -> go.Figure:
     """Recomputed, loaded and resident tokens of every layer in one step, stacked."""
     figure = go.Figure()
-    for way, colour in WAY_COLOUR.items():
+    for way, colour in SPLIT_COLOUR.items():
         counts = list(getattr(step, f"{way}_tokens"))
         if any(counts) or way != "resident":
             hover = f"layer %{{x}}: %{{y:,}} tokens {way}"

@@ -13,7 +13,7 @@ from dashboard.figures.style import (
     MUTED,
     OP_COLOUR,
     RESTORE_COLOUR,
-    WAY_COLOUR,
+    SPLIT_COLOUR,
     TaskBoxes,
     area,
     columns,
@@ -38,10 +38,10 @@ LANE_COLOUR = {"compute": "#d9683c", "h2d": "#3f7fc1", "disk": "#5cc0b8", "net":
 MAX_BOXES = 1_500
 """Largest number of tasks that are drawn as one box each, however short."""
 
-LAYER_WAYS = {
+SOURCE_COLOUR = {
     "computed": OP_COLOUR["prefill"],
     "projected from X": OP_COLOUR["load_x"],
-    "loaded": WAY_COLOUR["loaded"],
+    "loaded": SPLIT_COLOUR["loaded"],
 }
 
 
@@ -231,7 +231,7 @@ def _style_walk(figure: go.Figure, prompt_tokens: int) -> None:
     figure.update_yaxes(range=[0, prompt_tokens], tickformat=",d")
 
 
-def ways_of_layers(
+def sources_by_layer(
     computed: Sequence[int], projected: Sequence[int], request: RestoreRequest
 ) -> go.Figure:
     """Token by layer: computed, projected from X or loaded.
@@ -254,7 +254,7 @@ def ways_of_layers(
             columns(
                 name,
                 counts,
-                LAYER_WAYS[name],
+                SOURCE_COLOUR[name],
                 f"layer %{{x}}: %{{customdata[0]:,}} tokens {name}"
                 "<br>%{customdata[1]:,} to %{customdata[2]:,}",
                 base=base,

@@ -35,13 +35,12 @@ OP_COLOUR = {
     "fetch_kv": "#4fb3c8",
     "fetch_x": "#cf9a35",
 }
-"""One colour per operation in every figure, readable on white and on near-black: warm for the
-recomputed part (X and what is made of it), blue for K and V that travel, green for their use, plum
-for weights that travel."""
+"""One colour per operation in every figure, readable on white and on near-black: warm for
+recomputation, blue for copies of K and V, green for attention, plum for copies of weights."""
 
 OTHER_OP_COLOUR = "#7d8790"
 
-PART_COLOUR = {"compute": "#2a9d8f", "exposed copy": "#d1495b", "idle": "#9aa7b5"}
+BREAKDOWN_COLOUR = {"compute": "#2a9d8f", "exposed copy": "#d1495b", "idle": "#9aa7b5"}
 
 POLICY_COLOUR = {
     "lp": "#2a9d8f",
@@ -61,7 +60,7 @@ RESTORE_COLOUR = {
 }
 """Policies of a restore; as above, loading is blue and computing orange."""
 
-WAY_COLOUR = {"recomputed": "#e07b39", "loaded": "#3f7fc1", "resident": "#9aa7b5"}
+SPLIT_COLOUR = {"recomputed": "#e07b39", "loaded": "#3f7fc1", "resident": "#9aa7b5"}
 
 LATE_COLOUR = "#d1495b"
 MUTED = "#8a96a0"
@@ -89,7 +88,7 @@ Box = tuple[float, float, float, float]
 
 
 def darker(colour: str) -> str:
-    """An edge that parts equal neighbours, and keeps a bar thinner than a pixel in its colour."""
+    """Colour of an edge, which separates neighbours of one colour and shows very thin bars."""
     channels = (int(colour[at : at + 2], 16) for at in (1, 3, 5))
     return "#" + "".join(f"{round(0.8 * channel):02x}" for channel in channels)
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import plotly.graph_objects as go
 
 from dashboard.figures.lanes import PAIR_PITCH, SOURCES
-from dashboard.figures.style import MUTED, PART_COLOUR, bars, style_rows
+from dashboard.figures.style import BREAKDOWN_COLOUR, MUTED, bars, style_rows
 from sim.graph.timeline import Timeline
 from sim.lanes import LANES, TIER_LANES
 
@@ -33,7 +33,9 @@ def breakdown_bars(predicted: Timeline, measured: Timeline) -> go.Figure:
     ]
     totals = [predicted.makespan_s, measured.makespan_s]
     figure = go.Figure()
-    for (part, colour), seconds in zip(PART_COLOUR.items(), zip(*parts, strict=True), strict=True):
+    for (part, colour), seconds in zip(
+        BREAKDOWN_COLOUR.items(), zip(*parts, strict=True), strict=True
+    ):
         labels = [
             f"{value * 1e3:,.1f} ms, {100 * value / total:.1f} %" if total else "0 ms"
             for value, total in zip(seconds, totals, strict=True)

@@ -1,7 +1,7 @@
-"""A what-if question: which model does which job on which machine, changed in which way.
+"""A what-if question: a model, a job, and a machine with changes.
 
-A question is asked in the browser and on the command line in the same words: `command` is the
-`kvoverlap plan` that gives the same answer, and every rate is read back from its text.
+`Question.command` is the `kvoverlap plan` that gives the same answer. Rates are rounded as in the
+text of that command.
 """
 
 from __future__ import annotations
@@ -16,28 +16,30 @@ from sim.graph.jobs import Workload
 from sim.lanes import D2H, H2D
 from sim.machine.links import Interference, Uplink
 from sim.machine.profile import HardwareProfile
-from sim.machine.what_if import with_memory, with_rate
-from sim.model.spec import DTYPE_BYTES, ModelSpec
+from sim.machine.what_if import RATES, in_dtype_of, with_memory, with_rate
+from sim.model.spec import ModelSpec
 from sim.units import parse_bytes, parse_rate
 
 AUTO = "auto"
 """The schedule with more tokens a second."""
 
 ENGINE = "fast" if fast_engine_installed() else "simpy"
-"""Which simulator answers in the browser; both give the same."""
+"""The simulator of the dashboard; both give the same times."""
 
 CHANGED_PROFILE = "what-if.json"
-"""Name under which a machine that no option describes is downloaded."""
+"""File name of the download of a machine that no option describes."""
+
+UNITS = {"GB/s": 1e9, "TFLOP/s": 1e12}
 
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """How a machine is changed; every 1 or None leaves it as its profile says.
+    """Changes of a machine; 1 or None leaves a value as in the profile.
 
     Args:
         link, flops, hbm: multiples of a rate.
-        gpus: devices with a job each behind one shared link; a profile that has uplinks for that
-            many keeps its own.
+        gpus: devices, each with a job, that share one link; a profile that has uplinks for so
+            many devices uses its own.
         both_ways: rate of one copy direction while the other one works, 1 for no loss.
         device_gib: memory of a device.
     """
@@ -50,26 +52,25 @@ class Changes:
     device_gib: float | None = None
 
     def settings(self, hardware: HardwareProfile) -> list[str]:
-        """The changes that `kvoverlap plan --set` knows, as its arguments."""
-        found = []
-        if self.link != 1:
-            rate = hardware.links.h2d.bytes_per_s * self.link / 1e9
-            found.append(f"link.bandwidth={rate:.6g}GB/s")
-        if self.flops != 1:
-            rate = hardware.gemm.flops_per_s * self.flops / 1e12
-            found.append(f"compute.flops={rate:.6g}TFLOP/s")
-        if self.hbm != 1:
-            rate = hardware.attention.bytes_per_s * self.hbm / 1e9
-            found.append(f"hbm.bandwidth={rate:.6g}GB/s")
-        return found
+        """The changes as arguments of `kvoverlap plan --set`."""
+        multiples = {
+            ("link.bandwidth", "GB/s"): self.link,
+            ("compute.flops", "TFLOP/s"): self.flops,
+            ("hbm.bandwidth", "GB/s"): self.hbm,
+        }
+        return [
+            f"{key}={RATES[key][1](hardware) * multiple / UNITS[unit]:.6g}{unit}"
+            for (key, unit), multiple in multiples.items()
+            if multiple != 1
+        ]
 
     @property
     def device_memory(self) -> str | None:
-        """Memory of a device as `--gpu-memory` takes it."""
+        """The value of `--gpu-memory`."""
         return None if self.device_gib is None else f"{self.device_gib:g}GiB"
 
     def beyond_options(self, hardware: HardwareProfile) -> bool:
-        """Whether the changed machine must be handed over as a profile."""
+        """Whether no option describes the changes, so that the command needs a profile."""
         return self.both_ways is not None or self._lacks_uplinks(hardware)
 
     def _lacks_uplinks(self, hardware: HardwareProfile) -> bool:
@@ -126,21 +127,13 @@ def both_ways_rate(hardware: HardwareProfile) -> float:
     return rate
 
 
-def model_for(name: str, hardware: HardwareProfile) -> ModelSpec:
-    """The model in the element size that a machine's figures hold for."""
-    spec = find_model(name)
-    if DTYPE_BYTES[spec.dtype] == DTYPE_BYTES[hardware.dtype]:
-        return spec
-    return replace(spec, dtype=hardware.dtype)
-
-
 @dataclass(frozen=True)
 class Question:
-    """What is asked: a shipped model, a job, a machine as profiled and how it is changed.
+    """A shipped model, a job, a profiled machine and its changes.
 
     Args:
         reference: the machine on the command line, a shipped name or a path.
-        keep: whether the LP may keep in GPU memory what else would be moved.
+        keep: whether the LP may keep K, V, X and weights in free GPU memory.
     """
 
     model_name: str
@@ -162,7 +155,7 @@ class Question:
 
     @property
     def model(self) -> ModelSpec:
-        return model_for(self.model_name, self.hardware)
+        return in_dtype_of(find_model(self.model_name), self.hardware, chosen=False)
 
     def plan(self, policy: str = "lp") -> DecodePlan:
         """The answer.

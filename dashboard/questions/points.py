@@ -1,4 +1,4 @@
-"""Tables of predicted points: one row for each answer of the planner or the simulator."""
+"""Tables of predicted points: one row for each plan or simulation."""
 
 from __future__ import annotations
 
@@ -16,24 +16,25 @@ from sim.cost.model import CostModel
 from sim.engine.api import simulate
 from sim.errors import KvOverlapError
 from sim.graph.tasks import TaskGraph
+from sim.machine.what_if import RATES
 from sim.units import parse_rate
 
 MAX_POINTS = 33
 FEWEST_POINTS = 9
 TASK_BUDGET = 12_000
-"""Tasks over all points of a split curve, so that it is there within half a second."""
+"""Tasks over all points of a split curve; their simulation takes half a second."""
 
 MULTIPLES = (0.125, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0, 8.0)
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128)
 PROMPTS = (128, 256, 512, 1024, 1536, 2046, 4096, 8192, 16384, 32768)
-"""2046 and one new token are what a model of 2048 positions takes with a step to spare."""
+"""2046 is the longest prompt that leaves a model of 2048 positions room for two new tokens."""
 
 
 def split_points(plan: DecodePlan, also: Sequence[int] = ()) -> pd.DataFrame:
     """Simulated makespan over the tokens that every layer recomputes in every step.
 
     Args:
-        also: token counts to include besides evenly spaced ones.
+        also: token counts to add to evenly spaced ones.
 
     Returns:
         Columns `tokens`, `makespan_s` and `in_range` (no task left the calibrated range).
@@ -59,7 +60,7 @@ def kvpr_count(plan: DecodePlan) -> int:
 def even_split(plan: DecodePlan, tokens: int) -> TaskGraph:
     """The graph of a plan's job in which every layer recomputes `tokens` in every step.
 
-    K and V that are resident stay so, and X of as many tokens as are recomputed.
+    Resident K and V stay resident, and X of the recomputed tokens.
     """
     steps = []
     for step in plan.steps:
@@ -74,13 +75,13 @@ def even_split(plan: DecodePlan, tokens: int) -> TaskGraph:
 
 @dataclass(frozen=True)
 class Axis:
-    """One input that a sweep moves.
+    """One input that a sweep varies.
 
     Args:
         name: in menus and in links.
         title: with its unit.
         settings: the values to try, as they are set.
-        ask: the question with the input set to a value.
+        ask: returns the question with the input set to a value.
         shown: the input of a question in the unit of the title.
     """
 
@@ -98,66 +99,35 @@ class Axis:
         )
 
 
-def _changed(part: str) -> Callable[[Question, float], Question]:
+def _rate_axis(name: str, title: str, change: str, key: str, unit: float) -> Axis:
+    """A rate over multiples of the profile's, shown as rounded in `--set`."""
+
     def ask(question: Question, multiple: float) -> Question:
-        values: dict[str, Any] = {part: multiple}
+        values: dict[str, Any] = {change: multiple}
         return replace(question, changes=replace(question.changes, **values))
 
-    return ask
+    def shown(question: Question) -> float:
+        settings = question.changes.settings(question.hardware)
+        texts = dict(setting.split("=") for setting in settings)
+        rate = parse_rate(key, texts[key]) if key in texts else RATES[key][1](question.hardware)
+        return rate / unit
+
+    return Axis(name, title, MULTIPLES, ask, shown)
 
 
-def _job(part: str) -> Callable[[Question, float], Question]:
+def _count_axis(name: str, title: str, field: str, counts: tuple[float, ...]) -> Axis:
     def ask(question: Question, count: float) -> Question:
-        return replace(question, workload=replace(question.workload, **{part: int(count)}))
+        return replace(question, workload=replace(question.workload, **{field: int(count)}))
 
-    return ask
-
-
-def _set_rate(question: Question, key: str, present: float) -> float:
-    """A rate of the changed machine, as `--set` would say it."""
-    for setting in question.changes.settings(question.hardware):
-        name, _, text = setting.partition("=")
-        if name == key:
-            return parse_rate(key, text)
-    return present
+    return Axis(name, title, counts, ask, lambda question: float(getattr(question.workload, field)))
 
 
 AXES = (
-    Axis(
-        "link",
-        "link to the device (GB/s)",
-        MULTIPLES,
-        _changed("link"),
-        lambda q: _set_rate(q, "link.bandwidth", q.hardware.links.h2d.bytes_per_s) / 1e9,
-    ),
-    Axis(
-        "compute",
-        "matrix products (TFLOP/s)",
-        MULTIPLES,
-        _changed("flops"),
-        lambda q: _set_rate(q, "compute.flops", q.hardware.gemm.flops_per_s) / 1e12,
-    ),
-    Axis(
-        "device memory",
-        "device memory rate (GB/s)",
-        MULTIPLES,
-        _changed("hbm"),
-        lambda q: _set_rate(q, "hbm.bandwidth", q.hardware.attention.bytes_per_s) / 1e9,
-    ),
-    Axis(
-        "batch",
-        "batch (sequences)",
-        BATCHES,
-        _job("batch_size"),
-        lambda q: float(q.workload.batch_size),
-    ),
-    Axis(
-        "prompt",
-        "prompt (tokens)",
-        PROMPTS,
-        _job("prompt_tokens"),
-        lambda q: float(q.workload.prompt_tokens),
-    ),
+    _rate_axis("link", "link to the device (GB/s)", "link", "link.bandwidth", 1e9),
+    _rate_axis("compute", "matrix products (TFLOP/s)", "flops", "compute.flops", 1e12),
+    _rate_axis("device memory", "device memory rate (GB/s)", "hbm", "hbm.bandwidth", 1e9),
+    _count_axis("batch", "batch (sequences)", "batch_size", BATCHES),
+    _count_axis("prompt", "prompt (tokens)", "prompt_tokens", PROMPTS),
 )
 
 Planner = Callable[[Question], DecodePlan]
@@ -166,10 +136,10 @@ Planner = Callable[[Question], DecodePlan]
 def grid_points(
     question: Question, axes: Sequence[Axis], planner: Planner
 ) -> Iterator[tuple[float, list[dict[str, object]]]]:
-    """Plans over all values of the axes, the rows so far after each with the part that is done.
+    """Plan all values of the axes; yields the finished fraction and the rows after each.
 
-    What the model or the machine cannot take is left out. A row holds `x`, with two axes `y`,
-    the inputs, the makespan of every policy and what the LP recomputes.
+    Jobs that do not fit are left out. A row has `x`, with two axes `y`, the inputs, the makespan of
+    every policy and the fraction that the LP recomputes.
     """
     rows: list[dict[str, object]] = []
     values = list(product(*(axis.settings for axis in axes)))
@@ -207,12 +177,12 @@ def _row(question: Question, plan: DecodePlan) -> dict[str, object]:
 
 
 def recomputed_frac(steps: Sequence[StepSplit]) -> float:
-    """Part of all past tokens of all layers that a plan recomputes."""
+    """Fraction of all past tokens of all layers that a plan recomputes."""
     recomputed = sum(sum(step.recomputed_tokens) for step in steps)
     past = sum(sum(step.layer_tokens) for step in steps)
     return recomputed / past
 
 
-def plain_table(points: pd.DataFrame) -> pd.DataFrame:
-    """The points for a file: without the columns that only place them in a figure."""
+def without_axes(points: pd.DataFrame) -> pd.DataFrame:
+    """The points without the columns `x` and `y`."""
     return points.drop(columns=["x", "y"], errors="ignore")

@@ -1,7 +1,6 @@
 """A restore question: a prompt with a cached prefix, and the time to first token of every policy.
 
-Asked in the browser as on the command line: `command` is the `kvoverlap restore` that gives the
-same answer.
+`RestoreQuestion.command` is the `kvoverlap restore` that gives the same answer.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from functools import cached_property
 
 import pandas as pd
 
-from dashboard.questions.decode import ENGINE, model_for
+from dashboard.questions.decode import ENGINE
 from planner.restore import (
     RESTORE_POLICIES,
     RestorePlan,
@@ -22,6 +21,7 @@ from planner.restore import (
     behind_link,
     plan_choice,
 )
+from sim.catalog import find_model
 from sim.errors import BadInput
 from sim.graph.jobs import RestoreRequest
 from sim.graph.tasks import TaskGraph
@@ -31,40 +31,41 @@ from sim.machine.availability import ALWAYS, Availability
 from sim.machine.prefill import Restore, Tier
 from sim.machine.profile import HardwareProfile
 from sim.machine.provenance import SourcedValue
+from sim.machine.what_if import in_dtype_of
 from sim.model.spec import ModelSpec
 
 AUTO = "auto"
 POLICIES = tuple(policy for policy in RESTORE_POLICIES if policy != AUTO)
 SWEPT = ("compute-only", "load-only", "two-ended", "lp")
-"""Policies that are planned in milliseconds, and so for many rates."""
+"""Policies that are planned in milliseconds, so that a sweep plans them at many rates."""
 
 AVAILABILITY_FILE = "availability.csv"
-"""Name under which a trace is downloaded, for the command."""
+"""File name of the download of a trace."""
 
 GIB = 2**30
 MIN_GIB, OCTAVES = 0.5, 7
 """The sweep goes from half a GiB/s to 64."""
 
 FEW_TASKS, MANY_TASKS = 600, 2000
-"""Tasks up to which a run is simulated at once, and up to which a sweep of them is short."""
+"""Tasks up to which the fast engine does not pay, and up to which a sweep is fast."""
 
 Report = Callable[[float, str], None]
-"""Told which part of the work is done, and what comes next."""
+"""Called with the finished fraction of the work and the next step."""
 
 
 def request_of(graph: TaskGraph) -> RestoreRequest:
-    """What a graph restores.
+    """The request of a restore graph.
 
     Raises:
-        BadInput: it is of a decode.
+        BadInput: it is the graph of a decode.
     """
     if not isinstance(graph.workload, RestoreRequest):
-        raise BadInput("this run is no restore: it has no two ends.")
+        raise BadInput("this run is a decode, not a restore: it has no two ends.")
     return graph.workload
 
 
 @dataclass(frozen=True)
-class RestoreAnswer:
+class RestorePlans:
     """Every policy's plan of one question with its predicted run, `auto` among them."""
 
     plans: dict[str, RestorePlan]
@@ -72,7 +73,7 @@ class RestoreAnswer:
 
     @property
     def fastest(self) -> str:
-        """The policy that `auto` took."""
+        """The policy that `auto` chose."""
         return min(POLICIES, key=lambda policy: self.plans[policy].ttft_s)
 
 
@@ -82,9 +83,8 @@ class RestoreQuestion:
 
     Args:
         reference: the machine on the command line, a shipped name or a path.
-        link_bytes_per_s: rate of the link to the cached prefix; None for the tier as the
-            profile has it.
-        availability: what the policies expect of the machine over time.
+        link_bytes_per_s: rate of the link to the cached prefix; None for the rate of the profile.
+        availability: available fraction of each lane, which the policies know.
     """
 
     model_name: str
@@ -96,7 +96,7 @@ class RestoreQuestion:
 
     @property
     def model(self) -> ModelSpec:
-        return model_for(self.model_name, self.hardware)
+        return in_dtype_of(find_model(self.model_name), self.hardware, chosen=False)
 
     @property
     def machine(self) -> HardwareProfile:
@@ -106,20 +106,20 @@ class RestoreQuestion:
 
     @property
     def slow_lane(self) -> str:
-        """The engine whose rate a sweep moves: that of the tier, or the link to the device."""
+        """The lane whose rate a sweep varies: that of the tier, or the link to the device."""
         return LANE_OF_TIER.get(self.request.tier, H2D)
 
     @property
     def lanes(self) -> tuple[str, ...]:
-        """The engines that a restore from this tier uses."""
+        """The lanes that a restore from this tier uses."""
         return (COMPUTE, H2D) if self.slow_lane == H2D else (COMPUTE, H2D, self.slow_lane)
 
     @property
     def bytes_per_s(self) -> float:
-        """At what rate the cached prefix comes from its tier.
+        """Rate at which the cached prefix is loaded from its tier.
 
         Raises:
-            NotMeasured: the profile does not say.
+            NotMeasured: the profile has no such rate.
         """
         if self.slow_lane == H2D:
             return self.machine.links.h2d.bytes_per_s
@@ -138,11 +138,11 @@ class RestoreQuestion:
 
     @property
     def engine(self) -> str:
-        """Which simulator answers; few tasks are done before the fast one has started."""
+        """The simulator; SimPy for few tasks, because the fast engine takes time to start."""
         return ENGINE if self.n_tasks > FEW_TASKS else "simpy"
 
     def at_rate(self, bytes_per_s: float) -> RestoreQuestion:
-        """The same question of a machine whose prefix comes at another rate."""
+        """The same question with another rate of the tier."""
         if self.slow_lane == H2D:
             faster = self.hardware.with_faster("link", bytes_per_s / self.bytes_per_s)
             return replace(self, hardware=faster)
@@ -153,7 +153,7 @@ class RestoreQuestion:
         return replace(self, hardware=hardware)
 
     def planner(self) -> RestorePlanner:
-        """What finds each policy's choice.
+        """The planner of all policies.
 
         Raises:
             DoesNotFit: the device cannot hold the weights and the K and V of the prompt.
@@ -164,11 +164,11 @@ class RestoreQuestion:
         made.check_fits()
         return made
 
-    def answer(self, report: Report) -> RestoreAnswer:
+    def answer(self, report: Report) -> RestorePlans:
         """Plan by every policy.
 
         Raises:
-            DoesNotFit, NotMeasured: the machine cannot take the request.
+            DoesNotFit, NotMeasured: the machine does not support the request.
         """
         planner = self.planner()
         for at, policy in enumerate(POLICIES):
@@ -178,13 +178,13 @@ class RestoreQuestion:
         if self.availability.steps:
             report(len(POLICIES) / (len(POLICIES) + 1), "Following the trace")
             adaptation = adapt(planner)
-        return RestoreAnswer(
+        return RestorePlans(
             {name: plan_choice(planner, name, adaptation) for name in RESTORE_POLICIES},
             {name: planner.choice(name).timeline for name in RESTORE_POLICIES},
         )
 
     def command(self, policy: str) -> str:
-        """The command that gives the same answer; a trace it needs as a file."""
+        """The command that gives the same answer; it needs a trace as a file."""
         asked = self.request
         tier = asked.tier
         if self.link_bytes_per_s is not None:
@@ -212,10 +212,10 @@ class RestoreQuestion:
 
 @dataclass(frozen=True)
 class RateSweep:
-    """Time to first token of every policy over the rate at which the cached prefix comes.
+    """Time to first token of every policy over the rate of the tier.
 
     The policies of `SWEPT` are planned at all rates, the others at every power of two, and both at
-    the rate that is set.
+    the present rate.
     """
 
     question: RestoreQuestion
@@ -234,19 +234,19 @@ class RateSweep:
 
     @property
     def here(self) -> float:
-        """The rate that is set, in GiB/s."""
+        """The present rate in GiB/s."""
         return self.question.bytes_per_s / GIB
 
     @property
     def quick_frac(self) -> float:
-        """The part of the work after which the policies of `SWEPT` are planned at all rates."""
+        """Fraction of the work after which the policies of `SWEPT` are planned at all rates."""
         quick = len(self.rates)
         return quick / (quick + SLOWER * len(self.coarse_rates))
 
     def points(self) -> Iterator[tuple[float, pd.DataFrame]]:
-        """The table so far with the part of the work that is done, after each rate.
+        """The finished fraction of the work and the table so far, after each rate.
 
-        Columns `gib_per_s` and `<policy>_s`, empty where a policy was not planned.
+        Columns `gib_per_s` and `<policy>_s`, empty if a policy was not planned.
         """
         rows: dict[float, dict[str, float]] = {}
         rest = tuple(policy for policy in POLICIES if policy not in SWEPT)
@@ -264,4 +264,4 @@ class RateSweep:
 
 
 SLOWER = 8
-"""About how much longer the other policies take to plan than those of `SWEPT`."""
+"""Planning time of the other policies over that of `SWEPT`, roughly."""

@@ -29,12 +29,12 @@ class Metric:
     meaning: str
 
 
-def plain(text: str) -> str:
+def escaped(text: str) -> str:
     """Text with Markdown characters escaped, so that links of a file are inert."""
     return re.sub(r"([\\`*_{}\[\]()#+!|<>$~:])", r"\\\1", text)
 
 
-def answer(comparison: Comparison) -> str:
+def comparison_summary(comparison: Comparison) -> str:
     """Predicted and measured makespan, error and repeat spread, in one line."""
     return (
         f"predicted {ms(comparison.predicted_makespan_s)}, "
@@ -44,12 +44,12 @@ def answer(comparison: Comparison) -> str:
     )
 
 
-def circumstances(case: Case) -> str:
+def describe_case(case: Case) -> str:
     """Model, job, policy, machine and number of repeats of a case."""
     model, hardware = case.graph.model, case.measured.hardware
     return (
-        f"{plain(model.name)} ({model.dtype}), {describe_job(case.graph.workload)}, "
-        f"policy {case.policy}, on {plain(hardware.name)} ({hardware.source} figures), "
+        f"{escaped(model.name)} ({model.dtype}), {describe_job(case.graph.workload)}, "
+        f"policy {case.policy}, on {escaped(hardware.name)} ({hardware.source} figures), "
         f"measured {count_of(len(case.measured.runs), 'time')}, "
         f"{count_of(len(case.graph.tasks), 'task')}."
     )
@@ -179,7 +179,7 @@ def accuracy_command(root: Path) -> str:
     return f"kvoverlap accuracy --recordings {shlex.quote(str(root))}"
 
 
-def plan_answer(plan: DecodePlan) -> str:
+def plan_summary(plan: DecodePlan) -> str:
     """Recomputed tokens and makespan of a plan, in one line."""
     recomputed, attended = plan.steps[0].median_layer
     return (
@@ -188,7 +188,7 @@ def plan_answer(plan: DecodePlan) -> str:
     )
 
 
-def plan_circumstances(plan: DecodePlan) -> str:
+def describe_plan(plan: DecodePlan) -> str:
     """Model, job, policy and machine of a plan, and its gap to the lower bound."""
     split = sorted(plan.steps[0].recomputed_tokens)
     gap = max(0.0, plan.makespan_s / plan.lower_bound_s - 1) if plan.lower_bound_s > 0 else 0.0
@@ -197,20 +197,20 @@ def plan_circumstances(plan: DecodePlan) -> str:
         spread = f"{split[0]:,} tokens in every layer"
     kept = f" {words[0].upper()}{words[1:]}." if (words := plan.residency.describe()) else ""
     return (
-        f"{plain(plan.model.name)} ({plan.model.dtype}), {describe_job(plan.workload)}, schedule "
+        f"{escaped(plan.model.name)} ({plan.model.dtype}), {describe_job(plan.workload)}, schedule "
         f"{plan.schedule}, policy {plan.policy}, on "
-        f"{plain(plan.hardware.name)} ({plan.source} figures). {spread}; "
+        f"{escaped(plan.hardware.name)} ({plan.source} figures). {spread}; "
         f"{percent(gap)} above {ms(plan.lower_bound_s)}, "
         f"which no split can beat.{kept}"
     )
 
 
 def beyond_calibration(plan: DecodePlan) -> str | None:
-    """A warning where tasks of a plan lie outside what its machine was measured for."""
+    """A warning if tasks of a plan are outside the measured range of its machine."""
     if not plan.out_of_range_tasks:
         return None
     return (
-        f"{plan.out_of_range_tasks:,} of {count_of(len(plan.lower().tasks), 'task')} lie outside "
-        f"the calibrated range of {plain(plan.hardware.name)}: their times hold the rate of "
-        "the nearest sample."
+        f"{plan.out_of_range_tasks:,} of {count_of(len(plan.lower().tasks), 'task')} are outside "
+        f"the calibrated range of {escaped(plan.hardware.name)}: their times use the rate of the "
+        "nearest sample."
     )

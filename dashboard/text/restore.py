@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pandas as pd
 
-from dashboard.questions.restore import POLICIES, RestoreAnswer
-from dashboard.text.comparison import Metric, count_of, describe_request, plain
+from dashboard.questions.restore import POLICIES, RestorePlans
+from dashboard.text.comparison import Metric, count_of, describe_request, escaped
 from planner.restore import Adaptation, RestorePlan
 from sim.units import ms, percent
 
@@ -13,7 +13,7 @@ STALE, REPLANNED = "lp, planned for the whole machine", "lp, planned again"
 CLAIMS, FORESEEN = "two-ended, without a plan", "lp, with the trace known in advance"
 
 
-def restore_answer(plan: RestorePlan) -> str:
+def restore_summary(plan: RestorePlan) -> str:
     """Time to first token and speedup over load-only and compute-only, in one line."""
     return (
         f"first token after {ms(plan.ttft_s)}: {plan.load_only_s / plan.ttft_s:.2f} x as fast as "
@@ -21,10 +21,10 @@ def restore_answer(plan: RestorePlan) -> str:
     )
 
 
-def restore_circumstances(plan: RestorePlan) -> str:
+def describe_restore(plan: RestorePlan) -> str:
     """Model, machine, request and policy of a plan."""
     return (
-        f"{plain(plan.model.name)} ({plan.model.dtype}) on {plain(plan.hardware.name)} "
+        f"{escaped(plan.model.name)} ({plan.model.dtype}) on {escaped(plan.hardware.name)} "
         f"({plan.source} figures): {describe_request(plan.workload)}, policy {plan.policy}."
     )
 
@@ -37,7 +37,7 @@ def restore_metrics(plan: RestorePlan) -> list[Metric]:
             name,
             f"{count:,}",
             f"{percent(count / plan.workload.prompt_tokens)} of the prompt",
-            f"Tokens whose K and V {come}; some layers of a token count as a part of it.",
+            f"Tokens whose K and V {come}; tokens with some layers only count fractionally.",
         )
         for name, count, come in (
             ("Computed", plan.computed_tokens, "are computed from token ids"),
@@ -48,13 +48,13 @@ def restore_metrics(plan: RestorePlan) -> list[Metric]:
     against = Metric(
         "Against two-ended",
         f"{base_s / plan.ttft_s:.2f} x",
-        f"{ms(base_s)} by claims alone",
-        "How many times as fast as Cake's two ends, which plan nothing.",
+        f"two-ended {ms(base_s)}",
+        "Speedup over two-ended (Cake), which needs no plan.",
     )
     return [against, *parts]
 
 
-def policy_table(answer: RestoreAnswer) -> pd.DataFrame:
+def policy_table(answer: RestorePlans) -> pd.DataFrame:
     """Every policy, fastest first, with its speedups."""
     plans = [answer.plans[policy] for policy in POLICIES]
     rows = [
@@ -84,7 +84,7 @@ def adaptation_times(found: Adaptation) -> dict[str, float]:
     }
 
 
-def adaptation_answer(found: Adaptation) -> str:
+def describe_adaptation(found: Adaptation) -> str:
     """Time to first token under a trace for each policy, in one sentence."""
     if not found.changes:
         return (

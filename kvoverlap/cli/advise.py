@@ -1,4 +1,4 @@
-"""`kvoverlap advise`: one paragraph and a table instead of many commands."""
+"""`kvoverlap advise`: a recommendation with its reasons and the matching runtime settings."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ def advise_verb(
 ) -> None:
     """Recommend what to do with a KV cache that does not fit: load, recompute, or split.
 
-    The answer is a paragraph: what to do, what it gains and how sure that is, which part of the
-    hardware pays most, the context lengths at which the answer changes, whether a step is fast
-    enough. Then every policy's time, and the settings of serving runtimes that the answer means.
+    The answer is a paragraph: the recommendation, the range of its gain, the best hardware upgrade,
+    the context lengths at which the recommendation changes, and whether a step is within --slo-ms.
+    Tables follow: every policy's time, and the matching settings of serving runtimes.
 
     For example:
       kvoverlap advise --model opt-13b --hardware kvpr-a100 --batch 32 --prompt 1K

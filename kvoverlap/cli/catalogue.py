@@ -83,7 +83,7 @@ def models(*, json: bool = False) -> None:
 
 
 def hardware(*, json: bool = False) -> None:
-    """List the machines that come with kvoverlap, and the parts that others are composed of.
+    """List the shipped machines, and the devices and links that can be combined.
 
     DEVICE+LINK, such as `h100-sxm+pcie5-x16`, names a machine in every --hardware option.
     `kvoverlap profile` measures this machine and writes its profile; `kvoverlap hardware import`
@@ -155,9 +155,8 @@ def _print_parts(devices: Sequence[ComputePart], links: Sequence[LinkPart]) -> N
     say("")
     table("Links", ("link", "h2d", "d2h", "host memory", "what it is"), rows)
     say(
-        f"\nAny device goes with any link: --hardware DEVICE{JOIN}LINK, such as "
-        f"h100-sxm{JOIN}pcie5-x16. What is not there is one line more: "
-        "--set link.h2d.bandwidth=128GB/s."
+        f"\nAny device can be combined with any link: --hardware DEVICE{JOIN}LINK, such as "
+        f"h100-sxm{JOIN}pcie5-x16. For other rates, add --set link.h2d.bandwidth=128GB/s."
     )
 
 

@@ -1,4 +1,4 @@
-"""`kvoverlap profile` and `run`: what needs a device."""
+"""`kvoverlap profile` and `run`: the verbs that measure a device."""
 
 from __future__ import annotations
 
@@ -43,11 +43,10 @@ def profile(
 ) -> None:
     """Measure this machine and write a hardware profile to plan with.
 
-    Measured are matrix products over rows, decode attention over batch and context, element-wise
-    kernels, both copy directions and copies within the host over size, how lanes slow each other
-    down, the time to issue and hand over work, prefill in chunks, and direct reads of the disk that
-    holds temporary files. The file holds every sample and the medians. On the CPU device it
-    takes about a minute.
+    It measures matmuls over rows, decode attention over batch and context, element-wise kernels,
+    copies in both directions and within the host over size, how lanes slow each other down, launch
+    and hand-over times, chunked prefill, and direct reads of the disk that holds temporary files.
+    The file holds every sample and the medians. On the CPU device this takes about a minute.
 
     For example:
       kvoverlap profile -o profile.json
@@ -60,7 +59,7 @@ def profile(
         Model whose matrix shapes are measured; repeat for several. Default: opt-125m on cpu,
         opt-1.3b, 6.7b, 13b and llama-3.1-8b on cuda.
     check
-        Also say how well the tables predict their own points, each left out in turn.
+        Also print the leave-one-out errors: each point predicted from its neighbours.
     """
     from hw import resolve_device
 
@@ -133,12 +132,11 @@ def run(
     Parameters
     ----------
     availability
-        Of a restore: a trace as for `kvoverlap restore`, which the cpu device then follows with
-        links that change their pace and with a load that competes for the core that computes. By
-        default the plan's.
+        For restores: a trace as for `kvoverlap restore`, by default the plan's. The cpu device
+        follows it with paced links and with a load that competes for the computing core.
     cache
-        Of a restore from ssd: the cache file, kept; one that is there already is read, and chunks
-        that it has lost are computed instead.
+        For restores from ssd: the cache file, which is written if it does not exist. Damaged
+        chunks of an existing file are computed instead.
     """
     loaded = Plan.load(plan)
     kind = device_for(loaded.hardware, device)

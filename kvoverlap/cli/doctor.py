@@ -30,7 +30,7 @@ def doctor(
 ) -> int:
     """Check this machine before you trust a number measured on it.
 
-    Checked are libraries, device, clocks, link, host, page-locking, attention backends, copies,
+    It checks libraries, device, clocks, link, host, page-locking, attention backends, copies,
     overlap, burst against sustained matmuls, steadiness and disk. Tiny decodes of every schedule
     and policy, with quantised and partly resident caches, and tiny restores are compared with their
     resident references. It takes at most 90 seconds. The exit status is 1 if a check failed;
@@ -83,7 +83,7 @@ def run_checks(kind: str, quick: bool = False) -> list[Check]:
 
 
 def print_checks(kind: str, seconds: float, checks: Sequence[Check]) -> None:
-    """A table of what was measured, then the advice, then the count of each status."""
+    """A table of the measurements, then the advice, then the count of each status."""
     grid = Table(
         title=f"This machine as a {kind} device",
         title_justify="left",

@@ -106,10 +106,10 @@ def generate(
 ) -> None:
     """Continue prompts with a real model, greedily, under a plan; print text and timing.
 
-    The prefill makes the first new token and fills the KV cache in host memory; every further one
-    is a step of the plan, which runs only as it was simulated. A plan is a static graph: all steps
-    are decoded and timed, and what is printed ends where the model ends its text, as that of
-    transformers does. Precisions below float32 may choose another token where two are close.
+    The prefill gives the first new token and fills the KV cache in host memory. Every further token
+    is a step of the plan, whose simulated graph is executed. The graph is static: all steps are
+    decoded and timed, and the printed text ends at the model's end-of-text token. Below float32,
+    near-ties between tokens may be decided otherwise than by transformers.
 
     For example:
       kvoverlap generate --weights ./opt-1.3b --prompt "The sea" --max-new-tokens 32
@@ -183,7 +183,7 @@ def _pace(made: DecodePlan | None, kind: str, link: str | None) -> float | None:
 def generation_answer(
     model: ModelSpec, kind: str, prompt_tokens: int, codec: TextCodec, result: Generated
 ) -> dict[str, Any]:
-    """What was generated, cut where the model ended its texts, as `--json` prints it."""
+    """The generated texts up to their end-of-text tokens, as `--json` prints them."""
     rows = [codec.until_end(row) for row in result.tokens]
     return {
         "model": model.name,
@@ -326,7 +326,7 @@ def _differences(theirs: ModelSpec | Workload, ours: ModelSpec | Workload) -> li
 
 
 def plan_command(path: Path, directory: Path, made: DecodePlan, dtype: str, job: Workload) -> str:
-    """The `kvoverlap plan` that makes of `made` a plan for these weights and this job."""
+    """The `kvoverlap plan` that makes a plan like `made` for these weights and this job."""
     policy = DEFAULT_POLICY if made.policy == "edited" else made.policy
     arguments = {
         "--model": directory.resolve() / "config.json",
@@ -339,17 +339,17 @@ def plan_command(path: Path, directory: Path, made: DecodePlan, dtype: str, job:
         "--schedule": made.schedule,
         "-o": path.with_name(f"generate-{path.name}"),
     }
-    words = [str(word) for argument in arguments.items() for word in argument]
-    return shlex.join(["kvoverlap", "plan", *words])
+    options = [str(text) for argument in arguments.items() for text in argument]
+    return shlex.join(["kvoverlap", "plan", *options])
 
 
 def _hardware_argument(hardware: HardwareProfile) -> str:
-    """Its name if it is shipped; else the file that `profile` would have given that name."""
+    """The name of a shipped profile, or else the usual file name of a profile of this name."""
     return hardware.name if is_shipped(hardware.name) else f"{hardware.name}.json"
 
 
 def check_choices(choice: PlanChoice, max_new_tokens: int) -> None:
-    """Refuse options that contradict each other before anything slow happens.
+    """Refuse options that contradict each other.
 
     Raises:
         BadInput: names the option to leave out.
@@ -364,6 +364,6 @@ def check_choices(choice: PlanChoice, max_new_tokens: int) -> None:
             raise BadInput(f"{name}(={value}): plan {plan} holds its own; leave {name} out.")
     if max_new_tokens == 1:
         raise BadInput(
-            f"--plan(={plan}): --max-new-tokens 1 is the prefill's and nothing is planned; leave "
+            f"--plan(={plan}): the prefill gives the only token of --max-new-tokens 1; leave "
             "--plan out."
         )

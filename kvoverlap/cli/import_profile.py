@@ -26,13 +26,13 @@ def aiconfigurator(
 ) -> None:
     """Make a profile from the timings that the package aiconfigurator-core ships.
 
-    Read are its files, and none of its code: matrix products, decode attention and prefill
-    attention of one system as one engine ran them. Kept is a compact table: utilisation over m, n
-    and k, attention over heads and tokens. Each point that can be is then predicted from its
-    neighbours, and the errors are printed. Element-wise kernels, memory and peaks are the
-    datasheet's figures, and are marked so.
+    It reads the package's data files and runs none of its code: matmuls, decode attention and
+    prefill attention of one system and engine. The profile holds compact tables: utilisation over
+    m, n and k, attention over heads and tokens. Each inner point is then predicted from its
+    neighbours, and the errors are printed. Element-wise kernels, memory and peak rates are values
+    of the datasheet and marked as such.
 
-    The package is big (80 MB) and not needed afterwards: pip install 'kvoverlap[silicon]'.
+    Only the import needs the package (80 MB): pip install 'kvoverlap[silicon]'.
 
     For example:
       kvoverlap hardware import aiconfigurator --system h100_sxm --link pcie5-x16 -o h100.json
@@ -45,7 +45,7 @@ def aiconfigurator(
     system
         A system of the package, such as h100_sxm; a wrong name lists them.
     engine
-        Whose kernels were timed: vllm, sglang or trtllm.
+        Engine whose kernels were timed: vllm, sglang or trtllm.
     engine_version
         A version of the engine; by default the newest that has all tables.
     link
@@ -53,12 +53,12 @@ def aiconfigurator(
         without it, a device that any link can be added to: FILE+LINK.
     """
     host = None if link is None else find_link(link)
-    with progress("import") as tell:
-        tell("finding the tables", 0.0)
+    with progress("import") as steps:
+        steps("finding the tables", 0.0)
         tables = SystemTables.find(system, engine, engine_version)
-        tell("reading the tables", 0.1)
+        steps("reading the tables", 0.1)
         part = derive_part(tables, output.name.partition(".")[0])
-        tell("predicting every point from its neighbours", 0.5)
+        steps("predicting every point from its neighbours", 0.5)
         part = checked(part)
     if host is None:
         part.save(output)
@@ -74,7 +74,7 @@ def aiconfigurator(
 
 
 def checked(part: ComputePart) -> ComputePart:
-    """The part with how well its tables predict their own points."""
+    """The part with the leave-one-out errors of its tables."""
     anywhere = find_link(link_names()[0])
     return replace(part, checks=leave_one_out(compose(part, anywhere)))
 
@@ -101,10 +101,10 @@ def _figures(part: ComputePart) -> list[tuple[str, float, str, str]]:
 
 def _print(part: ComputePart) -> None:
     say(f"{part.name}: {part.description}")
-    for product in part.gemm.utilisation:
+    for matmul in part.gemm.utilisation:
         say(
-            f"products with {product.weight_bits}-bit weights: {len(product.m)} rows x "
-            f"{len(product.n)} n x {len(product.k)} k"
+            f"matmuls with {matmul.weight_bits}-bit weights: {len(matmul.m)} rows x "
+            f"{len(matmul.n)} n x {len(matmul.k)} k"
         )
     rows = [(name, f"{value:,.4g} {unit}", source) for name, value, unit, source in _figures(part)]
     table("Figures", ("figure", "value", "source"), rows)

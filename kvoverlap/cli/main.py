@@ -55,7 +55,7 @@ VERBS = {
     ),
     "hardware": (
         "catalogue:hardware_app",
-        "List the machines that come with kvoverlap, and the parts that others are composed of.",
+        "List the shipped machines, and the devices and links that can be combined.",
     ),
     "models": (
         "catalogue:models",
@@ -63,7 +63,7 @@ VERBS = {
     ),
     "peers": (
         "peers:peers",
-        "Let others decode the same beside our plans: step time, GB/s, and whether tokens agree.",
+        "Compare other systems with our plans on one job: step time, GB/s, and equality of tokens.",
     ),
     "plan": (
         "plan:plan",

@@ -1,4 +1,4 @@
-"""`kvoverlap peers`: other people's ways of decoding beside our plans, on this machine."""
+"""`kvoverlap peers`: other systems and our plans decode the same job on this machine."""
 
 from __future__ import annotations
 
@@ -47,11 +47,11 @@ def peers(
     seed: Seed = 0,
     json: Json = False,
 ) -> None:
-    """Let others decode the same beside our plans: step time, GB/s, and whether tokens agree.
+    """Compare other systems with our plans on one job: step time, GB/s, and equality of tokens.
 
-    The same random weights and prompts, in turns: transformers with its cache on the device, and
-    with its cache offloaded (CUDA only), and our plans load-all, kvpr and lp. What cannot run here
-    is listed with the reason.
+    All use the same random weights and prompts, in interleaved repeats: transformers with its cache
+    on the device and with its cache offloaded (CUDA only), and our plans load-all, kvpr and lp. A
+    system that cannot run here is listed with the reason.
 
     For example:
       kvoverlap peers --model opt-125m --batch 4 --prompt 300
@@ -75,7 +75,7 @@ def peers(
         with progress("profile") as steps:
             machine = measure_profile(kind, [spec], f"this-{kind}", None, steps, restores=False)
     elif kind != made_for:
-        note(f"the plans are made for {machine.name}; what is measured is this {kind} device")
+        note(f"the plans are made for {machine.name}; this run measures the {kind} device")
     spec = match_dtype(spec, machine, chosen=False)
     pace = machine.links.h2d.paced_bytes_per_s
     with progress("peers") as steps, open_backend(kind, pace) as backend:
@@ -87,7 +87,7 @@ def peers(
 
 
 def print_other_systems(report: dict[str, Any]) -> None:
-    """Step times, ratios and achieved GB/s of a report, and why the others did not run."""
+    """Step times, ratios and achieved GB/s of a report, and why a system did not run."""
     n_tokens = report["gen_tokens"] * report["batch_size"]
     rows = []
     for line in report["peers"]:
@@ -108,9 +108,9 @@ def print_other_systems(report: dict[str, Any]) -> None:
             )
         )
     title = (
-        f"{report['model']} ({report['dtype']}) beside others: batch {report['batch_size']}, "
+        f"{report['model']} ({report['dtype']}), other systems: batch {report['batch_size']}, "
         f"prompt {report['prompt_tokens']}, {report['gen_tokens']} step(s), "
-        f"{report['repeats']} repeats in turn"
+        f"{report['repeats']} interleaved repeats"
     )
     columns = (
         "decoding by",
@@ -127,10 +127,10 @@ def print_other_systems(report: dict[str, Any]) -> None:
         if line["not_run"] is not None:
             say(f"{line['name']}: not run: {line['not_run']}")
     say("x max(): time / max(copy, compute) of its own tasks; tokens equal: to a resident decode,")
-    say("in so many choices as had to agree (clear ones, before a close one turned over)")
+    say("over the clear choices before the first near-tie that came out differently")
     if report["head_start_s"] > 0:
         say(
             f"our plans are timed on the device, which starts up to {ms(report['head_start_s'])} "
-            "after the host began to issue; others from the host's first call"
+            "after the host began to launch; others from the host's first call"
         )
     say(f"device: {report['device']}")

@@ -147,8 +147,8 @@ def print_plan(made: DecodePlan) -> None:
     if made.out_of_range_tasks:
         n_tasks = len(made.lower().tasks)
         say(
-            f"{made.out_of_range_tasks} of {n_tasks} tasks lie outside what {made.hardware.name} "
-            "was measured for: their times hold the rate of the nearest sample"
+            f"{made.out_of_range_tasks} of {n_tasks} tasks are outside the measured range of "
+            f"{made.hardware.name}: their times use the rate of the nearest sample"
         )
     say(made.bottleneck)
     say("")

@@ -22,7 +22,7 @@ from measure.record import (
     pack_folder,
     recorded_other_systems,
 )
-from measure.settings import Recorded, RecordSetting
+from measure.settings import RecordingOptions, RecordSetting
 from sim.catalog import find_model
 from sim.errors import BadInput, UnknownName
 from sim.results.accuracy import CASE, CASES, assess
@@ -117,7 +117,7 @@ def record(
         note(f"{output} holds {n_done} finished cases; they and its profile are reused.")
     until_s = monotonic() + 60 * minutes
     with progress("record") as shown:
-        how = Recorded(output, kind, repeats, machine.seed, shown, until_s)
+        how = RecordingOptions(output, kind, repeats, machine.seed, shown, until_s)
         recorder = Recorder(how, specs, machine.link)
         recorder.measure(chosen)
     if pack is not None:

@@ -1,4 +1,4 @@
-"""What verbs print of measurements."""
+"""Text and tables of measurements."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sim.units import ms, percent
 
 
 def say_restore(did: Mapping[str, int], checks: Mapping[str, Any], tier: str) -> None:
-    """What a run of a restore did, as text."""
+    """Tokens and checks of a restore run."""
     projected = f", {did['projected_tokens']:,} projected" if did["projected_tokens"] else ""
     say(
         f"{did['computed_tokens']:,} tokens computed{projected}, {did['loaded_tokens']:,} loaded; "
@@ -30,7 +30,7 @@ def say_restore(did: Mapping[str, int], checks: Mapping[str, Any], tier: str) ->
 
 
 def say_lost(recomputed: Iterable[Mapping[str, Any]]) -> None:
-    """What was computed because the tier had lost it."""
+    """The tokens that were computed because the tier had lost them."""
     for one in recomputed:
         start, stop = one["tokens"]
         say(
@@ -42,7 +42,7 @@ def say_lost(recomputed: Iterable[Mapping[str, Any]]) -> None:
 def report_timeline(
     what: str, recording: Recording, json: bool, more: Mapping[str, Any] | None = None
 ) -> None:
-    """Print the measures of a timeline; JSON with what there is `more` to say."""
+    """Print the measures of a timeline; `more` is added to the JSON."""
     timeline = recording.typical
     parts = timeline.breakdown
     lanes = {lane: timeline.busy_s(lane) for _, lane in timeline.graph.lanes}
@@ -90,7 +90,7 @@ def report_timeline(
 
 
 def say_quantisation(checks: Mapping[str, Any]) -> None:
-    """What quantising the cache changed, where a run measured it."""
+    """Errors of the quantised cache, if a run measured them."""
     if "kv_quantisation_error" in checks:
         kv, logits = (checks[f"{what}_quantisation_error"] for what in ("kv", "logits"))
         tokens = "equal" if checks["tokens_equal_unquantised"] else "differ from"
@@ -220,21 +220,21 @@ def _say_disturbed(report: dict[str, Any]) -> None:
 
 
 def print_adaptation_report(report: dict[str, Any]) -> None:
-    """Each drop with what every way of restoring came to."""
+    """Predicted and measured time of each way to restore, by drop."""
     say(
         f"{report['model']} ({report['dtype']}), {report['prompt_tokens']:,} tokens, link "
         f"{report['link_bytes_per_s'] / 1e9:.2g} GB/s, planned for {ms(report['planned_s'])}"
     )
-    words = {
-        "stale": "lp, planned for the whole machine and kept",
+    labels = {
+        "stale": "lp, planned for the whole machine",
         "replanned": "lp, planned again",
-        "two-ended": "two-ended, which plans nothing",
+        "two-ended": "two-ended, without a plan",
     }
     for name, drop in report["drops"].items():
         stale_s = drop["ways"][0]["measured_s"]
         rows = [
             (
-                words[way["name"]],
+                labels[way["name"]],
                 ms(way["predicted_s"]),
                 ms(way["measured_s"]),
                 percent(way["predicted_s"] / way["measured_s"] - 1, signed=True),
@@ -243,10 +243,10 @@ def print_adaptation_report(report: dict[str, Any]) -> None:
             for way in drop["ways"]
         ]
         title = f"\n{name}: {drop['lane']} at {percent(drop['frac'])} from {ms(drop['start_s'])} on"
-        table(title, ("restore", "predicted", "measured", "error", "against kept"), rows)
+        table(title, ("restore", "predicted", "measured", "error", "against stale"), rows)
         for share in drop["compute_shares"]:
             say(
-                f"compute from {ms(share['start_s'])} on had {percent(share['measured_frac'])} of "
+                f"compute from {ms(share['start_s'])} on: {percent(share['measured_frac'])} of "
                 f"its core, {percent(share['stated_frac'])} stated"
             )
         for move in drop["moves"]:

@@ -38,8 +38,8 @@ def reproduce(
     """Predict published measurements of two-ended restores, row by row, and show the error.
 
     Each row names hardware, model, prompt length, chunk, GPU share, link and KV bits. The answer is
-    what loading from one end while computing from the other gains over either alone; below 1.00 it
-    loses. Hardware figures are fitted to a few constants of the paper, never to a row.
+    the speedup of computing and loading at once over loading only and over computing only. Hardware
+    figures are fitted to a few constants of the paper, never to a row.
 
     For example:
       kvoverlap reproduce data/published/cake_table3_a100.csv
@@ -72,7 +72,7 @@ def reproduce(
         )
     losses = sum(min(one.speedups.values()) < 1.0 for one in results)
     if losses:
-        say(f"in {losses} of {len(results)} rows two ends lose to one")
+        say(f"in {losses} of {len(results)} rows two-ended is slower than one way alone")
 
 
 def _row(one: Reproduced) -> dict[str, Any]:

@@ -35,7 +35,7 @@ to start."""
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class LoadTraces:
-    """What else uses the machine during the restore."""
+    """Other uses of the machine during the restore."""
 
     availability: Annotated[
         Path | None,
@@ -120,7 +120,7 @@ def _serve(made: RestorePlan, others: tuple[OtherRequest, ...]) -> dict[str, Any
     request = made.workload
     if request.gpu_share < 1:
         raise BadInput(
-            f"--gpu-share(={request.gpu_share}) must be 1 with --others, which say what is left."
+            f"--gpu-share(={request.gpu_share}) must be 1 with --others, which decide the share."
         )
     both = serve(made.model, made.hardware, request, others)
     alone = serve(made.model, made.hardware, request, others, restores=False)
@@ -137,8 +137,8 @@ def _print_served(served: dict[str, Any]) -> None:
 
     pairs = zip(served["others"], served["others_without_restore"], strict=True)
     rows = [("restore, two-ended", ms(served["restore_ttft_s"]), "", "", "")]
-    for number, (beside, alone) in enumerate(pairs, start=1):
-        rows.append((f"request {number}", *cells(beside), *cells(alone)))
+    for number, (shared, alone) in enumerate(pairs, start=1):
+        rows.append((f"request {number}", *cells(shared), *cells(alone)))
     columns = ("", "TTFT", "TPOT", "TTFT without the restore", "TPOT without it")
     table("\nAmong other requests", columns, rows)
 
@@ -169,10 +169,10 @@ def _print_adaptation(found: Adaptation) -> None:
     rows = [
         ("lp, planned once for the idle machine", ms(found.stale_s)),
         (f"lp, planned again {len(found.changes)} times", ms(found.replanned_s)),
-        ("two-ended, which plans nothing", ms(found.two_ended_s)),
+        ("two-ended, without a plan", ms(found.two_ended_s)),
         ("lp, with the trace known in advance", ms(found.foreseen_s)),
     ]
-    table("\nIf nobody knows the trace beforehand", ("restore", "TTFT"), rows)
+    table("\nIf the trace is unknown", ("restore", "TTFT"), rows)
     for one in found.changes:
         say(
             f"at {ms(one.at_s)} {one.lane} was found at {one.rate_frac:.2f} of its rate: now "

@@ -112,7 +112,7 @@ def sweep(
         with progress("sweep") as bar:
             swept = sweeps.run_sweep(asked, target, pool, workers, resume, _Throttled(bar))
     except KeyboardInterrupt:
-        note("finished points are kept; the same command with --resume goes on.")
+        note("finished points are saved; the same command with --resume continues.")
         raise
     found = sweeps.summarize(asked, swept.table)
     if json:
@@ -137,7 +137,7 @@ def find_study(name_or_path: str) -> Path:
 
 
 class _Throttled:
-    """Progress that passes on few of its reports."""
+    """Progress that forwards a report every few seconds."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress

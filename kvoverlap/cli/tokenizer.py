@@ -30,15 +30,15 @@ class TextCodec:
         """Read a checkpoint's tokenizer.json and end-of-text tokens.
 
         Raises:
-            BadFile: a file is there and is not what its name says.
+            BadFile: a file exists and is invalid.
         """
         return cls(directory, _tokenizer(directory / "tokenizer.json"), _eos_ids(directory))
 
     def encode(self, text: str) -> list[int]:
-        """The ids of a prompt, with the special tokens that the tokenizer puts around it.
+        """The ids of a prompt, with the special tokens that the tokenizer adds.
 
         Raises:
-            BadInput: there is no tokenizer, or nothing in the text is a token.
+            BadInput: there is no tokenizer, or the text has no token.
         """
         if self.tokenizer is None:
             raise BadInput(
@@ -52,7 +52,7 @@ class TextCodec:
         return ids
 
     def until_end(self, tokens: Sequence[int]) -> list[int]:
-        """The tokens up to and with the first that ends a text."""
+        """The tokens up to and including the first end-of-text token."""
         for at, token in enumerate(tokens):
             if token in self.eos_ids:
                 return list(tokens[: at + 1])
@@ -86,10 +86,10 @@ def read_prompt_ids(path: Path) -> list[list[int]]:
 
 
 def check_prompts(prompts: list[list[int]], max_new_tokens: int, model: ModelSpec) -> None:
-    """Refuse ids outside the vocabulary and prompts that leave no room for the new tokens.
+    """Refuse ids outside the vocabulary, and prompts that are too long for the new tokens.
 
     Raises:
-        BadInput: names the first offending id, or the positions that are missing.
+        BadInput: names the first invalid id, or the number of positions.
     """
     for number, row in enumerate(prompts):
         for token in row:

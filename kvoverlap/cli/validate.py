@@ -68,7 +68,7 @@ def validate(
     With --scenario restore, the cases are restores from host memory and from a cache file at
     several bandwidths, each by five policies, and checked against computing the whole prompt. With
     --scenario adapt, the link or the device slows down during a restore: an unchanged split, a
-    split that is planned again, and claims are compared.
+    split that is planned again, and two-ended are compared.
 
     For example:
       kvoverlap validate

@@ -16,7 +16,13 @@ import dashboard
 from dashboard.data.exports import trace_bytes
 from dashboard.data.runs import Run, case_of, case_stamp, find_runs, load_case, plan_of, split_of
 from dashboard.perfetto import MEASURED_PID_SHIFT, joint_trace
-from dashboard.text.comparison import answer, circumstances, compare_command, metrics, task_errors
+from dashboard.text.comparison import (
+    compare_command,
+    comparison_summary,
+    describe_case,
+    metrics,
+    task_errors,
+)
 from sim import Recording, Timeline, Workload, find_hardware, find_model, simulate
 from sim.errors import BadFile, BadInput
 from sim.files import write_json
@@ -71,7 +77,7 @@ def test_page_shows_the_answer_and_its_figures(run_folder):
     app = show()
     assert app.selectbox(key="run").options == ["latest"]
     assert app.selectbox(key="case").options == [SMALL, LARGE]
-    assert app.header[0].value == answer(case.comparison)
+    assert app.header[0].value == comparison_summary(case.comparison)
     assert [shown.label for shown in app.metric] == [m.label for m in metrics(case.comparison)]
     assert len(app.get("plotly_chart")) == 3
     assert app.dataframe[0].value["task"].tolist() == task_errors(case)["task"].tolist()[:100]
@@ -91,7 +97,9 @@ def test_another_case_gives_another_answer(run_folder):
     app.selectbox(key="case").select(LARGE).run()
     assert not app.exception
     assert app.header[0].value != before
-    assert app.header[0].value == answer(load_case(run_folder / "cases" / LARGE).comparison)
+    assert app.header[0].value == comparison_summary(
+        load_case(run_folder / "cases" / LARGE).comparison
+    )
 
 
 def test_another_run_brings_its_own_cases(run_folder):
@@ -101,7 +109,7 @@ def test_another_run_brings_its_own_cases(run_folder):
     app.selectbox(key="run").select("other").run()
     assert not app.exception
     assert app.selectbox(key="case").options == [SMALL, "renamed"]
-    assert app.header[0].value == answer(load_case(other / "cases" / SMALL).comparison)
+    assert app.header[0].value == comparison_summary(load_case(other / "cases" / SMALL).comparison)
 
 
 def test_a_link_opens_the_view_it_was_copied_from(run_folder):
@@ -110,7 +118,9 @@ def test_a_link_opens_the_view_it_was_copied_from(run_folder):
     assert app.selectbox(key="step").value == "1"
     assert app.toggle(key="path").value is True
     assert app.slider(key="layers").value == (2, 5)
-    assert app.header[0].value == answer(load_case(run_folder / "cases" / LARGE).comparison)
+    assert app.header[0].value == comparison_summary(
+        load_case(run_folder / "cases" / LARGE).comparison
+    )
     lanes = json.loads(app.get("plotly_chart")[0].proto.spec)
     title = lanes["layout"]["xaxis"]["title"]["text"]
     assert title == "time since the first task of step 1, layers 2 to 5 (ms)"
@@ -181,7 +191,7 @@ def test_policy_of_a_case_comes_from_what_stands_beside_the_measurement(run_fold
     assert load_case(folder).policy == "lp", "the plan says it too"
     (folder / "plan.json").unlink()
     assert load_case(folder).policy == "unknown"
-    assert show().header[0].value == answer(case.comparison)
+    assert show().header[0].value == comparison_summary(case.comparison)
 
 
 def test_the_plan_of_a_case_is_found_again_with_or_without_its_policy(run_folder):
@@ -242,12 +252,12 @@ def test_a_run_that_cannot_be_listed_is_a_known_failure(tmp_path):
 def test_answer_line_and_figures_in_words(run_folder):
     case = load_case(run_folder / "cases" / LARGE)
     first = case.predicted.makespan_s * 1e3
-    assert answer(case.comparison) == (
+    assert comparison_summary(case.comparison) == (
         f"predicted {first:,.1f} ms, measured {1.03 * first:,.1f} ms, -2.9 %, repeat spread "
         f"{100 * case.measured.spread_frac:.1f} %"
     )
-    assert "opt-125m (float16), batch 8, prompt 512, 2 steps, policy lp" in circumstances(case)
-    assert "measured 3 times" in circumstances(case)
+    assert "opt-125m (float16), batch 8, prompt 512, 2 steps, policy lp" in describe_case(case)
+    assert "measured 3 times" in describe_case(case)
 
 
 def test_table_of_task_errors_holds_every_task_worst_first(run_folder):

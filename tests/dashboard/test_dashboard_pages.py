@@ -296,7 +296,7 @@ def test_a_machine_without_a_run_has_no_residuals():
     assert len(charts(app)) == 1
     told = [caption.value for caption in app.caption]
     assert any("no residuals" in caption for caption in told)
-    assert "No samples of this work are kept in kvpr-a100: its spread is not known." in told
+    assert "There are no samples of this work in kvpr-a100: its spread is unknown." in told
 
 
 @pytest.mark.usefixtures("runs")
@@ -349,7 +349,7 @@ def test_samples_of_a_profile_lie_under_its_curve_and_their_spread_beside_anothe
         [sampled_run, 3, "10,000,000 bytes"]
     ]
     told = [caption.value for caption in app.caption]
-    assert "No samples of this work are kept in kvpr-a100: its spread is not known." in told
+    assert "There are no samples of this work in kvpr-a100: its spread is unknown." in told
 
 
 @pytest.mark.usefixtures("runs")

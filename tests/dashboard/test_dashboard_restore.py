@@ -204,8 +204,8 @@ def test_buttons_fill_in_a_trace_and_take_it_away():
     app.button(key="trace compute drops").click().run()
     assert not app.exception
     assert app.query_params["trace"].endswith(":compute=0.25")
-    app.button(key="trace Nothing happens").click().run()
-    assert "all of the machine is there" in app.info[0].value
+    app.button(key="trace Whole machine").click().run()
+    assert "whole machine is available" in app.info[0].value
     assert "--availability" not in app.code[-1].value
 
 

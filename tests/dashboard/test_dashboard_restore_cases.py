@@ -11,7 +11,7 @@ from streamlit.testing.v1 import AppTest
 import dashboard
 from dashboard.data.runs import case_of, load_case, plan_of
 from dashboard.data.uploads import Upload, read_upload
-from dashboard.text.comparison import answer
+from dashboard.text.comparison import comparison_summary
 from planner.restore import RestorePlan
 from sim import Recording, Workload
 from sim.errors import BadFile, BadInput
@@ -74,7 +74,7 @@ def test_without_a_measured_restore_the_page_says_how_to_make_one(tmp_path):
 def test_a_measured_walk_is_held_against_its_prediction(runs):
     case = load_case(runs / "cases" / f"{RESTORED}-two-ended")
     app = show(of="a measured case", case=f"{RESTORED}-two-ended")
-    assert app.header[0].value == answer(case.comparison)
+    assert app.header[0].value == comparison_summary(case.comparison)
     told = " ".join(block.value for block in app.markdown)
     assert "The ends met at token 1,664, as predicted." in told
     assert "compute works longest." in told
@@ -119,7 +119,7 @@ def test_a_run_under_a_trace_is_predicted_under_it_and_losses_are_told(tmp_path)
         "Tokens 1,920 to 2,000 were computed instead of loaded in 2 layers\\: checksum differs"
     ]
     (case / "plan.json").unlink()
-    assert "its file does not hold" in show(of="a measured case").warning[1].value
+    assert "its file does not contain" in show(of="a measured case").warning[1].value
 
 
 def test_an_unreadable_restore_is_told_in_one_sentence(tmp_path):
@@ -165,7 +165,7 @@ def test_an_uploaded_restore_is_shown(runs, monkeypatch):
     monkeypatch.setattr("dashboard.session.uploads", lambda: {upload.name: upload})
     app = show(of="a measured case")
     assert app.selectbox(key="run").value == "mine.json.gz (uploaded)"
-    assert app.header[0].value == answer(case_of(measured).comparison)
+    assert app.header[0].value == comparison_summary(case_of(measured).comparison)
 
 
 @pytest.mark.parametrize("policy", ["two-ended", "joint"])

@@ -6,8 +6,8 @@ import pytest
 from builders import make_plan
 
 from dashboard.figures import (
+    BREAKDOWN_COLOUR,
     OP_COLOUR,
-    PART_COLOUR,
     View,
     breakdown_bars,
     lane_use_bars,
@@ -212,7 +212,7 @@ def test_a_merged_bar_has_the_colour_of_what_takes_most_of_its_time(crowded):
 def test_breakdown_adds_up_to_the_makespan_of_both_runs(predicted, measured):
     figure = breakdown_bars(predicted, measured)
     parts = {trace.name: list(trace.x) for trace in figure.data}
-    assert list(parts) == list(PART_COLOUR)
+    assert list(parts) == list(BREAKDOWN_COLOUR)
     assert parts["compute"] == pytest.approx([6, 6])
     assert parts["exposed copy"] == pytest.approx([5, 7])
     assert parts["idle"] == pytest.approx([0, 1])

@@ -10,9 +10,9 @@ from dashboard.figures import (
     heat_map,
     policy_bars,
     sensitivity_bars,
+    split_by_layer,
     split_curve,
-    way_map,
-    ways_by_layer,
+    split_map,
 )
 from planner import StepSplit
 from planner.decode.plan import Sensitivity
@@ -28,7 +28,7 @@ def names_of(figure):
 
 
 def test_map_shows_the_recomputed_share_of_every_layer_and_step():
-    figure = way_map(STEPS)
+    figure = split_map(STEPS)
     (cells,) = figure.data
     assert [list(row) for row in cells.z] == [[25, 50, 0], [25, 100, 0]]
     assert list(cells.x) == [0, 1, 2]
@@ -42,7 +42,7 @@ def test_map_shows_the_recomputed_share_of_every_layer_and_step():
 
 
 def test_ways_of_a_step_add_up_to_its_past_tokens():
-    figure = ways_by_layer(STEPS[1])
+    figure = split_by_layer(STEPS[1])
     assert names_of(figure) == ["recomputed", "loaded"], "nothing is resident here"
     assert [sum(counts) for counts in zip(*(bar.y for bar in figure.data), strict=True)] == [
         200

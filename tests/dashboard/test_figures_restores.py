@@ -12,9 +12,9 @@ from dashboard.figures import (
     both_ends,
     both_ends_compared,
     predicted_lanes,
+    sources_by_layer,
     ttft_bars,
     ttft_curves,
-    ways_of_layers,
 )
 from dashboard.figures import restores as restore_figures
 from planner.restore.lower import compute_only_graph, split_graph, two_ended_graph
@@ -147,13 +147,13 @@ def test_a_measured_walk_lies_under_the_predicted_fronts(graph, walk):
 
 def test_a_decode_has_no_two_ends():
     empty = TaskGraph("row", tiny_model(), Workload(1, 8, 1), 0, ())
-    with pytest.raises(BadInput, match="no restore"):
+    with pytest.raises(BadInput, match="a decode, not a restore"):
         both_ends(Timeline(empty, (), ()))
 
 
 def test_every_token_of_every_layer_has_one_way():
     request = RestoreRequest(prompt_tokens=20, cached_tokens=16)
-    figure = ways_of_layers((8, 4), (4, 12), request)
+    figure = sources_by_layer((8, 4), (4, 12), request)
     columns = [
         sorted((trace.base[layer], trace.base[layer] + trace.y[layer]) for trace in figure.data)
         for layer in (0, 1)

@@ -266,7 +266,7 @@ def test_the_verb_writes_a_machine_with_its_checks_and_says_how_good_they_are(ca
     status, stdout, stderr = call(*words, "--link", "pcie5-x16", "-o", path)
     assert status == 0
     assert "reading the tables" in stderr
-    assert "products with 16-bit weights: 5 rows x 3 n x 3 k" in stdout
+    assert "matmuls with 16-bit weights: 5 rows x 3 n x 3 k" in stdout
     assert "decode attention" in stdout
     made = find_hardware(str(path))
     assert made.links.h2d.bytes_per_s == 51e9

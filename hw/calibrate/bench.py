@@ -179,7 +179,7 @@ class Bench:
         return self._outs[slot][: prod(shape)].view(shape)
 
     def outs(self, *shape: int) -> Iterator[Tensor]:
-        """Memory for results in the slots by turns, without end."""
+        """Memory for results, an endless cycle through the slots."""
         return cycle([self.out(*shape, slot=slot) for slot in range(SLOTS)])
 
     def back_to_back(self, lane: str, work: Work) -> list[float]:

@@ -1,4 +1,4 @@
-"""What restores add: prefill in chunks, and direct reads of the disk of temporary files."""
+"""Prefill in chunks and direct disk reads, which only restores need."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What this machine is: libraries, device, clocks, link, host, page-locking, attention backends."""
+"""Checks of libraries, device, clocks, link, host, page-locking and attention backends."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def check_device(backend: Backend) -> Check:
 
 
 def device_advice(found: Mapping[str, Any], variables: Mapping[str, str]) -> list[str]:
-    """What to change about the GPU's use and settings.
+    """Advice on the use and settings of a GPU.
 
     Args:
         found: a `gpu_state`.

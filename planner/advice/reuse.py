@@ -41,7 +41,7 @@ class Reuse:
 def reuse(
     model: ModelSpec, hardware: HardwareProfile, prompt_tokens: int, engine: str
 ) -> Reuse | None:
-    """Times of the later request, or None where its K and V and the weights exceed GPU memory."""
+    """Times of the later request, or None if its K and V and the weights exceed GPU memory."""
 
     def planner(tokens: int) -> RestorePlanner:
         request = RestoreRequest(prompt_tokens=tokens + 1, cached_tokens=tokens)

@@ -10,6 +10,7 @@ from math import ceil, inf
 from operator import itemgetter
 
 from planner.decode.lower import lower, replicate
+from planner.decode.policies import BASELINES
 from planner.decode.problem import DecodeProblem
 from planner.decode.rounding import LP_TOLERANCE, Limits, between_steps, whole_part, whole_tokens
 from planner.decode.split import DecodeChoice, Residency
@@ -65,18 +66,12 @@ class DecodePlanner:
         choices = [self._refined]
         if problem.keep:
             choices.append(DecodePlanner(replace(problem, keep=False))._refined)
-        nothing = problem.nothing_resident
-        choices += [DecodeChoice(split, nothing) for split, _ in problem.baselines.values()]
-        return min(choices, key=self._makespan_s)
-
-    def _makespan_s(self, choice: DecodeChoice) -> float:
-        """Simulated makespan; infinite if the choice does not fit the memory."""
-        timeline = self.problem.simulate(choice.split, choice.residency)
-        return timeline.makespan_s if self.problem.fits(timeline.graph) else inf
+        choices += [problem.choice_of(name) for name in BASELINES]
+        return min(choices, key=problem.makespan_s)
 
     @cached_property
     def _refined(self) -> DecodeChoice:
-        """The LP's counts in whole tokens; as much as memory allows where none of these fits."""
+        """The LP's counts in whole tokens that fit the memory."""
         problem = self.problem
         layers, start = range(problem.model.n_layers), problem.residency_at_start
         if problem.all_resident:
@@ -89,7 +84,7 @@ class DecodePlanner:
         residency = self._whole_residency(relaxed)
         limits = [self._limits(past, residency) for past in problem.contexts]
         planned, planned_s = self._shifted(rows, limits, residency)
-        if planned_s == inf:
+        if planned_s == inf:  # round up within the X that can be staged, or recompute all of that
             staged = problem.budget(residency).max_staged_tokens
             limits = [
                 [replace(one, most=int(min(one.most, one.least + staged))) for one in row]
@@ -109,7 +104,7 @@ class DecodePlanner:
     def _shifted(
         self, rows: list[list[float]], limits: list[list[Limits]], residency: Residency
     ) -> tuple[list[list[int]], float]:
-        """The counts in whole tokens, and their makespan; infinite if they do not fit the memory.
+        """The counts in whole tokens, and their makespan (infinite if no shift fits the memory).
 
         The LP leaves out interference between lanes and bends of the cost curves that are not
         convex. Where that costs more than a thousandth, whole-job shifts are tried in the
@@ -177,7 +172,7 @@ class DecodePlanner:
                 return self.relaxation.objective_s
             return problem.program(empty_load_waits=False).solve(choose=False).objective_s
         if problem.all_resident:
-            return self._makespan_s(self.best)
+            return problem.makespan_s(self.best)
         model, job = problem.model, problem.workload
         pasts = [job.context_tokens(step) for step in range(job.gen_tokens)]
         courses = Counter(

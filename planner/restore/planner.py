@@ -19,6 +19,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from operator import attrgetter
 from typing import Literal
 
 from planner.restore.balance import Rates
@@ -33,6 +34,8 @@ from sim.graph.timeline import Timeline
 from sim.machine.availability import ALWAYS, Availability
 from sim.machine.profile import HardwareProfile
 from sim.model.spec import ModelSpec
+
+TTFT_S = attrgetter("ttft_s")
 
 Form = Literal["compute-only", "two-ended", "split"]
 """Kind of graph: the whole prompt, claims, or a split."""
@@ -123,10 +126,11 @@ class RestorePlanner:
         return self.model.weight_bytes + kv_bytes
 
     def check_fits(self) -> None:
-        """Raise DoesNotFit where weights and K and V of the prompt exceed device memory.
+        """Refuse a request that exceeds the model's positions or the device memory.
 
         Raises:
-            BadInput: the model has no positions for the prompt.
+            BadInput: the model has too few positions for the prompt.
+            DoesNotFit: weights and K and V of the prompt exceed device memory.
         """
         if self.request.prompt_tokens > self.model.max_positions:
             raise BadInput(
@@ -189,7 +193,7 @@ class RestorePlanner:
             return self._split(RestoreSplit.even(self.model, min(counts[0] * unit, cached)))
 
         found = self._search(made, (-(-tokens // unit),), (-(-cached // unit),))
-        return min((self.choice("load-only"), self.choice("compute-only"), found), key=_ttft_s)
+        return min((self.choice("load-only"), self.choice("compute-only"), found), key=TTFT_S)
 
     def _best_layers(self) -> RestoreChoice:
         """The first layers computed, the next projected, the last loaded."""
@@ -208,7 +212,7 @@ class RestorePlanner:
             )
 
         found = self._search(made, rates.best_layers(), (rates.layers, rates.layers))
-        return min((self.choice("compute-only"), found), key=_ttft_s)
+        return min((self.choice("compute-only"), found), key=TTFT_S)
 
     def _best_cells(self) -> RestoreChoice:
         """A staircase of computed cells, X of some token-layers, K and V of the rest.
@@ -224,9 +228,10 @@ class RestorePlanner:
 
         best = rates.best(range(rates.all_cells + 1), by_layer=True)
         found = self._search(made, (best.cells, best.projected // unit), top)
-        met = self._split(RestoreSplit.even(self.model, self._meeting()))
+        meeting = meeting_token(self.choice("two-ended").timeline, self.request)
+        met = self._split(RestoreSplit.even(self.model, meeting))
         others = [self.choice(policy) for policy in ("compute-only", "load-only", "lp")]
-        return min((*others, met, self.choice("layer-wise"), found), key=_ttft_s)
+        return min((*others, met, self.choice("layer-wise"), found), key=TTFT_S)
 
     def _search(
         self,
@@ -241,10 +246,6 @@ class RestorePlanner:
             start = min(starts, key=lambda counts: made(counts).ttft_s)
         return _improved(made, start, top)
 
-    def _meeting(self) -> int:
-        """The token at which the two ends meet."""
-        return meeting_token(self.choice("two-ended").timeline, self.request)
-
     def _staircase(self, rates: Rates, cells: int, projected: int) -> RestoreSplit:
         steps, more = divmod(cells, rates.layers)
         low = rates.stops[steps]
@@ -255,10 +256,6 @@ class RestorePlanner:
             counts.append(min(projected, self.request.cached_tokens - count))
             projected -= counts[-1]
         return RestoreSplit(tuple(computed), tuple(counts), True)
-
-
-def _ttft_s(choice: RestoreChoice) -> float:
-    return choice.ttft_s
 
 
 def _improved(

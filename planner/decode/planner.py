@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
 from math import ceil, inf
@@ -21,6 +22,7 @@ from planner.lp.schedule import Relaxation
 from sim.engine.api import simulate
 from sim.engine.sharing import representative_machine
 from sim.errors import DoesNotFit, Infeasible
+from sim.graph.tasks import STAGING_SLOTS
 from sim.lanes import COMPUTE, H2D
 
 REFINED_ABOVE = 1e-3
@@ -168,9 +170,7 @@ class DecodePlanner:
         if problem.gpus > 1:
             return self._uncontended.lower_bound_s()
         if problem.covers_all_steps and not problem.keep:
-            if problem.schedule == "row":
-                return self.relaxation.objective_s
-            return problem.program(empty_load_waits=False).solve(choose=False).objective_s
+            return self._lp_bound_s()
         if problem.all_resident:
             return problem.makespan_s(self.best)
         model, job = problem.model, problem.workload
@@ -191,6 +191,19 @@ class DecodePlanner:
             job.n_batches,
             max_budget(problem) if problem.keep else None,
         )
+
+    def _lp_bound_s(self) -> float:
+        """The LP's lower bound over plans that stage X in all slots, or in one that is longer."""
+        problem, waits = self.problem, self.problem.schedule == "row"
+        bound_s = self.relaxation.objective_s
+        if not waits:
+            bound_s = problem.program(empty_load_waits=False).solve(choose=False).objective_s
+        if problem.budget(problem.nothing_resident).max_staged_tokens < max(problem.contexts):
+            for slot in range(STAGING_SLOTS):
+                with suppress(Infeasible):
+                    lp = problem.program(empty_load_waits=waits, x_slot=slot)
+                    bound_s = min(bound_s, lp.solve(choose=False).objective_s)
+        return bound_s
 
 
 def max_budget(problem: DecodeProblem) -> MemoryBudget:

@@ -239,12 +239,14 @@ class DecodeProblem:
         start: Residency | None = None,
         empty_load_waits: bool = True,
         weights_stay: bool = False,
+        x_slot: int | None = None,
     ) -> ScheduleLP:
         """The LP with all counts free; with `keep` it also chooses resident K, V and X.
 
         Args:
             start: resident data, by default `residency_at_start`.
             empty_load_waits, weights_stay: as in `ScheduleLP`.
+            x_slot: the only slot that stages X, so that it may be longer; None for all slots.
         """
         start = start or self.residency_at_start
         n_layers, budget = self.model.n_layers, self.budget(start)
@@ -257,9 +259,16 @@ class DecodeProblem:
             start = replace(start, kv_tokens=some, x_tokens=some)
             row = [1 + one for one in some]
         graph = self.shortened([row for _ in self.contexts], start)
-        return ScheduleLP(
+        if x_slot is not None:
+            one_slot_bytes = self.workload.batch_size * self.model.x_token_bytes
+            budget = replace(budget, staged_x_token_bytes=one_slot_bytes)
+        found = ScheduleLP(
             graph, self.contexts, self.costs, self.lines, budget, empty_load_waits, weights_stay
         )
+        for task in graph.tasks if x_slot is not None else ():
+            if task.op == "load_x" and task.slot != x_slot:
+                found.tokens[task.step, task.layer].upBound = 0
+        return found
 
     def program_of(self, graph: TaskGraph) -> ScheduleLP:
         """The LP of a graph with all counts fixed."""

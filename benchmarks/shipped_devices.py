@@ -15,7 +15,7 @@ from pathlib import Path
 
 from kvoverlap.cli.import_profile import checked
 from kvoverlap.cli.output import say
-from kvoverlap.cli.reports import print_checks
+from kvoverlap.cli.table_errors import print_table_errors
 from sim.catalog import DATA, find_link
 from sim.machine.aiconfigurator import SystemTables, derive_part
 from sim.machine.components import ComputePart, compose
@@ -43,7 +43,7 @@ def main() -> None:
         part = checked(derive_part(SystemTables.find(system, engine), name, link))
         part.save(folder / f"{name}.json")
         say(f"\n{part.name}: {part.description}")
-        print_checks(part.checks)
+        print_table_errors(part.checks)
         if name == "a100-sxm-80g":
             a100_40g(part).save(folder / "a100-sxm-40g.json")
 

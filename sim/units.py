@@ -29,19 +29,29 @@ def parse_counts(name: str, text: str) -> list[int]:
     return sorted({parse_count(name, part) for part in text.split(",")})
 
 
-def parse_rate(name: str, text: str) -> float:
-    """Bytes per second (`25GB/s`, `24GiB/s`) or operations per second (`312TFLOP/s`).
+RATE_EXAMPLES = {"B": "25GB/s", "FLOP": "312TFLOP/s"}
+
+
+def parse_rate(name: str, text: str, unit: str = "B") -> float:
+    """Bytes per second (`25GB/s`, `24GiB/s`), or operations per second (`312TFLOP/s`).
+
+    Args:
+        unit: `B` or `FLOP`; a text without unit is in it.
 
     Raises:
-        BadInput: not a positive number with one of these units.
+        BadInput: not a number of at least 1, or in another unit.
     """
     match = re.fullmatch(
         r"(\d+(?:\.\d+)?(?:e[+-]?\d+)?)\s*([kKMGT]?)(i?)(B|FLOP)?(?:/s)?", text.strip(), re.ASCII
     )
-    if not match or not 0 < float(match[1]) < math.inf:
-        raise BadInput(f"{name}(={text}) must be a rate above 0, such as 25GB/s or 312TFLOP/s.")
-    scale = _BINARY[match[2].upper()] if match[3] else _DECIMAL[match[2]]
-    return float(match[1]) * scale
+    rate = 0.0
+    if match and match[4] in (None, unit):
+        scale = _BINARY[match[2].upper()] if match[3] else _DECIMAL[match[2]]
+        rate = float(match[1]) * scale
+    if not 1 <= rate < math.inf:
+        example = RATE_EXAMPLES[unit]
+        raise BadInput(f"{name}(={text}) must be a rate of at least 1 {unit}/s, such as {example}.")
+    return rate
 
 
 def parse_bytes(name: str, text: str) -> float:

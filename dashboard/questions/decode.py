@@ -16,7 +16,7 @@ from sim.graph.jobs import Workload
 from sim.lanes import D2H, H2D
 from sim.machine.links import Interference, Uplink
 from sim.machine.profile import HardwareProfile
-from sim.machine.what_if import RATES, in_dtype_of, with_memory, with_rate
+from sim.machine.what_if import RATES, in_dtype_of, rate_unit, with_memory, with_rate
 from sim.model.spec import ModelSpec
 from sim.units import parse_bytes, parse_rate
 
@@ -82,7 +82,7 @@ class Changes:
         changed = hardware
         for setting in self.settings(hardware):
             key, _, text = setting.partition("=")
-            changed = with_rate(changed, key, parse_rate(key, text))
+            changed = with_rate(changed, key, parse_rate(key, text, rate_unit(key)))
         if self.device_memory is not None:
             changed = with_memory(changed, parse_bytes("--gpu-memory", self.device_memory))
         if self.both_ways is not None:

@@ -16,7 +16,7 @@ from sim.cost.model import CostModel
 from sim.engine.api import simulate
 from sim.errors import KvOverlapError
 from sim.graph.tasks import TaskGraph
-from sim.machine.what_if import RATES
+from sim.machine.what_if import RATES, rate_unit
 from sim.units import parse_rate
 
 MAX_POINTS = 33
@@ -109,8 +109,9 @@ def _rate_axis(name: str, title: str, change: str, key: str, unit: float) -> Axi
     def shown(question: Question) -> float:
         settings = question.changes.settings(question.hardware)
         texts = dict(setting.split("=") for setting in settings)
-        rate = parse_rate(key, texts[key]) if key in texts else RATES[key][1](question.hardware)
-        return rate / unit
+        if key in texts:
+            return parse_rate(key, texts[key], rate_unit(key)) / unit
+        return RATES[key][1](question.hardware) / unit
 
     return Axis(name, title, MULTIPLES, ask, shown)
 

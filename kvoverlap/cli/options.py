@@ -20,7 +20,7 @@ from sim.errors import BadInput
 from sim.graph.jobs import RestoreRequest, Workload
 from sim.lanes import TIERS
 from sim.machine.profile import HardwareProfile
-from sim.machine.what_if import RATES, in_dtype_of, with_memory, with_rate
+from sim.machine.what_if import RATES, in_dtype_of, rate_unit, with_memory, with_rate
 from sim.model.spec import ModelSpec
 from sim.results.recording import Recording
 from sim.results.trace import write_trace
@@ -169,16 +169,22 @@ class MachineOptions:
         """The profile with every `--set` applied.
 
         Raises:
-            BadInput: a setting has no `=`, an unknown key, or a value that is not a rate.
+            BadInput: a setting has no `=`, an unknown key, a key that is given twice, or a value
+                that is not a rate in the key's unit.
         """
         machine = find_hardware(self.hardware)
+        given = set()
         for setting in self.settings:
             key, equals, value = setting.partition("=")
             if not equals or key not in RATES:
                 raise BadInput(
                     f"--set {setting}: must be KEY=RATE with KEY one of {', '.join(RATES)}."
                 )
-            machine = with_rate(machine, key, parse_rate(f"--set {key}", value))
+            if key in given:
+                raise BadInput(f"--set {setting}: {key} is given twice; remove one.")
+            given.add(key)
+            rate = parse_rate(f"--set {key}", value, rate_unit(key))
+            machine = with_rate(machine, key, rate)
         return machine
 
 

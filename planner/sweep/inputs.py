@@ -15,9 +15,9 @@ from sim.catalog import find_hardware, find_model
 from sim.errors import BadInput, UnknownName
 from sim.graph.jobs import KV_BITS
 from sim.lanes import TIERS
-from sim.machine.what_if import RATES
+from sim.machine.what_if import RATES, rate_unit
 from sim.model.spec import DTYPE_BYTES, MODEL_SIZES
-from sim.units import parse_bytes, parse_count, parse_rate
+from sim.units import RATE_EXAMPLES, parse_bytes, parse_count, parse_rate
 
 Value = str | int | float | bool
 Reader = Callable[[str, Any], Value]
@@ -63,7 +63,10 @@ def read_count(key: str, value: Any) -> int:
 
 
 def read_rate(key: str, value: Any) -> float:
-    return parse_rate(key, value) if isinstance(value, str) else _positive(key, value, "25GB/s")
+    unit = rate_unit(key)
+    if isinstance(value, str):
+        return parse_rate(key, value, unit)
+    return _positive(key, value, RATE_EXAMPLES[unit])
 
 
 def read_bytes(key: str, value: Any) -> float:
@@ -146,7 +149,7 @@ MACHINE_AND_MODEL: dict[str, Input] = {
     "gpu_memory": Input(read_bytes, unit="bytes"),
     **{f"model.{size}": Input(read_count) for size in MODEL_SIZES},
     **{
-        key: Input(read_rate, unit="FLOP/s" if key == "compute.flops" else "bytes/s")
+        key: Input(read_rate, unit="FLOP/s" if rate_unit(key) == "FLOP" else "bytes/s")
         for key in RATES
     },
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from sim.errors import BadInput
+from sim.errors import BadInput, NotMeasured
 from sim.machine.profile import HardwareProfile
 from sim.model.spec import DTYPE_BYTES, ModelSpec
 
@@ -16,8 +16,18 @@ RATES: dict[str, tuple[str, Callable[[HardwareProfile], float]]] = {
     "host.bandwidth": ("host", lambda hardware: hardware.links.of("host").bytes_per_s),
     "compute.flops": ("flops", lambda hardware: hardware.gemm.flops_per_s),
     "hbm.bandwidth": ("hbm", lambda hardware: hardware.attention.bytes_per_s),
+    "uplink.bandwidth": (
+        "uplink",
+        lambda hardware: min((one.h2d_bytes_per_s for one in hardware.uplinks), default=0.0),
+    ),
 }
-"""Rates by name: the part of the machine and its present rate."""
+"""Rates by name: the part of the machine and its present rate. Of several uplinks the slowest
+counts, and the others are changed in proportion."""
+
+
+def rate_unit(key: str) -> str:
+    """Unit of one of `RATES`, per second."""
+    return "FLOP" if key == "compute.flops" else "B"
 
 
 def with_rate(hardware: HardwareProfile, key: str, rate: float) -> HardwareProfile:
@@ -27,7 +37,10 @@ def with_rate(hardware: HardwareProfile, key: str, rate: float) -> HardwareProfi
         NotMeasured: the profile has no rate for that part.
     """
     part, present = RATES[key]
-    return hardware.with_faster(part, rate / present(hardware))
+    now = present(hardware)
+    if not now:
+        raise NotMeasured(f"{hardware.name} has no {part} to change; leave {key} out.")
+    return hardware.with_faster(part, rate / now)
 
 
 def with_memory(

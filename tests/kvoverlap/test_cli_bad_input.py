@@ -54,7 +54,7 @@ def edited(path, change):
         ("--model opt-125m --batch 2 --dtype int8", ["int8", "float16"]),
         ("--model opt-125m --batch 2 --dtype float32", ["kvpr-a100", "float16"]),
         ("--model opt-125m --batch 2 --set link.bandwith=3GB/s", ["link.bandwidth"]),
-        ("--model opt-125m --batch 2 --set link.bandwidth=-3", ["rate above 0"]),
+        ("--model opt-125m --batch 2 --set link.bandwidth=-3", ["rate of at least 1 B/s"]),
         ("--model opt-125m --batch 2 --set host.bandwidth=9GB/s", ["links.host"]),
         ("--model opt-125m --batch 2 --policy flexgen", ["links.host", "`kvoverlap profile`"]),
         ("--model opt-125m --batch 2 --gen 4K", ["2048 positions"]),

@@ -12,6 +12,7 @@ from golden.freeze import call as command
 from kvoverlap.cli.main import VERBS, command_line
 from kvoverlap.cli.options import DecodeJob, MachineOptions, MemoryOptions
 from sim.catalog import find_hardware
+from sim.errors import KvOverlapError
 
 SHARED = (
     "--model",
@@ -61,6 +62,28 @@ def test_groups_parse_counts_sizes_and_rates():
     assert machine == MachineOptions(hardware="h100", settings=("link.bandwidth=64GB/s",))
     assert machine.load().links.h2d.bytes_per_s == pytest.approx(64e9)
     assert find_hardware("h100").links.h2d.bytes_per_s != pytest.approx(64e9)
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ("compute.flops=64GB/s", "--set compute.flops(=64GB/s) must be a rate of at least 1 FLOP"),
+        ("link.bandwidth=600TFLOP/s", "--set link.bandwidth(=600TFLOP/s) must be a rate of"),
+        ("link.bandwidth=1GB/s link.bandwidth=2GB/s", "link.bandwidth is given twice"),
+        ("uplink.bandwidth=64GB/s", "h100 has no uplink to change"),
+        ("disk.bandwidth=1GB/s", "uplink.bandwidth."),
+    ],
+)
+def test_a_setting_has_a_known_key_once_in_its_unit(settings, sentence):
+    options = MachineOptions(hardware="h100", settings=tuple(settings.split()))
+    with pytest.raises(KvOverlapError) as refused:
+        options.load()
+    assert sentence in str(refused.value)
+
+
+def test_the_rate_of_a_shared_uplink_can_be_set():
+    options = MachineOptions(hardware="kvpr-a100-4gpu", settings=("uplink.bandwidth=48GB/s",))
+    assert {one.h2d_bytes_per_s for one in options.load().uplinks} == {48e9}
 
 
 @pytest.mark.parametrize("verb", VERBS)

@@ -45,7 +45,6 @@ def test_a_list_of_counts_is_sorted_without_repeats():
         ("25 GB/s", 25e9),
         ("24GiB/s", 24 * 2**30),
         ("0.4GB/s", 0.4e9),
-        ("312TFLOP/s", 312e12),
         ("1.5e9B/s", 1.5e9),
         ("1000", 1000.0),
     ],
@@ -55,11 +54,18 @@ def test_rates_are_decimal_unless_they_say_binary(text, rate):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "fast", "0GB/s", "-1GB/s", "25Gb/s", "25 furlongs", "1e999B/s"]
+    "text",
+    ["", "fast", "0GB/s", "-1GB/s", "25Gb/s", "25 furlongs", "1e999B/s", "1e-300", "3TFLOP/s"],
 )
 def test_what_is_no_rate_is_refused_by_name(text):
-    with pytest.raises(BadInput, match=r"link\(=.*\) must be a rate above 0"):
+    with pytest.raises(BadInput, match=r"link\(=.*\) must be a rate of at least 1 B/s"):
         parse_rate("link", text)
+
+
+def test_operations_a_second_are_no_bytes_a_second():
+    assert parse_rate("compute", "312TFLOP/s", "FLOP") == parse_rate("compute", "312e12", "FLOP")
+    with pytest.raises(BadInput, match="at least 1 FLOP/s, such as 312TFLOP/s"):
+        parse_rate("compute", "64GB/s", "FLOP")
 
 
 def test_times_are_shown_in_the_unit_that_suits_them():

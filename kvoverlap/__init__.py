@@ -17,16 +17,14 @@ of these functions. They call the packages `sim` (model, machine, graph, engines
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from sim.files import VERSION
-
 if TYPE_CHECKING:
     from kvoverlap.api import *  # noqa: F403
-
-__version__ = VERSION
 
 
 def __getattr__(name: str) -> Any:
     """A name of `kvoverlap.api`, which is loaded at its first use: `--help` starts without it."""
+    if name == "__version__":
+        return importlib.import_module("sim.files").VERSION
     if name.startswith("_") and name != "__all__":
         raise AttributeError(f"module 'kvoverlap' has no attribute {name!r}")
     api = importlib.import_module("kvoverlap.api")  # `from kvoverlap import api` would call this

@@ -32,14 +32,17 @@ def run() -> int:
     try:
         from kvoverlap.cli.main import main
 
-        status = main()
+        status = main(interrupted=lambda: interrupt.came)
     except KeyboardInterrupt:
-        return INTERRUPTED
+        status = INTERRUPTED
     except Exception:
-        if interrupt.came:
-            return INTERRUPTED
-        raise
-    return INTERRUPTED if interrupt.came and status else status
+        if not interrupt.came:
+            raise
+        status = INTERRUPTED
+    if interrupt.came and status:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # HiGHS sends it once more
+        return INTERRUPTED
+    return status
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import errno
 import gc
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from cyclopts import App, CycloptsError, Parameter
 
@@ -136,8 +136,14 @@ def command_line(arguments: Sequence[str]) -> App:
     return app
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status."""
+def main(
+    arguments: Sequence[str] | None = None, interrupted: Callable[[], bool] = lambda: False
+) -> int:
+    """Run the command line; returns the exit status.
+
+    Args:
+        interrupted: whether Ctrl-C was pressed; some libraries turn it into an error of their own.
+    """
     gc.set_threshold(GARBAGE_THRESHOLD)
     given = sys.argv[1:] if arguments is None else list(arguments)
     try:
@@ -164,6 +170,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         fail("interrupted.")
         return 130
     except Exception as error:
+        if interrupted():
+            fail("interrupted.")
+            return 130
         if os.environ.get("KVOVERLAP_TRACEBACK"):
             raise
         if isinstance(error, OSError) and error.errno in UNWRITABLE:

@@ -1,1 +1,1 @@
-"""The exact linear program: rows of the schedule and of memory, costs, solver, bounds."""
+import highspy  # noqa: F401 - pulp, which imports it too, takes an interrupt of that for its absence

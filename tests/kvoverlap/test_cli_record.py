@@ -244,7 +244,11 @@ def test_an_interrupted_recording_keeps_what_is_finished(
         pytest.fail("the signal did not arrive")
 
     monkeypatch.setattr(Grid, "measure", interrupted)
-    status, stdout, _ = record("stopped")
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background
+    try:
+        status, stdout, _ = record("stopped")
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert status == 130
     (left_out,) = json.loads((stopped / "recording.json").read_text())["left_out"]
     assert left_out == "tiny-b3-s40 left out: interrupted."

@@ -55,7 +55,7 @@ def test_simulate_takes_its_plan_and_compare_its_timeline(call, tmp_path):
     answer = json.loads(call(*ASK, *slow, "-o", plan, "--json")[1])
     assert answer["ttft_s"] > json.loads(call(*ASK, *slow[2:], "--json")[1])["ttft_s"]
     assert answer["adaptation"]["two_ended_s"] == answer["ttft_s"]
-    assert "If nobody knows the trace" in call(*ASK, *slow)[1]
+    assert "If the trace is unknown" in call(*ASK, *slow)[1]
     status, stdout, _ = call("simulate", plan, "-o", predicted, "--trace", trace, "--json")
     simulated = json.loads(stdout)
     assert status == 0

@@ -16,7 +16,12 @@ PLAN = ["plan", "--model", "opt-125m", "--hardware", "kvpr-a100", "--batch", "2"
 @pytest.mark.parametrize("after_s", [0.2, 0.6, 1.2])
 def test_ctrl_c_at_any_moment_ends_with_130_and_no_traceback(after_s):
     many_steps = [*PLAN[:-1], "1500", "--gen", "400"]
-    process = subprocess.Popen([*COMMAND, *many_steps], stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [*COMMAND, *many_steps],
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a job in the background
+    )
     time.sleep(after_s)
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=30)

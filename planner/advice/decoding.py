@@ -3,24 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import inf
 
 from planner.crossovers import Interval, intervals, largest
 from planner.decode.plan import DecodePlan
 from planner.decode.planner import DecodePlanner
 from planner.decode.problem import DecodeProblem
+from planner.decode.ways import Ways, best_step
 from planner.job import Job, PlanOptions
 from planner.make import make_plan
 from sim.errors import BadInput, DoesNotFit
 from sim.graph.jobs import Workload
 from sim.machine.profile import HardwareProfile
 from sim.model.spec import ModelSpec
-
-RESIDENT, LOAD, RECOMPUTE, SPLIT, NO_ROOM = "resident", "load", "recompute", "split", "no room"
-"""Verdicts: all in GPU memory, one way only, both ways, or impossible on this machine."""
-
-WORTH_FRAC = 0.01
-"""Minimum saving of a split over the better of loading and recomputing."""
 
 MIN_TOKENS = 16
 
@@ -85,53 +79,6 @@ def best_plan(job: Job[Workload], engine: str) -> DecodePlan:
             return make_plan(job, PlanOptions(schedule="column", engine=engine))
         except (DoesNotFit, BadInput):
             raise refusal from None
-
-
-@dataclass(frozen=True, slots=True)
-class Ways:
-    """Seconds of a step by way; infinite where a way does not fit the memory."""
-
-    load_s: float
-    recompute_s: float
-    best_s: float
-
-    @classmethod
-    def of(cls, planner: DecodePlanner, best_s: float | None = None) -> Ways:
-        """The times of a planner's job; `best_s` avoids a repeated search."""
-        load_s, recompute_s = (
-            _policy_s(planner.problem, name) for name in ("load-all", "recompute-all")
-        )
-        return cls(load_s, recompute_s, best_step(planner) if best_s is None else best_s)
-
-    @property
-    def verdict(self) -> str:
-        """The faster single way, or `split` where that saves more than `WORTH_FRAC`."""
-        if self.best_s == inf:
-            return NO_ROOM
-        single_s = min(self.load_s, self.recompute_s)
-        if single_s > self.best_s * (1 + WORTH_FRAC):
-            return SPLIT
-        return LOAD if single_s == self.load_s else RECOMPUTE
-
-
-def _policy_s(problem: DecodeProblem, policy: str) -> float:
-    split, step_s = problem.baselines[policy]
-    return step_s if problem.fits(problem.simulate(split).graph) else inf
-
-
-def best_step(planner: DecodePlanner) -> float:
-    """Seconds of a step of the planner's choice; infinite where nothing fits."""
-    try:
-        timeline = planner.problem.simulate(planner.best.split, planner.best.residency)
-    except DoesNotFit:
-        return inf
-    return timeline.makespan_s if planner.problem.fits(timeline.graph) else inf
-
-
-def cache_is_resident(planner: DecodePlanner) -> bool:
-    """Whether the planner's choice has the whole KV cache in GPU memory."""
-    residency, job = planner.best.residency, planner.problem.workload
-    return all(residency.holds_whole(layer, job) for layer in range(planner.problem.model.n_layers))
 
 
 def by_context(job: DecodeJob) -> tuple[Interval, ...]:

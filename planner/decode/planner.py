@@ -59,15 +59,23 @@ class DecodePlanner:
 
     @cached_property
     def best(self) -> DecodeChoice:
-        """The fastest choice in simulation: the LP's in whole tokens, a baseline, or one without
-        resident data."""
+        """The fastest choice in simulation; with `keep` the LP's in whole tokens, the whole cache
+        in GPU memory, or nothing resident."""
         problem = self.problem
-        choices = [self._refined]
-        if problem.keep:
-            choices.append(DecodePlanner(replace(problem, keep=False))._refined)
+        if not problem.keep:
+            return self.best_offloaded
+        loaded, _ = problem.baselines["load-all"]
+        whole = DecodeChoice(loaded, Residency.whole_cache(problem.model, problem.workload))
+        return min(self._refined, whole, self.best_offloaded, key=self._makespan_s)
+
+    @cached_property
+    def best_offloaded(self) -> DecodeChoice:
+        """The fastest choice with nothing resident: the LP's in whole tokens, or a baseline."""
+        problem = self.problem
+        planner = DecodePlanner(replace(problem, keep=False)) if problem.keep else self
         nothing = problem.nothing_resident
-        choices += [DecodeChoice(split, nothing) for split, _ in problem.baselines.values()]
-        return min(choices, key=self._makespan_s)
+        choices = [DecodeChoice(split, nothing) for split, _ in problem.baselines.values()]
+        return min(planner._refined, *choices, key=self._makespan_s)
 
     def _makespan_s(self, choice: DecodeChoice) -> float:
         """Simulated makespan; infinite if the choice does not fit the memory."""

@@ -194,8 +194,6 @@ class Question:
                 words += ["--set", setting]
             if changes.device_memory is not None:
                 words += ["--gpu-memory", changes.device_memory]
-                if not self.keep:
-                    words.append("--no-keep")
-        if self.keep:
-            words.append("--keep")
+        if self.keep != (policy == "lp"):
+            words.append("--keep" if self.keep else "--no-keep")
         return shlex.join(words)

@@ -15,13 +15,12 @@ from kvoverlap.cli.options import (
     Prompt,
     installed_engine,
 )
-from kvoverlap.cli.output import note, print_json, say, table
+from kvoverlap.cli.output import note, policy_table, print_json, say, table
 from planner.advice import Advice, advise, describe
 from planner.advice.text import ABOUT_RUNTIMES
 from sim.catalog import RECORDINGS, find_hardware
 from sim.errors import BadInput
 from sim.graph.jobs import Workload
-from sim.units import ms
 
 
 def advise_verb(
@@ -40,10 +39,11 @@ def advise_verb(
     engine: Engine = "simpy",
     json: Json = False,
 ) -> None:
-    """Recommend what to do with a KV cache that does not fit: load, recompute, or split.
+    """Recommend what to do with a KV cache: keep it in GPU memory, load, recompute, or split.
 
-    The answer is a paragraph: the recommendation, the range of its gain, the best hardware upgrade,
-    the context lengths at which the recommendation changes, and whether a step is within --slo-ms.
+    The first sentence is the recommendation. A paragraph follows: the gain over loading everything,
+    the best hardware upgrade, the context lengths at which the recommendation for an offloaded
+    cache changes, and whether a step is within --slo-ms.
     Tables follow: every policy's time, and the matching settings of serving runtimes.
 
     For example:
@@ -70,21 +70,14 @@ def advise_verb(
 
 
 def _print(found: Advice) -> None:
-    plan = found.plan
+    plan, job = found.plan, found.plan.workload
+    say(f"{found.headline}\n")
     say(
-        f"{plan.model.name} ({plan.model.dtype}) on {plan.hardware.name}, batch "
-        f"{plan.workload.batch_size}, prompt {plan.workload.prompt_tokens:,}: {found.verdict}\n"
+        f"{plan.model.name} ({plan.model.dtype}) on {plan.hardware.name}, batch {job.batch_size}, "
+        f"prompt {job.prompt_tokens:,}, schedule {plan.schedule}\n"
     )
     say(describe(found))
-    load_s = plan.baselines["load-all"]
-    times = dict(plan.baselines)
-    if not found.fits:
-        times["lp, keeping what fits"] = found.resident_step_s
-    rows = [
-        (name, ms(step_s), f"{load_s / step_s:.2f}")
-        for name, step_s in sorted(times.items(), key=lambda item: item[1])
-    ]
-    table("\nA decode step", ("policy", "step", "x load-all"), rows)
+    policy_table("\nA decode step", "step", found.step_s_by_policy, "load-all")
     if not found.settings:
         note("no settings for serving runtimes: " + _why_no_settings(found))
         return

@@ -39,7 +39,7 @@ VERBS = {
     ),
     "advise": (
         "advise:advise_verb",
-        "Recommend what to do with a KV cache that does not fit: load, recompute, or split.",
+        "Recommend what to do with a KV cache: keep it in GPU memory, load, recompute, or split.",
     ),
     "compare": (
         "timelines:compare_verb",
@@ -67,7 +67,7 @@ VERBS = {
     ),
     "plan": (
         "plan:plan",
-        "Decide what to load and what to recompute, and predict how long decoding takes.",
+        "Decide what to keep, load and recompute, and predict how long decoding takes.",
     ),
     "profile": (
         "devices:profile",

@@ -7,7 +7,7 @@ import operator
 import os
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,6 +19,7 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 
 from sim.progress import Progress
+from sim.units import ms
 
 PLAIN_WIDTH = 160
 """Columns of tables that go to a file or a pipe."""
@@ -78,6 +79,15 @@ def table(
     for row in rows:
         grid.add_row(*(escape(cell) for cell in row))
     out.print(grid, soft_wrap=False)
+
+
+def policy_table(title: str, what: str, times_s: Mapping[str, float], base: str) -> None:
+    """Times of policies, fastest first, and how many times as fast as `base` each is."""
+    rows = [
+        (policy, ms(seconds), f"{times_s[base] / seconds:.2f}")
+        for policy, seconds in sorted(times_s.items(), key=lambda item: item[1])
+    ]
+    table(title, ("policy", what, f"times as fast as {base}"), rows)
 
 
 def _column_widths(columns: Sequence[Sequence[str]], total: int) -> list[int] | None:

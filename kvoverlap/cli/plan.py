@@ -19,8 +19,9 @@ from kvoverlap.cli.options import (
     PlanOutput,
     installed_engine,
 )
-from kvoverlap.cli.output import note, print_json, progress, say, table
+from kvoverlap.cli.output import note, policy_table, print_json, progress, say, table
 from planner import PARTS, DecodePlan, Job, PlanOptions, choose_schedule, make_plan
+from planner.advice import headline
 from sim.engine.api import fast_engine_installed
 from sim.units import ms, percent
 
@@ -55,8 +56,8 @@ class Planning:
         bool | None,
         Parameter(
             negative="--no-keep",
-            help="Let policy lp keep K, V, X and (column) weights in free GPU memory. Without it "
-            "every step moves them all, as in KVPR. --gpu-memory implies --keep.",
+            help="Keep K, V, X and (column) weights in GPU memory as far as they fit; the default "
+            "of policy lp. With --no-keep every step moves them all, as in KVPR.",
         ),
     ] = None
     engine: AutoEngine = None
@@ -72,15 +73,15 @@ def plan(
     output: PlanOutput = None,
     json: Json = False,
 ) -> None:
-    """Decide what to load and what to recompute, and predict how long decoding takes.
+    """Decide what to keep, load and recompute, and predict how long decoding takes.
 
-    The KV cache of every sequence is in host memory. The output is the split of every layer and
-    step, its simulated makespan and a lower bound, the makespan of every other policy, and the
-    bottleneck.
+    The first sentence says what to do with the KV cache and how long a step takes: in GPU memory as
+    far as it fits, and offloaded to host memory. The split, its simulated makespan, the makespan of
+    every other policy, and the bottleneck follow.
 
     For example:
       kvoverlap plan --model opt-13b --hardware kvpr-a100 --batch 32 --prompt 1K
-      kvoverlap plan --model opt-13b --hardware kvpr-a100 --batch 32 --prompt 1K \\
+      kvoverlap plan --model opt-13b --hardware kvpr-a100 --batch 32 --prompt 1K --no-keep \\
         --set link.bandwidth=64GB/s
       kvoverlap plan --model opt-30b --hardware kvpr-a100 --batch 32 --prompt 512 \\
         --schedule column --n-batches 8
@@ -92,7 +93,7 @@ def plan(
     workload = job.workload()
     hardware = memory.apply(machine.load())
     spec = model.load(hardware)
-    keeps = memory.gpu_memory is not None if planning.keep is None else planning.keep
+    keep = planning.policy == "lp" if planning.keep is None else planning.keep
     long = workload.gen_tokens * workload.n_batches * spec.n_layers >= LONG_JOB_LAYERS
     usual = "fast" if long and fast_engine_installed() else "simpy"
     asked = Job(spec, hardware, workload)
@@ -100,7 +101,7 @@ def plan(
         policy=planning.policy,
         schedule=planning.schedule,
         gpus=planning.gpus,
-        keep=keeps,
+        keep=keep,
         engine=installed_engine(planning.engine or usual),
     )
     with progress("plan") as steps:
@@ -123,27 +124,28 @@ def plan(
 
 def print_plan(made: DecodePlan) -> None:
     """The plan as text and tables."""
-    first = made.steps[0]
+    job, first = made.workload, made.steps[0]
     middle, attended = first.median_layer
+    say(f"{headline(made)}\n")
     say(
         f"{made.model.name} ({made.model.dtype}) on {made.hardware.name}: "
-        f"{made.workload.n_batches} x batch {made.workload.batch_size}, prompt "
-        f"{made.workload.prompt_tokens}, {made.workload.gen_tokens} step(s), policy {made.policy}, "
-        f"schedule {made.schedule}"
+        f"{job.n_batches} x batch {job.batch_size}, prompt {job.prompt_tokens:,}, "
+        f"{job.gen_tokens:,} step(s), policy {made.policy}, schedule {made.schedule}"
         f"{f', {made.gpus} GPUs at once' if made.gpus > 1 else ''}"
-        f"{f', KV cache in {bits} bits' if (bits := made.workload.kv_bits) else ''}"
+        f"{f', KV cache in {job.kv_bits} bits' if job.kv_bits else ''}"
     )
-    kept = f"; {words}" if (words := made.residency.describe()) else ""
-    say(
-        f"recompute {middle} of {attended} past tokens in the median layer "
-        f"(from {min(first.recomputed_tokens)} to {max(first.recomputed_tokens)}), load the rest"
-        f"{kept}"
-    )
-    say(
-        f"predicted {ms(made.makespan_s)} (LP objective {ms(made.lp_objective_s)}, no split can "
-        f"beat {ms(made.lower_bound_s)}); {made.tokens_per_s:,.1f} tokens/s; hardware figures: "
-        f"{made.source}"
-    )
+    if not made.fully_resident:
+        say(
+            f"recompute {middle:,} of {attended:,} past tokens in the median layer (from "
+            f"{min(first.recomputed_tokens):,} to {max(first.recomputed_tokens):,}), load the rest"
+        )
+        if words := made.residency.describe():
+            say(words)
+    bound = ""
+    if made.gpus == 1 and made.lower_bound_s <= made.makespan_s and not made.fully_resident:
+        bound = f" (no split can beat {ms(made.lower_bound_s)})"
+    say(f"predicted {ms(made.makespan_s)}{bound}; {made.tokens_per_s:,.1f} tokens/s")
+    say(f"hardware figures: {made.source}")
     if made.out_of_range_tasks:
         n_tasks = len(made.lower().tasks)
         say(
@@ -152,19 +154,14 @@ def print_plan(made: DecodePlan) -> None:
         )
     say(made.bottleneck)
     say("")
-    base = made.baselines["load-all"]
-    rows = [(name, ms(value), f"{value / base:.3f}") for name, value in made.baselines.items()]
-    if made.policy not in made.baselines:
-        rows.append((made.policy, ms(made.makespan_s), f"{made.makespan_s / base:.3f}"))
-    table("Policies", ("policy", "makespan", "x load-all"), rows)
+    times = {made.policy: made.makespan_s, **made.baselines}
+    if made.offloaded is not None and made.offloaded.makespan_s > times["lp"]:
+        times["lp --no-keep"] = made.offloaded.makespan_s
+    policy_table("Policies", "makespan", times, "load-all")
     say("")
     worth = sorted(made.sensitivities, key=lambda one: -one.saved_frac)
     rows = [
-        (
-            f"{PARTS[one.part][0]}, 10 % more {PARTS[one.part][1]}",
-            percent(one.saved_by_duals_frac),
-            percent(one.saved_frac),
-        )
+        (f"{PARTS[one.part][0]}, 10 % more {PARTS[one.part][1]}", percent(one.saved_frac))
         for one in worth
     ]
-    table("What would help", ("part", "saves, by the duals", "solved again"), rows)
+    table("What would help", ("part", "saves"), rows)

@@ -17,7 +17,7 @@ from kvoverlap.cli.options import (
     RestoreJob,
     installed_engine,
 )
-from kvoverlap.cli.output import print_json, say, table
+from kvoverlap.cli.output import policy_table, print_json, say, table
 from planner import Job, PlanOptions, RestorePlan, make_plan
 from planner.restore import Adaptation, behind_link, link_rate
 from sim.engine.api import fast_engine_installed
@@ -158,11 +158,7 @@ def _print(made: RestorePlan) -> None:
     if made.windows_note is not None:
         say(made.windows_note)
     say(f"{made.reason}\n")
-    rows = [
-        (name, ms(value), f"{made.load_only_s / value:.2f}", f"{made.compute_only_s / value:.2f}")
-        for name, value in sorted(made.baselines.items(), key=lambda item: item[1])
-    ]
-    table("Policies", ("policy", "TTFT", "x load-only", "x compute-only"), rows)
+    policy_table("Policies", "TTFT", made.baselines, "load-only")
     if made.adaptation is not None:
         _print_adaptation(made.adaptation)
 

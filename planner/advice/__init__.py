@@ -2,6 +2,7 @@
 
 from planner.advice.advice import Advice, Evidence, advise
 from planner.advice.decoding import Slo
+from planner.advice.headline import headline
 from planner.advice.reuse import Reuse
 from planner.advice.runtime_settings import RuntimeSetting
 from planner.advice.text import describe
@@ -16,4 +17,5 @@ __all__ = [
     "Slo",
     "advise",
     "describe",
+    "headline",
 ]

@@ -6,22 +6,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from planner.advice.decoding import (
-    RESIDENT,
-    DecodeJob,
-    Slo,
-    Ways,
-    best_plan,
-    best_step,
-    by_context,
-    cache_is_resident,
-    compare_with_slo,
-)
+from planner.advice.decoding import DecodeJob, Slo, best_plan, by_context, compare_with_slo
+from planner.advice.headline import headline
 from planner.advice.reuse import Reuse, reuse
 from planner.advice.runtime_settings import CacheBudget, RuntimeSetting, runtime_settings
 from planner.crossovers import Interval
 from planner.decode.plan import DecodePlan, Sensitivity
-from planner.job import Job
+from planner.decode.ways import RESIDENT, Ways
+from planner.job import Job, PlanOptions
+from planner.make import make_plan
 from sim.errors import BadInput
 from sim.graph.jobs import Workload
 from sim.graph.memory import footprint
@@ -65,22 +58,38 @@ class Advice:
 
     Args:
         plan: the best split of one decode step whose KV cache is in host memory.
-        ways: times of such a step by way of obtaining K and V.
-        fits: whether GPU memory has room for the whole cache.
-        resident_step_s: time of a step with as much of the cache in GPU memory as fits.
+        resident: the best plan with as much in GPU memory as fits.
+        ways: times of a step whose cache is in host memory, by way of obtaining K and V.
         by_context: the verdict at each context length, for this batch.
         reuse: None where GPU memory has no room for one request.
     """
 
     plan: DecodePlan
+    resident: DecodePlan
     ways: Ways
-    fits: bool
-    resident_step_s: float
     evidence: Evidence
     by_context: tuple[Interval, ...]
     reuse: Reuse | None
     slo: Slo | None
     settings: tuple[RuntimeSetting, ...]
+
+    @property
+    def headline(self) -> str:
+        """What to do, and how long a step then takes."""
+        return headline(self.resident)
+
+    @property
+    def fits(self) -> bool:
+        """Whether the best plan has the whole cache in GPU memory."""
+        return self.resident.fully_resident
+
+    @property
+    def step_s_by_policy(self) -> dict[str, float]:
+        """Seconds of a step by policy; `lp` keeps what fits in GPU memory."""
+        times = dict(self.resident.baselines)
+        if self.plan.makespan_s > times["lp"]:
+            times["lp --no-keep"] = self.plan.makespan_s
+        return times
 
     @property
     def from_host(self) -> str:
@@ -118,12 +127,13 @@ class Advice:
             "batch_size": plan.workload.batch_size,
             "prompt_tokens": plan.workload.prompt_tokens,
             "schedule": plan.schedule,
+            "headline": self.headline,
             "verdict": self.verdict,
             "from_host": self.from_host,
             "recomputed_tokens": recomputed,
             "attended_tokens": attended,
             "step_s": plan.makespan_s,
-            "kept_step_s": self.resident_step_s,
+            "kept_step_s": self.resident.makespan_s,
             "baselines": plan.baselines,
             "source": plan.source,
             "gain": self.gain,
@@ -161,11 +171,13 @@ def advise(
     """
     if slo_s is not None and not 0 < slo_s < float("inf"):
         raise BadInput(f"slo_s(={slo_s}) must be above 0 and finite.")
-    plan = best_plan(Job(model, hardware, workload), engine)
+    asked = Job(model, hardware, workload)
+    plan = best_plan(asked, engine)
+    options = PlanOptions(schedule=plan.schedule, keep=True, engine=engine)
+    resident = make_plan(asked, options)
     batch, prompt = workload.batch_size, workload.prompt_tokens
     job = DecodeJob(model, hardware, batch, prompt, plan.schedule, engine)
-    planner, resident = job.planner(), job.planner(keep=True)
-    resident_step_s = min(best_step(resident), plan.makespan_s)
+    planner = job.planner()
     later = reuse(model, hardware, prompt, engine)
     emulated = hardware.links.h2d.paced_bytes_per_s is not None
     settings: tuple[RuntimeSetting, ...] = ()
@@ -175,12 +187,11 @@ def advise(
         settings = runtime_settings(model, hardware, cache)
     return Advice(
         plan=plan,
+        resident=resident,
         ways=Ways.of(planner, plan.makespan_s),
-        fits=cache_is_resident(resident),
-        resident_step_s=resident_step_s,
         evidence=Evidence.of(recordings, hardware.device_kind),
         by_context=by_context(job),
         reuse=later,
-        slo=None if slo_s is None else compare_with_slo(job, slo_s, resident_step_s),
+        slo=None if slo_s is None else compare_with_slo(job, slo_s, resident.makespan_s),
         settings=settings,
     )

@@ -3,24 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import inf
 
 from planner.crossovers import Interval, intervals, largest
 from planner.decode.plan import DecodePlan
 from planner.decode.planner import DecodePlanner
 from planner.decode.problem import DecodeProblem
+from planner.decode.ways import Ways, best_step
 from planner.job import Job, PlanOptions
 from planner.make import make_plan
 from sim.errors import BadInput, DoesNotFit
 from sim.graph.jobs import Workload
 from sim.machine.profile import HardwareProfile
 from sim.model.spec import ModelSpec
-
-RESIDENT, LOAD, RECOMPUTE, SPLIT, NO_ROOM = "resident", "load", "recompute", "split", "no room"
-"""Verdicts: all in GPU memory, one way only, both ways, or impossible on this machine."""
-
-WORTH_FRAC = 0.01
-"""Minimum saving of a split over the better of loading and recomputing."""
 
 MIN_TOKENS = 16
 
@@ -85,46 +79,6 @@ def best_plan(job: Job[Workload], engine: str) -> DecodePlan:
             return make_plan(job, PlanOptions(schedule="column", engine=engine))
         except (DoesNotFit, BadInput):
             raise refusal from None
-
-
-@dataclass(frozen=True, slots=True)
-class Ways:
-    """Seconds of a step by way; infinite if a way does not fit the memory."""
-
-    load_s: float
-    recompute_s: float
-    best_s: float
-
-    @classmethod
-    def of(cls, planner: DecodePlanner, best_s: float | None = None) -> Ways:
-        """The times of a planner's job; `best_s` avoids a repeated search."""
-        problem, names = planner.problem, ("load-all", "recompute-all")
-        load_s, recompute_s = (problem.makespan_s(problem.choice_of(name)) for name in names)
-        return cls(load_s, recompute_s, best_step(planner) if best_s is None else best_s)
-
-    @property
-    def verdict(self) -> str:
-        """The faster single way, or `split` if that saves more than `WORTH_FRAC`."""
-        if self.best_s == inf:
-            return NO_ROOM
-        single_s = min(self.load_s, self.recompute_s)
-        if single_s > self.best_s * (1 + WORTH_FRAC):
-            return SPLIT
-        return LOAD if single_s == self.load_s else RECOMPUTE
-
-
-def best_step(planner: DecodePlanner) -> float:
-    """Seconds of a step of the planner's choice; infinite if nothing fits."""
-    try:
-        return planner.problem.makespan_s(planner.best)
-    except DoesNotFit:
-        return inf
-
-
-def cache_is_resident(planner: DecodePlanner) -> bool:
-    """Whether the planner's choice has the whole KV cache in GPU memory."""
-    residency, job = planner.best.residency, planner.problem.workload
-    return all(residency.holds_whole(layer, job) for layer in range(planner.problem.model.n_layers))
 
 
 def by_context(job: DecodeJob) -> tuple[Interval, ...]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from math import inf
 
 from planner.advice.advice import Advice, Evidence
-from planner.advice.decoding import LOAD, NO_ROOM, RECOMPUTE, SPLIT
 from planner.advice.reuse import Reuse
 from planner.decode.sensitivity import MIN_SAVING_FRAC, PARTS
+from planner.decode.ways import LOAD, NO_ROOM, RECOMPUTE, SPLIT
 from sim.units import ms, percent
 
 WAY = {
@@ -28,9 +28,7 @@ ABOUT_RUNTIMES = (
 def describe(advice: Advice) -> str:
     """The advice as one paragraph."""
     found = [
-        _verdict(advice),
         _gain(advice),
-        _residency(advice),
         _upgrade(advice),
         _crossover(advice),
     ]
@@ -39,25 +37,6 @@ def describe(advice: Advice) -> str:
     if advice.reuse is not None:
         found.append(describe_reuse(advice.reuse, advice.plan.workload.prompt_tokens))
     return " ".join(one for one in found if one)
-
-
-def _verdict(advice: Advice) -> str:
-    plan = advice.plan
-    recomputed, attended = plan.steps[0].median_layer
-    ways = {
-        LOAD: "load the whole cache; recomputing a part saves less than 1 %",
-        RECOMPUTE: "recompute the whole cache from X; loading a part saves less than 1 %",
-        SPLIT: f"recompute {recomputed:,} of {attended:,} past tokens in the median layer from X "
-        "and load the rest",
-    }
-    way = ways[advice.from_host]
-    if advice.fits:
-        way = (
-            "Keep the KV cache in GPU memory, which has room for it: a step takes "
-            f"{ms(advice.resident_step_s)}. If the cache has to be in host memory, {way}"
-        )
-    column = ", whose weights are loaded layer by layer," if plan.schedule == "column" else ""
-    return f"{way[0].upper()}{way[1:]}. Such a step{column} takes {ms(plan.makespan_s)}."
 
 
 def _gain(advice: Advice) -> str:
@@ -76,7 +55,10 @@ def _gain(advice: Advice) -> str:
         return certainty if advice.gain_range is None else ""
     budget = ", which does not fit the memory" if advice.ways.load_s == inf else ""
     loading = f"loading everything ({ms(load_s)}{budget})"
-    return f"That is {advice.gain:.2f} times as fast as {loading}. {certainty}"
+    return (
+        f"With the cache in host memory, the best split ({ms(plan.makespan_s)}) is "
+        f"{advice.gain:.2f} times as fast as {loading}. {certainty}"
+    )
 
 
 def no_evidence(evidence: Evidence, source: str) -> str:
@@ -88,13 +70,6 @@ def no_evidence(evidence: Evidence, source: str) -> str:
         f"There is no recording of {kind}, so the error of this prediction is unknown; the weakest "
         f"source of its hardware values is {source}."
     )
-
-
-def _residency(advice: Advice) -> str:
-    if advice.fits or advice.resident_step_s >= advice.plan.makespan_s:
-        return ""
-    step = ms(advice.resident_step_s)
-    return f"With the free GPU memory in use (`plan --keep`), a step takes {step}."
 
 
 def _upgrade(advice: Advice) -> str:

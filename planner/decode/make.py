@@ -9,13 +9,14 @@ from typing import TypeVar
 
 from planner.decode.lower import replicate
 from planner.decode.other_systems import OTHER_SYSTEMS, other_system_graph
-from planner.decode.plan import DecodePlan, Sensitivity
+from planner.decode.plan import DecodePlan, Offloaded, Sensitivity
 from planner.decode.planner import DecodePlanner
 from planner.decode.policies import BASELINES, fixed_tokens
 from planner.decode.problem import DecodeProblem
 from planner.decode.rounding import MAX_LP_CELLS
 from planner.decode.sensitivity import bottleneck, sensitivities
 from planner.decode.split import DecodeChoice, Residency, step_splits
+from planner.decode.ways import Ways
 from planner.job import DEFAULTS, Job, PlanOptions
 from sim.engine.api import simulate
 from sim.errors import BadInput, DoesNotFit, NotMeasured
@@ -190,20 +191,28 @@ def _plan(
         gpus=problem.gpus,
         resident_x_tokens=choice.residency.x_tokens if any(choice.residency.x_tokens) else (),
         resident_weight_layers=choice.residency.weight_layers,
+        offloaded=_offloaded(planner),
     )
+
+
+def _offloaded(planner: DecodePlanner) -> Offloaded:
+    problem, choice = planner.problem, planner.best_offloaded
+    makespan_s = problem.simulate(choice.split, choice.residency).makespan_s
+    first, *_ = step_splits(problem.model, problem.workload, choice.split, choice.residency)
+    way = Ways.of(planner, makespan_s).verdict
+    return Offloaded(way, makespan_s, *first.median_layer)
 
 
 def _other_systems(problem: DecodeProblem) -> dict[str, float]:
     """Simulated makespan of a resident cache and of each other system that fits and has a cost.
 
-    Empty for a long job, because their simulation is slow. Other systems hold K and V in the
-    model's dtype, so they are left out for a quantised cache.
+    Other systems are left out of a long job, because their simulation is slow, and for a quantised
+    cache, because they hold K and V in the model's dtype.
     """
     job, model = problem.workload, problem.model
-    if job.gen_tokens * model.n_layers * job.n_batches > MAX_LP_CELLS:
-        return {}
+    long = job.gen_tokens * model.n_layers * job.n_batches > MAX_LP_CELLS
     quantised = job.kv_bits is not None
-    other_systems = () if problem.schedule != "row" or quantised else OTHER_SYSTEMS
+    other_systems = () if problem.schedule != "row" or quantised or long else OTHER_SYSTEMS
     found = {}
     for policy in ("resident", *other_systems):
         with suppress(DoesNotFit, NotMeasured):

@@ -32,6 +32,23 @@ class Sensitivity:
     saved_frac: float
 
 
+@dataclass(frozen=True, slots=True)
+class Offloaded:
+    """The fastest split of a KV cache that is wholly in host memory.
+
+    Args:
+        way: `load` or `recompute` where a split saves less than 1 %, else `split`.
+        recomputed_tokens, attended_tokens: of the median layer in the first step.
+    """
+
+    __pydantic_config__ = STRICT_KEYS
+
+    way: str
+    makespan_s: float
+    recomputed_tokens: int
+    attended_tokens: int
+
+
 @dataclass(frozen=True)
 class DecodePlan(Plan, kind="plan"):
     """A split with its prediction, and everything needed to lower and simulate it again.
@@ -49,6 +66,7 @@ class DecodePlan(Plan, kind="plan"):
         resident_x_tokens: for each layer, of how many recomputed tokens X stays on the device;
             empty where of none.
         resident_weight_layers: layers of a column schedule whose weights stay on the device.
+        offloaded: the alternative without resident data; None in files of earlier versions.
     """
 
     remedy = "run `kvoverlap simulate PLAN --plan-out NEW` and use the new plan."
@@ -63,6 +81,7 @@ class DecodePlan(Plan, kind="plan"):
     gpus: int = 1
     resident_x_tokens: tuple[int, ...] = ()
     resident_weight_layers: tuple[int, ...] = ()
+    offloaded: Offloaded | None = None
 
     @property
     def availability(self) -> Availability:
@@ -93,6 +112,13 @@ class DecodePlan(Plan, kind="plan"):
         )
         x = self.resident_x_tokens or (0,) * len(kv)
         return Residency(kv, x, self.resident_weight_layers)
+
+    @property
+    def fully_resident(self) -> bool:
+        """Whether the whole cache stays on the device."""
+        return all(
+            self.residency.holds_whole(layer, self.workload) for layer in range(self.model.n_layers)
+        )
 
     def check(self) -> None:
         """Refuse steps that do not belong to the workload, or a schedule of another version."""

@@ -62,14 +62,22 @@ class DecodePlanner:
 
     @cached_property
     def best(self) -> DecodeChoice:
-        """The fastest choice in simulation: the LP's in whole tokens, a baseline, or one without
-        resident data."""
+        """The fastest choice in simulation; with `keep` the LP's in whole tokens, the whole cache
+        in GPU memory, or nothing resident."""
         problem = self.problem
-        choices = [self._refined]
-        if problem.keep:
-            choices.append(DecodePlanner(replace(problem, keep=False))._refined)
-        choices += [problem.choice_of(name) for name in BASELINES]
-        return min(choices, key=problem.makespan_s)
+        if not problem.keep:
+            return self.best_offloaded
+        loaded = problem.choice_of("load-all").split
+        whole = DecodeChoice(loaded, Residency.whole_cache(problem.model, problem.workload))
+        return min(self._refined, whole, self.best_offloaded, key=problem.makespan_s)
+
+    @cached_property
+    def best_offloaded(self) -> DecodeChoice:
+        """The fastest choice with nothing resident: the LP's in whole tokens, or a baseline."""
+        problem = self.problem
+        planner = DecodePlanner(replace(problem, keep=False)) if problem.keep else self
+        choices = [problem.choice_of(name) for name in BASELINES]
+        return min(planner._refined, *choices, key=problem.makespan_s)
 
     @cached_property
     def _refined(self) -> DecodeChoice:

@@ -85,8 +85,8 @@ def _resized(lp: ScheduleLP, before_s: Sequence[float], after_s: Sequence[float]
 
 def bottleneck(sensitivities: Sequence[Sensitivity]) -> str:
     """A sentence on the limiting part of the machine and the saving by 10 % more of it."""
-    most = max(sensitivities, key=lambda one: one.saved_by_duals_frac)
-    if most.saved_by_duals_frac < MIN_SAVING_FRAC:
+    most = max(sensitivities, key=lambda one: one.saved_frac)
+    if most.saved_frac < MIN_SAVING_FRAC:
         return "no single part limits: 10 % more of any one saves next to nothing"
     name, what = PARTS[most.part]
-    return f"{name} limits: 10 % more {what} saves {100 * most.saved_by_duals_frac:.1f} %"
+    return f"{name} limits: 10 % more {what} saves {100 * most.saved_frac:.1f} %"

@@ -133,9 +133,15 @@ class StepSplit:
 
     @property
     def median_layer(self) -> tuple[int, int]:
-        """(recomputed, attended) tokens of the layer with the median recomputed count."""
-        layers = sorted(zip(self.recomputed_tokens, self.layer_tokens, strict=True))
-        return layers[len(layers) // 2]
+        """(recomputed, attended) tokens of the layer with the median recomputed count.
+
+        Only layers without a sliding window count, if there are any: they hold most of the cache.
+        """
+        attended = self.layer_tokens
+        most = max(attended)
+        counts = zip(self.recomputed_tokens, attended, strict=True)
+        layers = sorted(recomputed for recomputed, tokens in counts if tokens == most)
+        return layers[len(layers) // 2], most
 
 
 def step_splits(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import ceil
 
 from sim.errors import DoesNotFit
 from sim.graph.jobs import Workload
@@ -140,12 +141,17 @@ def check_fits(
     if need.device_bytes > free_bytes:
         staging = need.device_bytes - need.weight_bytes
         most = int((free_bytes - need.weight_bytes) * batch // staging)
-        if most >= 1:
-            advice = f"lower --batch to {most}, or --prompt"
-        else:
-            advice = "the weights alone are too large: choose a smaller model or dtype"
-            if graph.schedule == "row":
-                advice += ", or --schedule column, which keeps two layers on the device"
+        advice = f"lower --batch to {most}, or --prompt"
+        if most < 1:
+            advice = "lower --prompt"
+        beyond = weights_beyond(graph.model, free_bytes)
+        if beyond is not None and graph.schedule == "row":
+            advice = "choose a smaller model or dtype"
+            if graph.model.moe is None:
+                advice += ", or --schedule column, which loads the weights layer by layer"
+            raise DoesNotFit(
+                f"{graph.model.name} does not fit on one GPU of {where}: {beyond}; {advice}."
+            )
         reserved = f" beside a reserve of {_gib(reserve_bytes)}" if reserve_bytes else ""
         raise DoesNotFit(
             f"{graph.model.name} needs {_gib(need.device_bytes)} of device memory (weights "
@@ -158,12 +164,25 @@ def check_fits(
         advice = f"lower --batch to {most}, or --prompt"
         if most < 1:
             advice = "lower --prompt or --n-batches, or choose a smaller model"
+        elif graph.workload.kv_bits is None and graph.model.mla is None and not need.host_x_bytes:
+            advice += ", or store K and V in 8 bits (--kv-bits 8)"
         raise DoesNotFit(
             f"{graph.model.name} needs {_gib(need.host_bytes)} of host memory (KV cache and "
             f"activations {_gib(caches)}, weights {_gib(need.host_weight_bytes)}) and {where} has "
             f"{_gib(host_bytes)} for it; {advice}."
         )
     return need
+
+
+def weights_beyond(model: ModelSpec, free_bytes: float) -> str | None:
+    """Why one GPU cannot hold the weights, and how many GPUs could; None if it can."""
+    if model.weight_bytes <= free_bytes:
+        return None
+    return (
+        f"weights take {model.weight_bytes / 2**30:.1f} of {_gib(free_bytes)} "
+        f"({ceil(model.weight_bytes / free_bytes)} GPUs hold them, but --gpus does not split a "
+        "model)"
+    )
 
 
 def _gib(n_bytes: float) -> str:

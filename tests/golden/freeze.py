@@ -51,7 +51,15 @@ from kvoverlap.cli.main import main  # noqa: E402
 Answer = Any
 """What JSON can hold."""
 
-POLICIES = ["lp", "kvpr", "load-all", "recompute-all", "fixed:100", "resident", "hf-offloaded"]
+POLICIES = [
+    "lp --no-keep",
+    "kvpr",
+    "load-all",
+    "recompute-all",
+    "fixed:100",
+    "resident",
+    "hf-offloaded",
+]
 RESTORE_POLICIES = ["compute-only", "load-only", "two-ended", "lp", "layer-wise", "joint"]
 
 
@@ -73,13 +81,13 @@ def graph_commands() -> list[str]:
     plans = [
         (f"{mha} {kvpr} --gen 2", POLICIES),
         (f"{mha} {kvpr} --schedule column --n-batches 2", POLICIES[:6]),
-        (f"{mha} {kvpr} --kv-bits 4", ["lp", "recompute-all"]),
+        (f"{mha} {kvpr} --kv-bits 4", ["lp --no-keep", "recompute-all"]),
         (f"{mha} {kvpr} --gpu-memory 2.8GiB", ["lp"]),
         (f"{mha} {kvpr} --gpu-memory 2GiB --schedule column --n-batches 2", ["lp"]),
-        (f"--model inputs/gqa.json {shared}", ["lp", "recompute-all"]),
+        (f"--model inputs/gqa.json {shared}", ["lp --no-keep", "recompute-all"]),
         (f"--model inputs/window.json {h100}", POLICIES),
-        (f"--model inputs/mla.json {h100}", ["lp", "recompute-all", "resident"]),
-        (cpu, ["lp", "flexgen", "hf-offloaded"]),
+        (f"--model inputs/mla.json {h100}", ["lp", "lp --no-keep", "recompute-all", "resident"]),
+        (cpu, ["lp --no-keep", "flexgen", "hf-offloaded"]),
     ]
     gqa = "--model inputs/gqa.json --hardware kvpr-a100 --prompt 4K"
     restores = [

@@ -33,7 +33,9 @@ def test_json_has_the_keys_that_scripts_use(call):
 def test_the_answer_is_a_paragraph_and_tables_and_says_what_runtimes_do_not_do(call):
     status, stdout, _ = call(*words(ASK))
     assert status == 0
-    paragraph = stdout.splitlines()[2]
+    first, _, job, _, paragraph, *_ = stdout.splitlines()
+    assert first.startswith("Keep 1,788 of 4,096 tokens of each layer in GPU memory and load")
+    assert job.startswith("llama-3.1-8b (bfloat16) on a100-80g, batch 256, prompt 4,096")
     for said in ("best upgrade", "loading everything is fastest", "A later request"):
         assert said in paragraph
     for said in ("No serving runtime loads", "--kv-offloading-size", "https://docs.sglang.io"):

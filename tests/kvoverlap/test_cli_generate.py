@@ -182,7 +182,7 @@ def test_a_plan_file_of_another_name_but_the_same_shape(case, call, generate, fi
 def test_a_column_plan_brings_the_weights_from_the_host(case, call, generate, files, tmp_path):
     directory, expected = case
     path, resident = tmp_path / "plan.json", generate(directory)["memory"]
-    job = f"--batch 2 --prompt {PROMPT} --gen {N_NEW - 1} --schedule column".split()
+    job = f"--batch 2 --prompt {PROMPT} --gen {N_NEW - 1} --schedule column --no-keep".split()
     named = ["--model", directory / "config.json", "--hardware", files / "slow-link.json"]
     assert call("plan", *named, *job, "-o", path)[0] == 0
     answer = generate(directory, "--plan", path)

@@ -128,8 +128,8 @@ def test_a_cache_that_fits_gpu_memory_is_resident():
     found = advise(tiny_model(), machine(), JOB, NOWHERE)
     assert found.verdict == "resident"
     resident = make_plan(tiny_model(), machine(), JOB, "resident").makespan_s
-    assert found.resident_step_s == pytest.approx(resident)
-    assert "Keep the KV cache in GPU memory" in describe(found)
+    assert found.resident.makespan_s == pytest.approx(resident)
+    assert found.headline.startswith("Keep the cache in GPU memory: ")
 
 
 def test_a_cache_beyond_host_memory_is_split_or_recomputed():

@@ -1,0 +1,102 @@
+"""The first sentences of an answer: what to do with the KV cache, and the time of a step."""
+
+from __future__ import annotations
+
+from math import inf
+
+from planner.decode.make import LP
+from planner.decode.plan import DecodePlan, Offloaded
+from planner.decode.split import Residency
+from planner.decode.ways import LOAD, RECOMPUTE, RESIDENT
+from sim.graph.memory import weights_beyond
+from sim.model.kv_format import host_kv_token_bytes
+from sim.units import ms
+
+
+def headline(plan: DecodePlan) -> str:
+    """What to do with the KV cache and how long a step then takes; with several steps, the mean.
+
+    The fastest of the plan's alternatives comes first, whatever the policy of the plan.
+    """
+    named = ""
+    if plan.policy not in (LP, RESIDENT) or plan.offloaded is None:
+        named = f"Policy {plan.policy}: {_step(plan, plan.makespan_s)}."
+    if plan.offloaded is None:
+        return named
+    return " ".join(filter(None, (_too_large(plan), named, _answer(plan, plan.offloaded))))
+
+
+def _too_large(plan: DecodePlan) -> str:
+    beyond = weights_beyond(plan.model, plan.hardware.memory.job_device_bytes)
+    if beyond is None:
+        return ""
+    return f"Does not fit on one GPU: {beyond}. With the weights loaded layer by layer:"
+
+
+def _answer(plan: DecodePlan, offloaded: Offloaded) -> str:
+    nothing = Residency.nothing(plan.model)
+    whole_s, fastest_s = plan.baselines.get(RESIDENT, inf), plan.baselines[LP]
+    resident = plan.residency if plan.policy == LP else nothing
+    if resident == nothing or whole_s < fastest_s:
+        if whole_s >= offloaded.makespan_s:
+            return _offloaded(plan, offloaded)
+        resident, fastest_s = Residency.whole_cache(plan.model, plan.workload), whole_s
+    how = f"{_keep(plan, resident)}: {_step(plan, fastest_s)}."
+    return f"{how} {_if_offloaded(plan, offloaded)}"
+
+
+def _keep(plan: DecodePlan, resident: Residency) -> str:
+    kv, x, prompt = resident.kv_tokens, resident.x_tokens, plan.workload.prompt_tokens
+    n_layers, whole, parts = plan.model.n_layers, kv.count(prompt), []
+    if whole == n_layers:
+        parts.append("the cache")
+    elif whole and set(kv) == {0, prompt}:
+        parts.append(f"the cache of {whole} of {n_layers} layers")
+    elif any(kv):
+        parts.append(f"{sum(kv) / n_layers:,.0f} of {prompt:,} tokens of each layer")
+    if any(x):
+        parts.append(f"X of {sum(x) / n_layers:,.0f}{' more' if any(kv) else ' tokens'}")
+    if weights := len(resident.weight_layers):
+        parts.append(f"the weights of {weights} of {n_layers} layers")
+    kept = f"Keep {' and '.join(parts)} in GPU memory"
+    recomputed, _ = plan.steps[0].median_layer
+    if whole == n_layers:
+        return kept
+    if recomputed and plan.policy == LP:
+        return f"{kept}, recompute {recomputed:,} and load the rest"
+    return f"{kept} and load the rest"
+
+
+def _if_offloaded(plan: DecodePlan, offloaded: Offloaded) -> str:
+    took = ms(offloaded.makespan_s / plan.workload.gen_tokens)
+    if offloaded.way == LOAD:
+        return f"If it must be offloaded: load everything, {took}. {_no_recomputing(plan)}"
+    how = f"{offloaded.recomputed_tokens:,} of {offloaded.attended_tokens:,} tokens"
+    if offloaded.way == RECOMPUTE:
+        how = "every token from X"
+    return f"If it must be offloaded: {took}, recomputing {how}."
+
+
+def _offloaded(plan: DecodePlan, offloaded: Offloaded) -> str:
+    took = _step(plan, offloaded.makespan_s)
+    if offloaded.way == LOAD:
+        return f"Load everything: {took}. {_no_recomputing(plan)}"
+    if offloaded.way == RECOMPUTE:
+        return f"Recompute every token from X: {took}. Loading a part saves less than 1 %."
+    return (
+        f"Recompute {offloaded.recomputed_tokens:,} of {offloaded.attended_tokens:,} tokens from X "
+        f"and load the rest: {took}."
+    )
+
+
+def _no_recomputing(plan: DecodePlan) -> str:
+    kv_bytes = host_kv_token_bytes(plan.model, plan.workload.kv_bits)
+    times = plan.model.x_token_bytes / kv_bytes
+    if times <= 1:
+        return "Recomputing a part saves less than 1 %."
+    size = "twice" if times == 2 else f"{times:.3g} times"
+    return f"Recomputing does not pay here: this model's X is {size} the size of its K and V."
+
+
+def _step(plan: DecodePlan, seconds: float) -> str:
+    return f"{ms(seconds / plan.workload.gen_tokens)} a step"

@@ -8,13 +8,11 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from kvoverlap.cli.options import (
-    SAME_MEMORY,
     AutoEngine,
     Count,
     DecodeJob,
     Json,
     MachineOptions,
-    MemoryOptions,
     ModelOptions,
     PlanOutput,
     installed_engine,
@@ -67,7 +65,6 @@ def plan(
     model: ModelOptions,
     machine: MachineOptions,
     job: DecodeJob,
-    memory: MemoryOptions = SAME_MEMORY,
     planning: Planning = Planning(),
     output: PlanOutput = None,
     json: Json = False,
@@ -90,9 +87,9 @@ def plan(
         --gen 16 -o plan.json
     """
     workload = job.workload()
-    hardware = memory.apply(machine.load())
+    hardware = machine.load()
     spec = model.load(hardware)
-    keeps = memory.gpu_memory is not None if planning.keep is None else planning.keep
+    keeps = machine.gpu_memory is not None if planning.keep is None else planning.keep
     long = workload.gen_tokens * workload.n_batches * spec.n_layers >= LONG_JOB_LAYERS
     usual = "fast" if long and fast_engine_installed() else "simpy"
     asked = Job(spec, hardware, workload)

@@ -85,7 +85,7 @@ def restore(
       kvoverlap restore --model longalpaca-7b --hardware h100 --prompt 16K --tier 32 \\
         --availability drop.csv -o plan.json
       kvoverlap restore --model llama-3.1-70b-fp8 --hardware h200+pcie5-x16 --prompt 16K \\
-        --set link.h2d.bandwidth=128GB/s
+        --set link.h2d.bandwidth=128GB/s --gpu-memory 90GB
     """
     hardware = machine.load()
     if job.tier not in TIERS:

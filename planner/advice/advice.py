@@ -163,10 +163,10 @@ def advise(
         raise BadInput(f"slo_s(={slo_s}) must be above 0 and finite.")
     plan = best_plan(Job(model, hardware, workload), engine)
     batch, prompt = workload.batch_size, workload.prompt_tokens
-    job = DecodeJob(model, hardware, batch, prompt, plan.schedule, engine)
+    job = DecodeJob(model, hardware, batch, prompt, plan.schedule, engine, workload.kv_bits)
     planner, resident = job.planner(), job.planner(keep=True)
     resident_step_s = min(best_step(resident), plan.makespan_s)
-    later = reuse(model, hardware, prompt, engine)
+    later = reuse(model, hardware, prompt, engine, workload.kv_bits)
     emulated = hardware.links.h2d.paced_bytes_per_s is not None
     settings: tuple[RuntimeSetting, ...] = ()
     if later is not None and not emulated:

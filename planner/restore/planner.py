@@ -30,6 +30,7 @@ from sim.graph.claims import claimed
 from sim.graph.jobs import RestoreRequest
 from sim.graph.tasks import TaskGraph
 from sim.graph.timeline import Timeline
+from sim.lanes import TIERS
 from sim.machine.availability import ALWAYS, Availability
 from sim.machine.profile import HardwareProfile
 from sim.model.spec import ModelSpec
@@ -122,8 +123,14 @@ class RestorePlanner:
         kv_bytes = self.model.n_layers * self.request.prompt_tokens * self.model.kv_token_bytes
         return self.model.weight_bytes + kv_bytes
 
+    @property
+    def cached_bytes(self) -> int:
+        """Bytes of the cached K and V on the tier."""
+        tokens = self.model.n_layers * self.request.cached_tokens
+        return tokens * self.request.kv_token_bits(self.model) // 8
+
     def check_fits(self) -> None:
-        """Raise DoesNotFit where weights and K and V of the prompt exceed device memory.
+        """Raise DoesNotFit where K and V, on the device with the weights, exceed a memory.
 
         Raises:
             BadInput: the model has no positions for the prompt.
@@ -139,6 +146,12 @@ class RestorePlanner:
                 f"{self.model.name} with {self.request.prompt_tokens} tokens needs "
                 f"{need / 2**30:.1f} GiB of device memory and {self.hardware.name} has "
                 f"{has / 2**30:.1f} GiB; lower --prompt or choose a smaller model."
+            )
+        need, has = self.cached_bytes, int(self.hardware.memory.host_bytes)
+        if self.request.tier == TIERS[0] and need > has:
+            raise DoesNotFit(
+                f"{self.request.cached_tokens} cached tokens take {need / 2**30:.1f} GiB of host "
+                f"memory and {self.hardware.name} has {has / 2**30:.1f} GiB; lower --cached."
             )
 
     def _make(self, policy: str) -> RestoreChoice:

@@ -40,6 +40,12 @@ def test_json_has_the_keys_that_scripts_use(call):
     assert answer["baselines"]["two-ended"] == answer["ttft_s"]
 
 
+@pytest.mark.parametrize("option", ["--gpu-memory", "--host-memory"])
+def test_a_prefix_that_a_smaller_memory_has_no_room_for_is_refused(call, option):
+    status, _, stderr = call(*ASK[:-2], option, "3GiB")
+    assert (status, "3.0 GiB" in stderr) == (2, True)
+
+
 def test_auto_is_the_best_of_all_and_says_why(call):
     answer = json.loads(call(*ASK, "--json")[1])
     assert answer["ttft_s"] == min(answer["baselines"].values())
@@ -55,7 +61,7 @@ def test_simulate_takes_its_plan_and_compare_its_timeline(call, tmp_path):
     answer = json.loads(call(*ASK, *slow, "-o", plan, "--json")[1])
     assert answer["ttft_s"] > json.loads(call(*ASK, *slow[2:], "--json")[1])["ttft_s"]
     assert answer["adaptation"]["two_ended_s"] == answer["ttft_s"]
-    assert "If nobody knows the trace" in call(*ASK, *slow)[1]
+    assert "If the trace is unknown" in call(*ASK, *slow)[1]
     status, stdout, _ = call("simulate", plan, "-o", predicted, "--trace", trace, "--json")
     simulated = json.loads(stdout)
     assert status == 0

@@ -17,7 +17,7 @@ from kvoverlap.cli.output import note
 from sim.catalog import find_hardware, find_model
 from sim.engine.api import NO_NUMBA, check_engine, fast_engine_installed
 from sim.errors import BadInput
-from sim.graph.jobs import RestoreRequest, Workload
+from sim.graph.jobs import KV, RestoreRequest, Workload
 from sim.lanes import TIERS
 from sim.machine.profile import HardwareProfile
 from sim.machine.what_if import RATES, in_dtype_of, rate_unit, with_memory, with_rate
@@ -257,6 +257,13 @@ class RestoreJob:
         Count, Parameter(help="Tokens of an engine step, those of other requests included.")
     ] = 512
     io_chunk: Annotated[Count, Parameter(help="Tokens of one load.")] = 128
+    cached_data: Annotated[
+        str,
+        Parameter(
+            help="What is stored of the cached tokens. kv: K and V, as serving runtimes do. kv+x: "
+            "the attention inputs X too, from which layer-wise and joint may project K and V."
+        ),
+    ] = KV
     gpu_share: Annotated[
         float, Parameter(help="Fraction of every engine step that the restore gets.")
     ] = 1.0

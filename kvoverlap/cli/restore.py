@@ -100,7 +100,12 @@ def restore(
     if engine is None:
         long = job.prompt >= LONG_CHUNKS * request.io_chunk_tokens and trace != ALWAYS
         engine = "fast" if long and fast_engine_installed() else "simpy"
-    options = PlanOptions(policy=policy, availability=trace, engine=installed_engine(engine))
+    options = PlanOptions(
+        policy=policy,
+        availability=trace,
+        engine=installed_engine(engine),
+        cached_data=job.cached_data,
+    )
     made = make_plan(Job(spec, hardware, request), options)
     served = None if load.others is None else _serve(made, read_others(load.others))
     if output is not None:
@@ -152,6 +157,12 @@ def _print(made: RestorePlan) -> None:
     )
     projected = f", project {made.projected_tokens:,} from X" if made.projected_tokens else ""
     say(f"compute {made.computed_tokens:,} tokens{projected}, load {made.loaded_tokens:,}")
+    if made.x_bytes:
+        kv_bytes = request.kv_bytes(made.model)
+        say(
+            f"X of {request.cached_tokens:,} tokens takes {made.x_bytes / 2**30:.1f} GiB beside "
+            f"{kv_bytes / 2**30:.1f} GiB of K and V"
+        )
     say(f"first token after {ms(made.ttft_s)}; hardware figures: {made.source}")
     if made.beyond_figures is not None:
         say(made.beyond_figures)

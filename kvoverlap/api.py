@@ -95,6 +95,7 @@ def restore(
     *,
     policy: str = "auto",
     availability: Availability = ALWAYS,
+    cached_data: str = "kv",
     engine: str = "simpy",
 ) -> RestorePlan:
     """The plan of restoring a cached prefix, already simulated.
@@ -104,13 +105,17 @@ def restore(
         policy: `compute-only`, `load-only`, `two-ended`, `lp`, `layer-wise`, `joint`, or `auto`,
             the fastest of them.
         availability: available fraction of each lane over time, known in advance.
+        cached_data: `kv`, or `kv+x` where the attention inputs X are stored too, from which K and V
+            can be projected.
 
     Raises:
         KvOverlapError: a value breaks a rule, or the machine has no such tier.
     """
     from planner import Job, PlanOptions, make_plan
 
-    options = PlanOptions(policy=policy, availability=availability, engine=engine)
+    options = PlanOptions(
+        policy=policy, availability=availability, engine=engine, cached_data=cached_data
+    )
     machine = _hardware(hardware)
     return make_plan(Job(_model(model, machine), machine, request), options)
 

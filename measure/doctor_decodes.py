@@ -12,7 +12,7 @@ from planner import DecodePlan, Job, PlanOptions, make_plan, plan_split
 from planner.decode.split import Residency
 from sim.catalog import find_hardware, find_model
 from sim.errors import WrongNumbers
-from sim.graph.jobs import RestoreRequest, Workload
+from sim.graph.jobs import KV_AND_X, RestoreRequest, Workload
 from sim.machine.profile import Gemm, HardwareProfile
 from sim.model.spec import ModelSpec
 from sim.progress import Silent
@@ -175,7 +175,9 @@ def restore_outcomes(backend: Backend, model: ModelSpec) -> list[Outcome]:
     hardware = find_hardware("h100")
 
     def difference(policy: str) -> float:
-        plan = make_plan(Job(model, hardware, REQUEST), PlanOptions(policy=policy))
+        plan = make_plan(
+            Job(model, hardware, REQUEST), PlanOptions(policy=policy, cached_data=KV_AND_X)
+        )
         with prepare_restore(plan, backend, 0, Silent()).ready(plan.simulate()) as ready:
             return largest_difference(ready, backend.kind)
 

@@ -7,7 +7,7 @@ from typing import Generic, TypeVar
 
 from sim.errors import BadInput
 from sim.files import set_fields
-from sim.graph.jobs import Workload
+from sim.graph.jobs import KV, Workload
 from sim.machine.availability import ALWAYS, Availability
 from sim.machine.profile import HardwareProfile
 from sim.model.spec import ModelSpec
@@ -35,6 +35,7 @@ class PlanOptions:
         keep: of a decode, whether policy `lp` may keep K, V, X and weights in free device memory.
         engine: which one simulates, as in `sim.simulate`.
         availability: of a restore, available fraction of each lane over time, known in advance.
+        cached_data: of a restore, `kv`, or `kv+x` where X is stored too and can be projected.
     """
 
     policy: str | None = None
@@ -43,6 +44,7 @@ class PlanOptions:
     keep: bool = False
     engine: str = "simpy"
     availability: Availability = ALWAYS
+    cached_data: str = KV
 
     def refuse(self, *names: str) -> None:
         """Raise BadInput if one of these options is set, which do not apply to the job."""

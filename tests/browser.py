@@ -116,7 +116,7 @@ def make_restore_run(folder: Path, policies: Sequence[str] = ("two-ended", "lp",
     request = RestoreRequest(prompt_tokens=2048, cached_tokens=2000)
     for policy in policies:
         case = folder / "cases" / f"s2048-dram-8000MBps-{policy}"
-        plan = make_plan(spec, hardware, request, policy)
+        plan = make_plan(spec, hardware, request, policy, cached_data="kv+x")
         plan.save(case / "plan.json")
         runs = [stretched(simulate(plan.lower(), hardware), number) for number in range(3)]
         environment = {"device": "made for tests", "tier": "host memory"}

@@ -23,7 +23,7 @@ from planner.restore import (
 )
 from sim.catalog import find_model
 from sim.errors import BadInput
-from sim.graph.jobs import RestoreRequest
+from sim.graph.jobs import KV, KV_AND_X, RestoreRequest
 from sim.graph.tasks import TaskGraph
 from sim.graph.timeline import Timeline
 from sim.lanes import COMPUTE, H2D, LANE_OF_TIER
@@ -159,7 +159,7 @@ class RestoreQuestion:
             DoesNotFit: the device cannot hold the weights and the K and V of the prompt.
         """
         made = RestorePlanner(
-            self.model, self.machine, self.request, self.availability, self.engine
+            self.model, self.machine, self.request, self.availability, self.engine, KV_AND_X
         )
         made.check_fits()
         return made
@@ -202,6 +202,7 @@ class RestoreQuestion:
             ("--io-chunk", asked.io_chunk_tokens, usual.io_chunk_tokens),
             ("--gpu-share", asked.gpu_share, usual.gpu_share),
             ("--kv-bits", asked.tier_kv_bits, usual.tier_kv_bits),
+            ("--cached-data", KV_AND_X, KV),
             ("--policy", policy, AUTO),
             ("--availability", AVAILABILITY_FILE if self.availability.steps else "", ""),
         ):

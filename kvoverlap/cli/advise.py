@@ -7,28 +7,25 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from kvoverlap.cli.options import (
-    Batch,
     Engine,
-    Hardware,
     Json,
+    MachineOptions,
     ModelOptions,
-    Prompt,
+    StepJob,
     installed_engine,
 )
 from kvoverlap.cli.output import note, policy_table, print_json, say, table
 from planner.advice import Advice, advise, describe
 from planner.advice.text import ABOUT_RUNTIMES
-from sim.catalog import RECORDINGS, find_hardware
+from sim.catalog import RECORDINGS
 from sim.errors import BadInput
-from sim.graph.jobs import Workload
 
 
 def advise_verb(
     *,
     model: ModelOptions,
-    hardware: Hardware,
-    batch: Batch,
-    prompt: Prompt,
+    machine: MachineOptions,
+    job: StepJob,
     slo_ms: Annotated[
         float | None,
         Parameter(
@@ -49,16 +46,18 @@ def advise_verb(
     For example:
       kvoverlap advise --model opt-13b --hardware kvpr-a100 --batch 32 --prompt 1K
       kvoverlap advise --model llama-3.1-8b --hardware h100 --batch 64 --prompt 8K --slo-ms 50
+      kvoverlap advise --model llama-3.1-8b --hardware h100-sxm+pcie5-x16 --batch 64 --prompt 8K \\
+        --gpu-memory 94GB --set link.bandwidth=100GB/s --kv-bits 8
       kvoverlap advise --model ./config.json --hardware profile.json --batch 8 --prompt 4K --json
     """
     if slo_ms is not None and not 0 < slo_ms < float("inf"):
         raise BadInput(f"--slo-ms(={slo_ms}) must be a time above 0, in milliseconds.")
-    machine = find_hardware(hardware)
+    hardware = machine.load()
     slo_s = None if slo_ms is None else slo_ms / 1e3
     found = advise(
-        model.load(machine),
-        machine,
-        Workload(batch, prompt, 1),
+        model.load(hardware),
+        hardware,
+        job.workload(),
         RECORDINGS,
         slo_s,
         installed_engine(engine),

@@ -17,7 +17,7 @@ from kvoverlap.cli.output import note
 from sim.catalog import find_hardware, find_model
 from sim.engine.api import NO_NUMBA, check_engine, fast_engine_installed
 from sim.errors import BadInput
-from sim.graph.jobs import RestoreRequest, Workload
+from sim.graph.jobs import KV, RestoreRequest, Workload
 from sim.lanes import TIERS
 from sim.machine.profile import HardwareProfile
 from sim.machine.what_if import RATES, in_dtype_of, rate_unit, with_memory, with_rate
@@ -152,7 +152,7 @@ class ModelOptions:
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class MachineOptions:
-    """The machine and what-if changes of its rates."""
+    """The machine and what-if changes of its rates and memory sizes."""
 
     hardware: Hardware
     settings: Annotated[
@@ -164,9 +164,17 @@ class MachineOptions:
             "Repeat for several.",
         ),
     ] = ()
+    gpu_memory: Annotated[
+        Bytes | None,
+        Parameter(help="What if each GPU had this much memory for the job, such as 24GiB."),
+    ] = None
+    host_memory: Annotated[
+        Bytes | None,
+        Parameter(help="What if the host had this much memory for the job, such as 256GiB."),
+    ] = None
 
     def load(self) -> HardwareProfile:
-        """The profile with every `--set` applied.
+        """The profile with every change applied.
 
         Raises:
             BadInput: a setting has no `=`, an unknown key, a key that is given twice, or a value
@@ -185,40 +193,16 @@ class MachineOptions:
             given.add(key)
             rate = parse_rate(f"--set {key}", value, rate_unit(key))
             machine = with_rate(machine, key, rate)
-        return machine
+        return with_memory(machine, self.gpu_memory, self.host_memory)
 
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
-class MemoryOptions:
-    """What-if changes of the memory sizes."""
-
-    gpu_memory: Annotated[
-        Bytes | None,
-        Parameter(help="What if each GPU had this much memory for the job, such as 24GiB."),
-    ] = None
-    host_memory: Annotated[
-        Bytes | None,
-        Parameter(help="What if the host had this much memory for the job, such as 256GiB."),
-    ] = None
-
-    def apply(self, hardware: HardwareProfile) -> HardwareProfile:
-        """The profile with these memory sizes."""
-        return with_memory(hardware, self.gpu_memory, self.host_memory)
-
-
-@Parameter(name="*")
-@dataclass(frozen=True, kw_only=True)
-class DecodeJob:
-    """A decode job: batches, lengths, and the format of the cache on the host."""
+class StepJob:
+    """One decode step of a batch, and the format of the cache on the host."""
 
     batch: Batch
     prompt: Prompt
-    gen: Gen = 1
-    n_batches: Annotated[
-        Count,
-        Parameter(help="Batches of --batch sequences that share each loaded layer (column)."),
-    ] = 1
     kv_bits: Annotated[
         Count | None,
         Parameter(
@@ -230,6 +214,21 @@ class DecodeJob:
 
     def workload(self) -> Workload:
         """The job as the planner reads it."""
+        return Workload(self.batch, self.prompt, 1, kv_bits=self.kv_bits)
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class DecodeJob(StepJob):
+    """Several decode steps of one or several batches."""
+
+    gen: Gen = 1
+    n_batches: Annotated[
+        Count,
+        Parameter(help="Batches of --batch sequences that share each loaded layer (column)."),
+    ] = 1
+
+    def workload(self) -> Workload:
         return Workload(self.batch, self.prompt, self.gen, self.n_batches, self.kv_bits)
 
 
@@ -258,6 +257,13 @@ class RestoreJob:
         Count, Parameter(help="Tokens of an engine step, those of other requests included.")
     ] = 512
     io_chunk: Annotated[Count, Parameter(help="Tokens of one load.")] = 128
+    cached_data: Annotated[
+        str,
+        Parameter(
+            help="What is stored of the cached tokens. kv: K and V, as serving runtimes do. kv+x: "
+            "the attention inputs X too, from which layer-wise and joint may project K and V."
+        ),
+    ] = KV
     gpu_share: Annotated[
         float, Parameter(help="Fraction of every engine step that the restore gets.")
     ] = 1.0
@@ -313,7 +319,6 @@ class TimelineOutput:
             write_trace(recording.typical, self.trace, recording.source)
 
 
-SAME_MEMORY = MemoryOptions()
 PRINT_ONLY = TimelineOutput()
 THIS_DEVICE = DeviceOptions()
 

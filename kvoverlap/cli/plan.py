@@ -8,13 +8,11 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from kvoverlap.cli.options import (
-    SAME_MEMORY,
     AutoEngine,
     Count,
     DecodeJob,
     Json,
     MachineOptions,
-    MemoryOptions,
     ModelOptions,
     PlanOutput,
     installed_engine,
@@ -68,7 +66,6 @@ def plan(
     model: ModelOptions,
     machine: MachineOptions,
     job: DecodeJob,
-    memory: MemoryOptions = SAME_MEMORY,
     planning: Planning = Planning(),
     output: PlanOutput = None,
     json: Json = False,
@@ -91,7 +88,7 @@ def plan(
         --gen 16 -o plan.json
     """
     workload = job.workload()
-    hardware = memory.apply(machine.load())
+    hardware = machine.load()
     spec = model.load(hardware)
     keep = planning.policy == "lp" if planning.keep is None else planning.keep
     long = workload.gen_tokens * workload.n_batches * spec.n_layers >= LONG_JOB_LAYERS

@@ -85,7 +85,7 @@ def restore(
       kvoverlap restore --model longalpaca-7b --hardware h100 --prompt 16K --tier 32 \\
         --availability drop.csv -o plan.json
       kvoverlap restore --model llama-3.1-70b-fp8 --hardware h200+pcie5-x16 --prompt 16K \\
-        --set link.h2d.bandwidth=128GB/s
+        --set link.h2d.bandwidth=128GB/s --gpu-memory 90GB
     """
     hardware = machine.load()
     if job.tier not in TIERS:
@@ -100,7 +100,12 @@ def restore(
     if engine is None:
         long = job.prompt >= LONG_CHUNKS * request.io_chunk_tokens and trace != ALWAYS
         engine = "fast" if long and fast_engine_installed() else "simpy"
-    options = PlanOptions(policy=policy, availability=trace, engine=installed_engine(engine))
+    options = PlanOptions(
+        policy=policy,
+        availability=trace,
+        engine=installed_engine(engine),
+        cached_data=job.cached_data,
+    )
     made = make_plan(Job(spec, hardware, request), options)
     served = None if load.others is None else _serve(made, read_others(load.others))
     if output is not None:
@@ -152,6 +157,12 @@ def _print(made: RestorePlan) -> None:
     )
     projected = f", project {made.projected_tokens:,} from X" if made.projected_tokens else ""
     say(f"compute {made.computed_tokens:,} tokens{projected}, load {made.loaded_tokens:,}")
+    if made.x_bytes:
+        kv_bytes = request.kv_bytes(made.model)
+        say(
+            f"X of {request.cached_tokens:,} tokens takes {made.x_bytes / 2**30:.1f} GiB beside "
+            f"{kv_bytes / 2**30:.1f} GiB of K and V"
+        )
     say(f"first token after {ms(made.ttft_s)}; hardware figures: {made.source}")
     if made.beyond_figures is not None:
         say(made.beyond_figures)

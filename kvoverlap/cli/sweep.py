@@ -48,7 +48,7 @@ def sweep(
     prompt, gen, policy, schedule, n_batches, gpus, keep, gpu_memory, host_memory, dtype, kv_bits),
     every rate of its --set (link.bandwidth, compute.flops, ...) and every size of a model
     (model.n_layers, model.n_kv_heads, ...); with scenario = "restore" those of `restore` (cached,
-    tier, chunk, io_chunk, gpu_share). Values are written as on the command line.
+    tier, chunk, io_chunk, gpu_share, cached_data). Values are written as on the command line.
 
       scenario = "decode"
       [fixed]

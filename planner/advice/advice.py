@@ -176,9 +176,9 @@ def advise(
     options = PlanOptions(schedule=plan.schedule, keep=True, engine=engine)
     resident = make_plan(asked, options)
     batch, prompt = workload.batch_size, workload.prompt_tokens
-    job = DecodeJob(model, hardware, batch, prompt, plan.schedule, engine)
+    job = DecodeJob(model, hardware, batch, prompt, plan.schedule, engine, workload.kv_bits)
     planner = job.planner()
-    later = reuse(model, hardware, prompt, engine)
+    later = reuse(model, hardware, prompt, engine, workload.kv_bits)
     emulated = hardware.links.h2d.paced_bytes_per_s is not None
     settings: tuple[RuntimeSetting, ...] = ()
     if later is not None and not emulated:

@@ -26,6 +26,7 @@ class DecodeJob:
     Args:
         schedule: `row`, or `column` where the weights do not fit.
         engine: as in `sim.simulate`.
+        kv_bits: as in `Workload`.
     """
 
     model: ModelSpec
@@ -34,12 +35,14 @@ class DecodeJob:
     prompt_tokens: int
     schedule: str = "row"
     engine: str = "simpy"
+    kv_bits: int | None = None
 
     def planner(
         self, tokens: int | None = None, batch: int | None = None, keep: bool = False
     ) -> DecodePlanner:
         """The planner of the job, or of the same job with other sizes."""
-        job = Workload(batch or self.batch_size, tokens or self.prompt_tokens, 1)
+        batch, tokens = batch or self.batch_size, tokens or self.prompt_tokens
+        job = Workload(batch, tokens, 1, kv_bits=self.kv_bits)
         return DecodePlanner(
             DecodeProblem(
                 self.model, self.hardware, job, self.schedule, keep=keep, engine=self.engine

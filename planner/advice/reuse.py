@@ -39,12 +39,22 @@ class Reuse:
 
 
 def reuse(
-    model: ModelSpec, hardware: HardwareProfile, prompt_tokens: int, engine: str
+    model: ModelSpec,
+    hardware: HardwareProfile,
+    prompt_tokens: int,
+    engine: str,
+    kv_bits: int | None = None,
 ) -> Reuse | None:
-    """Times of the later request, or None if its K and V and the weights exceed GPU memory."""
+    """Times of the later request, or if its K and V and the weights exceed GPU memory.
+
+    Args:
+        kv_bits: of K and V in host memory; None for the model's dtype.
+    """
 
     def planner(tokens: int) -> RestorePlanner:
-        request = RestoreRequest(prompt_tokens=tokens + 1, cached_tokens=tokens)
+        request = RestoreRequest(
+            prompt_tokens=tokens + 1, cached_tokens=tokens, tier_kv_bits=kv_bits or 16
+        )
         return RestorePlanner(model, hardware, request, engine=engine)
 
     def verdict(tokens: int) -> str:

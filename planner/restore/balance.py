@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
+from math import inf
 
 from sim.cost.restore import RestoreCosts
 from sim.graph.jobs import RestoreRequest
@@ -34,10 +35,18 @@ class Balance:
 
 
 class Rates:
-    """Seconds of each kind of work of one restore on one machine."""
+    """Seconds of each kind of work of one restore on one machine.
+
+    Args:
+        has_x: whether X is cached; otherwise loading it takes for ever.
+    """
 
     def __init__(
-        self, model: ModelSpec, hardware: HardwareProfile, request: RestoreRequest
+        self,
+        model: ModelSpec,
+        hardware: HardwareProfile,
+        request: RestoreRequest,
+        has_x: bool,
     ) -> None:
         costs = RestoreCosts(hardware, model, request)
         self.layers = model.n_layers
@@ -60,7 +69,7 @@ class Rates:
         kv_bytes = chunk * request.kv_token_bits(model) // 8
         x_bytes = chunk * model.x_token_bytes
         self.kv_s = max(costs.copy_s(lane, kv_bytes) for lane in lanes) / chunk
-        self.x_s = max(costs.copy_s(lane, x_bytes) for lane in lanes) / chunk
+        self.x_s = max(costs.copy_s(lane, x_bytes) for lane in lanes) / chunk if has_x else inf
         self.found_s = costs.lookup_s
 
     def computed_s(self, cells: int) -> float:
@@ -89,7 +98,8 @@ class Rates:
         projected = 0
         if by_layer and gain_s > 0 and link_s > compute_s:
             projected = min(left, int((link_s - compute_s) / (gain_s + self.project_s)))
-        bound_s = max(compute_s + projected * self.project_s, link_s - projected * gain_s)
+        saved_s = projected * gain_s if projected else 0.0
+        bound_s = max(compute_s + projected * self.project_s, link_s - saved_s)
         return Balance(bound_s, cells, projected)
 
     def best(self, cells: range, by_layer: bool) -> Balance:
@@ -105,7 +115,8 @@ class Rates:
             left = self.layers - computed
             compute_s = computed * self.step_sum_s[-1] + uncached_s
             for projected in range(left + 1 if x_s < kv_s else 1):
-                link_s = projected * x_s + (left - projected) * kv_s
+                link_s = (left - projected) * kv_s
+                link_s += projected * x_s if projected else 0.0
                 link_s += self.found_s + self.uncached_s if left else 0.0
                 bound_s = max(compute_s + projected * project_s, link_s)
                 found.append((bound_s, computed, projected))

@@ -111,6 +111,11 @@ class RestorePlan(Plan, kind="restore-plan"):
             "does; a runtime that keeps only the window is faster."
         )
 
+    @property
+    def x_bytes(self) -> int:
+        """Bytes of X on the tier that this plan needs, of all cached tokens; 0 without X."""
+        return self.workload.x_bytes(self.model) if self.projected_tokens else 0
+
     def lower(self) -> TaskGraph:
         return form_graph(self.form, self.model, self.workload, self.split)
 
@@ -122,6 +127,8 @@ class RestorePlan(Plan, kind="restore-plan"):
             **super().answer(),
             "compute_only_s": self.compute_only_s,
             "load_only_s": self.load_only_s,
+            "cached_kv_bytes": self.workload.kv_bytes(self.model),
+            "cached_x_bytes": self.x_bytes,
             "speedup_vs_compute": self.compute_only_s / self.ttft_s,
             "speedup_vs_load": self.load_only_s / self.ttft_s,
         }
@@ -131,7 +138,12 @@ def plan_restore(job: Job[RestoreRequest], options: PlanOptions) -> RestorePlan:
     """Plan a restore, as `planner.make_plan`."""
     options.refuse("schedule", "gpus", "keep")
     planner = RestorePlanner(
-        job.model, job.hardware, job.workload, options.availability, options.engine
+        job.model,
+        job.hardware,
+        job.workload,
+        options.availability,
+        options.engine,
+        options.cached_data,
     )
     planner.check_fits()
     adaptation = adapt(planner) if options.availability.steps else None

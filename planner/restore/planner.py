@@ -10,6 +10,8 @@ joint        tokens, layers and modes together: never slower than the others
 auto         the fastest of them for this request
 ============ ===================================================================================
 
+Only where X is cached, which serving runtimes do not do, is anything projected from it.
+
 Each search starts where a linear model of the machine balances compute and link. It is refined in
 the simulator, under the expected availability.
 """
@@ -28,9 +30,10 @@ from planner.restore.split import RestoreSplit
 from sim.engine.api import simulate
 from sim.errors import BadInput, DoesNotFit, UnknownName
 from sim.graph.claims import claimed
-from sim.graph.jobs import RestoreRequest
+from sim.graph.jobs import CACHED_DATA, KV, KV_AND_X, RestoreRequest
 from sim.graph.tasks import TaskGraph
 from sim.graph.timeline import Timeline
+from sim.lanes import TIERS
 from sim.machine.availability import ALWAYS, Availability
 from sim.machine.profile import HardwareProfile
 from sim.model.spec import ModelSpec
@@ -83,6 +86,10 @@ class RestorePlanner:
 
     Args:
         engine: which one simulates, as in `sim.simulate`.
+        cached_data: `kv`, or `kv+x` where X can be projected.
+
+    Raises:
+        UnknownName: other cached data.
     """
 
     def __init__(
@@ -92,12 +99,16 @@ class RestorePlanner:
         request: RestoreRequest,
         availability: Availability = ALWAYS,
         engine: str = "simpy",
+        cached_data: str = KV,
     ) -> None:
+        if cached_data not in CACHED_DATA:
+            raise UnknownName("cached data", cached_data, CACHED_DATA)
         self.model = model
         self.hardware = hardware
         self.request = request
         self.availability = availability
         self.engine = engine
+        self.has_x = cached_data == KV_AND_X
         self._choices: dict[str, RestoreChoice] = {}
         self._splits: dict[RestoreSplit, RestoreChoice] = {}
         self._graphs: dict[RestoreSplit, TaskGraph] = {}
@@ -125,6 +136,11 @@ class RestorePlanner:
         kv_bytes = self.model.n_layers * self.request.prompt_tokens * self.model.kv_token_bytes
         return self.model.weight_bytes + kv_bytes
 
+    @property
+    def cached_bytes(self) -> int:
+        """Bytes of the cached K and V, and X where it is cached, on the tier."""
+        return self.request.kv_bytes(self.model) + self.has_x * self.request.x_bytes(self.model)
+
     def check_fits(self) -> None:
         """Refuse a request that exceeds the model's positions or the device memory.
 
@@ -143,6 +159,12 @@ class RestorePlanner:
                 f"{self.model.name} with {self.request.prompt_tokens} tokens needs "
                 f"{need / 2**30:.1f} GiB of device memory and {self.hardware.name} has "
                 f"{has / 2**30:.1f} GiB; lower --prompt or choose a smaller model."
+            )
+        need, has = self.cached_bytes, int(self.hardware.memory.host_bytes)
+        if self.request.tier == TIERS[0] and need > has:
+            raise DoesNotFit(
+                f"{self.request.cached_tokens} cached tokens take {need / 2**30:.1f} GiB of host "
+                f"memory and {self.hardware.name} has {has / 2**30:.1f} GiB; lower --cached."
             )
 
     def _make(self, policy: str) -> RestoreChoice:
@@ -180,7 +202,7 @@ class RestorePlanner:
     @cached_property
     def rates(self) -> Rates:
         """Rates of the linear model of this machine."""
-        return Rates(self.model, self.hardware, self.request)
+        return Rates(self.model, self.hardware, self.request, self.has_x)
 
     def _best_tokens(self) -> RestoreChoice:
         """The best number of computed tokens, the same in all layers."""
@@ -211,7 +233,8 @@ class RestorePlanner:
                 )
             )
 
-        found = self._search(made, rates.best_layers(), (rates.layers, rates.layers))
+        top = (rates.layers, rates.layers if self.has_x else 0)
+        found = self._search(made, rates.best_layers(), top)
         return min((self.choice("compute-only"), found), key=TTFT_S)
 
     def _best_cells(self) -> RestoreChoice:
@@ -221,7 +244,8 @@ class RestorePlanner:
         """
         rates = self.rates
         unit = self.request.io_chunk_tokens
-        top = (rates.all_cells, rates.layers * self.request.cached_tokens // unit)
+        most = rates.layers * self.request.cached_tokens // unit if self.has_x else 0
+        top = (rates.all_cells, most)
 
         def made(counts: Sequence[int]) -> RestoreChoice:
             return self._split(self._staircase(rates, counts[0], counts[1] * unit))

@@ -13,7 +13,7 @@ from planner.restore.planner import RESTORE_POLICIES
 from planner.restore.reproduce import link_rate
 from sim.catalog import find_hardware, find_model
 from sim.errors import BadInput, UnknownName
-from sim.graph.jobs import KV_BITS
+from sim.graph.jobs import CACHED_DATA, KV, KV_BITS
 from sim.lanes import TIERS
 from sim.machine.what_if import RATES, rate_unit
 from sim.model.spec import DTYPE_BYTES, MODEL_SIZES
@@ -171,6 +171,7 @@ RESTORE: dict[str, Input] = {
     "tier": Input(read_tier, "dram"),
     "chunk": Input(read_count, 512, "tokens"),
     "io_chunk": Input(read_count, 128, "tokens"),
+    "cached_data": Input(_one_of(CACHED_DATA), KV),
     "gpu_share": Input(read_share, 1.0),
     "kv_bits": Input(_one_of(KV_BITS), 16),
     "policy": Input(_named(_restore_policy), AUTO),

@@ -204,7 +204,13 @@ def restore_row(values: Inputs) -> Row:
         gpu_share=values["gpu_share"],
         tier_kv_bits=values["kv_bits"],
     )
-    planner = RestorePlanner(model_of(values, hardware), hardware, request, engine=ENGINE)
+    planner = RestorePlanner(
+        model_of(values, hardware),
+        hardware,
+        request,
+        engine=ENGINE,
+        cached_data=values["cached_data"],
+    )
     planner.check_fits()
     policy = values["policy"]
     taken = planner.fastest() if policy == AUTO else policy

@@ -56,13 +56,17 @@ class Workload:
 
 KV_BITS = (3, 4, 8, 16)
 
+KV, KV_AND_X = "kv", "kv+x"
+CACHED_DATA = (KV, KV_AND_X)
+"""What is stored of a cached prefix: K and V, as serving runtimes do, or attention inputs X too."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RestoreRequest(Workload):
     """One request whose first `cached_tokens` need not be computed; time runs to its first token.
 
     Args:
-        cached_tokens: leading tokens whose K and V (and attention inputs X) are on the tier. The
+        cached_tokens: leading tokens whose K and V are on the tier. The
             last token of the prompt is always computed, it makes the first new token.
         tier: `dram`, `ssd` or `net`.
         chunk_tokens: token budget of a step, the restore's and other requests' together.
@@ -120,3 +124,11 @@ class RestoreRequest(Workload):
         """Bits of K and V of one token and layer on the tier."""
         element_bits = self.tier_kv_bits if self.tier_kv_bits < 16 else 8 * model.element_bytes
         return 2 * model.kv_size * element_bits
+
+    def kv_bytes(self, model: ModelSpec) -> int:
+        """Bytes of the cached K and V on the tier."""
+        return model.n_layers * self.cached_tokens * self.kv_token_bits(model) // 8
+
+    def x_bytes(self, model: ModelSpec) -> int:
+        """Bytes of X of the cached tokens on the tier."""
+        return model.n_layers * self.cached_tokens * model.x_token_bytes

@@ -90,10 +90,11 @@ def graph_commands() -> list[str]:
         (cpu, ["lp --no-keep", "flexgen", "hf-offloaded"]),
     ]
     gqa = "--model inputs/gqa.json --hardware kvpr-a100 --prompt 4K"
+    kvpr_tier = "--hardware kvpr-a100 --prompt 2K --tier 9GB/s --io-chunk 100"
     restores = [
         (f"{gqa} --tier 2GB/s", RESTORE_POLICIES),
         (f"{gqa} --cached 3K --gpu-share 0.5", ["two-ended", "lp"]),
-        (f"{mha} --hardware kvpr-a100 --prompt 2K --tier 9GB/s --io-chunk 100", RESTORE_POLICIES),
+        (f"{mha} {kvpr_tier} --cached-data kv+x", RESTORE_POLICIES),
     ]
     jobs = [(f"plan {job}", policies) for job, policies in plans]
     jobs += [(f"restore {job}", policies) for job, policies in restores]

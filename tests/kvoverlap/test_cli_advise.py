@@ -30,6 +30,18 @@ def test_json_has_the_keys_that_scripts_use(call):
     assert {one["runtime"] for one in answer["hints"]} == {"vLLM", "LMCache", "SGLang"}
 
 
+def test_what_if_options_change_the_answer(call):
+    small = {**ASK, "--hardware": "h100", "--batch": "16"}
+
+    def step_s(*options: str) -> float:
+        return json.loads(call(*words(small), *options, "--json")[1])["step_s"]
+
+    usual = step_s()
+    assert step_s("--set", "link.bandwidth=128GB/s") < usual
+    assert usual / 2 < step_s("--kv-bits", "8") < usual * 0.6
+    assert call(*words(small), "--gpu-memory", "4GiB", "--host-memory", "4GiB")[0] == 2
+
+
 def test_the_answer_is_a_paragraph_and_tables_and_says_what_runtimes_do_not_do(call):
     status, stdout, _ = call(*words(ASK))
     assert status == 0

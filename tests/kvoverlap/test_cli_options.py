@@ -10,7 +10,7 @@ import pytest
 from golden.freeze import call as command
 
 from kvoverlap.cli.main import VERBS, command_line
-from kvoverlap.cli.options import DecodeJob, MachineOptions, MemoryOptions
+from kvoverlap.cli.options import DecodeJob, MachineOptions
 from sim.catalog import find_hardware
 from sim.errors import KvOverlapError
 
@@ -19,6 +19,8 @@ SHARED = (
     "--dtype",
     "--hardware",
     "--set",
+    "--gpu-memory",
+    "--host-memory",
     "--batch",
     "--prompt",
     "--gen",
@@ -57,9 +59,10 @@ def test_groups_parse_counts_sizes_and_rates():
     _, bound, _ = command_line(arguments).parse_args(arguments, print_error=False)
     groups = bound.arguments
     assert groups["job"] == DecodeJob(batch=8, prompt=4096)
-    assert groups["memory"] == MemoryOptions(gpu_memory=24 * 2**30)
     machine = groups["machine"]
-    assert machine == MachineOptions(hardware="h100", settings=("link.bandwidth=64GB/s",))
+    settings = ("link.bandwidth=64GB/s",)
+    assert machine == MachineOptions(hardware="h100", settings=settings, gpu_memory=24 * 2**30)
+    assert machine.load().memory.job_device_bytes == 24 * 2**30
     assert machine.load().links.h2d.bytes_per_s == pytest.approx(64e9)
     assert find_hardware("h100").links.h2d.bytes_per_s != pytest.approx(64e9)
 

@@ -40,6 +40,12 @@ def test_json_has_the_keys_that_scripts_use(call):
     assert answer["baselines"]["two-ended"] == answer["ttft_s"]
 
 
+@pytest.mark.parametrize("option", ["--gpu-memory", "--host-memory"])
+def test_a_prefix_that_a_smaller_memory_has_no_room_for_is_refused(call, option):
+    status, _, stderr = call(*ASK[:-2], option, "3GiB")
+    assert (status, "3.0 GiB" in stderr) == (2, True)
+
+
 def test_auto_is_the_best_of_all_and_says_why(call):
     answer = json.loads(call(*ASK, "--json")[1])
     assert answer["ttft_s"] == min(answer["baselines"].values())

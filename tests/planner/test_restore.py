@@ -306,7 +306,7 @@ def test_two_ends_agree_with_two_clocks(case):
 @given(restores(), st.sampled_from(POLICIES))
 def test_every_tokens_kv_is_made_or_loaded_once_in_every_layer(case, policy):
     model, hardware, job = case
-    timeline = RestorePlanner(model, hardware, job).choice(policy).timeline
+    timeline = RestorePlanner(model, hardware, job, cached_data="kv+x").choice(policy).timeline
     made: Counter[tuple[int, int]] = Counter()
     for one in claimed(timeline.graph, timeline.start_s):
         if one.op in ("prefill", "recompute", "load_kv"):
@@ -323,7 +323,7 @@ def test_every_tokens_kv_is_made_or_loaded_once_in_every_layer(case, policy):
 @examples(25)
 @given(restores())
 def test_joint_never_loses_and_auto_takes_the_best(case):
-    planner = RestorePlanner(*case)
+    planner = RestorePlanner(*case, cached_data="kv+x")
     times = {policy: planner.choice(policy).ttft_s for policy in POLICIES}
     assert times["joint"] <= 1.01 * min(times.values())
     assert planner.choice("auto").ttft_s == min(times.values())
@@ -333,8 +333,20 @@ def test_joint_never_loses_and_auto_takes_the_best(case):
 @pytest.mark.parametrize(("heads", "projects"), [({}, True), (GQA, False)])
 def test_x_pays_only_where_it_is_smaller_than_kv(heads, projects):
     hardware = machine(flops_per_s=3e9, memory_bytes_per_s=1e30, h2d=1e6)
-    plan = make_plan(tiny_model(**heads), hardware, request(129), "joint")
+    plan = make_plan(tiny_model(**heads), hardware, request(129), "joint", cached_data="kv+x")
     assert (plan.projected_tokens > 0) is projects
+    assert plan.x_bytes == (128 * plan.model.n_layers * plan.model.x_token_bytes if projects else 0)
+
+
+def test_x_that_is_not_cached_is_not_projected():
+    hardware = machine(flops_per_s=3e9, memory_bytes_per_s=1e30, h2d=1e6)
+    for policy in ("joint", "auto"):
+        stored = make_plan(tiny_model(), hardware, request(129), policy, cached_data="kv+x")
+        plan = make_plan(tiny_model(), hardware, request(129), policy)
+        assert plan.projected_tokens == plan.x_bytes == 0 < stored.projected_tokens
+        assert stored.ttft_s < plan.ttft_s <= min(plan.compute_only_s, plan.load_only_s)
+    with pytest.raises(UnknownName, match="known: kv, kv"):
+        make_plan(tiny_model(), hardware, request(129), cached_data="x")
 
 
 def test_a_plan_is_read_back_and_refused_when_edited(tmp_path):

@@ -25,15 +25,7 @@ if TYPE_CHECKING:
 
 INTRODUCTION = """# Reference
 
-What `--help` prints, for every verb.
-
-| exit status | meaning |
-|---|---|
-| 0 | done |
-| 1 | a gate failed |
-| 2 | an expected failure, explained in one sentence |
-| 3 | a defect of kvoverlap |
-| 130 | interrupted |
+What `--help` prints, for every verb. [Exit status](start.md#exit-status).
 """
 WIDTH = 100
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import runpy
+from dataclasses import fields
 from functools import cache
 from pathlib import Path
 
@@ -12,6 +13,11 @@ from documents import DOCUMENTS, ROOT, commands_in_text, excerpt, rewritten
 from golden.freeze import call
 
 from kvoverlap.cli.main import VERBS
+from planner import POLICIES
+from planner.restore import RESTORE_POLICIES
+from sim import HardwareProfile, find_model
+from sim.catalog import model_names
+from sim.machine.what_if import RATES
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
@@ -72,6 +78,34 @@ def test_the_reference_holds_the_help_of_every_verb():
     reference = runpy.run_path(str(ROOT / "docs" / "reference.py"))["reference"]()
     for verb in [*VERBS, "hardware import aiconfigurator"]:
         assert f"## kvoverlap {verb}\n\n```text\nUsage: kvoverlap {verb} " in reference
+
+
+def in_code(text: str) -> set[str]:
+    """Words of a text that are in code font."""
+    return set(re.findall(r"`([^`\n]+)`", text))
+
+
+def test_the_page_of_machines_names_every_rate_and_every_key_of_a_profile():
+    page = (ROOT / "docs" / "machines.md").read_text(encoding="utf-8")
+    what_if, _, own = page.partition("## Describe your own GPU")
+    assert set(RATES) <= in_code(what_if)
+    assert {field.name for field in fields(HardwareProfile)} <= in_code(own)
+
+
+@pytest.mark.parametrize("name", ["glossary.md", "decode.md"])
+def test_pages_name_every_policy_of_a_decode(name):
+    page = (ROOT / "docs" / name).read_text(encoding="utf-8")
+    assert {*POLICIES, "fixed:<tokens>"} <= in_code(page)
+
+
+@pytest.mark.parametrize("name", ["glossary.md", "restore.md"])
+def test_pages_name_every_policy_of_a_restore(name):
+    assert {*RESTORE_POLICIES} <= in_code((ROOT / "docs" / name).read_text(encoding="utf-8"))
+
+
+def test_the_page_of_models_names_every_shipped_family():
+    page = (ROOT / "docs" / "models.md").read_text(encoding="utf-8")
+    assert {find_model(name).family for name in model_names()} <= in_code(page)
 
 
 def test_the_readme_is_short():

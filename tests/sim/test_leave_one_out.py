@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from builders import machine
 
-from kvoverlap.cli.reports import print_checks
+from kvoverlap.cli.table_errors import print_table_errors
 from sim.machine.cross_validation import KINDS, leave_one_out
 from sim.machine.curves import Curve, Grid, RaggedGrid
 from sim.machine.links import Link
@@ -160,7 +160,7 @@ def test_prefill_attention_is_predicted_by_roots_along_tokens():
 
 
 def test_the_report_is_printed_kind_by_kind(capsys):
-    print_checks(leave_one_out(with_gemm(GemmTable(64, 32, BENT))))
+    print_table_errors(leave_one_out(with_gemm(GemmTable(64, 32, BENT))))
     text = capsys.readouterr().out
     assert "matrix products" in text
     assert "n=64 k=32 m=20 (-50.0 %)" in text
@@ -168,11 +168,11 @@ def test_the_report_is_printed_kind_by_kind(capsys):
 
 
 def test_an_empty_report_is_one_sentence(capsys):
-    print_checks(leave_one_out(machine()))
+    print_table_errors(leave_one_out(machine()))
     (line,) = capsys.readouterr().out.splitlines()
     assert line.endswith("nothing to check.")
 
 
 def test_every_kind_has_a_name(capsys):
-    print_checks([TableErrors(kind, 1, 0.0, 0.0, 0.0, "here", 0.0) for kind in KINDS])
+    print_table_errors([TableErrors(kind, 1, 0.0, 0.0, 0.0, "here", 0.0) for kind in KINDS])
     assert len(capsys.readouterr().out.splitlines()) == len(KINDS) + 2

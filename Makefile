@@ -5,13 +5,16 @@ RUN_READY := $(VENV)/.ready-run
 DEV_READY := $(VENV)/.ready-dev
 DOCS_READY := $(VENV)/.ready-docs
 
-.PHONY: run test lint dashboard docs bench clean
+.PHONY: run test soak lint dashboard docs bench clean
 
 run: $(RUN_READY)  ## profile this machine, plan, predict, run and compare; results in runs/latest
 	$(BIN)/kvoverlap validate --device auto --out runs/latest
 
 test: lint  ## style, types, import arrows, then every test
 	$(BIN)/pytest -n 2 --dist loadfile
+
+soak: lint  ## every property test with ten times the examples, other ones in every run
+	KVOVERLAP_SOAK=10 $(BIN)/pytest -n 2 tests -k "not browser"
 
 lint: $(DEV_READY)
 	$(BIN)/ruff check .

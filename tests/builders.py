@@ -6,6 +6,7 @@ a second and the compute lane passes over one token of `tiny_model()` a second.
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 
 import pytest
@@ -39,9 +40,17 @@ MHA = {"n_heads": 2, "n_kv_heads": 2}
 GQA = {"n_heads": 4, "n_kv_heads": 1, "gated_mlp": True, "rotary": True}
 
 
+SOAK = float(os.environ.get("KVOVERLAP_SOAK", "0"))
+"""Above 0: so many times as many examples, other ones in every run (`make soak`)."""
+
+QUICK = 0.6
+"""Part of the examples that `make test` draws, the same in every run."""
+
+
 def examples(count: int) -> settings:
-    """The same `count` examples on every run, without a time limit for each."""
-    return settings(max_examples=count, deadline=None, derandomize=True)
+    """`count` examples at full length, without a time limit for each."""
+    number = max(10, round(count * (SOAK or QUICK)))
+    return settings(max_examples=number, deadline=None, derandomize=not SOAK)
 
 
 def tiny_model(**changes) -> ModelSpec:

@@ -3,8 +3,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUN_READY := $(VENV)/.ready-run
 DEV_READY := $(VENV)/.ready-dev
+DOCS_READY := $(VENV)/.ready-docs
 
-.PHONY: run test lint dashboard bench clean
+.PHONY: run test lint dashboard docs bench clean
 
 run: $(RUN_READY)  ## profile this machine, plan, predict, run and compare; results in runs/latest
 	$(BIN)/kvoverlap validate --device auto --out runs/latest
@@ -21,19 +22,26 @@ lint: $(DEV_READY)
 dashboard: $(RUN_READY)  ## predicted against measured, in the browser
 	$(BIN)/streamlit run dashboard
 
+docs: $(DOCS_READY)  ## these pages as a web site in site/, with the help of every verb
+	$(BIN)/mkdocs build --strict --quiet
+
 bench: $(DEV_READY)  ## time the planner and the engine
 	$(BIN)/pytest benchmarks --benchmark-only --override-ini 'python_files=bench_*.py'
 
 clean:
-	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) dist build site .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(RUN_READY): pyproject.toml constraints.txt
-	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is not installed: use make PYTHON=python3 with Python 3.11 or newer"; exit 1; }
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is not installed: use make PYTHON=python3 with Python 3.11, 3.12 or 3.13"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[hw,dashboard,fast,sweep]'
 	touch $@
 
 $(DEV_READY): $(RUN_READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+$(DOCS_READY): $(RUN_READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
 	touch $@

@@ -4,6 +4,7 @@ from hw.backends import DEVICES, open_backend, resolve_device
 from hw.cache.host import HostCache, prefill, prefilled_caches, prompt_ids
 from hw.cache.reference import ResidentPrefill, reference_bytes, resident_decode, resident_prefill
 from hw.calibrate.profiler import balanced_link_bytes_per_s, profile_device
+from hw.calibrate.ranges import SAMPLED, SampledRanges
 from hw.calibrate.speed_probe import SpeedProbe
 from hw.model.offload import OffloadedLayers
 from hw.model.weights import random_weights, weights_from_tensors
@@ -19,6 +20,7 @@ from hw.tiers.tiers import FarMemory, HostMemory, Tier, lost_tokens
 
 __all__ = [
     "DEVICES",
+    "SAMPLED",
     "AdaptiveSplit",
     "CacheFile",
     "DecodeExecutor",
@@ -31,6 +33,7 @@ __all__ = [
     "PrefixKey",
     "ResidentPrefill",
     "RestoreExecutor",
+    "SampledRanges",
     "Share",
     "SpeedProbe",
     "Tier",

@@ -133,7 +133,7 @@ def gpu_state(device: torch.device) -> dict[str, Any]:
 
 
 def nvml_state(nvml: ModuleType, handle: Any) -> dict[str, Any]:
-    """What `nvml` reports of one GPU; queries that it refuses or does not know are left out."""
+    """State of one GPU by the keys of `NVML_STATE`, without the queries that NVML refuses."""
     found = {}
     for key, query in NVML_STATE.items():
         try:

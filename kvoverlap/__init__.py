@@ -14,6 +14,7 @@ of these functions. They call the packages `sim` (model, machine, graph, engines
 `hw` (devices) and `measure`, which can be imported too.
 """
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from sim.files import VERSION
@@ -28,8 +29,7 @@ def __getattr__(name: str) -> Any:
     """A name of `kvoverlap.api`, which is loaded at its first use: `--help` starts without it."""
     if name.startswith("_") and name != "__all__":
         raise AttributeError(f"module 'kvoverlap' has no attribute {name!r}")
-    from kvoverlap import api
-
+    api = importlib.import_module("kvoverlap.api")  # `from kvoverlap import api` would call this
     return getattr(api, name)
 
 

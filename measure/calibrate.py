@@ -1,8 +1,9 @@
-"""The profile of a device, with the sizes that are sampled on each kind."""
+"""The profile of a device, for the shapes of the models that it will run."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from math import inf
 
 from sim.errors import BadInput
@@ -15,12 +16,6 @@ from sim.units import parse_rate
 DEFAULT_MODELS = {"cpu": ("opt-125m",), "cuda": ("opt-1.3b", "opt-6.7b", "opt-13b", "llama-3.1-8b")}
 
 DEFAULT_DTYPE = {"cpu": "float32", "cuda": "float16"}
-
-SAMPLED = {
-    "cpu": {"max_batch": 8, "max_rows": 4096, "max_copy_bytes": 2**26},
-    "cuda": {"max_batch": 32, "max_rows": 32768, "max_copy_bytes": 2**30},
-}
-"""Largest batch, recomputation and copy that `profile` samples."""
 
 
 def link_pace(kind: str, link: str | None) -> float | None:
@@ -51,7 +46,7 @@ def measure_profile(
         restores: also sample chunked prefill and the disk.
         max_s: seconds after which no further pass over the points begins.
     """
-    from hw import balanced_link_bytes_per_s, open_backend, profile_device
+    from hw import SAMPLED, balanced_link_bytes_per_s, open_backend, profile_device
 
     pace = link_pace(kind, link)
     if kind == "cpu" and pace is None:
@@ -62,10 +57,8 @@ def measure_profile(
             backend,
             specs,
             name,
-            **SAMPLED[kind],
-            link_bytes_per_s=pace,
-            kv_bits=kv_bits,
-            restores=restores,
-            progress=progress,
-            max_s=max_s,
+            replace(SAMPLED[kind], kv_bits=kv_bits, restores=restores),
+            pace,
+            progress,
+            max_s,
         )

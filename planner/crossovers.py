@@ -1,4 +1,4 @@
-"""Crossovers: where two curves meet, and where a verdict or a limit changes along a count."""
+"""Crossovers of two curves, and counts at which a verdict or a limit changes."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def intervals(verdict: Callable[[int], str], least: int, most: int) -> tuple[Int
 
 
 def _boundary(ask: Callable[[int], str], low: int, high: int) -> int:
-    """A length above `low`, up to `high`, where the verdict differs from that of `low`."""
+    """A length in (`low`, `high`] whose verdict differs from that of `low`."""
     while high - low > max(1, int(low * BOUNDARY_FRAC)):
         between = min(max(isqrt(low * high), low + 1), high - 1)
         if ask(between) == ask(low):

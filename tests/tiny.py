@@ -14,7 +14,15 @@ import hw.calibrate.profiler
 import measure.decode_grid
 import measure.grid
 import measure.restore_grid
-from hw import DecodeExecutor, HostCache, prefill, prompt_ids, random_weights, resident_decode
+from hw import (
+    SAMPLED,
+    DecodeExecutor,
+    HostCache,
+    prefill,
+    prompt_ids,
+    random_weights,
+    resident_decode,
+)
 from hw.backends import Backend
 from hw.cache.reference import ResidentDecode
 from hw.model.weights import Weights
@@ -104,8 +112,8 @@ def shorten_profiles(patch: pytest.MonkeyPatch) -> None:
     """One short pass over few sizes, for tests of what is made of a profile."""
     patch.setitem(hw.calibrate.profiler.PASSES, "cpu", 1)
     patch.setattr(hw.calibrate.profiler, "WARM_UP_S", 0.05)
-    patch.setattr(hw.calibrate.profiler, "LINK_BYTES", (2**10, 2**14, 2**18))
-    patch.setitem(hw.calibrate.profiler.CONTEXTS, "cpu", (16, 64))
+    short = replace(SAMPLED["cpu"], contexts=(16, 64), copy_bytes=(2**10, 2**14, 2**18))
+    patch.setitem(SAMPLED, "cpu", short)
 
 
 TIERS = tuple(Tier(lane, SourcedValue("datasheet", 1e8)) for lane in (DISK, NET))

@@ -9,8 +9,8 @@ The launching thread itself does copies within the host, after it has waited for
 dependencies. Their events go to a stream that holds nothing else, where an event completes as soon
 as it is recorded. So the device's clock times them too, a few microseconds late at either end.
 
-In a run in turn every lane has a thread that launches each work item when its dependencies are
-done. The host then knows which lane claims first.
+In a run in turn, a thread of each lane launches a work item when its dependencies are done. The
+host then knows which lane claims first.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class CudaHandle:
     start: torch.cuda.Event = field(default_factory=_timed_event)
     end: torch.cuda.Event = field(default_factory=_timed_event)
     launched: threading.Event | None = None
-    left_out: bool = False
+    skipped: bool = False
 
 
 class _Pages(mmap.mmap):
@@ -228,10 +228,10 @@ class CudaBackend:
             for earlier in after:
                 if earlier.launched is not None:
                     earlier.launched.wait()
-                if not earlier.left_out:
+                if not earlier.skipped:
                     earlier.end.synchronize()
             if not self._resolves(resolve, handle):
-                handle.left_out = True
+                handle.skipped = True
                 return
             with torch.cuda.stream(stream), torch.inference_mode():
                 work()
@@ -241,7 +241,7 @@ class CudaBackend:
                 done(handle.start.elapsed_time(handle.end) / 1e3)
         except BaseException as failure:  # handed to the thread that waits in finish
             self._failure = failure
-            handle.left_out = True
+            handle.skipped = True
         finally:
             if handle.launched is not None:
                 handle.launched.set()
@@ -310,7 +310,7 @@ class CudaBackend:
         for handle in handles:
             start_s = max(0.0, self._zero.elapsed_time(handle.start) / 1e3)
             end_s = start_s
-            if not handle.left_out:
+            if not handle.skipped:
                 end_s = max(start_s, self._zero.elapsed_time(handle.end) / 1e3)
             times.append((start_s, end_s))
         return times

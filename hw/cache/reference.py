@@ -36,8 +36,7 @@ class ResidentPrefill:
     @property
     def margin(self) -> float:
         """Difference of the two best logits, relative to the largest magnitude."""
-        best, second = self.logits.float().topk(2, dim=-1).values.unbind(-1)
-        return float((best - second) / self.logits.float().abs().max())
+        return float(margins_of(self.logits))
 
 
 def resident_prefill(weights: Weights, prompt: Tensor, backend: Backend) -> ResidentPrefill:
@@ -48,6 +47,13 @@ def resident_prefill(weights: Weights, prompt: Tensor, backend: Backend) -> Resi
     cache = HostCache.empty(model, job, backend, rows=[everything] * model.n_layers)
     logits = prefill(weights, prompt[None], cache)
     return ResidentPrefill(prompt, cache, logits)
+
+
+def margins_of(logits: Tensor) -> Tensor:
+    """Difference of the two best logits, relative to the largest magnitude; [B, V] -> [B]."""
+    logits = logits.float()
+    best, second = logits.topk(2, dim=-1).values.unbind(-1)
+    return (best - second) / logits.abs().max()
 
 
 @dataclass(slots=True)
@@ -124,8 +130,7 @@ def resident_decode(
         logits = kernels.logits(hidden)
         tokens[step] = logits.argmax(dim=-1).cpu()
         current = (tokens if follow is None else follow)[step].to(device)
-        best, second = logits.float().topk(2, dim=-1).values.unbind(-1)
-        margins[step] = ((best - second) / logits.float().abs().max()).cpu()
+        margins[step] = margins_of(logits).cpu()
     return ResidentDecode(tokens, margins, logits.cpu(), new_kv, last_kv)
 
 

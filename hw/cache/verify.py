@@ -23,6 +23,11 @@ CHUNK_ELEMENTS = 2**26
 """Elements compared at a time, which bounds the memory of a comparison."""
 
 
+def clear_margin(dtype: str) -> float:
+    """Margin above which rounding in `dtype` cannot change the choice of a token."""
+    return 0.0 if dtype == "float32" else TOLERANCE[dtype]
+
+
 @dataclass(frozen=True)
 class RunNumbers:
     """Results of a run; lists have one entry for each batch.
@@ -64,9 +69,8 @@ def verify(
     """
     dtype = run.graph.model.dtype
     limit = TOLERANCE[dtype]
-    least_margin = 0.0 if dtype == "float32" else limit
     tokens_equal = not any(
-        bool(((mine != theirs.tokens) & (theirs.margins > least_margin)).any())
+        bool(((mine != theirs.tokens) & (theirs.margins > clear_margin(dtype))).any())
         for mine, theirs in zip(run.tokens, references, strict=True)
     )
     result: dict[str, float | bool] = {
@@ -170,13 +174,12 @@ def verify_restore(
     """
     limit = TOLERANCE[model.dtype]
     first, expected = int(logits.argmax()), int(reference.cache.next_tokens)
-    least_margin = 0.0 if model.dtype == "float32" else limit
     kv_difference = max(
         relative_difference(mine, theirs)
         for mine, theirs in zip(kv, reference.cache.kv, strict=True)
     )
     found: dict[str, float | bool] = {
-        "tokens_equal": first == expected or reference.margin <= least_margin,
+        "tokens_equal": first == expected or reference.margin <= clear_margin(model.dtype),
         "logits_difference": relative_difference(logits, reference.logits),
         "kv_difference": kv_difference,
     }

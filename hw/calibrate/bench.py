@@ -6,9 +6,10 @@ as a real layer's. Data that a decode receives over the link is copied over the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property, partial
-from itertools import count, pairwise
+from itertools import count, cycle, pairwise
 from math import prod
 from statistics import mean, median
 from time import perf_counter
@@ -18,8 +19,9 @@ from torch import Tensor
 
 from hw.backends import Backend, Handle
 from hw.model.kernels import linear_into
-from hw.model.weights import Linear
+from hw.model.weights import Linear, Weights, random_weights
 from sim.lanes import COMPUTE, H2D, HOST
+from sim.model.spec import ModelSpec
 
 REPEATS = 3
 """Samples of one point in one pass."""
@@ -68,13 +70,21 @@ READING_SHARE = 0.18
 """A GPU slows down under steady load, so matmuls of at least `SUSTAINED_FLOPS` are sampled for
 `SUSTAINED_S`, with `READING_SHARE` seconds of memory reads for each second of matmuls."""
 
-Work = Callable[[int], object]
-"""Work on a lane. The argument is a running count of all calls, used to cycle through operands."""
+Work = Callable[[], object]
+"""One call of the work on a lane; it moves on to the next of its operands itself."""
 
 
 def rotation_copies(n_bytes: int, kind: str) -> int:
     """Number of copies to cycle through for a matrix of `n_bytes`."""
     return max(MIN_ROTATION[kind], min(MAX_ROTATION, ROTATION_BYTES // n_bytes))
+
+
+def one_layer(model: ModelSpec, device: torch.device, max_positions: int = 8) -> Weights:
+    """Random weights of one layer of `model`, with a tiny MLP and vocabulary."""
+    tiny = replace(
+        model, n_layers=1, vocab_size=8, intermediate_size=8, max_positions=max_positions
+    )
+    return random_weights(tiny, 0, device)
 
 
 class Bench:
@@ -99,8 +109,9 @@ class Bench:
         self.backend = backend
         self.dtype = dtype
         generator = torch.Generator(device=backend.device).manual_seed(0)
-        self._calls = count()
         self._rotations: dict[tuple[int, ...], list[Tensor]] = {}
+        self._chains = count()
+        self._linears: dict[tuple[int, int], Iterator[Linear]] = {}
         self._evicted = min(layer_bytes, MAX_EVICTED_BYTES) // dtype.itemsize
         n = max(largest_operand, self._evicted, 1024 * 1024)
         self._pool = torch.empty(n, dtype=dtype, device=backend.device)
@@ -134,7 +145,7 @@ class Bench:
 
     def _small_matmul(self) -> Work:
         a, b, c = self.random(256, 1024), self.random(1024, 1024), self.out(256, 1024)
-        return lambda _: torch.mm(a, b, out=c)
+        return partial(torch.mm, a, b, out=c)
 
     def random(self, *shape: int) -> Tensor:
         """A random operand; operands of equal shape share their memory."""
@@ -150,22 +161,29 @@ class Bench:
         return [self._pool[start : start + size].view(shape) for start in starts]
 
     def rotation(self, *shape: int) -> list[Tensor]:
-        """Random operands of one shape to cycle through, each allocated separately."""
+        """Random operands of one shape, each allocated separately."""
         if shape not in self._rotations:
             copies = rotation_copies(prod(shape) * self.dtype.itemsize, self.backend.kind)
             self._rotations[shape] = [self.random(*shape).clone() for _ in range(copies)]
         return self._rotations[shape]
 
-    def linears(self, n: int, k: int) -> list[Linear]:
-        """Linear layers `[n, k]` to cycle through."""
-        return [Linear(weight, self.random(n)) for weight in self.rotation(n, k)]
+    def linears(self, n: int, k: int) -> Iterator[Linear]:
+        """Linear layers `[n, k]` in an endless cycle, which all samplers of the shape continue."""
+        if (n, k) not in self._linears:
+            weights = self.rotation(n, k)
+            self._linears[n, k] = cycle([Linear(weight, self.random(n)) for weight in weights])
+        return self._linears[n, k]
 
     def out(self, *shape: int, slot: int = 0) -> Tensor:
         """Memory for a result; results in the same slot share it."""
         return self._outs[slot][: prod(shape)].view(shape)
 
+    def outs(self, *shape: int) -> Iterator[Tensor]:
+        """Memory for results, an endless cycle through the slots."""
+        return cycle([self.out(*shape, slot=slot) for slot in range(SLOTS)])
+
     def back_to_back(self, lane: str, work: Work) -> list[float]:
-        """Seconds of one `work(i)`, called back to back on `lane`."""
+        """Seconds of one `work()`, called back to back on `lane`."""
         first = self._samples(lane, work, 1, 2)
         if min(first) > LONG_S:
             return first
@@ -173,31 +191,26 @@ class Bench:
         return [sample / inner for sample in self._samples(lane, work, inner, REPEATS)]
 
     def sustained(self, work: Work) -> list[float]:
-        """Seconds of one matmul `work(i)` under the load of a decode.
+        """Seconds of one matmul `work()` under the load of a decode.
 
         Matmuls fill most of the time; memory reads, like those of attention, fill the rest.
         """
         overhead_s = self.compute_task_s
         once_s = min(self._samples(COMPUTE, work, 1, 2))
         inner = max(1, round(SAMPLE_S / once_s))
-        read_s = min(self._samples(COMPUTE, lambda _: self._evict(), 1, 2))
+        read_s = min(self._samples(COMPUTE, self._evict, 1, 2))
         reads = max(1, round(READING_SHARE * inner * once_s / read_s))
         tasks = max(2 * REPEATS, round(SUSTAINED_S / (inner * once_s + reads * read_s)))
-
-        def read() -> None:
-            for _ in range(reads):
-                self._evict()
-
         handles = []
         self.backend.begin(launches=MAX_CALLS)
         for _ in range(tasks):
-            handles.append(self.backend.launch(COMPUTE, self._repeated(work, inner)))
-            self.backend.launch(COMPUTE, read)
+            handles.append(self.backend.launch(COMPUTE, _repeated(work, inner)))
+            self.backend.launch(COMPUTE, _repeated(self._evict, reads))
         seconds = [(one - overhead_s) / inner for one in self._finish(handles)][tasks // 5 :]
         return [mean(seconds[first::REPEATS]) for first in range(REPEATS)]
 
     def between_matmuls(self, n: int, work: Work) -> list[float]:
-        """Seconds that `work(i)` adds between `[1, n] x [n, n]` matmuls of one task.
+        """Seconds that `work()` adds between `[1, n] x [n, n]` matmuls of one task.
 
         Element-wise kernels run like this in a decode. In a loop without matmuls they would find
         code and data in the nearest cache; as separate tasks they would include the start of a
@@ -205,17 +218,18 @@ class Bench:
         next one, and most such kernels come in pairs, so two are added there.
         """
         added = ADDED[self.backend.kind]
-        linears, x, out = self.linears(n, n), self.random(1, n), self.out(1, n)
+        weights, bias = self.rotation(n, n), self.random(n)
+        x, out = self.random(1, n), self.out(1, n)
 
-        def chain(call: int, extra: bool) -> None:
-            for number in range(call, call + CHAIN):
-                linear_into(linears[number % len(linears)], x, out)
+        def chain(first: int, extra: bool) -> None:
+            for number in range(first, first + CHAIN):
+                linear_into(Linear(weights[number % len(weights)], bias), x, out)
                 for _ in range(added if extra else 0):
-                    work(number)
+                    work()
 
         self.backend.begin(launches=(1 + 2 * REPEATS) * (2 + added) * CHAIN)
         handles = [
-            self.backend.launch(COMPUTE, self._once(partial(chain, extra=extra)))
+            self.backend.launch(COMPUTE, partial(chain, next(self._chains), extra))
             for _ in range(1 + 2 * REPEATS)
             for extra in (False, True)
         ]
@@ -225,10 +239,8 @@ class Bench:
             for bare, full in zip(seconds[::2], seconds[1::2], strict=True)
         ]
 
-    def after_copy(
-        self, shape: Sequence[int], work: Callable[[int, Tensor], object]
-    ) -> list[float]:
-        """Seconds of `work(i, slot)` on a slot that was filled over the link and then evicted."""
+    def after_copy(self, shape: Sequence[int], work: Callable[[Tensor], object]) -> list[float]:
+        """Seconds of `work(slot)` on a slot that was filled over the link and then evicted."""
         size = prod(shape)
         host, slots = self._host[:size], [slot[:size] for slot in self._slots]
         overhead_s = self.compute_task_s
@@ -240,16 +252,15 @@ class Bench:
                 H2D, partial(slot.copy_, host, non_blocking=True), handles[-1:]
             )
             self.backend.launch(COMPUTE, self._evict, [filled])
-            use = partial(work, next(self._calls), slot.view(*shape))
-            handles.append(self.backend.launch(COMPUTE, use))
+            handles.append(self.backend.launch(COMPUTE, partial(work, slot.view(*shape))))
         return [max(MIN_SAMPLE_S, one - overhead_s) for one in self._finish(handles)[2:]]
 
     def matmul(self, m: int, n: int, k: int) -> list[float]:
         """Seconds of `[m, k] x [k, n]` on activations that are still in a cache."""
         linears, x, out = self.linears(n, k), self.random(m, k), self.out(m, n)
 
-        def work(call: int) -> None:
-            linear_into(linears[call % len(linears)], x, out)
+        def work() -> None:
+            linear_into(next(linears), x, out)
 
         if self._draws_full_power(m, n, k):
             return self.sustained(work)
@@ -260,14 +271,14 @@ class Bench:
 
         A large matmul on a GPU is sampled under steady load instead, which has a larger effect.
         """
-        linears, outs = self.linears(n, k), [self.out(m, n, slot=slot) for slot in range(SLOTS)]
-        slots = [slot[: m * k].view(m, k) for slot in self._slots]
+        linears, outs = self.linears(n, k), self.outs(m, n)
 
-        def work(call: int, x: Tensor) -> None:
-            linear_into(linears[call % len(linears)], x, outs[call % SLOTS])
+        def work(x: Tensor) -> None:
+            linear_into(next(linears), x, next(outs))
 
         if self._draws_full_power(m, n, k):
-            return self.sustained(lambda call: work(call, slots[call % SLOTS]))
+            slots = cycle([slot[: m * k].view(m, k) for slot in self._slots])
+            return self.sustained(lambda: work(next(slots)))
         return self.after_copy((m, k), work)
 
     def _draws_full_power(self, m: int, n: int, k: int) -> bool:
@@ -281,11 +292,11 @@ class Bench:
         """
         n = n_bytes // self.dtype.itemsize
         if lane == HOST:
-            starts = self._pageable.numel() - n + 1
-            return lambda call: self._host[:n].copy_(self._pageable[call * n % starts :][:n])
+            starts, offsets = self._pageable.numel() - n + 1, count(0, n)
+            return lambda: self._host[:n].copy_(self._pageable[next(offsets) % starts :][:n])
         if lane == H2D:
-            return lambda _: self.backend.copy(self._slots[0][:n], self._host[:n])
-        return lambda _: self.backend.copy(self._host[-n:], self._slots[1][-n:])
+            return lambda: self.backend.copy(self._slots[0][:n], self._host[:n])
+        return lambda: self.backend.copy(self._host[-n:], self._slots[1][-n:])
 
     def speed_while(self, lane: str, work: Work, other: str, other_work: Work) -> list[float]:
         """Speed of `lane` while `other` works too, relative to its speed while `other` is idle.
@@ -308,8 +319,7 @@ class Bench:
         """Seconds of the first lane's burst, and the fraction with the last lane busy."""
         self.backend.begin()
         handles = [
-            self.backend.launch(lane, self._repeated(*burst))
-            for lane, burst in reversed(works.items())
+            self.backend.launch(lane, _repeated(*burst)) for lane, burst in reversed(works.items())
         ]
         self.backend.finish()
         times = self.backend.times_s(handles)
@@ -328,7 +338,7 @@ class Bench:
             self.backend.begin()
             start = perf_counter()
             for _ in range(n):
-                self.backend.launch(lane, self._once(work))
+                self.backend.launch(lane, work)
             samples.append((perf_counter() - start) / n)
             self.backend.finish()
         return samples
@@ -354,7 +364,7 @@ class Bench:
         self.backend.begin(in_turn=in_turn)
         for call in range(20):
             lane = lanes[call % len(lanes)]
-            handles.append(self.backend.launch(lane, self._once(works[lane]), handles[-1:]))
+            handles.append(self.backend.launch(lane, works[lane], handles[-1:]))
         self.backend.finish()
         times = self.backend.times_s(handles)
         return [max(0.0, start - end) for (_, end), (start, _) in pairwise(times[2:])]
@@ -371,8 +381,7 @@ class Bench:
     def _samples(self, lane: str, work: Work, inner: int, repeats: int) -> list[float]:
         """Seconds of `repeats` tasks of `inner` calls each, after one warm-up task."""
         self.backend.begin(launches=min(MAX_CALLS, inner * (repeats + 1)))
-        repeated = self._repeated(work, inner)
-        handles = [self.backend.launch(lane, repeated) for _ in range(repeats + 1)]
+        handles = [self.backend.launch(lane, _repeated(work, inner)) for _ in range(repeats + 1)]
         return self._finish(handles)[1:]
 
     def _finish(self, handles: Sequence[Handle]) -> list[float]:
@@ -380,12 +389,10 @@ class Bench:
         self.backend.finish()
         return [end - start for start, end in self.backend.times_s(handles)]
 
-    def _once(self, work: Work) -> Callable[[], object]:
-        return partial(work, next(self._calls))
 
-    def _repeated(self, work: Work, times: int) -> Callable[[], None]:
-        def run() -> None:
-            for _ in range(times):
-                work(next(self._calls))
+def _repeated(work: Work, times: int) -> Work:
+    def run() -> None:
+        for _ in range(times):
+            work()
 
-        return run
+    return run

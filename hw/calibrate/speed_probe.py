@@ -1,10 +1,8 @@
-"""How fast the machine is now against its profile, told by a few matrix products and copies."""
+"""The present speed of a machine against its profile, from a few matmuls and copies."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
-from dataclasses import astuple
 from functools import partial
 from statistics import median
 
@@ -12,63 +10,28 @@ import torch
 
 from hw.backends import Backend
 from hw.calibrate.bench import MAX_EVICTED_BYTES, SLOTS, Bench, rotation_copies
+from hw.calibrate.gemm import RECOMPUTED_ROWS, matmuls, matrices, probed_matmuls, shape_of
 from hw.model.weights import TORCH_DTYPE
 from sim.cost.operations import OperationCosts
 from sim.graph.jobs import Workload
 from sim.lanes import H2D
 from sim.machine.profile import HardwareProfile
-from sim.model.kernels import MatMul, kernels
 from sim.model.spec import ModelSpec
 
-RECOMPUTED_ROWS = 1024
-DECODED_ROWS = 4
 LINK_BYTES = 2**24
-"""Size of the copy that tells the speed of a real link."""
+"""Size of the copy that measures the speed of a real link."""
 
 RECENT_SAMPLES = 48
-"""Beats whose median is the present speed."""
-
-Sampler = Callable[[], list[float]]
-
-
-def probe_samplers(
-    bench: Bench, model: ModelSpec, most_rows: int
-) -> dict[str, dict[MatMul, Sampler]]:
-    """Products by what bounds them: one of a recomputation (`flops`), those of a decode (`hbm`).
-
-    Args:
-        most_rows: rows of the largest recomputation that the profile knows.
-    """
-    recomputed = MatMul(min(RECOMPUTED_ROWS, most_rows), 2 * model.kv_size, model.hidden_size)
-    return {
-        "flops": {recomputed: partial(bench.matmul_after_copy, *astuple(recomputed))},
-        "hbm": step_points(bench, model, DECODED_ROWS),
-    }
-
-
-def step_points(bench: Bench, model: ModelSpec, n_tokens: int) -> dict[MatMul, Sampler]:
-    """Products of a layer over so many tokens."""
-    shapes = [MatMul(n_tokens, n, k) for n, k in layer_matrices(model)]
-    return {shape: partial(bench.matmul, *astuple(shape)) for shape in shapes}
-
-
-def layer_matrices(model: ModelSpec) -> set[tuple[int, int]]:
-    """Output and input width of every matrix of a layer."""
-    return {
-        (kernel.n, kernel.k)
-        for op in ("qkv", "attention", "mlp")
-        for kernel in kernels(op, 1, 1, model, 1)
-        if isinstance(kernel, MatMul)
-    }
+"""Samples whose median is the present speed."""
 
 
 class SpeedProbe:
-    """The products of `probe_samplers`, timed again and again between what is measured.
+    """Times of the matmuls of `probed_matmuls`, to be sampled between measurements.
 
-    Where the link is real, a copy to the device tells the speed of part `link`.
+    Part `link`, which only a real link has, is the time of one copy to the device.
 
     Args:
-        step_tokens: of restores, tokens of a step; products of steps tell of `flops` then.
+        step_tokens: tokens of a restore's step, whose matmuls are then part `flops`.
     """
 
     def __init__(
@@ -80,19 +43,19 @@ class SpeedProbe:
     ) -> None:
         tables = {(table.n, table.k): table for table in hardware.gemm.tables}
         table = tables.get((2 * model.kv_size, model.hidden_size))
-        most_rows = RECOMPUTED_ROWS if table is None else int(table.curve.work[-1])
+        max_rows = RECOMPUTED_ROWS if table is None else int(table.curve.work[-1])
         costs = OperationCosts(hardware, model, Workload(1, 1, 1))
         slot = RECOMPUTED_ROWS * max(2 * model.kv_size, model.hidden_size)
         largest = max(slot, model.layer_weight_bytes // model.element_bytes)
         bench = Bench(backend, TORCH_DTYPE[model.dtype], largest, slot, model.layer_weight_bytes)
-        points = probe_samplers(bench, model, most_rows)
+        parts = probed_matmuls(bench, model, max_rows)
         if step_tokens is not None:
-            points["flops"] = step_points(bench, model, step_tokens)
+            parts["flops"] = matmuls(bench, model, [step_tokens])
         self._profiled_s = {
-            part: sum(costs.matmul(shape).seconds for shape in shapes)
-            for part, shapes in points.items()
+            part: sum(costs.matmul(shape_of(point)).seconds for point in points)
+            for part, points in parts.items()
         }
-        self._samplers = {part: list(shapes.values()) for part, shapes in points.items()}
+        self._samplers = {part: list(points.values()) for part, points in parts.items()}
         if hardware.links.h2d.paced_bytes_per_s is None and backend.kind != "cpu":
             n_bytes = min(LINK_BYTES, slot * model.element_bytes)
             self._samplers["link"] = [
@@ -103,8 +66,8 @@ class SpeedProbe:
 
     @staticmethod
     def device_bytes(model: ModelSpec, kind: str) -> int:
-        """Device memory that the probe of a model takes on a device of this kind."""
-        shapes = {*layer_matrices(model), (2 * model.kv_size, model.hidden_size)}
+        """Device memory that the probe of a model uses, by kind of device."""
+        shapes = {*matrices(model), (2 * model.kv_size, model.hidden_size)}
         sizes = [n * k * model.element_bytes for n, k in shapes]
         slot = RECOMPUTED_ROWS * max(2 * model.kv_size, model.hidden_size) * model.element_bytes
         largest = max(slot, model.layer_weight_bytes, MAX_EVICTED_BYTES)
@@ -112,7 +75,7 @@ class SpeedProbe:
         return cold + (1 + SLOTS) * largest + SLOTS * slot
 
     def sample(self) -> dict[str, float]:
-        """For each part: time of its products now / their time in the profile."""
+        """For each part, its time now divided by its time in the profile."""
         with torch.inference_mode():
             ratios = {
                 part: sum(median(sample()) for sample in samplers) / self._profiled_s[part]
@@ -122,7 +85,7 @@ class SpeedProbe:
         return ratios
 
     def drift(self, samples: int) -> dict[str, float]:
-        """The same ratios, medians over some beats now and the last ones before."""
+        """Medians of these ratios over `samples` new samples and the recent ones."""
         for _ in range(samples):
             self.sample()
         return {part: median(sample[part] for sample in self._recent) for part in self._samplers}

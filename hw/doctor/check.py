@@ -69,9 +69,11 @@ QUICK = Durations(
 """About a tenth of the usual durations."""
 
 
-def judged(name: str, measured: str, advice: Sequence[str]) -> Check:
-    """A check that has passed unless there is advice."""
-    return Check(name, "warned" if advice else "passed", measured, " ".join(advice))
+def judged(
+    name: str, measured: str, advice: Sequence[str] = (), status: Status = "warned"
+) -> Check:
+    """A check that passed if there is no advice, and has `status` otherwise."""
+    return Check(name, status if advice else "passed", measured, " ".join(advice))
 
 
 def guarded(name: str, run: Callable[[], Check]) -> Check:

@@ -24,21 +24,21 @@ from hw.doctor.machine import (
     check_software,
     device_state,
 )
+from sim.progress import Progress, Silent
 
 LIMIT_S = 75.0
 """Checks that would start later are skipped, so that the table is complete within 90 s."""
 
 Named = tuple[str, Callable[[], Check]]
 
-Tell = Callable[[str, float], object]
-"""Takes what is checked next, and the fraction of the checks that is done."""
+SILENT = Silent()
 
 
 def examine(
     kind: str,
     durations: Durations | None = None,
     more: Callable[[Backend], list[Named]] = lambda _: [],
-    tell: Tell = lambda *_: None,
+    progress: Progress = SILENT,
     limit_s: float = LIMIT_S,
 ) -> list[Check]:
     """Run all checks of a device; a check that raises fails, and the others still run.
@@ -46,7 +46,7 @@ def examine(
     Args:
         kind: `cpu` or `cuda`.
         more: further checks by name, run before the long matmuls; they need the open device.
-        tell: called before each check.
+        progress: receives the next check and the fraction done.
         limit_s: checks that would start later are skipped with a warning.
     """
     durations = durations or Durations()
@@ -56,7 +56,7 @@ def examine(
 
     def run(named: list[Named]) -> None:
         for name, check in named:
-            tell(name, len(found) / total if total else 0.0)
+            progress(name, len(found) / total if total else 0.0)
             if time.monotonic() > deadline_s:
                 advice = f"Earlier checks took {limit_s:g} s: repeat on an idle machine."
                 found.append(Check(name, "warned", "not checked", advice))

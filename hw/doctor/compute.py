@@ -12,7 +12,7 @@ import torch
 
 from hw.backends import Backend
 from hw.doctor.check import Check, Durations, judged
-from hw.doctor.lanes import Call, call_s, series_s
+from hw.doctor.lanes import Call, call_s, lengths_s, times_s
 from sim.lanes import COMPUTE
 from sim.units import ms, percent
 
@@ -95,8 +95,8 @@ def steadiness(backend: Backend, seconds: float, matmul: Matmul | None = None) -
     matmul = matmul or Matmul.on(backend)
     calls = max(1, round(SAMPLE_S[backend.kind] / matmul.one_s))
     samples = max(6, round(seconds / (calls * matmul.one_s)))
-    times = series_s(backend, COMPUTE, matmul.call, calls, samples)
-    return Steadiness.of([(end_s - start_s) / calls for start_s, end_s in times])
+    lengths = lengths_s(backend, COMPUTE, matmul.call, calls, samples)
+    return Steadiness.of([length / calls for length in lengths])
 
 
 def check_steadiness(backend: Backend, durations: Durations) -> Check:
@@ -159,7 +159,7 @@ def sustained(
         during.update(read())
 
     samples = max(6, round(seconds / matmul.one_s))
-    times = series_s(backend, COMPUTE, matmul.call, 1, samples, look)
+    times = times_s(backend, [(COMPUTE, matmul.call, 1)] * samples, look)
     lengths = [end_s - start_s for start_s, end_s in times]
     burst = [length for length, (_, end_s) in zip(lengths, times, strict=True) if end_s <= BURST_S]
     burst = burst if len(burst) >= 2 else lengths[:2]
@@ -182,10 +182,10 @@ def sustained_check(found: Sustained) -> Check:
     if any(clocks):
         idle, busy = (f"{clock} MHz" if clock else "not reported" for clock in clocks)
         measured += f"; SM clock {idle} idle, {busy} under load"
-    if found.slowdown_frac <= MAX_SLOWDOWN_FRAC:
-        return Check("sustained matmul", "passed", measured)
-    advice = (
-        "Rates sampled in short bursts are too high for long decodes here: run `kvoverlap "
-        "validate` before you trust a profile."
-    )
-    return Check("sustained matmul", "warned", measured, advice)
+    advice = []
+    if found.slowdown_frac > MAX_SLOWDOWN_FRAC:
+        advice.append(
+            "Rates sampled in short bursts are too high for long decodes here: run `kvoverlap "
+            "validate` before you trust a profile."
+        )
+    return judged("sustained matmul", measured, advice)

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from statistics import median
 
 from hw.backends import Backend
-from hw.doctor.check import Check, Durations, Status
+from hw.doctor.check import Check, Durations, judged
 from hw.doctor.compute import Matmul
 from hw.doctor.copies import COPY_BYTES, CopyBuffers
-from hw.doctor.lanes import SAMPLES, Call, burst_times_s, call_s, calls_in
+from hw.doctor.lanes import SAMPLES, Call, call_s, calls_in, length_s, times_s
 from sim.lanes import COMPUTE, COPY_LANES
 from sim.units import ms, percent
 
@@ -18,6 +18,15 @@ MIN_HIDDEN_FRAC = 0.75
 """Both directions at once slow each other by about 20 %, which leaves 0.85 to 0.9."""
 
 NO_OVERLAP_FRAC = 0.25
+
+CPU_ADVICE = (
+    "Unpaced copies and matmuls share this host's cores and memory: profile and run with "
+    "a paced link (--link), whose copies mostly wait."
+)
+GPU_ADVICE = (
+    "Copies and kernels do not fully overlap: unset CUDA_LAUNCH_BLOCKING, set "
+    "CUDA_DEVICE_MAX_CONNECTIONS=32, and stop other work on this GPU."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,12 +43,12 @@ class Overlap:
 
     @property
     def longest_s(self) -> float:
-        """The least that the three can take together."""
+        """Lower bound of `together_s`, reached if everything overlaps."""
         return max(self.uncontended_s.values())
 
     @property
     def sum_s(self) -> float:
-        """What the three take if nothing overlaps."""
+        """Time of the three bursts if nothing overlaps."""
         return sum(self.uncontended_s.values())
 
     @property
@@ -49,22 +58,21 @@ class Overlap:
 
 
 def overlap(backend: Backend, seconds: float) -> Overlap:
-    """Run a burst of about `seconds` on each lane, alone and together; medians of three."""
+    """Times of a burst of about `seconds` on each lane, uncontended and together; medians."""
     buffers, matmul = CopyBuffers(backend), Matmul.on(backend)
     works: dict[str, Call] = {lane: buffers.copy(lane, COPY_BYTES[-1]) for lane in COPY_LANES}
     works[COMPUTE] = matmul.call
-    bursts = {
-        lane: (call, calls_in(seconds, call_s(backend, lane, call))) for lane, call in works.items()
-    }
-    alone: dict[str, list[float]] = {lane: [] for lane in bursts}
+    bursts = [
+        (lane, call, calls_in(seconds, call_s(backend, lane, call))) for lane, call in works.items()
+    ]
+    uncontended: dict[str, list[float]] = {lane: [] for lane in works}
     together = []
     for _ in range(SAMPLES):
-        for lane, burst in bursts.items():
-            start_s, end_s = burst_times_s(backend, {lane: burst})[lane]
-            alone[lane].append(end_s - start_s)
-        times = burst_times_s(backend, bursts).values()
+        for lane, call, calls in bursts:
+            uncontended[lane].append(length_s(backend, lane, call, calls))
+        times = times_s(backend, bursts)
         together.append(max(end for _, end in times) - min(start for start, _ in times))
-    return Overlap({lane: median(times) for lane, times in alone.items()}, median(together))
+    return Overlap({lane: median(times) for lane, times in uncontended.items()}, median(together))
 
 
 def check_overlap(backend: Backend, durations: Durations) -> Check:
@@ -74,22 +82,13 @@ def check_overlap(backend: Backend, durations: Durations) -> Check:
 
 def overlap_check(found: Overlap, kind: str) -> Check:
     """Judge an overlap: passed from 75 % hidden on; failed below 25 % on a GPU."""
-    alone = ", ".join(f"{lane} {ms(seconds)}" for lane, seconds in found.uncontended_s.items())
+    bursts = ", ".join(f"{lane} {ms(seconds)}" for lane, seconds in found.uncontended_s.items())
     measured = (
         f"together {ms(found.together_s)}; longest {ms(found.longest_s)}, sum {ms(found.sum_s)} "
-        f"({alone}); {percent(found.hidden_frac)} hidden"
+        f"({bursts}); {percent(found.hidden_frac)} hidden"
     )
-    if found.hidden_frac >= MIN_HIDDEN_FRAC:
-        return Check("overlap", "passed", measured)
-    if kind == "cpu":
-        advice = (
-            "Unpaced copies and matmuls share this host's cores and memory: profile and run with "
-            "a paced link (--link), whose copies mostly wait."
-        )
-        return Check("overlap", "warned", measured, advice)
-    advice = (
-        "Copies and kernels do not fully overlap: unset CUDA_LAUNCH_BLOCKING, set "
-        "CUDA_DEVICE_MAX_CONNECTIONS=32, and stop other work on this GPU."
-    )
-    status: Status = "failed" if found.hidden_frac < NO_OVERLAP_FRAC else "warned"
-    return Check("overlap", status, measured, advice)
+    advice = []
+    if found.hidden_frac < MIN_HIDDEN_FRAC:
+        advice.append(CPU_ADVICE if kind == "cpu" else GPU_ADVICE)
+    failed = kind != "cpu" and found.hidden_frac < NO_OVERLAP_FRAC
+    return judged("overlap", measured, advice, "failed" if failed else "warned")

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hw.backends import Backend
 from hw.doctor.check import Check, Durations, judged
-from hw.doctor.lanes import SAMPLES, Call, burst_times_s, call_s, calls_in
+from hw.doctor.lanes import SAMPLES, Call, call_s, calls_in, length_s, times_s
 from sim.lanes import COPY_LANES, H2D
 from sim.units import percent
 
@@ -60,12 +60,12 @@ class CopyRates:
     """Bytes per second of the link.
 
     Args:
-        alone: by lane and copy size, while the other direction is idle.
+        uncontended: by lane and copy size, while the other direction is idle.
         both_ways: sum of both directions while both copy 64 MiB at a time.
         pageable: h2d from ordinary host memory; None where host memory is not page-locked.
     """
 
-    alone: Mapping[str, Mapping[int, float]]
+    uncontended: Mapping[str, Mapping[int, float]]
     both_ways: float
     pageable: float | None
 
@@ -73,34 +73,37 @@ class CopyRates:
 def copy_rates(backend: Backend, durations: Durations) -> CopyRates:
     """Measure the link; about 2 seconds."""
     buffers = CopyBuffers(backend)
-    alone: dict[str, dict[int, float]] = {}
-    for lane in COPY_LANES:
-        alone[lane] = {}
-        for n_bytes in COPY_BYTES:
-            copy = buffers.copy(lane, n_bytes)
-            alone[lane][n_bytes] = n_bytes * _calls_per_s(backend, lane, copy, durations.copy_s)
-    largest = COPY_BYTES[-1]
-    bursts = {
-        lane: (
-            buffers.copy(lane, largest),
-            calls_in(2 * durations.copy_s, largest / alone[lane][largest]),
-        )
+    uncontended = {
+        lane: {
+            n_bytes: n_bytes
+            * _calls_per_s(backend, lane, buffers.copy(lane, n_bytes), durations.copy_s)
+            for n_bytes in COPY_BYTES
+        }
         for lane in COPY_LANES
     }
+    largest = COPY_BYTES[-1]
+    bursts = [
+        (
+            lane,
+            buffers.copy(lane, largest),
+            calls_in(2 * durations.copy_s, largest / uncontended[lane][largest]),
+        )
+        for lane in COPY_LANES
+    ]
     sums = []
     for _ in range(SAMPLES):
-        times = burst_times_s(backend, bursts)
+        times = times_s(backend, bursts)
         sums.append(
             sum(
-                largest * calls / (times[lane][1] - times[lane][0])
-                for lane, (_, calls) in bursts.items()
+                largest * calls / (end_s - start_s)
+                for (_, _, calls), (start_s, end_s) in zip(bursts, times, strict=True)
             )
         )
     pageable = None
     if backend.kind == "cuda":
         calls_per_s = _calls_per_s(backend, H2D, buffers.pageable_copy(), durations.copy_s)
         pageable = largest * calls_per_s
-    return CopyRates(alone, median(sums), pageable)
+    return CopyRates(uncontended, median(sums), pageable)
 
 
 def check_copies(backend: Backend, durations: Durations, link: tuple[int, int] | None) -> Check:
@@ -119,17 +122,19 @@ def copies_check(rates: CopyRates, link: tuple[int, int] | None) -> Check:
         link: PCIe generation and width; None if unknown or emulated.
     """
     sizes = "4 KiB / 1 MiB / 64 MiB"
-    parts = [
-        f"{lane} {' / '.join(f'{rate / 1e9:.3g}' for rate in rates.alone[lane].values())} GB/s"
-        for lane in COPY_LANES
-    ]
-    measured = f"{', '.join(parts)} at {sizes}; both ways {rates.both_ways / 1e9:.3g} GB/s in total"
+    listed = []
+    for lane in COPY_LANES:
+        by_size = " / ".join(f"{rate / 1e9:.3g}" for rate in rates.uncontended[lane].values())
+        listed.append(f"{lane} {by_size} GB/s")
+    measured = (
+        f"{', '.join(listed)} at {sizes}; both ways {rates.both_ways / 1e9:.3g} GB/s in total"
+    )
     if rates.pageable is not None:
         measured += f"; pageable h2d {rates.pageable / 1e9:.3g} GB/s"
     else:
         measured += " (emulated link: unpaced copies in host memory)"
     advice = []
-    best = {lane: max(rates.alone[lane].values()) for lane in COPY_LANES}
+    best = {lane: max(rates.uncontended[lane].values()) for lane in COPY_LANES}
     if link is not None and link[0] in PCIE_BYTES_PER_S:
         limit = PCIE_BYTES_PER_S[link[0]] * link[1]
         measured += f"; PCIe {link[0]} x{link[1]} carries {limit / 1e9:.3g} GB/s"
@@ -158,8 +163,4 @@ def link_of(state: Mapping[str, object]) -> tuple[int, int] | None:
 def _calls_per_s(backend: Backend, lane: str, call: Call, seconds: float) -> float:
     """Median rate of bursts that last about `seconds` in all."""
     calls = calls_in(seconds / SAMPLES, call_s(backend, lane, call))
-    lengths = []
-    for _ in range(SAMPLES):
-        start_s, end_s = burst_times_s(backend, {lane: (call, calls)})[lane]
-        lengths.append(end_s - start_s)
-    return calls / median(lengths)
+    return calls / median(length_s(backend, lane, call, calls) for _ in range(SAMPLES))

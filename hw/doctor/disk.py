@@ -12,7 +12,7 @@ from statistics import median
 import torch
 
 from hw.backends import Backend
-from hw.doctor.check import Check, Durations
+from hw.doctor.check import Check, Durations, judged
 from hw.tiers.direct_io import DIRECT, IN_FLIGHT, DirectReader, aligned_buffer
 from sim.errors import BadFile
 
@@ -72,6 +72,4 @@ def check_disk(backend: Backend, durations: Durations) -> Check:
         f"{found.bytes_per_s / 1e9:.3g} GB/s in {tempfile.gettempdir()}, {IN_FLIGHT} reads of "
         f"{READ_BYTES // 2**20} MiB at a time; {found.mode}"
     )
-    if found.mode == DIRECT:
-        return Check("disk", "passed", measured)
-    return Check("disk", "warned", measured, ADVICE)
+    return judged("disk", measured, () if found.mode == DIRECT else (ADVICE,))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from statistics import median
 
 from hw.backends import Backend
@@ -16,15 +16,15 @@ Call = Callable[[], object]
 """One operation, to be launched on a lane."""
 
 
-def burst_times_s(
+def times_s(
     backend: Backend,
-    bursts: Mapping[str, tuple[Call, int]],
+    bursts: Sequence[tuple[str, Call, int]],
     meanwhile: Callable[[], object] = lambda: None,
-) -> dict[str, tuple[float, float]]:
-    """Start and end in seconds of each lane's burst; all lanes work at the same time.
+) -> list[tuple[float, float]]:
+    """Start and end in seconds of each burst; bursts on different lanes run at the same time.
 
     Args:
-        bursts: by lane, an operation and how often it is repeated.
+        bursts: lane, operation, and how often it is repeated.
         meanwhile: called while the lanes work.
     """
 
@@ -36,46 +36,31 @@ def burst_times_s(
         return work
 
     backend.begin()
-    handles = [backend.launch(lane, repeated(*burst)) for lane, burst in bursts.items()]
-    meanwhile()
-    backend.finish()
-    return dict(zip(bursts, backend.times_s(handles), strict=True))
-
-
-def series_s(
-    backend: Backend,
-    lane: str,
-    call: Call,
-    calls: int,
-    samples: int,
-    meanwhile: Callable[[], object] = lambda: None,
-) -> list[tuple[float, float]]:
-    """Start and end in seconds of `samples` back-to-back samples of `calls` calls each."""
-
-    def work() -> None:
-        for _ in range(calls):
-            call()
-
-    backend.begin()
-    handles = [backend.launch(lane, work) for _ in range(samples)]
+    handles = [backend.launch(lane, repeated(call, calls)) for lane, call, calls in bursts]
     meanwhile()
     backend.finish()
     return backend.times_s(handles)
 
 
+def lengths_s(backend: Backend, lane: str, call: Call, calls: int, samples: int) -> list[float]:
+    """Seconds of each of `samples` bursts of `calls` calls, back to back."""
+    times = times_s(backend, [(lane, call, calls)] * samples)
+    return [end_s - start_s for start_s, end_s in times]
+
+
+def length_s(backend: Backend, lane: str, call: Call, calls: int) -> float:
+    """Seconds of one burst on an idle device."""
+    return lengths_s(backend, lane, call, calls, 1)[0]
+
+
 def call_s(backend: Backend, lane: str, call: Call) -> float:
     """Seconds of one call in a burst of about 10 ms, after a warm-up."""
     for _ in range(2):
-        once_s = _length_s(burst_times_s(backend, {lane: (call, 1)})[lane])
-    calls = max(1, min(MAX_CALLS, round(0.01 / max(once_s, 1e-7))))
-    times = [_length_s(burst_times_s(backend, {lane: (call, calls)})[lane]) for _ in range(SAMPLES)]
-    return median(times) / calls
+        once_s = length_s(backend, lane, call, 1)
+    calls = calls_in(0.01, once_s)
+    return median(length_s(backend, lane, call, calls) for _ in range(SAMPLES)) / calls
 
 
 def calls_in(seconds: float, one_call_s: float) -> int:
     """How many calls last `seconds`, at most `MAX_CALLS`."""
     return max(1, min(MAX_CALLS, round(seconds / max(one_call_s, 1e-7))))
-
-
-def _length_s(times: tuple[float, float]) -> float:
-    return times[1] - times[0]

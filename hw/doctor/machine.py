@@ -1,4 +1,4 @@
-"""What this machine is: libraries, device, clocks, link, host, page-locking, attention backends."""
+"""Checks of libraries, device, clocks, link, host, page-locking and attention backends."""
 
 from __future__ import annotations
 
@@ -59,17 +59,18 @@ def check_extras() -> Check:
     try:
         requirements = importlib.metadata.requires(DISTRIBUTION) or []
     except importlib.metadata.PackageNotFoundError:
-        advice = "Install it: pip install -e '.[hw]'"
-        return Check("extras", "warned", "kvoverlap runs from source, not installed", advice)
+        install = "Install it: pip install -e '.[hw]'"
+        return judged("extras", "kvoverlap runs from source, not installed", [install])
     missing = missing_packages(requirements)
     present = [extra for extra, packages in missing.items() if not packages]
     absent = {extra: packages for extra, packages in missing.items() if packages}
-    parts = [f"installed: {', '.join(present) or 'none'}"]
+    measured = f"installed: {', '.join(present) or 'none'}"
+    advice = []
     if absent:
         lacks = [f"{extra} (lacks {', '.join(names)})" for extra, names in absent.items()]
-        parts.append(f"missing: {', '.join(lacks)}")
-    advice = f"Install what you need: pip install 'kvoverlap[{','.join(absent)}]'" if absent else ""
-    return Check("extras", "warned" if absent else "passed", "; ".join(parts), advice)
+        measured += f"; missing: {', '.join(lacks)}"
+        advice.append(f"Install what you need: pip install 'kvoverlap[{','.join(absent)}]'")
+    return judged("extras", measured, advice)
 
 
 def missing_packages(requirements: list[str]) -> dict[str, list[str]]:
@@ -103,7 +104,7 @@ def device_state(backend: Backend) -> dict[str, Any]:
 
 
 def check_device(backend: Backend) -> Check:
-    """Which device this is, and whether somebody else uses it."""
+    """Which device this is, and whether other processes use it."""
     if backend.kind == "cpu":
         return Check("device", "passed", f"cpu: {host_environment()['processor']}")
     found = cuda_environment(backend.device)
@@ -118,7 +119,7 @@ def check_device(backend: Backend) -> Check:
 
 
 def device_advice(found: Mapping[str, Any], variables: Mapping[str, str]) -> list[str]:
-    """What to change about the GPU's use and settings.
+    """Advice on the use and settings of a GPU.
 
     Args:
         found: a `gpu_state`.
@@ -186,13 +187,15 @@ def check_attention(backend: Backend) -> Check:
     if backend.kind == "cpu":
         return Check("attention", "passed", "cpu: torch chooses among its CPU kernels")
     measured = f"enabled: {', '.join(names) or 'none'}"
-    if "cudnn" not in names:
-        return Check("attention", "passed", f"{measured}; cuDNN attention is off")
-    advice = (
-        "cuDNN attention plans each new shape for 30 to 450 ms: call "
-        "torch.backends.cuda.enable_cudnn_sdp(False)."
-    )
-    return Check("attention", "warned", measured, advice)
+    advice = []
+    if "cudnn" in names:
+        advice.append(
+            "cuDNN attention plans each new shape for 30 to 450 ms: call "
+            "torch.backends.cuda.enable_cudnn_sdp(False)."
+        )
+    else:
+        measured += "; cuDNN attention is off"
+    return judged("attention", measured, advice)
 
 
 def check_host() -> Check:
@@ -226,7 +229,7 @@ def available_cores() -> set[int]:
 
 
 def numa_cores(nodes: Path = NODES) -> dict[int, set[int]]:
-    """Cores of each NUMA node; node 0 with all cores if the system tells nothing."""
+    """Cores of each NUMA node; node 0 with all cores if the system reports none."""
     found = {}
     for file in sorted(nodes.glob("node[0-9]*/cpulist")):
         found[int(file.parent.name.removeprefix("node"))] = parse_cpulist(file.read_text())
@@ -244,10 +247,10 @@ def parse_cpulist(text: str) -> set[int]:
 
 def cgroup_cores(group: Path) -> float | None:
     """Cores that a container may use, from cgroup version 2 or 1; None without a limit."""
-    quota, period = _words(group / "cpu.max")[:2] or (None, None)
+    quota, period = _fields(group / "cpu.max")[:2] or (None, None)
     if quota is None:
-        quota = next(iter(_words(group / "cpu" / "cpu.cfs_quota_us")), None)
-        period = next(iter(_words(group / "cpu" / "cpu.cfs_period_us")), None)
+        quota = next(iter(_fields(group / "cpu" / "cpu.cfs_quota_us")), None)
+        period = next(iter(_fields(group / "cpu" / "cpu.cfs_period_us")), None)
     if quota is None or period is None or not quota.isdigit():
         return None
     return int(quota) / int(period)
@@ -256,9 +259,9 @@ def cgroup_cores(group: Path) -> float | None:
 def cgroup_memory_bytes(group: Path) -> int | None:
     """Memory that a container may use, from cgroup version 2 or 1; None without a limit."""
     for name in ("memory.max", "memory/memory.limit_in_bytes"):
-        for word in _words(group / name):
-            if word.isdigit() and int(word) < 2**60:
-                return int(word)
+        for field in _fields(group / name):
+            if field.isdigit() and int(field) < 2**60:
+                return int(field)
     return None
 
 
@@ -285,10 +288,12 @@ def check_page_locking(backend: Backend, durations: Durations) -> Check:
     rate = page_lock_bytes_per_s(backend, n_bytes)
     done = "page-locked" if backend.kind == "cuda" else "touched for the first time (no pinning)"
     measured = f"{rate / 2**30:.2g} GiB/s {done}, {n_bytes / 2**20:.0f} MiB at once"
-    if rate >= MIN_PINNED_BYTES_PER_S:
-        return Check("page-locking", "passed", measured)
-    advice = "Host caches will take long to set up: use smaller caches, or enable huge pages."
-    return Check("page-locking", "warned", measured, advice)
+    advice = []
+    if rate < MIN_PINNED_BYTES_PER_S:
+        advice.append(
+            "Host caches will take long to set up: use smaller caches, or enable huge pages."
+        )
+    return judged("page-locking", measured, advice)
 
 
 def _text(found: Mapping[str, Any], key: str, unit: str = "") -> str:
@@ -301,7 +306,8 @@ def _text(found: Mapping[str, Any], key: str, unit: str = "") -> str:
     return f"{value:.0f}{unit}" if isinstance(value, float) else f"{value}{unit}"
 
 
-def _words(file: Path) -> list[str]:
+def _fields(file: Path) -> list[str]:
+    """The file's text, split at white space; empty if it cannot be read."""
     try:
         return file.read_text().split()
     except OSError:

@@ -1,8 +1,8 @@
-"""A Hugging Face directory: config.json and safetensors files, loaded tensor by tensor."""
+"""Weights from a Hugging Face directory: config.json and safetensors files, tensor by tensor."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ from sim.errors import BadFile, DoesNotFit, Mismatch
 from sim.files import decode_json
 from sim.model.config import load_model_config
 from sim.model.spec import ModelSpec
+from sim.progress import Progress, Silent
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -26,7 +27,7 @@ STORED_DTYPES = ("F32", "F16", "BF16")
 UNUSED = ("rotary_emb.inv_freq", "lm_head.weight")
 """Ends of names that may go unread: a table we compute, and a head that is tied."""
 
-Progress = Callable[[str, float], None]
+SILENT = Silent()
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,19 +95,14 @@ class Checkpoint:
         """The tensor of that name; the files of a model without a head leave out `model.`."""
         return self.tensors.get(name) or self.tensors.get(name.removeprefix("model."))
 
-    def load(
-        self,
-        model: ModelSpec,
-        backend: Backend,
-        progress: Progress = lambda _text, _done: None,
-    ) -> Weights:
+    def load(self, model: ModelSpec, backend: Backend, progress: Progress = SILENT) -> Weights:
         """Copy the weights to the device, one tensor after the other.
 
         Memory peaks at the weights plus one tensor: a file is mapped only while one is copied.
 
         Args:
             model: the checkpoint's shape under any name, in the dtype to compute with.
-            progress: called with what is read and the fraction done.
+            progress: receives the file that is read and the fraction done.
 
         Raises:
             DoesNotFit: the weights are larger than the device's memory.

@@ -1,4 +1,4 @@
-"""Prefill in chunks: tokens of one sequence through the layers, each over all before it."""
+"""Prefill of one sequence in chunks, each of which attends to all tokens before it."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ def chunk_bias(
     window: int | None = None,
     explicit: bool = False,
 ) -> Tensor | None:
-    """[n, start + n], what is added to scores: 0 where token start + i sees key j, else -inf.
+    """Bias of scores, [n, start + n]: 0 where token start + i attends to key j, else -inf.
 
-    None on a GPU where the tokens see all keys before them: its attention kernels know that case,
-    and are several times as fast without a bias.
+    None on a GPU if the tokens attend to all keys before them, because its attention kernels are
+    several times as fast without a bias.
 
     Args:
-        window: tokens that each token attends to at most, itself included.
-        explicit: never None.
+        window: largest number of tokens that each token attends to, itself included.
+        explicit: return the bias in that case too.
     """
     cut = window is not None and window < start + n_tokens
     if device.type != "cpu" and not cut and not explicit:
@@ -43,14 +43,14 @@ def chunk_bias(
 
 
 def attend_chunk(queries: Tensor, kv: Tensor, bias: Tensor | None) -> Tensor:
-    """Attention of some tokens over all before them and themselves.
+    """Attention of the last n tokens of a sequence over all S.
 
     Heads of a group share one pass over K and V.
 
     Args:
         queries: [n, H, D].
         kv: [S, 1, 2, H_kv, D], the tokens' own rows last.
-        bias: [n, S], added to the scores; None where every token sees all keys before it.
+        bias: [n, S], added to the scores; None if every token attends to all keys before it.
 
     Returns:
         [n, H * D].
@@ -89,17 +89,16 @@ def _lower_right(n_queries: int, n_keys: int) -> Tensor:
 
 
 class ChunkPrefill:
-    """Makes K and V of tokens from their ids, or from the hidden state an earlier layer left.
+    """Computes K and V of tokens from their ids, or from their hidden state after earlier layers.
 
-    Where other requests share the steps, as many tokens of theirs go through the same products and
-    attend to as many keys; what they come to is thrown away.
+    If other requests share the steps, copies of this request's tokens stand in for theirs: they go
+    through the same matmuls and attend to as many keys, and their results are dropped.
 
     Args:
         prompt: [S] token ids, on the device.
-        kv: for each layer [S, 1, 2, H_kv, D]; rows of tokens before a chunk are read, its own
-            are written.
+        kv: for each layer [S, 1, 2, H_kv, D]; a chunk reads the rows before it and writes its own.
         n_others: tokens of other requests in a step.
-        share: part of the device that this request gets.
+        share: fraction of the device that this request gets.
     """
 
     def __init__(
@@ -119,11 +118,11 @@ class ChunkPrefill:
         self.hidden = torch.empty(shape, dtype=TORCH_DTYPE[self.model.dtype], device=prompt.device)
 
     def run(self, start: int, stop: int, layers: range) -> None:
-        """Tokens [start, stop) through `layers`; what they come to is kept in `hidden`."""
+        """Compute tokens [start, stop) in `layers`; `hidden` holds their state after the last."""
         own = self.hidden[start:stop]
         if layers.start == 0:
             own.copy_(self._kernels.embed(self.prompt[None, start:stop], start)[0])
-        hidden = self._beside_others(own, self.n_others)
+        hidden = self._with_others(own, self.n_others)
         biases: dict[int | None, Tensor | None] = {}
         for number in layers:
             window = self.model.window(number)
@@ -136,8 +135,8 @@ class ChunkPrefill:
         if self.n_others:
             own.copy_(hidden[: stop - start])
 
-    def _beside_others(self, own: Tensor, n_others: int) -> Tensor:
-        """[n + others, h]: the tokens' rows with those of others behind them; own: [n, h]."""
+    def _with_others(self, own: Tensor, n_others: int) -> Tensor:
+        """The tokens' rows and then those of others, [n + others, h]; own: [n, h]."""
         if not n_others:
             return own
         others = own[torch.arange(n_others, device=own.device) % own.shape[0]]
@@ -146,7 +145,7 @@ class ChunkPrefill:
     def _layer(
         self, number: int, hidden: Tensor, start: int, n_tokens: int, bias: Tensor | None
     ) -> None:
-        """hidden: [n + others, h], updated in place; the first n are tokens from `start` on."""
+        """Run one layer on hidden, [n + others, h], in place; its first n rows begin at `start`."""
         kernels, model = self._kernels, self.model
         layer = kernels.weights.layers[number]
         x = kernels.norm(layer.input_norm, hidden)
@@ -168,16 +167,16 @@ class ChunkPrefill:
         own = self.kv[number][start : start + x.shape[0]]
         layer = self._kernels.weights.layers[number]
         self._kernels.project_kv(layer, x, own, start)
-        n_others = self._others_beside(x.shape[0])
+        n_others = self._others_with(x.shape[0])
         if n_others:
-            others = self._beside_others(x[:, 0], n_others)[x.shape[0] :]
+            others = self._with_others(x[:, 0], n_others)[x.shape[0] :]
             F.linear(others, layer.qkv.weight[self.model.q_size :])
 
     def logits(self) -> Tensor:
         """[1, V] behind the last token."""
         last = self.hidden[-1:]
-        return self._kernels.logits(self._beside_others(last, self._others_beside(1)))[:1]
+        return self._kernels.logits(self._with_others(last, self._others_with(1)))[:1]
 
-    def _others_beside(self, n_tokens: int) -> int:
-        """Tokens of others in the time that these take, by the share of the device."""
+    def _others_with(self, n_tokens: int) -> int:
+        """Tokens of others that the device computes in the same time as `n_tokens`."""
         return round(n_tokens / self._share) - n_tokens

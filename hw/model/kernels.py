@@ -1,6 +1,6 @@
 """The operations of a decoder layer, as torch calls on preallocated buffers.
 
-K and V of one layer lie token-major, `[S, B, 2, H_kv, D]`, so that a token range is one
+K and V of one layer are token-major, `[S, B, 2, H_kv, D]`, so that a token range is one
 contiguous copy and the K/V projection writes its output straight into place.
 """
 
@@ -166,7 +166,7 @@ class Kernels:
 
 
 def window_mask(n_tokens: int, window: int | None, device: torch.device) -> Tensor | None:
-    """[S, S], True where token i sees token j: i - window < j <= i; None where all before are."""
+    """[S, S], True where token i attends to token j: i - window < j <= i; None without a cut."""
     if window is None or window >= n_tokens:
         return None
     everything = torch.ones((n_tokens, n_tokens), dtype=torch.bool, device=device)
@@ -194,7 +194,7 @@ def rotary_tables(model: ModelSpec, max_tokens: int, device: torch.device) -> tu
 
 
 def _llama3_frequencies(frequencies: Tensor, scaling: Llama3RopeScaling) -> Tensor:
-    """Slow wavelengths are stretched by `factor`, fast ones kept, those between blended."""
+    """Long wavelengths are stretched by `factor`, short ones unchanged, those between blended."""
     wavelength = 2 * math.pi / frequencies
     cold = scaling.original_max_positions / wavelength
     low, high = scaling.low_freq_factor, scaling.high_freq_factor

@@ -16,7 +16,7 @@ class OffloadedLayers:
     """The matrices of every layer on the host, contiguous, in the order in which a slot holds them.
 
     A slot is one flat buffer: Q rows, K and V rows, then the output and MLP matrices. The K and V
-    rows travel alone, ahead of the others. Norms and biases, below a thousandth, stay resident.
+    rows are copied alone, before the others. Norms and biases, under 0.1 %, stay on the device.
 
     Args:
         weights: on the device; their matrices are copied to the host.

@@ -1,6 +1,6 @@
 """Quantising K and V into rows of bytes and back, as torch calls on preallocated buffers.
 
-K and V of one layer lie token-major, `kv: [S, B, 2, H_kv, D]` in the model's dtype; quantised,
+K and V of one layer are token-major, `kv: [S, B, 2, H_kv, D]` in the model's dtype; quantised,
 `rows: [S, B, row bytes]` of uint8, as `sim/model/kv_format.py` lays them out. A byte holds one code
 of 8 bits, or two of 4: K's in the low half, V's of the same place in the high half.
 """
@@ -25,7 +25,7 @@ def quantise_into(kv: Tensor, rows: Tensor, row: QuantisedRow) -> None:
     """Overwrite `rows` with K and V; both on one device.
 
     The minimum is rounded down and the scale up, so that every code is within its range and no
-    element moves by more than half a scale. Elements must lie within the range of float16.
+    element moves by more than half a scale. Elements must be within the range of float16.
 
     Args:
         kv: [S, B, 2, H_kv, D], contiguous.
@@ -45,7 +45,7 @@ def quantise_into(kv: Tensor, rows: Tensor, row: QuantisedRow) -> None:
 
 
 def dequantise_into(rows: Tensor, kv: Tensor, row: QuantisedRow) -> None:
-    """Overwrite `kv` with what `rows` stand for; both on one device.
+    """Overwrite `kv` with the values of `rows`; both on one device.
 
     Args:
         rows: [S, B, row bytes].

@@ -61,7 +61,7 @@ class AdaptiveSplit:
         """
         task = self.graph.tasks[at]
         with self._lock:
-            got = self._side(at, task)
+            got = self._tokens_of(at, task)
             if task.claim:
                 if got[0] == got[1] and self._is_awaited(task):
                     return None
@@ -92,7 +92,7 @@ class AdaptiveSplit:
                 least = max(least, self.meeting)
         self._bounds = (least, most)
 
-    def _side(self, at: int, task: Task) -> Tokens:
+    def _tokens_of(self, at: int, task: Task) -> Tokens:
         start, stop = task.token_start, task.token_stop
         if not task.claim:
             return start, stop

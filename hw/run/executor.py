@@ -117,7 +117,7 @@ class Executor(ABC):
         self.operations[task.op](self, task)
 
     def _resolve(self, policy: ClaimPolicy | Claims, at: int) -> bool | None:
-        """Whether the task has any tokens to do; None if the policy cannot tell yet."""
+        """Whether the task has any tokens to do; None if the policy is undecided."""
         tokens = policy.take(at)
         if tokens is None:
             return None

@@ -114,7 +114,7 @@ class MemoryPeaks:
     Args:
         device_bytes: weights, staging slots and temporaries.
         device_source: `allocated` if the device's allocator counted them, `planned` if device and
-            host share memory and only the plan tells them apart.
+            host share memory, and the peak is the plan's.
         host_bytes: K, V and X of the cache, and the host weights of a column schedule.
         process_bytes: resident memory of this process, libraries and mapped files included.
     """

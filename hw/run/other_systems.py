@@ -17,7 +17,7 @@ from torch import Tensor
 from hw.backends import Backend
 from hw.cache.host import HostCache
 from hw.cache.reference import ResidentDecode
-from hw.cache.verify import TOLERANCE
+from hw.cache.verify import clear_margin
 from hw.run.decode import DecodeExecutor
 from sim.graph.jobs import Workload
 from sim.lanes import COMPUTE, COPY_LANES
@@ -230,5 +230,4 @@ def same_choices(tokens: Tensor, reference: ResidentDecode, model: ModelSpec) ->
 
 def _clear(reference: ResidentDecode, model: ModelSpec) -> Tensor:
     """Whether each choice is too clear for rounding to change, bool [steps, B]."""
-    limit = 0.0 if model.dtype == "float32" else TOLERANCE[model.dtype]
-    return reference.margins > limit
+    return reference.margins > clear_margin(model.dtype)

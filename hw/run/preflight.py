@@ -59,7 +59,7 @@ def check_restore_fits(graph: TaskGraph, backend: Backend) -> None:
     the whole prompt, and staging buffers of a few chunks.
 
     Raises:
-        DoesNotFit: names what is too large and what to lower.
+        DoesNotFit: with the memory needed, the memory available, and the option to lower.
     """
     model, tokens = graph.model, graph.workload.prompt_tokens
     cache_bytes = model.n_layers * tokens * (model.kv_token_bytes + model.x_token_bytes)
@@ -93,7 +93,7 @@ def check_graph_fits(
         reserved_device_bytes: device memory that other users will allocate.
 
     Raises:
-        DoesNotFit: names what is too large and what to lower.
+        DoesNotFit: with the memory needed, the memory available, and the option to lower.
     """
     memory = backend.memory()
     device_bytes = memory.device_bytes - reserved_device_bytes

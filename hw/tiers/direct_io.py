@@ -42,7 +42,7 @@ def aligned_buffer(backend: Backend, n_bytes: int) -> Tensor:
 
 
 class DirectReader:
-    """One open file; `mode` says how reads avoid the page cache.
+    """One open file; `mode` is how reads avoid the page cache.
 
     Raises:
         BadFile: the file cannot be opened.

@@ -76,8 +76,8 @@ def models(*, json: bool = False) -> None:
         "layers",
         "hidden",
         "heads/kv",
-        "KV/token/layer",
-        "X/token/layer",
+        "KV / token / layer",
+        "X / token / layer",
     )
     table("Shipped models (Hugging Face config.json)", columns, rows)
 

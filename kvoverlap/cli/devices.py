@@ -19,7 +19,8 @@ from kvoverlap.cli.options import (
     device_for,
 )
 from kvoverlap.cli.output import print_json, progress, say, table
-from kvoverlap.cli.reports import print_checks, report_timeline, say_restore
+from kvoverlap.cli.reports import report_timeline, say_restore
+from kvoverlap.cli.table_errors import print_table_errors
 from measure.calibrate import DEFAULT_DTYPE, DEFAULT_MODELS, measure_profile
 from measure.run import run as measure
 from planner import Plan
@@ -75,7 +76,7 @@ def profile(
     print_profile(made)
     if check:
         say("")
-        print_checks(errors)
+        print_table_errors(errors)
     say(f"\nprofile written to {output}; next: kvoverlap plan --hardware {output} ...")
 
 

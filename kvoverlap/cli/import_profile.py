@@ -8,7 +8,7 @@ from typing import Any
 
 from kvoverlap.cli.options import Json, NewFile
 from kvoverlap.cli.output import print_json, progress, say, table
-from kvoverlap.cli.reports import print_checks
+from kvoverlap.cli.table_errors import print_table_errors
 from sim.catalog import find_link, link_names
 from sim.machine.aiconfigurator import SystemTables, derive_part
 from sim.machine.components import JOIN, ComputePart, compose
@@ -68,7 +68,7 @@ def aiconfigurator(
         print_json(_answer(part, output))
         return
     _print(part)
-    print_checks(part.checks)
+    print_table_errors(part.checks)
     reference = f"{output}" if host is not None else f"{output}{JOIN}{part.usual_link}"
     say(f"\nwritten to {output}; next: kvoverlap plan --hardware {reference} ...")
 

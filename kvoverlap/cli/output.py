@@ -13,6 +13,7 @@ from typing import Any
 
 from rich.console import Console, JustifyMethod
 from rich.markup import escape
+from rich.padding import Padding
 from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
 from rich.table import Table
@@ -59,10 +60,18 @@ def table(
 ) -> None:
     """A table whose first columns are text and whose other columns are numbers.
 
-    In a narrow terminal cells take several lines; no word, number or unit is cut.
+    In a narrow terminal cells take several lines, or each row becomes a paragraph. No word, number
+    or unit is cut.
     """
-    grid = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
     widths = _column_widths(list(zip(columns, *rows, strict=True)), out.width)
+    if widths is None:
+        out.print(f"[bold]{escape(title)}[/bold]")
+        for name, *cells in rows:
+            pairs = zip(columns[1:], cells, strict=True)
+            text = ", ".join(" ".join(pair).strip() for pair in pairs if pair[1])
+            out.print(escape(name), Padding(escape(text), (0, 0, 0, 2)), sep="\n", soft_wrap=False)
+        return
+    grid = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
     for position, (column, width) in enumerate(zip(columns, widths, strict=True)):
         justify: JustifyMethod = "left" if position < n_text else "right"
         grid.add_column(column, justify=justify, overflow="fold", width=width)
@@ -71,23 +80,22 @@ def table(
     out.print(grid, soft_wrap=False)
 
 
-def _column_widths(columns: Sequence[Sequence[str]], total: int) -> list[int]:
-    """Widths of columns, header first, in a line of `total` characters.
+def _column_widths(columns: Sequence[Sequence[str]], total: int) -> list[int] | None:
+    """Widths of columns, header first, in a line of `total` characters; None if too narrow.
 
     The widest column shrinks first, and no further than its longest part that a line keeps whole.
-    If the words of the headers do not fit, they are broken; if nothing fits, everything is.
+    If the words of the headers do not fit, they are broken.
     """
     available = total - COLUMN_GAP * (len(columns) - 1)
     widths = [max(len(cell) for cell in column) for column in columns]
     for least in (
         [max(map(_longest_part, column)) for column in columns],
         [max(map(_longest_part, column[1:]), default=1) for column in columns],
-        [1] * len(columns),
     ):
         while sum(widths) > available and any(map(operator.gt, widths, least)):
             spare = [width if width > low else 0 for width, low in zip(widths, least, strict=True)]
             widths[spare.index(max(spare))] -= 1
-    return widths
+    return widths if sum(widths) <= available else None
 
 
 def _longest_part(cell: str) -> int:

@@ -8,7 +8,6 @@ from typing import Any
 from kvoverlap.cli.output import print_json, say, table
 from measure.interleave import STEADY_FRAC
 from measure.reports import worst_quantisation
-from sim.machine.provenance import TableErrors
 from sim.results.recording import Recording
 from sim.units import ms, percent
 
@@ -256,35 +255,3 @@ def print_adaptation_report(report: dict[str, Any]) -> None:
             )
     say("numbers: first token, logits, K and V equal the resident prefill after every run")
     say(f"device: {report['device']}")
-
-
-NAMES = {
-    "gemm": "matrix products",
-    "gemm_8bit": "matrix products, 8-bit weights",
-    "attention": "decode attention",
-    "prefill": "prefill attention",
-    "h2d": "h2d link, over bytes",
-    "d2h": "d2h link, over bytes",
-    "host": "host copies, over bytes",
-    "elementwise": "element-wise kernels, over bytes",
-}
-
-
-def print_checks(report: Sequence[TableErrors]) -> None:
-    """The leave-one-out errors of a profile, kind by kind."""
-    if not report:
-        say("The profile has no table with an inner point, so there is nothing to check.")
-        return
-    rows = [
-        (
-            NAMES[errors.kind],
-            str(errors.points),
-            percent(errors.median_abs_error_frac),
-            percent(errors.p90_abs_error_frac),
-            percent(errors.max_abs_error_frac),
-            f"{errors.worst} ({percent(errors.worst_error_frac, signed=True)})",
-        )
-        for errors in report
-    ]
-    title = "Each inner point of a table, predicted from its neighbours"
-    table(title, ("table", "points", "median |error|", "90 % within", "worst", "which"), rows)

@@ -166,6 +166,8 @@ def _print(made: RestorePlan) -> None:
     say(f"first token after {ms(made.ttft_s)}; hardware figures: {made.source}")
     if made.beyond_figures is not None:
         say(made.beyond_figures)
+    if made.windows_note is not None:
+        say(made.windows_note)
     say(f"{made.reason}\n")
     rows = [
         (name, ms(value), f"{made.load_only_s / value:.2f}", f"{made.compute_only_s / value:.2f}")

@@ -170,7 +170,7 @@ def advise(
     emulated = hardware.links.h2d.paced_bytes_per_s is not None
     settings: tuple[RuntimeSetting, ...] = ()
     if later is not None and not emulated:
-        loaded = planner.problem.simulate(planner.problem.baselines["load-all"][0]).graph
+        loaded = planner.problem.simulate(planner.problem.choice_of("load-all").split).graph
         cache = CacheBudget(footprint(loaded).host_kv_bytes, later.least_tokens)
         settings = runtime_settings(model, hardware, cache)
     return Advice(

@@ -76,7 +76,7 @@ class Slo:
 
 
 def best_plan(job: Job[Workload], engine: str) -> DecodePlan:
-    """The plan of the row schedule or, where the weights do not fit, of the column schedule.
+    """The plan of the row schedule or, if that does not fit, of the column schedule.
 
     Raises:
         DoesNotFit: neither fits; the message is that of the row schedule.
@@ -92,7 +92,7 @@ def best_plan(job: Job[Workload], engine: str) -> DecodePlan:
 
 @dataclass(frozen=True, slots=True)
 class Ways:
-    """Seconds of a step by way; infinite where a way does not fit the memory."""
+    """Seconds of a step by way; infinite if a way does not fit the memory."""
 
     load_s: float
     recompute_s: float
@@ -101,14 +101,13 @@ class Ways:
     @classmethod
     def of(cls, planner: DecodePlanner, best_s: float | None = None) -> Ways:
         """The times of a planner's job; `best_s` avoids a repeated search."""
-        load_s, recompute_s = (
-            _policy_s(planner.problem, name) for name in ("load-all", "recompute-all")
-        )
+        problem, names = planner.problem, ("load-all", "recompute-all")
+        load_s, recompute_s = (problem.makespan_s(problem.choice_of(name)) for name in names)
         return cls(load_s, recompute_s, best_step(planner) if best_s is None else best_s)
 
     @property
     def verdict(self) -> str:
-        """The faster single way, or `split` where that saves more than `WORTH_FRAC`."""
+        """The faster single way, or `split` if that saves more than `WORTH_FRAC`."""
         if self.best_s == inf:
             return NO_ROOM
         single_s = min(self.load_s, self.recompute_s)
@@ -117,18 +116,12 @@ class Ways:
         return LOAD if single_s == self.load_s else RECOMPUTE
 
 
-def _policy_s(problem: DecodeProblem, policy: str) -> float:
-    split, step_s = problem.baselines[policy]
-    return step_s if problem.fits(problem.simulate(split).graph) else inf
-
-
 def best_step(planner: DecodePlanner) -> float:
-    """Seconds of a step of the planner's choice; infinite where nothing fits."""
+    """Seconds of a step of the planner's choice; infinite if nothing fits."""
     try:
-        timeline = planner.problem.simulate(planner.best.split, planner.best.residency)
+        return planner.problem.makespan_s(planner.best)
     except DoesNotFit:
         return inf
-    return timeline.makespan_s if planner.problem.fits(timeline.graph) else inf
 
 
 def cache_is_resident(planner: DecodePlanner) -> bool:

@@ -68,7 +68,7 @@ class CacheBudget:
 def runtime_settings(
     model: ModelSpec, hardware: HardwareProfile, cache: CacheBudget
 ) -> tuple[RuntimeSetting, ...]:
-    """Settings of each runtime for `cache`; none where loading is never faster."""
+    """Settings of each runtime for `cache`; none if loading is never faster."""
     if cache.least_tokens is None:
         return ()
     link, gigabytes = hardware.links.h2d, f"{ceil(cache.kv_bytes / 1e9)}"
@@ -126,7 +126,7 @@ def _chunk_tokens(token_bytes: int, link: Link) -> tuple[int, str]:
 
 
 def _io_backend(model: ModelSpec, link: Link) -> tuple[str, str]:
-    """`direct` where a copy of one page and layer reaches the link's rate, else `kernel`; why."""
+    """`direct` if a copy of one page and layer reaches the link's rate, else `kernel`; and why."""
     if not _has_copy_times(link):
         return "kernel", "the default; the profile has no copy times by size to compare with"
     page_bytes = HICACHE_PAGE_TOKENS * model.kv_token_bytes

@@ -1,4 +1,4 @@
-"""Plans of row schedules without a solver, where a bound proves them; elsewhere the LP's."""
+"""Planner that avoids the LP for row schedules whose split a bound proves to be optimal."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from planner.decode.planner import DecodePlanner
-from planner.decode.policies import BASELINES, baseline_split
+from planner.decode.policies import BASELINES
 from planner.decode.rounding import whole_tokens
 from planner.decode.split import DecodeChoice, Residency
 from planner.lp.costs import SIZED_OPS
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from sim.engine.fast.job import Resizable
 
 PROVEN_WITHIN = 1e-3
-"""Relative distance to the bound at which a split is taken for the optimum."""
+"""Relative distance to the bound below which a split counts as the optimum."""
 
 
 class ShortcutPlanner(DecodePlanner):
@@ -44,21 +44,21 @@ class ShortcutPlanner(DecodePlanner):
         best = self._refined
         best_s = self._planned_makespan_s(best.split, best.residency)
         for name in BASELINES:
-            split = baseline_split(name, problem.model, problem.workload, problem.hardware)
-            if self._chain_of_whole.makespan_s(split[0]) < best_s:
-                split_s = self._planned_makespan_s(split, problem.nothing_resident)
-                if split_s < best_s:
-                    best, best_s = DecodeChoice(split, problem.nothing_resident), split_s
+            other = problem.choice_of(name)
+            if self._chain_of_whole.makespan_s(other.split[0]) < best_s:
+                other_s = self._planned_makespan_s(other.split, other.residency)
+                if other_s < best_s:
+                    best, best_s = other, other_s
         return best
 
     @cached_property
     def relaxation(self) -> Relaxation:
-        """The pipeline's optimum where it is one, else the LP's."""
-        if self._pipeline is None or not self._stands_in:
+        """The pipeline's optimum if it is the LP's, else the LP's."""
+        if self._pipeline is None or not self._shortcut_holds:
             return super().relaxation
         rows, bound = self._pipeline
         cells = {(step, at): count for step, row in enumerate(rows) for at, count in enumerate(row)}
-        return Relaxation(bound.seconds, cells, {}, {}, {}, (), {}, 0.0, None)
+        return Relaxation(bound.seconds, cells, {}, {}, {}, (), 0.0, None)
 
     def _planned_makespan_s(self, split: Sequence[Sequence[int]], residency: Residency) -> float:
         """As in `DecodePlanner`; splits with the same tasks are simulated on the same graph."""
@@ -82,19 +82,14 @@ class ShortcutPlanner(DecodePlanner):
 
     @property
     def solved_by(self) -> str:
-        """`shortcut`, `lp`, or `resident` where the whole cache stays and nothing is chosen."""
-        if not self.chooses:
+        """`shortcut`, `lp`, or `resident` if the whole cache is resident."""
+        if self.problem.all_resident:
             return "resident"
-        return "shortcut" if self._stands_in else "lp"
-
-    @property
-    def chooses(self) -> bool:
-        """Whether there is anything to choose: not where the whole cache may stay on the device."""
-        return not self.problem.all_resident
+        return "shortcut" if self._shortcut_holds else "lp"
 
     @property
     def bound_s(self) -> float | None:
-        """A makespan that no split beats, where planning has found one on its way."""
+        """Lower bound on the makespan if the search found one, else None."""
         problem = self.problem
         if (
             not problem.covers_all_steps
@@ -107,8 +102,9 @@ class ShortcutPlanner(DecodePlanner):
 
     @property
     def task_weights(self) -> dict[str, float]:
-        """What a second less of each task is worth, by its id in the whole job's graph."""
-        if self._pipeline is not None and self._stands_in:
+        """Derivative of the makespan with respect to each task's seconds, by id in the whole job's
+        graph."""
+        if self._pipeline is not None and self._shortcut_holds:
             return self._pipeline_weights(self._pipeline[1])
         tasks = self.problem.program().graph.tasks
         weights = zip(tasks, self.relaxation.task_weights, strict=True)
@@ -116,15 +112,15 @@ class ShortcutPlanner(DecodePlanner):
 
     @cached_property
     def _resizable(self) -> dict[tuple[tuple[bool, bool], ...], Resizable]:
-        """Graphs by which loads and recomputes each layer has."""
+        """Graphs, by whether each layer recomputes and whether it loads."""
         return {}
 
     @cached_property
     def _chain_of_whole(self) -> Pipeline | None:
         """The pipeline over whole tokens, of one step of one GPU with memory enough for any split.
 
-        Leaving out interference, stores and launches of sized tasks, it is never slower than what
-        it stands for.
+        It leaves out interference, stores and launches of sized tasks, so it is never slower than
+        the simulation.
         """
         problem = self.problem
         if (
@@ -138,7 +134,7 @@ class ShortcutPlanner(DecodePlanner):
 
     @cached_property
     def _pipeline(self) -> tuple[list[list[float]], Bound] | None:
-        """Fractional counts of the planned steps, and the bound; None where it is no pipeline."""
+        """Fractional counts of the planned steps, and the bound; None for other schedules."""
         problem = self.problem
         if problem.schedule != "row" or problem.keep:
             return None
@@ -153,7 +149,7 @@ class ShortcutPlanner(DecodePlanner):
 
     @cached_property
     def _proven(self) -> DecodeChoice | None:
-        """The pipeline's split in whole tokens, where simulation shows that it is an optimum."""
+        """The pipeline's split in whole tokens if simulation proves it to be optimal."""
         problem = self.problem
         if self._pipeline is None or not problem.covers_all_steps or problem.gpus > 1:
             return None
@@ -167,7 +163,7 @@ class ShortcutPlanner(DecodePlanner):
         return choice if problem.fits(timeline.graph) else None
 
     @cached_property
-    def _stands_in(self) -> bool:
+    def _shortcut_holds(self) -> bool:
         if self._pipeline is None:
             return False
         return self._proven is not None or self._lp_value_s() <= self._pipeline[1].seconds * (
@@ -175,7 +171,7 @@ class ShortcutPlanner(DecodePlanner):
         )
 
     def _lp_value_s(self) -> float:
-        """What the LP makes of the pipeline's split: the longest path through its rows."""
+        """The LP's objective at the pipeline's split: the longest path through its rows."""
         problem = self.problem
         rows = self._pipeline[0] if self._pipeline is not None else []
         graph = problem.shortened(
@@ -263,18 +259,18 @@ class ShortcutPlanner(DecodePlanner):
         return weights
 
     def _name(self, step: int, rest: str) -> str:
-        """A task of a planned step as the whole job's graph calls it."""
+        """Id of a planned step's task in the whole job's graph."""
         return f"s{self.problem.planned_steps[step]}.{rest}"
 
 
 class _Host:
-    """The thread that issues the tasks of every split; what else it issues comes on top."""
+    """The host thread that launches the tasks that every split has."""
 
     def __init__(self, costs: CostModel) -> None:
         self._costs = costs
         self._spent_s = -costs.hardware.dispatch.head_start_s
 
     def launch(self, op: str) -> float:
-        """When the next task, an `op`, is issued at the earliest."""
+        """Earliest time at which the next task, an `op`, is launched."""
         self._spent_s += self._costs.launch_s(Task("", op, LANE_OF_OP[op], 0, 0, 0, 1, -1, 0, 0))
         return max(0.0, self._spent_s)

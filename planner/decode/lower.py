@@ -1,21 +1,21 @@
 """From a split (how many tokens each layer recomputes) to the graph that realises it.
 
-A cell is one layer of one batch in one step. Cell after cell the link loads X of the recomputed
-tokens and then K and V of the others into one of `slots` staging slots, while the compute lane
-works on earlier cells.
+A cell is one layer of one batch in one step. The link loads cell after cell into one of `slots`
+staging slots: X of the recomputed tokens, then K and V of the others. The compute lane works on
+earlier cells meanwhile.
 
-A layer with a sliding window holds and moves only the past tokens that it attends to. Of the first
-of those K and V stay on the device, as `Residency` says; the next are recomputed, at first from X
-that stays too; the others are loaded. A layer that keeps its whole cache has a slot of its own and
-moves nothing.
+A layer with a sliding window holds and moves only the past tokens that it attends to. Of these, the
+first have resident K and V (`Residency`), the next are recomputed (the first of them from resident
+X), and the others are loaded. A layer whose whole cache is resident has a slot of its own and moves
+nothing.
 
-Of a quantised cache the loads fill a slot of rows, which is free again once the compute lane has
-dequantised them into the KV slot, ahead of the attention; the new token's row is quantised right
-after its projection and stored from a buffer of its own.
+A quantised cache is loaded into a slot of rows, which is free again when the compute lane has
+dequantised them into the KV slot. The new token's row is quantised after its projection and stored
+from a buffer of its own.
 
-Row schedule: weights stay on the device, every layer of a step runs before the next step. Column
-schedule: weights come from host memory, the K and V projections first so that recomputation can
-start before the rest has arrived, and all batches pass through a layer before the next is loaded.
+Row schedule: weights stay on the device, and every layer of a step runs before the next step.
+Column schedule: weights come from host memory, the K and V projections first so that recomputation
+can start early, and all batches pass through a layer before the next layer is loaded.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from sim.model.kv_format import host_kv_token_bytes
 from sim.model.spec import ModelSpec
 
 Split = Sequence[Sequence[int]]
-"""Recomputed tokens, `split[step][layer]`; those before them are resident, those behind loaded."""
+"""Recomputed tokens, `split[step][layer]`, between the resident and the loaded ones."""
 
 SCHEDULES = ("row", "column")
 
@@ -54,15 +54,14 @@ def lower(
 
     Args:
         schedule: `row` or `column`.
-        contexts: past tokens of each step, by default every step of the workload. The planner
-            shortens long jobs to a few representative steps this way; such a graph is for
-            costing only.
-        residency: what stays on the device, by default nothing of what the schedule moves.
+        contexts: past tokens of each step, by default of the workload's steps. The planner
+            shortens long jobs to a few steps this way; such a graph is for costing only.
+        residency: resident data, by default none.
 
     Raises:
-        BadInput: the split has the wrong shape or recomputes more tokens than there are, or fewer
-            than have their X on the device; or the schedule is unknown or cannot take several
-            batches.
+        BadInput: the split has the wrong shape, or recomputes more tokens than there are or fewer
+            than have resident X; or the row schedule got several batches.
+        UnknownName: no such schedule.
     """
     if schedule not in SCHEDULES:
         raise UnknownName("schedule", schedule, SCHEDULES)
@@ -218,9 +217,9 @@ class _Lowering:
         return start, first, with_x, end, past
 
     def _loads(self, cell: Cell) -> None:
-        """Bring X and KV of one cell's past tokens into its slot, once the slot is free.
+        """Copy X, K and V of one cell's past tokens into its slot when the slot is free.
 
-        Before the first batch of a layer in the column schedule come the layer's weights.
+        In the column schedule the layer's weights come before its first batch.
         """
         _, layer, batch = cell
         slot, prompt = self.slot_of[cell], self.workload.prompt_tokens
@@ -249,7 +248,7 @@ class _Lowering:
         self._add(cell, op, (0, 0), n_bytes, 0, self.weight_readers[slot], slot)
 
     def _layer(self, cell: Cell, hidden: str) -> str:
-        """The cell's compute and the new token's way back to the host; returns its last task."""
+        """Add the cell's compute and the new token's stores; returns the last compute task."""
         step, layer, batch = cell
         slot = self.slot_of[cell]
         arrived = []
@@ -276,7 +275,7 @@ class _Lowering:
         return done
 
     def _fill_slot(self, cell: Cell, free: list[str], kv_weights: list[str]) -> list[str]:
-        """Copy resident K and V into the slot and recompute others, next to the loaded ones."""
+        """Copy resident K and V into the slot and recompute others."""
         start, first, with_x, end, _ = self._ranges(cell)
         made = []
         if start < first:
@@ -291,7 +290,7 @@ class _Lowering:
         return made
 
     def _storable(self, cell: Cell, qkv: str) -> str:
-        """The task after which the new token's K and V are as the host keeps them."""
+        """The task after which the new token's K and V have the host's format."""
         if not self.quantised:
             return qkv
         return self._compute(cell, "quantise", (qkv, *self.new_row_readers[self.slot_of[cell]]))
@@ -306,10 +305,10 @@ class _Lowering:
         return made
 
     def _stores(self, cell: Cell, qkv: str, storable: str) -> list[str]:
-        """Send the new token's K and V to the host, and X where a later step recomputes from it.
+        """Store the new token's K and V, and its X if a later step recomputes from it.
 
         Returns:
-            What must be done before the KV slot holds another token in its place.
+            Tasks that must end before the KV slot is filled again.
         """
         step, layer, batch = cell
         slot, past = self.slot_of[cell], self.contexts[step]
@@ -374,17 +373,14 @@ class _Lowering:
 
 
 def weight_slot(model: ModelSpec, step: int, layer: int) -> int:
-    """Which of the two weight slots a layer's weights come into, in the column schedule."""
+    """Weight slot of a layer in the column schedule."""
     return (step * model.n_layers + layer) % STAGING_SLOTS
 
 
 def _recomputed_later(
     model: ModelSpec, layer: int, contexts: Sequence[int], split: Split, residency: Residency
 ) -> set[int]:
-    """Positions of the steps' new tokens that some step recomputes in `layer`.
-
-    A step recomputes only tokens of its past, so that it is a later one.
-    """
+    """Positions of the steps' new tokens that a later step recomputes in `layer`."""
     changes: Counter[int] = Counter()
     for past, row in zip(contexts, split, strict=True):
         if row[layer]:

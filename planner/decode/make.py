@@ -11,7 +11,7 @@ from planner.decode.lower import replicate
 from planner.decode.other_systems import OTHER_SYSTEMS, other_system_graph
 from planner.decode.plan import DecodePlan, Sensitivity
 from planner.decode.planner import DecodePlanner
-from planner.decode.policies import baseline_split, fixed_tokens
+from planner.decode.policies import BASELINES, fixed_tokens
 from planner.decode.problem import DecodeProblem
 from planner.decode.rounding import MAX_LP_CELLS
 from planner.decode.sensitivity import bottleneck, sensitivities
@@ -37,7 +37,8 @@ def plan_decode(job: Job[Workload], options: PlanOptions) -> DecodePlan:
     planner = DecodePlanner(_problem(job, options))
     if policy in OTHER_SYSTEMS:
         return _other_system_plan(planner, policy)
-    return _choice_plan(planner, policy, policy_choice(planner, policy))
+    choice = planner.best if policy == LP else planner.problem.choice_of(policy)
+    return _choice_plan(planner, policy, choice)
 
 
 def choose_schedule(job: Job[Workload], options: PlanOptions) -> tuple[DecodePlan, str]:
@@ -119,18 +120,6 @@ def _problem(job: Job[Workload], options: PlanOptions) -> DecodeProblem:
     )
 
 
-def policy_choice(planner: DecodePlanner, policy: str) -> DecodeChoice:
-    """What a policy recomputes and keeps resident."""
-    if policy == LP:
-        return planner.best
-    problem = planner.problem
-    model, job = problem.model, problem.workload
-    split = baseline_split(policy, model, job, problem.hardware)
-    whole = policy == "resident"
-    residency = Residency.whole_cache(model, job) if whole else problem.nothing_resident
-    return DecodeChoice(split, residency)
-
-
 def _choice_plan(planner: DecodePlanner, policy: str, choice: DecodeChoice) -> DecodePlan:
     """The plan of a split with its resident data."""
     problem = planner.problem
@@ -161,7 +150,7 @@ def _other_system_plan(planner: DecodePlanner, policy: str) -> DecodePlan:
     start = other_system_graph(policy, model, first)
     worth = sensitivities(problem, lambda other: other.program_of(start))
     objective_s = problem.longest_path_s(timeline.graph)
-    return _plan(planner, policy, policy_choice(planner, policy), timeline, objective_s, worth)
+    return _plan(planner, policy, problem.choice_of(policy), timeline, objective_s, worth)
 
 
 def _plan(
@@ -186,9 +175,12 @@ def _plan(
         lp_objective_s=lp_objective_s,
         lower_bound_s=planner.lower_bound_s(),
         baselines={
-            **{name: makespan_s for name, (_, makespan_s) in problem.baselines.items()},
+            **{
+                name: problem.simulate(problem.choice_of(name).split).makespan_s
+                for name in BASELINES
+            },
             "lp": problem.simulate(best.split, best.residency).makespan_s,
-            **_other_systems(planner),
+            **_other_systems(problem),
         },
         sensitivities=worth,
         bottleneck=bottleneck(worth),
@@ -201,13 +193,12 @@ def _plan(
     )
 
 
-def _other_systems(planner: DecodePlanner) -> dict[str, float]:
+def _other_systems(problem: DecodeProblem) -> dict[str, float]:
     """Simulated makespan of a resident cache and of each other system that fits and has a cost.
 
     Empty for a long job, because their simulation is slow. Other systems hold K and V in the
     model's dtype, so they are left out for a quantised cache.
     """
-    problem = planner.problem
     job, model = problem.workload, problem.model
     if job.gen_tokens * model.n_layers * job.n_batches > MAX_LP_CELLS:
         return {}
@@ -217,7 +208,7 @@ def _other_systems(planner: DecodePlanner) -> dict[str, float]:
     for policy in ("resident", *other_systems):
         with suppress(DoesNotFit, NotMeasured):
             if policy == "resident":
-                choice = policy_choice(planner, policy)
+                choice = problem.choice_of(policy)
                 timeline = problem.simulate(choice.split, choice.residency)
             else:
                 timeline = simulate_other_system(problem, policy)

@@ -1,17 +1,17 @@
-"""What users would compare with, as graphs of the same tasks.
+"""Decode graphs of other systems, made of the same tasks as ours.
 
 ============ ====================================================================================
-hf-offloaded transformers' `DynamicCache(offloading=True)` (5.x): while a layer computes, the next
-             one's whole KV is loaded; after the new token's K and V are appended, the whole layer
-             is stored back ahead of its attention, on the compute stream. What appending by
-             concatenation costs in device memory traffic is left out
+hf-offloaded transformers' `DynamicCache(offloading=True)` (5.x): while a layer computes, the whole
+             KV of the next layer is loaded; after the new token's K and V are appended, the whole
+             layer is stored before its attention, on the compute stream. The memory traffic of
+             appending by concatenation is left out
 flexgen      FlexGen (arXiv 2303.06865), as FlexLLMGen's overlapped loop decodes one batch: K and V
-             lie in pageable memory; before a layer is launched the host thread copies the next
-             one's into a pinned buffer (as `pin_memory()` does, at the rate that the profile
-             measured), from which they are loaded while the layer computes; a barrier ends every
-             layer. Embedding and output head are layers too, so that layer 0 loads during the
-             embedding. Simplified: the new token's K and V are stored during their own layer, there
-             during the next, and the host launches ahead as in all other graphs
+             are in pageable memory; before a layer is launched the host thread copies those of the
+             next layer into a pinned buffer (as `pin_memory()` does, at the profile's rate), from
+             which they are loaded while the layer computes; a barrier ends every layer. Embedding
+             and output head are layers too, so layer 0 loads during the embedding. Simplified: the
+             new token's K and V are stored during their own layer instead of the next, and the host
+             launches ahead as in all other graphs
 ============ ====================================================================================
 """
 
@@ -30,7 +30,7 @@ def other_system_graph(policy: str, model: ModelSpec, workload: Workload) -> Tas
     """The decode graph of another system, layer by layer and step by step.
 
     Raises:
-        BadInput: several batches, which these do not interleave, or a quantised cache.
+        BadInput: several batches, or a quantised cache.
     """
     if workload.n_batches > 1:
         raise BadInput(
@@ -94,7 +94,7 @@ class _OtherSystem:
 
 
 class _HfOffloaded(_OtherSystem):
-    """Layer after layer, each stored whole ahead of its attention."""
+    """Layer after layer, each stored whole before its attention."""
 
     def __init__(self, model: ModelSpec, workload: Workload) -> None:
         super().__init__(model, workload)
@@ -148,13 +148,13 @@ class _FlexGen(_OtherSystem):
         return TaskGraph("row", self.model, self.workload, self.slots, tuple(self.tasks))
 
     def _between_barriers(self, step: int, layer: int, ended: tuple[str, ...]) -> tuple[str, ...]:
-        """One layer with the next one's way to the device.
+        """Add one layer, with the loads of the next.
 
         Args:
-            ended: what must have ended before anything here starts.
+            ended: tasks of the barrier before.
 
         Returns:
-            What must have ended for all of this to have ended.
+            Tasks of the barrier after.
         """
         launched = ended
         loading: tuple[str, ...] = ()

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
 from math import ceil, inf
 from operator import itemgetter
 
 from planner.decode.lower import lower, replicate
+from planner.decode.policies import BASELINES
 from planner.decode.problem import DecodeProblem
 from planner.decode.rounding import LP_TOLERANCE, Limits, between_steps, whole_part, whole_tokens
 from planner.decode.split import DecodeChoice, Residency
@@ -20,6 +22,7 @@ from planner.lp.schedule import Relaxation
 from sim.engine.api import simulate
 from sim.engine.sharing import representative_machine
 from sim.errors import DoesNotFit, Infeasible
+from sim.graph.tasks import STAGING_SLOTS
 from sim.lanes import COMPUTE, H2D
 
 REFINED_ABOVE = 1e-3
@@ -65,18 +68,12 @@ class DecodePlanner:
         choices = [self._refined]
         if problem.keep:
             choices.append(DecodePlanner(replace(problem, keep=False))._refined)
-        nothing = problem.nothing_resident
-        choices += [DecodeChoice(split, nothing) for split, _ in problem.baselines.values()]
-        return min(choices, key=self._makespan_s)
-
-    def _makespan_s(self, choice: DecodeChoice) -> float:
-        """Simulated makespan; infinite if the choice does not fit the memory."""
-        timeline = self.problem.simulate(choice.split, choice.residency)
-        return timeline.makespan_s if self.problem.fits(timeline.graph) else inf
+        choices += [problem.choice_of(name) for name in BASELINES]
+        return min(choices, key=problem.makespan_s)
 
     @cached_property
     def _refined(self) -> DecodeChoice:
-        """The LP's counts in whole tokens; as much as memory allows where none of these fits."""
+        """The LP's counts in whole tokens that fit the memory."""
         problem = self.problem
         layers, start = range(problem.model.n_layers), problem.residency_at_start
         if problem.all_resident:
@@ -89,7 +86,7 @@ class DecodePlanner:
         residency = self._whole_residency(relaxed)
         limits = [self._limits(past, residency) for past in problem.contexts]
         planned, planned_s = self._shifted(rows, limits, residency)
-        if planned_s == inf:
+        if planned_s == inf:  # round up within the X that can be staged, or recompute all of that
             staged = problem.budget(residency).max_staged_tokens
             limits = [
                 [replace(one, most=int(min(one.most, one.least + staged))) for one in row]
@@ -109,7 +106,7 @@ class DecodePlanner:
     def _shifted(
         self, rows: list[list[float]], limits: list[list[Limits]], residency: Residency
     ) -> tuple[list[list[int]], float]:
-        """The counts in whole tokens, and their makespan; infinite if they do not fit the memory.
+        """The counts in whole tokens, and their makespan (infinite if no shift fits the memory).
 
         The LP leaves out interference between lanes and bends of the cost curves that are not
         convex. Where that costs more than a thousandth, whole-job shifts are tried in the
@@ -173,11 +170,9 @@ class DecodePlanner:
         if problem.gpus > 1:
             return self._uncontended.lower_bound_s()
         if problem.covers_all_steps and not problem.keep:
-            if problem.schedule == "row":
-                return self.relaxation.objective_s
-            return problem.program(empty_load_waits=False).solve(choose=False).objective_s
+            return self._lp_bound_s()
         if problem.all_resident:
-            return self._makespan_s(self.best)
+            return problem.makespan_s(self.best)
         model, job = problem.model, problem.workload
         pasts = [job.context_tokens(step) for step in range(job.gen_tokens)]
         courses = Counter(
@@ -196,6 +191,19 @@ class DecodePlanner:
             job.n_batches,
             max_budget(problem) if problem.keep else None,
         )
+
+    def _lp_bound_s(self) -> float:
+        """The LP's lower bound over plans that stage X in all slots, or in one that is longer."""
+        problem, waits = self.problem, self.problem.schedule == "row"
+        bound_s = self.relaxation.objective_s
+        if not waits:
+            bound_s = problem.program(empty_load_waits=False).solve(choose=False).objective_s
+        if problem.budget(problem.nothing_resident).max_staged_tokens < max(problem.contexts):
+            for slot in range(STAGING_SLOTS):
+                with suppress(Infeasible):
+                    lp = problem.program(empty_load_waits=waits, x_slot=slot)
+                    bound_s = min(bound_s, lp.solve(choose=False).objective_s)
+        return bound_s
 
 
 def max_budget(problem: DecodeProblem) -> MemoryBudget:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
+from math import inf
 
 from planner.decode.lower import SCHEDULES, Split, lower, replicate
-from planner.decode.policies import BASELINES, baseline_split
+from planner.decode.policies import baseline_split
 from planner.decode.rounding import planned_steps, whole_part
 from planner.decode.split import DecodeChoice, Residency, evenly_spaced, slides
 from planner.lp.costs import PiecewiseLinearCosts
@@ -45,9 +46,9 @@ def check_workload(model: ModelSpec, workload: Workload) -> None:
 
 @dataclass(frozen=True, eq=False)
 class DecodeProblem:
-    """What a decode planner is asked, and the answers that need no search.
+    """A decode job on a machine: costs, timelines, memory and LPs, each computed once.
 
-    The LP plans one GPU at a few steps. `dataclasses.replace` asks the same of another machine.
+    The LP plans one GPU at a few steps. `dataclasses.replace` moves the job to another machine.
 
     Args:
         gpus: identical jobs, one to a GPU, that share uplinks.
@@ -130,14 +131,18 @@ class DecodeProblem:
             self._timelines[key] = simulate(together, self.hardware, self.engine)
         return self._timelines[key]
 
-    @cached_property
-    def baselines(self) -> dict[str, tuple[list[list[int]], float]]:
-        """Split and simulated makespan of each baseline policy."""
-        splits = {
-            name: baseline_split(name, self.model, self.workload, self.hardware)
-            for name in BASELINES
-        }
-        return {name: (split, self.simulate(split).makespan_s) for name, split in splits.items()}
+    def choice_of(self, policy: str) -> DecodeChoice:
+        """The choice of a policy that needs no search."""
+        split = baseline_split(policy, self.model, self.workload, self.hardware)
+        residency = self.nothing_resident
+        if policy == "resident":
+            residency = Residency.whole_cache(self.model, self.workload)
+        return DecodeChoice(split, residency)
+
+    def makespan_s(self, choice: DecodeChoice) -> float:
+        """Simulated makespan; infinite if the choice does not fit the memory."""
+        timeline = self.simulate(choice.split, choice.residency)
+        return timeline.makespan_s if self.fits(timeline.graph) else inf
 
     def shortened(self, split: Split, residency: Residency) -> TaskGraph:
         """The graph of the planned steps on one GPU."""
@@ -211,12 +216,12 @@ class DecodeProblem:
 
     @property
     def all_resident(self) -> bool:
-        """Whether the whole cache stays on the device, so that nothing is left to choose."""
+        """Whether the whole cache is resident, so that nothing is left to choose."""
         return self.residency_at_start.kv_tokens[0] == self.workload.prompt_tokens
 
     def _some_weights(self) -> Residency:
-        """Whole layers of resident weights: the LP's count if parts of layers may stay, or the most
-        that fit next to staged X. The better of the two by the LP."""
+        """Whole layers of resident weights, as many as a LP with parts of layers chooses or as fit
+        next to staged X, the faster of both by the LP."""
         nothing, n_layers = self.nothing_resident, self.model.n_layers
         budget = self.budget(nothing)
         parts = self.program(nothing, weights_stay=True).solve().resident_weights
@@ -234,12 +239,14 @@ class DecodeProblem:
         start: Residency | None = None,
         empty_load_waits: bool = True,
         weights_stay: bool = False,
+        x_slot: int | None = None,
     ) -> ScheduleLP:
         """The LP with all counts free; with `keep` it also chooses resident K, V and X.
 
         Args:
             start: resident data, by default `residency_at_start`.
             empty_load_waits, weights_stay: as in `ScheduleLP`.
+            x_slot: the only slot that stages X, so that it may be longer; None for all slots.
         """
         start = start or self.residency_at_start
         n_layers, budget = self.model.n_layers, self.budget(start)
@@ -252,9 +259,16 @@ class DecodeProblem:
             start = replace(start, kv_tokens=some, x_tokens=some)
             row = [1 + one for one in some]
         graph = self.shortened([row for _ in self.contexts], start)
-        return ScheduleLP(
+        if x_slot is not None:
+            one_slot_bytes = self.workload.batch_size * self.model.x_token_bytes
+            budget = replace(budget, staged_x_token_bytes=one_slot_bytes)
+        found = ScheduleLP(
             graph, self.contexts, self.costs, self.lines, budget, empty_load_waits, weights_stay
         )
+        for task in graph.tasks if x_slot is not None else ():
+            if task.op == "load_x" and task.slot != x_slot:
+                found.tokens[task.step, task.layer].upBound = 0
+        return found
 
     def program_of(self, graph: TaskGraph) -> ScheduleLP:
         """The LP of a graph with all counts fixed."""

@@ -37,7 +37,7 @@ def planned_steps(gen_tokens: int, cells: int) -> list[int]:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Fewest and most tokens that a layer may recompute in one step."""
+    """Minimum and maximum of tokens that a layer recomputes in one step."""
 
     least: int
     most: int
@@ -46,7 +46,7 @@ class Limits:
 def whole_tokens(
     rows: list[list[float]], limits: Sequence[Sequence[Limits]], shift: int
 ) -> list[list[int]]:
-    """Rows in whole tokens, moved by `shift`, rounding so that each row keeps its sum.
+    """Rows in whole tokens, moved by `shift`; rounding preserves the sum of each row.
 
     A layer that recomputes nothing stays at 0, because its first token costs a launch and a copy.
 
@@ -71,10 +71,9 @@ def whole_tokens(
 def between_steps(
     planned: list[list[int]], steps: Sequence[int], limits: Callable[[int], Sequence[Limits]]
 ) -> list[list[int]]:
-    """Fill the steps between planned ones along straight lines.
+    """The split of every step, linear between the planned steps.
 
-    Past tokens enter the LP's right-hand side linearly, so its optimum is piecewise linear in
-    them.
+    Past tokens enter the LP's right-hand side linearly, so its optimum is piecewise linear in them.
 
     Args:
         limits: of every layer in a step.

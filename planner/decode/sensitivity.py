@@ -1,4 +1,4 @@
-"""What more of each part of the machine is worth, by the duals and by solving again."""
+"""Savings by a faster part of the machine, from the duals and by solving the LP again."""
 
 from __future__ import annotations
 
@@ -20,14 +20,13 @@ PARTS = {
     "uplink": ("shared uplink", "bandwidth"),
     "memory": ("GPU memory size", "bytes"),
 }
-"""Parts of a machine that could be more, and how to speak of them; uplinks where some share, host
-copies where the graph has some, and memory where the LP may keep things in it."""
+"""Name and unit of each part of a machine that may be faster or larger."""
 
 MORE, NUDGE = 0.1, 1e-3
-"""How much faster a part is imagined, and the step over which derivatives are taken."""
+"""Relative increase of a part, and the step of its finite difference."""
 
 MIN_SAVING_FRAC = 5e-4
-"""Where no part saves more, two in series hold the schedule up, such as a link and its switch."""
+"""If no part saves more, two in series limit the schedule, such as a link and its switch."""
 
 Program = Callable[[DecodeProblem], ScheduleLP]
 """Builds the LP in question for the job on one machine or another."""
@@ -36,11 +35,11 @@ Program = Callable[[DecodeProblem], ScheduleLP]
 def sensitivities(
     problem: DecodeProblem, program: Program, solved: Relaxation | None = None
 ) -> tuple[Sensitivity, ...]:
-    """What 10 % more of each part of the machine saves, over the planned steps.
+    """Savings by 10 % more of each part of the machine, over the planned steps.
 
     Args:
-        program: the LP, with free counts or with counts that stay as they are.
-        solved: its optimum, where that is known already.
+        program: the LP, with free or fixed counts.
+        solved: its optimum, if known.
     """
     lp = program(problem)
     now = solved or lp.solve(choose=False)
@@ -73,7 +72,7 @@ def sensitivities(
 
 
 def _resized(lp: ScheduleLP, before_s: Sequence[float], after_s: Sequence[float]) -> bool:
-    """Whether the time of a task whose size is chosen differs.
+    """Whether the time of a sized task differs.
 
     If none differs, a faster part changes only right-hand sides. The optimum is convex in those and
     never grows with a faster part, so a derivative of zero means that nothing can be saved.
@@ -85,7 +84,7 @@ def _resized(lp: ScheduleLP, before_s: Sequence[float], after_s: Sequence[float]
 
 
 def bottleneck(sensitivities: Sequence[Sensitivity]) -> str:
-    """The limiting part of the machine, and what 10 % more of it saves by the duals."""
+    """A sentence on the limiting part of the machine and the saving by 10 % more of it."""
     most = max(sensitivities, key=lambda one: one.saved_by_duals_frac)
     if most.saved_by_duals_frac < MIN_SAVING_FRAC:
         return "no single part limits: 10 % more of any one saves next to nothing"

@@ -1,10 +1,9 @@
-"""What stays in device memory for the whole job instead of being moved in every step.
+"""The split of a decode step, and the data that stays in device memory for the whole job.
 
 Each resident byte saves one byte of transfer in every step. Resident weights cost nothing to use,
-so they come first, in whole layers. A layer with its whole cache resident attends in place and
-stores nothing back. In any other layer the first tokens may have resident K and V, which are copied
-next to the loaded ones, and the following tokens may have resident X, from which K and V are
-recomputed.
+so whole layers of them are chosen first. A layer with a resident cache attends in place and stores
+nothing. In any other layer the first tokens may have resident K and V, which are copied next to the
+loaded ones, and the following tokens may have resident X, from which K and V are recomputed.
 """
 
 from __future__ import annotations
@@ -23,8 +22,8 @@ class Residency:
     """Resident data of every layer, the same for each batch.
 
     Args:
-        kv_tokens: per layer, number of the prompt's first tokens with resident K and V. The whole
-            prompt means that K and V of new tokens stay too and the layer moves nothing. A layer
+        kv_tokens: per layer, number of the prompt's first tokens with resident K and V. If it is
+            the whole prompt, K and V of new tokens stay too and the layer moves nothing. A layer
             whose sliding window drops tokens has all or none.
         x_tokens: per layer, number of the following tokens with resident attention input X.
         weight_layers: layers with resident weights in a schedule that moves weights.

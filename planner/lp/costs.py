@@ -1,4 +1,4 @@
-"""Straight lines below the cost of the operations whose size the LP chooses."""
+"""Piecewise-linear costs of the operations whose size the LP chooses."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Line = tuple[float, float]
 
 
 class PiecewiseLinearCosts:
-    """Convex piecewise-linear lower hulls of the cost of the operations sized by the LP."""
+    """Convex piecewise-linear lower bounds on the cost of the operations that the LP sizes."""
 
     def __init__(self, costs: CostModel, max_tokens: int) -> None:
         self._costs = costs.operations
@@ -32,7 +32,7 @@ class PiecewiseLinearCosts:
         return self._lines[op]
 
     def at(self, op: str, count: float) -> float:
-        """Seconds of `op` on `count` tokens by the hull."""
+        """Lower bound on the seconds of `op` on `count` tokens."""
         return max(base + slope * count for base, slope in self._lines[op])
 
     def _hull(self, op: str) -> list[Line]:

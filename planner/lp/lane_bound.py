@@ -15,7 +15,7 @@ from sim.lanes import COMPUTE, H2D
 
 LINK_OPS = ("load_x", "load_kv")
 COMPUTE_OPS = ("recompute", "recompute_resident", "dequantise")
-"""Placing resident K and V is left out: a layer that keeps its whole cache attends in place."""
+"""Placing resident K and V is left out: a layer whose whole cache is resident needs none."""
 
 
 def lane_work_bound(

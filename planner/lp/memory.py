@@ -47,7 +47,7 @@ class MemoryBudget:
 
     @classmethod
     def left_by(cls, graph: TaskGraph, memory: Memory) -> MemoryBudget:
-        """The budget left by a graph that stages no X, with no cache on the host."""
+        """Memory left by a graph that stages no X, without its cache on the host."""
         model, job = graph.model, graph.workload
         need, sequences = footprint(graph), job.batch_size * job.n_batches
         staging_slots = len({task.slot for task in graph.tasks if task.op == "store_kv"})
@@ -76,7 +76,7 @@ class MemoryBudget:
 
 
 def check_any_fits(loaded: TaskGraph, recomputed: TaskGraph, hardware: HardwareProfile) -> None:
-    """Refuse a job before the search if no split of it fits the memory.
+    """Refuse a job, before the search, that has no split within memory.
 
     The device stages least if everything is loaded. The host holds least if everything is
     loaded or everything is recomputed.
@@ -92,11 +92,11 @@ def check_any_fits(loaded: TaskGraph, recomputed: TaskGraph, hardware: HardwareP
 
 @dataclass(frozen=True)
 class ResidentVariables:
-    """Variables for K, V, X and weights that stay on the device; empty if none may stay.
+    """Variables for resident data; empty if none may stay on the device.
 
     Args:
-        kv, x: tokens of each layer whose K and V, or X, stay.
-        weights: part of each layer's weights, 1 for all of them.
+        kv, x: tokens of each layer with resident K and V, or X.
+        weights: resident part of each layer's weights, at most 1.
     """
 
     kv: dict[int, pulp.LpVariable] = field(default_factory=dict)
@@ -134,12 +134,7 @@ class MemoryRows:
         self._ranges()
         if resident.kv or budget.max_staged_tokens < max(pasts):
             self._device()
-        every_row = sum(
-            layer_rows(self._model, self._job, at) for at in range(graph.model.n_layers)
-        )
-        most_bytes = every_row * (budget.host_kv_token_bytes + budget.x_token_bytes)
-        most_bytes += self._moved_layers * budget.layer_weight_bytes
-        if most_bytes > budget.host_free_bytes:
+        if budget.limits_host(self._model, self._job, self._moved_layers):
             self._host()
 
     def _ranges(self) -> None:

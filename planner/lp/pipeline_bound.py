@@ -187,7 +187,7 @@ class Pipeline:
         return split, self.bound(split)
 
     def makespan_s(self, split: Sequence[float]) -> float:
-        """End of the last task, with two staging slots, where the host is never late."""
+        """End of the last task, with two staging slots and a host that is never late."""
         link_s = compute_s = 0.0
         x_free, kv_free = [0.0, 0.0], [0.0, 0.0]
         for at, (cell, count) in enumerate(zip(self.cells, split, strict=True)):

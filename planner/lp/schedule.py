@@ -47,9 +47,6 @@ class Relaxation:
         resident_weights: part of each layer's weights that stays although the schedule moves them.
         task_weights: derivative of the makespan with respect to the seconds of each task of the
             LP's graph, from the duals: 1 on the critical path, 0 for a task with slack.
-        lane_share_s: for each lane, the derivative of the makespan with respect to stretching all
-            its tasks by the same factor: the whole makespan for a lane that is always critical, 0
-            for a lane that never is.
         memory_worth_s: seconds saved per further byte of device memory, from the dual of its row.
         basis: the solver's basis at the optimum, a warm start for the same LP on a similar machine.
     """
@@ -60,7 +57,6 @@ class Relaxation:
     resident_x: dict[int, float]
     resident_weights: dict[int, float]
     task_weights: tuple[float, ...]
-    lane_share_s: dict[str, float]
     memory_worth_s: float
     basis: Any
 
@@ -117,7 +113,7 @@ class ScheduleLP:
         self._unit_s = max(sum(self._fixed_s), 1e-12) / MAKESPAN_UNITS
         launched_s = launch_times(graph, costs, free_ops=self._sized)
         self.problem = pulp.LpProblem("decode", pulp.LpMinimize)
-        self._timed: dict[str, tuple[int, float, list[tuple[pulp.LpVariable, float]]]] = {}
+        self._timed: dict[str, int] = {}
         add = self.problem.add_variable
         sized = {(task.step, task.layer): task for task in graph.tasks if task.op in self._sized}
         self.tokens = {
@@ -171,7 +167,7 @@ class ScheduleLP:
         """
         basis = solve_to_optimum(self.problem, None if start is None else start.basis)
         objective_s = float(self.makespan.value()) * self._unit_s
-        weights, shares = self._duals()
+        weights = self._task_weights()
         worth_s = self._memory_worth_s()
         if self.tokens and choose:
             self.makespan.upBound = self.makespan.value() * (1 + 1e-7)
@@ -187,7 +183,6 @@ class ScheduleLP:
             _values(self.resident.x),
             _values(self.resident.weights),
             weights,
-            shares,
             worth_s,
             basis,
         )
@@ -233,10 +228,9 @@ class ScheduleLP:
             constant, counts = self._count(task)
             for number, (base, slope) in enumerate(lines[task.op]):
                 name = f"cost_{_name(task)}_{number}"
-                per_token = [(count, factor * slope) for count, factor in counts]
-                scaled = [(count, -value / self._unit_s) for count, value in per_token]
+                scaled = [(count, -factor * slope / self._unit_s) for count, factor in counts]
                 self._time_row(name, [(duration, 1.0), *scaled], base + slope * constant)
-                self._timed[name] = (at, base + slope * constant, per_token)
+                self._timed[name] = at
 
     def _memory_worth_s(self) -> float:
         if self._budget is None or not self.chooses_residency:
@@ -260,16 +254,13 @@ class ScheduleLP:
             if lane in last_on_lane:
                 before.add(last_on_lane[lane])
             for earlier in sorted(before):
-                pause_s = self._pause_s(tasks[earlier], task)
+                pause_s = certain_pause_s(self._dispatch, tasks[earlier], task, bool(self._sized))
                 self._after(earlier, self._start[at], _name(task), pause_s)
             followed |= before
             last_on_lane[lane] = at
         for at in range(len(tasks)):
             if at not in followed:
                 self._after(at, self.makespan, "end", 0.0)
-
-    def _pause_s(self, earlier: Task, later: Task) -> float:
-        return certain_pause_s(self._dispatch, earlier, later, bool(self._sized))
 
     def _after(
         self, earlier: int, target: pulp.LpVariable, target_name: str, pause_s: float
@@ -280,23 +271,18 @@ class ScheduleLP:
         if earlier in self._duration:
             self._time_row(name, [*terms, (self._duration[earlier], -1.0)], pause_s)
             return
-        seconds, resident = self._fixed_s[earlier], []
+        seconds = self._fixed_s[earlier]
         if task.op in ("load_kv_weights", "load_weights") and task.layer in self.resident.weights:
-            resident = [(self.resident.weights[task.layer], -seconds)]
-        shorter = [(part, -by_s / self._unit_s) for part, by_s in resident]
-        self._time_row(name, [*terms, *shorter], seconds + pause_s)
-        self._timed[name] = (earlier, seconds, resident)
+            terms.append((self.resident.weights[task.layer], seconds / self._unit_s))
+        self._time_row(name, terms, seconds + pause_s)
+        self._timed[name] = earlier
 
-    def _duals(self) -> tuple[tuple[float, ...], dict[str, float]]:
-        """Weight of each task and share of each lane: duals of the rows that carry task times."""
+    def _task_weights(self) -> tuple[float, ...]:
+        """Weight of each task: the duals of the rows that carry its time."""
         weights = [0.0] * len(self.graph.tasks)
-        shares = {lane: 0.0 for _, lane in self.graph.lanes}
-        for name, (at, base, counts) in self._timed.items():
-            dual = self.problem.get_constraint_by_name(name).pi or 0.0
-            seconds = base + sum(slope * count.value() for count, slope in counts)
-            weights[at] += dual
-            shares[self.graph.tasks[at].lane] += dual * seconds
-        return tuple(weights), shares
+        for name, at in self._timed.items():
+            weights[at] += self.problem.get_constraint_by_name(name).pi or 0.0
+        return tuple(weights)
 
     def _prefer_even(self) -> None:
         """Among optimal splits, ask for the one that changes least from layer to layer.
@@ -305,11 +291,8 @@ class ScheduleLP:
         needs the smallest staging slots and loses least when a real task is late.
         """
         changes = []
-        for kind, variables in (
-            ("", self.tokens),
-            ("kv_", self.resident.kv),
-            ("x_", self.resident.x),
-        ):
+        resident = self.resident
+        for kind, variables in (("", self.tokens), ("kv_", resident.kv), ("x_", resident.x)):
             for number, (before, after) in enumerate(pairwise(variables.values())):
                 change = self.problem.add_variable(f"change_{kind}{number}", 0)
                 for sign, side in ((1.0, "up"), (-1.0, "down")):

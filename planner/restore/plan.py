@@ -103,6 +103,19 @@ class RestorePlan(Plan, kind="restore-plan"):
         """Bytes of X on the tier that this plan needs, of all cached tokens; 0 without X."""
         return self.workload.x_bytes(self.model) if self.projected_tokens else 0
 
+    @property
+    def windows_note(self) -> str | None:
+        """A sentence on layers whose sliding window a restore does not use; None without any."""
+        model, window = self.model, self.model.sliding_window
+        if window is None or window >= self.workload.prompt_tokens:
+            return None
+        n_windowed = model.n_layers - len(model.full_attention_layers)
+        return (
+            f"{n_windowed} of {model.n_layers} layers attend to the last {window:,} tokens only. "
+            "This restore loads and computes K and V of all tokens in every layer, as LMCache "
+            "does; a runtime that keeps only the window is faster."
+        )
+
     def lower(self) -> TaskGraph:
         return form_graph(self.form, self.model, self.workload, self.split)
 

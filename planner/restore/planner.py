@@ -21,6 +21,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from operator import attrgetter
 from typing import Literal
 
 from planner.restore.balance import Rates
@@ -36,6 +37,8 @@ from sim.lanes import TIERS
 from sim.machine.availability import ALWAYS, Availability
 from sim.machine.profile import HardwareProfile
 from sim.model.spec import ModelSpec
+
+TTFT_S = attrgetter("ttft_s")
 
 Form = Literal["compute-only", "two-ended", "split"]
 """Kind of graph: the whole prompt, claims, or a split."""
@@ -139,10 +142,12 @@ class RestorePlanner:
         return self.request.kv_bytes(self.model) + self.has_x * self.request.x_bytes(self.model)
 
     def check_fits(self) -> None:
-        """Raise DoesNotFit where K and V, on the device with the weights, exceed a memory.
+        """Refuse a request that exceeds the model's positions or the device memory.
 
         Raises:
-            BadInput: the model has no positions for the prompt.
+            BadInput: the model has too few positions for the prompt.
+            DoesNotFit: weights and K and V of the prompt exceed device memory, or the cached data
+                host memory.
         """
         if self.request.prompt_tokens > self.model.max_positions:
             raise BadInput(
@@ -211,7 +216,7 @@ class RestorePlanner:
             return self._split(RestoreSplit.even(self.model, min(counts[0] * unit, cached)))
 
         found = self._search(made, (-(-tokens // unit),), (-(-cached // unit),))
-        return min((self.choice("load-only"), self.choice("compute-only"), found), key=_ttft_s)
+        return min((self.choice("load-only"), self.choice("compute-only"), found), key=TTFT_S)
 
     def _best_layers(self) -> RestoreChoice:
         """The first layers computed, the next projected, the last loaded."""
@@ -231,7 +236,7 @@ class RestorePlanner:
 
         top = (rates.layers, rates.layers if self.has_x else 0)
         found = self._search(made, rates.best_layers(), top)
-        return min((self.choice("compute-only"), found), key=_ttft_s)
+        return min((self.choice("compute-only"), found), key=TTFT_S)
 
     def _best_cells(self) -> RestoreChoice:
         """A staircase of computed cells, X of some token-layers, K and V of the rest.
@@ -248,9 +253,10 @@ class RestorePlanner:
 
         best = rates.best(range(rates.all_cells + 1), by_layer=True)
         found = self._search(made, (best.cells, best.projected // unit), top)
-        met = self._split(RestoreSplit.even(self.model, self._meeting()))
+        meeting = meeting_token(self.choice("two-ended").timeline, self.request)
+        met = self._split(RestoreSplit.even(self.model, meeting))
         others = [self.choice(policy) for policy in ("compute-only", "load-only", "lp")]
-        return min((*others, met, self.choice("layer-wise"), found), key=_ttft_s)
+        return min((*others, met, self.choice("layer-wise"), found), key=TTFT_S)
 
     def _search(
         self,
@@ -265,10 +271,6 @@ class RestorePlanner:
             start = min(starts, key=lambda counts: made(counts).ttft_s)
         return _improved(made, start, top)
 
-    def _meeting(self) -> int:
-        """The token at which the two ends meet."""
-        return meeting_token(self.choice("two-ended").timeline, self.request)
-
     def _staircase(self, rates: Rates, cells: int, projected: int) -> RestoreSplit:
         steps, more = divmod(cells, rates.layers)
         low = rates.stops[steps]
@@ -279,10 +281,6 @@ class RestorePlanner:
             counts.append(min(projected, self.request.cached_tokens - count))
             projected -= counts[-1]
         return RestoreSplit(tuple(computed), tuple(counts), True)
-
-
-def _ttft_s(choice: RestoreChoice) -> float:
-    return choice.ttft_s
 
 
 def _improved(

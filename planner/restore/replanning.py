@@ -40,7 +40,7 @@ class Replanner:
         self._loads = [task for task in tasks if task.lane != COMPUTE]
         self._rates: dict[str, float] = {}
 
-    def after(self, task: Task, seconds: float, standing: RestoreProgress) -> int | None:
+    def after(self, task: Task, seconds: float, progress: RestoreProgress) -> int | None:
         """The new meeting point in tokens if `task` shows that the plan is stale, else None.
 
         Args:
@@ -54,28 +54,28 @@ class Replanner:
         if abs(rate_frac / self._rates.get(task.lane, 1.0) - 1.0) <= TOLERANCE_FRAC:
             return None
         self._rates[task.lane] = rate_frac
-        computed, loaded = standing.computed_to, standing.loaded_from
+        computed, loaded = progress.computed_to, progress.loaded_from
         coarse = unit * max(1, (loaded - computed) // unit // MAX_POINTS)
         points = [*range(computed, loaded, coarse), loaded]
-        best: int = min(points, key=lambda meeting: self._left_s(meeting, standing))
-        self.changes.append(Change(standing.now_s, task.lane, rate_frac, best))
+        best: int = min(points, key=lambda meeting: self._left_s(meeting, progress))
+        self.changes.append(Change(progress.now_s, task.lane, rate_frac, best))
         return best
 
-    def _left_s(self, meeting: int, standing: RestoreProgress) -> float:
+    def _left_s(self, meeting: int, progress: RestoreProgress) -> float:
         """Seconds until both ends reach a meeting point."""
         ready = {
-            task.lane: max(0.0, since_s + self._seconds(task) - standing.now_s)
-            for task, since_s in standing.running
+            task.lane: max(0.0, since_s + self._seconds(task) - progress.now_s)
+            for task, since_s in progress.running
         }
         computing_s = ready.get(COMPUTE, 0.0) + sum(
             self._seconds(part_of(step, (step.token_start, min(step.token_stop, meeting))))
             for step in self._steps
-            if standing.computed_to <= step.token_start < meeting
+            if progress.computed_to <= step.token_start < meeting
         )
         left = [
             part_of(load, (max(load.token_start, meeting), load.token_stop))
             for load in self._loads
-            if meeting < load.token_stop <= standing.loaded_from
+            if meeting < load.token_stop <= progress.loaded_from
         ]
         lanes = {load.lane for load in self._loads}
         busy_s = {

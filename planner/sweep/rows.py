@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 from planner.decode.fast_planner import ShortcutPlanner
-from planner.decode.make import fitting_schedules, policy_choice, simulate_other_system
+from planner.decode.make import LP, fitting_schedules, simulate_other_system
 from planner.decode.other_systems import OTHER_SYSTEMS
 from planner.decode.policies import fixed_tokens
 from planner.decode.problem import DecodeProblem
@@ -111,7 +111,7 @@ def _decode_row(values: Inputs, machine: Machine, schedule: str, job: Workload) 
     problem = DecodeProblem(model, hardware, job, schedule, gpus, keep, ENGINE)
     planner = ShortcutPlanner(problem)
     fixed_tokens(policy)
-    choice = policy_choice(planner, policy)
+    choice = planner.best if policy == LP else problem.choice_of(policy)
     timeline = _timeline(problem, policy, choice)
     need = problem.check_fits(timeline.graph)
     counts = sorted(choice.split[0])
@@ -120,7 +120,7 @@ def _decode_row(values: Inputs, machine: Machine, schedule: str, job: Workload) 
     part, saves_frac = _bottleneck(planner, machine, policy, timeline)
     return {
         "makespan_s": timeline.makespan_s,
-        "lower_bound_s": planner.bound_s if policy == "lp" else None,
+        "lower_bound_s": planner.bound_s if policy == LP else None,
         "h2d_bytes_per_s": hardware.links.h2d.bytes_per_s,
         "recomputed_frac": sum(counts) / past,
         "resident_frac": kept / (job.prompt_tokens * model.n_layers),
@@ -132,7 +132,7 @@ def _decode_row(values: Inputs, machine: Machine, schedule: str, job: Workload) 
         "device_bytes": need.device_bytes,
         "host_bytes": need.host_bytes,
         "schedule_taken": schedule,
-        "solved_by": planner.solved_by if policy == "lp" else "policy",
+        "solved_by": planner.solved_by if policy == LP else "policy",
         **_timeline_row(timeline, problem.costs),
         "tokens_per_s": gpus
         * job.n_batches
@@ -158,7 +158,7 @@ def _bottleneck(
     Only the split of policy `lp` adapts to the change.
     """
     problem = planner.problem
-    if policy == "lp" and planner.chooses:
+    if policy == LP and not problem.all_resident:
         found = planner.relaxation
         weights, total_s, byte_s = planner.task_weights, found.objective_s, found.memory_worth_s
     else:

@@ -20,7 +20,7 @@ from sim.progress import Progress, Silent
 from sim.units import duration_text
 
 BATCH_S = 2.0
-"""Target seconds of a batch, which is about what a killed sweep loses for each worker."""
+"""Target seconds of a batch. A killed sweep loses about as much for each worker."""
 
 MAX_IN_BATCH = 500
 MIN_BATCHES = 8

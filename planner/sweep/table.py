@@ -16,7 +16,7 @@ from planner.sweep.study import Study
 from sim.files import VERSION
 
 POINT, ERROR = "point", "error"
-"""Columns: a point's number in its study, and why it failed (empty where it did not)."""
+"""Columns: a point's number in its study, and why it failed (else empty)."""
 
 PROVENANCE = ("kvoverlap_version", "study_sha256")
 METADATA_KEY = b"kvoverlap"
@@ -64,7 +64,7 @@ def with_provenance(table: pa.Table, study: Study) -> pa.Table:
 
 
 def provenance(columns: pa.Schema) -> dict[str, Any] | None:
-    """Metadata of a sweep's table, or None where the table has none."""
+    """Metadata of a sweep's table, or None if it has none."""
     text = (columns.metadata or {}).get(METADATA_KEY)
     try:
         content = None if text is None else json.loads(text)

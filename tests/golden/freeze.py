@@ -94,18 +94,18 @@ def graph_commands() -> list[str]:
 
 
 @contextmanager
-def fixed_terminal() -> Iterator[None]:
-    """Run in this folder, at one width, with no sign of a terminal or of GitHub Actions."""
-    with chdir(HERE), patch.dict(os.environ, {"COLUMNS": WIDTH}):
+def fixed_terminal(folder: Path) -> Iterator[None]:
+    """Run in a folder, at one width, with no sign of a terminal or of GitHub Actions."""
+    with chdir(folder), patch.dict(os.environ, {"COLUMNS": WIDTH}):
         for name in ("FORCE_COLOR", "TTY_COMPATIBLE", "GITHUB_ACTIONS", "GITHUB_STEP_SUMMARY"):
             os.environ.pop(name, None)
         yield
 
 
-def call(command: str) -> tuple[int, str, str]:
-    """Exit status, stdout and stderr of one command line."""
+def call(command: str, folder: Path = HERE) -> tuple[int, str, str]:
+    """Exit status, stdout and stderr of one command line, run in a folder."""
     out, err = io.StringIO(), io.StringIO()
-    with fixed_terminal(), redirect_stdout(out), redirect_stderr(err):
+    with fixed_terminal(folder), redirect_stdout(out), redirect_stderr(err):
         status = main(command.split())
     return status, COLOURS.sub("", out.getvalue()), COLOURS.sub("", err.getvalue())
 

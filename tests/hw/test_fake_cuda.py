@@ -15,11 +15,12 @@ from tiny import LLAMA, MODELS, OPT, decode_case, simulated
 
 import hw.calibrate.bench
 import hw.calibrate.profiler
-import hw.calibrate.samplers
+import hw.calibrate.restores
 import hw.run.generate
 from hw import (
     DecodeExecutor,
     HostCache,
+    SampledRanges,
     SpeedProbe,
     balanced_link_bytes_per_s,
     open_tier,
@@ -441,12 +442,11 @@ def test_a_split_that_moves_while_it_is_restored(cuda):
 
 def tiny_profile(monkeypatch, cuda, dtype, models):
     monkeypatch.setattr(hw.calibrate.profiler, "WARM_UP_S", 0.0)
-    monkeypatch.setattr(hw.calibrate.profiler, "LINK_BYTES", (2**10, 2**14, 2**18))
     monkeypatch.setitem(hw.calibrate.profiler.PASSES, "cuda", 1)
-    monkeypatch.setitem(hw.calibrate.profiler.CONTEXTS, "cuda", (17, 65))
-    monkeypatch.setattr(hw.calibrate.samplers, "READ_BYTES", (2**13, 2**16))
+    monkeypatch.setattr(hw.calibrate.restores, "READ_BYTES", (2**13, 2**16))
     chosen = [replace(model, dtype=dtype) for model in models]
-    return profile_device(cuda, chosen, "fake", max_batch=2, max_rows=64, max_copy_bytes=2**18)
+    ranges = SampledRanges(2, 64, contexts=(17, 65), copy_bytes=(2**10, 2**14, 2**18))
+    return profile_device(cuda, chosen, "fake", ranges)
 
 
 @pytest.mark.usefixtures("short_bench")

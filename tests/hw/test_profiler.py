@@ -14,7 +14,7 @@ from tiny import LLAMA, OPT
 
 import hw.calibrate.bench
 import hw.calibrate.profiler
-from hw import balanced_link_bytes_per_s, open_backend, profile_device
+from hw import SampledRanges, balanced_link_bytes_per_s, open_backend, profile_device
 from planner.decode.lower import lower
 from sim import CostModel, HardwareProfile, Workload, simulate
 from sim.lanes import D2H, H2D, HOST
@@ -37,20 +37,11 @@ def reduced_profile(device, models, max_rows, progress=lambda _text, _done: None
     with pytest.MonkeyPatch.context() as patch, open_backend(device, pace) as backend:
         patch.setitem(hw.calibrate.profiler.PASSES, device, 1)
         patch.setattr(hw.calibrate.profiler, "WARM_UP_S", 0.01)
-        patch.setitem(hw.calibrate.profiler.CONTEXTS, device, (16, 64))
-        patch.setattr(hw.calibrate.profiler, "LINK_BYTES", (256, 4096, 2**16, 2**20))
         patch.setattr(hw.calibrate.bench, "REPEATS", 1)
         patch.setattr(hw.calibrate.bench, "SAMPLE_S", 1e-4)
         patch.setattr(hw.calibrate.bench, "ROTATION_BYTES", 2**22)
-        return profile_device(
-            backend,
-            models,
-            "here",
-            max_batch=MAX_BATCH,
-            max_rows=max_rows,
-            link_bytes_per_s=pace,
-            progress=progress,
-        )
+        ranges = SampledRanges(MAX_BATCH, max_rows, (16, 64), (256, 4096, 2**16, 2**20))
+        return profile_device(backend, models, "here", ranges, pace, progress)
 
 
 @pytest.fixture(scope="module")

@@ -169,7 +169,7 @@ def test_what_can_only_be_simulated_says_so(changes, message):
 
 
 def test_a_restore_without_room_is_refused(cpu):
-    large = replace(OPT, n_layers=10**6)
+    large = replace(OPT, n_layers=1_000, intermediate_size=2**24)
     graph = split_graph(large, request(), RestoreSplit.even(large, 0))
     with pytest.raises(DoesNotFit, match="lower --prompt"):
         check_restore_fits(graph, cpu)

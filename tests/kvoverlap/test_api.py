@@ -5,6 +5,8 @@ from __future__ import annotations
 import doctest
 import inspect
 import re
+import subprocess
+import sys
 import typing
 from pathlib import Path
 
@@ -14,7 +16,8 @@ import kvoverlap
 from kvoverlap import KvOverlapError, Workload
 from sim.machine.availability import Availability, Step
 
-TUTORIAL = Path(__file__).resolve().parents[2] / "docs" / "python.md"
+ROOT = Path(__file__).resolve().parents[2]
+TUTORIAL = ROOT / "docs" / "python.md"
 FUNCTIONS = [name for name in kvoverlap.__all__ if inspect.isfunction(getattr(kvoverlap, name))]
 
 
@@ -29,6 +32,14 @@ def test_the_tutorial_runs(tmp_path, monkeypatch):
 def test_the_example_of_the_package_runs():
     found = doctest.testmod(kvoverlap)
     assert (found.attempted, found.failed) == (5, 0)
+
+
+def test_a_process_that_imports_only_the_package_reaches_its_names():
+    """Other tests cannot show it: the command line, which they import, loads `kvoverlap.api`."""
+    program = "import kvoverlap as kv; print(kv.plan.__name__, len(dir(kv)) - 1)"
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT, timeout=60)
+    assert done.stdout.split() == ["plan", str(len(kvoverlap.__all__))]
 
 
 def test_the_tutorial_names_exactly_what_the_package_offers():

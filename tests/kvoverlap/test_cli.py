@@ -198,10 +198,9 @@ def test_a_plan_that_was_not_edited_stays_what_it_is(call, plan_file, tmp_path):
 
 
 def test_profile_of_a_tiny_model_can_be_planned_with(call, tiny, tmp_path, monkeypatch):
-    import hw.calibrate.profiler
+    from tiny import shorten_profiles
 
-    monkeypatch.setitem(hw.calibrate.profiler.PASSES, "cpu", 1)
-    monkeypatch.setattr(hw.calibrate.profiler, "LINK_BYTES", (2**14, 2**18, 2**22))
+    shorten_profiles(monkeypatch)
     path = tmp_path / "profile.json"
     status, _, stderr = call(
         "profile", "--device", "cpu", "--model", tiny, "--link", "2GB/s", "-o", path

@@ -10,8 +10,8 @@ import pytest
 import torch
 from builders import machine
 from checkpoints import CONFIGS, add_tokenizer, save, seeded
+from tiny import shorten_profiles
 
-import hw.calibrate.profiler
 from hw.backends.cuda import cuda_available
 from sim import Recording
 from sim.graph.memory import needed_rows
@@ -238,10 +238,7 @@ def test_the_dtype_follows_the_machine_unless_it_is_chosen(llama, call, files, g
 
 
 def test_without_a_machine_the_device_is_profiled_first(llama, call, files, monkeypatch):
-    monkeypatch.setitem(hw.calibrate.profiler.PASSES, "cpu", 1)
-    monkeypatch.setattr(hw.calibrate.profiler, "WARM_UP_S", 0.05)
-    monkeypatch.setattr(hw.calibrate.profiler, "LINK_BYTES", (2**10, 2**14, 2**18))
-    monkeypatch.setitem(hw.calibrate.profiler.CONTEXTS, "cpu", (16, 64))
+    shorten_profiles(monkeypatch)
     arguments = ["generate", "--weights", llama, "--device", "cpu", "--link", "0.2GB/s"]
     arguments += ["--prompt-ids", files / "ids.json", "--max-new-tokens", 3, "--json"]
     status, stdout, stderr = call(*arguments)

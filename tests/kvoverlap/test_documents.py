@@ -3,35 +3,28 @@
 from __future__ import annotations
 
 import re
+import runpy
 from functools import cache
 from pathlib import Path
 
 import pytest
+from documents import DOCUMENTS, ROOT, commands_in_text, excerpt, rewritten
 from golden.freeze import call
 
-ROOT = Path(__file__).parents[2]
-DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-BLOCK = re.compile(r"^```\n(\$ kvoverlap .*?)^```$", re.MULTILINE | re.DOTALL)
-INLINE = re.compile(r"`kvoverlap ([^`]+)`")
-FENCED = re.compile(r"^(?:\$ )?kvoverlap ([^#\n]+)", re.MULTILINE)
-
-SHOWN = sorted(
-    {(path.name, block) for path in DOCUMENTS for block in BLOCK.findall(path.read_text())}
-)
+from kvoverlap.cli.main import VERBS
 
 
-@pytest.mark.parametrize(
-    ("document", "block"), SHOWN, ids=[block.split("\n")[0] for _, block in SHOWN]
-)
-def test_output_shown_is_what_the_command_prints(document, block, monkeypatch):
-    """Lines are compared in order; `...` marks lines that are left out."""
-    monkeypatch.chdir(ROOT)
-    first, *lines = block.rstrip().split("\n")
-    status, out, err = call(first.removeprefix("$ kvoverlap "))
-    assert status == 0, f"{document}: {err}"
-    printed = iter([line.rstrip() for line in out.split("\n")])
-    for line in lines:
-        assert line == "..." or line.rstrip() in printed, f"{document} shows: {line}"
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_commands_succeed_and_print_what_is_shown(path):
+    shown = path.read_text(encoding="utf-8")
+    assert rewritten(shown) == shown, f"run: python tests/documents.py {path.name}"
+
+
+def test_an_excerpt_keeps_paragraphs_above_the_gap_and_the_nearest_lines_below():
+    printed = ["a 2", "b", "", "table", "row one 5 ms", "row two 7 ms", "end"]
+    assert excerpt(["old"], printed) == printed
+    assert excerpt(["a 1", "", "..."], printed) == ["a 2", "b", "", "..."]
+    assert excerpt(["...", "row two 9 ms"], printed) == ["...", "row two 7 ms"]
 
 
 @cache
@@ -41,18 +34,9 @@ def help_of(verb: str) -> str:
     return out
 
 
-def commands_in(path: Path) -> list[list[str]]:
-    """Words of every command line in a document, in code blocks and in running text."""
-    prose, *fenced = path.read_text().split("```")
-    texts, blocks = [prose, *fenced[1::2]], fenced[::2]
-    found = [match for text in texts for match in INLINE.findall(text)]
-    found += [match for block in blocks for match in FENCED.findall(block)]
-    return [command.split() for command in found]
-
-
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
-def test_verbs_and_options_exist(path):
-    for verb, *words in commands_in(path):
+def test_verbs_and_options_in_running_text_exist(path):
+    for verb, *words in map(str.split, commands_in_text(path.read_text(encoding="utf-8"))):
         if not verb.islower():
             continue
         for word in words:
@@ -62,12 +46,33 @@ def test_verbs_and_options_exist(path):
         assert help_of(verb)
 
 
+def anchors_of(path: Path) -> set[str]:
+    """Anchors of a document's headings, as GitHub and MkDocs spell them."""
+    headings = re.findall(r"^#+ (.+)$", path.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
+
+
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
-def test_local_links_lead_to_files(path):
-    for target in re.findall(r"\]\(([^)#]+)\)", path.read_text()):
+def test_local_links_lead_to_files_and_headings(path):
+    for target in re.findall(r"\]\(([^)]+)\)", path.read_text(encoding="utf-8")):
         if "://" not in target:
-            assert (path.parent / target).is_file(), f"{path.name}: {target}"
+            name, _, anchor = target.partition("#")
+            linked = path.parent / name if name else path
+            assert linked.is_file(), f"{path.name}: {target}"
+            assert not anchor or anchor in anchors_of(linked), f"{path.name}: {target}"
+
+
+def test_the_site_lists_every_page_once():
+    made = ["index.md", "reference.md", "contributing.md"]
+    listed = re.findall(r"^  - [^:]+: (\S+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE)
+    assert sorted(listed) == sorted([*made, *(path.name for path in (ROOT / "docs").glob("*.md"))])
+
+
+def test_the_reference_holds_the_help_of_every_verb():
+    reference = runpy.run_path(str(ROOT / "docs" / "reference.py"))["reference"]()
+    for verb in [*VERBS, "hardware import aiconfigurator"]:
+        assert f"## kvoverlap {verb}\n\n```text\nUsage: kvoverlap {verb} " in reference
 
 
 def test_the_readme_is_short():
-    assert len((ROOT / "README.md").read_text().splitlines()) <= 130
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 130

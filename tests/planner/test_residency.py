@@ -148,7 +148,7 @@ def test_a_count_that_the_solver_rounds_down_stays_whole(value, tokens):
     model, job = tiny_model(), Workload(2, 20, 1)
     planner = DecodePlanner(DecodeProblem(model, machine(h2d=2e6), job, keep=True))
     planner.problem.__dict__["residency_at_start"] = planner.problem.nothing_resident
-    found = Relaxation(1.0, {}, {0: value}, {0: 1 - 1e-9}, {}, (), {}, 0.0, None)
+    found = Relaxation(1.0, {}, {0: value}, {0: 1 - 1e-9}, {}, (), 0.0, None)
     residency = planner._whole_residency(found)
     assert (residency.kv_tokens, residency.x_tokens) == ((tokens, 0), (1, 0))
 

@@ -19,6 +19,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from planner.decode.lower import lower
+from planner.decode.planner import DecodePlanner
 from planner.decode.problem import DecodeProblem
 from sim.engine.api import simulate
 from sim.errors import DoesNotFit
@@ -128,3 +129,13 @@ def test_parts_of_tokens_that_a_small_host_asks_for_are_rounded_up():
     plan = make_plan(model, limited(tight, host_bytes=host_bytes), job)
     assert 1 <= sum(plan.steps[0].recomputed_tokens) <= 4
     assert footprint(plan.lower()).host_bytes <= host_bytes
+
+
+def test_a_split_that_stages_more_x_in_a_single_slot_is_within_the_bound():
+    """Layers 0, 2 and 4 share a slot. The other slot stages nothing, so theirs may be longer."""
+    model, job = tiny_model(n_layers=5), Workload(1, 20, 1)
+    tight = pinched(machine(flops_per_s=3e7, h2d=2e6), model, job, 0, 3 * model.x_token_bytes)
+    problem = DecodeProblem(model, tight, job)
+    alternating = problem.simulate([[3, 0, 3, 0, 3]])
+    assert problem.fits(alternating.graph)
+    assert DecodePlanner(problem).lower_bound_s() <= alternating.makespan_s * (1 + 1e-9)

@@ -4,7 +4,7 @@ Each is the output of `kvoverlap hardware import aiconfigurator` for the system 
 The 40 GB A100 has no measurements: it is the 80 GB one with slower memory, and has the same
 utilisation.
 
-Usage: python benchmarks/shipped_silicon.py [FOLDER]
+Usage: python benchmarks/shipped_devices.py [FOLDER]
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from pathlib import Path
 
 from kvoverlap.cli.import_profile import checked
 from kvoverlap.cli.output import say
-from kvoverlap.cli.reports import print_checks
+from kvoverlap.cli.table_errors import print_table_errors
 from sim.catalog import DATA, find_link
-from sim.machine.aiconfigurator import Silicon, derive_part
+from sim.machine.aiconfigurator import SystemTables, derive_part
 from sim.machine.components import ComputePart, compose
-from sim.machine.provenance import Figure, weakest
+from sim.machine.provenance import SourcedValue, weakest
 
 SHIPPED = {
     "a100-sxm-80g": ("a100_sxm", "vllm", "pcie4-x16"),
@@ -40,10 +40,10 @@ A100_40G_BYTES, A100_40G_BYTES_PER_S = 40 * 2**30, 1555e9
 def main() -> None:
     folder = Path(sys.argv[1]) if len(sys.argv) > 1 else DATA / "hardware" / "compute"
     for name, (system, engine, link) in SHIPPED.items():
-        part = checked(derive_part(Silicon.find(system, engine), name, link))
+        part = checked(derive_part(SystemTables.find(system, engine), name, link))
         part.save(folder / f"{name}.json")
         say(f"\n{part.name}: {part.description}")
-        print_checks(part.checks)
+        print_table_errors(part.checks)
         if name == "a100-sxm-80g":
             a100_40g(part).save(folder / "a100-sxm-40g.json")
 
@@ -58,7 +58,7 @@ def a100_40g(part: ComputePart) -> ComputePart:
         part,
         name="a100-sxm-40g",
         description=f"A100-SXM4-40GB, not timed itself: utilisation of {part.description}",
-        memory_bytes=Figure("datasheet", A100_40G_BYTES, "NVIDIA A100 40 GB datasheet"),
+        memory_bytes=SourcedValue("datasheet", A100_40G_BYTES, "NVIDIA A100 40 GB datasheet"),
         gemm=replace(slower.gemm, source="fitted", note=note + slower.gemm.note),
         attention=replace(slower.attention, source="fitted", note=note + slower.attention.note),
         elementwise=replace(

@@ -1,0 +1,126 @@
+"""Copies of each lane, how lanes slow each other down, and the time to launch and order tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+
+from hw.calibrate.bench import Bench, Work, one_layer
+from hw.calibrate.gemm import LAYER_OPS
+from hw.calibrate.ranges import SampledRanges
+from hw.calibrate.tables import Medians, Samplers, curve
+from hw.model.kernels import Kernels
+from sim.lanes import COMPUTE, D2H, H2D, HOST
+from sim.machine.links import Dispatch, Interference, Link, Links
+from sim.model.kernels import kernels
+from sim.model.spec import ModelSpec
+
+INTERFERING = ((H2D, D2H), (D2H, H2D), (COMPUTE, H2D), (H2D, COMPUTE))
+"""Pairs of a lane and the other lane that may slow it down."""
+
+MIN_PACE = 0.01
+"""Lower bound of a lane's pace while another works; a bad sample can be below 0."""
+
+CONTEXT = 16
+"""Keys of the decoder layer whose kernels are launched; their number does not change the time."""
+
+
+def samplers(bench: Bench, models: Sequence[ModelSpec], ranges: SampledRanges) -> Samplers:
+    """Copies by size, pace of each interfering pair, launch times, and gaps between tasks."""
+    model = models[0]
+    n, k = 2 * model.kv_size, model.hidden_size
+    a, weight, out = bench.random(1024, k), bench.random(n, k), bench.out(1024, n)
+    works: dict[str, Work] = {
+        COMPUTE: lambda: torch.mm(a, weight.t(), out=out),
+        H2D: bench.copy_work(H2D, 2**23),
+        D2H: bench.copy_work(D2H, 2**23),
+    }
+    found: Samplers = {
+        ("link", lane, size): partial(bench.back_to_back, lane, bench.copy_work(lane, size))
+        for lane in (H2D, D2H, HOST)
+        for size in ranges.copy_bytes
+    }
+    for lane, other in INTERFERING:
+        found["pace", lane, other] = partial(
+            bench.speed_while, lane, works[lane], other, works[other]
+        )
+    found["gap",], found["handover",] = bench.gap_s, bench.handover_s
+    found["task",] = partial(bench.launch_s, COMPUTE, _nothing)
+    if bench.backend.kind == "cpu":  # a lane's own thread launches its kernels and copies
+        found["kernel",] = found["copy",] = lambda: [0.0]
+    else:
+        found["turn",] = bench.turn_s
+        found["kernel",] = partial(_kernel_launch_s, bench, model)
+        found["copy",] = partial(bench.launch_s, H2D, bench.copy_work(H2D, 4096))
+    return found
+
+
+def _nothing() -> None:
+    """An empty task."""
+
+
+def _kernel_launch_s(bench: Bench, model: ModelSpec) -> list[float]:
+    """Host seconds to launch one kernel, mean over those of a decoder layer.
+
+    A matmul takes longer to launch than an addition, and attention longer still.
+    """
+    layer_kernels = Kernels(one_layer(model, bench.backend.device), 1)
+    layer = layer_kernels.weights.layers[0]
+    hidden = bench.out(1, model.hidden_size)
+    x = bench.out(1, model.hidden_size, slot=1)
+    kv = bench.random(CONTEXT, 1, 2, model.n_kv_heads, model.head_dim).clone()
+
+    def decode() -> None:
+        queries = layer_kernels.qkv(layer, hidden, kv[-1:], x, 0)
+        layer_kernels.attention(layer, hidden, queries, kv)
+        layer_kernels.mlp(layer, hidden)
+
+    launches = sum(len(kernels(op, 1, CONTEXT, model, 1)) for op in LAYER_OPS)
+    task_s = min(bench.launch_s(COMPUTE, _nothing))
+    layers_s = bench.launch_s(COMPUTE, decode, n=40)
+    return [(layer_s - task_s) / launches for layer_s in layers_s]
+
+
+def links_block(medians: Medians, paced_bytes_per_s: float | None) -> Links:
+    """The curve of each direction; its rate is that of the largest copy.
+
+    Args:
+        paced_bytes_per_s: pace of an emulated link.
+    """
+    links = {}
+    for lane in (H2D, D2H, HOST):
+        copies = curve(medians, "link", lane)
+        links[lane] = Link(
+            "measured",
+            bytes_per_s=copies.work[-1] / copies.seconds[-1],
+            latency_s=copies.seconds[0],
+            curve=copies,
+            paced_bytes_per_s=None if lane == HOST else paced_bytes_per_s,
+        )
+    return Links(**links)
+
+
+def dispatch_block(medians: Medians, bench: Bench) -> Dispatch:
+    """Times of host and device to launch and order tasks."""
+    return Dispatch(
+        "measured",
+        task_s=medians["task",],
+        kernel_s=max(0.0, medians["kernel",]),
+        copy_s=max(0.0, medians["copy",] - medians["task",]),
+        gap_s=medians["gap",],
+        handover_s=medians["handover",],
+        head_start_s=bench.backend.head_start_s(),
+        turn_s=medians.get(("turn",), 0.0),
+        compute_task_s=bench.compute_task_s,
+        copy_task_s=bench.copy_task_s,
+    )
+
+
+def interference_block(medians: Medians) -> tuple[Interference, ...]:
+    """The pace of each lane that another may slow down."""
+    return tuple(
+        Interference(lane, other, min(1.0, max(MIN_PACE, medians["pace", lane, other])), "measured")
+        for lane, other in INTERFERING
+    )

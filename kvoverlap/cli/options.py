@@ -51,6 +51,17 @@ def parse_gate(name: str, text: str) -> float:
     raise BadInput(f"{name}(={text}) must be a percentage of at least 0.")
 
 
+def parse_seed(name: str, text: str) -> int:
+    """A whole number that random generators take.
+
+    Raises:
+        BadInput: another text.
+    """
+    if not (text.isascii() and text.isdigit() and len(text) < 20 and int(text) < 2**63):
+        raise BadInput(f"{name}(={text}) must be a whole number from 0 to 2^63 - 1, such as 7.")
+    return int(text)
+
+
 def shown_default(value: Any) -> str | None:
     """Default as help shows it; None hides a default that says nothing."""
     return None if value is None or value is False or value == () else str(value)
@@ -102,7 +113,14 @@ Link = Annotated[
     ),
 ]
 Repeats = Annotated[Count, Parameter(help="Measured repeats of every case, after warm-ups.")]
-Seed = Annotated[int, Parameter(help="Seed of random weights and prompts.")]
+Seed = Annotated[
+    int,
+    Parameter(
+        converter=parsed_by(parse_seed),
+        metavar="INT",
+        help="Seed of random weights and prompts.",
+    ),
+]
 Engine = Annotated[
     str,
     Parameter(help="Simulator: simpy, or fast (compiled with numba; the same times to 1e-9)."),

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 STUDIES = DATA / "studies"
 NEEDED = ("joblib", "pyarrow")
 MAX_LINES = 12
+PROCESSES_PER_CORE = 4
 QUIET_S, LIVELY_S = 10.0, 0.5
 """Seconds between two reports of progress: to a file, and to a terminal."""
 
@@ -101,7 +102,10 @@ def sweep(
         raise BadInput(f"--address(={address}) goes with --executor dask, and dask needs it.")
     if output is None and not dry_run:
         raise BadInput("-o is missing: name the table to write, such as -o out.parquet.")
-    workers = jobs or sweeps.cores()
+    most = PROCESSES_PER_CORE * sweeps.cores()
+    workers = min(jobs or sweeps.cores(), most)
+    if jobs is not None and jobs > most:
+        note(f"--jobs(={jobs}): {most} processes are enough for {sweeps.cores()} cores.")
     target = output or Path("out.parquet")
     if dry_run:
         checkpoints = sweeps.Checkpoints(asked, target)

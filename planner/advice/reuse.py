@@ -45,7 +45,7 @@ def reuse(
     engine: str,
     kv_bits: int | None = None,
 ) -> Reuse | None:
-    """Times of the later request, or if its K and V and the weights exceed GPU memory.
+    """Times of the later request, or None if its K and V and the weights exceed GPU memory.
 
     Args:
         kv_bits: of K and V in host memory; None for the model's dtype.

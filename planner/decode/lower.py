@@ -28,7 +28,7 @@ from itertools import accumulate
 
 from planner.decode.split import Residency
 from sim.errors import BadInput, UnknownName
-from sim.graph.jobs import Workload
+from sim.graph.jobs import TASKS_PER_LAYER, Workload, check_tasks
 from sim.graph.tasks import LANE_OF_OP, STAGING_SLOTS, Task, TaskGraph
 from sim.model.kernels import compute_flops
 from sim.model.kv_format import host_kv_token_bytes
@@ -76,6 +76,12 @@ def lower(
     residency.check(model, workload)
     _check_split(model, workload, contexts, split, residency)
     return _Lowering(schedule, model, workload, split, contexts, residency).graph()
+
+
+def check_size(model: ModelSpec, workload: Workload, gpus: int) -> None:
+    """Refuse a job whose graph is too large to plan."""
+    cells = gpus * workload.gen_tokens * workload.n_batches * model.n_layers
+    check_tasks(TASKS_PER_LAYER * cells, "lower --gen, --n-batches or --gpus")
 
 
 def replicate(graph: TaskGraph, devices: int) -> TaskGraph:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from planner.decode.lower import SCHEDULES, lower, replicate
+from planner.decode.lower import SCHEDULES, check_size, lower, replicate
 from planner.decode.other_systems import OTHER_SYSTEMS, other_system_graph
 from planner.decode.split import Residency, StepSplit
 from planner.plan_file import Plan
@@ -124,8 +124,8 @@ class DecodePlan(Plan, kind="plan"):
         """Refuse steps that do not belong to the workload, or a schedule of another version."""
         if self.schedule not in SCHEDULES:
             raise BadInput(f"schedule {self.schedule!r} is not one this version can lower.")
-        if self.gpus < 1:
-            raise BadInput(f"gpus(={self.gpus}) must be at least 1.")
+        self.hardware.check_gpus(self.gpus)
+        check_size(self.model, self.workload, self.gpus)
         if len(self.steps) != self.workload.gen_tokens:
             raise BadInput(
                 f"steps must hold {self.workload.gen_tokens} entries, one per generated token, "

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from math import inf
 
-from planner.decode.lower import SCHEDULES, Split, lower, replicate
+from planner.decode.lower import SCHEDULES, Split, check_size, lower, replicate
 from planner.decode.policies import baseline_split
 from planner.decode.rounding import planned_steps, whole_part
 from planner.decode.split import DecodeChoice, Residency, evenly_spaced, slides
@@ -71,8 +71,8 @@ class DecodeProblem:
     def __post_init__(self) -> None:
         if self.schedule not in SCHEDULES:
             raise UnknownName("schedule", self.schedule, SCHEDULES)
-        if self.gpus < 1:
-            raise BadInput(f"gpus(={self.gpus}) must be at least 1.")
+        self.hardware.check_gpus(self.gpus)
+        check_size(self.model, self.workload, self.gpus)
         if self.schedule == "column" and self.model.moe is not None:
             raise BadInput(
                 f"{self.model.name} has experts, whose weights the column schedule cannot bring "

@@ -99,6 +99,11 @@ class RestorePlan(Plan, kind="restore-plan"):
         return f"{tasks} outside what {self.hardware.name} was measured for: {told}."
 
     @property
+    def x_bytes(self) -> int:
+        """Bytes of X on the tier that this plan needs, of all cached tokens; 0 without X."""
+        return self.workload.x_bytes(self.model) if self.projected_tokens else 0
+
+    @property
     def windows_note(self) -> str | None:
         """A sentence on layers whose sliding window a restore does not use; None without any."""
         model, window = self.model, self.model.sliding_window
@@ -110,11 +115,6 @@ class RestorePlan(Plan, kind="restore-plan"):
             "This restore loads and computes K and V of all tokens in every layer, as LMCache "
             "does; a runtime that keeps only the window is faster."
         )
-
-    @property
-    def x_bytes(self) -> int:
-        """Bytes of X on the tier that this plan needs, of all cached tokens; 0 without X."""
-        return self.workload.x_bytes(self.model) if self.projected_tokens else 0
 
     def lower(self) -> TaskGraph:
         return form_graph(self.form, self.model, self.workload, self.split)

@@ -30,7 +30,7 @@ from planner.restore.split import RestoreSplit
 from sim.engine.api import simulate
 from sim.errors import BadInput, DoesNotFit, UnknownName
 from sim.graph.claims import claimed
-from sim.graph.jobs import CACHED_DATA, KV, KV_AND_X, RestoreRequest
+from sim.graph.jobs import CACHED_DATA, KV, KV_AND_X, RestoreRequest, check_tasks
 from sim.graph.tasks import TaskGraph
 from sim.graph.timeline import Timeline
 from sim.lanes import TIERS
@@ -146,13 +146,18 @@ class RestorePlanner:
 
         Raises:
             BadInput: the model has too few positions for the prompt.
-            DoesNotFit: weights and K and V of the prompt exceed device memory.
+            DoesNotFit: weights and K and V of the prompt exceed device memory, or the cached data
+                host memory.
         """
         if self.request.prompt_tokens > self.model.max_positions:
             raise BadInput(
                 f"prompt_tokens(={self.request.prompt_tokens}) must be at most the "
                 f"{self.model.max_positions} positions of {self.model.name}; lower --prompt."
             )
+        asked = self.request
+        chunks = asked.prompt_tokens // asked.step_tokens
+        chunks += asked.cached_tokens // asked.io_chunk_tokens
+        check_tasks(chunks * self.model.n_layers, "raise --chunk, --io-chunk or --gpu-share")
         need, has = self.device_bytes, self.hardware.memory.job_device_bytes
         if need > has:
             raise DoesNotFit(

@@ -56,6 +56,9 @@ class Served:
     others: tuple[Latency, ...]
 
 
+MAX_STEPS = 100_000
+
+
 def serve(
     model: ModelSpec,
     hardware: HardwareProfile,
@@ -69,8 +72,15 @@ def serve(
         restores: False leaves the restore out, which shows its cost to the others.
 
     Raises:
-        BadInput: the decoding requests could fill the budget of every step.
+        BadInput: the decoding requests could fill the budget of every step, or there are too many
+            steps.
     """
+    steps = sum(one.gen_tokens + one.prompt_tokens // request.chunk_tokens for one in others)
+    if steps > MAX_STEPS:
+        raise BadInput(
+            f"the other requests need up to {steps:,} engine steps and at most {MAX_STEPS:,} are "
+            "simulated; shorten them."
+        )
     if len(others) >= request.chunk_tokens:
         raise BadInput(f"{len(others)} other requests must be fewer than the tokens of a step.")
     return _Engine(RestoreCosts(hardware, model, request), others, restores).run()

@@ -56,6 +56,21 @@ class Workload:
 
 KV_BITS = (3, 4, 8, 16)
 
+MAX_TASKS = 1_000_000
+"""Largest graph that is planned; a plan simulates its graph several times."""
+
+TASKS_PER_LAYER = 4
+"""About the tasks of one layer of one batch in one decode step."""
+
+
+def check_tasks(tasks: int, remedy: str) -> None:
+    """Refuse a job of more tasks than `MAX_TASKS`; `remedy` says what to change."""
+    if tasks > MAX_TASKS:
+        raise BadInput(
+            f"the job has about {tasks:,} tasks and at most {MAX_TASKS:,} are planned; {remedy}."
+        )
+
+
 KV, KV_AND_X = "kv", "kv+x"
 CACHED_DATA = (KV, KV_AND_X)
 """What is stored of a cached prefix: K and V, as serving runtimes do, or attention inputs X too."""

@@ -226,6 +226,20 @@ class HardwareProfile:
             *(self.restore.sources if self.restore else ()),
         )
 
+    def check_gpus(self, gpus: int) -> None:
+        """Refuse a number of GPUs below 1, or more than its shared uplinks serve.
+
+        Without shared uplinks every GPU has a link of its own, and any number is possible.
+        """
+        if gpus < 1:
+            raise BadInput(f"gpus(={gpus}) must be at least 1.")
+        served = {device for uplink in self.uplinks for device in uplink.devices}
+        if served and gpus > len(served):
+            raise BadInput(
+                f"gpus(={gpus}): the shared uplinks of {self.name} serve {len(served)} GPUs; lower "
+                "--gpus or choose a machine with more."
+            )
+
     def to_dict(self) -> dict[str, Any]:
         """The profile as plans and recordings hold it: without samples and checks."""
         content = asdict(replace(self, samples=(), checks=()))

@@ -169,6 +169,21 @@ def test_a_device_runs_plans_for_one_gpu():
             DecodeExecutor(simulated(made), weights, caches, (), backend)
 
 
+def test_more_gpus_than_a_switch_serves_are_refused():
+    hardware, model = find_hardware("kvpr-a100-4gpu"), find_model("opt-6.7b")
+    with pytest.raises(BadInput, match="uplinks of kvpr-a100-4gpu serve 4 GPUs"):
+        make_plan(model, hardware, Workload(2, 64, 1), "load-all", gpus=5)
+
+
+@pytest.mark.parametrize("size", [{"gpus": 10**6}, {"n_batches": 2**20}, {"gen_tokens": 10**6}])
+def test_a_job_too_large_to_plan_is_refused_by_its_number_of_tasks(size):
+    gpus = size.pop("gpus", 1)
+    job = Workload(1, 8, **{"gen_tokens": 1, **size})
+    model = replace(tiny_model(), max_positions=2**21)
+    with pytest.raises(BadInput, match="tasks and at most 1,000,000 are planned"):
+        make_plan(model, machine(), job, schedule="column", gpus=gpus)
+
+
 def test_no_gpu_is_refused():
     with pytest.raises(BadInput, match="gpus"):
         make_plan(tiny_model(), machine(), JOB, gpus=0)

@@ -18,13 +18,9 @@ from dashboard.figures import policy_bars, sensitivity_bars, split_by_layer, spl
 from dashboard.questions.decode import ENGINE
 from dashboard.questions.points import even_split
 from dashboard.session import case_plan, even_splits, plan_for, typed, uploaded
-from dashboard.text.comparison import (
-    beyond_calibration,
-    describe_plan,
-    escaped,
-    plan_summary,
-)
+from dashboard.text.comparison import describe_plan, escaped
 from planner import POLICIES, DecodePlan
+from planner.advice import beyond_calibration, headline
 from sim.engine.api import simulate
 from sim.errors import KvOverlapError
 from sim.units import ms, percent
@@ -69,15 +65,16 @@ def show_asked() -> None:
 
 def show_plan(plan: DecodePlan) -> None:
     """The plan as text, against other policies, as a map, and against even splits."""
-    st.header(plan_summary(plan), anchor=False)
+    st.header(headline(plan), anchor=False)
     st.caption(describe_plan(plan))
     st.markdown(f"**{plan.bottleneck}**")
     warning = beyond_calibration(plan)
     if warning is not None:
-        st.warning(warning)
+        st.warning(escaped(warning))
     st.subheader("Against every other policy", anchor=False)
     makespans = {**plan.baselines, plan.policy: plan.makespan_s}
-    figure = policy_bars(makespans, plan.lower_bound_s, plan.policy)
+    bound_s = plan.lower_bound_s if plan.gpus == 1 else None
+    figure = policy_bars(makespans, bound_s, plan.policy)
     chart(figure, "Predicted makespan of every policy", "policies", bare=True)
     if "resident" in makespans:
         st.caption(

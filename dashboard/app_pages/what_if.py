@@ -27,8 +27,9 @@ from dashboard.questions.points import (
     without_axes,
 )
 from dashboard.session import even_splits, plan_for
-from dashboard.text.comparison import Metric, beyond_calibration, escaped
+from dashboard.text.comparison import Metric, escaped
 from planner import DecodePlan
+from planner.advice import beyond_calibration
 from sim.errors import KvOverlapError
 from sim.units import ms, percent
 
@@ -70,7 +71,7 @@ def show_answer(plan: DecodePlan) -> None:
     )
     warning = beyond_calibration(plan)
     if warning is not None:
-        st.warning(warning)
+        st.warning(escaped(warning))
     meanings = {
         "lp": "The exact linear program, with its own split for every layer.",
         "kvpr": "KVPR's closed formula.",
@@ -82,7 +83,7 @@ def show_answer(plan: DecodePlan) -> None:
             Metric(
                 name,
                 ms(plan.baselines[name]),
-                f"{plan.baselines[name] / base_s:.3f} x load-all",
+                f"{base_s / plan.baselines[name]:.2f} times as fast as load-all",
                 meaning,
             )
             for name, meaning in meanings.items()

@@ -91,18 +91,21 @@ def split_by_layer(step: StepSplit) -> go.Figure:
     return figure
 
 
-def policy_bars(makespans_s: Mapping[str, float], lower_bound_s: float, chosen: str) -> go.Figure:
-    """Makespan of every policy, fastest first, with its ratio to load-all and the lower bound."""
+def policy_bars(
+    makespans_s: Mapping[str, float], lower_bound_s: float | None, chosen: str
+) -> go.Figure:
+    """Makespan of every policy, fastest first, with its speed-up and any lower bound."""
     ordered = sorted(makespans_s, key=makespans_s.__getitem__)
     figure = time_bars(
         {name: makespans_s[name] for name in ordered},
         "load-all",
         [POLICY_COLOUR.get(name, MUTED) for name in ordered],
         "predicted makespan (ms)",
-        "x load-all",
+        "times as fast as load-all",
     )
-    bound = f"no split is faster than {ms(lower_bound_s)}"
-    figure.add_trace(vertical_line(lower_bound_s * 1e3, -0.6, len(ordered) - 0.4, bound))
+    if lower_bound_s is not None:
+        bound = f"no split is faster than {ms(lower_bound_s)}"
+        figure.add_trace(vertical_line(lower_bound_s * 1e3, -0.6, len(ordered) - 0.4, bound))
     figure.update_yaxes(ticktext=[f"<b>{name}</b>" if name == chosen else name for name in ordered])
     figure.update_layout(showlegend=True)
     return figure

@@ -276,13 +276,13 @@ def time_bars(
     base: str,
     colours: Sequence[str],
     x_title: str,
-    ratio: str = "x",
+    ratio: str = "times as fast",
 ) -> go.Figure:
-    """Times in the order given, each with its ratio to that of `base`.
+    """Times in the order given, and how many times as fast as `base` each is.
 
     Args:
         colours: one for each time.
-        ratio: text after the ratio, such as `x load-all`.
+        ratio: text after the ratio, such as `times as fast as load-all`.
     """
     rows = list(range(len(times_s)))
     figure = go.Figure(
@@ -294,7 +294,7 @@ def time_bars(
             "%{text}",
             width=0.72,
             text=[
-                f"{ms(value)} · {value / times_s[base]:.3f} {ratio}" for value in times_s.values()
+                f"{ms(value)} · {times_s[base] / value:.2f} {ratio}" for value in times_s.values()
             ],
             textposition="auto",
             insidetextanchor="start",

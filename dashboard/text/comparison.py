@@ -13,6 +13,7 @@ import pandas as pd
 
 from dashboard.data.runs import PLAN, SHIPPED_RUNS, Case
 from planner import DecodePlan
+from planner.advice import describe_sources
 from sim.graph.jobs import RestoreRequest, Workload
 from sim.results.accuracy import MEASURED, Accuracy
 from sim.results.compare import Comparison
@@ -179,19 +180,13 @@ def accuracy_command(root: Path) -> str:
     return f"kvoverlap accuracy --recordings {shlex.quote(str(root))}"
 
 
-def plan_summary(plan: DecodePlan) -> str:
-    """Recomputed tokens and makespan of a plan, in one line."""
-    recomputed, attended = plan.steps[0].median_layer
-    return (
-        f"recompute {recomputed:,} of {attended:,} past tokens in the "
-        f"median layer, {ms(plan.makespan_s)}"
-    )
-
-
 def describe_plan(plan: DecodePlan) -> str:
-    """Model, job, policy and machine of a plan, and its gap to the lower bound."""
+    """Model, job, policy, machine and makespan of a plan, and its gap to the bound."""
     split = sorted(plan.steps[0].recomputed_tokens)
-    gap = max(0.0, plan.makespan_s / plan.lower_bound_s - 1) if plan.lower_bound_s > 0 else 0.0
+    bound = ""
+    if plan.gpus == 1 and 0 < plan.lower_bound_s <= plan.makespan_s:
+        gap = plan.makespan_s / plan.lower_bound_s - 1
+        bound = f"; {percent(gap)} above {ms(plan.lower_bound_s)}, which no split can beat"
     spread = f"From {split[0]:,} to {split[-1]:,} tokens a layer"
     if split[0] == split[-1]:
         spread = f"{split[0]:,} tokens in every layer"
@@ -199,18 +194,6 @@ def describe_plan(plan: DecodePlan) -> str:
     return (
         f"{escaped(plan.model.name)} ({plan.model.dtype}), {describe_job(plan.workload)}, schedule "
         f"{plan.schedule}, policy {plan.policy}, on "
-        f"{escaped(plan.hardware.name)} ({plan.source} figures). {spread}; "
-        f"{percent(gap)} above {ms(plan.lower_bound_s)}, "
-        f"which no split can beat.{kept}"
-    )
-
-
-def beyond_calibration(plan: DecodePlan) -> str | None:
-    """A warning if tasks of a plan are outside the measured range of its machine."""
-    if not plan.out_of_range_tasks:
-        return None
-    return (
-        f"{plan.out_of_range_tasks:,} of {count_of(len(plan.lower().tasks), 'task')} are outside "
-        f"the calibrated range of {escaped(plan.hardware.name)}: their times use the rate of the "
-        "nearest sample."
+        f"{escaped(plan.hardware.name)}, {ms(plan.makespan_s)}. {spread} are recomputed{bound}."
+        f"{kept} {describe_sources(plan).capitalize()}."
     )

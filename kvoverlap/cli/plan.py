@@ -19,7 +19,7 @@ from kvoverlap.cli.options import (
 )
 from kvoverlap.cli.output import note, policy_table, print_json, progress, say, table
 from planner import PARTS, DecodePlan, Job, PlanOptions, choose_schedule, make_plan
-from planner.advice import headline
+from planner.advice import beyond_calibration, describe_sources, headline
 from sim.engine.api import fast_engine_installed
 from sim.units import ms, percent
 
@@ -142,13 +142,9 @@ def print_plan(made: DecodePlan) -> None:
     if made.gpus == 1 and made.lower_bound_s <= made.makespan_s and not made.fully_resident:
         bound = f" (no split can beat {ms(made.lower_bound_s)})"
     say(f"predicted {ms(made.makespan_s)}{bound}; {made.tokens_per_s:,.1f} tokens/s")
-    say(f"hardware figures: {made.source}")
-    if made.out_of_range_tasks:
-        n_tasks = len(made.lower().tasks)
-        say(
-            f"{made.out_of_range_tasks} of {n_tasks} tasks are outside the measured range of "
-            f"{made.hardware.name}: their times use the rate of the nearest sample"
-        )
+    say(describe_sources(made))
+    if (outside := beyond_calibration(made)) is not None:
+        say(outside)
     say(made.bottleneck)
     say("")
     times = {made.policy: made.makespan_s, **made.baselines}

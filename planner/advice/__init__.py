@@ -5,6 +5,7 @@ from planner.advice.decoding import Slo
 from planner.advice.headline import headline
 from planner.advice.reuse import Reuse
 from planner.advice.runtime_settings import RuntimeSetting
+from planner.advice.task_times import beyond_calibration, describe_sources
 from planner.advice.text import describe
 from planner.crossovers import Interval
 
@@ -16,6 +17,8 @@ __all__ = [
     "RuntimeSetting",
     "Slo",
     "advise",
+    "beyond_calibration",
     "describe",
+    "describe_sources",
     "headline",
 ]

@@ -6,6 +6,7 @@ from math import inf
 
 from planner.advice.advice import Advice, Evidence
 from planner.advice.reuse import Reuse
+from planner.advice.task_times import describe_sources
 from planner.decode.sensitivity import MIN_SAVING_FRAC, PARTS
 from planner.decode.ways import LOAD, NO_ROOM, RECOMPUTE, SPLIT
 from sim.units import ms, percent
@@ -43,7 +44,7 @@ def _gain(advice: Advice) -> str:
     plan, evidence = advice.plan, advice.evidence
     load_s = plan.baselines["load-all"]
     if advice.gain_range is None:
-        certainty = no_evidence(evidence, plan.source)
+        certainty = no_evidence(evidence, describe_sources(plan))
     else:
         low, high = advice.gain_range
         certainty = (
@@ -61,14 +62,13 @@ def _gain(advice: Advice) -> str:
     )
 
 
-def no_evidence(evidence: Evidence, source: str) -> str:
+def no_evidence(evidence: Evidence, sources: str) -> str:
     """The sentence for a kind of device without recordings."""
     kind = f"kind {evidence.device_kind!r}"
     if evidence.device_kind == "none":
         kind = "such a machine, whose profile has published values"
     return (
-        f"There is no recording of {kind}, so the error of this prediction is unknown; the weakest "
-        f"source of its hardware values is {source}."
+        f"There is no recording of {kind}, so the error of this prediction is unknown; {sources}."
     )
 
 

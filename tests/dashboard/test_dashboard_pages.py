@@ -141,7 +141,7 @@ def test_split_slider_follows_a_shorter_prompt():
 @pytest.mark.usefixtures("runs")
 def test_plan_of_a_measured_case():
     app = show("plan", of="a measured case", run="here", case="b4-s256-load-all")
-    assert app.header[0].value.startswith("recompute 0 of 256 past tokens")
+    assert app.header[0].value.startswith("Policy load-all: ")
     ways = charts(app)[2]
     assert ways["data"][0]["z"] == [[0.0] * 12] * 2, "every layer of both steps loads all"
     assert any("policy load-all" in caption.value for caption in app.caption)

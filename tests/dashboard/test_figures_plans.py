@@ -57,7 +57,7 @@ def test_policies_come_fastest_first_with_their_ratio_and_the_bound():
     bars, bound = figure.data
     assert list(figure.layout.yaxis.ticktext) == ["<b>lp</b>", "kvpr", "load-all"]
     assert list(bars.x) == pytest.approx([100, 150, 200])
-    assert bars.text[1] == "150.0 ms · 0.750 x load-all"
+    assert bars.text[1] == "150.0 ms · 1.33 times as fast as load-all"
     assert bars.marker.color[0] == POLICY_COLOUR["lp"]
     assert list(bound.x) == pytest.approx([90, 90])
     assert bound.name == "no split is faster than 90.0 ms"

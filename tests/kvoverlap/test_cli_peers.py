@@ -204,7 +204,7 @@ def test_a_cache_that_does_not_fit_beside_our_plans_is_not_run(cpu, monkeypatch)
 
 def test_plans_that_do_not_fit_are_refused(cpu, monkeypatch):
     monkeypatch.setattr(cpu, "memory", lambda: Memory(100_000, 10**9))
-    with pytest.raises(DoesNotFit, match="tiny-opt needs"):
+    with pytest.raises(DoesNotFit, match="tiny-opt does not fit on one GPU"):
         report_of(cpu)
 
 

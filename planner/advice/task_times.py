@@ -1,0 +1,80 @@
+"""Where the task times of a decode plan come from, by their share of the time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from planner.decode.plan import DecodePlan
+from planner.decode.sensitivity import PARTS
+from sim.cost.model import CostModel
+from sim.cost.operations import Estimate
+from sim.graph.tasks import Task
+from sim.lanes import COMPUTE
+from sim.units import percent
+
+TABLES = {
+    "measured": "measured tables",
+    "fitted": "fitted values",
+    "datasheet": "datasheet values",
+}
+
+TASKS = {
+    "qkv": "projections",
+    "recompute": "recomputation",
+    "recompute_resident": "recomputation",
+    "attention": "attention",
+    "mlp": "MLP",
+    "head": "output head",
+}
+
+MAX_NAMED = 3
+"""Kinds of tasks that a sentence names."""
+
+
+def describe_sources(plan: DecodePlan) -> str:
+    """Shares of the summed task times by source, with the longest tasks of all but the first."""
+    times: dict[str, dict[str, float]] = {}
+    for task, found in _estimates(plan):
+        _add(times.setdefault(found.source, {}), task, found)
+    totals_s = {source: sum(tasks.values()) for source, tasks in times.items()}
+    first, *rest = sorted(totals_s, key=lambda source: -totals_s[source])
+    if not rest:
+        return f"task times: all from {TABLES[first]}"
+    total_s = sum(totals_s.values())
+    parts = [f"{percent(totals_s[first] / total_s)} from {TABLES[first]}"]
+    for source in rest:
+        longest = sorted(times[source], key=lambda name: -times[source][name])[:MAX_NAMED]
+        share = percent(totals_s[source] / total_s)
+        parts.append(f"{share} from {TABLES[source]} ({', '.join(longest)})")
+    return f"task times: {', '.join(parts)}"
+
+
+def beyond_calibration(plan: DecodePlan) -> str | None:
+    """The tasks outside the measured range, with their share of the time; None without any."""
+    if not plan.out_of_range_tasks:
+        return None
+    outside: dict[str, float] = {}
+    total_s = 0.0
+    for task, found in _estimates(plan):
+        total_s += found.seconds
+        if not found.in_range:
+            _add(outside, task, found)
+    return (
+        f"outside the measured range of {plan.hardware.name}: {_shares(outside, total_s)}; the "
+        "rate of the nearest sample is used"
+    )
+
+
+def _estimates(plan: DecodePlan) -> list[tuple[Task, Estimate]]:
+    costs = CostModel(plan.hardware, plan.model, plan.workload)
+    return [(task, costs.estimate(task)) for task in plan.lower().tasks]
+
+
+def _add(times: dict[str, float], task: Task, found: Estimate) -> None:
+    name = TASKS.get(task.op, task.op) if task.lane == COMPUTE else PARTS[task.lane][0]
+    times[name] = times.get(name, 0.0) + found.seconds
+
+
+def _shares(times: Mapping[str, float], total_s: float) -> str:
+    ordered = sorted(times, key=lambda name: -times[name])
+    return ", ".join(f"{name} ({percent(times[name] / total_s)} of the time)" for name in ordered)

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from builders import examples
+from hostile import cases, faults
 from hypothesis import given
 from hypothesis import strategies as st
 from studies import RESTORE, SMALL, toml
@@ -197,3 +198,7 @@ def test_the_command_prints_the_sentence_and_no_traceback(tmp_path, capsys, argu
         f"error: {path}: grid: input of scenario 'decode', 'batches' is unknown"
     )
     assert "Traceback" not in stderr
+
+
+def test_an_extreme_value_of_any_option_gets_an_answer_or_one_sentence():
+    assert faults(list(cases())[::17]) == []

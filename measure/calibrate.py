@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from math import inf
 
-from sim.errors import BadInput
+from sim.errors import BadInput, DoesNotFit
 from sim.machine.profile import HardwareProfile
 from sim.model.kv_format import KV_BITS
 from sim.model.spec import ModelSpec
@@ -29,6 +29,22 @@ def link_pace(kind: str, link: str | None) -> float | None:
     return None if link is None else parse_rate("--link", link)
 
 
+def check_weights(kind: str, spec: ModelSpec) -> None:
+    """Refuse a model whose weights exceed the memory of the cpu device.
+
+    Raises:
+        DoesNotFit: they do.
+    """
+    from hw.environment import host_memory_bytes
+
+    need, has = spec.weight_bytes, host_memory_bytes()
+    if kind == "cpu" and need > has:
+        raise DoesNotFit(
+            f"the weights of {spec.name} in {spec.dtype} take {need / 2**30:.1f} GiB of host "
+            f"memory and {has / 2**30:.1f} GiB are free; choose a smaller model."
+        )
+
+
 def measure_profile(
     kind: str,
     specs: list[ModelSpec],
@@ -48,6 +64,8 @@ def measure_profile(
     """
     from hw import SAMPLED, balanced_link_bytes_per_s, open_backend, profile_device
 
+    for spec in specs:
+        check_weights(kind, spec)
     pace = link_pace(kind, link)
     if kind == "cpu" and pace is None:
         with open_backend("cpu") as backend:

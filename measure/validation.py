@@ -11,6 +11,7 @@ from measure.adaptation import measure_adaptation
 from measure.calibrate import DEFAULT_DTYPE, measure_profile
 from measure.grid import Case
 from measure.reports import measure_decodes, measure_restores
+from planner.decode.lower import SCHEDULES
 from sim.catalog import find_model
 from sim.errors import BadInput, UnknownName
 from sim.files import read_json, write_json
@@ -83,6 +84,8 @@ class ValidationRequest:
             raise UnknownName("scenario", self.scenario, tuple(DEFAULT_PROMPTS))
         if self.repeats < 1:
             raise BadInput(f"--repeats(={self.repeats}) must be at least 1.")
+        if self.schedule not in SCHEDULES:
+            raise UnknownName("schedule", self.schedule, SCHEDULES)
         kind = resolve_device(self.device)
         for name, default in DECODE_ONLY.items():
             value = getattr(self, name)

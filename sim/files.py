@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from functools import cache
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 from uuid import uuid4
 
@@ -64,6 +65,32 @@ def write_bytes(path: Path | str, payload: bytes) -> None:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise BadFile(f"cannot write {path}: {reason}; choose a writable path.") from error
+
+
+def check_writable(name: str, text: str) -> Path:
+    """The path of a file that could be written now; nothing is left there.
+
+    Args:
+        name: option that gives the path.
+
+    Raises:
+        BadFile: a folder, a path below a file, or an unwritable place.
+    """
+    path = Path(text)
+    try:
+        if not text or path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        if str(path.absolute()).startswith("/dev/") or (path.exists() and not path.is_file()):
+            return path
+        folder = Path(os.path.realpath(path)).parent
+        while not folder.exists():
+            folder = folder.parent
+        with TemporaryFile(dir=folder):
+            return path
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        shown = text or "''"
+        raise BadFile(f"{name}: cannot write {shown}: {reason}; choose a writable path.") from None
 
 
 def _write_in_place(path: Path, payload: bytes) -> None:

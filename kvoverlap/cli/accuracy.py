@@ -8,7 +8,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from kvoverlap.cli.options import Json
+from kvoverlap.cli.options import Json, OutputFile
 from kvoverlap.cli.output import annotate, print_json, say, table
 from sim.catalog import RECORDINGS
 from sim.files import write_bytes
@@ -35,7 +35,7 @@ def accuracy(
     *,
     recordings: Annotated[Path, Parameter(show_default=False)] = RECORDINGS,
     gate: bool = False,
-    markdown: Path | None = None,
+    markdown: OutputFile | None = None,
     json: Json = False,
 ) -> int:
     """Predict every recording again and show the error of every case.

@@ -5,12 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
 from rich.table import Table
 
+from kvoverlap.cli.options import OutputFile
 from kvoverlap.cli.output import annotate, print_json, progress, say
 from kvoverlap.cli.output import out as console
 from measure.doctor_decodes import number_checks
@@ -26,7 +26,7 @@ COLOURS = {"passed": "green", "warned": "yellow", "failed": "red"}
 
 
 def doctor(
-    *, device: str = "auto", quick: bool = False, out: Path | None = None, json: bool = False
+    *, device: str = "auto", quick: bool = False, out: OutputFile | None = None, json: bool = False
 ) -> int:
     """Check this machine before you trust a number measured on it.
 

@@ -17,6 +17,7 @@ from kvoverlap.cli.output import note
 from sim.catalog import find_hardware, find_model
 from sim.engine.api import NO_NUMBA, check_engine, fast_engine_installed
 from sim.errors import BadInput
+from sim.files import check_writable
 from sim.graph.jobs import KV, RestoreRequest, Workload
 from sim.lanes import TIERS
 from sim.machine.profile import HardwareProfile
@@ -73,6 +74,9 @@ Counts = Annotated[
     Parameter(converter=parsed_by(parse_counts), metavar="COUNT,..."),
 ]
 Bytes = Annotated[float, Parameter(converter=parsed_by(parse_bytes), metavar="SIZE")]
+
+OutputFile = Annotated[Path, Parameter(converter=parsed_by(check_writable), metavar="PATH")]
+"""A file to write, which is refused before anything is measured if that is impossible."""
 
 Model = Annotated[
     str, Parameter(help="Name of a shipped model (`kvoverlap models`) or path of a config.json.")
@@ -144,12 +148,12 @@ PlanFile = Annotated[
     Path, Parameter(help="A plan written by `kvoverlap plan -o` or `kvoverlap restore -o`.")
 ]
 PlanOutput = Annotated[
-    Path | None,
+    OutputFile | None,
     Parameter(
         name=["--output", "-o"], help="Write the plan here, for `kvoverlap simulate` and `run`."
     ),
 ]
-NewFile = Annotated[Path, Parameter(name=["--output", "-o"], help="Write the profile here.")]
+NewFile = Annotated[OutputFile, Parameter(name=["--output", "-o"], help="Write the profile here.")]
 
 
 @Parameter(name="*")
@@ -312,22 +316,33 @@ class DeviceOptions:
     seed: Seed = 0
 
 
+def check_distinct(*paths: Path | None) -> None:
+    """Refuse outputs that would overwrite each other."""
+    given = [path.resolve() for path in paths if path is not None]
+    for path in given:
+        if given.count(path) > 1 and not path.is_char_device():
+            raise BadInput(f"two outputs go to {path}; give each a name of its own.")
+
+
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class TimelineOutput:
     """Where timelines go."""
 
     output: Annotated[
-        Path | None,
+        OutputFile | None,
         Parameter(
             name=["--output", "-o"], help="Write the timelines here, for `kvoverlap compare`."
         ),
     ] = None
     trace: Annotated[
-        Path | None,
+        OutputFile | None,
         Parameter(help="Write a Chrome trace here; open it at ui.perfetto.dev."),
     ] = None
     json: Json = False
+
+    def __post_init__(self) -> None:
+        check_distinct(self.output, self.trace)
 
     def write(self, recording: Recording) -> None:
         """Write the chosen files."""

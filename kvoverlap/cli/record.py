@@ -10,7 +10,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from kvoverlap.cli.accuracy import print_accuracy
-from kvoverlap.cli.options import THIS_DEVICE, DeviceOptions, Json, Repeats
+from kvoverlap.cli.options import THIS_DEVICE, DeviceOptions, Json, OutputFile, Repeats
 from kvoverlap.cli.output import note, print_json, progress, say
 from kvoverlap.cli.peers import print_other_systems
 from measure.calibrate import DEFAULT_DTYPE
@@ -78,7 +78,7 @@ def record(
     machine: DeviceOptions = THIS_DEVICE,
     minutes: float = 8.0,
     repeats: Repeats = REPEATS,
-    pack: Path | None = None,
+    pack: OutputFile | None = None,
     json: Json = False,
 ) -> int:
     """Record this machine: measure held-out plans, restores and other systems.

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from kvoverlap.cli.options import Engine, Json, installed_engine
+from kvoverlap.cli.options import Engine, Json, OutputFile, installed_engine
 from kvoverlap.cli.output import print_json, say, table
 from planner.restore.reproduce import (
     COLUMNS,
@@ -28,7 +28,7 @@ def reproduce(
     *,
     engine: Engine = "simpy",
     output: Annotated[
-        Path | None,
+        OutputFile | None,
         Parameter(
             name=["--output", "-o"], help="Write the rows with predictions and errors here, as CSV."
         ),

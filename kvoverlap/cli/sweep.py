@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from kvoverlap.cli.options import Count, Json
+from kvoverlap.cli.options import Count, Json, OutputFile
 from kvoverlap.cli.output import err, note, print_json, progress, say, table
 from sim.catalog import DATA
 from sim.errors import BadInput, UnknownName
@@ -32,7 +33,7 @@ QUIET_S, LIVELY_S = 10.0, 0.5
 def sweep(
     study: str,
     *,
-    output: Annotated[Path | None, Parameter(name=["--output", "-o"])] = None,
+    output: Annotated[OutputFile | None, Parameter(name=["--output", "-o"])] = None,
     dry_run: bool = False,
     resume: bool = False,
     executor: str = "local",
@@ -100,6 +101,8 @@ def sweep(
         raise UnknownName("executor", executor, sweeps.EXECUTORS)
     if (executor == "dask") != (address is not None):
         raise BadInput(f"--address(={address}) goes with --executor dask, and dask needs it.")
+    if address is not None and not re.fullmatch(r"[a-z]+://[^/]+:\d+", address):
+        raise BadInput(f"--address(={address}) must be of the form tcp://HOST:PORT.")
     if output is None and not dry_run:
         raise BadInput("-o is missing: name the table to write, such as -o out.parquet.")
     most = PROCESSES_PER_CORE * sweeps.cores()
@@ -107,6 +110,8 @@ def sweep(
     if jobs is not None and jobs > most:
         note(f"--jobs(={jobs}): {most} processes are enough for {sweeps.cores()} cores.")
     target = output or Path("out.parquet")
+    if target.suffix not in ("", ".parquet"):
+        raise BadInput(f"-o {target}: the table is Parquet; name it {target.stem}.parquet.")
     if dry_run:
         checkpoints = sweeps.Checkpoints(asked, target)
         _print_estimate(asked, sweeps.estimate(asked, checkpoints, workers), json)

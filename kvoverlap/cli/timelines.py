@@ -12,8 +12,10 @@ from kvoverlap.cli.options import (
     Engine,
     Gate,
     Json,
+    OutputFile,
     PlanFile,
     TimelineOutput,
+    check_distinct,
     installed_engine,
 )
 from kvoverlap.cli.output import print_json, say, table
@@ -32,7 +34,7 @@ def simulate_verb(
     plan: PlanFile,
     *,
     plan_out: Annotated[
-        Path | None,
+        OutputFile | None,
         Parameter(
             help="Write the plan here with a new simulation of its split, after editing the file."
         ),
@@ -48,6 +50,7 @@ def simulate_verb(
       kvoverlap simulate edited-plan.json --plan-out new-plan.json
     """
     engine = installed_engine(engine)
+    check_distinct(plan_out, result.output, result.trace)
     loaded = Plan.load(plan)
     if plan_out is not None:
         if not isinstance(loaded, DecodePlan):

@@ -38,6 +38,10 @@ class Checkpoints:
     def folder(self) -> Path:
         return self.output.with_name(self.output.name + ".parts")
 
+    def __post_init__(self) -> None:
+        if self.folder.exists() and not self.folder.is_dir():
+            raise BadInput(f"{self.folder} is a file; remove it or choose another output.")
+
     @cached_property
     def columns(self) -> pa.Schema:
         return schema(self.study)

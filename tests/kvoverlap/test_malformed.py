@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from builders import examples
+from hostile import cases, faults
 from hypothesis import given
 from hypothesis import strategies as st
 from studies import RESTORE, SMALL, toml
@@ -139,6 +140,54 @@ def test_a_text_that_ends_early_or_is_no_text_is_told_by_its_file(file, data):
     check(lambda: read(file), file, ())
 
 
+@pytest.mark.parametrize("place", ["", ".", "file/below", "/proc/nothing/here"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        "profile -o",
+        "run plan.json --trace",
+        "simulate plan.json --plan-out",
+        "plan --model opt-125m --hardware h100 --batch 1 --prompt 8 -o",
+        "record --out new --pack",
+        "doctor --out",
+        "accuracy --markdown",
+        "sweep pcie-crossover -o",
+    ],
+)
+def test_an_output_is_checked_before_anything_is_measured(
+    tmp_path, monkeypatch, capsys, command, place
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("")
+    assert main([*command.split(), place]) == 2
+    assert capsys.readouterr().err.startswith(f"error: {command.split()[-1]}: cannot write ")
+    assert [one.name for one in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ("simulate plan.json -o same --trace ./same", "two outputs go to "),
+        ("sweep pcie-crossover -o x.csv", "-o x.csv: the table is Parquet"),
+        ("sweep pcie-crossover -o y.parquet", "y.parquet.parts is a file"),
+        ("sweep pcie-crossover -o z --executor dask --address here", "tcp://HOST:PORT"),
+        ("validate --schedule x", "schedule 'x' is unknown"),
+        ("validate --prompts 9,,4", "--prompts(=) must be a whole number"),
+        ("validate --device cpu --model llama-3.1-70b", "GiB of host memory"),
+        ("profile --device cpu --model llama-3.1-70b -o p.json", "GiB of host memory"),
+        ("run plan.json --seed 1e30", "--seed(=1e30) must be a whole number"),
+    ],
+)
+def test_a_wrong_option_is_refused_at_once_and_leaves_nothing(
+    tmp_path, monkeypatch, capsys, arguments, sentence
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "y.parquet.parts").write_text("")
+    assert main(arguments.split()) == 2
+    assert sentence in capsys.readouterr().err
+    assert [one.name for one in tmp_path.iterdir()] == ["y.parquet.parts"]
+
+
 @pytest.mark.parametrize("arguments", [["sweep", "{}", "-o", "x"], ["sweep", "{}", "--dry-run"]])
 def test_the_command_prints_the_sentence_and_no_traceback(tmp_path, capsys, arguments):
     path = tmp_path / "study.toml"
@@ -149,3 +198,7 @@ def test_the_command_prints_the_sentence_and_no_traceback(tmp_path, capsys, argu
         f"error: {path}: grid: input of scenario 'decode', 'batches' is unknown"
     )
     assert "Traceback" not in stderr
+
+
+def test_an_extreme_value_of_any_option_gets_an_answer_or_one_sentence():
+    assert faults(list(cases())[::17]) == []

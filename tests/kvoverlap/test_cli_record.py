@@ -169,7 +169,7 @@ def test_a_recording_of_another_machine_is_not_gone_on_with(whole, folder, recor
         (("--link", "fast"), "--link(=fast)"),
         (("--scenario", "all-of-it"), "scenario 'all-of-it' is unknown"),
         (("--models", "opt-125m", "--scenario", "restore"), "has nothing to measure"),
-        (("--pack", "/"), "--pack(=/) is a folder"),
+        (("--pack", "/"), "--pack: cannot write /: Is a directory"),
     ],
 )
 def test_bad_input_is_one_sentence_and_writes_nothing(record, folder, more, words):

@@ -152,7 +152,7 @@ def check_fits(
             raise DoesNotFit(
                 f"{graph.model.name} does not fit on one GPU of {where}: {beyond}; {advice}."
             )
-        reserved = f" beside a reserve of {_gib(reserve_bytes)}" if reserve_bytes else ""
+        reserved = f" after a reserve of {_gib(reserve_bytes)}" if reserve_bytes else ""
         raise DoesNotFit(
             f"{graph.model.name} needs {_gib(need.device_bytes)} of device memory (weights "
             f"{_gib(need.weight_bytes)}, staging slots and workspace {_gib(staging)}) and {where} "

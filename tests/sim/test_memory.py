@@ -103,7 +103,7 @@ def test_weights_that_do_not_fit_are_blamed():
 def test_a_reserve_is_no_jobs():
     need = footprint(GRAPH)
     check_fits(GRAPH, need.device_bytes + 64, need.host_bytes, "here", reserve_bytes=64)
-    with pytest.raises(DoesNotFit, match=r"here has .* for it beside a reserve of 0\.0 GiB;"):
+    with pytest.raises(DoesNotFit, match=r"here has .* for it after a reserve of 0\.0 GiB;"):
         check_fits(GRAPH, need.device_bytes + 63, need.host_bytes, "here", reserve_bytes=64)
     with pytest.raises(BadInput, match=r"device_reserve_bytes\(=9\) must be .* below .*\(=9\)"):
         Memory("datasheet", 9.0, 9.0, 9.0)

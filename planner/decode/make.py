@@ -115,7 +115,7 @@ def _problem(job: Job[Workload], options: PlanOptions) -> DecodeProblem:
         job.hardware,
         job.workload,
         options.schedule,
-        options.gpus,
+        options.gpus * job.model.tensor_parallel,
         options.keep,
         options.engine,
     )

@@ -51,7 +51,7 @@ class DecodeProblem:
     The LP plans one GPU at a few steps. `dataclasses.replace` moves the job to another machine.
 
     Args:
-        gpus: identical jobs, one to a GPU, that share uplinks.
+        gpus: GPUs with the same work that share uplinks: one for each part of the model and job.
         keep: whether the LP may choose K, V, X and weights to stay in device memory.
         engine: which one simulates, as in `sim.simulate`.
 

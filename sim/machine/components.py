@@ -12,6 +12,7 @@ from typing import Any
 
 from sim.errors import BadInput
 from sim.files import STRICT_KEYS, parse, read_json, write_json
+from sim.machine.all_reduce import AllReduce
 from sim.machine.links import Dispatch, Interference, Links, Uplink
 from sim.machine.prefill import Prefill, Restore, Tier
 from sim.machine.profile import Attention, Elementwise, Gemm, HardwareProfile, Memory
@@ -33,6 +34,7 @@ class ComputePart:
         usual_link: name of the link part that it is mostly sold with.
         environment: origin of the measurements: package, system, engine, versions.
         checks: how well the tables predict their own points.
+        all_reduce: between devices of this kind; None if only the host links them.
     """
 
     __pydantic_config__ = STRICT_KEYS
@@ -48,6 +50,7 @@ class ComputePart:
     prefill: Prefill | None = None
     environment: dict[str, Any] | None = None
     checks: tuple[TableErrors, ...] = field(default=(), compare=False, repr=False)
+    all_reduce: AllReduce | None = None
 
     def save(self, path: Path | str) -> None:
         write_json(path, "compute-part", asdict(self))
@@ -115,6 +118,7 @@ def compose(compute: ComputePart, link: LinkPart) -> HardwareProfile:
         environment=compute.environment,
         restore=Restore(compute.prefill, link.tiers, link.lookup_s),
         checks=compute.checks,
+        all_reduce=compute.all_reduce,
     )
 
 

@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeVar
 from sim.errors import BadInput
 from sim.files import STRICT_KEYS, parse, read_json, write_json
 from sim.lanes import COPY_LANES, HOST
+from sim.machine.all_reduce import AllReduce
 from sim.machine.curves import Curve, Grid, RaggedGrid
 from sim.machine.links import Dispatch, Interference, Links, Uplink, check_positive
 from sim.machine.prefill import Restore, check_head_sizes
@@ -185,7 +186,8 @@ class HardwareProfile:
     `samples` are what its tables are the medians of, where they were kept. Nothing is priced by
     them: they do not tell two profiles apart, and only the profile's own file holds them, and so
     do `checks`, how well the tables of published timings predict their own points.
-    `restore` is what restoring a cached prefix needs besides.
+    `restore` is what restoring a cached prefix needs besides. `all_reduce` is of GPUs that are
+    linked to each other; None for GPUs that are only linked to the host.
     """
 
     __pydantic_config__ = STRICT_KEYS
@@ -206,6 +208,7 @@ class HardwareProfile:
     samples: tuple[Samples, ...] = field(default=(), compare=False, repr=False)
     restore: Restore | None = None
     checks: tuple[TableErrors, ...] = field(default=(), compare=False, repr=False)
+    all_reduce: AllReduce | None = None
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPE_BYTES:
@@ -237,7 +240,7 @@ class HardwareProfile:
         if served and gpus > len(served):
             raise BadInput(
                 f"gpus(={gpus}): the shared uplinks of {self.name} serve {len(served)} GPUs; lower "
-                "--gpus or choose a machine with more."
+                "--gpus or --tp, or choose a machine with more."
             )
 
     def to_dict(self) -> dict[str, Any]:

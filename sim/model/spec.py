@@ -7,7 +7,8 @@ rank, d_n and d_r the parts of a query head without and with rotary positions, d
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import ceil
 
 from sim.errors import BadInput
 from sim.files import STRICT_KEYS
@@ -26,6 +27,9 @@ MODEL_SIZES = (
 MAX_LAYERS = 10_000
 MAX_SIZE = 2**31
 """Limits of the sizes in a config, far above those of any model."""
+
+MAX_TENSOR_PARALLEL = 64
+"""GPUs that can share a model."""
 
 RUNNABLE_FAMILIES = ("opt", "llama", "mistral", "qwen2", "qwen3")
 """Families that there are device kernels for; the others can be planned and simulated."""
@@ -128,6 +132,7 @@ class ModelSpec:
         moe: experts instead of one MLP; `intermediate_size` is that of the dense layers.
         weight_bits: of an element of the layers' matrices, where they are stored in fewer bits
             than `dtype`.
+        tensor_parallel: GPUs that share the model; all sizes are then those of one of them.
     """
 
     __pydantic_config__ = STRICT_KEYS
@@ -159,6 +164,7 @@ class ModelSpec:
     mla: LatentAttention | None = None
     moe: MixtureOfExperts | None = None
     weight_bits: int | None = None
+    tensor_parallel: int = 1
 
     def __post_init__(self) -> None:
         _check_sizes(f"model {self.name}", self, MODEL_SIZES)
@@ -189,6 +195,48 @@ class ModelSpec:
                 f"model {self.name}: dtype(={self.dtype!r}) must be one of "
                 f"{', '.join(DTYPE_BYTES)}."
             )
+
+    def shard(self, gpus: int) -> ModelSpec:
+        """The part of the model that each of `gpus` GPUs holds under tensor parallelism.
+
+        Query heads, MLPs, experts and vocabulary are divided. So are KV heads, as far as there are
+        any to divide; with more GPUs than KV heads several GPUs hold the same one. The latents of
+        MLA are the same on every GPU.
+
+        Raises:
+            BadInput: the heads cannot be divided evenly.
+        """
+        if gpus == 1:
+            return self
+        if self.tensor_parallel > 1:
+            raise BadInput(f"{self.name} is already divided over {self.tensor_parallel} GPUs.")
+        if gpus not in self.tensor_parallel_sizes:
+            raise BadInput(
+                f"--tp(={gpus}) must divide the {self.n_heads} query heads and {self.n_kv_heads} "
+                f"KV heads of {self.name} evenly; use one of "
+                f"{', '.join(map(str, (1, *self.tensor_parallel_sizes)))}."
+            )
+        moe = self.moe and replace(
+            self.moe, intermediate_size=ceil(self.moe.intermediate_size / gpus)
+        )
+        return replace(
+            self,
+            n_heads=self.n_heads // gpus,
+            n_kv_heads=max(1, self.n_kv_heads // gpus),
+            intermediate_size=ceil(self.intermediate_size / gpus),
+            vocab_size=ceil(self.vocab_size / gpus),
+            moe=moe,
+            tensor_parallel=gpus,
+        )
+
+    @property
+    def tensor_parallel_sizes(self) -> list[int]:
+        """Numbers of GPUs, from 2, that the model can be divided over."""
+        return [
+            n
+            for n in range(2, MAX_TENSOR_PARALLEL + 1)
+            if not self.n_heads % n and not (self.n_kv_heads % n and n % self.n_kv_heads)
+        ]
 
     @property
     def element_bytes(self) -> int:

@@ -31,7 +31,8 @@ MIN_SPLIT_PROMPT = 5
 
 
 def check_workload(model: ModelSpec, workload: Workload) -> None:
-    """Refuse contexts that the model has no positions for."""
+    """Refuse layers that cannot be planned and contexts that the model has no positions for."""
+    model.check_plannable()
     if workload.max_tokens > model.max_positions:
         raise BadInput(
             f"prompt_tokens + gen_tokens (={workload.max_tokens}) must be at most the "

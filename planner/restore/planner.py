@@ -165,10 +165,11 @@ class RestorePlanner:
         """Refuse a request that exceeds the model's positions or the device memory.
 
         Raises:
-            BadInput: the model has too few positions for the prompt.
+            BadInput: the model has too few positions for the prompt, or layers of another kind.
             DoesNotFit: weights and K and V of the prompt exceed device memory, or the cached data
                 host memory.
         """
+        self.model.check_plannable()
         if self.request.prompt_tokens > self.model.max_positions:
             raise BadInput(
                 f"prompt_tokens(={self.request.prompt_tokens}) must be at most the "

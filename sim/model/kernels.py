@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from math import ceil
 
 from sim.model.kv_format import QuantisedRow
-from sim.model.spec import LatentAttention, MixtureOfExperts, ModelSpec
+from sim.model.layers import LatentAttention
+from sim.model.spec import MixtureOfExperts, ModelSpec
 
 
 @dataclass(frozen=True, slots=True)

@@ -492,7 +492,6 @@ class Experts:
         n_active: routed experts that a token passes through.
         width: of one routed expert.
         shared_width: of all MLPs that every token passes through together; 0 for none.
-        shared_gate: a product of one output weighs the shared MLP.
         latent: elements that a token is reduced to before its routed experts; None for none.
     """
 
@@ -503,7 +502,6 @@ class Experts:
     width: int
     shared_width: int = 0
     gated: bool = True
-    shared_gate: bool = False
     latent: int | None = None
     kind: Literal["experts"] = "experts"
 
@@ -527,7 +525,7 @@ class Experts:
             "gate": hidden * self.n_routed,
         }
         if self.shared_width:
-            made["shared_experts"] = parts * hidden * self.shared_width + hidden * self.shared_gate
+            made["shared_experts"] = parts * hidden * self.shared_width
         if self.latent is not None:
             made["latent_proj"] = 2 * hidden * self.latent
         return made

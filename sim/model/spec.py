@@ -43,6 +43,9 @@ MAX_TENSOR_PARALLEL = 64
 RUNNABLE_FAMILIES = ("opt", "llama", "mistral", "qwen2", "qwen3")
 """Families that there are device kernels for; the others can be planned and simulated."""
 
+UNCOUNTED_EMBEDDINGS = ("deepseek", "glm", "gpt_oss", "kimi", "mimo", "minimax", "nemotron", "step")
+"""Starts of families whose published active parameters leave out the embedding of the tokens."""
+
 
 @dataclass(frozen=True, slots=True)
 class Llama3RopeScaling:
@@ -134,7 +137,6 @@ class ModelSpec:
         other_embeddings: elements of embeddings other than that of the tokens.
         kv_bits: of the KV cache that the checkpoint asks for, if fewer than `dtype` has.
         not_run: what the config asks for that no device kernel computes.
-        assumed_from: the unknown `model_type` that was read as `family`.
         tensor_parallel: GPUs that share the model; all sizes are then those of one of them.
     """
 
@@ -173,7 +175,6 @@ class ModelSpec:
     other_embeddings: int = 0
     kv_bits: int | None = None
     not_run: tuple[str, ...] = ()
-    assumed_from: str | None = None
     tensor_parallel: int = 1
 
     def __post_init__(self) -> None:
@@ -400,7 +401,7 @@ class ModelSpec:
     @cached_property
     def weight_bytes(self) -> int:
         """Bytes of all layers, the embeddings and the output head."""
-        return self._bytes_of(self._layer_elements + self._embedding_elements)
+        return self._bytes_of(self.layer_elements + self._embedding_elements)
 
     def _elements(self, layer: Layer) -> Counter[str]:
         """Elements of a layer's matrices in each group of `ModuleBits`."""
@@ -416,7 +417,7 @@ class ModelSpec:
         return found
 
     @cached_property
-    def _layer_elements(self) -> Counter[str]:
+    def layer_elements(self) -> Counter[str]:
         """Elements of all layers' matrices in each group."""
         found: Counter[str] = Counter()
         for layer, numbers in self.groups.items():
@@ -438,14 +439,19 @@ class ModelSpec:
 
     @property
     def n_parameters(self) -> int:
-        return (self._layer_elements + self._embedding_elements).total()
+        return (self.layer_elements + self._embedding_elements).total()
 
     @property
     def active_parameters(self) -> int:
-        """Parameters that one token passes through: of the embeddings only the output head."""
+        """Parameters that one token passes through, counted as the model's publisher counts them.
+
+        Some leave out the embedding of the tokens, of which a token reads one row.
+        """
         hidden = self.hidden_size
         layers = sum(layer.active_elements(hidden) for layer in self.layers)
-        return layers + self.vocab_size * hidden
+        uncounted = "experts" in self.layer_elements and not self.tie_embeddings
+        table = uncounted and self.family.startswith(UNCOUNTED_EMBEDDINGS)
+        return layers + self._embedding_elements.total() - table * self.vocab_size * hidden
 
     def kv_bytes(self, context: int, bits: int = 16) -> int:
         """Bytes that a sequence of `context` tokens caches in all layers, index and state aside."""

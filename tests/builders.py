@@ -137,7 +137,7 @@ def task(name: str, lane: str, seconds: int, *deps: str, device: int = 0, step: 
     """A task that takes `seconds` on `unit_machine()`."""
     n_bytes = 0 if lane == COMPUTE else seconds
     op = OP_OF_LANE[lane]
-    return Task(name, op, lane, step, -1, 0, seconds, -1, n_bytes, 0, deps, device)
+    return Task(name, op, lane, step, 0, 0, seconds, -1, n_bytes, 0, deps, device)
 
 
 def graph(*tasks: Task, workload: Workload = JOB) -> TaskGraph:

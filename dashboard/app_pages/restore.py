@@ -135,6 +135,8 @@ def show_plan(plan: RestorePlan) -> None:
     st.markdown(f"**{escaped(plan.reason)}**")
     if plan.beyond_figures is not None:
         st.warning(escaped(plan.beyond_figures))
+    if plan.window_savings is not None:
+        st.caption(escaped(plan.window_savings))
     cards(restore_metrics(plan))
 
 
@@ -158,7 +160,7 @@ def show_run(plan: RestorePlan, timeline: Timeline, name: str) -> None:
         return
     st.subheader(f"Where each token's K and V come from in each layer: {name}", anchor=False)
     split = plan.split
-    figure = sources_by_layer(split.computed_tokens, split.projected_tokens, plan.workload)
+    figure = sources_by_layer(split, plan.model, plan.workload)
     chart(figure, "Token by layer: computed, projected or loaded", "layers")
     st.subheader("Its lanes over time", anchor=False)
     chart(predicted_lanes(timeline), "Tasks of each lane over time", "lanes")

@@ -166,8 +166,8 @@ def _print(made: RestorePlan) -> None:
     say(f"first token after {ms(made.ttft_s)}; hardware figures: {made.source}")
     if made.beyond_figures is not None:
         say(made.beyond_figures)
-    if made.windows_note is not None:
-        say(made.windows_note)
+    if made.window_savings is not None:
+        say(made.window_savings)
     say(f"{made.reason}\n")
     policy_table("Policies", "TTFT", made.baselines, "load-only")
     if made.adaptation is not None:

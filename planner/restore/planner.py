@@ -2,7 +2,7 @@
 
 ============ ===================================================================================
 compute-only prefill of the whole prompt
-load-only    K and V of every cached token, then the tokens that are not cached
+load-only    K and V of every cached token that is still attended to, then the other tokens
 two-ended    Cake: steps from the front, loads from the back, claims and no prediction
 lp           the best number of tokens to compute, the same in all layers
 layer-wise   HCache: whole layers are computed, projected from X, or loaded
@@ -150,9 +150,13 @@ class RestorePlanner:
 
     @property
     def device_bytes(self) -> int:
-        """Device memory of the weights and of the K and V of the prompt."""
-        kv_bytes = self.model.n_layers * self.request.prompt_tokens * self.model.kv_token_bytes
-        return self.model.weight_bytes + kv_bytes
+        """Device memory of the weights and of the K and V of the tokens that new ones attend to."""
+        model, request = self.model, self.request
+        rows = sum(
+            request.prompt_tokens - model.first_token(layer, request.cached_tokens)
+            for layer in range(model.n_layers)
+        )
+        return model.weight_bytes + rows * model.kv_token_bytes
 
     @property
     def cached_bytes(self) -> int:
@@ -251,10 +255,11 @@ class RestorePlanner:
             computed = counts[0]
             projected = min(counts[1], rates.layers - computed)
             loaded = rates.layers - computed - projected
+            from_x = rates.needed[computed : computed + projected]
             return self._split(
                 RestoreSplit(
                     (cached,) * computed + (0,) * (projected + loaded),
-                    (0,) * computed + (cached,) * projected + (0,) * loaded,
+                    (*(0,) * computed, *from_x, *(0,) * loaded),
                     True,
                 )
             )
@@ -270,7 +275,7 @@ class RestorePlanner:
         """
         rates = self.rates
         unit = self.request.io_chunk_tokens
-        most = rates.layers * self.request.cached_tokens // unit if self.has_x else 0
+        most = rates.left_tokens(0) // unit if self.has_x else 0
         top = (rates.all_cells, most)
 
         def made(counts: Sequence[int]) -> RestoreChoice:
@@ -301,9 +306,9 @@ class RestorePlanner:
         low = rates.stops[steps]
         high = rates.stops[min(steps + 1, len(rates.step_s))]
         computed = [high] * more + [low] * (rates.layers - more)
-        counts = []
-        for count in computed:
-            counts.append(min(projected, self.request.cached_tokens - count))
+        counts, cached = [], self.request.cached_tokens
+        for count, needed in zip(computed, rates.needed, strict=True):
+            counts.append(min(projected, needed, cached - count))
             projected -= counts[-1]
         return RestoreSplit(tuple(computed), tuple(counts), True)
 

@@ -359,9 +359,18 @@ def compute_flops(task_op: str, n_tokens: int, context: int, model: ModelSpec, b
     return total
 
 
-def prefill_attention_flops(model: ModelSpec, start: int, n_tokens: int) -> int:
-    """Scores and weighted sum of tokens [start, start + n) over all before them and themselves."""
-    keys = n_tokens * start + n_tokens * (n_tokens + 1) // 2
+def prefill_attention_flops(
+    model: ModelSpec, start: int, n_tokens: int, window: int | None = None
+) -> int:
+    """Scores and weighted sums of tokens [start, start + n) over those before them and themselves.
+
+    Args:
+        window: tokens that each attends to at most, itself included.
+    """
+    growing = n_tokens if window is None else min(n_tokens, max(0, window - start))
+    keys = growing * start + growing * (growing + 1) // 2
+    if window is not None:
+        keys += (n_tokens - growing) * window
     return 4 * model.q_size * keys
 
 

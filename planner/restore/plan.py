@@ -88,19 +88,6 @@ class RestorePlan(Plan, kind="restore-plan"):
         return self.baselines["load-only"]
 
     @property
-    def beyond_figures(self) -> str | None:
-        """A sentence on tasks outside the measured range; None if there are none."""
-        count = self.out_of_range_tasks
-        if not count:
-            return None
-        restore = self.hardware.restore
-        told = "their times hold the rate of the nearest sample"
-        if restore is None or restore.prefill is None:
-            told = "it has no figures for prefill attention, the matrix products' rate is taken"
-        tasks = "1 task lies" if count == 1 else f"{count:,} tasks lie"
-        return f"{tasks} outside what {self.hardware.name} was measured for: {told}."
-
-    @property
     def x_bytes(self) -> int:
         """Bytes of X on the tier that this plan needs, of all cached tokens; 0 without X."""
         return self.workload.x_bytes(self.model) if self.projected_tokens else 0

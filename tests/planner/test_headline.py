@@ -9,13 +9,21 @@ import pytest
 
 from planner import Job, PlanOptions, make_plan
 from planner.advice import beyond_calibration, describe_sources, headline
-from sim.catalog import find_hardware, find_model, hardware_names, model_names
+from sim.catalog import (
+    compute_names,
+    find_hardware,
+    find_model,
+    hardware_names,
+    link_names,
+    model_names,
+)
 from sim.errors import BadInput, DoesNotFit
 from sim.graph.jobs import Workload
 from sim.machine.what_if import in_dtype_of, with_memory
+from tests.builders import SOAK
 
-COMPOSED = ("h100-sxm+pcie5-x16", "l40s+pcie4-x16", "gb200+nvlink-c2c", "a100-sxm-40g+pcie4-x16")
-MACHINES = (*hardware_names(), *COMPOSED)
+COMPOSED = [f"{device}+{link}" for device in compute_names() for link in link_names()]
+MACHINES = (*hardware_names(), *(COMPOSED if SOAK else COMPOSED[::11]))
 SIZES = ((1, 1024), (48, 2000))
 LAYERS = 2
 

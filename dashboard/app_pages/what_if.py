@@ -65,9 +65,9 @@ def show_answer(plan: DecodePlan) -> None:
         f"{ms(plan.makespan_s)}, {rate}, {share} recomputed",
         anchor=False,
     )
+    found = f"{escaped(plan.hardware.no_link_note)} {plan.bottleneck}".strip()
     st.markdown(
-        f"**{plan.bottleneck}** (figures: {plan.source}). The address of this page is a link to "
-        "this view."
+        f"**{found}** (figures: {plan.source}). The address of this page is a link to this view."
     )
     warning = beyond_calibration(plan)
     if warning is not None:

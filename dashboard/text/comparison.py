@@ -190,10 +190,14 @@ def describe_plan(plan: DecodePlan) -> str:
     spread = f"From {split[0]:,} to {split[-1]:,} tokens a layer"
     if split[0] == split[-1]:
         spread = f"{split[0]:,} tokens in every layer"
-    kept = f" {words[0].upper()}{words[1:]}." if (words := plan.residency.describe()) else ""
+    kept = f" {_sentence(words)}" if (words := plan.residency.describe()) else ""
     return (
         f"{escaped(plan.model.name)} ({plan.model.dtype}), {describe_job(plan.workload)}, schedule "
         f"{plan.schedule}, policy {plan.policy}, on "
         f"{escaped(plan.hardware.name)}, {ms(plan.makespan_s)}. {spread} are recomputed{bound}."
-        f"{kept} {describe_sources(plan).capitalize()}."
+        f"{kept} {_sentence(describe_sources(plan))}"
     )
+
+
+def _sentence(words: str) -> str:
+    return f"{words[0].upper()}{words[1:]}."

@@ -13,10 +13,10 @@ from measure.grid import Grid, PrepareSetting
 from measure.interleave import EXTRA_REPEATS
 from measure.other_systems import measure_other_systems
 from measure.restore_grid import (
-    BANDWIDTHS,
     CHUNK_TOKENS,
     IO_CHUNK_TOKENS,
     POLICIES,
+    RATE_FACTORS,
     Setting,
     prepare_setting,
     restore_request,
@@ -263,7 +263,7 @@ def _cuda_restore(prompt_tokens: int) -> RestoreSetting:
 
 def _cpu_restores() -> list[RestoreSetting]:
     """Every tier at every rate; policy `compute-only` once, since it loads nothing."""
-    rates = [(tier, factor) for tier, factors in BANDWIDTHS.items() for factor in factors]
+    rates = [(tier, factor) for tier, factors in RATE_FACTORS.items() for factor in factors]
     return [
         RestoreSetting("opt-125m", 700, tier, factor, POLICIES[: len(POLICIES) - bool(number)])
         for number, (tier, factor) in enumerate(rates)

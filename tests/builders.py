@@ -25,7 +25,8 @@ from sim.graph.timeline import Timeline
 from sim.lanes import COMPUTE, D2H, DISK, H2D, HOST, LANES, NET
 from sim.machine.links import Dispatch, Interference, Link, Links
 from sim.machine.profile import Attention, Elementwise, Gemm, HardwareProfile, Memory
-from sim.model.spec import LatentAttention, MixtureOfExperts, ModelSpec
+from sim.model.layers import LatentAttention
+from sim.model.spec import MixtureOfExperts, ModelSpec
 
 OP_OF_LANE = {
     COMPUTE: "embed",

@@ -45,11 +45,16 @@ class Tier(Protocol):
     def bring(
         self, kind: str, layers: range, start: int, stop: int, slot: Tensor | None, move: Transfer
     ) -> tuple[list[Piece], list[Lost]]:
-        """Rows of tokens [start, stop) of `layers`, and the ranges that are lost.
+        """Read K and V, or X, of tokens [start, stop) of `layers` into host memory.
 
         Args:
+            kind: `kv` or `x`.
             slot: [n] bytes of host memory to read into; None if the link can read the tier itself.
             move: the transfer that paces the read.
+
+        Returns:
+            The rows that were read, a `Piece` for each layer (and each chunk of a file), and the
+            ranges that the tier could not return, which the caller recomputes.
         """
 
     def slot_bytes(self, kind: str, layers: int, n_tokens: int) -> int:

@@ -98,7 +98,10 @@ def _no_recomputing(plan: DecodePlan) -> str:
     if times <= 1:
         return "Recomputing a part saves less than 1 %."
     size = "twice" if times == 2 else f"{times:.3g} times"
-    return f"Recomputing does not pay here: this model's X is {size} the size of its K and V."
+    on_each = " on each GPU" if plan.model.tensor_parallel > 1 else ""
+    return (
+        f"Recomputing does not pay here: this model's X is {size} the size of its K and V{on_each}."
+    )
 
 
 def _step(plan: DecodePlan, seconds: float) -> str:

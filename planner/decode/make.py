@@ -11,7 +11,7 @@ from planner.decode.lower import replicate
 from planner.decode.other_systems import OTHER_SYSTEMS, other_system_graph
 from planner.decode.plan import DecodePlan, Offloaded, Sensitivity
 from planner.decode.planner import DecodePlanner
-from planner.decode.policies import BASELINES, fixed_tokens
+from planner.decode.policies import BASELINES, check_policy
 from planner.decode.problem import DecodeProblem
 from planner.decode.rounding import MAX_LP_CELLS
 from planner.decode.sensitivity import bottleneck, sensitivities
@@ -34,7 +34,7 @@ def plan_decode(job: Job[Workload], options: PlanOptions) -> DecodePlan:
     if options.schedule == AUTO:
         return choose_schedule(job, options)[0]
     policy = LP if options.policy is None else options.policy
-    fixed_tokens(policy)
+    check_policy(policy)
     planner = DecodePlanner(_problem(job, options))
     if policy in OTHER_SYSTEMS:
         return _other_system_plan(planner, policy)
@@ -115,7 +115,7 @@ def _problem(job: Job[Workload], options: PlanOptions) -> DecodeProblem:
         job.hardware,
         job.workload,
         options.schedule,
-        options.gpus,
+        options.gpus * job.model.tensor_parallel,
         options.keep,
         options.engine,
     )

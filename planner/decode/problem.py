@@ -31,7 +31,8 @@ MIN_SPLIT_PROMPT = 5
 
 
 def check_workload(model: ModelSpec, workload: Workload) -> None:
-    """Refuse contexts that the model has no positions for."""
+    """Refuse layers that cannot be planned and contexts that the model has no positions for."""
+    model.check_plannable()
     if workload.max_tokens > model.max_positions:
         raise BadInput(
             f"prompt_tokens + gen_tokens (={workload.max_tokens}) must be at most the "
@@ -51,7 +52,7 @@ class DecodeProblem:
     The LP plans one GPU at a few steps. `dataclasses.replace` moves the job to another machine.
 
     Args:
-        gpus: identical jobs, one to a GPU, that share uplinks.
+        gpus: GPUs with the same work that share uplinks: one for each part of the model and job.
         keep: whether the LP may choose K, V, X and weights to stay in device memory.
         engine: which one simulates, as in `sim.simulate`.
 

@@ -35,10 +35,13 @@ class Balance:
 
 
 class Rates:
-    """Seconds of each kind of work of one restore on one machine.
+    """Seconds that one restore spends on each kind of work on one machine.
+
+    `step_s[i]` is the time to compute one layer of step i; `project_s`, `kv_s` and `x_s` are the
+    times to project, to load K and V and to load X, each for one token in one layer.
 
     Args:
-        has_x: whether X is cached; otherwise loading it takes for ever.
+        has_x: whether X is cached; otherwise `x_s` is infinite.
     """
 
     def __init__(

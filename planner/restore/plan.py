@@ -14,6 +14,7 @@ from planner.restore.planner import (
     RestoreChoice,
     RestorePlanner,
     form_graph,
+    machine_of_one_gpu,
     meeting_token,
 )
 from planner.restore.replanning import Adaptation, adapt
@@ -140,7 +141,7 @@ def plan_restore(job: Job[RestoreRequest], options: PlanOptions) -> RestorePlan:
     options.refuse("schedule", "gpus", "keep")
     planner = RestorePlanner(
         job.model,
-        job.hardware,
+        machine_of_one_gpu(job.hardware, job.model),
         job.workload,
         options.availability,
         options.engine,

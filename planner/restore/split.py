@@ -54,8 +54,8 @@ class RestoreSplit:
             )
         if any(later > earlier for earlier, later in pairwise(self.computed_tokens)):
             raise BadInput(
-                "computed_tokens must not rise from layer to layer: a token is computed in a layer "
-                "from what the layer before made of it."
+                "computed_tokens must not rise from layer to layer: computing a token in a layer "
+                "needs the output of the layer before it."
             )
         uneven = len({*zip(self.computed_tokens, self.projected_tokens, strict=True)}) > 1
         if not self.by_layer and (uneven or any(self.projected_tokens)):

@@ -66,7 +66,7 @@ def cores() -> int:
 
 
 def estimate(study: Study, checkpoints: Checkpoints, workers: int) -> Estimate:
-    """Count the points and time a few of them.
+    """Count the points of the study and the unfinished ones, and time a few.
 
     Raises:
         BadInput: no point passes the filters, or a filter cannot be evaluated.
@@ -104,7 +104,7 @@ def run_sweep(
     Args:
         workers: number of workers, which decides the size of batches.
         resume: continue an earlier run of the same study.
-        progress: gets a report after every batch.
+        progress: gets a report at the start and after every batch.
 
     Raises:
         BadInput, Mismatch: as `Checkpoints.begin`.

@@ -12,10 +12,12 @@ from math import ceil, floor, log
 
 from sim.cost.matmul import MatmulCosts
 from sim.graph.jobs import Workload
+from sim.machine.all_reduce import AllReduce
 from sim.machine.curves import Curve
 from sim.machine.profile import HardwareProfile
 from sim.machine.provenance import Source, weakest
 from sim.model.kernels import (
+    AllReduceKernel,
     DecodeAttention,
     ElementwiseKernel,
     GroupedMatMul,
@@ -62,6 +64,7 @@ class OperationCosts:
             for table in hardware.elementwise.tables
             if table.bits == workload.kv_bits
         }
+        self._all_reduce = hardware.all_reduce or AllReduce.over_pcie(hardware.links)
         self._computed: dict[tuple[str, int, int], Estimate] = {}
         self._launches: dict[str, int] = {}
         self._copied: dict[tuple[str, int], Estimate] = {}
@@ -162,6 +165,8 @@ class OperationCosts:
             return self.matmul(kernel.stacked)
         if isinstance(kernel, DecodeAttention):
             return self._attention(kernel)
+        if isinstance(kernel, AllReduceKernel):
+            return Estimate(*self._all_reduce.seconds(self.model.tensor_parallel, kernel.bytes))
         costs, curve = self.hardware.elementwise, self._pass_curve(kernel)
         if curve is None:
             return Estimate(kernel.bytes / costs.bytes_per_s, costs.source, True)

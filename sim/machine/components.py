@@ -12,6 +12,7 @@ from typing import Any
 
 from sim.errors import BadInput
 from sim.files import STRICT_KEYS, parse, read_json, write_json
+from sim.machine.all_reduce import AllReduce
 from sim.machine.links import Dispatch, Interference, Link, Links, Uplink
 from sim.machine.prefill import Prefill, Restore, Tier
 from sim.machine.profile import Attention, Elementwise, Gemm, HardwareProfile, Memory
@@ -38,6 +39,7 @@ class ComputePart:
         checks: how well the tables predict their own points.
         efficiency: parts of a data sheet's peak rates that went into the rates.
         host_memory_bytes: of the host it sits in; by default that of the link.
+        all_reduce: between devices of this kind; None if only the host links them.
     """
 
     __pydantic_config__ = STRICT_KEYS
@@ -55,6 +57,7 @@ class ComputePart:
     checks: tuple[TableErrors, ...] = field(default=(), compare=False, repr=False)
     efficiency: Efficiency | None = None
     host_memory_bytes: SourcedValue | None = None
+    all_reduce: AllReduce | None = None
 
     def save(self, path: Path | str) -> None:
         write_json(path, "compute-part", asdict(self))
@@ -138,6 +141,7 @@ def compose(compute: ComputePart, link: LinkPart) -> HardwareProfile:
         restore=Restore(compute.prefill, link.tiers, link.lookup_s),
         checks=compute.checks,
         efficiency=compute.efficiency,
+        all_reduce=compute.all_reduce,
     )
 
 

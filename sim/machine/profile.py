@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeVar
 from sim.errors import BadInput
 from sim.files import STRICT_KEYS, parse, read_json, write_json
 from sim.lanes import COPY_LANES, HOST
+from sim.machine.all_reduce import AllReduce
 from sim.machine.curves import Curve, Grid, RaggedGrid
 from sim.machine.links import Dispatch, Interference, Links, Uplink, check_positive
 from sim.machine.prefill import Restore, check_head_sizes
@@ -205,6 +206,8 @@ class HardwareProfile:
     do `checks`, how well the tables of published timings predict their own points.
     `efficiency` is the part of the peak rates that went into the rates of a data sheet.
     `restore` is what restoring a cached prefix needs besides.
+    `restore` is what restoring a cached prefix needs besides. `all_reduce` is of GPUs that are
+    linked to each other; None for GPUs that are only linked to the host.
     """
 
     __pydantic_config__ = STRICT_KEYS
@@ -226,6 +229,7 @@ class HardwareProfile:
     restore: Restore | None = None
     checks: tuple[TableErrors, ...] = field(default=(), compare=False, repr=False)
     efficiency: Efficiency | None = None
+    all_reduce: AllReduce | None = None
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPE_BYTES:
@@ -259,17 +263,22 @@ class HardwareProfile:
         return f"GPU and CPU share one memory on {self.name}: there is no link to wait for."
 
     def check_gpus(self, gpus: int) -> None:
-        """Refuse a number of GPUs below 1, or more than its shared uplinks serve.
+        """Refuse a number of GPUs below 1, or more than its shared uplinks or its memory serve.
 
         Without shared uplinks every GPU has a link of its own, and any number is possible.
         """
         if gpus < 1:
             raise BadInput(f"gpus(={gpus}) must be at least 1.")
+        if gpus > 1 and self.memory.unified:
+            raise BadInput(
+                f"gpus(={gpus}): {self.name} has one GPU, which shares its memory with the CPU; "
+                "leave --gpus and --tp at 1."
+            )
         served = {device for uplink in self.uplinks for device in uplink.devices}
         if served and gpus > len(served):
             raise BadInput(
                 f"gpus(={gpus}): the shared uplinks of {self.name} serve {len(served)} GPUs; lower "
-                "--gpus or choose a machine with more."
+                "--gpus or --tp, or choose a machine with more."
             )
 
     def to_dict(self) -> dict[str, Any]:

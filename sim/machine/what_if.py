@@ -64,10 +64,10 @@ def with_memory(
 
 
 def in_dtype_of(model: ModelSpec, hardware: HardwareProfile, chosen: bool) -> ModelSpec:
-    """The model in the profile's element size.
+    """The model with the dtype of the profile, if their element sizes differ.
 
     Args:
-        chosen: whether the user chose the model's dtype, which is then not changed.
+        chosen: whether the user chose the model's dtype, which is then an error instead.
 
     Raises:
         BadInput: the chosen dtype has another size than the profile's.

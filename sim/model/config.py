@@ -9,9 +9,9 @@ from typing import Any
 
 from sim.errors import BadFile, BadInput
 from sim.files import decode_json
+from sim.model.layers import LatentAttention
 from sim.model.spec import (
     MAX_LAYERS,
-    LatentAttention,
     Llama3RopeScaling,
     MixtureOfExperts,
     ModelSpec,

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from math import ceil
 
 from sim.model.kv_format import QuantisedRow
-from sim.model.spec import LatentAttention, MixtureOfExperts, ModelSpec
+from sim.model.layers import LatentAttention
+from sim.model.spec import MixtureOfExperts, ModelSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +76,14 @@ class ElementwiseKernel:
     plain: bool = False
 
 
-Kernel = MatMul | GroupedMatMul | DecodeAttention | ElementwiseKernel
+@dataclass(frozen=True, slots=True)
+class AllReduceKernel:
+    """The sum of one tensor of `bytes` over the GPUs that share the model, on each of them."""
+
+    bytes: int
+
+
+Kernel = MatMul | GroupedMatMul | DecodeAttention | ElementwiseKernel | AllReduceKernel
 
 
 def rotary_passes(n_bytes: int) -> list[Kernel]:
@@ -167,13 +175,25 @@ def kernels(
     batch: int,
     kv_bits: int | None = None,
 ) -> list[Kernel]:
-    """The device kernels that one compute operation launches.
+    """The device kernels that one compute operation launches, on each GPU that shares the model.
+
+    With tensor parallelism attention and MLP each end with an all-reduce of their output, which
+    runs in order with the other kernels, as serving runtimes launch it.
 
     Args:
         n_tokens: tokens per sequence that the operation works on.
         context: keys per sequence that attention reads.
         kv_bits: of a quantised cache; there is nothing to quantise or dequantise in another.
     """
+    launched = _kernels_of_one_gpu(task_op, n_tokens, context, model, batch, kv_bits)
+    if model.tensor_parallel > 1 and task_op in ("attention", "mlp"):
+        launched.append(AllReduceKernel(batch * n_tokens * model.x_token_bytes))
+    return launched
+
+
+def _kernels_of_one_gpu(
+    task_op: str, n_tokens: int, context: int, model: ModelSpec, batch: int, kv_bits: int | None
+) -> list[Kernel]:
     if task_op in ("quantise", "dequantise"):
         if kv_bits is None:
             return []

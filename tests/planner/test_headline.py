@@ -78,8 +78,8 @@ def test_weights_that_do_not_fit_are_the_first_thing_said():
     job = Job(model, hardware, Workload(4, 8192, 1))
     plan = make_plan(job, PlanOptions(schedule="column", keep=True, engine="fast"))
     assert headline(plan).startswith(
-        "Does not fit on one GPU: weights take 16.7 of 11.7 GiB (2 GPUs hold them, but --gpus "
-        "does not split a model). With the weights loaded layer by layer: Keep "
+        "Does not fit on one GPU: weights take 16.7 of 11.7 GiB (2 GPUs hold them: "
+        "--tp 2). With the weights loaded layer by layer: Keep "
     )
     assert plan.makespan_s < plan.baselines["resident"] < plan.offloaded.makespan_s
 

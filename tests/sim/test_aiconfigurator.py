@@ -92,9 +92,12 @@ def tables():
     }
 
 
+FAMILIES = {"gemm_perf": "gemm", "custom_allreduce_perf": "comm"}
+
+
 def write(folder, made, run="engine/1.0"):
     for name, rows in made.items():
-        family = "gemm" if name == "gemm_perf" else "attention"
+        family = FAMILIES.get(name, "attention")
         path = folder / "aiconfigurator_core/systems/data/test_chip" / family / run
         path.mkdir(parents=True, exist_ok=True)
         pq.write_table(pa.Table.from_pylist(rows), path / f"{name}.parquet")
@@ -137,6 +140,29 @@ def test_a_device_holds_what_was_timed_in_seconds_with_its_source():
     assert part.elementwise.bytes_per_s == 0.5e12
     assert part.elementwise.curve is not None
     assert part.elementwise.curve.at(1e6)[0] == pytest.approx(2e-6 + 1e6 / 0.5e12)
+
+
+def test_all_reduces_are_those_of_the_newest_version_as_a_graph_replays_them(package):
+    assert derived().all_reduce is None
+    for version, slower in (("0.9", 3), ("1.0", 1)):
+        rows = [
+            {
+                "allreduce_dtype": "bfloat16",
+                "backend": f"engine_{how}",
+                "num_gpus": gpus,
+                "message_size": elements,
+                "latency": slower * eager * gpus * (1 + elements) * 1e-3,
+            }
+            for how, eager in (("graph", 1), ("eager", 10))
+            for gpus in (2, 8)
+            for elements in (128, 4096)
+        ]
+        write(package, {"custom_allreduce_perf": rows}, f"engine/{version}")
+    found = derived().all_reduce
+    assert found is not None
+    assert [table.gpus for table in found.tables] == [2, 8]
+    assert found.seconds(8, 2 * 128) == (pytest.approx(8e-6 * 129), "measured", True)
+    assert found.bytes_per_s == 32e9  # of PCIe, where the file names no link between GPUs
 
 
 @pytest.mark.usefixtures("package")

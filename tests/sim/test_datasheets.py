@@ -268,6 +268,8 @@ def test_changes_that_unified_memory_has_no_place_for_are_refused(spark):
         make_plan(Job(model, spark, Workload(4, 512, 1)), PlanOptions(policy="hf-offloaded"))
     with pytest.raises(BadInput, match="share one memory; leave it out"):
         make_plan(Job(model, spark, Workload(4, 512, 1, kv_bits=8)))
+    with pytest.raises(BadInput, match="dgx-spark has one GPU"):
+        make_plan(Job(model, spark, Workload(4, 512, 1)), PlanOptions(gpus=2))
     big = Job(find_model("llama-3.1-70b"), spark, Workload(1, 512, 1))
     for schedule in ("row", "column"):
         with pytest.raises(DoesNotFit):

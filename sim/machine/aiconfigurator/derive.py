@@ -12,6 +12,7 @@ from statistics import median
 
 from sim.errors import BadFile
 from sim.machine.aiconfigurator.tables import DTYPE, EIGHT_BITS, PACKAGE, Shape, SystemTables
+from sim.machine.all_reduce import AllReduce, AllReduceTable
 from sim.machine.components import ComputePart
 from sim.machine.curves import Curve, RaggedGrid
 from sim.machine.prefill import Prefill, QueryHeads
@@ -74,6 +75,7 @@ def derive_part(system: SystemTables, name: str, usual_link: str | None = None) 
         attention=_attention(system, memory_bytes_per_s, run),
         elementwise=_elementwise(system, memory_bytes_per_s, origin),
         prefill=_prefill(system, run),
+        all_reduce=_all_reduce(system),
         environment={
             "device": system.device,
             "package": f"{PACKAGE} {system.package_version}",
@@ -235,6 +237,29 @@ def _prefill(system: SystemTables, run: str) -> Prefill | None:
         ),
         heads=tuple(heads),
     )
+
+
+def _all_reduce(system: SystemTables) -> AllReduce | None:
+    """Sums over GPUs; None where they were not timed."""
+    timings: dict[int, dict[int, float]] = {}
+    for (gpus, n_bytes), seconds in system.all_reduce().items():
+        timings.setdefault(gpus, {})[n_bytes] = seconds
+    if not timings:
+        return None
+    tables = tuple(
+        AllReduceTable(
+            gpus,
+            Curve(
+                tuple(map(float, sorted(times))), tuple(_rounded(times[at]) for at in sorted(times))
+            ),
+        )
+        for gpus, times in sorted(timings.items())
+    )
+    fewest = tables[0]
+    step_s = fewest.curve.seconds[0] / (2 * (fewest.gpus - 1))
+    rate = system.peer_bytes_per_s
+    note = f"{PACKAGE} {system.package_version}, {system.system}, {system.engine}, graph replay"
+    return AllReduce("measured", rate, step_s, tables, note)
 
 
 def _ragged_grid(points: dict[tuple[int, int], float]) -> RaggedGrid | None:

@@ -14,16 +14,19 @@ from sim.cost.matmul import MatmulCosts
 from sim.graph.jobs import Workload
 from sim.machine.all_reduce import AllReduce
 from sim.machine.curves import Curve
+from sim.machine.experts import SCALES_FRAC
 from sim.machine.profile import HardwareProfile
 from sim.machine.provenance import Source, weakest
 from sim.model.kernels import (
     AllReduceKernel,
     DecodeAttention,
     ElementwiseKernel,
+    ExpertsKernel,
     GroupedMatMul,
     Kernel,
     MatMul,
     kernels,
+    n_launches,
 )
 from sim.model.kv_format import host_kv_token_bytes
 from sim.model.spec import ModelSpec
@@ -111,7 +114,7 @@ class OperationCosts:
     def launches(self, op: str) -> int:
         """Kernels that a task of operation `op` launches."""
         if op not in self._launches:
-            self._launches[op] = len(kernels(op, 1, 1, *self._setting))
+            self._launches[op] = n_launches(kernels(op, 1, 1, *self._setting))
         return self._launches[op]
 
     def load_bytes(self, op: str, n_tokens: int) -> int:
@@ -165,6 +168,8 @@ class OperationCosts:
             return self.matmul(kernel.stacked)
         if isinstance(kernel, DecodeAttention):
             return self._attention(kernel)
+        if isinstance(kernel, ExpertsKernel):
+            return self._experts(kernel)
         if isinstance(kernel, AllReduceKernel):
             return Estimate(*self._all_reduce.seconds(self.model.tensor_parallel, kernel.bytes))
         costs, curve = self.hardware.elementwise, self._pass_curve(kernel)
@@ -172,6 +177,18 @@ class OperationCosts:
             return Estimate(kernel.bytes / costs.bytes_per_s, costs.source, True)
         seconds, inside = curve.at(kernel.bytes)
         return Estimate(seconds, costs.source, inside)
+
+    def _experts(self, kernel: ExpertsKernel) -> Estimate:
+        """By the table of the weights' bits, or of the next more bits that were measured."""
+        gemm, bits = self.hardware.gemm, self.model.bits.experts
+        wide_enough = [one for one in gemm.experts if bits <= (1 + SCALES_FRAC) * one.weight_bits]
+        if not wide_enough:
+            return total_of([self.kernel(part) for part in kernel.parts])
+        table = min(wide_enough, key=lambda one: one.weight_bits)
+        curve, measured = table.curve(kernel.shape, bits)
+        seconds, inside = curve.at(kernel.rows)
+        source = gemm.source if measured else weakest(gemm.source, "fitted")
+        return Estimate(seconds, source, measured and inside)
 
     def matmul(self, shape: MatMul) -> Estimate:
         """Time of one matrix product."""
@@ -186,12 +203,23 @@ class OperationCosts:
             return Estimate(seconds, costs.source, inside)
         if costs.heads and model.mla is None:
             return self._attention_of_heads(kernel)
+        if costs.latent and model.mla is not None:
+            return self._attention_of_latents(kernel)
         n_bytes = kernel.batch * kernel.context * model.kv_token_bytes
         source = weakest(costs.source, "fitted") if costs.tables else costs.source
         seconds = n_bytes / costs.bytes_per_s
         if model.mla is not None:  # all heads share each latent, so arithmetic may take longer
             seconds = max(seconds, kernel.flops(model) / self.hardware.gemm.flops_per_s)
         return Estimate(seconds, source, not costs.tables)
+
+    def _attention_of_latents(self, kernel: DecodeAttention) -> Estimate:
+        """By the table of the nearest number of heads, in proportion to a latent's size."""
+        costs, model = self.hardware.attention, self.model
+        near = min(costs.latent, key=lambda one: abs(log(one.n_heads / model.n_heads)))
+        seconds, inside = near.fan.at(kernel.batch, kernel.context)
+        same = (near.n_heads, near.latent_size) == (model.n_heads, model.kv_token_size)
+        source = costs.source if same else weakest(costs.source, "fitted")
+        return Estimate(seconds * model.kv_token_size / near.latent_size, source, same and inside)
 
     def _attention_of_heads(self, kernel: DecodeAttention) -> Estimate:
         """By the KV heads of all sequences; heads of another size go at the nearest one's rate."""

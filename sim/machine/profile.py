@@ -12,6 +12,7 @@ from sim.files import STRICT_KEYS, parse, read_json, write_json
 from sim.lanes import COPY_LANES, HOST
 from sim.machine.all_reduce import AllReduce
 from sim.machine.curves import Curve, Grid, RaggedGrid
+from sim.machine.experts import ExpertsTable
 from sim.machine.links import Dispatch, Interference, Links, Uplink, check_positive
 from sim.machine.prefill import Restore, check_head_sizes
 from sim.machine.provenance import Efficiency, Samples, Source, TableErrors, weakest
@@ -38,6 +39,7 @@ class Gemm:
 
     `utilisation` holds for the shapes that have no table of their own, one table by the bits of a
     weight. Without either a shape costs `max(flops / flops_per_s, bytes / bytes_per_s)`.
+    `experts` holds for the fused kernels of a layer's experts, one table by the bits of a weight.
     `flops_8bit_per_s` and `flops_4bit_per_s` are the rates at which both operands have 8 or 4 bits;
     None where the device has no such units.
     """
@@ -50,6 +52,7 @@ class Gemm:
     tables: tuple[GemmTable, ...] = ()
     note: str = ""
     utilisation: tuple[UtilisationTable, ...] = ()
+    experts: tuple[ExpertsTable, ...] = ()
     flops_8bit_per_s: float | None = None
     flops_4bit_per_s: float | None = None
 
@@ -112,10 +115,29 @@ class KvHeads:
 
 
 @dataclass(frozen=True, slots=True)
+class LatentHeads:
+    """Measured seconds of one decode attention over latents (MLA), over (batch, context).
+
+    Args:
+        n_heads: query heads, which all read the same latents.
+        latent_size: elements of a token's latent and rotary key.
+    """
+
+    __pydantic_config__ = STRICT_KEYS
+
+    n_heads: int
+    latent_size: int
+    fan: RaggedGrid
+
+    def __post_init__(self) -> None:
+        check_head_sizes("attention.latent", n_heads=self.n_heads, latent_size=self.latent_size)
+
+
+@dataclass(frozen=True, slots=True)
 class Attention:
     """Decode attention: reads all K and V once; head shapes without a table cost bytes / rate.
 
-    `heads` holds for the head shapes without a table of their own.
+    `heads` holds for the head shapes without a table of their own, `latent` for latent attention.
     """
 
     __pydantic_config__ = STRICT_KEYS
@@ -125,6 +147,7 @@ class Attention:
     tables: tuple[AttentionTable, ...] = ()
     note: str = ""
     heads: tuple[KvHeads, ...] = ()
+    latent: tuple[LatentHeads, ...] = ()
 
     def __post_init__(self) -> None:
         check_positive("attention", bytes_per_s=self.bytes_per_s)
@@ -387,6 +410,9 @@ class HardwareProfile:
                     heads=tuple(
                         replace(one, fan=one.fan.scaled(1.0 / hbm)) for one in self.attention.heads
                     ),
+                    latent=tuple(
+                        replace(one, fan=one.fan.scaled(1.0 / hbm)) for one in self.attention.latent
+                    ),
                 ),
                 elementwise=replace(
                     self.elementwise,
@@ -452,6 +478,7 @@ def _faster_gemm(gemm: Gemm, flops: float, hbm: float, element_bytes: int) -> Ge
         after,
         tables=tuple(map(move, gemm.tables)),
         utilisation=tuple(one.faster(flops, hbm) for one in gemm.utilisation),
+        experts=tuple(one.faster(flops, hbm) for one in gemm.experts),
     )
 
 

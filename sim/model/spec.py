@@ -87,14 +87,6 @@ class MixtureOfExperts:
                 f"n_routed_experts(={self.n_routed_experts})."
             )
 
-    def touched_experts(self, n_tokens: int) -> float:
-        """Routed experts that at least one of `n_tokens` tokens passes through, on average.
-
-        Each token chooses evenly and on its own: n (1 - (1 - active/n)^tokens).
-        """
-        untouched_frac = (1 - self.n_active_experts / self.n_routed_experts) ** n_tokens
-        return self.n_routed_experts * (1 - untouched_frac)
-
 
 @dataclass(frozen=True, slots=True)
 class ModuleBits:

@@ -65,8 +65,9 @@ def show_answer(plan: DecodePlan) -> None:
         f"{ms(plan.makespan_s)}, {rate}, {share} recomputed",
         anchor=False,
     )
+    found = f"{escaped(plan.hardware.no_link_note)} {plan.bottleneck}".strip()
     st.markdown(
-        f"**{plan.bottleneck}** {sentence(describe_sources(plan))} The address of this page is a "
+        f"**{found}** {sentence(describe_sources(plan))} The address of this page is a "
         "link to this view."
     )
     if (outside := beyond_calibration(plan)) is not None:

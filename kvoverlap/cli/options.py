@@ -84,8 +84,8 @@ Model = Annotated[
 Hardware = Annotated[
     str,
     Parameter(
-        help="Name of a shipped profile, DEVICE+LINK such as h100-sxm+pcie5-x16 (`kvoverlap "
-        "hardware` lists them), or path of a profile.json."
+        help="Name of a shipped machine or device (`kvoverlap hardware` lists them), DEVICE+LINK "
+        "such as h100-sxm+pcie5-x16, or path of a profile.json or of a data sheet in TOML."
     ),
 ]
 Dtype = Annotated[

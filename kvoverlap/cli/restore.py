@@ -151,6 +151,8 @@ def _print_served(served: dict[str, Any]) -> None:
 
 def _print(made: RestorePlan) -> None:
     request = made.workload
+    if made.hardware.memory.unified:
+        say(f"{made.reason}\n")
     say(
         f"{made.model.name} on {made.hardware.name}: {request.cached_tokens:,} of "
         f"{request.prompt_tokens:,} tokens cached ({request.tier}), {100 * request.gpu_share:g} % "
@@ -170,7 +172,7 @@ def _print(made: RestorePlan) -> None:
         say(outside)
     if made.window_savings is not None:
         say(made.window_savings)
-    say(f"{made.reason}\n")
+    say("" if made.hardware.memory.unified else f"{made.reason}\n")
     policy_table("Policies", "TTFT", made.baselines, "load-only")
     if made.adaptation is not None:
         _print_adaptation(made.adaptation)

@@ -19,6 +19,9 @@ def headline(plan: DecodePlan) -> str:
     The fastest of the plan's alternatives comes first, whatever the policy of the plan.
     """
     named = ""
+    if plan.hardware.memory.unified:
+        took = _step(plan, plan.makespan_s)
+        return f"{plan.hardware.no_link_note} With the cache where it is: {took}."
     if plan.policy not in (LP, RESIDENT) or plan.offloaded is None:
         named = f"Policy {plan.policy}: {_step(plan, plan.makespan_s)}."
     if plan.offloaded is None:

@@ -38,7 +38,8 @@ MAX_NAMED = 3
 
 
 def describe_sources(plan: Plan) -> str:
-    """Shares of the summed task times by source, with the longest tasks of all but the first."""
+    """Shares of the summed task times by source, with the longest tasks of all but the first, and
+    the stated efficiency of a data sheet."""
     times: dict[Source, dict[str, float]] = {}
     for task, found in _estimates(plan):
         for source, seconds in found.seconds_by_source.items():
@@ -46,14 +47,14 @@ def describe_sources(plan: Plan) -> str:
     totals_s = {source: sum(tasks.values()) for source, tasks in times.items()}
     first, *rest = sorted(totals_s, key=lambda source: -totals_s[source])
     if not rest:
-        return f"task times: all from {TABLES[first]}"
+        return f"task times: all from {TABLES[first]}{plan.hardware.efficiency_note}"
     total_s = sum(totals_s.values())
     parts = [f"{percent(totals_s[first] / total_s)} from {TABLES[first]}"]
     for source in rest:
         longest = sorted(times[source], key=lambda name: -times[source][name])[:MAX_NAMED]
         share = percent(totals_s[source] / total_s)
         parts.append(f"{share} from {TABLES[source]} ({', '.join(longest)})")
-    return f"task times: {', '.join(parts)}"
+    return f"task times: {', '.join(parts)}{plan.hardware.efficiency_note}"
 
 
 def beyond_calibration(plan: Plan) -> str | None:

@@ -26,6 +26,7 @@ from sim.graph.claims import claimed
 from sim.graph.jobs import RestoreRequest
 from sim.graph.tasks import TaskGraph
 from sim.graph.timeline import Timeline
+from sim.lanes import TIERS
 from sim.machine.availability import Availability
 from sim.machine.provenance import weakest
 from sim.units import ms
@@ -208,9 +209,15 @@ def token_counts(timeline: Timeline, request: RestoreRequest) -> dict[str, int]:
 def _reason(planner: RestorePlanner, policy: str, choice: RestoreChoice) -> str:
     """One sentence on why the policy is fast or slow here."""
     compute, load = (planner.choice(name) for name in ("compute-only", "load-only"))
+    note = f"{planner.hardware.no_link_note} ".lstrip()
+    if note and planner.request.tier == TIERS[0] and choice is load:
+        return (
+            f"{note}The cached K and V are used where they are: {ms(choice.ttft_s)}, against "
+            f"{ms(compute.ttft_s)} for computing them again."
+        )
     better = min(compute, load, key=lambda one: one.ttft_s)
     alone = "computing" if better is compute else "loading"
-    name = f"auto took {planner.fastest()}" if policy == "auto" else policy
+    name = note + (f"auto took {planner.fastest()}" if policy == "auto" else policy)
     if choice.ttft_s > better.ttft_s:
         return (
             f"{name} loses to {alone} alone, {ms(choice.ttft_s)} against {ms(better.ttft_s)}: one "

@@ -146,7 +146,8 @@ class RestorePlanner:
 
     def fastest(self) -> str:
         """The policy with the shortest time to first token; the simplest if equal."""
-        return min((*FIXED, *PLANNED), key=lambda policy: self.choice(policy).ttft_s)
+        times = {policy: self.choice(policy).ttft_s for policy in (*FIXED, *PLANNED)}
+        return min(times, key=lambda policy: float(f"{times[policy]:.9g}"))
 
     @property
     def device_bytes(self) -> int:

@@ -107,7 +107,7 @@ class OperationCosts:
         return replace(total, seconds=task_s + total.seconds)
 
     def copy(self, lane: str, n_bytes: int) -> Estimate:
-        """Time of one copy in direction `lane`, or within the host.
+        """Time of one copy in direction `lane`, or within the host; 0 in unified memory.
 
         Raises:
             NotMeasured: the profile has no rate of copies within the host.
@@ -116,8 +116,10 @@ class OperationCosts:
         if key not in self._copied:
             link = self.hardware.links.of(lane)
             seconds, inside = link.copy_s(n_bytes)
-            task_s = self.hardware.dispatch.copy_task_s
-            self._copied[key] = Estimate(task_s + seconds, link.source, inside)
+            seconds += self.hardware.dispatch.copy_task_s
+            if self.hardware.memory.unified:
+                seconds, inside = 0.0, True
+            self._copied[key] = Estimate(seconds, link.source, inside)
         return self._copied[key]
 
     @property

@@ -17,7 +17,7 @@ from sim.cost.model import CostModel
 from sim.engine.api import simulate
 from sim.engine.launch import launch_times
 from sim.engine.sharing import streaming_share
-from sim.errors import BadInput, UnknownName
+from sim.errors import BadInput, DoesNotFit, UnknownName
 from sim.graph.jobs import Workload
 from sim.graph.memory import Footprint, check_fits, footprint
 from sim.graph.tasks import TaskGraph
@@ -203,6 +203,12 @@ class DecodeProblem:
             DoesNotFit: the graph needs more memory; the message names what to change.
         """
         memory = self.hardware.memory
+        if memory.unified and self.model.weight_bytes > memory.job_device_bytes:
+            raise DoesNotFit(
+                f"{self.model.name} does not fit {self.hardware.name}: its weights take "
+                f"{self.model.weight_bytes / 2**30:.1f} of {memory.job_device_bytes / 2**30:.1f} "
+                "GiB, which CPU and GPU share; choose a smaller model or dtype."
+            )
         return check_fits(
             graph,
             memory.device_bytes,

@@ -12,6 +12,7 @@ from pathlib import Path
 from sim.errors import BadFile
 from sim.files import STRICT_KEYS, decode_toml, naming_file, parse
 from sim.machine.components import ComputePart, LinkPart
+from sim.machine.curves import Curve
 from sim.machine.links import Dispatch, Link, Links
 from sim.machine.prefill import Prefill
 from sim.machine.profile import Attention, Elementwise, Gemm
@@ -26,6 +27,9 @@ DTYPE = "bfloat16"
 
 PREFILL_FRAC = 0.83
 """Rate of prefill attention over that of matmuls: the median of the devices with tables."""
+
+PASS_S = 3e-6
+"""Least time of an element-wise kernel, as aiconfigurator-core 0.12.0 takes it for its devices."""
 
 EXAMPLES = {
     "memory": "24GiB",
@@ -120,7 +124,12 @@ class DataSheet:
                 flops_4bit_per_s=flops_per_s("flops_4bit"),
             ),
             attention=Attention("datasheet", bytes_per_s, note=read),
-            elementwise=Elementwise("datasheet", bytes_per_s, note=read),
+            elementwise=Elementwise(
+                "datasheet",
+                bytes_per_s,
+                Curve.launched(PASS_S, bytes_per_s),
+                note=f"{read}; {PASS_S * 1e6:g} us for each kernel",
+            ),
             prefill=Prefill(
                 SourcedValue(
                     "datasheet",

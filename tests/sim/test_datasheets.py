@@ -117,6 +117,16 @@ def test_a_device_with_faster_memory_is_not_slower(model):
     assert steps == sorted(steps, reverse=True)
 
 
+@pytest.mark.parametrize("model", DENSE, ids=lambda model: model.name)
+def test_sheets_agree_with_measured_tables_of_devices_of_the_same_memory_rate(model):
+    def step_s(name):
+        return resident(model, find_hardware(name)).baselines["resident"]
+
+    assert step_s("rtx-5090") == pytest.approx(step_s("rtx-pro-6000"), rel=0.1)  # both 1,792 GB/s
+    assert step_s("rtx-6000-ada") == pytest.approx(step_s("l40s") * 864 / 960, rel=0.1)
+    assert step_s("h200") * 0.95 < step_s("gh200") < step_s("h100-sxm")
+
+
 @pytest.mark.parametrize("name", SHEETS)
 def test_every_device_restores(name):
     machine, model = find_hardware(name), find_model("opt-1.3b")
@@ -272,7 +282,7 @@ def test_changes_that_unified_memory_has_no_place_for_are_refused(spark):
         make_plan(Job(model, spark, Workload(4, 512, 1)), PlanOptions(gpus=2))
     big = Job(find_model("llama-3.1-70b"), spark, Workload(1, 512, 1))
     for schedule in ("row", "column"):
-        with pytest.raises(DoesNotFit):
+        with pytest.raises(DoesNotFit, match="which CPU and GPU share; choose a smaller model"):
             make_plan(big, PlanOptions(schedule=schedule))
     smaller = with_memory(spark, host_bytes=20e9)
     assert smaller.memory.device_bytes == smaller.memory.host_bytes == 20e9

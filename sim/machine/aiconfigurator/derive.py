@@ -61,8 +61,6 @@ LARGE_PREFILL = (1, 64, 8, 128, 16384)
 
 MEMORY_FRAC = "mem_bw_empirical_scaling_factor"
 LAUNCH_S = "mem_empirical_constant_latency"
-LARGEST_PASS_BYTES = 2.0**40
-
 
 USUAL_LINK = {32e9: "pcie4-x16", 64e9: "pcie5-x16", 128e9: "pcie6-x16"}
 """By the raw rate that a system's file gives for PCIe."""
@@ -355,11 +353,10 @@ def _elementwise(system: SystemTables, memory_bytes_per_s: float, origin: str) -
     """A launch and a rate: passes are not among the timings."""
     rate = memory_bytes_per_s * _peak(system, MEMORY_FRAC)
     launch_s = _peak(system, LAUNCH_S)
-    work = (1.0, LARGEST_PASS_BYTES)
     return Elementwise(
         "datasheet",
         rate,
-        Curve(work, tuple(launch_s + n_bytes / rate for n_bytes in work)),
+        Curve.launched(launch_s, rate),
         note=f"{origin}; the datasheet's memory rate times {_peak(system, MEMORY_FRAC):g}, and "
         f"{launch_s * 1e6:g} us for each kernel",
     )

@@ -7,7 +7,6 @@ import math
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
-from torch.nn.attention.bias import CausalBias, CausalVariant
 
 from hw.model.kernels import Kernels
 from hw.model.weights import TORCH_DTYPE, Weights
@@ -83,6 +82,8 @@ def _lower_right(n_queries: int, n_keys: int) -> Tensor:
 
     torch's own `causal_lower_right` allocates 8 * n_queries * n_keys bytes of host memory a call.
     """
+    from torch.nn.attention.bias import CausalBias, CausalVariant  # 3 s: imports torch's compiler
+
     bias = torch.Tensor._make_subclass(CausalBias, torch.empty(0))
     CausalBias.__init__(bias, CausalVariant.LOWER_RIGHT, n_queries, n_keys)
     return bias
@@ -115,6 +116,8 @@ class ChunkPrefill:
         self.kv = kv
         self.n_others, self._share = n_others, share
         self._kernels = Kernels(weights, max(prompt.shape[0], self.n_others))
+        if prompt.device.type != "cpu":
+            _lower_right(1, 1)  # its first call imports for seconds: not in a timed step
         shape = (prompt.shape[0], self.model.hidden_size)
         self.hidden = torch.empty(shape, dtype=TORCH_DTYPE[self.model.dtype], device=prompt.device)
 

@@ -181,7 +181,7 @@ def advise(
     later = reuse(model, hardware, prompt, engine, workload.kv_bits)
     emulated = hardware.links.h2d.paced_bytes_per_s is not None
     settings: tuple[RuntimeSetting, ...] = ()
-    if later is not None and not emulated:
+    if later is not None and not emulated and not hardware.memory.unified:
         loaded = planner.problem.simulate(planner.problem.choice_of("load-all").split).graph
         cache = CacheBudget(footprint(loaded).host_kv_bytes, later.least_tokens)
         settings = runtime_settings(model, hardware, cache)

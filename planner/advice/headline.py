@@ -19,6 +19,9 @@ def headline(plan: DecodePlan) -> str:
     The fastest of the plan's alternatives comes first, whatever the policy of the plan.
     """
     named = ""
+    if plan.hardware.memory.unified:
+        took = _step(plan, plan.makespan_s)
+        return f"{plan.hardware.no_link_note} With the cache where it is: {took}."
     if plan.policy not in (LP, RESIDENT) or plan.offloaded is None:
         named = f"Policy {plan.policy}: {_step(plan, plan.makespan_s)}."
     if plan.offloaded is None:
@@ -95,7 +98,10 @@ def _no_recomputing(plan: DecodePlan) -> str:
     if times <= 1:
         return "Recomputing a part saves less than 1 %."
     size = "twice" if times == 2 else f"{times:.3g} times"
-    return f"Recomputing does not pay here: this model's X is {size} the size of its K and V."
+    on_each = " on each GPU" if plan.model.tensor_parallel > 1 else ""
+    return (
+        f"Recomputing does not pay here: this model's X is {size} the size of its K and V{on_each}."
+    )
 
 
 def _step(plan: DecodePlan, seconds: float) -> str:

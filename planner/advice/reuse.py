@@ -6,7 +6,7 @@ from bisect import bisect_right
 from dataclasses import dataclass
 
 from planner.crossovers import Interval, intervals
-from planner.restore import RestorePlanner
+from planner.restore import RestorePlanner, machine_of_one_gpu
 from sim.graph.jobs import RestoreRequest
 from sim.machine.profile import HardwareProfile
 from sim.model.spec import ModelSpec
@@ -52,11 +52,13 @@ def reuse(
         kv_bits: of K and V in host memory; None for the model's dtype.
     """
 
+    machine = machine_of_one_gpu(hardware, model)
+
     def planner(tokens: int) -> RestorePlanner:
         request = RestoreRequest(
             prompt_tokens=tokens + 1, cached_tokens=tokens, tier_kv_bits=kv_bits or 16
         )
-        return RestorePlanner(model, hardware, request, engine=engine)
+        return RestorePlanner(model, machine, request, engine=engine)
 
     def verdict(tokens: int) -> str:
         one = planner(tokens)

@@ -28,15 +28,15 @@ ABOUT_RUNTIMES = (
 
 def describe(advice: Advice) -> str:
     """The advice as one paragraph."""
-    found = [
-        _gain(advice),
-        _upgrade(advice),
-        _crossover(advice),
-    ]
+    unified = advice.plan.hardware.memory.unified
+    found = [_gain(advice), _upgrade(advice)]
+    if not unified:
+        found.append(_crossover(advice))
     if advice.slo is not None:
         found.append(_slo(advice))
     if advice.reuse is not None:
-        found.append(describe_reuse(advice.reuse, advice.plan.workload.prompt_tokens))
+        tokens = advice.plan.workload.prompt_tokens
+        found.append((_reuse_in_place if unified else describe_reuse)(advice.reuse, tokens))
     return " ".join(one for one in found if one)
 
 
@@ -100,6 +100,14 @@ def _slo(advice: Advice) -> str:
         largest = "not even one sequence meets it: shorten the prompt or change the machine"
     verb = "meets" if slo.met else "misses"
     return f"A step of {ms(slo.step_s)} {verb} the limit of {ms(slo.slo_s)}; {largest}."
+
+
+def _reuse_in_place(found: Reuse, prompt_tokens: int) -> str:
+    return (
+        f"A later request that begins with the same {prompt_tokens:,} tokens has its first token "
+        f"after {ms(found.load_s)} if their K and V were kept, and {ms(found.compute_s)} if they "
+        "are computed again."
+    )
 
 
 def describe_reuse(found: Reuse, prompt_tokens: int) -> str:

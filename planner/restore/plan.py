@@ -15,6 +15,7 @@ from planner.restore.planner import (
     RestoreChoice,
     RestorePlanner,
     form_graph,
+    machine_of_one_gpu,
     meeting_token,
 )
 from planner.restore.replanning import Adaptation, adapt
@@ -25,6 +26,7 @@ from sim.graph.claims import claimed
 from sim.graph.jobs import RestoreRequest
 from sim.graph.tasks import TaskGraph
 from sim.graph.timeline import Timeline
+from sim.lanes import TIERS
 from sim.machine.availability import Availability
 from sim.machine.provenance import weakest
 from sim.units import ms
@@ -87,19 +89,6 @@ class RestorePlan(Plan, kind="restore-plan"):
         return self.baselines["load-only"]
 
     @property
-    def beyond_figures(self) -> str | None:
-        """A sentence on tasks outside the measured range; None if there are none."""
-        count = self.out_of_range_tasks
-        if not count:
-            return None
-        restore = self.hardware.restore
-        told = "their times hold the rate of the nearest sample"
-        if restore is None or restore.prefill is None:
-            told = "it has no figures for prefill attention, the matrix products' rate is taken"
-        tasks = "1 task lies" if count == 1 else f"{count:,} tasks lie"
-        return f"{tasks} outside what {self.hardware.name} was measured for: {told}."
-
-    @property
     def x_bytes(self) -> int:
         """Bytes of X on the tier that this plan needs, of all cached tokens; 0 without X."""
         return self.workload.x_bytes(self.model) if self.projected_tokens else 0
@@ -155,7 +144,7 @@ def plan_restore(job: Job[RestoreRequest], options: PlanOptions) -> RestorePlan:
     options.refuse("schedule", "gpus", "keep")
     planner = RestorePlanner(
         job.model,
-        job.hardware,
+        machine_of_one_gpu(job.hardware, job.model),
         job.workload,
         options.availability,
         options.engine,
@@ -220,9 +209,15 @@ def token_counts(timeline: Timeline, request: RestoreRequest) -> dict[str, int]:
 def _reason(planner: RestorePlanner, policy: str, choice: RestoreChoice) -> str:
     """One sentence on why the policy is fast or slow here."""
     compute, load = (planner.choice(name) for name in ("compute-only", "load-only"))
+    note = f"{planner.hardware.no_link_note} ".lstrip()
+    if note and planner.request.tier == TIERS[0] and choice is load:
+        return (
+            f"{note}The cached K and V are used where they are: {ms(choice.ttft_s)}, against "
+            f"{ms(compute.ttft_s)} for computing them again."
+        )
     better = min(compute, load, key=lambda one: one.ttft_s)
     alone = "computing" if better is compute else "loading"
-    name = f"auto took {planner.fastest()}" if policy == "auto" else policy
+    name = note + (f"auto took {planner.fastest()}" if policy == "auto" else policy)
     if choice.ttft_s > better.ttft_s:
         return (
             f"{name} loses to {alone} alone, {ms(choice.ttft_s)} against {ms(better.ttft_s)}: one "

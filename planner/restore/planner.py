@@ -28,6 +28,7 @@ from planner.restore.balance import Rates
 from planner.restore.lower import compute_only_graph, split_graph, two_ended_graph
 from planner.restore.split import RestoreSplit
 from sim.engine.api import simulate
+from sim.engine.sharing import representative_machine
 from sim.errors import BadInput, DoesNotFit, UnknownName
 from sim.graph.claims import claimed
 from sim.graph.jobs import CACHED_DATA, KV, KV_AND_X, RestoreRequest, check_tasks
@@ -81,6 +82,23 @@ def form_graph(
     return split_graph(model, request, split)
 
 
+def machine_of_one_gpu(hardware: HardwareProfile, model: ModelSpec) -> HardwareProfile:
+    """The machine as seen by one of the GPUs that share the model, all of which do the same.
+
+    Raises:
+        BadInput: the GPUs' uplinks have different rates.
+    """
+    gpus = model.tensor_parallel
+    hardware.check_gpus(gpus)
+    seen = representative_machine(hardware, gpus)
+    if seen is None:
+        raise BadInput(
+            f"--tp(={gpus}): the GPUs of {hardware.name} have uplinks of different rates, for "
+            "which a restore cannot be planned; choose a machine with equal ones."
+        )
+    return seen
+
+
 class RestorePlanner:
     """Finds the choice of each policy for one request on one machine, and remembers it.
 
@@ -128,7 +146,8 @@ class RestorePlanner:
 
     def fastest(self) -> str:
         """The policy with the shortest time to first token; the simplest if equal."""
-        return min((*FIXED, *PLANNED), key=lambda policy: self.choice(policy).ttft_s)
+        times = {policy: self.choice(policy).ttft_s for policy in (*FIXED, *PLANNED)}
+        return min(times, key=lambda policy: float(f"{times[policy]:.9g}"))
 
     @property
     def device_bytes(self) -> int:
@@ -142,17 +161,20 @@ class RestorePlanner:
 
     @property
     def cached_bytes(self) -> int:
-        """Bytes of the cached K and V, and X where it is cached, on the tier."""
-        return self.request.kv_bytes(self.model) + self.has_x * self.request.x_bytes(self.model)
+        """Bytes of the cached K and V, and X where it is cached, of all GPUs on the tier."""
+        one_gpu = self.request.kv_bytes(self.model)
+        one_gpu += self.has_x * self.request.x_bytes(self.model)
+        return self.model.tensor_parallel * one_gpu
 
     def check_fits(self) -> None:
         """Refuse a request that exceeds the model's positions or the device memory.
 
         Raises:
-            BadInput: the model has too few positions for the prompt.
+            BadInput: the model has too few positions for the prompt, or layers of another kind.
             DoesNotFit: weights and K and V of the prompt exceed device memory, or the cached data
                 host memory.
         """
+        self.model.check_plannable()
         if self.request.prompt_tokens > self.model.max_positions:
             raise BadInput(
                 f"prompt_tokens(={self.request.prompt_tokens}) must be at most the "

@@ -16,7 +16,7 @@ from planner.decode.problem import DecodeProblem
 from planner.decode.sensitivity import MIN_SAVING_FRAC, MORE, NUDGE
 from planner.decode.split import DecodeChoice
 from planner.restore.plan import token_counts
-from planner.restore.planner import RestorePlanner
+from planner.restore.planner import RestorePlanner, machine_of_one_gpu
 from planner.sweep.inputs import AUTO
 from planner.sweep.machines import Machine, machine_of, model_of
 from sim.cost.model import CostKey, CostModel, cost_key
@@ -105,8 +105,9 @@ def decode_row(values: Inputs) -> Row:
 
 
 def _decode_row(values: Inputs, machine: Machine, schedule: str, job: Workload) -> Row:
-    hardware, policy, gpus = machine.hardware, values["policy"], values["gpus"]
+    hardware, policy, jobs = machine.hardware, values["policy"], values["gpus"]
     model = model_of(values, hardware)
+    gpus = jobs * model.tensor_parallel
     keep = values.get("keep", "gpu_memory" in values)
     problem = DecodeProblem(model, hardware, job, schedule, gpus, keep, ENGINE)
     planner = ShortcutPlanner(problem)
@@ -134,7 +135,7 @@ def _decode_row(values: Inputs, machine: Machine, schedule: str, job: Workload) 
         "schedule_taken": schedule,
         "solved_by": planner.solved_by if policy == LP else "policy",
         **_timeline_row(timeline, problem.costs),
-        "tokens_per_s": gpus
+        "tokens_per_s": jobs
         * job.n_batches
         * job.batch_size
         * job.gen_tokens
@@ -194,7 +195,9 @@ def restore_row(values: Inputs) -> Row:
     Raises:
         KvOverlapError: as `planner.make_plan`.
     """
-    hardware = machine_of(values).hardware
+    machine = machine_of(values).hardware
+    model = model_of(values, machine)
+    hardware = machine_of_one_gpu(machine, model)
     prompt, tier = values["prompt"], values["tier"]
     request = RestoreRequest(
         prompt_tokens=prompt,
@@ -206,7 +209,7 @@ def restore_row(values: Inputs) -> Row:
         tier_kv_bits=values["kv_bits"],
     )
     planner = RestorePlanner(
-        model_of(values, hardware),
+        model,
         hardware,
         request,
         engine=ENGINE,

@@ -19,7 +19,7 @@ from sim.lanes import COMPUTE, TIER_LANES
 from sim.machine.prefill import Prefill, Restore
 from sim.machine.profile import HardwareProfile
 from sim.machine.provenance import weakest
-from sim.model.kernels import DecodeAttention, MatMul, kernels, prefill_attention_flops
+from sim.model.kernels import DecodeAttention, MatMul, kernels, n_launches, prefill_attention_flops
 from sim.model.spec import ModelSpec
 
 
@@ -79,7 +79,7 @@ class RestoreCosts:
         """Host time to launch the kernels of a prefill step, which the device cannot outrun."""
         if self._layer_launches is None:
             ops = ("qkv", "attention", "mlp")
-            self._layer_launches = sum(len(kernels(op, 1, 1, self.model, 1)) for op in ops)
+            self._layer_launches = sum(n_launches(kernels(op, 1, 1, self.model, 1)) for op in ops)
         return layers * self._layer_launches * self.dispatch.kernel_s
 
     @property

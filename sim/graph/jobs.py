@@ -138,7 +138,7 @@ class RestoreRequest(Workload):
     def kv_token_bits(self, model: ModelSpec) -> int:
         """Bits of K and V of one token and layer on the tier."""
         element_bits = self.tier_kv_bits if self.tier_kv_bits < 16 else 8 * model.element_bytes
-        return 2 * model.kv_size * element_bits
+        return model.kv_token_size * element_bits
 
     def first_loaded(self, model: ModelSpec, layer: int) -> int:
         """First cached token of `layer` that the restored prefix needs, at the start of a chunk.

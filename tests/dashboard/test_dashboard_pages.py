@@ -83,6 +83,19 @@ def test_page_opens_on_what_is_shipped(page, tmp_path, monkeypatch):
     assert not app.warning
 
 
+@pytest.mark.usefixtures("runs")
+@pytest.mark.parametrize("machine", ["dgx-spark", "rtx-4090+pcie4-x16"])
+@pytest.mark.parametrize("page", ["plan", "what_if", "restore", "hardware"])
+def test_page_shows_machines_from_data_sheets(page, machine):
+    name = "machine" if page == "hardware" else "hardware"
+    app = show(page, model="opt-1.3b", prompt="512", **{name: machine})
+    assert not app.error
+    assert not app.warning
+    if machine == "dgx-spark" and page != "hardware":
+        texts = [block.value for block in (*app.header, *app.markdown)]
+        assert any("there is no link to wait for" in text for text in texts)
+
+
 @pytest.fixture(scope="module")
 def opt_13b():
     return make_plan(find_model("opt-13b"), find_hardware("kvpr-a100"), Workload(32, 1024, 1))

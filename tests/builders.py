@@ -17,6 +17,7 @@ import planner
 from planner import Job, PlanOptions
 from planner.decode.lower import lower
 from planner.decode.problem import DecodeProblem
+from sim.catalog import composed_names, compute_names, find_compute, hardware_names, link_names
 from sim.engine.api import simulate
 from sim.graph.jobs import Workload
 from sim.graph.memory import footprint
@@ -52,6 +53,13 @@ def examples(count: int) -> settings:
     """`count` examples at full length, without a time limit for each."""
     number = max(10, round(count * (SOAK or QUICK)))
     return settings(max_examples=number, deadline=None, derandomize=not SOAK)
+
+
+def shipped_machines() -> list[str]:
+    """Whole machines, measured devices behind every link, and the others behind their usual one."""
+    measured = [name for name in compute_names() if find_compute(name).efficiency is None]
+    pairs = [f"{device}+{link}" for device in measured for link in link_names()]
+    return sorted({*hardware_names(), *pairs, *composed_names()})
 
 
 def tiny_model(**changes) -> ModelSpec:

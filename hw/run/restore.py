@@ -180,13 +180,17 @@ class RestoreExecutor(Executor):
         """Compute tokens [start, stop) in the layers up to `last`.
 
         A layer with a window may lack the K and V before them that it attends to. They are computed
-        too, from the tokens that the layer before it attends to for them, and so on.
+        too, from the tokens that the layer before it attends to for them, and so on. What these
+        attend to does not count, but NaN in it would spoil the others in the same chunk.
         """
-        firsts = [start]
+        model, firsts = self.graph.model, [start]
         for layer in reversed(range(last)):
-            attended = self.graph.model.first_token(layer, firsts[-1])
-            has_all = self.request.first_loaded(self.graph.model, layer) <= attended
-            firsts.append(firsts[-1] if has_all else attended)
+            attended = model.first_token(layer, firsts[-1])
+            if attended < self.request.first_loaded(model, layer):
+                firsts.append(attended)
+                self.kv[layer][model.first_token(layer, attended) : attended].zero_()
+            else:
+                firsts.append(firsts[-1])
         firsts.reverse()
         size = self.request.step_tokens
         for at in range(firsts[0], stop, size):

@@ -10,13 +10,13 @@ from functools import cache
 import pytest
 
 from planner.restore.planner import FIXED, PLANNED, RestorePlanner
-from sim.catalog import compute_names, find_hardware, find_model, hardware_names, link_names
+from sim.catalog import find_hardware, find_model
 from sim.cost.model import CostModel
 from sim.cost.restore import RestoreCosts
 from sim.errors import BadInput, DoesNotFit
 from sim.graph.jobs import RestoreRequest
 from sim.machine.what_if import in_dtype_of
-from tests.builders import SOAK
+from tests.builders import SOAK, shipped_machines
 
 MODELS = {
     "opt-125m": 2000,
@@ -33,10 +33,7 @@ MODELS = {
 """Longest prompt: multi-head and grouped-query attention, latent attention and experts, sliding
 windows, 8-bit weights, small and large."""
 
-MACHINES = (
-    *hardware_names(),
-    *(f"{device}+{link}" for device in compute_names() for link in link_names()),
-)
+MACHINES = shipped_machines()
 LINKS = ("pcie4-x16", "pcie5-x16", "pcie6-x16", "nvlink-c2c")
 """Each faster than the one before."""
 

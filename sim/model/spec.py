@@ -69,6 +69,7 @@ class MixtureOfExperts:
         n_shared_experts: experts that every token passes through.
         intermediate_size: width of one expert.
         n_dense_layers: first layers, which have one MLP instead (`first_k_dense_replace`).
+        gpus: GPUs that the routed experts are divided over (expert parallelism).
     """
 
     __pydantic_config__ = STRICT_KEYS
@@ -78,6 +79,7 @@ class MixtureOfExperts:
     n_shared_experts: int
     intermediate_size: int
     n_dense_layers: int
+    gpus: int = 1
 
     def __post_init__(self) -> None:
         sizes = ("n_routed_experts", "n_active_experts", "intermediate_size")
@@ -217,16 +219,29 @@ class ModelSpec:
                 f"{', '.join(DTYPE_BYTES)}."
             )
 
-    def shard(self, gpus: int) -> ModelSpec:
+    def shard(self, gpus: int, expert_gpus: int = 1) -> ModelSpec:
         """The part of the model that each of `gpus` GPUs holds under tensor parallelism.
 
         Query heads, MLPs, experts and vocabulary are divided. So are KV heads, as far as there are
         any to divide; with more GPUs than KV heads several GPUs hold the same one. The latents of
         MLA are the same on every GPU.
 
+        Args:
+            expert_gpus: each GPU holds whole routed experts, one part in so many; the other parts
+                of `gpus` divide the width of an expert.
+
         Raises:
-            BadInput: the heads cannot be divided evenly.
+            BadInput: the heads or the experts cannot be divided evenly.
         """
+        if self.moe is None and expert_gpus > 1:
+            raise BadInput(f"--ep(={expert_gpus}): {self.name} has no experts; leave it out.")
+        if expert_gpus < 1 or gpus % expert_gpus:
+            raise BadInput(f"--ep(={expert_gpus}) must divide --tp(={gpus}); give both the same.")
+        if self.moe is not None and self.moe.n_routed_experts % expert_gpus:
+            raise BadInput(
+                f"--ep(={expert_gpus}) must divide the {self.moe.n_routed_experts} routed experts "
+                f"of {self.name}."
+            )
         if gpus == 1:
             return self
         self.check_plannable()
@@ -239,7 +254,9 @@ class ModelSpec:
                 f"{', '.join(map(str, (1, *self.tensor_parallel_sizes)))}."
             )
         moe = self.moe and replace(
-            self.moe, intermediate_size=ceil(self.moe.intermediate_size / gpus)
+            self.moe,
+            intermediate_size=ceil(self.moe.intermediate_size * expert_gpus / gpus),
+            gpus=expert_gpus,
         )
         return replace(
             self,
@@ -282,9 +299,10 @@ class ModelSpec:
         if moe is None or dense:
             return Layer(attention, Dense(self.intermediate_size, self.gated_mlp))
         shared_width = moe.n_shared_experts * moe.intermediate_size
+        held = moe.n_routed_experts // moe.gpus
         experts = Experts(
-            moe.n_routed_experts,
-            moe.n_active_experts,
+            held,
+            min(moe.n_active_experts, held),
             moe.intermediate_size,
             shared_width,
             self.gated_mlp,

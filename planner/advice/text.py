@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from math import inf
+from math import ceil, inf
 
 from planner.advice.advice import Advice, Evidence
 from planner.advice.reuse import Reuse
+from planner.advice.runtime_settings import VLLM_MEMORY_FRAC
 from planner.advice.task_times import describe_sources
 from planner.decode.sensitivity import MIN_SAVING_FRAC, PARTS
-from planner.decode.ways import LOAD, NO_ROOM, RECOMPUTE, SPLIT
+from planner.decode.ways import LOAD, NO_ROOM, RECOMPUTE, RESIDENT, SPLIT
 from sim.units import ms, percent
 
 WAY = {
@@ -29,6 +30,7 @@ ABOUT_RUNTIMES = (
 def describe(advice: Advice) -> str:
     """The advice as one paragraph."""
     found = [
+        _memory_share(advice),
         _gain(advice),
         _upgrade(advice),
         _crossover(advice),
@@ -38,6 +40,18 @@ def describe(advice: Advice) -> str:
     if advice.reuse is not None:
         found.append(describe_reuse(advice.reuse, advice.plan.workload.prompt_tokens))
     return " ".join(one for one in found if one)
+
+
+def _memory_share(advice: Advice) -> str:
+    """The setting without which vLLM's part of GPU memory is too small for a resident cache."""
+    needed = advice.device_frac
+    if advice.verdict != RESIDENT or needed <= VLLM_MEMORY_FRAC:
+        return ""
+    return (
+        f"Weights and cache take {percent(needed)} of GPU memory and vLLM uses "
+        f"{percent(VLLM_MEMORY_FRAC)} by default: set --gpu-memory-utilization "
+        f"{ceil(100 * needed) / 100:.2f}."
+    )
 
 
 def _gain(advice: Advice) -> str:

@@ -61,7 +61,7 @@ def test_page_opens_with_the_answer_of_the_shipped_machine():
     question = RestoreQuestion(
         "longalpaca-13b", find_hardware("a100-80g"), "a100-80g", request, 4 * GIB
     )
-    plan = make_plan(question.model, question.machine, request, cached_data="kv+x")
+    plan = make_plan(question.model, question.machine, request)
     app = show()
     assert app.header[0].value.startswith(f"first token after {ms(plan.ttft_s)}: ")
     assert any("auto took joint" in block.value for block in app.markdown)

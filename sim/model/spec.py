@@ -7,8 +7,9 @@ rank, d_n and d_r the parts of a query head without and with rotary positions, d
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from math import ceil
 
 from sim.errors import BadInput
 from sim.files import STRICT_KEYS
@@ -35,6 +36,9 @@ MODEL_SIZES = (
 )
 MAX_LAYERS = 10_000
 """Limit far above the layers of any model."""
+
+MAX_TENSOR_PARALLEL = 64
+"""GPUs that can share a model."""
 
 RUNNABLE_FAMILIES = ("opt", "llama", "mistral", "qwen2", "qwen3")
 """Families that there are device kernels for; the others can be planned and simulated."""
@@ -65,6 +69,7 @@ class MixtureOfExperts:
         n_shared_experts: experts that every token passes through.
         intermediate_size: width of one expert.
         n_dense_layers: first layers, which have one MLP instead (`first_k_dense_replace`).
+        gpus: GPUs that the routed experts are divided over (expert parallelism).
     """
 
     __pydantic_config__ = STRICT_KEYS
@@ -74,6 +79,7 @@ class MixtureOfExperts:
     n_shared_experts: int
     intermediate_size: int
     n_dense_layers: int
+    gpus: int = 1
 
     def __post_init__(self) -> None:
         sizes = ("n_routed_experts", "n_active_experts", "intermediate_size")
@@ -85,14 +91,6 @@ class MixtureOfExperts:
                 f"model: n_active_experts(={self.n_active_experts}) must be at most "
                 f"n_routed_experts(={self.n_routed_experts})."
             )
-
-    def touched_experts(self, n_tokens: int) -> float:
-        """Routed experts that at least one of `n_tokens` tokens passes through, on average.
-
-        Each token chooses evenly and on its own: n (1 - (1 - active/n)^tokens).
-        """
-        untouched_frac = (1 - self.n_active_experts / self.n_routed_experts) ** n_tokens
-        return self.n_routed_experts * (1 - untouched_frac)
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +139,7 @@ class ModelSpec:
         other_embeddings: elements of embeddings other than that of the tokens.
         kv_bits: of the KV cache that the checkpoint asks for, if fewer than `dtype` has.
         not_run: what the config asks for that no device kernel computes.
+        tensor_parallel: GPUs that share the model; all sizes are then those of one of them.
     """
 
     __pydantic_config__ = STRICT_KEYS
@@ -178,6 +177,7 @@ class ModelSpec:
     other_embeddings: int = 0
     kv_bits: int | None = None
     not_run: tuple[str, ...] = ()
+    tensor_parallel: int = 1
 
     def __post_init__(self) -> None:
         where = f"model {self.name}"
@@ -219,6 +219,64 @@ class ModelSpec:
                 f"{', '.join(DTYPE_BYTES)}."
             )
 
+    def shard(self, gpus: int, expert_gpus: int = 1) -> ModelSpec:
+        """The part of the model that each of `gpus` GPUs holds under tensor parallelism.
+
+        Query heads, MLPs, experts and vocabulary are divided. So are KV heads, as far as there are
+        any to divide; with more GPUs than KV heads several GPUs hold the same one. The latents of
+        MLA are the same on every GPU.
+
+        Args:
+            expert_gpus: each GPU holds whole routed experts, one part in so many; the other parts
+                of `gpus` divide the width of an expert.
+
+        Raises:
+            BadInput: the heads or the experts cannot be divided evenly.
+        """
+        if self.moe is None and expert_gpus > 1:
+            raise BadInput(f"--ep(={expert_gpus}): {self.name} has no experts; leave it out.")
+        if expert_gpus < 1 or gpus % expert_gpus:
+            raise BadInput(f"--ep(={expert_gpus}) must divide --tp(={gpus}); give both the same.")
+        if self.moe is not None and self.moe.n_routed_experts % expert_gpus:
+            raise BadInput(
+                f"--ep(={expert_gpus}) must divide the {self.moe.n_routed_experts} routed experts "
+                f"of {self.name}."
+            )
+        if gpus == 1:
+            return self
+        self.check_plannable()
+        if self.tensor_parallel > 1:
+            raise BadInput(f"{self.name} is already divided over {self.tensor_parallel} GPUs.")
+        if gpus not in self.tensor_parallel_sizes:
+            raise BadInput(
+                f"--tp(={gpus}) must divide the {self.n_heads} query heads and {self.n_kv_heads} "
+                f"KV heads of {self.name} evenly; use one of "
+                f"{', '.join(map(str, (1, *self.tensor_parallel_sizes)))}."
+            )
+        moe = self.moe and replace(
+            self.moe,
+            intermediate_size=ceil(self.moe.intermediate_size * expert_gpus / gpus),
+            gpus=expert_gpus,
+        )
+        return replace(
+            self,
+            n_heads=self.n_heads // gpus,
+            n_kv_heads=max(1, self.n_kv_heads // gpus),
+            intermediate_size=ceil(self.intermediate_size / gpus),
+            vocab_size=ceil(self.vocab_size / gpus),
+            moe=moe,
+            tensor_parallel=gpus,
+        )
+
+    @property
+    def tensor_parallel_sizes(self) -> list[int]:
+        """Numbers of GPUs, from 2, that the model can be divided over."""
+        return [
+            n
+            for n in range(2, MAX_TENSOR_PARALLEL + 1)
+            if not self.n_heads % n and not (self.n_kv_heads % n and n % self.n_kv_heads)
+        ]
+
     @cached_property
     def layers(self) -> tuple[Layer, ...]:
         """Attention and FFN of each layer."""
@@ -241,9 +299,10 @@ class ModelSpec:
         if moe is None or dense:
             return Layer(attention, Dense(self.intermediate_size, self.gated_mlp))
         shared_width = moe.n_shared_experts * moe.intermediate_size
+        held = moe.n_routed_experts // moe.gpus
         experts = Experts(
-            moe.n_routed_experts,
-            moe.n_active_experts,
+            held,
+            min(moe.n_active_experts, held),
             moe.intermediate_size,
             shared_width,
             self.gated_mlp,

@@ -378,3 +378,12 @@ def test_tables_for_download_read_back_as_they_were():
     table = pd.DataFrame({"lp_s": [0.25, 1e-9], "in_range": [True, False], "model": ["a", "b"]})
     pd.testing.assert_frame_equal(pd.read_csv(io.BytesIO(csv_bytes(table))), table)
     pd.testing.assert_frame_equal(pd.read_parquet(io.BytesIO(parquet_bytes(table))), table)
+
+
+@pytest.mark.usefixtures("runs")
+def test_the_plan_page_asks_how_many_gpus_share_the_model(capsys):
+    app = show("plan", tp="2", hardware="h100-sxm+pcie5-x16", model="opt-6.7b")
+    assert "--tp 2" in app.code[0].value
+    answer = run_command(app.code[0].value, capsys)
+    assert answer["gpus"] == 2
+    assert ms(answer["makespan_s"]) in app.header[0].value

@@ -7,7 +7,7 @@ from hw.calibrate.profiler import balanced_link_bytes_per_s, profile_device
 from hw.calibrate.ranges import SAMPLED, SampledRanges
 from hw.calibrate.speed_probe import SpeedProbe
 from hw.model.offload import OffloadedLayers
-from hw.model.weights import random_weights, weights_from_tensors
+from hw.model.weights import check_runnable, random_weights, weights_from_tensors
 from hw.run.adaptive_split import AdaptiveSplit
 from hw.run.arena import DeviceArena, buffer_bytes
 from hw.run.decode import DecodeExecutor, executor_buffers
@@ -41,6 +41,7 @@ __all__ = [
     "buffer_bytes",
     "check_graph_fits",
     "check_restore_fits",
+    "check_runnable",
     "check_runnable_request",
     "executor_buffers",
     "lost_tokens",

@@ -13,7 +13,7 @@ from measure.run import PreparedRestore, ReadyPlan, prepare_restore, tier_paces
 from planner import Job, PlanOptions, RestorePlan, make_plan
 from planner.restore.lower import compute_only_graph
 from sim.engine.api import simulate
-from sim.graph.jobs import KV_AND_X, RestoreRequest
+from sim.graph.jobs import RestoreRequest
 from sim.graph.timeline import Timeline
 from sim.lanes import LANE_OF_TIER
 from sim.machine.prefill import Restore, Tier
@@ -25,7 +25,7 @@ from sim.progress import Part, Progress
 POLICIES = ("two-ended", "lp", "joint", "load-only", "compute-only")
 CHUNK_TOKENS, IO_CHUNK_TOKENS = 128, 64
 
-BANDWIDTHS = {"dram": (0.5, 1.0, 2.0), "ssd": (0.7, 1.5)}
+RATE_FACTORS = {"dram": (0.5, 1.0, 2.0), "ssd": (0.7, 1.5)}
 """Rates of each tier, as multiples of the rate at which loading takes as long as computing."""
 
 PROBE_SAMPLES = 10
@@ -79,12 +79,12 @@ def default_settings(
 ) -> Iterator[Setting]:
     """Every prompt from every tier at every rate.
 
-    Policy `compute-only` loads nothing, so only the first setting of a prompt has it. A real link
-    keeps its own rate.
+    Policy `compute-only` loads nothing, so only the first setting of a prompt has it. From host
+    memory over a link that is not emulated there is one setting, at the link's own rate.
     """
     for n_tokens in prompts:
         policies: tuple[str, ...] = POLICIES
-        for tier, factors in BANDWIDTHS.items():
+        for tier, factors in RATE_FACTORS.items():
             if tier == "dram" and hardware.links.h2d.paced_bytes_per_s is None:
                 factors = (1.0,)
             for factor in factors:
@@ -102,7 +102,7 @@ def setting_at(
 ) -> Setting:
     """A request from a tier at `factor` times the rate at which loading takes as long as computing.
 
-    A real link keeps its own rate.
+    Only emulated links and tiers get this rate; a link that is not emulated keeps its own.
     """
     rate = float(f"{factor * _balanced_bytes_per_s(model, hardware, request):.2g}")
     machine, text = at_rate(hardware, request.tier, rate)
@@ -131,14 +131,15 @@ def restore_request(prompt_tokens: int) -> RestoreRequest:
 def _balanced_bytes_per_s(
     model: ModelSpec, hardware: HardwareProfile, request: RestoreRequest
 ) -> float:
-    uncontended_s = simulate(compute_only_graph(model, request), hardware).makespan_s
-    return model.n_layers * request.prompt_tokens * model.kv_token_bytes / uncontended_s
+    """Rate at which loading the K and V of the prompt takes as long as computing them."""
+    compute_s = simulate(compute_only_graph(model, request), hardware).makespan_s
+    return model.n_layers * request.prompt_tokens * model.kv_token_bytes / compute_s
 
 
 def at_rate(
     hardware: HardwareProfile, tier: str, bytes_per_s: float
 ) -> tuple[HardwareProfile, str]:
-    """The machine with a tier of this rate, and the rate as text."""
+    """The machine with a tier of this rate, and the rate as text (`link` for a real link)."""
     text = f"{bytes_per_s / 1e6:g}MBps"
     if tier != "dram":
         block = hardware.restore or Restore()
@@ -154,14 +155,14 @@ def at_rate(
 def prepare_setting(
     model: ModelSpec, kind: str, seed: int, setting: Setting, progress: Progress
 ) -> Iterator[PreparedSetting]:
-    """A setting on a backend whose link and tier have its paces."""
+    """A setting on a backend that emulates the rates of its link and tier."""
     from hw import SpeedProbe, open_backend
 
     hardware, request = setting.hardware, setting.request
     pace = hardware.links.h2d.paced_bytes_per_s
     with open_backend(kind, pace, tier_paces(hardware, request.tier)) as backend:
         probe = SpeedProbe(backend, model, hardware, request.chunk_tokens)
-        first = make_plan(Job(model, hardware, request), _options(setting.policies[0]))
+        first = make_plan(Job(model, hardware, request), PlanOptions(policy=setting.policies[0]))
         prepared = prepare_restore(first, backend, seed, Part(progress, setting.name))
         yield PreparedSetting(
             name=setting.name,
@@ -173,16 +174,12 @@ def prepare_setting(
             case_type=RestoreCase,
             plans=lambda machine: {
                 f"{setting.name}-{policy}": make_plan(
-                    Job(model, machine, request), _options(policy)
+                    Job(model, machine, request), PlanOptions(policy=policy)
                 )
                 for policy in setting.policies
             },
             ready=partial(_ready, prepared),
         )
-
-
-def _options(policy: str) -> PlanOptions:
-    return PlanOptions(policy=policy, cached_data=KV_AND_X)
 
 
 @contextmanager

@@ -168,8 +168,9 @@ def run(
         DoesNotFit: the job needs more memory than the device has.
         WrongNumbers: a run differs from the reference.
     """
-    from hw import open_backend
+    from hw import check_runnable, open_backend
 
+    check_runnable(plan.model)
     predicted = plan.simulate()
     trace = plan.availability if trace is None else trace
     pace = plan.hardware.links.h2d.paced_bytes_per_s

@@ -13,10 +13,10 @@ from measure.grid import Grid, PrepareSetting
 from measure.interleave import EXTRA_REPEATS
 from measure.other_systems import measure_other_systems
 from measure.restore_grid import (
-    BANDWIDTHS,
     CHUNK_TOKENS,
     IO_CHUNK_TOKENS,
     POLICIES,
+    RATE_FACTORS,
     Setting,
     prepare_setting,
     restore_request,
@@ -26,7 +26,7 @@ from measure.run import warm_ups
 from planner import Job, PlanOptions, make_plan
 from planner.restore import RestorePlanner
 from sim.files import write_json
-from sim.graph.jobs import KV_AND_X, Workload
+from sim.graph.jobs import Workload
 from sim.machine.profile import HardwareProfile
 from sim.model.kernels import product_flops
 from sim.model.kv_format import host_kv_token_bytes
@@ -213,7 +213,7 @@ class RestoreSetting:
 
     def seconds(self, spec: ModelSpec, hardware: HardwareProfile, how: RecordingOptions) -> float:
         setting = self._setting(spec, hardware)
-        planner = RestorePlanner(spec, setting.hardware, setting.request, cached_data=KV_AND_X)
+        planner = RestorePlanner(spec, setting.hardware, setting.request)
         times_s = [planner.choice(policy).ttft_s for policy in setting.policies]
         runs_s = sum(one * (how.expected_repeats + warm_ups(how.kind, one)) for one in times_s)
         job = Workload(1, self.prompt_tokens, 1)
@@ -263,7 +263,7 @@ def _cuda_restore(prompt_tokens: int) -> RestoreSetting:
 
 def _cpu_restores() -> list[RestoreSetting]:
     """Every tier at every rate; policy `compute-only` once, since it loads nothing."""
-    rates = [(tier, factor) for tier, factors in BANDWIDTHS.items() for factor in factors]
+    rates = [(tier, factor) for tier, factors in RATE_FACTORS.items() for factor in factors]
     return [
         RestoreSetting("opt-125m", 700, tier, factor, POLICIES[: len(POLICIES) - bool(number)])
         for number, (tier, factor) in enumerate(rates)

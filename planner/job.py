@@ -31,7 +31,8 @@ class PlanOptions:
     Args:
         policy: None for `lp` of a decode and `auto` of a restore.
         schedule: of a decode, `row`, `column`, or `auto` for the one with more tokens a second.
-        gpus: of a decode, identical jobs, one to a GPU, that share the machine's uplinks.
+        gpus: of a decode, identical jobs that share the machine's uplinks, each on one GPU or on as
+            many as share the model (`ModelSpec.tensor_parallel`).
         keep: of a decode, whether policy `lp` may keep K, V, X and weights in free device memory.
         engine: which one simulates, as in `sim.simulate`.
         availability: of a restore, available fraction of each lane over time, known in advance.

@@ -94,7 +94,7 @@ def split_by_layer(step: StepSplit) -> go.Figure:
 def policy_bars(
     makespans_s: Mapping[str, float], lower_bound_s: float | None, chosen: str
 ) -> go.Figure:
-    """Makespan of every policy, fastest first, with its speed-up and any lower bound."""
+    """Makespan of every policy, fastest first, with its speed-up; a line marks the lower bound."""
     ordered = sorted(makespans_s, key=makespans_s.__getitem__)
     figure = time_bars(
         {name: makespans_s[name] for name in ordered},

@@ -1,4 +1,4 @@
-"""Copies of each lane, how lanes slow each other down, and the time to launch and order tasks."""
+"""Profile blocks of the lanes: links, interference between lanes, and launch costs (`Dispatch`)."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from hw.calibrate.tables import Medians, Samplers, curve
 from hw.model.kernels import Kernels
 from sim.lanes import COMPUTE, D2H, H2D, HOST
 from sim.machine.links import Dispatch, Interference, Link, Links
-from sim.model.kernels import kernels
+from sim.model.kernels import kernels, n_launches
 from sim.model.spec import ModelSpec
 
 INTERFERING = ((H2D, D2H), (D2H, H2D), (COMPUTE, H2D), (H2D, COMPUTE))
 """Pairs of a lane and the other lane that may slow it down."""
 
-MIN_PACE = 0.01
-"""Lower bound of a lane's pace while another works; a bad sample can be below 0."""
+MIN_SPEED_FRAC = 0.01
+"""Lower bound of a lane's relative speed while another works; a noisy sample can be below 0."""
 
 CONTEXT = 16
-"""Keys of the decoder layer whose kernels are launched; their number does not change the time."""
+"""Past tokens of the decoder layer whose launch time is measured, which does not depend on them."""
 
 
 def samplers(bench: Bench, models: Sequence[ModelSpec], ranges: SampledRanges) -> Samplers:
-    """Copies by size, pace of each interfering pair, launch times, and gaps between tasks."""
+    """Samplers of copies by size, lane interference, and the launch costs of `Dispatch`."""
     model = models[0]
     n, k = 2 * model.kv_size, model.hidden_size
     a, weight, out = bench.random(1024, k), bench.random(n, k), bench.out(1024, n)
@@ -62,9 +62,10 @@ def _nothing() -> None:
 
 
 def _kernel_launch_s(bench: Bench, model: ModelSpec) -> list[float]:
-    """Host seconds to launch one kernel, mean over those of a decoder layer.
+    """Host seconds to launch one kernel, a sample for each run of a decoder layer's kernels.
 
-    A matmul takes longer to launch than an addition, and attention longer still.
+    A sample is the mean over the layer: a matmul takes longer to launch than an addition, and
+    attention longer still.
     """
     layer_kernels = Kernels(one_layer(model, bench.backend.device), 1)
     layer = layer_kernels.weights.layers[0]
@@ -77,7 +78,7 @@ def _kernel_launch_s(bench: Bench, model: ModelSpec) -> list[float]:
         layer_kernels.attention(layer, hidden, queries, kv)
         layer_kernels.mlp(layer, hidden)
 
-    launches = sum(len(kernels(op, 1, CONTEXT, model, 1)) for op in LAYER_OPS)
+    launches = sum(n_launches(kernels(op, 1, CONTEXT, model, 1)) for op in LAYER_OPS)
     task_s = min(bench.launch_s(COMPUTE, _nothing))
     layers_s = bench.launch_s(COMPUTE, decode, n=40)
     return [(layer_s - task_s) / launches for layer_s in layers_s]
@@ -87,7 +88,7 @@ def links_block(medians: Medians, paced_bytes_per_s: float | None) -> Links:
     """The curve of each direction; its rate is that of the largest copy.
 
     Args:
-        paced_bytes_per_s: pace of an emulated link.
+        paced_bytes_per_s: rate of an emulated link, None for a real one.
     """
     links = {}
     for lane in (H2D, D2H, HOST):
@@ -103,7 +104,7 @@ def links_block(medians: Medians, paced_bytes_per_s: float | None) -> Links:
 
 
 def dispatch_block(medians: Medians, bench: Bench) -> Dispatch:
-    """Times of host and device to launch and order tasks."""
+    """Launch costs of the host, and pauses between tasks on the device (see `Dispatch`)."""
     return Dispatch(
         "measured",
         task_s=medians["task",],
@@ -119,8 +120,9 @@ def dispatch_block(medians: Medians, bench: Bench) -> Dispatch:
 
 
 def interference_block(medians: Medians) -> tuple[Interference, ...]:
-    """The pace of each lane that another may slow down."""
+    """Speed of each lane that another may slow down, relative to its speed when that is idle."""
+    speeds = {pair: medians["pace", *pair] for pair in INTERFERING}
     return tuple(
-        Interference(lane, other, min(1.0, max(MIN_PACE, medians["pace", lane, other])), "measured")
-        for lane, other in INTERFERING
+        Interference(*pair, min(1.0, max(MIN_SPEED_FRAC, speed)), "measured")
+        for pair, speed in speeds.items()
     )

@@ -72,15 +72,25 @@ class Weights:
 
 
 def check_runnable(model: ModelSpec) -> None:
-    """Refuse a model whose family there are no kernels for.
+    """Refuse a model that is divided over GPUs, or whose family there are no kernels for.
 
     Raises:
-        BadInput: names the families that can run.
+        BadInput: says so, or names the families that can run.
     """
+    if model.tensor_parallel > 1:
+        raise BadInput(
+            f"the plan is for {model.tensor_parallel} GPUs that share {model.name} (--tp), which "
+            "can be planned and simulated but not run: a run needs one GPU."
+        )
     if model.family not in RUNNABLE_FAMILIES:
         raise BadInput(
             f"{model.name} is of family {model.family}, which can be planned and simulated but not "
             f"run; families that run: {', '.join(RUNNABLE_FAMILIES)}."
+        )
+    if model.not_run:
+        raise BadInput(
+            f"{model.name} has {' and '.join(model.not_run)}, which no device kernel computes; it "
+            "can be planned and simulated but not run."
         )
 
 

@@ -126,7 +126,7 @@ class MemoryPeaks:
 
 
 def reset_peaks(backend: Backend) -> None:
-    """Restart the peak counter of the device."""
+    """Restart the counter of peak memory use of the device."""
     if backend.kind == "cuda":
         torch.get_device_module(backend.device).reset_peak_memory_stats(backend.device)
 

@@ -184,9 +184,15 @@ class CacheFile:
         return layers * touched * self._regions[kind].stride
 
     def bring(
-        self, kind: str, layers: range, start: int, stop: int, slot: Tensor | None, move: Transfer
+        self,
+        kind: str,
+        layers: Sequence[int],
+        start: int,
+        stop: int,
+        slot: Tensor | None,
+        move: Transfer,
     ) -> tuple[list[Piece], list[Lost]]:
-        """Read whole cells, because the checksums are those of cells."""
+        """Read whole cells: one layer of one chunk, the unit that has a checksum."""
         size, stride = self.key.chunk_tokens, self._regions[kind].stride
         chunks = range(start // size, -(-stop // size))
         cells = [(chunk, layer) for chunk in chunks for layer in layers]

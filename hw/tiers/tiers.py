@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Protocol
@@ -43,13 +43,24 @@ class Tier(Protocol):
         """How it reads, as a report states it."""
 
     def bring(
-        self, kind: str, layers: range, start: int, stop: int, slot: Tensor | None, move: Transfer
+        self,
+        kind: str,
+        layers: Sequence[int],
+        start: int,
+        stop: int,
+        slot: Tensor | None,
+        move: Transfer,
     ) -> tuple[list[Piece], list[Lost]]:
-        """Rows of tokens [start, stop) of `layers`, and the ranges that are lost.
+        """Read K and V, or X, of tokens [start, stop) of `layers` into host memory.
 
         Args:
+            kind: `kv` or `x`.
             slot: [n] bytes of host memory to read into; None if the link can read the tier itself.
             move: the transfer that paces the read.
+
+        Returns:
+            The rows that were read, a `Piece` for each layer (and each chunk of a file), and the
+            ranges that the tier could not return, which the caller recomputes.
         """
 
     def slot_bytes(self, kind: str, layers: int, n_tokens: int) -> int:
@@ -68,7 +79,13 @@ class HostMemory:
         return layers * n_tokens * token_bytes(self._held[kind][0])
 
     def bring(
-        self, kind: str, layers: range, start: int, stop: int, slot: Tensor | None, move: Transfer
+        self,
+        kind: str,
+        layers: Sequence[int],
+        start: int,
+        stop: int,
+        slot: Tensor | None,
+        move: Transfer,
     ) -> tuple[list[Piece], list[Lost]]:
         held = self._held[kind]
         pieces = [Piece(layer, start, stop, held[layer][start:stop]) for layer in layers]

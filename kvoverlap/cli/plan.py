@@ -48,7 +48,10 @@ class Planning:
         ),
     ] = "row"
     gpus: Annotated[
-        Count, Parameter(help="Identical jobs, one on each GPU, that share the profile's uplinks.")
+        Count,
+        Parameter(
+            help="Identical jobs that share the profile's uplinks, each on one GPU, or on --tp."
+        ),
     ] = 1
     keep: Annotated[
         bool | None,
@@ -128,7 +131,8 @@ def print_plan(made: DecodePlan) -> None:
         f"{made.model.name} ({made.model.dtype}) on {made.hardware.name}: "
         f"{job.n_batches} x batch {job.batch_size}, prompt {job.prompt_tokens:,}, "
         f"{job.gen_tokens:,} step(s), policy {made.policy}, schedule {made.schedule}"
-        f"{f', {made.gpus} GPUs at once' if made.gpus > 1 else ''}"
+        f"{f', tensor parallel on {tp} GPUs' if (tp := made.model.tensor_parallel) > 1 else ''}"
+        f"{f', {made.jobs} jobs at once' if made.jobs > 1 else ''}"
         f"{f', KV cache in {job.kv_bits} bits' if job.kv_bits else ''}"
     )
     if not made.fully_resident:

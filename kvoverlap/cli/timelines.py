@@ -68,7 +68,7 @@ def with_new_simulation(plan: DecodePlan) -> DecodePlan:
         Job(plan.model, plan.hardware, plan.workload),
         [step.recomputed_tokens for step in plan.steps],
         plan.residency,
-        PlanOptions(schedule=plan.schedule, gpus=plan.gpus),
+        PlanOptions(schedule=plan.schedule, gpus=plan.jobs),
     )
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from dataclasses import dataclass
 
 from planner.crossovers import Interval, intervals
-from planner.restore import RestorePlanner
+from planner.restore import RestorePlanner, machine_of_one_gpu
 from sim.graph.jobs import RestoreRequest
 from sim.machine.profile import HardwareProfile
 from sim.model.spec import ModelSpec
@@ -18,7 +19,7 @@ class Reuse:
     """Seconds to the first token of a later request that appends one token to the same prompt.
 
     Args:
-        load_s: all K and V of the prompt are loaded from host memory, as runtimes do.
+        load_s: all K and V of the prompt that are still attended to are loaded from host memory.
         compute_s: all are computed.
         split_s: the first tokens are computed and the others loaded, in the best proportion.
         by_prefix: the faster of the first two by length of the prefix.
@@ -51,20 +52,23 @@ def reuse(
         kv_bits: of K and V in host memory; None for the model's dtype.
     """
 
+    machine = machine_of_one_gpu(hardware, model)
+
     def planner(tokens: int) -> RestorePlanner:
         request = RestoreRequest(
             prompt_tokens=tokens + 1, cached_tokens=tokens, tier_kv_bits=kv_bits or 16
         )
-        return RestorePlanner(model, hardware, request, engine=engine)
+        return RestorePlanner(model, machine, request, engine=engine)
 
     def verdict(tokens: int) -> str:
         one = planner(tokens)
         loads = one.choice("load-only").ttft_s < one.choice("compute-only").ttft_s
         return LOAD if loads else COMPUTE
 
-    budget = hardware.memory.job_device_bytes - model.weight_bytes
-    fitting = int(budget // (model.n_layers * model.kv_token_bytes)) - 1
-    max_tokens = min(model.max_positions - 1, fitting)
+    lengths = range(1, model.max_positions)
+    max_tokens = bisect_right(
+        lengths, hardware.memory.job_device_bytes, key=lambda tokens: planner(tokens).device_bytes
+    )
     if max_tokens < prompt_tokens:
         return None
     here = planner(prompt_tokens)

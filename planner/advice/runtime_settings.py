@@ -8,7 +8,7 @@ restrict it to lengths at which loading a prefix is faster than computing it.
 Names, units and defaults are those of
 
 - vLLM: https://docs.vllm.ai/en/stable/api/vllm/config/cache/ (size in GiB over all tensor-parallel
-  ranks; backends `native` and `lmcache`, whose server has its own size) and
+  ranks; backends `native` and `lmcache`, whose server has its own size; gpu_memory_utilization) and
   https://docs.vllm.ai/en/latest/features/kv_offloading_usage/ (copies by `cudaMemcpyAsync`),
 - LMCache: https://docs.lmcache.ai/api_reference/configurations.html (chunks of 256 tokens; size in
   GB, 5 by default; minimum tokens of a hit that is retrieved),
@@ -31,6 +31,9 @@ PAGES = {
     "LMCache": "https://docs.lmcache.ai/api_reference/configurations.html",
     "SGLang": "https://docs.sglang.io/advanced_features/hicache_design.html",
 }
+VLLM_MEMORY_FRAC = 0.92
+"""Default of --gpu-memory-utilization, the part of GPU memory that vLLM uses."""
+
 LMCACHE_CHUNK_TOKENS = 256
 MAX_CHUNK_TOKENS = 4096
 HICACHE_PAGE_TOKENS = 64
@@ -57,7 +60,7 @@ class CacheBudget:
     """The cache that a runtime should hold.
 
     Args:
-        kv_bytes: K and V of all sequences, in host memory.
+        kv_bytes: K and V of all sequences, in host memory, of each GPU that shares the model.
         least_tokens: shortest prefix that is loaded faster than computed, or None.
     """
 
@@ -73,11 +76,14 @@ def runtime_settings(
         return ()
     link, gigabytes = hardware.links.h2d, f"{ceil(cache.kv_bytes / 1e9)}"
     chunk, why_chunk = _chunk_tokens(model.n_layers * model.kv_token_bytes, link)
-    settings = [
+    tp = model.tensor_parallel
+    ranks = " of each rank" if tp > 1 else ""
+    settings = [("vLLM", "--tensor-parallel-size", f"{tp}", "GPUs")] if tp > 1 else []
+    settings += [
         (
             "vLLM",
             "--kv-offloading-size",
-            f"{ceil(cache.kv_bytes / 2**30)}",
+            f"{ceil(model.tensor_parallel * cache.kv_bytes / 2**30)}",
             "GiB for K and V of this batch, of all tensor-parallel ranks together",
         ),
         (
@@ -92,12 +98,14 @@ def runtime_settings(
             "LMCache",
             "LMCACHE_MAX_LOCAL_CPU_SIZE",
             gigabytes,
-            "GB for K and V of this batch; 5 by default",
+            f"GB{ranks} for K and V of this batch; 5 by default",
         ),
     ]
     if cache.least_tokens > chunk:
         why = "a shorter prefix is computed faster than it is loaded"
         settings.append(("LMCache", "LMCACHE_MIN_RETRIEVE_TOKENS", f"{cache.least_tokens}", why))
+    if tp > 1:
+        settings.append(("SGLang", "--tp-size", f"{tp}", "GPUs"))
     settings.append(("SGLang", "--enable-hierarchical-cache", "", "HiCache is off without it"))
     if cache.kv_bytes > hardware.memory.job_device_bytes - model.weight_bytes:
         why = "GB on each rank for K and V of this batch; overrides --hicache-ratio"

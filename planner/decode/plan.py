@@ -62,7 +62,8 @@ class DecodePlan(Plan, kind="plan"):
         sensitivities: what 10 % more of each part of the machine would save; the split of an `lp`
             plan would follow the change, any other is kept.
         bottleneck: the largest of them, as a sentence.
-        gpus: identical decoders, one to a GPU, that share uplinks and host memory.
+        gpus: GPUs with the same work that share uplinks and host memory: one for each part of the
+            model and job.
         resident_x_tokens: for each layer, of how many recomputed tokens X stays on the device;
             empty where of none.
         resident_weight_layers: layers of a column schedule whose weights stay on the device.
@@ -91,7 +92,12 @@ class DecodePlan(Plan, kind="plan"):
     def tokens_per_s(self) -> float:
         """Tokens generated a second over all sequences of all GPUs."""
         job = self.workload
-        return self.gpus * job.n_batches * job.batch_size * job.gen_tokens / self.makespan_s
+        return self.jobs * job.n_batches * job.batch_size * job.gen_tokens / self.makespan_s
+
+    @property
+    def jobs(self) -> int:
+        """Identical jobs at once."""
+        return self.gpus // self.model.tensor_parallel
 
     def lower(self) -> TaskGraph:
         if self.policy in OTHER_SYSTEMS:

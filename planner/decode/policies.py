@@ -30,6 +30,11 @@ POLICIES = ("lp", "kvpr", "load-all", "recompute-all", "resident", *OTHER_SYSTEM
 BASELINES = ("load-all", "recompute-all", "kvpr")
 
 
+def check_policy(policy: str) -> None:
+    """Refuse an unknown policy, as `fixed_tokens` does."""
+    fixed_tokens(policy)
+
+
 def fixed_tokens(policy: str) -> int | None:
     """The token count of a `fixed:<tokens>` policy, or None for a named policy.
 

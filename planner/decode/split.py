@@ -73,8 +73,8 @@ class Residency:
             partly = (kv or x) and not self.holds_whole(layer, workload)
             if partly and slides(model, workload, layer):
                 raise BadInput(
-                    f"layer {layer}: its sliding window leaves tokens behind; keep its whole cache "
-                    "or nothing of it."
+                    f"layer {layer}: tokens leave its sliding window during these steps; keep its "
+                    "whole cache, or none."
                 )
         if any(layer not in range(model.n_layers) for layer in self.weight_layers):
             raise BadInput(f"weight_layers {self.weight_layers} must be among the layers.")

@@ -1,7 +1,7 @@
 """Restoring a cached prefix: what to compute, what to load, and how that becomes a task graph."""
 
 from planner.restore.plan import RestorePlan, plan_choice
-from planner.restore.planner import RESTORE_POLICIES, RestorePlanner
+from planner.restore.planner import RESTORE_POLICIES, RestorePlanner, machine_of_one_gpu
 from planner.restore.replanning import Adaptation, Change, Replanner, adapt
 from planner.restore.reproduce import (
     behind_link,
@@ -24,6 +24,7 @@ __all__ = [
     "behind_link",
     "error_summary",
     "link_rate",
+    "machine_of_one_gpu",
     "plan_choice",
     "read_cases",
     "reproduce_case",

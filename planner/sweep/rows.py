@@ -11,12 +11,12 @@ from typing import Any
 from planner.decode.fast_planner import ShortcutPlanner
 from planner.decode.make import LP, fitting_schedules, simulate_other_system
 from planner.decode.other_systems import OTHER_SYSTEMS
-from planner.decode.policies import fixed_tokens
+from planner.decode.policies import check_policy
 from planner.decode.problem import DecodeProblem
 from planner.decode.sensitivity import MIN_SAVING_FRAC, MORE, NUDGE
 from planner.decode.split import DecodeChoice
 from planner.restore.plan import token_counts
-from planner.restore.planner import RestorePlanner
+from planner.restore.planner import RestorePlanner, machine_of_one_gpu
 from planner.sweep.inputs import AUTO
 from planner.sweep.machines import Machine, machine_of, model_of
 from sim.cost.model import CostKey, CostModel, cost_key
@@ -33,7 +33,7 @@ ENGINE = "fast" if fast_engine_installed() else "simpy"
 Row = dict[str, Any]
 Inputs = Mapping[str, Any]
 
-TIMELINE_OUTPUTS = {
+COMMON_OUTPUTS = {
     "tokens_per_s": float,
     "overlap_frac": float,
     "exposed_copy_s": float,
@@ -56,7 +56,7 @@ DECODE_OUTPUTS: dict[str, type] = {
     "host_bytes": int,
     "schedule_taken": str,
     "solved_by": str,
-    **TIMELINE_OUTPUTS,
+    **COMMON_OUTPUTS,
 }
 RESTORE_OUTPUTS: dict[str, type] = {
     "ttft_s": float,
@@ -66,7 +66,7 @@ RESTORE_OUTPUTS: dict[str, type] = {
     "projected_tokens": int,
     "loaded_tokens": int,
     "policy_taken": str,
-    **TIMELINE_OUTPUTS,
+    **COMMON_OUTPUTS,
 }
 OUTPUTS = {"decode": DECODE_OUTPUTS, "restore": RESTORE_OUTPUTS}
 """Output columns of each scenario, described in docs/studies.md."""
@@ -105,12 +105,13 @@ def decode_row(values: Inputs) -> Row:
 
 
 def _decode_row(values: Inputs, machine: Machine, schedule: str, job: Workload) -> Row:
-    hardware, policy, gpus = machine.hardware, values["policy"], values["gpus"]
+    hardware, policy, jobs = machine.hardware, values["policy"], values["gpus"]
     model = model_of(values, hardware)
+    gpus = jobs * model.tensor_parallel
     keep = values.get("keep", "gpu_memory" in values)
     problem = DecodeProblem(model, hardware, job, schedule, gpus, keep, ENGINE)
     planner = ShortcutPlanner(problem)
-    fixed_tokens(policy)
+    check_policy(policy)
     choice = planner.best if policy == LP else problem.choice_of(policy)
     timeline = _timeline(problem, policy, choice)
     need = problem.check_fits(timeline.graph)
@@ -134,7 +135,7 @@ def _decode_row(values: Inputs, machine: Machine, schedule: str, job: Workload) 
         "schedule_taken": schedule,
         "solved_by": planner.solved_by if policy == LP else "policy",
         **_timeline_row(timeline, problem.costs),
-        "tokens_per_s": gpus
+        "tokens_per_s": jobs
         * job.n_batches
         * job.batch_size
         * job.gen_tokens
@@ -153,9 +154,10 @@ def _timeline(problem: DecodeProblem, policy: str, choice: DecodeChoice) -> Time
 def _bottleneck(
     planner: ShortcutPlanner, machine: Machine, policy: str, timeline: Timeline
 ) -> tuple[str, float]:
-    """The part of the machine whose 10 % increase saves most, and the saved fraction, by duals.
+    """The part of the machine whose 10 % increase saves most, and the saved fraction.
 
-    Only the split of policy `lp` adapts to the change.
+    The saved time is the change of each task's time, weighted by the LP's dual values for policy
+    `lp`, whose split adapts to the change. For other policies, tasks of the critical path count.
     """
     problem = planner.problem
     if policy == LP and not problem.all_resident:
@@ -193,7 +195,9 @@ def restore_row(values: Inputs) -> Row:
     Raises:
         KvOverlapError: as `planner.make_plan`.
     """
-    hardware = machine_of(values).hardware
+    machine = machine_of(values).hardware
+    model = model_of(values, machine)
+    hardware = machine_of_one_gpu(machine, model)
     prompt, tier = values["prompt"], values["tier"]
     request = RestoreRequest(
         prompt_tokens=prompt,
@@ -205,7 +209,7 @@ def restore_row(values: Inputs) -> Row:
         tier_kv_bits=values["kv_bits"],
     )
     planner = RestorePlanner(
-        model_of(values, hardware),
+        model,
         hardware,
         request,
         engine=ENGINE,
@@ -232,7 +236,7 @@ def restore_row(values: Inputs) -> Row:
 
 
 def _timeline_row(timeline: Timeline, costs: CostModel) -> Row:
-    """Outputs that every timeline has, and the weakest source of its task times."""
+    """Overlap, exposed copy, tasks out of the measured range, weakest source of the task times."""
     estimates = [costs.estimate(task) for task in timeline.graph.tasks]
     outside = sum(not one.in_range for one in estimates)
     return {

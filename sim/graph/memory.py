@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import ceil
 
 from sim.errors import DoesNotFit
 from sim.graph.jobs import Workload
@@ -149,10 +148,11 @@ def check_fits(
             advice = "choose a smaller model or dtype"
             if graph.model.moe is None:
                 advice += ", or --schedule column, which loads the weights layer by layer"
+            gpus = "one GPU" if graph.model.tensor_parallel == 1 else "these GPUs"
             raise DoesNotFit(
-                f"{graph.model.name} does not fit on one GPU of {where}: {beyond}; {advice}."
+                f"{graph.model.name} does not fit on {gpus} of {where}: {beyond}; {advice}."
             )
-        reserved = f" beside a reserve of {_gib(reserve_bytes)}" if reserve_bytes else ""
+        reserved = f" after a reserve of {_gib(reserve_bytes)}" if reserve_bytes else ""
         raise DoesNotFit(
             f"{graph.model.name} needs {_gib(need.device_bytes)} of device memory (weights "
             f"{_gib(need.weight_bytes)}, staging slots and workspace {_gib(staging)}) and {where} "
@@ -175,14 +175,15 @@ def check_fits(
 
 
 def weights_beyond(model: ModelSpec, free_bytes: float) -> str | None:
-    """Why one GPU cannot hold the weights, and how many GPUs could; None if it can."""
+    """Why a GPU cannot hold its weights, and how many GPUs could; None if it can."""
     if model.weight_bytes <= free_bytes:
         return None
-    return (
-        f"weights take {model.weight_bytes / 2**30:.1f} of {_gib(free_bytes)} "
-        f"({ceil(model.weight_bytes / free_bytes)} GPUs hold them, but --gpus does not split a "
-        "model)"
-    )
+    taken = f"weights take {model.weight_bytes / 2**30:.1f} of {_gib(free_bytes)}"
+    if model.tensor_parallel > 1:
+        return f"{taken} on each of {model.tensor_parallel} GPUs"
+    enough = (n for n in model.tensor_parallel_sizes if model.shard(n).weight_bytes <= free_bytes)
+    found = next(enough, None)
+    return taken if found is None else f"{taken} ({found} GPUs hold them: --tp {found})"
 
 
 def _gib(n_bytes: float) -> str:

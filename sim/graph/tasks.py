@@ -1,9 +1,10 @@
 """A static, hashed graph of tasks that simulator and device both execute.
 
 A lane is one engine that works first in, first out, such as the compute stream or one copy
-direction. A task starts when every task in `deps` is done and its lane is free. Nothing else
-orders tasks of different lanes: a dep, visible here, keeps a staging buffer from being
-overwritten while a task still reads it; executors add no order of their own.
+direction. A task starts when every task in `deps` is done, its lane is free and the host has
+launched it. Dependencies are the only order between lanes: for example, a load depends on the last
+task that read its staging slot. Executors add no order of their own. Tasks with the same `claim`
+are alternatives: the first to start does the work, and the others do what is left.
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 from sim.errors import BadInput
 from sim.files import STRICT_KEYS, parse, set_fields
 from sim.graph.jobs import RestoreRequest, Workload
+from sim.graph.loads import LoadedRows, Loads
 from sim.lanes import COMPUTE, D2H, DISK, H2D, HOST, NET
 from sim.model.spec import ModelSpec
 
@@ -94,9 +96,11 @@ class Task:
         device: index of the device whose lanes it uses.
         batch: which of the workload's batches it works on.
         layers: how many layers from `layer` on it works on.
-        claim: tasks with the same claim are alternatives for the tokens that their ranges share:
-            the first to start does them; a later one does the rest, or is skipped. A task that
-            waits for one of the same claim and range works on the tokens that this one got.
+        claim: name of work that several tasks could do, for example compute or load the same
+            tokens. Where their token ranges overlap, the first task to start takes the tokens. A
+            later one works on the tokens that are left; with none left it is skipped. If a task
+            depends on another with the same claim and range (the copy from host memory of tokens
+            that a disk read brought), it works on exactly the tokens that the other took.
     """
 
     __pydantic_config__ = STRICT_KEYS
@@ -145,9 +149,10 @@ class TaskGraph:
 
     @cached_property
     def sha256(self) -> str:
-        """Identity of the graph: two timelines are comparable only when theirs agree.
+        """Identity of the graph: timelines are comparable only if their graphs' hashes agree.
 
-        As in the file, a field that a later version adds counts only where it is not its default.
+        Fields at their default value are left out, here and in files, so that a field added in a
+        later version does not change the hash of a graph that does not use it.
         """
         setting = [self.schedule, self.slots, set_fields(self.model), set_fields(self.workload)]
         lines = [json.dumps(setting, sort_keys=True), *map(_identity, self.tasks)]
@@ -176,12 +181,16 @@ class TaskGraph:
             queues.setdefault((task.device, task.lane), []).append(position)
         return queues
 
-    def to_dict(self) -> dict[str, Any]:
-        """The graph as it is hashed and written.
+    @cached_property
+    def _loads(self) -> Loads:
+        return Loads(self.model, cast(RestoreRequest, self.workload))
 
-        Fields that have their default value are left out, so that a field which a later version
-        adds changes neither hash nor file of a graph that does not use it.
-        """
+    def loaded_rows(self, task: Task) -> LoadedRows:
+        """Rows that a load of a restore moves."""
+        return self._loads.rows(task.layer, task.layers, task.token_start, task.token_stop)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The graph as it is written to a file, without fields that have their default value."""
         return {
             "schedule": self.schedule,
             "model": set_fields(self.model),

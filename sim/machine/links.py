@@ -104,15 +104,20 @@ class Interference:
 
 @dataclass(frozen=True, slots=True)
 class Dispatch:
-    """Cost of launching work on the device and of handing over between lanes.
+    """Host time to launch tasks, and pauses between tasks on the device, in seconds.
 
-    The host spends `task_s` on every task and `kernel_s` on each kernel it launches or `copy_s` on
-    its copy; a host that falls behind delays the lanes. A lane starts its next task `gap_s` after
-    the one before, and `handover_s` after the end of a task of another lane that it waited for.
-    Lanes wait `head_start_s` while the host already launches. Work that a lane is handed only
-    when its turn has come, as in a restore, starts `turn_s` after what it waited for; 0 means the
-    same pauses as for work that is queued ahead. On the device a task takes `compute_task_s` or
-    `copy_task_s` longer than its kernels or its copy: for its events, and for starting up.
+    Args:
+        task_s: host time for each task (events, bookkeeping).
+        kernel_s: host time for each kernel launch of a compute task.
+        copy_s: host time for each copy launch.
+        gap_s: pause between two tasks of one lane.
+        handover_s: pause between the end of a task and the start of a task of another lane that
+            waited for it.
+        head_start_s: time at the start of a run during which the host launches ahead while all
+            lanes wait.
+        turn_s: pause before a task that the host launches only when its dependencies are done, as
+            in a restore with claims; 0 means `gap_s` and `handover_s`.
+        compute_task_s, copy_task_s: device time of a task in addition to its kernels or its copy.
     """
 
     __pydantic_config__ = STRICT_KEYS

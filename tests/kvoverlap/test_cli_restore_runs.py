@@ -142,7 +142,7 @@ def test_what_can_only_be_simulated_says_so(plan, call, folder):
 def grids(capsys, monkeypatch):
     """Run a verb over a short grid; returns (exit status, stdout, stderr)."""
     shorten_grids(monkeypatch)
-    monkeypatch.setattr(measure.restore_grid, "BANDWIDTHS", {"dram": (1.0,), "ssd": (1.0,)})
+    monkeypatch.setattr(measure.restore_grid, "RATE_FACTORS", {"dram": (1.0,), "ssd": (1.0,)})
     monkeypatch.setattr(measure.restore_grid, "CHUNK_TOKENS", 16)
     monkeypatch.setattr(measure.restore_grid, "IO_CHUNK_TOKENS", 8)
 

@@ -96,14 +96,19 @@ def test_the_batch_it_names_is_the_largest_that_fits(batch, part, on_device):
 
 
 def test_weights_that_do_not_fit_are_blamed():
-    with pytest.raises(DoesNotFit, match=r"weights take .* GPUs hold them.*--schedule column"):
+    with pytest.raises(DoesNotFit, match=r"weights take .*; choose .*--schedule column"):
         check_fits(decode_graph(), 1, 1e9, "here")
+    model = tiny_model(rotary=True)
+    with pytest.raises(DoesNotFit, match=r"weights take .* \(2 GPUs hold them: --tp 2\)"):
+        check_fits(decode_graph(model=model), 0.7 * model.weight_bytes, 1e9, "here")
+    with pytest.raises(DoesNotFit, match=r"these GPUs of here: .* on each of 2 GPUs"):
+        check_fits(decode_graph(model=model.shard(2)), 1, 1e9, "here")
 
 
 def test_a_reserve_is_no_jobs():
     need = footprint(GRAPH)
     check_fits(GRAPH, need.device_bytes + 64, need.host_bytes, "here", reserve_bytes=64)
-    with pytest.raises(DoesNotFit, match=r"here has .* for it beside a reserve of 0\.0 GiB;"):
+    with pytest.raises(DoesNotFit, match=r"here has .* for it after a reserve of 0\.0 GiB;"):
         check_fits(GRAPH, need.device_bytes + 63, need.host_bytes, "here", reserve_bytes=64)
     with pytest.raises(BadInput, match=r"device_reserve_bytes\(=9\) must be .* below .*\(=9\)"):
         Memory("datasheet", 9.0, 9.0, 9.0)

@@ -18,6 +18,7 @@ from statistics import median
 from typing import Any
 
 from sim.errors import BadFile, UnknownName
+from sim.model.spec import DTYPE_BYTES
 
 PACKAGE = "aiconfigurator-core"
 MODULE = "aiconfigurator_core"
@@ -25,6 +26,9 @@ MODULE = "aiconfigurator_core"
 GEMM = "gemm/{}/gemm_perf.parquet"
 DECODE = "attention/{}/generation_attention_perf.parquet"
 PREFILL = "attention/{}/context_attention_perf.parquet"
+EXPERTS = "moe/{}/moe_perf.parquet"
+LATENT = "mla/{}/mla_generation_module_perf.parquet"
+ALL_REDUCE = "comm/{}/custom_allreduce_perf.parquet"
 
 DTYPE = "bfloat16"
 EIGHT_BITS = "fp8"
@@ -40,6 +44,7 @@ class SystemTables:
     Args:
         peaks: the `gpu` block of the system's file, in SI units.
         pcie_bytes_per_s: raw rate of its PCIe.
+        peer_bytes_per_s: raw rate of the link to other GPUs of the node, each direction.
         device: name of the timed device, as given in the timings.
     """
 
@@ -49,6 +54,7 @@ class SystemTables:
     package_version: str
     peaks: dict[str, float]
     pcie_bytes_per_s: float
+    peer_bytes_per_s: float
     device: str
     folder: Path
 
@@ -101,6 +107,51 @@ class SystemTables:
         where = {"kv_cache_dtype": DTYPE, "window_size": 0, "step": 0}
         return _timings(self._path(PREFILL), shape, where)
 
+    def experts(self, moe_dtype: str) -> dict[Shape, tuple[float, bool]]:
+        """Seconds by (hidden size, width of an expert, active, routed, tokens) of fused experts.
+
+        The whole layer on one GPU, or a part of every expert's width. Also whether the tokens were
+        spread evenly over the experts; if not, they were chosen by a power law close to even.
+        """
+        path = self._path(EXPERTS)
+        if not path.is_file():
+            return {}
+        shape = ("hidden_size", "inter_size", "topk", "num_experts", "moe_tp_size", "num_tokens")
+        found: dict[Shape, tuple[float, bool]] = {}
+        for distribution, even in (("power_law_1.01", False), ("balanced", True)):
+            where = {"moe_dtype": moe_dtype, "moe_ep_size": 1, "distribution": distribution}
+            for (hidden, width, active, routed, parts, n), seconds in _timings(
+                path, shape, where
+            ).items():
+                found[hidden, width // parts, active, routed, n] = seconds, even
+        return found
+
+    def latent_attention(self) -> dict[Shape, float]:
+        """Seconds by (heads, batch, context) of decoding one token by an attention layer of
+        DeepSeek-V3, its products included."""
+        path = self._path(LATENT)
+        if not path.is_file():
+            return {}
+        shape = ("num_heads", "batch_size", "isl", "step")
+        where = {"kv_cache_dtype": DTYPE, "gemm_type": DTYPE}
+        found = _timings(path, shape, where)
+        return {(*key[:-2], key[-2] + key[-1]): seconds for key, seconds in found.items()}
+
+    def all_reduce(self) -> dict[Shape, float]:
+        """Seconds by (GPUs, bytes) of summing one tensor over the GPUs of a node.
+
+        The kernels of the engine as a CUDA graph replays them; the newest version that was timed,
+        for it may be another one than that of the products. Sizes in the files are elements.
+        """
+        found = self.folder.glob(ALL_REDUCE.format(f"{self.engine}/*"))
+        paths = sorted(found, key=lambda path: _version_key(path.parent.name))
+        if not paths:
+            return {}
+        where = {"backend": f"{self.engine}_graph", "allreduce_dtype": DTYPE}
+        timings = _timings(paths[-1], ("num_gpus", "message_size"), where)
+        size = DTYPE_BYTES[DTYPE]
+        return {(gpus, elements * size): seconds for (gpus, elements), seconds in timings.items()}
+
 
 def system_names() -> list[str]:
     """Systems that the installed package has timings of.
@@ -142,14 +193,16 @@ def _package_version() -> str:
         return "of unknown version"
 
 
-def _datasheet(path: Path) -> tuple[dict[str, float], float]:
-    """The numbers of a system's `gpu` block, and its PCIe rate in bytes/s."""
+def _datasheet(path: Path) -> tuple[dict[str, float], float, float]:
+    """The numbers of a system's `gpu` block, and its rates of PCIe and between GPUs, bytes/s."""
     import yaml
 
     try:
         content = yaml.safe_load(path.read_text())
         peaks = {name: float(value) for name, value in content["gpu"].items()}
-        return peaks, float(content["node"]["pcie_bw"])
+        node = content["node"]
+        pcie_bytes_per_s = float(node["pcie_bw"])
+        return peaks, pcie_bytes_per_s, float(node.get("intra_node_bw", pcie_bytes_per_s))
     except (OSError, KeyError, TypeError, ValueError, AttributeError, yaml.YAMLError) as error:
         raise BadFile(f"{path} cannot be read ({error}); reinstall {PACKAGE}.") from None
 

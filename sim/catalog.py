@@ -9,7 +9,10 @@ from pathlib import Path
 from typing import TypeVar
 
 from sim.errors import BadInput, UnknownName
-from sim.machine.components import JOIN, ComputePart, LinkPart, compose, split_name
+from sim.files import naming_file
+from sim.machine.components import JOIN, UNIFIED, ComputePart, LinkPart, compose, split_name
+from sim.machine.datasheet import SUFFIX as DATA_SHEET
+from sim.machine.datasheet import DataSheet, plain_link
 from sim.machine.profile import HardwareProfile
 from sim.model.config import load_model_config
 from sim.model.spec import DTYPE_BYTES, ModelSpec
@@ -39,7 +42,7 @@ def compute_names() -> list[str]:
 
 def link_names() -> list[str]:
     """Hosts with their links that a machine can be composed of."""
-    return _names("hardware/links")
+    return [name for name in _names("hardware/links") if name != UNIFIED]
 
 
 def find_model(name_or_path: str, dtype: str | None = None) -> ModelSpec:
@@ -70,14 +73,16 @@ def _find_model(name_or_path: str) -> ModelSpec:
 
 
 def _names(folder: str) -> list[str]:
-    return sorted(path.stem for path in (DATA / folder).glob("*.json"))
+    files = (DATA / folder).iterdir()
+    return sorted(path.stem for path in files if path.suffix in (".json", DATA_SHEET))
 
 
 def find_hardware(name_or_path: str) -> HardwareProfile:
     """A shipped profile by name, any profile by path, or a machine composed of two parts.
 
     `h100-sxm+pcie5-x16` is the device h100-sxm behind the link pcie5-x16; either part may be the
-    path of a file of its kind.
+    path of a file of its kind. A device alone, by name or by the path of its data sheet, is behind
+    the link that it is mostly sold with.
 
     Raises:
         UnknownName: no such shipped profile and no such path; suggests the nearest name.
@@ -86,34 +91,35 @@ def find_hardware(name_or_path: str) -> HardwareProfile:
     shipped = DATA / "hardware" / f"{name_or_path.lower()}.json"
     if "/" not in name_or_path and _exists(shipped):
         return HardwareProfile.load(shipped)
-    if _exists(Path(name_or_path)):
+    is_file = _exists(Path(name_or_path))
+    if name_or_path.lower() in compute_names() or (is_file and _is_data_sheet(name_or_path)):
+        device = find_compute(name_or_path)
+        with naming_file(name_or_path):
+            return compose(device, find_link(device.usual_link))
+    if is_file:
         return HardwareProfile.load(name_or_path)
     if JOIN in name_or_path:
         compute, link = split_name(name_or_path)
         return compose(find_compute(compute), find_link(link))
-    if name_or_path.lower() in compute_names():
-        usual = find_compute(name_or_path).usual_link
-        raise BadInput(
-            f"hardware {name_or_path!r} is a device without a host; name its link too, as in "
-            f"{name_or_path}{JOIN}{usual}; links: {', '.join(link_names())}."
-        )
     raise UnknownName(
         "hardware",
         name_or_path,
-        [*hardware_names(), *composed_names()],
-        "A path to a profile.json works too.",
+        [*hardware_names(), *compute_names(), *composed_names()],
+        "A path to a profile.json or to a data sheet in TOML works too.",
     )
 
 
 def is_shipped(name: str) -> bool:
     """Whether a machine of this name comes with the program, in one file or in two parts."""
     device, _, link = name.rpartition(JOIN)
-    return name in hardware_names() or (device in compute_names() and link in link_names())
+    whole = name in (*hardware_names(), *composed_names())
+    return whole or (device in compute_names() and link in link_names())
 
 
 def composed_names() -> list[str]:
-    """Every device behind the link it is mostly sold with."""
-    return [f"{name}{JOIN}{find_compute(name).usual_link}" for name in compute_names()]
+    """Every device behind the link it is mostly sold with, if it has one."""
+    links = {name: find_compute(name).usual_link for name in compute_names()}
+    return [name if link == UNIFIED else f"{name}{JOIN}{link}" for name, link in links.items()]
 
 
 def find_compute(name_or_path: str) -> ComputePart:
@@ -123,12 +129,23 @@ def find_compute(name_or_path: str) -> ComputePart:
         UnknownName: neither; suggests the nearest name.
         BadFile: the file is unreadable or has an unknown, absent or invalid key.
     """
-    return _find_part("compute", name_or_path, compute_names(), ComputePart.load)
+    return _find_part("compute", name_or_path, compute_names(), _load_compute)
+
+
+def _load_compute(path: Path | str) -> ComputePart:
+    return (DataSheet if _is_data_sheet(path) else ComputePart).load(path)
+
+
+def _is_data_sheet(path: Path | str) -> bool:
+    return Path(path).suffix.lower() == DATA_SHEET
 
 
 def find_link(name_or_path: str) -> LinkPart:
-    """A host with its links by shipped name or by path; raises as `find_compute` does."""
-    return _find_part("links", name_or_path, link_names(), LinkPart.load)
+    """A host with its links by shipped name, by path, or by the rate of its link, such as 25GB/s;
+    raises as `find_compute` does."""
+    if name_or_path[:1].isdigit():
+        return plain_link(name_or_path)
+    return _find_part("links", name_or_path, _names("hardware/links"), LinkPart.load)
 
 
 @cache
@@ -141,9 +158,8 @@ def _find_part(
     folder: str, name_or_path: str, known: list[str], load: Callable[[Path | str], Part]
 ) -> Part:
     if name_or_path.lower() in known:
-        part: Part = _shipped_part(
-            load, DATA / "hardware" / folder / f"{name_or_path.lower()}.json"
-        )
+        file = DATA / "hardware" / folder / f"{name_or_path.lower()}.json"
+        part: Part = _shipped_part(load, file if file.exists() else file.with_suffix(DATA_SHEET))
         return part
     if _exists(Path(name_or_path)):
         return load(name_or_path)

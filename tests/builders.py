@@ -17,6 +17,7 @@ import planner
 from planner import Job, PlanOptions
 from planner.decode.lower import lower
 from planner.decode.problem import DecodeProblem
+from sim.catalog import composed_names, compute_names, find_compute, hardware_names, link_names
 from sim.engine.api import simulate
 from sim.graph.jobs import Workload
 from sim.graph.memory import footprint
@@ -25,7 +26,8 @@ from sim.graph.timeline import Timeline
 from sim.lanes import COMPUTE, D2H, DISK, H2D, HOST, LANES, NET
 from sim.machine.links import Dispatch, Interference, Link, Links
 from sim.machine.profile import Attention, Elementwise, Gemm, HardwareProfile, Memory
-from sim.model.spec import LatentAttention, MixtureOfExperts, ModelSpec
+from sim.model.layers import LatentAttention
+from sim.model.spec import MixtureOfExperts, ModelSpec
 
 OP_OF_LANE = {
     COMPUTE: "embed",
@@ -51,6 +53,13 @@ def examples(count: int) -> settings:
     """`count` examples at full length, without a time limit for each."""
     number = max(10, round(count * (SOAK or QUICK)))
     return settings(max_examples=number, deadline=None, derandomize=not SOAK)
+
+
+def shipped_machines() -> list[str]:
+    """Whole machines, measured devices behind every link, and the others behind their usual one."""
+    measured = [name for name in compute_names() if find_compute(name).efficiency is None]
+    pairs = [f"{device}+{link}" for device in measured for link in link_names()]
+    return sorted({*hardware_names(), *pairs, *composed_names()})
 
 
 def tiny_model(**changes) -> ModelSpec:
@@ -136,7 +145,7 @@ def task(name: str, lane: str, seconds: int, *deps: str, device: int = 0, step: 
     """A task that takes `seconds` on `unit_machine()`."""
     n_bytes = 0 if lane == COMPUTE else seconds
     op = OP_OF_LANE[lane]
-    return Task(name, op, lane, step, -1, 0, seconds, -1, n_bytes, 0, deps, device)
+    return Task(name, op, lane, step, 0, 0, seconds, -1, n_bytes, 0, deps, device)
 
 
 def graph(*tasks: Task, workload: Workload = JOB) -> TaskGraph:

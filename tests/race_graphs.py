@@ -46,8 +46,14 @@ RESTORE_GRAPHS = {
     for tier in ("dram", "ssd", "net")
     for policy, graph in policy_graphs(OPT, request(tier=tier)).items()
 }
+ALL_WINDOWED = replace(OPT, name="tiny-all-windows", sliding_window=6)
+WINDOWED_RESTORES = {
+    f"{model.name}-{policy}": graph
+    for model in (WINDOWED, ALL_WINDOWED)
+    for policy, graph in policy_graphs(model, request(tier="ssd")).items()
+}
 
-GRAPHS: dict[str, TaskGraph] = DECODE_GRAPHS | RESTORE_GRAPHS
+GRAPHS: dict[str, TaskGraph] = DECODE_GRAPHS | RESTORE_GRAPHS | WINDOWED_RESTORES
 
 
 @st.composite

@@ -42,8 +42,18 @@ def request(prompt: int, **changes) -> RestoreRequest:
 
 @st.composite
 def restores(draw):
-    """A small model, a machine on which loading costs about what computing costs, a request."""
-    model = tiny_model(n_layers=draw(st.integers(1, 5)), **draw(st.sampled_from([{}, GQA])))
+    """A small model, a machine on which loading costs about what computing costs, a request.
+
+    Some, all or none of the model's layers have a window, longer or shorter than the prompt.
+    """
+    n_layers, window = draw(st.integers(1, 5)), draw(st.none() | st.integers(2, 210))
+    full = draw(st.sets(st.integers(0, n_layers - 1))) if window else ()
+    model = tiny_model(
+        n_layers=n_layers,
+        sliding_window=window,
+        full_attention_layers=tuple(sorted(full)),
+        **draw(st.sampled_from([{}, GQA])),
+    )
     rate = st.floats(0.2, 5.0)
     hardware = machine(
         flops_per_s=3e8 * draw(rate),

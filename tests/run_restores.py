@@ -38,15 +38,16 @@ def request(prompt: int = 45, cached: int = 41, **changes) -> RestoreRequest:
 def policy_graphs(model: ModelSpec, job: RestoreRequest) -> dict[str, TaskGraph]:
     """A graph of every form: no loads, loads only, claims, one split, layers, and all at once."""
     cached, layers = job.cached_tokens, model.n_layers
+    needed = [cached - job.first_loaded(model, layer) for layer in range(layers)]
+    computed = (cached // 2 + 4, cached // 2) + (5,) * (layers - 2)
+    left = [min(one, cached - count) for one, count in zip(needed, computed, strict=True)]
     splits = {
         "load-only": RestoreSplit.even(model, 0),
         "lp": RestoreSplit.even(model, cached // 2 - 1),
         "layer-wise": RestoreSplit(
-            (cached,) + (0,) * (layers - 1), (0, cached) + (0,) * (layers - 2), True
+            (cached,) + (0,) * (layers - 1), (0, needed[1]) + (0,) * (layers - 2), True
         ),
-        "joint": RestoreSplit(
-            (cached // 2 + 4, cached // 2) + (5,) * (layers - 2), (0,) + (7,) * (layers - 1), True
-        ),
+        "joint": RestoreSplit(computed, (0, *(min(7, one) for one in left[1:])), True),
     }
     return {
         "compute-only": compute_only_graph(model, job),

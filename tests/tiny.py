@@ -107,10 +107,18 @@ CONFIG = {
 """A config.json that a profile takes seconds for."""
 
 
+def shorten_samples(patch: pytest.MonkeyPatch) -> None:
+    """Samples of a few calls, on few operands."""
+    patch.setattr(hw.calibrate.bench, "SAMPLE_S", 1e-4)
+    patch.setattr(hw.calibrate.bench, "BURST_S", 1e-2)
+    patch.setattr(hw.calibrate.bench, "ROTATION_BYTES", 2**20)
+
+
 def shorten_profiles(patch: pytest.MonkeyPatch) -> None:
     """One short pass over few sizes, for tests of what is made of a profile."""
     patch.setitem(hw.calibrate.profiler.PASSES, "cpu", 1)
     patch.setattr(hw.calibrate.profiler, "WARM_UP_S", 0.05)
+    shorten_samples(patch)
     short = replace(SAMPLED["cpu"], contexts=(16, 64), copy_bytes=(2**10, 2**14, 2**18))
     patch.setitem(SAMPLED, "cpu", short)
 
@@ -131,8 +139,6 @@ SMALL = {**CONFIG, "num_hidden_layers": 2}
 def shorten_grids(patch: pytest.MonkeyPatch) -> None:
     """Profiles and speed probes of a few short samples."""
     shorten_profiles(patch)
-    patch.setattr(hw.calibrate.bench, "SAMPLE_S", 1e-4)
-    patch.setattr(hw.calibrate.bench, "ROTATION_BYTES", 2**20)
     patch.setattr(measure.decode_grid, "PROBE_SAMPLES", 1)
     patch.setattr(measure.restore_grid, "PROBE_SAMPLES", 1)
 

@@ -18,7 +18,7 @@ from dashboard.figures import policy_bars, sensitivity_bars, split_by_layer, spl
 from dashboard.questions.decode import ENGINE
 from dashboard.questions.points import even_split
 from dashboard.session import case_plan, even_splits, plan_for, typed, uploaded
-from dashboard.text.comparison import describe_plan, escaped
+from dashboard.text.comparison import describe_plan, escaped, sentence
 from planner import POLICIES, DecodePlan
 from planner.advice import beyond_calibration, headline
 from sim.engine.api import simulate
@@ -68,9 +68,8 @@ def show_plan(plan: DecodePlan) -> None:
     st.header(headline(plan), anchor=False)
     st.caption(describe_plan(plan))
     st.markdown(f"**{plan.bottleneck}**")
-    warning = beyond_calibration(plan)
-    if warning is not None:
-        st.warning(escaped(warning))
+    if (outside := beyond_calibration(plan)) is not None:
+        st.warning(sentence(outside))
     st.subheader("Against every other policy", anchor=False)
     makespans = {**plan.baselines, plan.policy: plan.makespan_s}
     bound_s = plan.lower_bound_s if plan.gpus == 1 else None

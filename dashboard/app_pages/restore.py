@@ -37,7 +37,7 @@ from dashboard.questions.restore import (
     RestoreQuestion,
 )
 from dashboard.session import restore_plans_for, uploaded
-from dashboard.text.comparison import escaped
+from dashboard.text.comparison import escaped, sentence
 from dashboard.text.crossovers import describe_rates
 from dashboard.text.restore import (
     STALE,
@@ -49,6 +49,7 @@ from dashboard.text.restore import (
     restore_metrics,
     restore_summary,
 )
+from planner.advice import beyond_calibration
 from planner.restore import RestorePlan
 from sim.errors import KvOverlapError
 from sim.graph.timeline import Timeline
@@ -133,8 +134,10 @@ def show_plan(plan: RestorePlan) -> None:
     st.header(restore_summary(plan), anchor=False)
     st.caption(describe_restore(plan))
     st.markdown(f"**{escaped(plan.reason)}**")
-    if plan.beyond_figures is not None:
-        st.warning(escaped(plan.beyond_figures))
+    if (outside := beyond_calibration(plan)) is not None:
+        st.warning(sentence(outside))
+    if plan.window_savings is not None:
+        st.caption(escaped(plan.window_savings))
     cards(restore_metrics(plan))
 
 
@@ -158,7 +161,7 @@ def show_run(plan: RestorePlan, timeline: Timeline, name: str) -> None:
         return
     st.subheader(f"Where each token's K and V come from in each layer: {name}", anchor=False)
     split = plan.split
-    figure = sources_by_layer(split.computed_tokens, split.projected_tokens, plan.workload)
+    figure = sources_by_layer(split, plan.model, plan.workload)
     chart(figure, "Token by layer: computed, projected or loaded", "layers")
     st.subheader("Its lanes over time", anchor=False)
     chart(predicted_lanes(timeline), "Tasks of each lane over time", "lanes")

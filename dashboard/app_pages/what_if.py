@@ -27,9 +27,9 @@ from dashboard.questions.points import (
     without_axes,
 )
 from dashboard.session import even_splits, plan_for
-from dashboard.text.comparison import Metric, escaped
+from dashboard.text.comparison import Metric, escaped, sentence
 from planner import DecodePlan
-from planner.advice import beyond_calibration
+from planner.advice import beyond_calibration, describe_sources
 from sim.errors import KvOverlapError
 from sim.units import ms, percent
 
@@ -65,13 +65,13 @@ def show_answer(plan: DecodePlan) -> None:
         f"{ms(plan.makespan_s)}, {rate}, {share} recomputed",
         anchor=False,
     )
+    found = f"{escaped(plan.hardware.no_link_note)} {plan.bottleneck}".strip()
     st.markdown(
-        f"**{plan.bottleneck}** (figures: {plan.source}). The address of this page is a link to "
-        "this view."
+        f"**{found}** {sentence(describe_sources(plan))} The address of this page is a "
+        "link to this view."
     )
-    warning = beyond_calibration(plan)
-    if warning is not None:
-        st.warning(escaped(warning))
+    if (outside := beyond_calibration(plan)) is not None:
+        st.warning(sentence(outside))
     meanings = {
         "lp": "The exact linear program, with its own split for every layer.",
         "kvpr": "KVPR's closed formula.",

@@ -44,11 +44,11 @@ def ask_question(changeable: bool) -> Question:
     schedule, n_batches = ask_schedule()
     kv_bits = ask_kv_bits()
     keep = st.toggle(
-        "Use free GPU memory",
+        "Keep what fits in GPU memory (off: move all in every step, as KVPR does)",
+        value=not changeable,
         key="keep",
         bind="query-params",
-        help="On: K, V, X and, in the column schedule, weights stay in GPU memory as far as they "
-        "fit. Off: every step moves them all, as in KVPR.",
+        help="K, V, X and, in the column schedule, weights stay in GPU memory as far as they fit.",
     )
     hardware = machine.load()
     changes = Changes()

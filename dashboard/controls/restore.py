@@ -18,7 +18,7 @@ from dashboard.questions.restore import AUTO, GIB, POLICIES, RestoreQuestion
 from dashboard.text.comparison import escaped
 from planner.restore.reproduce import GBPS
 from sim.errors import KvOverlapError
-from sim.graph.jobs import KV_BITS, RestoreRequest
+from sim.graph.jobs import KV, KV_AND_X, KV_BITS, RestoreRequest
 from sim.lanes import LANE_OF_TIER
 from sim.machine.availability import ALWAYS, Availability
 from sim.machine.prefill import Restore
@@ -70,6 +70,13 @@ def ask_restore() -> tuple[RestoreQuestion, str]:
         format_func=lambda bits: f"{bits} bits",
         help="Bits of a value on the tier; fewer than 16 mean that it is quantised there.",
     )
+    has_x = st.toggle(
+        "X is cached too",
+        key="x",
+        bind="query-params",
+        help="Serving runtimes store K and V. Where the attention inputs X are stored too, K and V "
+        "can be projected from them.",
+    )
     share = steps(
         "GPU share of this request",
         GPU_SHARES,
@@ -91,7 +98,8 @@ def ask_restore() -> tuple[RestoreQuestion, str]:
         gpu_share=share,
         tier_kv_bits=kv_bits,
     )
-    return RestoreQuestion(model, hardware, machine.reference, request, link), policy
+    data = KV_AND_X if has_x else KV
+    return RestoreQuestion(model, hardware, machine.reference, request, link, ALWAYS, data), policy
 
 
 def ask_tier(hardware: HardwareProfile) -> tuple[str, float | None]:

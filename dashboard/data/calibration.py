@@ -313,6 +313,8 @@ def key_figures(profile: HardwareProfile) -> pd.DataFrame:
         ("link, d2h", links.d2h.bytes_per_s / 1e9, "GB/s", links.d2h),
         ("link, latency", links.h2d.latency_s * 1e6, "us", links.h2d),
     ]
+    if profile.memory.unified:
+        rates = [row for row in rates if not row[0].startswith("link")]
     without_note = ("weights, read", "link, latency")
     rows = [
         (name, value, unit, part.source, "" if name in without_note else part.note)
@@ -330,4 +332,6 @@ def key_figures(profile: HardwareProfile) -> pd.DataFrame:
         ("device memory, reserved", memory.device_reserve_bytes / 2**30, "GiB", memory.source, ""),
         ("host memory", memory.host_bytes / 2**30, "GiB", memory.source, ""),
     ]
+    if memory.unified:
+        del rows[-1]
     return pd.DataFrame(rows, columns=["figure", "value", "unit", "source", "note"])

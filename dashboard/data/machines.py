@@ -62,7 +62,10 @@ def find_machines(
     ]
     shipped = sorted(hardware_names(), key=lambda name: name != FIRST_MACHINE)
     found += [Machine(name, name) for name in shipped]
-    found += [Machine(name, name, parts=split_name(name)) for name in composed_names()]
+    found += [
+        Machine(name, name, parts=split_name(name) if JOIN in name else None)
+        for name in composed_names()
+    ]
     for run in runs:
         path = run.folder / PROFILE
         if path.is_file():

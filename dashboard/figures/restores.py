@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import plotly.graph_objects as go
 
@@ -25,12 +25,14 @@ from dashboard.figures.style import (
     vertical_line,
 )
 from dashboard.questions.restore import request_of
+from planner.restore import RestoreSplit
 from sim.graph.claims import claimed
 from sim.graph.jobs import RestoreRequest
 from sim.graph.tasks import LANE_OF_OP, Task
 from sim.graph.timeline import Timeline
 from sim.lanes import COMPUTE
 from sim.machine.availability import Availability
+from sim.model.spec import ModelSpec
 from sim.units import ms
 
 WALK_PX = 420
@@ -70,9 +72,15 @@ Front = list[tuple[float, int]]
 
 def _done(timeline: Timeline) -> list[tuple[float, float, Task]]:
     """Start, end and task of each task that handled tokens."""
-    tasks = claimed(timeline.graph, timeline.start_s)
-    times = zip(timeline.start_s, timeline.end_s, tasks, strict=True)
-    return [one for one in times if one[2].n_tokens and one[2].op != "head"]
+    graph = timeline.graph
+    times = zip(timeline.start_s, timeline.end_s, claimed(graph, timeline.start_s), strict=True)
+    done = [one for one in times if one[2].n_tokens and one[2].op != "head"]
+    return [
+        (start_s, end_s, replace(task, token_start=graph.loaded_rows(task).start))
+        if task.bytes
+        else (start_s, end_s, task)
+        for start_s, end_s, task in done
+    ]
 
 
 def _fronts(timeline: Timeline) -> tuple[Front, Front]:
@@ -231,21 +239,17 @@ def _style_walk(figure: go.Figure, prompt_tokens: int) -> None:
     figure.update_yaxes(range=[0, prompt_tokens], tickformat=",d")
 
 
-def sources_by_layer(
-    computed: Sequence[int], projected: Sequence[int], request: RestoreRequest
-) -> go.Figure:
-    """Token by layer: computed, projected from X or loaded.
-
-    Args:
-        computed, projected: tokens per layer that are computed, and tokens after these that are
-            projected from X. The other cached tokens are loaded, uncached tokens computed.
-    """
-    cached, layers = request.cached_tokens, len(computed)
-    ends = [a + b for a, b in zip(computed, projected, strict=True)]
+def sources_by_layer(split: RestoreSplit, model: ModelSpec, request: RestoreRequest) -> go.Figure:
+    """Token by layer: computed, projected from X or loaded; windows leave out those in between."""
+    cached, layers = request.cached_tokens, model.n_layers
+    computed, projected = split.computed_tokens, split.projected_tokens
+    loaded = split.loaded_tokens(model, request)
+    ends = [cached - count for count in loaded]
+    starts = [end - count for end, count in zip(ends, projected, strict=True)]
     parts = (
         ("computed", [0] * layers, list(computed), True),
-        ("projected from X", list(computed), list(projected), any(projected)),
-        ("loaded", ends, [cached - end for end in ends], True),
+        ("projected from X", starts, list(projected), any(projected)),
+        ("loaded", ends, list(loaded), True),
         ("computed", [cached] * layers, [request.prompt_tokens - cached] * layers, False),
     )
     figure = go.Figure()

@@ -23,7 +23,7 @@ from planner.restore import (
 )
 from sim.catalog import find_model
 from sim.errors import BadInput
-from sim.graph.jobs import KV, KV_AND_X, RestoreRequest
+from sim.graph.jobs import KV, RestoreRequest
 from sim.graph.tasks import TaskGraph
 from sim.graph.timeline import Timeline
 from sim.lanes import COMPUTE, H2D, LANE_OF_TIER
@@ -85,6 +85,7 @@ class RestoreQuestion:
         reference: the machine on the command line, a shipped name or a path.
         link_bytes_per_s: rate of the link to the cached prefix; None for the rate of the profile.
         availability: available fraction of each lane, which the policies know.
+        cached_data: `kv`, or `kv+x` where X is cached too.
     """
 
     model_name: str
@@ -93,6 +94,7 @@ class RestoreQuestion:
     request: RestoreRequest
     link_bytes_per_s: float | None = None
     availability: Availability = ALWAYS
+    cached_data: str = KV
 
     @property
     def model(self) -> ModelSpec:
@@ -159,7 +161,12 @@ class RestoreQuestion:
             DoesNotFit: the device cannot hold the weights and the K and V of the prompt.
         """
         made = RestorePlanner(
-            self.model, self.machine, self.request, self.availability, self.engine, KV_AND_X
+            self.model,
+            self.machine,
+            self.request,
+            self.availability,
+            self.engine,
+            self.cached_data,
         )
         made.check_fits()
         return made
@@ -202,7 +209,7 @@ class RestoreQuestion:
             ("--io-chunk", asked.io_chunk_tokens, usual.io_chunk_tokens),
             ("--gpu-share", asked.gpu_share, usual.gpu_share),
             ("--kv-bits", asked.tier_kv_bits, usual.tier_kv_bits),
-            ("--cached-data", KV_AND_X, KV),
+            ("--cached-data", self.cached_data, KV),
             ("--policy", policy, AUTO),
             ("--availability", AVAILABILITY_FILE if self.availability.steps else "", ""),
         ):

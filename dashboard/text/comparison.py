@@ -35,6 +35,11 @@ def escaped(text: str) -> str:
     return re.sub(r"([\\`*_{}\[\]()#+!|<>$~:])", r"\\\1", text)
 
 
+def sentence(text: str) -> str:
+    """A text with a capital letter and a full stop, with no markup."""
+    return escaped(f"{text[0].upper()}{text[1:]}.")
+
+
 def comparison_summary(comparison: Comparison) -> str:
     """Predicted and measured makespan, error and repeat spread, in one line."""
     return (
@@ -190,10 +195,10 @@ def describe_plan(plan: DecodePlan) -> str:
     spread = f"From {split[0]:,} to {split[-1]:,} tokens a layer"
     if split[0] == split[-1]:
         spread = f"{split[0]:,} tokens in every layer"
-    kept = f" {words[0].upper()}{words[1:]}." if (words := plan.residency.describe()) else ""
+    kept = f" {sentence(words)}" if (words := plan.residency.describe()) else ""
     return (
         f"{escaped(plan.model.name)} ({plan.model.dtype}), {describe_job(plan.workload)}, schedule "
         f"{plan.schedule}, policy {plan.policy}, on "
         f"{escaped(plan.hardware.name)}, {ms(plan.makespan_s)}. {spread} are recomputed{bound}."
-        f"{kept} {describe_sources(plan).capitalize()}."
+        f"{kept} {sentence(describe_sources(plan))}"
     )

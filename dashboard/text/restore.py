@@ -5,7 +5,8 @@ from __future__ import annotations
 import pandas as pd
 
 from dashboard.questions.restore import POLICIES, RestorePlans
-from dashboard.text.comparison import Metric, count_of, describe_request, escaped
+from dashboard.text.comparison import Metric, count_of, describe_request, escaped, sentence
+from planner.advice import describe_sources
 from planner.restore import Adaptation, RestorePlan
 from sim.units import ms, percent
 
@@ -22,10 +23,11 @@ def restore_summary(plan: RestorePlan) -> str:
 
 
 def describe_restore(plan: RestorePlan) -> str:
-    """Model, machine, request and policy of a plan."""
+    """Model, machine, request and policy of a plan, and the sources of its task times."""
     return (
-        f"{escaped(plan.model.name)} ({plan.model.dtype}) on {escaped(plan.hardware.name)} "
-        f"({plan.source} figures): {describe_request(plan.workload)}, policy {plan.policy}."
+        f"{escaped(plan.model.name)} ({plan.model.dtype}) on {escaped(plan.hardware.name)}: "
+        f"{describe_request(plan.workload)}, policy {plan.policy}. "
+        + sentence(describe_sources(plan))
     )
 
 

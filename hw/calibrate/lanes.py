@@ -14,7 +14,7 @@ from hw.calibrate.tables import Medians, Samplers, curve
 from hw.model.kernels import Kernels
 from sim.lanes import COMPUTE, D2H, H2D, HOST
 from sim.machine.links import Dispatch, Interference, Link, Links
-from sim.model.kernels import kernels
+from sim.model.kernels import kernels, n_launches
 from sim.model.spec import ModelSpec
 
 INTERFERING = ((H2D, D2H), (D2H, H2D), (COMPUTE, H2D), (H2D, COMPUTE))
@@ -78,7 +78,7 @@ def _kernel_launch_s(bench: Bench, model: ModelSpec) -> list[float]:
         layer_kernels.attention(layer, hidden, queries, kv)
         layer_kernels.mlp(layer, hidden)
 
-    launches = sum(len(kernels(op, 1, CONTEXT, model, 1)) for op in LAYER_OPS)
+    launches = sum(n_launches(kernels(op, 1, CONTEXT, model, 1)) for op in LAYER_OPS)
     task_s = min(bench.launch_s(COMPUTE, _nothing))
     layers_s = bench.launch_s(COMPUTE, decode, n=40)
     return [(layer_s - task_s) / launches for layer_s in layers_s]

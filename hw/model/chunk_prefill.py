@@ -7,7 +7,6 @@ import math
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
-from torch.nn.attention.bias import CausalBias, CausalVariant
 
 from hw.model.kernels import Kernels
 from hw.model.weights import TORCH_DTYPE, Weights
@@ -83,6 +82,8 @@ def _lower_right(n_queries: int, n_keys: int) -> Tensor:
 
     torch's own `causal_lower_right` allocates 8 * n_queries * n_keys bytes of host memory a call.
     """
+    from torch.nn.attention.bias import CausalBias, CausalVariant  # 3 s: imports torch's compiler
+
     bias = torch.Tensor._make_subclass(CausalBias, torch.empty(0))
     CausalBias.__init__(bias, CausalVariant.LOWER_RIGHT, n_queries, n_keys)
     return bias
@@ -96,7 +97,8 @@ class ChunkPrefill:
 
     Args:
         prompt: [S] token ids, on the device.
-        kv: for each layer [S, 1, 2, H_kv, D]; a chunk reads the rows before it and writes its own.
+        kv: for each layer [S, 1, 2, H_kv, D]; a chunk reads the rows that the layer's window lets
+            it attend to, and writes its own.
         n_others: tokens of other requests in a step.
         share: fraction of the device that this request gets.
     """
@@ -114,6 +116,8 @@ class ChunkPrefill:
         self.kv = kv
         self.n_others, self._share = n_others, share
         self._kernels = Kernels(weights, max(prompt.shape[0], self.n_others))
+        if prompt.device.type != "cpu":
+            _lower_right(1, 1)  # its first call imports for seconds: not in a timed step
         shape = (prompt.shape[0], self.model.hidden_size)
         self.hidden = torch.empty(shape, dtype=TORCH_DTYPE[self.model.dtype], device=prompt.device)
 
@@ -125,13 +129,20 @@ class ChunkPrefill:
         hidden = self._with_others(own, self.n_others)
         biases: dict[int | None, Tensor | None] = {}
         for number in layers:
-            window = self.model.window(number)
+            window, first = self.model.window(number), self.model.first_token(number, start)
             if window not in biases:
                 bias = chunk_bias(
-                    self.model, start, stop - start, hidden.device, window, self.n_others > 0
+                    self.model,
+                    start - first,
+                    stop - start,
+                    hidden.device,
+                    window,
+                    self.n_others > 0,
                 )
                 biases[window] = bias if bias is None else F.pad(bias, (0, 0, 0, self.n_others))
-            self._layer(number, hidden, start, stop - start, biases[window])
+            self._layer(
+                number, hidden, start, stop - start, self.kv[number][first:stop], biases[window]
+            )
         if self.n_others:
             own.copy_(hidden[: stop - start])
 
@@ -143,14 +154,24 @@ class ChunkPrefill:
         return torch.cat((own, others))
 
     def _layer(
-        self, number: int, hidden: Tensor, start: int, n_tokens: int, bias: Tensor | None
+        self,
+        number: int,
+        hidden: Tensor,
+        start: int,
+        n_tokens: int,
+        kv: Tensor,
+        bias: Tensor | None,
     ) -> None:
-        """Run one layer on hidden, [n + others, h], in place; its first n rows begin at `start`."""
+        """Run one layer on hidden, [n + others, h], in place; its first n rows begin at `start`.
+
+        Args:
+            kv: [S, 1, 2, H_kv, D], of the tokens that the n attend to, whose own rows come last.
+        """
         kernels, model = self._kernels, self.model
         layer = kernels.weights.layers[number]
         x = kernels.norm(layer.input_norm, hidden)
         fused = F.linear(x, layer.qkv.weight, layer.qkv.bias)
-        own = self.kv[number][start : start + n_tokens]
+        own = kv[-n_tokens:]
         own.view(n_tokens, -1).copy_(fused[:n_tokens, model.q_size :])
         kernels.finish_keys(layer, own[:, :, 0], start)
         asked = fused[:, None, : model.q_size].unflatten(-1, (-1, model.head_dim))
@@ -158,7 +179,7 @@ class ChunkPrefill:
         if self.n_others:
             others = kernels.finish_queries(layer, asked[n_tokens:], 0)[:, 0]
             queries = torch.cat((queries, others))
-        mixed = attend_chunk(queries, self.kv[number][: start + n_tokens], bias)
+        mixed = attend_chunk(queries, kv, bias)
         hidden.add_(F.linear(mixed, layer.out.weight, layer.out.bias))
         kernels.mlp(layer, hidden)
 

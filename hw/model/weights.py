@@ -87,6 +87,11 @@ def check_runnable(model: ModelSpec) -> None:
             f"{model.name} is of family {model.family}, which can be planned and simulated but not "
             f"run; families that run: {', '.join(RUNNABLE_FAMILIES)}."
         )
+    if model.not_run:
+        raise BadInput(
+            f"{model.name} has {' and '.join(model.not_run)}, which no device kernel computes; it "
+            "can be planned and simulated but not run."
+        )
 
 
 def random_weights(model: ModelSpec, seed: int, device: torch.device) -> Weights:

@@ -68,7 +68,7 @@ class AdaptiveSplit:
                 self._book(task, got)
             self._got[at] = got
             if got[0] < got[1]:
-                self._running[task.lane] = (part_of(task, got), self._now_s())
+                self._running[task.lane] = (part_of(self.graph, task, got), self._now_s())
         return got
 
     def _is_awaited(self, task: Task) -> bool:
@@ -114,7 +114,7 @@ class AdaptiveSplit:
     def ended(self, at: int, seconds: float) -> None:
         """Let `replan` move the meeting point after a task has ended."""
         with self._lock:
-            task = part_of(self.graph.tasks[at], self._got[at])
+            task = part_of(self.graph, self.graph.tasks[at], self._got[at])
             self._running.pop(task.lane, None)
             least, most = self._bounds
             if least >= most or not task.claim:
@@ -133,7 +133,7 @@ class AdaptiveSplit:
             Mismatch: the graph belongs to another split.
         """
         spans = {
-            _key(part_of(span.task, self._got[at])): span
+            _key(part_of(self.graph, span.task, self._got[at])): span
             for at, span in enumerate(timeline.spans)
             if self._got[at][0] < self._got[at][1]
         }

@@ -139,5 +139,5 @@ class Executor(ABC):
         if tokens is None:
             return None
         if tokens[0] < tokens[1]:
-            self._tasks[at] = part_of(self.graph.tasks[at], tokens)
+            self._tasks[at] = part_of(self.graph, self.graph.tasks[at], tokens)
         return tokens[0] < tokens[1]

@@ -6,7 +6,7 @@ import math
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import groupby, pairwise
 from typing import ClassVar, cast
 
 from torch import Tensor
@@ -108,11 +108,12 @@ class RestoreExecutor(Executor):
 
     def _staging_slots(self) -> list[Tensor]:
         """Host memory between a tier and the link, by the slots of the graph."""
-        sizes = [
-            self.tier.slot_bytes(task.op.partition("_")[2], task.layers, task.n_tokens)
-            for task in self.graph.tasks
-            if task.lane in TIER_LANES
-        ]
+        sizes = []
+        for task in self.graph.tasks:
+            if task.lane in TIER_LANES:
+                layers, start, stop = self.graph.loaded_rows(task)
+                kind = task.op.partition("_")[2]
+                sizes.append(self.tier.slot_bytes(kind, len(layers), stop - start))
         return [
             aligned_buffer(self.backend, max(sizes, default=0)) for _ in range(self.graph.slots)
         ]
@@ -128,7 +129,8 @@ class RestoreExecutor(Executor):
         Raises:
             WrongNumbers: as `verify_restore`.
         """
-        return verify_restore(self.graph.model, self.kv, self.logits.cpu(), self.reference)
+        cached = self.request.cached_tokens
+        return verify_restore(self.graph.model, self.kv, self.logits.cpu(), self.reference, cached)
 
     def shares(self, trace: Availability) -> list[Share]:
         """Share of its core that the compute lane had in the last run, between changes of `trace`.
@@ -172,7 +174,30 @@ class RestoreExecutor(Executor):
         self.recomputed += now
         for start, stop in sorted({(one.start, one.stop) for one in now}):
             last = max(one.layer for one in now if (one.start, one.stop) == (start, stop))
-            self._prefill.run(start, stop, range(last + 1))
+            self._compute_again(start, stop, last)
+
+    def _compute_again(self, start: int, stop: int, last: int) -> None:
+        """Compute tokens [start, stop) in the layers up to `last`.
+
+        A layer with a window may lack the K and V before them that it attends to. They are computed
+        too, from the tokens that the layer before it attends to for them, and so on. What these
+        attend to does not count, but NaN in it would spoil the others in the same chunk.
+        """
+        model, firsts = self.graph.model, [start]
+        for layer in reversed(range(last)):
+            attended = model.first_token(layer, firsts[-1])
+            if attended < self.request.first_loaded(model, layer):
+                firsts.append(attended)
+                self.kv[layer][model.first_token(layer, attended) : attended].zero_()
+            else:
+                firsts.append(firsts[-1])
+        firsts.reverse()
+        size = self.request.step_tokens
+        for at in range(firsts[0], stop, size):
+            for first, layers in groupby(range(last + 1), key=firsts.__getitem__):
+                each, end = [*layers], min(at + size, stop)
+                if first < end:
+                    self._prefill.run(max(first, at), end, range(each[0], each[-1] + 1))
 
     def _project(self, task: Task) -> None:
         """K and V from the loaded X; tokens whose X was lost are computed again later."""
@@ -185,9 +210,7 @@ class RestoreExecutor(Executor):
 
     def _read(self, kind: str, task: Task, slot: Tensor | None) -> tuple[list[Piece], list[Lost]]:
         """The task's tokens out of the tier, through `slot` unless the link can read them there."""
-        layers = range(task.layer, task.layer + task.layers)
-        transfer = self.backend.transfer()
-        return self.tier.bring(kind, layers, task.token_start, task.token_stop, slot, transfer)
+        return self.tier.bring(kind, *self.graph.loaded_rows(task), slot, self.backend.transfer())
 
     def _bring(self, kind: str, task: Task) -> None:
         self._staged[task.slot], lost = self._read(kind, task, self._slots[task.slot])

@@ -184,7 +184,13 @@ class CacheFile:
         return layers * touched * self._regions[kind].stride
 
     def bring(
-        self, kind: str, layers: range, start: int, stop: int, slot: Tensor | None, move: Transfer
+        self,
+        kind: str,
+        layers: Sequence[int],
+        start: int,
+        stop: int,
+        slot: Tensor | None,
+        move: Transfer,
     ) -> tuple[list[Piece], list[Lost]]:
         """Read whole cells: one layer of one chunk, the unit that has a checksum."""
         size, stride = self.key.chunk_tokens, self._regions[kind].stride

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Protocol
@@ -43,7 +43,13 @@ class Tier(Protocol):
         """How it reads, as a report states it."""
 
     def bring(
-        self, kind: str, layers: range, start: int, stop: int, slot: Tensor | None, move: Transfer
+        self,
+        kind: str,
+        layers: Sequence[int],
+        start: int,
+        stop: int,
+        slot: Tensor | None,
+        move: Transfer,
     ) -> tuple[list[Piece], list[Lost]]:
         """Read K and V, or X, of tokens [start, stop) of `layers` into host memory.
 
@@ -73,7 +79,13 @@ class HostMemory:
         return layers * n_tokens * token_bytes(self._held[kind][0])
 
     def bring(
-        self, kind: str, layers: range, start: int, stop: int, slot: Tensor | None, move: Transfer
+        self,
+        kind: str,
+        layers: Sequence[int],
+        start: int,
+        stop: int,
+        slot: Tensor | None,
+        move: Transfer,
     ) -> tuple[list[Piece], list[Lost]]:
         held = self._held[kind]
         pieces = [Piece(layer, start, stop, held[layer][start:stop]) for layer in layers]

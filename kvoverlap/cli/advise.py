@@ -90,6 +90,8 @@ def _print(found: Advice) -> None:
 def _why_no_settings(found: Advice) -> str:
     if found.reuse is None:
         return "GPU memory is too small for the weights and one such request."
+    if found.plan.hardware.memory.unified:
+        return "host memory is GPU memory here, so there is nothing to offload to."
     if found.reuse.least_tokens is None:
         return "recomputing a prefix is faster than loading it, at every length."
     return "the profile's link is an emulated one."

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from cyclopts import App
@@ -20,7 +20,8 @@ from sim.catalog import (
     link_names,
     model_names,
 )
-from sim.machine.components import JOIN, ComputePart, LinkPart
+from sim.lanes import COPY_LANES
+from sim.machine.components import JOIN, UNIFIED, ComputePart, LinkPart
 from sim.machine.profile import HardwareProfile
 
 
@@ -82,25 +83,37 @@ def models(*, json: bool = False) -> None:
     table("Shipped models (Hugging Face config.json)", columns, rows)
 
 
-def hardware(*, json: bool = False) -> None:
-    """List the shipped machines, and the devices and links that can be combined.
+def hardware(name: str | None = None, /, *, json: bool = False) -> None:
+    """List the shipped machines, devices and links, or show every figure of one machine.
 
-    DEVICE+LINK, such as `h100-sxm+pcie5-x16`, names a machine in every --hardware option.
+    A device alone, such as `rtx-4090`, is behind the link that it is mostly sold with; DEVICE+LINK,
+    such as `h100-sxm+pcie5-x16`, names another link or its rate. Each is a value of --hardware.
     `kvoverlap profile` measures this machine and writes its profile; `kvoverlap hardware import`
-    makes one from published operator timings.
+    makes one from published operator timings. A machine of your own is ten lines of TOML.
 
     For example:
       kvoverlap hardware
-      kvoverlap hardware --json
+      kvoverlap hardware rtx-4090
+      kvoverlap hardware mine.toml --json
       kvoverlap plan --model opt-30b --hardware h200+pcie5-x16 --batch 32 --prompt 1K
       kvoverlap plan --model opt-30b --hardware h200+pcie5-x16 --batch 32 --prompt 1K \\
         --set link.h2d.bandwidth=128GB/s
 
     Parameters
     ----------
+    name
+        A machine as in --hardware: its figures with their sources.
     json
-        Print JSON instead of tables: one list, each entry with its kind, machine, device or link.
+        Print JSON instead of tables: one list, each entry with its kind, machine, device or link;
+        or the one machine.
     """
+    if name is not None:
+        one = find_hardware(name)
+        if json:
+            print_json({**_machine_entry(one), "figures": [asdict(row) for row in _figures(one)]})
+        else:
+            _print_machine(one)
+        return
     machines = [find_hardware(name) for name in hardware_names()]
     devices = [find_compute(name) for name in compute_names()]
     links = [find_link(name) for name in link_names()]
@@ -115,53 +128,128 @@ def hardware(*, json: bool = False) -> None:
         return
     rows = [
         (
-            profile.name,
-            _rate(profile.gemm.flops_per_s / 1e12, "TFLOP/s", profile.gemm.source),
-            _rate(profile.links.h2d.bytes_per_s / 1e9, "GB/s", profile.links.h2d.source),
-            _gib(profile.memory.device_bytes),
-            profile.dtype,
+            one.name,
+            _tflops(one.gemm.flops_per_s),
+            _gbs(one.links.h2d.bytes_per_s),
+            _gib(one.memory.device_bytes),
+            ", link ".join(dict.fromkeys((one.gemm.source, one.links.h2d.source))),
         )
-        for profile in machines
+        for one in machines
     ]
-    columns = ("machine", "matrix products", "h2d link", "memory", "dtype")
-    table("Shipped machines", columns, rows)
+    table("Shipped machines", ("machine", "matmuls", "h2d link", "memory", "source"), rows)
     _print_parts(devices, links)
 
 
 def _print_parts(devices: Sequence[ComputePart], links: Sequence[LinkPart]) -> None:
-    rows = [
+    for title, from_sheet in (
+        ("Devices with measured tables, from published operator timings", False),
+        ("Devices from data sheets: peak rates times a stated efficiency", True),
+    ):
+        rows = [
+            (
+                part.name,
+                _tflops(part.gemm.flops_per_s),
+                _gbs(part.attention.bytes_per_s),
+                _gib(part.memory_bytes.value),
+                part.usual_link,
+                "data sheet" if from_sheet else f"{part.gemm.source} table",
+            )
+            for part in devices
+            if (part.efficiency is not None) == from_sheet
+        ]
+        columns = ("device", "matmuls", "attention", "memory", "usual link", "source")
+        say("")
+        table(title, columns, rows)
+    offers = [
         (
             part.name,
-            _rate(part.gemm.flops_per_s / 1e12, "TFLOP/s", part.gemm.source),
-            _rate(part.attention.bytes_per_s / 1e9, "GB/s", part.attention.source),
-            _gib(part.memory_bytes.value),
-            f"{part.name}{JOIN}{part.usual_link}",
-        )
-        for part in devices
-    ]
-    columns = ("device", "matrix products", "decode attention", "memory", "with its usual link")
-    say("")
-    table("Devices, from published operator timings", columns, rows)
-    rows = [
-        (
-            part.name,
-            _rate(part.links.h2d.bytes_per_s / 1e9, "GB/s", part.links.h2d.source),
-            _rate(part.links.d2h.bytes_per_s / 1e9, "GB/s", part.links.d2h.source),
+            _gbs(part.links.h2d.bytes_per_s),
             _gib(part.host_memory_bytes.value),
+            part.links.h2d.source,
             part.description,
         )
         for part in links
+        if part.links and part.host_memory_bytes
     ]
     say("")
-    table("Links", ("link", "h2d", "d2h", "host memory", "what it is"), rows)
+    table("Links", ("link", "each way", "host memory", "source", "what it is"), offers)
     say(
-        f"\nAny device can be combined with any link: --hardware DEVICE{JOIN}LINK, such as "
-        f"h100-sxm{JOIN}pcie5-x16. For other rates, add --set link.h2d.bandwidth=128GB/s."
+        f"\nAny device can be combined with any link or rate: --hardware h100-sxm{JOIN}pcie5-x16 "
+        f"or rtx-4090{JOIN}12GB/s. CPU and GPU share one memory where the usual link is "
+        f"{UNIFIED}.\nFigures of one machine: kvoverlap hardware NAME."
     )
 
 
-def _rate(value: float, unit: str, source: str) -> str:
-    return f"{_short(value)} {unit} ({source})"
+@dataclass(frozen=True, slots=True)
+class _Figure:
+    """One figure of a machine, in SI units for JSON and as text."""
+
+    figure: str
+    value: float
+    text: str
+    source: str
+    note: str
+
+
+def _figures(one: HardwareProfile) -> list[_Figure]:
+    """The main figures of a machine."""
+    gemm, links, memory = one.gemm, one.links, one.memory
+
+    def rate(figure: str, value: float | None, unit: str, source: str, note: str) -> None:
+        if value is not None:
+            text = (_tflops if unit == "FLOP/s" else _gbs)(value)
+            found.append(_Figure(figure, value, text, source, note))
+
+    def size(figure: str, n_bytes: float) -> None:
+        found.append(_Figure(figure, n_bytes, _gib(n_bytes), memory.source, ""))
+
+    found: list[_Figure] = []
+    rate("matmuls", gemm.flops_per_s, "FLOP/s", gemm.source, gemm.note)
+    rate("matmuls, 8 bits", gemm.flops_8bit_per_s, "FLOP/s", gemm.source, "")
+    rate("matmuls, 4 bits", gemm.flops_4bit_per_s, "FLOP/s", gemm.source, "")
+    rate("weights, read", gemm.bytes_per_s, "B/s", gemm.source, "")
+    reads = one.attention
+    rate("attention, K and V read", reads.bytes_per_s, "B/s", reads.source, reads.note)
+    restore = one.restore
+    if restore is not None and restore.prefill is not None:
+        prefill = restore.prefill.attention_flops_per_s
+        rate("attention of prefill", prefill.value, "FLOP/s", prefill.source, prefill.note)
+    size("GPU memory", memory.device_bytes)
+    if not memory.unified:
+        size("host memory", memory.host_bytes)
+        for name, link in (("h2d", links.h2d), ("d2h", links.d2h)):
+            rate(f"{name} link", link.bytes_per_s, "B/s", link.source, link.note)
+    for tier in restore.tiers if restore is not None else ():
+        figure = tier.bytes_per_s
+        rate(tier.lane, figure.value, "B/s", figure.source, figure.note)
+    return found
+
+
+def _print_machine(one: HardwareProfile) -> None:
+    say(f"{one.name}: {one.description}; rates for {one.dtype}")
+    if one.efficiency is not None:
+        say(f"rates are {one.efficiency}")
+    if first := one.no_link_note:
+        say(first)
+    say("")
+    found = _figures(one)
+    rows = [(row.figure, row.text, row.source) for row in found]
+    table("Figures", ("figure", "value", "source"), rows)
+    notes: dict[str, list[str]] = {}
+    for row in found:
+        notes.setdefault(row.note, []).append(row.figure)
+    say("")
+    for note, figures in notes.items():
+        if note:
+            say(f"{', '.join(figures)}: {note}")
+
+
+def _tflops(value: float) -> str:
+    return f"{_short(value / 1e12)} TFLOP/s"
+
+
+def _gbs(value: float) -> str:
+    return f"{_short(value / 1e9)} GB/s"
 
 
 def _gib(n_bytes: float) -> str:
@@ -181,6 +269,8 @@ def _machine_entry(profile: HardwareProfile) -> dict[str, Any]:
         "source": profile.source,
         "gemm_flops_per_s": profile.gemm.flops_per_s,
         "h2d_bytes_per_s": profile.links.h2d.bytes_per_s,
+        "unified_memory": profile.memory.unified,
+        "efficiency": None if profile.efficiency is None else asdict(profile.efficiency),
         "device_memory_bytes": profile.memory.device_bytes,
         "sources": {
             "gemm": profile.gemm.source,
@@ -204,6 +294,7 @@ def _device_entry(part: ComputePart) -> dict[str, Any]:
         "attention_bytes_per_s": part.attention.bytes_per_s,
         "device_memory_bytes": part.memory_bytes.value,
         "measured_in": part.environment,
+        "efficiency": None if part.efficiency is None else asdict(part.efficiency),
         "sources": {
             "gemm": part.gemm.source,
             "attention": part.attention.source,
@@ -215,14 +306,15 @@ def _device_entry(part: ComputePart) -> dict[str, Any]:
 
 
 def _link_entry(part: LinkPart) -> dict[str, Any]:
+    links, host = part.links, part.host_memory_bytes
     return {
         "kind": "link",
         "name": part.name,
         "description": part.description,
-        "h2d_bytes_per_s": part.links.h2d.bytes_per_s,
-        "d2h_bytes_per_s": part.links.d2h.bytes_per_s,
-        "host_memory_bytes": part.host_memory_bytes.value,
-        "sources": {"h2d": part.links.h2d.source, "d2h": part.links.d2h.source},
+        "h2d_bytes_per_s": links and links.h2d.bytes_per_s,
+        "d2h_bytes_per_s": links and links.d2h.bytes_per_s,
+        "host_memory_bytes": host and host.value,
+        "sources": {lane: links.of(lane).source for lane in COPY_LANES if links},
     }
 
 

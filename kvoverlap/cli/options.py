@@ -84,8 +84,8 @@ Model = Annotated[
 Hardware = Annotated[
     str,
     Parameter(
-        help="Name of a shipped profile, DEVICE+LINK such as h100-sxm+pcie5-x16 (`kvoverlap "
-        "hardware` lists them), or path of a profile.json."
+        help="Name of a shipped machine or device (`kvoverlap hardware` lists them), DEVICE+LINK "
+        "such as h100-sxm+pcie5-x16, or path of a profile.json or of a data sheet in TOML."
     ),
 ]
 Dtype = Annotated[
@@ -171,15 +171,25 @@ class ModelOptions:
         ),
     ] = 1
 
+    ep: Annotated[
+        Count,
+        Parameter(
+            help="Of --tp, GPUs that the routed experts are divided over as a whole (expert "
+            "parallelism). By default every GPU holds a part of each expert."
+        ),
+    ] = 1
+
     def load(self, hardware: HardwareProfile) -> ModelSpec:
         """One GPU's part of the model in the element size that the profile was measured with.
 
         Raises:
-            BadInput: the heads cannot be divided over the GPUs, or the machine has fewer.
+            BadInput: heads or experts cannot be divided over the GPUs, or the machine has fewer.
         """
         hardware.check_gpus(self.tp)
         chosen = self.dtype is not None
-        return match_dtype(find_model(self.model, self.dtype), hardware, chosen).shard(self.tp)
+        return match_dtype(find_model(self.model, self.dtype), hardware, chosen).shard(
+            self.tp, self.ep
+        )
 
 
 @Parameter(name="*")

@@ -19,6 +19,7 @@ from kvoverlap.cli.options import (
 )
 from kvoverlap.cli.output import policy_table, print_json, say, table
 from planner import Job, PlanOptions, RestorePlan, make_plan
+from planner.advice import beyond_calibration, describe_sources
 from planner.restore import Adaptation, behind_link, link_rate
 from sim.engine.api import fast_engine_installed
 from sim.engine.serving import OtherRequest, read_others, serve
@@ -150,6 +151,8 @@ def _print_served(served: dict[str, Any]) -> None:
 
 def _print(made: RestorePlan) -> None:
     request = made.workload
+    if made.hardware.memory.unified:
+        say(f"{made.reason}\n")
     say(
         f"{made.model.name} on {made.hardware.name}: {request.cached_tokens:,} of "
         f"{request.prompt_tokens:,} tokens cached ({request.tier}), {100 * request.gpu_share:g} % "
@@ -163,12 +166,13 @@ def _print(made: RestorePlan) -> None:
             f"X of {request.cached_tokens:,} tokens takes {made.x_bytes / 2**30:.1f} GiB beside "
             f"{kv_bytes / 2**30:.1f} GiB of K and V"
         )
-    say(f"first token after {ms(made.ttft_s)}; hardware figures: {made.source}")
-    if made.beyond_figures is not None:
-        say(made.beyond_figures)
-    if made.windows_note is not None:
-        say(made.windows_note)
-    say(f"{made.reason}\n")
+    say(f"first token after {ms(made.ttft_s)}")
+    say(describe_sources(made))
+    if (outside := beyond_calibration(made)) is not None:
+        say(outside)
+    if made.window_savings is not None:
+        say(made.window_savings)
+    say("" if made.hardware.memory.unified else f"{made.reason}\n")
     policy_table("Policies", "TTFT", made.baselines, "load-only")
     if made.adaptation is not None:
         _print_adaptation(made.adaptation)

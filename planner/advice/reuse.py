@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from dataclasses import dataclass
 
 from planner.crossovers import Interval, intervals
@@ -18,7 +19,7 @@ class Reuse:
     """Seconds to the first token of a later request that appends one token to the same prompt.
 
     Args:
-        load_s: all K and V of the prompt are loaded from host memory, as runtimes do.
+        load_s: all K and V of the prompt that are still attended to are loaded from host memory.
         compute_s: all are computed.
         split_s: the first tokens are computed and the others loaded, in the best proportion.
         by_prefix: the faster of the first two by length of the prefix.
@@ -64,9 +65,10 @@ def reuse(
         loads = one.choice("load-only").ttft_s < one.choice("compute-only").ttft_s
         return LOAD if loads else COMPUTE
 
-    budget = hardware.memory.job_device_bytes - model.weight_bytes
-    fitting = int(budget // (model.n_layers * model.kv_token_bytes)) - 1
-    max_tokens = min(model.max_positions - 1, fitting)
+    lengths = range(1, model.max_positions)
+    max_tokens = bisect_right(
+        lengths, hardware.memory.job_device_bytes, key=lambda tokens: planner(tokens).device_bytes
+    )
     if max_tokens < prompt_tokens:
         return None
     here = planner(prompt_tokens)

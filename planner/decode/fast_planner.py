@@ -94,6 +94,7 @@ class ShortcutPlanner(DecodePlanner):
         if (
             not problem.covers_all_steps
             or problem.keep
+            or problem.all_resident
             or problem.gpus > 1
             or problem.schedule != "row"
         ):
@@ -136,7 +137,7 @@ class ShortcutPlanner(DecodePlanner):
     def _pipeline(self) -> tuple[list[list[float]], Bound] | None:
         """Fractional counts of the planned steps, and the bound; None for other schedules."""
         problem = self.problem
-        if problem.schedule != "row" or problem.keep:
+        if problem.schedule != "row" or problem.keep or problem.all_resident:
             return None
         found, bound = self._chain(Shape).best()
         n = problem.model.n_layers
@@ -154,7 +155,7 @@ class ShortcutPlanner(DecodePlanner):
         if self._pipeline is None or not problem.covers_all_steps or problem.gpus > 1:
             return None
         rows, bound = self._pipeline
-        nothing = problem.nothing_resident
+        nothing = problem.least_resident
         limits = [self._limits(past, nothing) for past in problem.contexts]
         choice = DecodeChoice(whole_tokens(rows, limits, 0), nothing)
         timeline = problem.simulate(choice.split)
@@ -175,7 +176,7 @@ class ShortcutPlanner(DecodePlanner):
         problem = self.problem
         rows = self._pipeline[0] if self._pipeline is not None else []
         graph = problem.shortened(
-            [[1] * problem.model.n_layers for _ in rows], problem.nothing_resident
+            [[1] * problem.model.n_layers for _ in rows], problem.least_resident
         )
         start_s = launch_times(graph, problem.costs, free_ops=SIZED_OPS)
         end_s: list[float] = []

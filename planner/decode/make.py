@@ -104,7 +104,7 @@ def plan_split(
     """
     options.refuse("policy", "keep")
     problem = _problem(job, options)
-    choice = DecodeChoice([list(row) for row in split], residency or problem.nothing_resident)
+    choice = DecodeChoice([list(row) for row in split], residency or problem.least_resident)
     return _choice_plan(DecodePlanner(problem), "edited", choice)
 
 
@@ -142,6 +142,11 @@ def _other_system_plan(planner: DecodePlanner, policy: str) -> DecodePlan:
 
     Sensitivities come from its first steps."""
     problem = planner.problem
+    if problem.hardware.memory.unified:
+        raise BadInput(
+            f"policy {policy!r} copies K and V over a link, and CPU and GPU of "
+            f"{problem.hardware.name} share one memory; use policy resident."
+        )
     if problem.schedule != "row":
         raise BadInput(f"policy {policy!r} has a schedule of its own; leave --schedule at row.")
     model, workload = problem.model, problem.workload
@@ -176,11 +181,8 @@ def _plan(
         lp_objective_s=lp_objective_s,
         lower_bound_s=planner.lower_bound_s(),
         baselines={
-            **{
-                name: problem.simulate(problem.choice_of(name).split).makespan_s
-                for name in BASELINES
-            },
-            "lp": problem.simulate(best.split, best.residency).makespan_s,
+            **{name: _simulated_s(problem, problem.choice_of(name)) for name in BASELINES},
+            "lp": _simulated_s(problem, best),
             **_other_systems(problem),
         },
         sensitivities=worth,
@@ -191,13 +193,17 @@ def _plan(
         gpus=problem.gpus,
         resident_x_tokens=choice.residency.x_tokens if any(choice.residency.x_tokens) else (),
         resident_weight_layers=choice.residency.weight_layers,
-        offloaded=_offloaded(planner),
+        offloaded=None if problem.hardware.memory.unified else _offloaded(planner),
     )
+
+
+def _simulated_s(problem: DecodeProblem, choice: DecodeChoice) -> float:
+    return problem.simulate(choice.split, choice.residency).makespan_s
 
 
 def _offloaded(planner: DecodePlanner) -> Offloaded:
     problem, choice = planner.problem, planner.best_offloaded
-    makespan_s = problem.simulate(choice.split, choice.residency).makespan_s
+    makespan_s = _simulated_s(problem, choice)
     first, *_ = step_splits(problem.model, problem.workload, choice.split, choice.residency)
     way = Ways.of(planner, makespan_s).verdict
     return Offloaded(way, makespan_s, *first.median_layer)
@@ -212,7 +218,9 @@ def _other_systems(problem: DecodeProblem) -> dict[str, float]:
     job, model = problem.workload, problem.model
     long = job.gen_tokens * model.n_layers * job.n_batches > MAX_LP_CELLS
     quantised = job.kv_bits is not None
-    other_systems = () if problem.schedule != "row" or quantised or long else OTHER_SYSTEMS
+    unmoved = problem.hardware.memory.unified
+    skip = problem.schedule != "row" or quantised or long or unmoved
+    other_systems = () if skip else OTHER_SYSTEMS
     found = {}
     for policy in ("resident", *other_systems):
         with suppress(DoesNotFit, NotMeasured):

@@ -65,7 +65,7 @@ class DecodePlanner:
         """The fastest choice in simulation; with `keep` the LP's in whole tokens, the whole cache
         in GPU memory, or nothing resident."""
         problem = self.problem
-        if not problem.keep:
+        if not problem.keep or problem.hardware.memory.unified:
             return self.best_offloaded
         loaded = problem.choice_of("load-all").split
         whole = DecodeChoice(loaded, Residency.whole_cache(problem.model, problem.workload))
@@ -73,8 +73,13 @@ class DecodePlanner:
 
     @cached_property
     def best_offloaded(self) -> DecodeChoice:
-        """The fastest choice with nothing resident: the LP's in whole tokens, or a baseline."""
+        """The fastest choice with nothing resident: the LP's in whole tokens, or a baseline.
+
+        In unified memory the whole cache is where it is needed.
+        """
         problem = self.problem
+        if problem.hardware.memory.unified:
+            return problem.choice_of("resident")
         planner = DecodePlanner(replace(problem, keep=False)) if problem.keep else self
         choices = [problem.choice_of(name) for name in BASELINES]
         return min(planner._refined, *choices, key=problem.makespan_s)
@@ -177,10 +182,10 @@ class DecodePlanner:
         problem = self.problem
         if problem.gpus > 1:
             return self._uncontended.lower_bound_s()
-        if problem.covers_all_steps and not problem.keep:
-            return self._lp_bound_s()
         if problem.all_resident:
             return problem.makespan_s(self.best)
+        if problem.covers_all_steps and not problem.keep:
+            return self._lp_bound_s()
         model, job = problem.model, problem.workload
         pasts = [job.context_tokens(step) for step in range(job.gen_tokens)]
         courses = Counter(
@@ -206,7 +211,7 @@ class DecodePlanner:
         bound_s = self.relaxation.objective_s
         if not waits:
             bound_s = problem.program(empty_load_waits=False).solve(choose=False).objective_s
-        if problem.budget(problem.nothing_resident).max_staged_tokens < max(problem.contexts):
+        if problem.budget(problem.least_resident).max_staged_tokens < max(problem.contexts):
             for slot in range(STAGING_SLOTS):
                 with suppress(Infeasible):
                     lp = problem.program(empty_load_waits=waits, x_slot=slot)
@@ -220,8 +225,8 @@ def max_budget(problem: DecodeProblem) -> MemoryBudget:
     A plan that moves the cache of one layer has one staging slot; any other has two.
     """
     last, job = problem.model.n_layers - 1, problem.workload
-    but_one = replace(problem.nothing_resident, kv_tokens=(job.prompt_tokens,) * last + (0,))
-    budget = problem.budget(problem.nothing_resident)
+    but_one = replace(problem.least_resident, kv_tokens=(job.prompt_tokens,) * last + (0,))
+    budget = problem.budget(problem.least_resident)
     if problem.budget(but_one).free_bytes < 0:
         return budget
     slot_bytes = job.max_tokens * budget.kv_token_bytes

@@ -17,7 +17,7 @@ from sim.cost.model import CostModel
 from sim.engine.api import simulate
 from sim.engine.launch import launch_times
 from sim.engine.sharing import streaming_share
-from sim.errors import BadInput, UnknownName
+from sim.errors import BadInput, DoesNotFit, UnknownName
 from sim.graph.jobs import Workload
 from sim.graph.memory import Footprint, check_fits, footprint
 from sim.graph.tasks import TaskGraph
@@ -31,7 +31,8 @@ MIN_SPLIT_PROMPT = 5
 
 
 def check_workload(model: ModelSpec, workload: Workload) -> None:
-    """Refuse contexts that the model has no positions for."""
+    """Refuse layers that cannot be planned and contexts that the model has no positions for."""
+    model.check_plannable()
     if workload.max_tokens > model.max_positions:
         raise BadInput(
             f"prompt_tokens + gen_tokens (={workload.max_tokens}) must be at most the "
@@ -79,6 +80,11 @@ class DecodeProblem:
                 "one layer at a time; use --schedule row."
             )
         check_workload(self.model, self.workload)
+        if self.hardware.memory.unified and self.workload.kv_bits is not None:
+            raise BadInput(
+                f"kv_bits(={self.workload.kv_bits}): K and V are quantised in host memory, and CPU "
+                f"and GPU of {self.hardware.name} share one memory; leave it out."
+            )
 
     @cached_property
     def costs(self) -> CostModel:
@@ -112,8 +118,16 @@ class DecodeProblem:
         return [self.workload.context_tokens(step) for step in self.planned_steps]
 
     @cached_property
-    def nothing_resident(self) -> Residency:
-        return Residency.nothing(self.model)
+    def least_resident(self) -> Residency:
+        """What stays on the device in any plan: nothing, or everything in unified memory."""
+        return self._everything if self.hardware.memory.unified else Residency.nothing(self.model)
+
+    @cached_property
+    def _everything(self) -> Residency:
+        """The whole cache, and the weights of a column schedule."""
+        layers = range(self.model.n_layers) if self.schedule == "column" else ()
+        cache = Residency.whole_cache(self.model, self.workload)
+        return replace(cache, weight_layers=tuple(layers))
 
     # Timelines
 
@@ -123,7 +137,7 @@ class DecodeProblem:
 
     def simulate(self, split: Split, residency: Residency | None = None) -> Timeline:
         """The predicted timeline of the whole job; each choice is simulated once."""
-        residency = residency or self.nothing_resident
+        residency = residency or self.least_resident
         key = (tuple(map(tuple, split)), residency)
         if key not in self._timelines:
             graph = lower(self.schedule, self.model, self.workload, split, None, residency)
@@ -132,10 +146,12 @@ class DecodeProblem:
         return self._timelines[key]
 
     def choice_of(self, policy: str) -> DecodeChoice:
-        """The choice of a policy that needs no search."""
+        """The choice of a policy that needs no search; the same for all in unified memory."""
+        if self.hardware.memory.unified:
+            policy = "resident"
         split = baseline_split(policy, self.model, self.workload, self.hardware)
-        residency = self.nothing_resident
-        if policy == "resident":
+        residency = self.least_resident
+        if policy == "resident" and not any(residency.kv_tokens):
             residency = Residency.whole_cache(self.model, self.workload)
         return DecodeChoice(split, residency)
 
@@ -169,13 +185,13 @@ class DecodeProblem:
     @cached_property
     def everything_fits(self) -> bool:
         """Whether memory holds the whole cache and the largest load of X."""
-        budget, moved = self.budget(self.nothing_resident), self.schedule == "column"
+        budget, moved = self.budget(self.least_resident), self.schedule == "column"
         limited = budget.limits_host(self.model, self.workload, self.model.n_layers * moved)
         return not limited and budget.max_staged_tokens >= self.workload.max_tokens
 
     def fits(self, graph: TaskGraph) -> bool:
         """Whether the machine has the memory of a graph of this job."""
-        if self.everything_fits and not self.keep:
+        if self.everything_fits and not self.keep and not self.all_resident:
             return True
         need, memory = footprint(graph), self.hardware.memory
         return need.device_bytes <= memory.job_device_bytes and need.host_bytes <= memory.host_bytes
@@ -187,6 +203,12 @@ class DecodeProblem:
             DoesNotFit: the graph needs more memory; the message names what to change.
         """
         memory = self.hardware.memory
+        if memory.unified and self.model.weight_bytes > memory.job_device_bytes:
+            raise DoesNotFit(
+                f"{self.model.name} does not fit {self.hardware.name}: its weights take "
+                f"{self.model.weight_bytes / 2**30:.1f} of {memory.job_device_bytes / 2**30:.1f} "
+                "GiB, which CPU and GPU share; choose a smaller model or dtype."
+            )
         return check_fits(
             graph,
             memory.device_bytes,
@@ -204,12 +226,10 @@ class DecodeProblem:
         The whole cache and all weights if they fit, else resident weights of some layers.
         """
         if not self.keep:
-            return self.nothing_resident
-        weights = self.nothing_resident
-        everything = Residency.whole_cache(self.model, self.workload)
+            return self.least_resident
+        weights, everything = self.least_resident, self._everything
         if self.schedule == "column":
-            weights = replace(weights, weight_layers=tuple(range(self.model.n_layers)))
-            everything = replace(everything, weight_layers=weights.weight_layers)
+            weights = replace(weights, weight_layers=everything.weight_layers)
             if self.budget(weights).free_bytes < 0:
                 weights = self._some_weights()
         return everything if self.budget(everything).free_bytes >= 0 else weights
@@ -222,7 +242,7 @@ class DecodeProblem:
     def _some_weights(self) -> Residency:
         """Whole layers of resident weights, as many as a LP with parts of layers chooses or as fit
         next to staged X, the faster of both by the LP."""
-        nothing, n_layers = self.nothing_resident, self.model.n_layers
+        nothing, n_layers = self.least_resident, self.model.n_layers
         budget = self.budget(nothing)
         parts = self.program(nothing, weights_stay=True).solve().resident_weights
         staged_x_bytes = budget.staged_x_token_bytes * self.workload.max_tokens

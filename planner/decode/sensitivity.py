@@ -9,7 +9,7 @@ from planner.decode.plan import Sensitivity
 from planner.decode.problem import DecodeProblem
 from planner.lp.costs import SIZED_OPS
 from planner.lp.schedule import Relaxation, ScheduleLP
-from sim.lanes import HOST
+from sim.lanes import COPY_LANES, HOST
 
 PARTS = {
     "h2d": ("h2d link", "bandwidth"),
@@ -47,6 +47,8 @@ def sensitivities(
     found = []
     for part in PARTS:
         if part == "uplink" and not problem.hardware.uplinks:
+            continue
+        if problem.hardware.memory.unified and part in COPY_LANES:
             continue
         if part == "memory" and not lp.chooses_residency:
             continue

@@ -9,9 +9,11 @@ step at the front attends to fewer tokens than any later step.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from math import inf
+from statistics import fmean
 
 from sim.cost.restore import RestoreCosts
 from sim.graph.jobs import RestoreRequest
@@ -37,7 +39,8 @@ class Balance:
 class Rates:
     """Seconds that one restore spends on each kind of work on one machine.
 
-    `step_s[i]` is the time to compute one layer of step i; `project_s`, `kv_s` and `x_s` are the
+    `step_s[i]` is the mean time to compute one layer of step i, `needed[j]` the number of cached
+    tokens that layer j needs; `project_s`, `kv_s` and `x_s` are the
     times to project, to load K and V and to load X, each for one token in one layer.
 
     Args:
@@ -56,12 +59,18 @@ class Rates:
         self.request = request
         cached, size = request.cached_tokens, request.step_tokens
         self.stops: list[int] = [0, *range(size, cached, size), cached]
-        self.step_s = [
-            costs.prefill(start, stop - start, 1).seconds for start, stop in pairwise(self.stops)
-        ]
+        examples = {model.window(layer): layer for layer in range(self.layers)}
+        counts = Counter(map(model.window, range(self.layers)))
+        parts = [counts[window] / self.layers for window in examples]
+
+        def layer_s(start: int, n_tokens: int) -> float:
+            each = [costs.prefill(start, n_tokens, 1, one).seconds for one in examples.values()]
+            return fmean(each, parts)
+
+        self.step_s = [layer_s(start, stop - start) for start, stop in pairwise(self.stops)]
         self.step_sum_s: list[float] = [0.0, *accumulate(self.step_s)]
         self.uncached_s = sum(
-            costs.prefill(start, min(size, request.prompt_tokens - start), 1).seconds
+            layer_s(start, min(size, request.prompt_tokens - start))
             for start in range(cached, request.prompt_tokens, size)
         )
         many = min(cached, 1024)
@@ -74,6 +83,8 @@ class Rates:
         self.kv_s = max(costs.copy_s(lane, kv_bytes) for lane in lanes) / chunk
         self.x_s = max(costs.copy_s(lane, x_bytes) for lane in lanes) / chunk if has_x else inf
         self.found_s = costs.lookup_s
+        self.needed = [cached - first for first in costs.loads.firsts]
+        self._left = [sum(min(one, cached - stop) for one in self.needed) for stop in self.stops]
 
     def computed_s(self, cells: int) -> float:
         """All layers of the first steps, and the first layers of the next."""
@@ -81,11 +92,11 @@ class Rates:
         whole: float = self.layers * self.step_sum_s[steps]
         return whole + (layers * self.step_s[steps] if layers else 0.0)
 
-    def cell_tokens(self, cells: int) -> int:
-        """Tokens, summed over layers, that this many cells compute."""
+    def left_tokens(self, cells: int) -> int:
+        """Tokens, summed over layers, that are needed besides those of this many computed cells."""
         steps, layers = divmod(cells, self.layers)
-        whole: int = self.layers * self.stops[steps]
-        return whole + (layers * (self.stops[steps + 1] - self.stops[steps]) if layers else 0)
+        left = self._left[steps]
+        return left - (layers * (left - self._left[steps + 1]) // self.layers if layers else 0)
 
     @property
     def all_cells(self) -> int:
@@ -93,7 +104,7 @@ class Rates:
 
     def balance(self, cells: int, by_layer: bool) -> Balance:
         """The best number of projected tokens for this many computed cells."""
-        left = self.layers * self.request.cached_tokens - self.cell_tokens(cells)
+        left = self.left_tokens(cells)
         compute_s = self.computed_s(cells) + self.layers * self.uncached_s
         link_s = self.found_s + left * self.kv_s if left else 0.0
         link_s += self.uncached_s * (1 if by_layer else self.layers)
@@ -111,16 +122,17 @@ class Rates:
 
     def best_layers(self) -> tuple[int, int]:
         """(computed, projected) numbers of layers for a layer-wise split."""
-        cached, found = self.request.cached_tokens, []
+        found = []
         uncached_s = self.layers * self.uncached_s
-        project_s, x_s, kv_s = (cached * one for one in (self.project_s, self.x_s, self.kv_s))
+        rows = [0, *accumulate(self.needed)]
         for computed in range(self.layers + 1):
             left = self.layers - computed
             compute_s = computed * self.step_sum_s[-1] + uncached_s
-            for projected in range(left + 1 if x_s < kv_s else 1):
-                link_s = (left - projected) * kv_s
-                link_s += projected * x_s if projected else 0.0
+            for projected in range(left + 1 if self.x_s < self.kv_s else 1):
+                from_x = rows[computed + projected] - rows[computed]
+                link_s = (rows[-1] - rows[computed + projected]) * self.kv_s
+                link_s += from_x * self.x_s if from_x else 0.0
                 link_s += self.found_s + self.uncached_s if left else 0.0
-                bound_s = max(compute_s + projected * project_s, link_s)
+                bound_s = max(compute_s + from_x * self.project_s, link_s)
                 found.append((bound_s, computed, projected))
         return min(found)[1:]

@@ -7,12 +7,14 @@ the first copy of the next. Tokens that are not cached come last, because they a
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
 from planner.restore.split import RestoreSplit
 from sim.graph.jobs import RestoreRequest
+from sim.graph.loads import Loads
 from sim.graph.tasks import LANE_OF_OP, Task, TaskGraph
 from sim.lanes import DISK, LANE_OF_TIER
 from sim.model.kernels import compute_flops, prefill_attention_flops, product_flops
@@ -91,6 +93,7 @@ class _Lowering:
     def __init__(self, model: ModelSpec, request: RestoreRequest) -> None:
         self.model = model
         self.request = request
+        self.loads = Loads(model, request)
         self.tier_lane = LANE_OF_TIER.get(request.tier)
         self.tasks: list[Task] = []
         self.staged: list[str] = []
@@ -116,10 +119,18 @@ class _Lowering:
         return self.steps(self.request.cached_tokens, self.request.prompt_tokens)
 
     def io_chunks_from_the_back(self, start: int) -> Iterator[Range]:
-        """I/O chunks of the cached tokens from `start` on, the last first."""
-        size = self.request.io_chunk_tokens
-        chunks = list(_pieces(start - start % size, self.request.cached_tokens, size))
-        return ((max(first, start), stop) for first, stop in reversed(chunks) if start < stop)
+        """I/O chunks of the cached tokens from `start` on that any layer needs, the last first.
+
+        The last range begins at `start`, even if no layer needs the first of its tokens.
+        """
+        size, needed = self.request.io_chunk_tokens, max(start, self.loads.first)
+        needed -= needed % size
+        chunks = list(_pieces(needed, self.request.cached_tokens, size))
+        return (
+            (start if first == needed else first, stop)
+            for first, stop in reversed(chunks)
+            if start < stop
+        )
 
     def staircase(self, split: RestoreSplit) -> None:
         """Steps of the computed tokens, each through as many layers as compute them."""
@@ -140,10 +151,11 @@ class _Lowering:
         for layer, (first, count) in enumerate(
             zip(split.computed_tokens, split.projected_tokens, strict=True)
         ):
+            first = max(first, self.loads.firsts[layer])
             blocks = [_Block(*piece, layer) for piece in _pieces(first, first + count, size)]
             loads.append([(self.load("x", block), block) for block in blocks])
         last: list[str] = []
-        for layer, count in enumerate(split.loaded_tokens(self.request)):
+        for layer, count in enumerate(split.loaded_tokens(self.model, self.request)):
             stop = self.request.cached_tokens
             names = [
                 self.load("kv", _Block(*piece, layer))
@@ -157,8 +169,11 @@ class _Lowering:
                 self.prefill(_Block(start, stop, layer), (arrived,) if arrived else ())
 
     def prefill(self, block: _Block, deps: tuple[str, ...] = (), claim: str = "") -> None:
-        attention = prefill_attention_flops(self.model, block.start, block.n_tokens)
-        flops = block.layers * (block.n_tokens * self.product_flops + attention)
+        flops = block.layers * block.n_tokens * self.product_flops
+        windows = Counter(map(self.model.window, range(block.layer, block.layer + block.layers)))
+        for window, layers in windows.items():
+            attention = prefill_attention_flops(self.model, block.start, block.n_tokens, window)
+            flops += layers * attention
         name = f"prefill.{block.start}"
         if block.layers < self.model.n_layers:
             name = f"L{block.layer}.{name}"
@@ -175,8 +190,9 @@ class _Lowering:
         bits = self.request.kv_token_bits(self.model)
         if kind == "x":
             bits = 8 * self.model.x_token_bytes
-        n_bytes = block.layers * block.n_tokens * bits // 8
-        where = f"L{block.layer}.{block.start}" if block.layers == 1 else f"{block.start}"
+        rows = self.loads.rows(block.layer, block.layers, block.start, block.stop)
+        n_bytes = rows.n_rows * bits // 8
+        where = f"L{block.layer}.{rows.start}" if block.layers == 1 else f"{rows.start}"
         deps: tuple[str, ...] = ()
         slot = -1
         if self.tier_lane is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +26,7 @@ from sim.graph.claims import claimed
 from sim.graph.jobs import RestoreRequest
 from sim.graph.tasks import TaskGraph
 from sim.graph.timeline import Timeline
+from sim.lanes import TIERS
 from sim.machine.availability import Availability
 from sim.machine.provenance import weakest
 from sim.units import ms
@@ -38,8 +40,8 @@ class RestorePlan(Plan, kind="restore-plan"):
         form: what the graph is made from, see `planner.restore.planner.Form`.
         ttft_s: simulated time to the first token.
         computed_tokens, projected_tokens, loaded_tokens: tokens computed, projected from X, and
-            loaded. A token handled by only some layers counts fractionally. Rounded; they add up
-            to the prompt.
+            loaded as far as the windows of the layers need them. A token handled by only some
+            layers counts fractionally. Rounded; they add up to the prompt.
         meeting_token: first cached token that is not computed through all layers.
         reason: why, in one sentence.
         adaptation: with a trace, the times of policies that do not know it in advance.
@@ -87,34 +89,32 @@ class RestorePlan(Plan, kind="restore-plan"):
         return self.baselines["load-only"]
 
     @property
-    def beyond_figures(self) -> str | None:
-        """A sentence on tasks outside the measured range; None if there are none."""
-        count = self.out_of_range_tasks
-        if not count:
-            return None
-        restore = self.hardware.restore
-        told = "their times hold the rate of the nearest sample"
-        if restore is None or restore.prefill is None:
-            told = "it has no figures for prefill attention, the matrix products' rate is taken"
-        tasks = "1 task lies" if count == 1 else f"{count:,} tasks lie"
-        return f"{tasks} outside what {self.hardware.name} was measured for: {told}."
-
-    @property
     def x_bytes(self) -> int:
         """Bytes of X on the tier that this plan needs, of all cached tokens; 0 without X."""
         return self.workload.x_bytes(self.model) if self.projected_tokens else 0
 
     @property
-    def windows_note(self) -> str | None:
-        """A sentence on layers whose sliding window a restore does not use; None without any."""
-        model, window = self.model, self.model.sliding_window
-        if window is None or window >= self.workload.prompt_tokens:
+    def kv_bytes_by_window(self) -> dict[int | None, int]:
+        """Bytes on the tier of the K and V that the restored prefix needs, by window of layer."""
+        model, request = self.model, self.workload
+        rows: Counter[int | None] = Counter()
+        for layer in range(model.n_layers):
+            rows[model.window(layer)] += request.cached_tokens - request.first_loaded(model, layer)
+        return {window: n * request.kv_token_bits(model) // 8 for window, n in rows.items()}
+
+    @property
+    def window_savings(self) -> str | None:
+        """A sentence on the K and V that sliding windows make needless; None if there are none."""
+        model, request = self.model, self.workload
+        all_bytes = model.n_layers * request.cached_tokens * request.kv_token_bits(model) // 8
+        needed_bytes = request.kv_bytes(model)
+        if needed_bytes == all_bytes:
             return None
-        n_windowed = model.n_layers - len(model.full_attention_layers)
+        cut = [one for one in range(model.n_layers) if request.first_loaded(model, one)]
+        sizes = " or ".join(f"{size:,}" for size in sorted({model.window(one) or 0 for one in cut}))
         return (
-            f"{n_windowed} of {model.n_layers} layers attend to the last {window:,} tokens only. "
-            "This restore loads and computes K and V of all tokens in every layer, as LMCache "
-            "does; a runtime that keeps only the window is faster."
+            f"{len(cut)} of {model.n_layers} layers keep a window of {sizes} tokens: of "
+            f"{all_bytes / 1e9:.2f} GB of cached K and V {needed_bytes / 1e9:.2f} GB are needed."
         )
 
     def lower(self) -> TaskGraph:
@@ -129,6 +129,10 @@ class RestorePlan(Plan, kind="restore-plan"):
             "compute_only_s": self.compute_only_s,
             "load_only_s": self.load_only_s,
             "cached_kv_bytes": self.workload.kv_bytes(self.model),
+            "cached_kv_bytes_by_window": [
+                {"window": window, "bytes": n_bytes}
+                for window, n_bytes in self.kv_bytes_by_window.items()
+            ],
             "cached_x_bytes": self.x_bytes,
             "speedup_vs_compute": self.compute_only_s / self.ttft_s,
             "speedup_vs_load": self.load_only_s / self.ttft_s,
@@ -187,12 +191,13 @@ def plan_choice(
 def token_counts(timeline: Timeline, request: RestoreRequest) -> dict[str, int]:
     """Tokens computed, projected and loaded, as in `RestorePlan`, and the token where ends met."""
     graph = timeline.graph
-    cells = {"prefill": 0, "recompute": 0, "load_kv": 0}
+    cells = {"prefill": 0, "recompute": 0}
     for task in claimed(graph, timeline.start_s):
         if task.op in cells:
             cells[task.op] += task.n_tokens * task.layers
     layers = graph.model.n_layers
-    projected, loaded = round(cells["recompute"] / layers), round(cells["load_kv"] / layers)
+    others = layers * request.prompt_tokens - sum(cells.values())
+    projected, loaded = round(cells["recompute"] / layers), round(others / layers)
     return {
         "computed_tokens": request.prompt_tokens - projected - loaded,
         "projected_tokens": projected,
@@ -204,9 +209,15 @@ def token_counts(timeline: Timeline, request: RestoreRequest) -> dict[str, int]:
 def _reason(planner: RestorePlanner, policy: str, choice: RestoreChoice) -> str:
     """One sentence on why the policy is fast or slow here."""
     compute, load = (planner.choice(name) for name in ("compute-only", "load-only"))
+    note = f"{planner.hardware.no_link_note} ".lstrip()
+    if note and planner.request.tier == TIERS[0] and choice is load:
+        return (
+            f"{note}The cached K and V are used where they are: {ms(choice.ttft_s)}, against "
+            f"{ms(compute.ttft_s)} for computing them again."
+        )
     better = min(compute, load, key=lambda one: one.ttft_s)
     alone = "computing" if better is compute else "loading"
-    name = f"auto took {planner.fastest()}" if policy == "auto" else policy
+    name = note + (f"auto took {planner.fastest()}" if policy == "auto" else policy)
     if choice.ttft_s > better.ttft_s:
         return (
             f"{name} loses to {alone} alone, {ms(choice.ttft_s)} against {ms(better.ttft_s)}: one "

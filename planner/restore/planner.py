@@ -2,7 +2,7 @@
 
 ============ ===================================================================================
 compute-only prefill of the whole prompt
-load-only    K and V of every cached token, then the tokens that are not cached
+load-only    K and V of every cached token that is still attended to, then the other tokens
 two-ended    Cake: steps from the front, loads from the back, claims and no prediction
 lp           the best number of tokens to compute, the same in all layers
 layer-wise   HCache: whole layers are computed, projected from X, or loaded
@@ -146,13 +146,18 @@ class RestorePlanner:
 
     def fastest(self) -> str:
         """The policy with the shortest time to first token; the simplest if equal."""
-        return min((*FIXED, *PLANNED), key=lambda policy: self.choice(policy).ttft_s)
+        times = {policy: self.choice(policy).ttft_s for policy in (*FIXED, *PLANNED)}
+        return min(times, key=lambda policy: float(f"{times[policy]:.9g}"))
 
     @property
     def device_bytes(self) -> int:
-        """Device memory of the weights and of the K and V of the prompt."""
-        kv_bytes = self.model.n_layers * self.request.prompt_tokens * self.model.kv_token_bytes
-        return self.model.weight_bytes + kv_bytes
+        """Device memory of the weights and of the K and V of the tokens that new ones attend to."""
+        model, request = self.model, self.request
+        rows = sum(
+            request.prompt_tokens - model.first_token(layer, request.cached_tokens)
+            for layer in range(model.n_layers)
+        )
+        return model.weight_bytes + rows * model.kv_token_bytes
 
     @property
     def cached_bytes(self) -> int:
@@ -165,10 +170,11 @@ class RestorePlanner:
         """Refuse a request that exceeds the model's positions or the device memory.
 
         Raises:
-            BadInput: the model has too few positions for the prompt.
+            BadInput: the model has too few positions for the prompt, or layers of another kind.
             DoesNotFit: weights and K and V of the prompt exceed device memory, or the cached data
                 host memory.
         """
+        self.model.check_plannable()
         if self.request.prompt_tokens > self.model.max_positions:
             raise BadInput(
                 f"prompt_tokens(={self.request.prompt_tokens}) must be at most the "
@@ -250,10 +256,11 @@ class RestorePlanner:
             computed = counts[0]
             projected = min(counts[1], rates.layers - computed)
             loaded = rates.layers - computed - projected
+            from_x = rates.needed[computed : computed + projected]
             return self._split(
                 RestoreSplit(
                     (cached,) * computed + (0,) * (projected + loaded),
-                    (0,) * computed + (cached,) * projected + (0,) * loaded,
+                    (*(0,) * computed, *from_x, *(0,) * loaded),
                     True,
                 )
             )
@@ -269,7 +276,7 @@ class RestorePlanner:
         """
         rates = self.rates
         unit = self.request.io_chunk_tokens
-        most = rates.layers * self.request.cached_tokens // unit if self.has_x else 0
+        most = rates.left_tokens(0) // unit if self.has_x else 0
         top = (rates.all_cells, most)
 
         def made(counts: Sequence[int]) -> RestoreChoice:
@@ -300,9 +307,9 @@ class RestorePlanner:
         low = rates.stops[steps]
         high = rates.stops[min(steps + 1, len(rates.step_s))]
         computed = [high] * more + [low] * (rates.layers - more)
-        counts = []
-        for count in computed:
-            counts.append(min(projected, self.request.cached_tokens - count))
+        counts, cached = [], self.request.cached_tokens
+        for count, needed in zip(computed, rates.needed, strict=True):
+            counts.append(min(projected, needed, cached - count))
             projected -= counts[-1]
         return RestoreSplit(tuple(computed), tuple(counts), True)
 

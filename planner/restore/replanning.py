@@ -35,7 +35,8 @@ class Replanner:
         self.request = request
         self.changes: list[Change] = []
         self._costs = CostModel(hardware, model, request)
-        tasks = [task for task in two_ended_graph(model, request).tasks if task.claim]
+        self._graph = two_ended_graph(model, request)
+        tasks = [task for task in self._graph.tasks if task.claim]
         self._steps = [task for task in tasks if task.lane == COMPUTE]
         self._loads = [task for task in tasks if task.lane != COMPUTE]
         self._rates: dict[str, float] = {}
@@ -68,12 +69,14 @@ class Replanner:
             for task, since_s in progress.running
         }
         computing_s = ready.get(COMPUTE, 0.0) + sum(
-            self._seconds(part_of(step, (step.token_start, min(step.token_stop, meeting))))
+            self._seconds(
+                part_of(self._graph, step, (step.token_start, min(step.token_stop, meeting)))
+            )
             for step in self._steps
             if progress.computed_to <= step.token_start < meeting
         )
         left = [
-            part_of(load, (max(load.token_start, meeting), load.token_stop))
+            part_of(self._graph, load, (max(load.token_start, meeting), load.token_stop))
             for load in self._loads
             if meeting < load.token_stop <= progress.loaded_from
         ]

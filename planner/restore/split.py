@@ -16,7 +16,8 @@ class RestoreSplit:
     """In each layer the first tokens are computed, the next projected from X, the others loaded.
 
     No layer computes more tokens than the layer before it. A computed token then attends only to
-    computed tokens and waits for no load.
+    computed tokens and waits for no load. Of the tokens that are not computed, a layer with a
+    window projects and loads only the last, which later tokens attend to.
 
     Args:
         computed_tokens: of each layer, from token ids.
@@ -36,17 +37,24 @@ class RestoreSplit:
         """The same number of computed tokens in every layer, the others loaded."""
         return cls((computed,) * model.n_layers, (0,) * model.n_layers, False)
 
-    def loaded_tokens(self, request: RestoreRequest) -> tuple[int, ...]:
+    def loaded_tokens(self, model: ModelSpec, request: RestoreRequest) -> tuple[int, ...]:
+        """Tokens of each layer that are loaded: all others that the restored prefix needs."""
         return tuple(
-            request.cached_tokens - computed - projected
-            for computed, projected in zip(self.computed_tokens, self.projected_tokens, strict=True)
+            request.cached_tokens - max(computed, request.first_loaded(model, layer)) - projected
+            for layer, (computed, projected) in enumerate(
+                zip(self.computed_tokens, self.projected_tokens, strict=True)
+            )
         )
 
     def check(self, model: ModelSpec, request: RestoreRequest) -> None:
         """Raise BadInput where the counts do not describe a split of this request."""
         if not len(self.computed_tokens) == len(self.projected_tokens) == model.n_layers:
             raise BadInput(f"the split must hold {model.n_layers} layers.")
-        counts = (*self.computed_tokens, *self.projected_tokens, *self.loaded_tokens(request))
+        counts = (
+            *self.computed_tokens,
+            *self.projected_tokens,
+            *self.loaded_tokens(model, request),
+        )
         if min(counts) < 0:
             raise BadInput(
                 "computed, projected and loaded tokens of a layer must be at least 0 and add up to "

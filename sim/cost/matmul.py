@@ -95,7 +95,8 @@ class MatmulCosts:
         if gemm.bytes_per_s is None:
             return 0.0
         size = self._model.element_bytes
-        per_row = 2 * shape.n * shape.k / gemm.flops_per_s
+        bits = self._stored_bits(shape.n)
+        per_row = 2 * shape.n * shape.k / gemm.rate(8 if bits == 8 else 16)
         per_row -= (shape.n + shape.k) * size / gemm.bytes_per_s
-        weight_bytes = shape.n * shape.k * self._stored_bits(shape.n) / 8
+        weight_bytes = shape.n * shape.k * bits / 8
         return weight_bytes / gemm.bytes_per_s / per_row if per_row > 0 else 0.0

@@ -14,18 +14,21 @@ from sim.machine.links import Dispatch
 from sim.machine.profile import HardwareProfile
 from sim.model.spec import ModelSpec
 
-CostKey = tuple[str, int, int, int]
-"""(op, tokens, context, layers) of a compute task, or (lane, bytes, 0, layers) of a copy."""
+CostKey = tuple[str, int, int, int, int]
+"""(op, tokens, context, layers, first layer or window) of a compute task, or (lane, bytes, tokens
+where it copies several layers, layers, 0) of a copy."""
 
 
 def cost_key(task: Task, model: ModelSpec) -> CostKey:
     """Tasks of one graph with the same key take the same time on any machine, to launch too."""
+    layers = task.layers
     if task.lane != COMPUTE:
-        return task.lane, task.bytes, 0, task.layers
-    context = attended_tokens(task, model) if task.op == "attention" else 0
+        return task.lane, task.bytes, task.n_tokens if layers > 1 else 0, layers, 0
     if task.op == "prefill":
-        context = task.token_start
-    return task.op, task.n_tokens, context, task.layers
+        which = task.layer if layers > 1 else model.window(task.layer) or 0
+        return task.op, task.n_tokens, task.token_start, layers, which
+    context = attended_tokens(task, model) if task.op == "attention" else 0
+    return task.op, task.n_tokens, context, layers, 0
 
 
 class TaskCosts(Protocol):
@@ -47,7 +50,7 @@ class DecodeCosts:
         self.dispatch = hardware.dispatch
 
     def estimate(self, task: Task) -> Estimate:
-        what, amount, context, _ = cost_key(task, self.operations.model)
+        what, amount, context, *_ = cost_key(task, self.operations.model)
         if task.lane == COMPUTE:
             return self.operations.compute(what, amount, context)
         return self.operations.copy(what, amount)

@@ -14,16 +14,19 @@ from sim.cost.matmul import MatmulCosts
 from sim.graph.jobs import Workload
 from sim.machine.all_reduce import AllReduce
 from sim.machine.curves import Curve
+from sim.machine.experts import SCALES_FRAC
 from sim.machine.profile import HardwareProfile
 from sim.machine.provenance import Source, weakest
 from sim.model.kernels import (
     AllReduceKernel,
     DecodeAttention,
     ElementwiseKernel,
+    ExpertsKernel,
     GroupedMatMul,
     Kernel,
     MatMul,
     kernels,
+    n_launches,
 )
 from sim.model.kv_format import host_kv_token_bytes
 from sim.model.spec import ModelSpec
@@ -31,19 +34,35 @@ from sim.model.spec import ModelSpec
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """Predicted seconds, the weakest source among its terms, and whether all were calibrated."""
+    """Predicted seconds, the weakest source among its terms, and whether all were calibrated.
+
+    Args:
+        shares: of a sum, each source of its terms with its fraction of the seconds.
+    """
 
     seconds: float
     source: Source
     in_range: bool
+    shares: tuple[tuple[Source, float], ...] = ()
+
+    @property
+    def seconds_by_source(self) -> dict[Source, float]:
+        shares = self.shares or ((self.source, 1.0),)
+        return {source: share * self.seconds for source, share in shares}
 
 
 def total_of(estimates: Sequence[Estimate]) -> Estimate:
     """The sum: the weakest source counts, and every term must be in range."""
+    seconds = sum(one.seconds for one in estimates)
+    shares: dict[Source, float] = {}
+    for one in estimates:
+        for source, part_s in one.seconds_by_source.items():
+            shares[source] = shares.get(source, 0.0) + part_s / seconds if seconds else 0.0
     return Estimate(
-        sum(one.seconds for one in estimates),
+        seconds,
         weakest(*(one.source for one in estimates)),
         all(one.in_range for one in estimates),
+        tuple(shares.items()),
     )
 
 
@@ -88,7 +107,7 @@ class OperationCosts:
         return replace(total, seconds=task_s + total.seconds)
 
     def copy(self, lane: str, n_bytes: int) -> Estimate:
-        """Time of one copy in direction `lane`, or within the host.
+        """Time of one copy in direction `lane`, or within the host; 0 in unified memory.
 
         Raises:
             NotMeasured: the profile has no rate of copies within the host.
@@ -97,8 +116,10 @@ class OperationCosts:
         if key not in self._copied:
             link = self.hardware.links.of(lane)
             seconds, inside = link.copy_s(n_bytes)
-            task_s = self.hardware.dispatch.copy_task_s
-            self._copied[key] = Estimate(task_s + seconds, link.source, inside)
+            seconds += self.hardware.dispatch.copy_task_s
+            if self.hardware.memory.unified:
+                seconds, inside = 0.0, True
+            self._copied[key] = Estimate(seconds, link.source, inside)
         return self._copied[key]
 
     @property
@@ -109,7 +130,7 @@ class OperationCosts:
     def launches(self, op: str) -> int:
         """Kernels that a task of operation `op` launches."""
         if op not in self._launches:
-            self._launches[op] = len(kernels(op, 1, 1, *self._setting))
+            self._launches[op] = n_launches(kernels(op, 1, 1, *self._setting))
         return self._launches[op]
 
     def load_bytes(self, op: str, n_tokens: int) -> int:
@@ -163,6 +184,8 @@ class OperationCosts:
             return self.matmul(kernel.stacked)
         if isinstance(kernel, DecodeAttention):
             return self._attention(kernel)
+        if isinstance(kernel, ExpertsKernel):
+            return self._experts(kernel)
         if isinstance(kernel, AllReduceKernel):
             return Estimate(*self._all_reduce.seconds(self.model.tensor_parallel, kernel.bytes))
         costs, curve = self.hardware.elementwise, self._pass_curve(kernel)
@@ -170,6 +193,18 @@ class OperationCosts:
             return Estimate(kernel.bytes / costs.bytes_per_s, costs.source, True)
         seconds, inside = curve.at(kernel.bytes)
         return Estimate(seconds, costs.source, inside)
+
+    def _experts(self, kernel: ExpertsKernel) -> Estimate:
+        """By the table of the weights' bits, or of the next more bits that were measured."""
+        gemm, bits = self.hardware.gemm, self.model.bits.experts
+        wide_enough = [one for one in gemm.experts if bits <= (1 + SCALES_FRAC) * one.weight_bits]
+        if not wide_enough:
+            return total_of([self.kernel(part) for part in kernel.parts])
+        table = min(wide_enough, key=lambda one: one.weight_bits)
+        curve, measured = table.curve(kernel.shape, bits)
+        seconds, inside = curve.at(kernel.rows)
+        source = gemm.source if measured else weakest(gemm.source, "fitted")
+        return Estimate(seconds, source, measured and inside)
 
     def matmul(self, shape: MatMul) -> Estimate:
         """Time of one matrix product."""
@@ -184,12 +219,23 @@ class OperationCosts:
             return Estimate(seconds, costs.source, inside)
         if costs.heads and model.mla is None:
             return self._attention_of_heads(kernel)
+        if costs.latent and model.mla is not None:
+            return self._attention_of_latents(kernel)
         n_bytes = kernel.batch * kernel.context * model.kv_token_bytes
         source = weakest(costs.source, "fitted") if costs.tables else costs.source
         seconds = n_bytes / costs.bytes_per_s
         if model.mla is not None:  # all heads share each latent, so arithmetic may take longer
             seconds = max(seconds, kernel.flops(model) / self.hardware.gemm.flops_per_s)
         return Estimate(seconds, source, not costs.tables)
+
+    def _attention_of_latents(self, kernel: DecodeAttention) -> Estimate:
+        """By the table of the nearest number of heads, in proportion to a latent's size."""
+        costs, model = self.hardware.attention, self.model
+        near = min(costs.latent, key=lambda one: abs(log(one.n_heads / model.n_heads)))
+        seconds, inside = near.fan.at(kernel.batch, kernel.context)
+        same = (near.n_heads, near.latent_size) == (model.n_heads, model.kv_token_size)
+        source = costs.source if same else weakest(costs.source, "fitted")
+        return Estimate(seconds * model.kv_token_size / near.latent_size, source, same and inside)
 
     def _attention_of_heads(self, kernel: DecodeAttention) -> Estimate:
         """By the KV heads of all sequences; heads of another size go at the nearest one's rate."""

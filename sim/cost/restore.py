@@ -7,17 +7,19 @@ Cake within 8 % (arXiv 2410.03065).
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
 from sim.cost.operations import Estimate, OperationCosts, total_of
 from sim.graph.jobs import RestoreRequest
+from sim.graph.loads import Loads
 from sim.graph.tasks import Task
 from sim.lanes import COMPUTE, TIER_LANES
 from sim.machine.prefill import Prefill, Restore
 from sim.machine.profile import HardwareProfile
 from sim.machine.provenance import weakest
-from sim.model.kernels import DecodeAttention, MatMul, kernels, prefill_attention_flops
+from sim.model.kernels import DecodeAttention, MatMul, kernels, n_launches, prefill_attention_flops
 from sim.model.spec import ModelSpec
 
 
@@ -36,6 +38,8 @@ class RestoreCosts:
         self._matmul_estimates: dict[int, Estimate] = {}
         self._prompts: dict[int, tuple[float, bool] | None] = {}
         self._layer_launches: int | None = None
+        self.loads = Loads(model, workload)
+        self._windows: dict[tuple[int, int], Counter[int | None]] = {}
         self._heads = (model.n_heads, model.n_kv_heads, model.head_dim)
         tables = self._block.prefill.tables if self._block.prefill is not None else ()
         self._prefill_tables = {
@@ -45,7 +49,7 @@ class RestoreCosts:
     def estimate(self, task: Task) -> Estimate:
         """Time of `task` without contention, at the request's share of the device."""
         if task.op == "prefill":
-            return self.prefill(task.token_start, task.n_tokens, task.layers)
+            return self.prefill(task.token_start, task.n_tokens, task.layers, task.layer)
         if task.lane in TIER_LANES:
             return self._tier_copy(task.lane, task.bytes)
         if task.lane == COMPUTE:
@@ -59,8 +63,10 @@ class RestoreCosts:
         if self._hardware.device_kind != "cuda":
             return self.operations.copy(task.lane, task.bytes)
         link = self._hardware.links.of(task.lane)
-        one_s, inside = link.copy_s(task.bytes / task.layers)
-        return Estimate(self.dispatch.copy_task_s + task.layers * one_s, link.source, inside)
+        rows = self.loads.rows(task.layer, task.layers, task.token_start, task.token_stop)
+        layers = len(rows.layers)
+        one_s, inside = link.copy_s(task.bytes / layers)
+        return Estimate(self.dispatch.copy_task_s + layers * one_s, link.source, inside)
 
     def launch_s(self, task: Task) -> float:  # noqa: ARG002
         """Host time to queue `task`; the launch of its kernels is part of the task itself.
@@ -73,7 +79,7 @@ class RestoreCosts:
         """Host time to launch the kernels of a prefill step, which the device cannot outrun."""
         if self._layer_launches is None:
             ops = ("qkv", "attention", "mlp")
-            self._layer_launches = sum(len(kernels(op, 1, 1, self.model, 1)) for op in ops)
+            self._layer_launches = sum(n_launches(kernels(op, 1, 1, self.model, 1)) for op in ops)
         return layers * self._layer_launches * self.dispatch.kernel_s
 
     @property
@@ -91,16 +97,30 @@ class RestoreCosts:
         copied = self._tier_copy if lane in TIER_LANES else self.operations.copy
         return copied(lane, n_bytes).seconds
 
-    def prefill(self, start: int, n_tokens: int, layers: int) -> Estimate:
-        """Time of the step that takes tokens [start, start + n) through `layers` layers."""
+    def prefill(self, start: int, n_tokens: int, layers: int, layer: int = 0) -> Estimate:
+        """Time of the step that takes tokens [start, start + n) through layers from `layer` on."""
         rows = n_tokens + self.workload.other_tokens
-        attention = self._prefill_attention(start, n_tokens, rows / n_tokens)
-        total = total_of([self._layer_matmuls(rows), attention])
+        times, matmuls = rows / n_tokens, self._layer_matmuls(rows)
+        windows = self._windows_of(layer, layers, start + n_tokens)
+        parts = {
+            window: total_of([matmuls, self._prefill_attention(start, n_tokens, times, window)])
+            for window in windows
+        }
         block = self._block.prefill
         step_s = block.step_s.value / self.model.n_layers if block is not None else 0.0
-        task_s = self.dispatch.compute_task_s
-        seconds = task_s + max(layers * (total.seconds + step_s), self._launch_s(layers))
-        return replace(total, seconds=seconds)
+        work_s = sum(windows[window] * (one.seconds + step_s) for window, one in parts.items())
+        seconds = self.dispatch.compute_task_s + max(work_s, self._launch_s(layers))
+        return replace(total_of([*parts.values()]), seconds=seconds)
+
+    def _windows_of(self, layer: int, layers: int, stop: int) -> Counter[int | None]:
+        """Number of layers by window, None where `stop` tokens fit; of layers from `layer` on."""
+        key = layer, layers
+        if key not in self._windows:
+            self._windows[key] = Counter(map(self.model.window, range(layer, layer + layers)))
+        found: Counter[int | None] = Counter()
+        for window, count in self._windows[key].items():
+            found[None if window is None or window >= stop else window] += count
+        return found
 
     def _layer_matmuls(self, rows: int) -> Estimate:
         """All kernels of a layer over `rows` tokens except the attention itself."""
@@ -123,11 +143,14 @@ class RestoreCosts:
             sampled: requests that produce a token in it.
         """
         product = self._layer_matmuls(sum(n_tokens for _, n_tokens in parts))
-        attention_s = sum(self._prefill_attention(*part, 1.0).seconds for part in parts)
+        work_s, stop = 0.0, max(sum(part) for part in parts)
+        for window, layers in self._windows_of(0, self.model.n_layers, stop).items():
+            attention_s = sum(self._prefill_attention(*part, 1.0, window).seconds for part in parts)
+            work_s += layers * (product.seconds + attention_s)
         block = self._block.prefill
         fixed_s = block.step_s.value if block is not None else 0.0
         head_s = self.operations.compute("head", sampled, 1).seconds if sampled else 0.0
-        return self.model.n_layers * (product.seconds + attention_s) + fixed_s + head_s
+        return work_s + fixed_s + head_s
 
     @property
     def _weight_speedup(self) -> float:
@@ -141,30 +164,36 @@ class RestoreCosts:
             return 1.0
         return block.eight_bit_speedup.value
 
-    def _prefill_attention(self, start: int, n_tokens: int, times: float) -> Estimate:
+    def _prefill_attention(
+        self, start: int, n_tokens: int, times: float, window: int | None
+    ) -> Estimate:
         """Attention with `times` the FLOPs, but no faster than reading K and V once.
 
         Where chunks of the head shape were measured, it is one of `times` as many tokens; where
-        whole prompts were, the rate is that of the whole prompt up to the chunk's end.
+        whole prompts were, the rate is that of a prompt of as many tokens as the chunk reads.
+
+        Args:
+            window: tokens that each attends to at most, itself included.
         """
+        keys = start + 1 if window is None else min(start + 1, window)
         table = self._prefill_tables.get(self._heads)
         if table is not None:
-            seconds, inside = table.at(times * n_tokens, start + 1)
+            seconds, inside = table.at(times * n_tokens, keys)
             return Estimate(seconds, "measured", inside)
-        flops = times * prefill_attention_flops(self.model, start, n_tokens)
+        flops = times * prefill_attention_flops(self.model, start, n_tokens, window)
         read = self._hardware.attention
-        read_s = (start + n_tokens) * self.model.kv_token_bytes / read.bytes_per_s
+        n_read = keys - 1 + n_tokens
+        read_s = n_read * self.model.kv_token_bytes / read.bytes_per_s
         block = self._block.prefill
         if block is None:
             rate = self._hardware.gemm.flops_per_s
             return Estimate(max(flops / rate, read_s), weakest(read.source, "fitted"), False)
         rate, source = block.attention_flops_per_s.value, block.attention_flops_per_s.source
-        stop = start + n_tokens
-        measured = self._whole_attention(block, stop)
+        measured = self._whole_attention(block, n_read)
         if measured is None:
             return Estimate(max(flops / rate, read_s), source, True)
         whole_s, inside = measured
-        seconds = whole_s * flops / prefill_attention_flops(self.model, 0, stop)
+        seconds = whole_s * flops / prefill_attention_flops(self.model, 0, n_read)
         source = source if inside else weakest(source, "fitted")
         return Estimate(max(seconds, read_s), source, inside)
 

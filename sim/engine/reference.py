@@ -93,7 +93,7 @@ class ReferenceRun:
     def _claim(self, at: int, uncontended: Uncontended) -> tuple[Task, float]:
         """The part of the task that its claim leaves, and its uncontended seconds."""
         task = self.graph.tasks[at]
-        part = part_of(task, self.claims.take(at))
+        part = part_of(self.graph, task, self.claims.take(at))
         if not part.n_tokens:
             return part, 0.0
         return part, self.durations_s[at] if part is task else uncontended.seconds(part)

@@ -121,15 +121,16 @@ class _Loads:
         while self.next_s < now_s and self.back > front:
             size = self.request.io_chunk_tokens
             start = max((self.back - 1) // size * size, front)
-            bits = self.request.kv_token_bits(self.costs.model)
-            n_bytes = self.costs.model.n_layers * (self.back - start) * bits // 8
+            model, loads = self.costs.model, self.costs.loads
+            rows = loads.rows(0, model.n_layers, start, self.back)
+            n_bytes = rows.n_rows * self.request.kv_token_bits(model) // 8
             lane = LANE_OF_TIER.get(self.request.tier)
             if lane is not None:
                 self.next_s += self.costs.copy_s(lane, n_bytes)
             self.end_s = max(self.next_s, self.end_s) + self.costs.copy_s(H2D, n_bytes)
             if lane is None:
                 self.next_s = self.end_s
-            self.back = start
+            self.back = start if start > loads.first else front
 
 
 class _Engine:

@@ -205,31 +205,52 @@ class _RestoreBuffers:
     """
 
     def __init__(self, graph: TaskGraph) -> None:
+        self._graph, self._model = graph, graph.model
         self._cached_tokens = cast(RestoreRequest, graph.workload).cached_tokens
         ends = {end for task in graph.tasks for end in (task.layer, task.layer + task.layers)}
-        self._edges = sorted({0, *ends})
+        windows = [self._model.window(layer) for layer in range(self._model.n_layers)]
+        changes = {at for at in range(1, len(windows)) if windows[at] != windows[at - 1]}
+        self._edges = sorted({0, *ends, *changes})
         self._band = {edge: at for at, edge in enumerate(self._edges)}
 
-    def _layer_rows(self, name: str, task: Task, first: int, tokens: tuple[int, int]) -> list[Rows]:
-        """Rows of `tokens` in each layer from `first` to the task's last."""
+    def _layer_rows(
+        self, name: str, task: Task, first: int, tokens_of: Callable[[int], tuple[int, int]]
+    ) -> list[Rows]:
+        """Rows that are touched in the layers from `first` to the task's last.
+
+        Args:
+            tokens_of: range of tokens by layer.
+        """
         edges = self._edges
         return [
-            Rows((name, task.device, edges[at], edges[at + 1] - 1), *tokens)
+            Rows((name, task.device, edges[at], edges[at + 1] - 1), *tokens_of(edges[at]))
             for at in range(self._band[first], self._band[task.layer + task.layers])
         ]
 
     def kv(self, task: Task) -> list[Rows]:
         tokens = (task.token_start, task.token_stop)
-        return self._layer_rows(RESTORED_KV, task, task.layer, tokens)
+        return self._layer_rows(RESTORED_KV, task, task.layer, lambda _: tokens)
+
+    def loaded_kv(self, task: Task) -> list[Rows]:
+        layers, start, stop = self._graph.loaded_rows(task)
+        return self._layer_rows(
+            RESTORED_KV, task, task.layer, lambda layer: (start, stop if layer in layers else start)
+        )
 
     def kv_before(self, task: Task) -> list[Rows]:
-        return self._layer_rows(RESTORED_KV, task, task.layer, (0, task.token_start))
+        start = task.token_start
+        return self._layer_rows(
+            RESTORED_KV,
+            task,
+            task.layer,
+            lambda layer: (self._model.first_token(layer, start), start),
+        )
 
     def lost_kv(self, task: Task) -> list[Rows]:
         """Cached tokens that the tier may have lost: a step of uncached tokens computes them."""
         if task.token_start < self._cached_tokens:
             return []
-        return self._layer_rows(RESTORED_KV, task, 0, (0, self._cached_tokens))
+        return self._layer_rows(RESTORED_KV, task, 0, lambda _: (0, self._cached_tokens))
 
     def lost_hidden(self, task: Task) -> list[Rows]:
         if task.token_start < self._cached_tokens:
@@ -238,7 +259,7 @@ class _RestoreBuffers:
 
     def x(self, task: Task) -> list[Rows]:
         tokens = (task.token_start, task.token_stop)
-        return self._layer_rows(RESTORED_X, task, task.layer, tokens)
+        return self._layer_rows(RESTORED_X, task, task.layer, lambda _: tokens)
 
     def hidden(self, task: Task) -> list[Rows]:
         return [Rows((PREFILL_HIDDEN, task.device), task.token_start, task.token_stop)]
@@ -257,7 +278,7 @@ _RESTORE = {
     "prefill": ([_R.kv_before, _R.hidden], [_R.kv, _R.hidden, _R.lost_kv, _R.lost_hidden]),
     "recompute": ([_R.x], [_R.kv]),
     "head": ([_R.hidden], [_R.logits]),
-    "load_kv": ([_R.staging_slot], [_R.kv]),
+    "load_kv": ([_R.staging_slot], [_R.loaded_kv]),
     "load_x": ([_R.staging_slot], [_R.x]),
     "read_kv": ([], [_R.staging_slot]),
     "read_x": ([], [_R.staging_slot]),

@@ -74,18 +74,16 @@ def _free(task: Task, taken: Sequence[Tokens]) -> Tokens:
     return (start, max(start, stop))
 
 
-def part_of(task: Task, tokens: Tokens) -> Task:
-    """The task with only these of its tokens, its bytes and FLOPs in proportion."""
+def part_of(graph: TaskGraph, task: Task, tokens: Tokens) -> Task:
+    """The task with only these of its tokens, its FLOPs and the bytes of its rows in proportion."""
     n_tokens = tokens[1] - tokens[0]
     if n_tokens == task.n_tokens:
         return task
-    return replace(
-        task,
-        token_start=tokens[0],
-        token_stop=tokens[1],
-        bytes=task.bytes * n_tokens // task.n_tokens,
-        flops=task.flops * n_tokens // task.n_tokens,
-    )
+    part = replace(task, token_start=tokens[0], token_stop=tokens[1])
+    if not task.bytes:
+        return replace(part, flops=task.flops * n_tokens // task.n_tokens)
+    n_rows = graph.loaded_rows(part).n_rows if n_tokens else 0
+    return replace(part, bytes=task.bytes * n_rows // graph.loaded_rows(task).n_rows)
 
 
 def claimed(graph: TaskGraph, start_s: Sequence[float]) -> tuple[Task, ...]:
@@ -96,7 +94,7 @@ def claimed(graph: TaskGraph, start_s: Sequence[float]) -> tuple[Task, ...]:
     claims = Claims(graph)
     for at in sorted(range(len(graph.tasks)), key=lambda at: (start_s[at], at)):
         claims.take(at)
-    return tuple(part_of(task, claims.got[at]) for at, task in enumerate(graph.tasks))
+    return tuple(part_of(graph, task, claims.got[at]) for at, task in enumerate(graph.tasks))
 
 
 @dataclass(frozen=True, slots=True)

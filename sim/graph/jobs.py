@@ -140,10 +140,23 @@ class RestoreRequest(Workload):
         element_bits = self.tier_kv_bits if self.tier_kv_bits < 16 else 8 * model.element_bytes
         return model.kv_token_size * element_bits
 
+    def first_loaded(self, model: ModelSpec, layer: int) -> int:
+        """First cached token of `layer` that the restored prefix needs, at the start of a chunk.
+
+        In a layer with a window no later token attends to those before it.
+        """
+        first = model.first_token(layer, self.cached_tokens)
+        return first - first % self.io_chunk_tokens
+
+    def needed_rows(self, model: ModelSpec) -> int:
+        """Cached tokens that the restored prefix needs, summed over layers."""
+        firsts = sum(self.first_loaded(model, layer) for layer in range(model.n_layers))
+        return model.n_layers * self.cached_tokens - firsts
+
     def kv_bytes(self, model: ModelSpec) -> int:
-        """Bytes of the cached K and V on the tier."""
-        return model.n_layers * self.cached_tokens * self.kv_token_bits(model) // 8
+        """Bytes on the tier of the K and V that the restored prefix needs."""
+        return self.needed_rows(model) * self.kv_token_bits(model) // 8
 
     def x_bytes(self, model: ModelSpec) -> int:
-        """Bytes of X of the cached tokens on the tier."""
-        return model.n_layers * self.cached_tokens * model.x_token_bytes
+        """Bytes on the tier of X of the same tokens."""
+        return self.needed_rows(model) * model.x_token_bytes

@@ -14,11 +14,12 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 from sim.errors import BadInput
 from sim.files import STRICT_KEYS, parse, set_fields
 from sim.graph.jobs import RestoreRequest, Workload
+from sim.graph.loads import LoadedRows, Loads
 from sim.lanes import COMPUTE, D2H, DISK, H2D, HOST, NET
 from sim.model.spec import ModelSpec
 
@@ -179,6 +180,14 @@ class TaskGraph:
         for position, task in enumerate(self.tasks):
             queues.setdefault((task.device, task.lane), []).append(position)
         return queues
+
+    @cached_property
+    def _loads(self) -> Loads:
+        return Loads(self.model, cast(RestoreRequest, self.workload))
+
+    def loaded_rows(self, task: Task) -> LoadedRows:
+        """Rows that a load of a restore moves."""
+        return self._loads.rows(task.layer, task.layers, task.token_start, task.token_stop)
 
     def to_dict(self) -> dict[str, Any]:
         """The graph as it is written to a file, without fields that have their default value."""

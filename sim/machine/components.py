@@ -13,13 +13,16 @@ from typing import Any
 from sim.errors import BadInput
 from sim.files import STRICT_KEYS, parse, read_json, write_json
 from sim.machine.all_reduce import AllReduce
-from sim.machine.links import Dispatch, Interference, Links, Uplink
+from sim.machine.links import Dispatch, Interference, Link, Links, Uplink
 from sim.machine.prefill import Prefill, Restore, Tier
 from sim.machine.profile import Attention, Elementwise, Gemm, HardwareProfile, Memory
-from sim.machine.provenance import SourcedValue, TableErrors, weakest
+from sim.machine.provenance import Efficiency, SourcedValue, TableErrors, weakest
 
 JOIN = "+"
 """Between the two names of a composed machine."""
+
+UNIFIED = "unified"
+"""The link of devices that share one memory with their CPU, which is none."""
 
 RESERVE_BYTES = 2.0**30
 """Of a device's memory what the driver's context and the libraries' workspaces take."""
@@ -34,6 +37,8 @@ class ComputePart:
         usual_link: name of the link part that it is mostly sold with.
         environment: origin of the measurements: package, system, engine, versions.
         checks: how well the tables predict their own points.
+        efficiency: parts of a data sheet's peak rates that went into the rates.
+        host_memory_bytes: of the host it sits in; by default that of the link.
         all_reduce: between devices of this kind; None if only the host links them.
     """
 
@@ -50,6 +55,8 @@ class ComputePart:
     prefill: Prefill | None = None
     environment: dict[str, Any] | None = None
     checks: tuple[TableErrors, ...] = field(default=(), compare=False, repr=False)
+    efficiency: Efficiency | None = None
+    host_memory_bytes: SourcedValue | None = None
     all_reduce: AllReduce | None = None
 
     def save(self, path: Path | str) -> None:
@@ -70,6 +77,7 @@ class LinkPart:
     """A host as one of its devices sees it: links, shared paths, memory, tiers behind it.
 
     Args:
+        links, host_memory_bytes: None for `unified`, where CPU and GPU share one memory.
         dispatch: what the host spends on launching work.
     """
 
@@ -77,8 +85,8 @@ class LinkPart:
 
     name: str
     description: str
-    host_memory_bytes: SourcedValue
-    links: Links
+    host_memory_bytes: SourcedValue | None
+    links: Links | None
     dispatch: Dispatch
     interference: tuple[Interference, ...] = ()
     uplinks: tuple[Uplink, ...] = ()
@@ -96,28 +104,43 @@ class LinkPart:
 
 
 def compose(compute: ComputePart, link: LinkPart) -> HardwareProfile:
-    """The machine made of a device and a host."""
+    """The machine made of a device and a host.
+
+    Raises:
+        BadInput: a device that shares its memory with the CPU has a link, or another has none.
+    """
+    unified = link.links is None
+    if unified != (compute.usual_link == UNIFIED):
+        shares = "has a memory of its own" if unified else "shares one memory with its CPU"
+        raise BadInput(
+            f"hardware {compute.name}{JOIN}{link.name}: {compute.name} {shares}; name it as "
+            f"{compute.name if not unified else f'{compute.name}{JOIN}{compute.usual_link}'}."
+        )
+    host_memory = compute.host_memory_bytes or link.host_memory_bytes or compute.memory_bytes
+    within = Link("datasheet", compute.attention.bytes_per_s, note="CPU and GPU share one memory")
     return HardwareProfile(
-        name=f"{compute.name}{JOIN}{link.name}",
+        name=compute.name if unified else f"{compute.name}{JOIN}{link.name}",
         description=f"{compute.description}; {link.description}",
         device_kind="none",
         dtype=compute.dtype,
         memory=Memory(
-            weakest(compute.memory_bytes.source, link.host_memory_bytes.source),
+            weakest(compute.memory_bytes.source, host_memory.source),
             compute.memory_bytes.value,
-            link.host_memory_bytes.value,
+            host_memory.value,
             RESERVE_BYTES,
+            unified,
         ),
         gemm=compute.gemm,
         attention=compute.attention,
         elementwise=compute.elementwise,
-        links=link.links,
+        links=link.links or Links(within, within),
         dispatch=link.dispatch,
         interference=link.interference,
         uplinks=link.uplinks,
         environment=compute.environment,
         restore=Restore(compute.prefill, link.tiers, link.lookup_s),
         checks=compute.checks,
+        efficiency=compute.efficiency,
         all_reduce=compute.all_reduce,
     )
 

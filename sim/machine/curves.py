@@ -52,6 +52,12 @@ class Curve:
         _check_axis("work", self.work)
         _check_seconds(self.seconds, "work", len(self.work))
 
+    @classmethod
+    def launched(cls, launch_s: float, rate: float) -> Curve:
+        """A launch and then one rate, up to 2**40 of work."""
+        work = (1.0, 2.0**40)
+        return cls(work, tuple(launch_s + amount / rate for amount in work))
+
     def at(self, work: float) -> tuple[float, bool]:
         """Seconds for `work`, and whether it is in the sampled range."""
         low, weight, scale, inside = locate(self.work, work)

@@ -12,9 +12,10 @@ from sim.files import STRICT_KEYS, parse, read_json, write_json
 from sim.lanes import COPY_LANES, HOST
 from sim.machine.all_reduce import AllReduce
 from sim.machine.curves import Curve, Grid, RaggedGrid
+from sim.machine.experts import ExpertsTable
 from sim.machine.links import Dispatch, Interference, Links, Uplink, check_positive
 from sim.machine.prefill import Restore, check_head_sizes
-from sim.machine.provenance import Samples, Source, TableErrors, weakest
+from sim.machine.provenance import Efficiency, Samples, Source, TableErrors, weakest
 from sim.machine.utilisation import UtilisationTable
 from sim.model.spec import DTYPE_BYTES
 
@@ -38,6 +39,9 @@ class Gemm:
 
     `utilisation` holds for the shapes that have no table of their own, one table by the bits of a
     weight. Without either a shape costs `max(flops / flops_per_s, bytes / bytes_per_s)`.
+    `experts` holds for the fused kernels of a layer's experts, one table by the bits of a weight.
+    `flops_8bit_per_s` and `flops_4bit_per_s` are the rates at which both operands have 8 or 4 bits;
+    None where the device has no such units.
     """
 
     __pydantic_config__ = STRICT_KEYS
@@ -48,18 +52,33 @@ class Gemm:
     tables: tuple[GemmTable, ...] = ()
     note: str = ""
     utilisation: tuple[UtilisationTable, ...] = ()
+    experts: tuple[ExpertsTable, ...] = ()
+    flops_8bit_per_s: float | None = None
+    flops_4bit_per_s: float | None = None
 
     def __post_init__(self) -> None:
-        check_positive("gemm", flops_per_s=self.flops_per_s, bytes_per_s=self.bytes_per_s)
+        check_positive(
+            "gemm",
+            flops_per_s=self.flops_per_s,
+            bytes_per_s=self.bytes_per_s,
+            flops_8bit_per_s=self.flops_8bit_per_s,
+            flops_4bit_per_s=self.flops_4bit_per_s,
+        )
+
+    def rate(self, operand_bits: int) -> float:
+        """FLOP/s of products whose two operands have so many bits, or of the next wider ones."""
+        rates = {4: self.flops_4bit_per_s, 8: self.flops_8bit_per_s}
+        wide_enough = (rate for bits, rate in rates.items() if bits >= operand_bits and rate)
+        return next(wide_enough, self.flops_per_s)
 
     def roofline_s(self, m: int, n: int, k: int, element_bytes: int, weight_bits: int) -> float:
-        """`max(flops / flops_per_s, bytes / bytes_per_s)` of `[m, k] x [k, n]`.
+        """`max(flops / rate, bytes / bytes_per_s)` of `[m, k] x [k, n]`.
 
         Args:
             element_bytes: of an element of the operand [m, k] and of the result.
-            weight_bits: of an element of [k, n].
+            weight_bits: of an element of [k, n]; with 8 both operands are multiplied in 8 bits.
         """
-        seconds = 2 * m * n * k / self.flops_per_s
+        seconds = 2 * m * n * k / self.rate(8 if weight_bits == 8 else 16)
         if self.bytes_per_s is not None:
             n_bytes = n * k * weight_bits / 8 + m * (n + k) * element_bytes
             seconds = max(seconds, n_bytes / self.bytes_per_s)
@@ -96,10 +115,29 @@ class KvHeads:
 
 
 @dataclass(frozen=True, slots=True)
+class LatentHeads:
+    """Measured seconds of one decode attention over latents (MLA), over (batch, context).
+
+    Args:
+        n_heads: query heads, which all read the same latents.
+        latent_size: elements of a token's latent and rotary key.
+    """
+
+    __pydantic_config__ = STRICT_KEYS
+
+    n_heads: int
+    latent_size: int
+    fan: RaggedGrid
+
+    def __post_init__(self) -> None:
+        check_head_sizes("attention.latent", n_heads=self.n_heads, latent_size=self.latent_size)
+
+
+@dataclass(frozen=True, slots=True)
 class Attention:
     """Decode attention: reads all K and V once; head shapes without a table cost bytes / rate.
 
-    `heads` holds for the head shapes without a table of their own.
+    `heads` holds for the head shapes without a table of their own, `latent` for latent attention.
     """
 
     __pydantic_config__ = STRICT_KEYS
@@ -109,6 +147,7 @@ class Attention:
     tables: tuple[AttentionTable, ...] = ()
     note: str = ""
     heads: tuple[KvHeads, ...] = ()
+    latent: tuple[LatentHeads, ...] = ()
 
     def __post_init__(self) -> None:
         check_positive("attention", bytes_per_s=self.bytes_per_s)
@@ -154,6 +193,7 @@ class Memory:
         device_bytes, host_bytes: all there is; measured, what was free.
         device_reserve_bytes: memory that no job may use: the driver's context, the libraries'
             workspaces and gaps between allocations. Nothing where free memory was measured.
+        unified: CPU and GPU share one memory, so that nothing is copied between them.
     """
 
     __pydantic_config__ = STRICT_KEYS
@@ -162,6 +202,7 @@ class Memory:
     device_bytes: float
     host_bytes: float
     device_reserve_bytes: float = 0.0
+    unified: bool = False
 
     def __post_init__(self) -> None:
         check_positive("memory", device_bytes=self.device_bytes, host_bytes=self.host_bytes)
@@ -186,6 +227,8 @@ class HardwareProfile:
     `samples` are what its tables are the medians of, where they were kept. Nothing is priced by
     them: they do not tell two profiles apart, and only the profile's own file holds them, and so
     do `checks`, how well the tables of published timings predict their own points.
+    `efficiency` is the part of the peak rates that went into the rates of a data sheet.
+    `restore` is what restoring a cached prefix needs besides.
     `restore` is what restoring a cached prefix needs besides. `all_reduce` is of GPUs that are
     linked to each other; None for GPUs that are only linked to the host.
     """
@@ -208,6 +251,7 @@ class HardwareProfile:
     samples: tuple[Samples, ...] = field(default=(), compare=False, repr=False)
     restore: Restore | None = None
     checks: tuple[TableErrors, ...] = field(default=(), compare=False, repr=False)
+    efficiency: Efficiency | None = None
     all_reduce: AllReduce | None = None
 
     def __post_init__(self) -> None:
@@ -229,13 +273,30 @@ class HardwareProfile:
             *(self.restore.sources if self.restore else ()),
         )
 
+    @property
+    def efficiency_note(self) -> str:
+        """A clause on the stated efficiency of a data sheet's rates; empty without one."""
+        return "" if self.efficiency is None else f", at {self.efficiency}"
+
+    @property
+    def no_link_note(self) -> str:
+        """A sentence for machines whose CPU and GPU share one memory; empty for others."""
+        if not self.memory.unified:
+            return ""
+        return f"GPU and CPU share one memory on {self.name}: there is no link to wait for."
+
     def check_gpus(self, gpus: int) -> None:
-        """Refuse a number of GPUs below 1, or more than its shared uplinks serve.
+        """Refuse a number of GPUs below 1, or more than its shared uplinks or its memory serve.
 
         Without shared uplinks every GPU has a link of its own, and any number is possible.
         """
         if gpus < 1:
             raise BadInput(f"gpus(={gpus}) must be at least 1.")
+        if gpus > 1 and self.memory.unified:
+            raise BadInput(
+                f"gpus(={gpus}): {self.name} has one GPU, which shares its memory with the CPU; "
+                "leave --gpus and --tp at 1."
+            )
         served = {device for uplink in self.uplinks for device in uplink.devices}
         if served and gpus > len(served):
             raise BadInput(
@@ -249,8 +310,13 @@ class HardwareProfile:
         del content["samples"], content["checks"]
         if self.links.host is None:
             del content["links"]["host"]
+        if not self.memory.unified:
+            del content["memory"]["unified"]
         if self.elementwise.copies is None:
             del content["elementwise"]["copies"]
+        for name in ("flops_8bit_per_s", "flops_4bit_per_s"):
+            if content["gemm"][name] is None:
+                del content["gemm"][name]
         return {key: value for key, value in content.items() if value is not None}
 
     @classmethod
@@ -344,6 +410,9 @@ class HardwareProfile:
                     heads=tuple(
                         replace(one, fan=one.fan.scaled(1.0 / hbm)) for one in self.attention.heads
                     ),
+                    latent=tuple(
+                        replace(one, fan=one.fan.scaled(1.0 / hbm)) for one in self.attention.latent
+                    ),
                 ),
                 elementwise=replace(
                     self.elementwise,
@@ -391,6 +460,8 @@ def _faster_gemm(gemm: Gemm, flops: float, hbm: float, element_bytes: int) -> Ge
     after = replace(
         gemm,
         flops_per_s=gemm.flops_per_s * flops,
+        flops_8bit_per_s=gemm.flops_8bit_per_s and gemm.flops_8bit_per_s * flops,
+        flops_4bit_per_s=gemm.flops_4bit_per_s and gemm.flops_4bit_per_s * flops,
         bytes_per_s=gemm.bytes_per_s and gemm.bytes_per_s * hbm,
     )
 
@@ -407,6 +478,7 @@ def _faster_gemm(gemm: Gemm, flops: float, hbm: float, element_bytes: int) -> Ge
         after,
         tables=tuple(map(move, gemm.tables)),
         utilisation=tuple(one.faster(flops, hbm) for one in gemm.utilisation),
+        experts=tuple(one.faster(flops, hbm) for one in gemm.experts),
     )
 
 

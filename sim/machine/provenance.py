@@ -34,6 +34,36 @@ class SourcedValue:
             raise BadInput(f"value(={self.value}) must be at least 0 and finite.")
 
 
+@dataclass(frozen=True, slots=True)
+class Efficiency:
+    """Parts of a data sheet's peak rates that kernels are taken to reach.
+
+    Args:
+        compute, memory: of the FLOP rate and of the memory bandwidth, in (0, 1].
+        source: where the two parts come from, or `assumed`.
+    """
+
+    __pydantic_config__ = STRICT_KEYS
+
+    compute: float
+    memory: float
+    source: str = "assumed"
+
+    def __post_init__(self) -> None:
+        for name in ("compute", "memory"):
+            if not 0 < getattr(self, name) <= 1:
+                raise BadInput(
+                    f"{name}_efficiency(={getattr(self, name):g}) must be a part of the peak rate, "
+                    "above 0 and at most 1, such as 0.8."
+                )
+
+    def __str__(self) -> str:
+        return (
+            f"{100 * self.compute:g} % of the peak FLOP/s and {100 * self.memory:g} % of the peak "
+            f"memory bandwidth ({self.source})"
+        )
+
+
 DIGITS = 4
 """Significant digits that are kept; repeats of a point differ in the third."""
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from sim.errors import BadInput, NotMeasured
+from sim.lanes import COPY_LANES
 from sim.machine.profile import HardwareProfile
 from sim.model.spec import DTYPE_BYTES, ModelSpec
 
@@ -37,6 +38,11 @@ def with_rate(hardware: HardwareProfile, key: str, rate: float) -> HardwareProfi
         NotMeasured: the profile has no rate for that part.
     """
     part, present = RATES[key]
+    if hardware.memory.unified and part in ("link", *COPY_LANES):
+        raise NotMeasured(
+            f"CPU and GPU of {hardware.name} share one memory: it has no link to change; leave "
+            f"{key} out."
+        )
     now = present(hardware)
     if not now:
         raise NotMeasured(f"{hardware.name} has no {part} to change; leave {key} out.")
@@ -48,6 +54,8 @@ def with_memory(
 ) -> HardwareProfile:
     """The machine with other memory sizes, of the device for jobs; None leaves one as it is."""
     memory = hardware.memory
+    if memory.unified:
+        device_bytes = host_bytes = device_bytes or host_bytes
     if device_bytes is not None:
         memory = replace(memory, device_bytes=device_bytes, device_reserve_bytes=0.0)
     if host_bytes is not None:

@@ -1,27 +1,101 @@
-"""A model's shape from its Hugging Face config.json (transformers 4 or 5 spelling)."""
+"""A model's layers from its Hugging Face config.json, in all spellings of its fields."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
+import difflib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from sim.errors import BadFile, BadInput
 from sim.files import decode_json
-from sim.model.spec import (
-    MAX_LAYERS,
-    LatentAttention,
-    Llama3RopeScaling,
-    MixtureOfExperts,
-    ModelSpec,
-)
+from sim.model.layers import Dense, Experts, FullAttention, Layer, MultiHeadLatent
+from sim.model.readers import dense, hybrid, sparse
+from sim.model.readers.fields import Config, Description
+from sim.model.spec import MixtureOfExperts, ModelSpec
+from sim.model.stored import kv_bits, module_bits
 
-FULL, SLIDING = "full_attention", "sliding_attention"
+Reader = Callable[[Config], Description]
+
+READERS: dict[str, Reader] = {
+    "opt": dense.opt,
+    "llama": dense.llama,
+    "mistral": dense.mistral,
+    "qwen2": dense.qwen,
+    "qwen3": dense.qwen,
+    "gemma2": dense.gemma,
+    "gemma3_text": dense.gemma,
+    "deepseek_v2": sparse.deepseek,
+    "deepseek_v3": sparse.deepseek,
+    "cohere": dense.uniform,
+    "cohere2": dense.cohere,
+    "deepseek_ref": sparse.deepseek_v4,
+    "deepseek_v32": sparse.sparse_index,
+    "deepseek_v4": sparse.deepseek_v4,
+    "gemma3": dense.gemma,
+    "gemma4": sparse.gemma4,
+    "glm": dense.uniform,
+    "glm4": dense.uniform,
+    "glm4_moe": sparse.glm4_moe,
+    "glm4_moe_lite": sparse.deepseek,
+    "glm_moe_dsa": sparse.sparse_index,
+    "gpt_oss": sparse.mixtral,
+    "granite": dense.uniform,
+    "kimi_k2": sparse.deepseek,
+    "kimi_linear": hybrid.kimi_linear,
+    "llama4": sparse.llama4,
+    "mimo": dense.qwen_like,
+    "mimo_v2_flash": sparse.mimo_v2,
+    "minimax_m2": sparse.mixtral,
+    "minimax_m3": sparse.minimax_m3,
+    "minimax_m3_vl": sparse.minimax_m3,
+    "mixtral": sparse.mixtral,
+    "nemotron-nas": dense.nas,
+    "nemotron_h": hybrid.nemotron_h,
+    "phi3": dense.phi3,
+    "qwen2_5_vl": dense.qwen,
+    "qwen2_moe": sparse.qwen_moe,
+    "qwen2_vl": dense.qwen,
+    "qwen3_5": hybrid.qwen_next,
+    "qwen3_5_moe": hybrid.qwen_next,
+    "qwen3_moe": sparse.qwen_moe,
+    "qwen3_next": hybrid.qwen_next,
+    "qwen3_vl": dense.qwen,
+    "qwen3_vl_moe": sparse.qwen_moe,
+    "step3p5": sparse.step,
+    "step3p7": sparse.step,
+}
+"""The reader of each `model_type`; `_text` behind it names the language part of the same."""
+
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "gemma3": {
+        "vocab_size": 262_208,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "head_dim": 256,
+        "max_position_embeddings": 131_072,
+        "sliding_window": 4096,
+    },
+    "qwen2_5_vl": {"vocab_size": 152_064},
+}
+"""Fields that configs of a family leave out where they have the family's default."""
+
+NESTED = ("text_config", "llm_config", "language_config")
+OUTER = ("dtype", "torch_dtype", "tie_word_embeddings", "quantization_config")
+"""Fields of the whole model that count for its language part unless that has its own."""
+
+FLOAT32_FAMILIES = ("opt", "llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text")
+"""Families whose configs without a dtype mean float32; later ones come in bfloat16."""
 
 
-def load_model_config(path: Path | str, name: str | None = None) -> ModelSpec:
+def load_model_config(
+    path: Path | str, name: str | None = None, assume_like: str | None = None
+) -> ModelSpec:
     """Read a Hugging Face `config.json`.
+
+    Args:
+        assume_like: family to read the config as if its `model_type` is unknown.
 
     Raises:
         BadFile: the file is unreadable, lacks a field, or describes an unsupported architecture.
@@ -29,245 +103,190 @@ def load_model_config(path: Path | str, name: str | None = None) -> ModelSpec:
     path = Path(path)
     if path.is_dir():
         path = path / "config.json"
-    config = decode_json(path)
-    if not isinstance(config, dict):
-        raise BadFile(f"{path} holds a {type(config).__name__}, not a model's config.json object.")
+    config = _object(path)
+    quantised = path.with_name(path.name.replace("config.json", "hf_quant_config.json"))
+    extra = _object(quantised) if quantised != path and quantised.exists() else {}
     label = name or (path.parent.name if path.name == "config.json" else path.stem)
     try:
-        return model_from_config(config, label)
+        return model_from_config(config, label, assume_like, extra.get("quantization"))
     except (BadFile, BadInput) as error:
         raise BadFile(f"{path}: {error}") from None
 
 
-def model_from_config(config: Mapping[str, Any], name: str) -> ModelSpec:
+def _object(path: Path) -> dict[str, Any]:
+    config = decode_json(path)
+    if not isinstance(config, dict):
+        raise BadFile(f"{path} holds a {type(config).__name__}, not a model's config.json object.")
+    return config
+
+
+def model_from_config(
+    config: Mapping[str, Any],
+    name: str,
+    assume_like: str | None = None,
+    quantised: Mapping[str, Any] | None = None,
+) -> ModelSpec:
     """Translate the keys of a Hugging Face config.
+
+    Args:
+        assume_like: as in `load_model_config`; the model's name then says so.
+        quantised: how the weights are stored, from a file beside the config.
 
     Raises:
         BadFile: names the field that is absent, or holds what is not supported.
     """
-    family = config.get("model_type")
-    if not isinstance(family, str) or family not in _READERS:
-        raise BadFile(f"model_type {family!r} is not supported; supported: {', '.join(_READERS)}.")
-    hidden, heads = _need(config, "hidden_size"), _need(config, "num_attention_heads")
-    common: dict[str, Any] = {
-        "name": name,
-        "family": family,
-        "n_layers": _need(config, "num_hidden_layers"),
-        "hidden_size": hidden,
-        "n_heads": heads,
-        "vocab_size": _need(config, "vocab_size"),
-        "max_positions": _need(config, "max_position_embeddings"),
-        "dtype": config.get("dtype") or config.get("torch_dtype") or "float32",
-    }
-    if not all(isinstance(value, int) for value in (hidden, heads)) or heads < 1:
-        raise BadFile(f"hidden_size(={hidden!r}) and num_attention_heads(={heads!r}) must be > 0.")
-    return ModelSpec(**common, **_READERS[family](config))
-
-
-def _need(config: Mapping[str, Any], key: str) -> Any:
-    if config.get(key) is None:
-        raise BadFile(f"field {key!r} is missing; add it to the config.")
-    return config[key]
-
-
-def _need_choice(config: Mapping[str, Any], key: str, default: str, wanted: str) -> None:
-    """Refuse an activation that the model's kernels do not compute."""
-    if config.get(key, default) != wanted:
-        raise BadFile(f"{key} {config[key]!r} is not supported; it must be {wanted!r}.")
-
-
-def _opt(config: Mapping[str, Any]) -> dict[str, Any]:
-    hidden, heads = config["hidden_size"], config["num_attention_heads"]
-    if not config.get("do_layer_norm_before", True) or (
-        config.get("word_embed_proj_dim", hidden) != hidden
-    ):
-        raise BadFile("post-norm OPT (opt-350m) is not supported; use another OPT size.")
-    if hidden % heads:
+    text = language_part(config)
+    family, reader, assumed = _reader(config, text, assume_like)
+    if assumed:
+        name = f"{name} (assumed {family})"
+    kind = _short(text.get("model_type")) if not assumed else family
+    given = Config({**text, "model_type": kind}, DEFAULTS.get(kind, {}), {"model_type"})
+    given.size("hidden_size")
+    described = reader(given)
+    fields = _common(given, family) | described.fields
+    if not assumed and (unknown := given.unknown()):
+        shown = ", ".join(f"{key}(={text[key]!r})"[:80] for key in unknown[:3])
         raise BadFile(
-            f"hidden_size(={hidden}) must be a multiple of num_attention_heads(={heads})."
+            f"{shown}: not known for {family}, and may change bytes or FLOPs; remove what does "
+            "not, or read it as another family with --assume-like."
         )
-    _need_choice(config, "activation_function", "relu", "relu")
-    bias = bool(config.get("enable_bias", True))
-    return {
-        "n_kv_heads": heads,
-        "head_dim": hidden // heads,
-        "intermediate_size": _need(config, "ffn_dim"),
-        "gated_mlp": False,
-        "rotary": False,
-        "norm_eps": 1e-5,
-        "qkv_bias": bias,
-        "out_bias": bias,
-        "mlp_bias": bias,
-        "qk_norm": False,
-        "tie_embeddings": bool(config.get("tie_word_embeddings", True)),
-    }
+    model = _spec(tuple(described.layers), name=name, family=family, **fields)
+    own = given.get("quantization_config", default={})
+    if not isinstance(own, Mapping):
+        raise BadFile(f"quantization_config(={own!r}) must be an object.")
+    stored = {**(quantised or {}), **{key: one for key, one in own.items() if one is not None}}
+    return _as_stored(model, stored, kind, given.get("expert_dtype")) if stored else model
 
 
-def _gated(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields shared by the families with RMS norm, rotary positions and gated MLPs."""
-    heads = config["num_attention_heads"]
-    attention_bias = bool(config.get("attention_bias", False))
+def _as_stored(
+    model: ModelSpec, stored: Mapping[str, Any], kind: str, expert_dtype: str | None
+) -> ModelSpec:
+    """The model with the bits of its stored weights, and of the cache that they ask for."""
+    own = 8 * model.element_bytes
+    bits = module_bits(stored, kind, model.layers, model.hidden_size, own, expert_dtype)
+    most, _ = model.layer_elements.most_common(1)[0]
+    weight_bits = int(getattr(bits, most))
+    groups = [group for group, count in model.layer_elements.items() if count]
+    plain = all(getattr(bits, group) == weight_bits for group in groups) and bits.head == own
+    return replace(
+        model,
+        weight_bits=weight_bits if weight_bits < own else None,
+        module_bits=None if plain else bits,
+        kv_bits=kv_bits(stored),
+    )
+
+
+def language_part(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of the language model, which multimodal configs nest."""
+    for key in NESTED:
+        if isinstance(inner := config.get(key), Mapping):
+            outer = {key: config[key] for key in OUTER if key in config}
+            merged = {**outer, **{key: one for key, one in inner.items() if one is not None}}
+            return {"model_type": config.get("model_type"), **merged}
+    return dict(config)
+
+
+def _short(family: Any) -> str:
+    """The name of a family's reader."""
+    name = family if isinstance(family, str) else ""
+    return name.removesuffix("_text") if name not in READERS else name
+
+
+def _reader(
+    config: Mapping[str, Any], text: Mapping[str, Any], assume_like: str | None
+) -> tuple[str, Reader, bool]:
+    """The family, its reader, and whether it was assumed."""
+    outer, inner = config.get("model_type"), _short(text.get("model_type"))
+    if inner in READERS and isinstance(outer, str):
+        return outer, READERS[inner], False
+    if assume_like is not None:
+        if assume_like not in READERS:
+            raise BadInput(
+                f"--assume-like {assume_like}: must be one of {', '.join(sorted(READERS))}."
+            )
+        return assume_like, READERS[assume_like], True
+    near = difflib.get_close_matches(inner, READERS, 1, 0.3)
+    nearest = f"the nearest known one is {near[0]!r}; " if near else ""
+    raise BadFile(
+        f"model_type {outer!r} is not supported; {nearest}--assume-like llama reads it as a Llama, "
+        "and `kvoverlap models` lists all families."
+    )
+
+
+def _common(config: Config, family: str) -> dict[str, Any]:
+    """Fields that all families spell alike; a reader's own win over the defaults here."""
+    tied = bool(config.get("tie_word_embeddings", default=False))
+    biased = bool(config.get("attention_bias", default=False))
+    eps = ("rms_norm_eps", "layer_norm_eps", "norm_eps", "layernorm_epsilon", "layer_norm_epsilon")
+    quantised = config.get("quantization_config") is not None
+    usual = "float32" if family in FLOAT32_FAMILIES and not quantised else "bfloat16"
     return {
-        "n_kv_heads": config.get("num_key_value_heads") or heads,
-        "head_dim": config.get("head_dim") or config["hidden_size"] // heads,
-        "intermediate_size": _need(config, "intermediate_size"),
-        "gated_mlp": True,
+        "hidden_size": config.size("hidden_size"),
+        "vocab_size": config.size("vocab_size"),
+        "max_positions": config.size("max_position_embeddings", "model_max_length"),
+        "dtype": config.get("dtype", "torch_dtype", default=usual),
         "rotary": True,
-        "norm_eps": _number("rms_norm_eps", _need(config, "rms_norm_eps")),
-        "qkv_bias": attention_bias,
-        "out_bias": attention_bias,
-        "mlp_bias": bool(config.get("mlp_bias", False)),
+        "norm_eps": config.number(*eps, default=1e-6),
+        "qkv_bias": biased,
+        "out_bias": biased,
+        "mlp_bias": bool(config.get("mlp_bias", default=False)),
         "qk_norm": False,
-        "tie_embeddings": bool(config.get("tie_word_embeddings", False)),
-        "weight_bits": _weight_bits(config),
+        "tie_embeddings": tied,
     }
 
 
-def _llama(config: Mapping[str, Any]) -> dict[str, Any]:
-    _need_choice(config, "hidden_act", "silu", "silu")
-    theta, scaling = _rope(config)
-    return {**_gated(config), "rope_theta": theta, "rope_scaling": scaling}
-
-
-def _mistral(config: Mapping[str, Any]) -> dict[str, Any]:
-    return _llama(config) | _windows(config, lambda _layer: True)
-
-
-def _qwen(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Qwen 2 and 3: a window, where it is switched on, from layer `max_window_layers` on."""
-    made = _llama(config)
-    made["qkv_bias"] = made["qkv_bias"] or config["model_type"] == "qwen2"
-    made["qk_norm"] = config["model_type"] == "qwen3"
-    if not config.get("use_sliding_window", False):
-        return made
-    first = config.get("max_window_layers", 28)  # as transformers' Qwen2Config
-    if not isinstance(first, int):
-        raise BadFile(f"max_window_layers(={first!r}) must be a whole number.")
-    return made | _windows(config, lambda layer: layer >= first)
-
-
-def _gemma(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Gemma 2 and 3 (text): every second layer, or all but every sixth, has the window.
-
-    Their embedding scale and soft-capped logits cost one pass each and are left out.
-    """
-    gelu = "gelu_pytorch_tanh"
-    _need_choice(config, "hidden_activation", gelu, gelu)
-    gemma3 = config["model_type"] == "gemma3_text"
-    period = config.get("sliding_window_pattern", 6 if gemma3 else 2)
-    if not isinstance(period, int) or period < 1:
-        raise BadFile(f"sliding_window_pattern(={period!r}) must be a whole number > 0.")
-    return {
-        **_gated({"tie_word_embeddings": True, **config}),
-        "head_dim": _need(config, "head_dim"),
-        "qk_norm": gemma3,
-        "output_norms": True,
-        **_windows(config, lambda layer: (layer + 1) % period != 0),
+def _spec(layers: tuple[Layer, ...], **fields: Any) -> ModelSpec:
+    """The model with the short description of its layers, or with their kinds if it has none."""
+    first = next((one.attention for one in layers if hasattr(one.attention, "n_heads")), None)
+    ffns = {one.ffn: None for one in layers}
+    dense: list[Dense | Experts] = [one for one in ffns if isinstance(one, Dense) and one.width]
+    moes = [one for one in ffns if isinstance(one, Experts)]
+    hidden = fields["hidden_size"]
+    sizes: dict[str, Any] = {
+        **fields,
+        "n_layers": len(layers),
+        "n_heads": getattr(first, "n_heads", 1),
+        "n_kv_heads": getattr(first, "n_kv_heads", 1),
+        "head_dim": getattr(first, "head_dim", hidden),
+        "intermediate_size": max(
+            [one.width for one in dense] or [one.width for one in moes] or [hidden]
+        ),
+        "gated_mlp": all(one.gated for one in dense) and all(one.gated for one in moes),
     }
+    latent: dict[str, Any] = {}
+    if isinstance(first, MultiHeadLatent):
+        sizes["head_dim"] = first.sizes.qk_nope_head_dim + first.sizes.qk_rope_head_dim
+        latent["mla"] = first.sizes
+    short = ModelSpec(**sizes, **latent, **_windows(layers), **_experts(layers))
+    if short.layers == layers:
+        return short
+    kinds = list(dict.fromkeys(layers))
+    order = tuple(kinds.index(layer) for layer in layers)
+    return ModelSpec(**sizes, layer_kinds=tuple(kinds), layer_order=order)
 
 
-def _deepseek(config: Mapping[str, Any]) -> dict[str, Any]:
-    """DeepSeek V2 and V3: latent attention, and experts behind the first dense layers."""
-    _need_choice(config, "hidden_act", "silu", "silu")
-    rotary, plain = _need(config, "qk_rope_head_dim"), _need(config, "qk_nope_head_dim")
-    latent = LatentAttention(
-        kv_lora_rank=_need(config, "kv_lora_rank"),
-        qk_rope_head_dim=rotary,
-        qk_nope_head_dim=plain,
-        v_head_dim=_need(config, "v_head_dim"),
-        q_lora_rank=config.get("q_lora_rank"),
-    )
-    if config.get("moe_layer_freq", 1) != 1:
-        raise BadFile(
-            f"moe_layer_freq {config['moe_layer_freq']!r} is not supported; it must be 1."
-        )
-    experts = MixtureOfExperts(
-        n_routed_experts=_need(config, "n_routed_experts"),
-        n_active_experts=_need(config, "num_experts_per_tok"),
-        n_shared_experts=config.get("n_shared_experts") or 0,
-        intermediate_size=_need(config, "moe_intermediate_size"),
-        n_dense_layers=config.get("first_k_dense_replace") or 0,
-    )
-    made = {**_gated(config), "n_kv_heads": 1, "head_dim": rotary + plain}
-    return {**made, "mla": latent, "moe": experts}
-
-
-_READERS: dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = {
-    "opt": _opt,
-    "llama": _llama,
-    "mistral": _mistral,
-    "qwen2": _qwen,
-    "qwen3": _qwen,
-    "gemma2": _gemma,
-    "gemma3_text": _gemma,
-    "deepseek_v2": _deepseek,
-    "deepseek_v3": _deepseek,
-}
-
-
-def _windows(config: Mapping[str, Any], is_windowed: Callable[[int], bool]) -> dict[str, Any]:
-    """The window and the layers without it: by `layer_types`, or else by the family's rule.
-
-    A model all of whose layers attend to everything has no window.
-    """
-    window, n_layers = config.get("sliding_window"), config["num_hidden_layers"]
-    if window is None or not isinstance(n_layers, int) or n_layers > MAX_LAYERS:
+def _windows(layers: Sequence[Layer]) -> dict[str, Any]:
+    windows = [
+        one.attention.window if isinstance(one.attention, FullAttention) else None for one in layers
+    ]
+    window = next((one for one in windows if one is not None), None)
+    if window is None:
         return {}
-    kinds = config.get("layer_types")
-    if kinds is None:
-        kinds = [SLIDING if is_windowed(layer) else FULL for layer in range(n_layers)]
-    if (
-        not isinstance(kinds, list)
-        or len(kinds) != n_layers
-        or any(kind not in (FULL, SLIDING) for kind in kinds)
-    ):
-        raise BadFile(
-            f"layer_types must name {FULL!r} or {SLIDING!r} for each of the {n_layers} layers."
-        )
-    full = tuple(layer for layer, kind in enumerate(kinds) if kind == FULL)
-    if len(full) == n_layers:
-        return {}
+    full = tuple(layer for layer, one in enumerate(windows) if one is None)
     return {"sliding_window": window, "full_attention_layers": full}
 
 
-def _weight_bits(config: Mapping[str, Any]) -> int | None:
-    """8 for a checkpoint in FP8; other kinds of quantised weights are refused."""
-    quantized = config.get("quantization_config")
-    if quantized is None:
-        return None
-    method = quantized.get("quant_method") if isinstance(quantized, Mapping) else quantized
-    if method != "fp8":
-        raise BadFile(f"quantization_config.quant_method {method!r} is not supported; only 'fp8'.")
-    return 8
-
-
-def _rope(config: Mapping[str, Any]) -> tuple[float, Llama3RopeScaling | None]:
-    """Base and scaling of the rotary embedding; transformers 5 nests both in rope_parameters."""
-    parameters = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    if not isinstance(parameters, Mapping):
-        raise BadFile(f"rope_scaling(={parameters!r}) must be an object with a rope_type.")
-    theta = parameters.get("rope_theta") or config.get("rope_theta") or 10_000.0
-    kind = parameters.get("rope_type") or parameters.get("type") or "default"
-    if kind == "default":
-        return _number("rope_theta", theta), None
-    if kind != "llama3":
-        raise BadFile(f"rope type {kind!r} is not supported; supported: default, llama3.")
-
-    def need(key: str) -> float:
-        if key not in parameters:
-            raise BadFile(f"rope scaling lacks the field {key!r}; add it to the config.")
-        return _number(key, parameters[key])
-
-    scaling = Llama3RopeScaling(
-        factor=need("factor"),
-        low_freq_factor=need("low_freq_factor"),
-        high_freq_factor=need("high_freq_factor"),
-        original_max_positions=int(need("original_max_position_embeddings")),
-    )
-    return _number("rope_theta", theta), scaling
-
-
-def _number(key: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
-        raise BadFile(f"{key}(={value!r}) must be a finite number > 0.")
-    return float(value)
+def _experts(layers: Sequence[Layer]) -> dict[str, Any]:
+    ffns = [one.ffn for one in layers]
+    moe = next((one for one in ffns if isinstance(one, Experts)), None)
+    if moe is None:
+        return {}
+    return {
+        "moe": MixtureOfExperts(
+            n_routed_experts=moe.n_routed,
+            n_active_experts=moe.n_active,
+            n_shared_experts=moe.shared_width // moe.width,
+            intermediate_size=moe.width,
+            n_dense_layers=next(at for at, one in enumerate(ffns) if one == moe),
+        )
+    }

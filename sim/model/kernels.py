@@ -5,11 +5,13 @@ Letters in comments as in `sim.model.spec`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
 
 from sim.model.kv_format import QuantisedRow
-from sim.model.spec import LatentAttention, MixtureOfExperts, ModelSpec
+from sim.model.layers import LatentAttention
+from sim.model.spec import MixtureOfExperts, ModelSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,13 +78,72 @@ class ElementwiseKernel:
 
 
 @dataclass(frozen=True, slots=True)
+class ExpertsShape:
+    """The routed experts of one layer on one GPU.
+
+    Args:
+        width: intermediate size of one expert.
+        active: experts that a token passes through.
+        routed: experts to choose from, on all GPUs.
+        matrices: of one expert, 3 with a gate and 2 without.
+        gpus: GPUs that the experts are divided over, which tokens choose evenly.
+    """
+
+    hidden: int
+    width: int
+    active: int
+    routed: int
+    matrices: int = 3
+    gpus: int = 1
+
+    def touched(self, n_tokens: float) -> float:
+        """Experts of one GPU that at least one of `n_tokens` tokens passes through, on average.
+
+        Each token chooses evenly and on its own: n (1 - (1 - active/n)^tokens).
+        """
+        untouched_frac: float = (1 - self.active / self.routed) ** n_tokens
+        return self.routed * (1 - untouched_frac) / self.gpus
+
+    def roofline_s(
+        self, n_tokens: float, touched: float, bits: float, flops_per_s: float, bytes_per_s: float
+    ) -> float:
+        """The longer of the FLOPs and of reading the touched experts' weights, by rate."""
+        weights = self.matrices * self.hidden * self.width
+        flops = 2 * n_tokens * self.active * weights / self.gpus
+        return max(flops / flops_per_s, touched * weights * bits / 8 / bytes_per_s)
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertsKernel:
+    """The routed experts of one layer on `rows` tokens: up, gate, activation and down.
+
+    Runtimes fuse them. `parts` are the kernels that cost as much where fused ones were not timed.
+    """
+
+    rows: int
+    shape: ExpertsShape
+    parts: tuple[GroupedMatMul | ElementwiseKernel, ...]
+
+    @property
+    def flops(self) -> int:
+        return sum(one.flops for one in self.parts if isinstance(one, GroupedMatMul))
+
+
+@dataclass(frozen=True, slots=True)
 class AllReduceKernel:
     """The sum of one tensor of `bytes` over the GPUs that share the model, on each of them."""
 
     bytes: int
 
 
-Kernel = MatMul | GroupedMatMul | DecodeAttention | ElementwiseKernel | AllReduceKernel
+Kernel = (
+    MatMul | GroupedMatMul | DecodeAttention | ElementwiseKernel | ExpertsKernel | AllReduceKernel
+)
+
+
+def n_launches(launched: Sequence[Kernel]) -> int:
+    """Kernels that the host launches; the parts of experts count one by one."""
+    return sum(len(one.parts) if isinstance(one, ExpertsKernel) else 1 for one in launched)
 
 
 def rotary_passes(n_bytes: int) -> list[Kernel]:
@@ -144,24 +205,24 @@ def expert_kernels(moe: MixtureOfExperts, rows: int, model: ModelSpec) -> list[K
     9 x 2048).
     """
     h, f = model.hidden_size, moe.intermediate_size
-    routed, touched = rows * moe.n_active_experts, moe.touched_experts(rows)
+    active = moe.n_active_experts
+    shape = ExpertsShape(h, f, active, moe.n_routed_experts, gpus=moe.gpus)
+    routed, touched = ceil(rows * active / moe.gpus), shape.touched(rows)
     up, down = GroupedMatMul(routed, f, h, touched), GroupedMatMul(routed, h, f, touched)
+    hidden, inner = rows * model.x_token_bytes, rows * f * model.element_bytes
     shared: list[Kernel] = []
     if moe.n_shared_experts:
         width = moe.n_shared_experts * f
-        shared = [MatMul(rows, width, h), MatMul(rows, width, h), MatMul(rows, h, width)]
-    n_passed = moe.n_active_experts + moe.n_shared_experts
-    hidden, inner = rows * model.x_token_bytes, rows * n_passed * f * model.element_bytes
-    mixed = ElementwiseKernel((moe.n_active_experts + 2) * hidden)
+        shared = [MatMul(rows, width, h), MatMul(rows, width, h)]
+        shared += [ElementwiseKernel(times * moe.n_shared_experts * inner) for times in (2, 3)]
+        shared.append(MatMul(rows, h, width))
+    activated = [ElementwiseKernel(times * active * inner // moe.gpus) for times in (2, 3)]
+    mixed = ElementwiseKernel((active // moe.gpus + 2) * hidden)
     return [
         ElementwiseKernel(2 * hidden),
         MatMul(rows, moe.n_routed_experts, h),
-        *(up, up),
+        ExpertsKernel(rows, shape, (up, up, *activated, down, mixed)),
         *shared,
-        ElementwiseKernel(2 * inner),
-        ElementwiseKernel(3 * inner),
-        down,
-        mixed,
         ElementwiseKernel(3 * hidden),
     ]
 
@@ -294,16 +355,25 @@ def compute_flops(task_op: str, n_tokens: int, context: int, model: ModelSpec, b
     """Floating-point operations of one compute operation: matrix products and attention."""
     total = 0
     for kernel in kernels(task_op, n_tokens, context, model, batch):
-        if isinstance(kernel, MatMul | GroupedMatMul):
+        if isinstance(kernel, MatMul | ExpertsKernel):
             total += kernel.flops
         elif isinstance(kernel, DecodeAttention):
             total += kernel.flops(model)
     return total
 
 
-def prefill_attention_flops(model: ModelSpec, start: int, n_tokens: int) -> int:
-    """Scores and weighted sum of tokens [start, start + n) over all before them and themselves."""
-    keys = n_tokens * start + n_tokens * (n_tokens + 1) // 2
+def prefill_attention_flops(
+    model: ModelSpec, start: int, n_tokens: int, window: int | None = None
+) -> int:
+    """Scores and weighted sums of tokens [start, start + n) over those before them and themselves.
+
+    Args:
+        window: tokens that each attends to at most, itself included.
+    """
+    growing = n_tokens if window is None else min(n_tokens, max(0, window - start))
+    keys = growing * start + growing * (growing + 1) // 2
+    if window is not None:
+        keys += (n_tokens - growing) * window
     return 4 * model.q_size * keys
 
 
@@ -313,5 +383,5 @@ def product_flops(model: ModelSpec) -> int:
         kernel.flops
         for op in ("qkv", "attention", "mlp")
         for kernel in kernels(op, 1, 1, model, 1)
-        if isinstance(kernel, MatMul | GroupedMatMul)
+        if isinstance(kernel, MatMul | ExpertsKernel)
     )

@@ -6,12 +6,22 @@ rank, d_n and d_r the parts of a query head without and with rotary positions, d
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
 from dataclasses import dataclass, replace
+from functools import cached_property
 from math import ceil
 
 from sim.errors import BadInput
 from sim.files import STRICT_KEYS
+from sim.model.layers import (
+    Dense,
+    Experts,
+    FullAttention,
+    LatentAttention,
+    Layer,
+    MultiHeadLatent,
+    check_sizes,
+)
 
 DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 MODEL_SIZES = (
@@ -25,14 +35,16 @@ MODEL_SIZES = (
     "max_positions",
 )
 MAX_LAYERS = 10_000
-MAX_SIZE = 2**31
-"""Limits of the sizes in a config, far above those of any model."""
+"""Limit far above the layers of any model."""
 
 MAX_TENSOR_PARALLEL = 64
 """GPUs that can share a model."""
 
 RUNNABLE_FAMILIES = ("opt", "llama", "mistral", "qwen2", "qwen3")
 """Families that there are device kernels for; the others can be planned and simulated."""
+
+UNCOUNTED_EMBEDDINGS = ("deepseek", "glm", "gpt_oss", "kimi", "mimo", "minimax", "nemotron", "step")
+"""Starts of families whose published active parameters leave out the embedding of the tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,35 +60,6 @@ class Llama3RopeScaling:
 
 
 @dataclass(frozen=True, slots=True)
-class LatentAttention:
-    """Multi-head latent attention (MLA): a token caches a latent and a rotary key for all heads.
-
-    Source: DeepSeek-V2 (arXiv 2405.04434), section 2.1; names as in its config.json.
-
-    Args:
-        kv_lora_rank: elements of the latent that K and V of all heads are made from, r.
-        qk_rope_head_dim: elements of the rotary key that all heads share, d_r.
-        qk_nope_head_dim: elements of a query or key head without positions, d_n.
-        v_head_dim: elements of a value head, d_v.
-        q_lora_rank: elements that queries pass through; None where they are projected at once.
-    """
-
-    __pydantic_config__ = STRICT_KEYS
-
-    kv_lora_rank: int
-    qk_rope_head_dim: int
-    qk_nope_head_dim: int
-    v_head_dim: int
-    q_lora_rank: int | None = None
-
-    def __post_init__(self) -> None:
-        sizes = ("kv_lora_rank", "qk_rope_head_dim", "qk_nope_head_dim", "v_head_dim")
-        _check_sizes("model", self, sizes)
-        if self.q_lora_rank is not None:
-            _check_sizes("model", self, ("q_lora_rank",))
-
-
-@dataclass(frozen=True, slots=True)
 class MixtureOfExperts:
     """MLPs of which each token passes through a few: routed ones it chooses, shared ones always.
 
@@ -86,6 +69,7 @@ class MixtureOfExperts:
         n_shared_experts: experts that every token passes through.
         intermediate_size: width of one expert.
         n_dense_layers: first layers, which have one MLP instead (`first_k_dense_replace`).
+        gpus: GPUs that the routed experts are divided over (expert parallelism).
     """
 
     __pydantic_config__ = STRICT_KEYS
@@ -95,29 +79,46 @@ class MixtureOfExperts:
     n_shared_experts: int
     intermediate_size: int
     n_dense_layers: int
+    gpus: int = 1
 
     def __post_init__(self) -> None:
-        _check_sizes("model", self, ("n_routed_experts", "n_active_experts", "intermediate_size"))
-        _check_sizes("model", self, ("n_shared_experts", "n_dense_layers"), least=0)
+        sizes = ("n_routed_experts", "n_active_experts", "intermediate_size")
+        check_sizes("model", **{name: getattr(self, name) for name in sizes})
+        counts = ("n_shared_experts", "n_dense_layers")
+        check_sizes("model", 0, **{name: getattr(self, name) for name in counts})
         if self.n_active_experts > self.n_routed_experts:
             raise BadInput(
                 f"model: n_active_experts(={self.n_active_experts}) must be at most "
                 f"n_routed_experts(={self.n_routed_experts})."
             )
 
-    def touched_experts(self, n_tokens: int) -> float:
-        """Routed experts that at least one of `n_tokens` tokens passes through, on average.
-
-        Each token chooses evenly and on its own: n (1 - (1 - active/n)^tokens).
-        """
-        untouched_frac = (1 - self.n_active_experts / self.n_routed_experts) ** n_tokens
-        return self.n_routed_experts * (1 - untouched_frac)
-
 
 @dataclass(frozen=True, slots=True)
+class ModuleBits:
+    """Bits of an element of the matrices of each group, scales included, on average.
+
+    Args:
+        shared: of shared experts, routers and what else belongs to no other group.
+    """
+
+    __pydantic_config__ = STRICT_KEYS
+
+    attention: float
+    dense: float
+    experts: float
+    shared: float
+    head: float
+    embeddings: float
+
+
+@dataclass(frozen=True)
 class ModelSpec:
     """Everything about a model that decides bytes, FLOPs and which kernels run.
 
+    A model is a list of `layers`. The sizes from `n_heads` to `moe` are the short description of
+    layers that differ at most in their window and in dense or expert FFNs; only such models can be
+    planned. Other models have `layer_kinds` and `layer_order`, and their sizes are those of most
+    layers.
     `head_dim` is read on its own because `hidden_size / n_heads` is wrong for some models.
     `n_kv_heads < n_heads` is grouped-query attention (GQA), `n_kv_heads == n_heads` is MHA.
     Sizes are counts of elements; `dtype` says how many bytes one takes.
@@ -131,7 +132,13 @@ class ModelSpec:
             `n_kv_heads` is 1; `head_dim` is d_n + d_r.
         moe: experts instead of one MLP; `intermediate_size` is that of the dense layers.
         weight_bits: of an element of the layers' matrices, where they are stored in fewer bits
-            than `dtype`.
+            than `dtype`; of most of them if they differ.
+        module_bits: of each group of matrices, where they differ or have scales.
+        layer_kinds: the different layers of a model that the sizes above do not describe.
+        layer_order: for each layer, its place in `layer_kinds`.
+        other_embeddings: elements of embeddings other than that of the tokens.
+        kv_bits: of the KV cache that the checkpoint asks for, if fewer than `dtype` has.
+        not_run: what the config asks for that no device kernel computes.
         tensor_parallel: GPUs that share the model; all sizes are then those of one of them.
     """
 
@@ -164,12 +171,28 @@ class ModelSpec:
     mla: LatentAttention | None = None
     moe: MixtureOfExperts | None = None
     weight_bits: int | None = None
+    module_bits: ModuleBits | None = None
+    layer_kinds: tuple[Layer, ...] = ()
+    layer_order: tuple[int, ...] = ()
+    other_embeddings: int = 0
+    kv_bits: int | None = None
+    not_run: tuple[str, ...] = ()
     tensor_parallel: int = 1
 
     def __post_init__(self) -> None:
-        _check_sizes(f"model {self.name}", self, MODEL_SIZES)
+        where = f"model {self.name}"
+        check_sizes(where, **{name: getattr(self, name) for name in MODEL_SIZES})
+        check_sizes(where, 1, MAX_LAYERS, n_layers=self.n_layers)
         if self.sliding_window is not None:
-            _check_sizes(f"model {self.name}", self, ("sliding_window",), least=2)
+            check_sizes(where, 2, sliding_window=self.sliding_window)
+        if self.layer_kinds and (
+            len(self.layer_order) != self.n_layers
+            or not all(0 <= kind < len(self.layer_kinds) for kind in self.layer_order)
+        ):
+            raise BadInput(
+                f"model {self.name}: layer_order must name one of {len(self.layer_kinds)} "
+                f"layer_kinds for each of {self.n_layers} layers."
+            )
         if self.moe is not None and self.moe.n_dense_layers > self.n_layers:
             raise BadInput(
                 f"model {self.name}: n_dense_layers(={self.moe.n_dense_layers}) must be at most "
@@ -196,18 +219,32 @@ class ModelSpec:
                 f"{', '.join(DTYPE_BYTES)}."
             )
 
-    def shard(self, gpus: int) -> ModelSpec:
+    def shard(self, gpus: int, expert_gpus: int = 1) -> ModelSpec:
         """The part of the model that each of `gpus` GPUs holds under tensor parallelism.
 
         Query heads, MLPs, experts and vocabulary are divided. So are KV heads, as far as there are
         any to divide; with more GPUs than KV heads several GPUs hold the same one. The latents of
         MLA are the same on every GPU.
 
+        Args:
+            expert_gpus: each GPU holds whole routed experts, one part in so many; the other parts
+                of `gpus` divide the width of an expert.
+
         Raises:
-            BadInput: the heads cannot be divided evenly.
+            BadInput: the heads or the experts cannot be divided evenly.
         """
+        if self.moe is None and expert_gpus > 1:
+            raise BadInput(f"--ep(={expert_gpus}): {self.name} has no experts; leave it out.")
+        if expert_gpus < 1 or gpus % expert_gpus:
+            raise BadInput(f"--ep(={expert_gpus}) must divide --tp(={gpus}); give both the same.")
+        if self.moe is not None and self.moe.n_routed_experts % expert_gpus:
+            raise BadInput(
+                f"--ep(={expert_gpus}) must divide the {self.moe.n_routed_experts} routed experts "
+                f"of {self.name}."
+            )
         if gpus == 1:
             return self
+        self.check_plannable()
         if self.tensor_parallel > 1:
             raise BadInput(f"{self.name} is already divided over {self.tensor_parallel} GPUs.")
         if gpus not in self.tensor_parallel_sizes:
@@ -217,7 +254,9 @@ class ModelSpec:
                 f"{', '.join(map(str, (1, *self.tensor_parallel_sizes)))}."
             )
         moe = self.moe and replace(
-            self.moe, intermediate_size=ceil(self.moe.intermediate_size / gpus)
+            self.moe,
+            intermediate_size=ceil(self.moe.intermediate_size * expert_gpus / gpus),
+            gpus=expert_gpus,
         )
         return replace(
             self,
@@ -237,6 +276,66 @@ class ModelSpec:
             for n in range(2, MAX_TENSOR_PARALLEL + 1)
             if not self.n_heads % n and not (self.n_kv_heads % n and n % self.n_kv_heads)
         ]
+
+    @cached_property
+    def layers(self) -> tuple[Layer, ...]:
+        """Attention and FFN of each layer."""
+        if self.layer_kinds:
+            return tuple(self.layer_kinds[kind] for kind in self.layer_order)
+        n_dense = 0 if self.moe is None else self.moe.n_dense_layers
+        kinds: dict[tuple[int | None, bool], Layer] = {}
+        return tuple(
+            kinds.setdefault(key, self._uniform_layer(*key))
+            for key in ((self.window(layer), layer < n_dense) for layer in range(self.n_layers))
+        )
+
+    def _uniform_layer(self, window: int | None, dense: bool) -> Layer:
+        attention: FullAttention | MultiHeadLatent
+        if self.mla is not None:
+            attention = MultiHeadLatent(self.n_heads, self.mla)
+        else:
+            attention = FullAttention(self.n_heads, self.n_kv_heads, self.head_dim, window=window)
+        moe = self.moe
+        if moe is None or dense:
+            return Layer(attention, Dense(self.intermediate_size, self.gated_mlp))
+        shared_width = moe.n_shared_experts * moe.intermediate_size
+        held = moe.n_routed_experts // moe.gpus
+        experts = Experts(
+            held,
+            min(moe.n_active_experts, held),
+            moe.intermediate_size,
+            shared_width,
+            self.gated_mlp,
+        )
+        return Layer(attention, experts)
+
+    @property
+    def groups(self) -> dict[Layer, list[int]]:
+        """Layers of each kind, in order."""
+        found: dict[Layer, list[int]] = {}
+        for number, layer in enumerate(self.layers):
+            found.setdefault(layer, []).append(number)
+        return found
+
+    def check_plannable(self) -> None:
+        """Refuse a model that only has a description.
+
+        Raises:
+            BadInput: names layers of a kind that plans do not know.
+        """
+        if self.layer_kinds:
+            kinds = {
+                layer.text: numbers
+                for layer, numbers in self.groups.items()
+                if type(layer.attention) is not FullAttention or layer.attention.window is not None
+            } or {layer.text: numbers for layer, numbers in self.groups.items()}
+            text, numbers = max(kinds.items(), key=lambda kind: len(kind[1]))
+            listed = ", ".join(map(str, numbers[:3])) + (" ..." if len(numbers) > 3 else "")
+            raise BadInput(
+                f"{self.name}: layers {listed} have {text}, which is described but not planned "
+                f"yet; see `kvoverlap models` for its bytes, or choose a model whose layers all "
+                "have heads of one size."
+            )
 
     @property
     def element_bytes(self) -> int:
@@ -266,6 +365,8 @@ class ModelSpec:
 
     def window(self, layer: int) -> int | None:
         """Tokens that `layer` attends to at most, the new one included; None without a limit."""
+        if self.layer_kinds:
+            return self.layers[layer].attention.window_tokens
         return None if layer in self.full_attention_layers else self.sliding_window
 
     def first_token(self, layer: int, past: int) -> int:
@@ -274,6 +375,8 @@ class ModelSpec:
         A window of w tokens counts the token at `past` itself, as in `transformers`: key j is
         seen from query i where i - w < j <= i.
         """
+        if self.layer_kinds:
+            return self.layers[layer].attention.first_token(past)
         if self.sliding_window is None or layer in self.full_attention_layers:
             return 0
         return max(0, past + 1 - self.sliding_window)
@@ -288,73 +391,95 @@ class ModelSpec:
         return self.hidden_size * self.element_bytes
 
     @property
-    def attention_weight_size(self) -> int:
-        """Elements of one layer's attention matrices."""
-        if self.mla is None:
-            return self.hidden_size * (2 * self.q_size + self.kv_token_size)
-        query_parts = [(self.hidden_size, self.q_size)]
-        if self.mla.q_lora_rank is not None:
-            rank = self.mla.q_lora_rank
-            query_parts = [(self.hidden_size, rank), (rank, self.q_size)]
-        queries = sum(rows * columns for rows, columns in query_parts)
-        up = self.mla.kv_lora_rank * (self.mla.qk_nope_head_dim + self.mla.v_head_dim)
-        out = self.mla.v_head_dim * self.hidden_size
-        return queries + self.hidden_size * self.kv_token_size + self.n_heads * (up + out)
-
-    def mlp_weight_size(self, intermediate_size: int) -> int:
-        """Elements of the matrices of one MLP of the given width."""
-        return (3 if self.gated_mlp else 2) * self.hidden_size * intermediate_size
+    def bits(self) -> ModuleBits:
+        """Bits of an element of the matrices of each group."""
+        if self.module_bits is not None:
+            return self.module_bits
+        own = 8 * self.element_bytes
+        layers = self.weight_bits or own
+        return ModuleBits(layers, layers, layers, layers, own, own)
 
     @property
     def layer_weight_bytes(self) -> int:
-        """Bytes of one layer's matrices, all experts included (norms are below a thousandth)."""
-        mlp = self.mlp_weight_size(self.intermediate_size)
-        if self.moe is not None:
-            experts = self.moe.n_routed_experts + self.moe.n_shared_experts
-            mlp = experts * self.mlp_weight_size(self.moe.intermediate_size)
-            mlp += self.hidden_size * self.moe.n_routed_experts  # the router
-        return (self.attention_weight_size + mlp) * self._matrix_bits // 8
+        """Bytes of the largest layer's matrices, all experts included.
+
+        Norms and biases are below a thousandth and not counted.
+        """
+        return max(self.layer_bytes(layer) for layer in set(self.layers))
+
+    def layer_bytes(self, layer: Layer) -> int:
+        """Bytes of the matrices of a layer, scales included."""
+        return self._bytes_of(self._elements(layer))
 
     @property
     def kv_weight_bytes(self) -> int:
         """Bytes of the matrix that makes what one layer caches from X."""
-        return self.kv_token_size * self.hidden_size * self._matrix_bits // 8
+        return int(self.kv_token_size * self.hidden_size * self.bits.attention / 8)
 
-    @property
-    def _matrix_bits(self) -> int:
-        return self.weight_bits or 8 * self.element_bytes
-
-    @property
+    @cached_property
     def weight_bytes(self) -> int:
         """Bytes of all layers, the embeddings and the output head."""
-        embeddings = self._embedding_elements * self.element_bytes
-        return self._layer_elements * self._matrix_bits // 8 + embeddings
+        return self._bytes_of(self.layer_elements + self._embedding_elements)
+
+    def _elements(self, layer: Layer) -> Counter[str]:
+        """Elements of a layer's matrices in each group of `ModuleBits`."""
+        hidden = self.hidden_size
+        ffn = layer.ffn.matrices(hidden)
+        found = Counter({"attention": sum(layer.attention.matrices(hidden).values())})
+        if isinstance(layer.ffn, Experts):
+            found["experts"] = ffn.pop("experts")
+            found["shared"] = sum(ffn.values())
+        else:
+            found["dense"] = sum(ffn.values())
+        found["shared"] += layer.other_elements
+        return found
+
+    @cached_property
+    def layer_elements(self) -> Counter[str]:
+        """Elements of all layers' matrices in each group."""
+        found: Counter[str] = Counter()
+        for layer, numbers in self.groups.items():
+            for group, count in self._elements(layer).items():
+                found[group] += len(numbers) * count
+        return found
+
+    def _bytes_of(self, elements: Counter[str]) -> int:
+        return int(sum(getattr(self.bits, group) * count for group, count in elements.items()) / 8)
 
     @property
-    def _layer_elements(self) -> int:
-        """Elements of all layers' matrices, of which some may be dense instead of experts."""
-        n_dense = 0 if self.moe is None else self.moe.n_dense_layers
-        dense = self.attention_weight_size + self.mlp_weight_size(self.intermediate_size)
-        usual = self.layer_weight_bytes * 8 // self._matrix_bits
-        return (self.n_layers - n_dense) * usual + n_dense * dense
-
-    @property
-    def _embedding_elements(self) -> int:
-        tables = self.vocab_size * (1 if self.tie_embeddings else 2)
+    def _embedding_elements(self) -> Counter[str]:
         positions = 0 if self.rotary else self.max_positions
-        return (tables + positions) * self.hidden_size
+        head = self.vocab_size * self.hidden_size
+        return Counter(
+            embeddings=(self.vocab_size + positions) * self.hidden_size + self.other_embeddings,
+            head=0 if self.tie_embeddings else head,
+        )
 
     @property
     def n_parameters(self) -> int:
-        return self._layer_elements + self._embedding_elements
+        return (self.layer_elements + self._embedding_elements).total()
 
+    @property
+    def active_parameters(self) -> int:
+        """Parameters that one token passes through, counted as the model's publisher counts them.
 
-def _check_sizes(where: str, holder: object, fields: Sequence[str], least: int = 1) -> None:
-    """Refuse a field that is not a whole number from `least` to a limit."""
-    for field in fields:
-        value = getattr(holder, field)
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise BadInput(f"{where}: {field}(={value!r}) must be an integer > {least - 1}.")
-        limit = MAX_LAYERS if field == "n_layers" else MAX_SIZE
-        if value > limit:
-            raise BadInput(f"{where}: {field}(={value!r}) must be at most {limit:,}.")
+        Some leave out the embedding of the tokens, of which a token reads one row.
+        """
+        hidden = self.hidden_size
+        layers = sum(layer.active_elements(hidden) for layer in self.layers)
+        uncounted = "experts" in self.layer_elements and not self.tie_embeddings
+        table = uncounted and self.family.startswith(UNCOUNTED_EMBEDDINGS)
+        return layers + self._embedding_elements.total() - table * self.vocab_size * hidden
+
+    def kv_bytes(self, context: int, bits: int = 16) -> int:
+        """Bytes that a sequence of `context` tokens caches in all layers, index and state aside."""
+        return sum(layer.attention.kv_elements(context) for layer in self.layers) * bits // 8
+
+    def index_bytes(self, context: int) -> int:
+        """Bytes of 8-bit index keys that a sequence of `context` tokens caches in all layers."""
+        return sum(layer.attention.index_elements(context) for layer in self.layers)
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of the states of a sequence in all layers, whatever its length."""
+        return sum(layer.attention.state_bytes(2) for layer in self.layers)

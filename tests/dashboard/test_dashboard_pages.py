@@ -83,6 +83,19 @@ def test_page_opens_on_what_is_shipped(page, tmp_path, monkeypatch):
     assert not app.warning
 
 
+@pytest.mark.usefixtures("runs")
+@pytest.mark.parametrize("machine", ["dgx-spark", "rtx-4090+pcie4-x16"])
+@pytest.mark.parametrize("page", ["plan", "what_if", "restore", "hardware"])
+def test_page_shows_machines_from_data_sheets(page, machine):
+    name = "machine" if page == "hardware" else "hardware"
+    app = show(page, model="opt-1.3b", prompt="512", **{name: machine})
+    assert not app.error
+    assert not app.warning
+    if machine == "dgx-spark" and page != "hardware":
+        texts = [block.value for block in (*app.header, *app.markdown)]
+        assert any("there is no link to wait for" in text for text in texts)
+
+
 @pytest.fixture(scope="module")
 def opt_13b():
     return make_plan(find_model("opt-13b"), find_hardware("kvpr-a100"), Workload(32, 1024, 1))
@@ -90,7 +103,7 @@ def opt_13b():
 
 @pytest.mark.usefixtures("runs")
 def test_plan_page_shows_the_plan_that_the_planner_makes(opt_13b):
-    app = show("plan")
+    app = show("plan", keep="false")
     assert ms(opt_13b.makespan_s) in app.header[0].value
     policies, worth, layers, curve = charts(app)
     assert policies["data"][0]["x"] == pytest.approx(
@@ -105,8 +118,8 @@ def test_plan_page_shows_the_plan_that_the_planner_makes(opt_13b):
 
 
 @pytest.mark.usefixtures("runs")
-def test_plan_page_keeps_what_fits_where_asked(opt_13b):
-    app = show("plan", keep="true", kv_bits="8 bits")
+def test_plan_page_keeps_what_fits(opt_13b):
+    app = show("plan", kv_bits="8 bits")
     kept = make_plan(opt_13b.model, opt_13b.hardware, Workload(32, 1024, 1, kv_bits=8), keep=True)
     assert ms(kept.makespan_s) in app.header[0].value
     assert any("KV cache in 8 bits" in caption.value for caption in app.caption)
@@ -119,7 +132,7 @@ def test_plan_page_keeps_what_fits_where_asked(opt_13b):
 
 @pytest.mark.usefixtures("runs")
 def test_split_slider_simulates_the_split_it_is_set_to():
-    app = show("plan", tokens="671")
+    app = show("plan", keep="false", tokens="671")
     expected = make_plan(
         find_model("opt-13b"), find_hardware("kvpr-a100"), Workload(32, 1024, 1), "fixed:671"
     )

@@ -61,7 +61,7 @@ def test_page_opens_with_the_answer_of_the_shipped_machine():
     question = RestoreQuestion(
         "longalpaca-13b", find_hardware("a100-80g"), "a100-80g", request, 4 * GIB
     )
-    plan = make_plan(question.model, question.machine, request, cached_data="kv+x")
+    plan = make_plan(question.model, question.machine, request)
     app = show()
     assert app.header[0].value.startswith(f"first token after {ms(plan.ttft_s)}: ")
     assert any("auto took joint" in block.value for block in app.markdown)
@@ -268,7 +268,7 @@ def test_the_example_drops_the_lane_within_the_run():
 
 def test_unknown_figures_of_a_machine_are_said():
     app = show(model="opt-125m", hardware="kvpr-a100", tier="in host memory", prompt="2,048")
-    assert "no figures for prefill attention" in app.warning[0].value
+    assert "prefill attention was not measured" in app.warning[0].value
     composed = {"hardware": "h200+pcie5-x16", "model": "llama-3.1-8b", "prompt": "2,048"}
     partly = show(tier="in host memory", **composed)
-    assert "hold the rate of the nearest sample" in partly.warning[0].value
+    assert "the rate of the nearest sample is used" in partly.warning[0].value

@@ -153,7 +153,7 @@ def test_a_decode_has_no_two_ends():
 
 def test_every_token_of_every_layer_has_one_way():
     request = RestoreRequest(prompt_tokens=20, cached_tokens=16)
-    figure = sources_by_layer((8, 4), (4, 12), request)
+    figure = sources_by_layer(RestoreSplit((8, 4), (4, 12), True), tiny_model(), request)
     columns = [
         sorted((trace.base[layer], trace.base[layer] + trace.y[layer]) for trace in figure.data)
         for layer in (0, 1)

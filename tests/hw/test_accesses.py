@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from race_graphs import DECODE_GRAPHS
+from race_graphs import ALL_WINDOWED, DECODE_GRAPHS, WINDOWED
 from run_restores import POLICIES, RestoreCase, policy_graphs, request
 from tiny import CPU, OPT, simulated
 from touching import TouchedMemory, conflicting, declared_conflicts
@@ -74,11 +74,12 @@ class LossyMemory(HostMemory):
 
 @pytest.mark.parametrize("tier", ["dram", "net", "lossy"])
 @pytest.mark.parametrize("policy", POLICIES)
-def test_a_restore_conflicts_only_where_it_is_declared(watching, policy, tier):
+@pytest.mark.parametrize("model", [OPT, WINDOWED, ALL_WINDOWED], ids=lambda model: model.name)
+def test_a_restore_conflicts_only_where_it_is_declared(watching, model, policy, tier):
     job = request(tier="dram" if tier == "dram" else "net")
-    case = RestoreCase.of(watching, OPT, job)
+    case = RestoreCase.of(watching, model, job)
     lossy = LossyMemory(case.reference.cache) if tier == "lossy" else None
-    executor = case.executor(policy_graphs(OPT, job)[policy], lossy)
+    executor = case.executor(policy_graphs(model, job)[policy], lossy)
     assert conflicts_of_a_run(executor, watching)
     if lossy is not None and policy != "compute-only":
         assert executor.recomputed

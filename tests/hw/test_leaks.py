@@ -16,10 +16,9 @@ from allocations import Allocations, resident_bytes
 from builders import machine
 from run_restores import RestoreCase, policy_graphs
 from run_restores import request as restore_request
-from tiny import LLAMA, OPT, decode_case
+from tiny import LLAMA, OPT, decode_case, shorten_samples
 
 import hw.backends
-import hw.calibrate.bench
 import hw.calibrate.speed_probe
 import measure.decode_grid
 import measure.restore_grid
@@ -49,8 +48,7 @@ def without_collector():
 
 @pytest.fixture(autouse=True)
 def short_grids(monkeypatch):
-    monkeypatch.setattr(hw.calibrate.bench, "SAMPLE_S", 1e-4)
-    monkeypatch.setattr(hw.calibrate.bench, "ROTATION_BYTES", 2**20)
+    shorten_samples(monkeypatch)
     monkeypatch.setattr(measure.decode_grid, "PROBE_SAMPLES", 1)
     monkeypatch.setattr(measure.decode_grid, "POLICIES", ("lp", "recompute-all"))
     monkeypatch.setattr(measure.restore_grid, "PROBE_SAMPLES", 1)

@@ -29,7 +29,7 @@ SLOW_LINK = find_hardware("kvpr-a100").with_faster("link", 0.25)
 """Slow enough that the LP recomputes some tokens of such short prompts, and loads others."""
 
 POLICIES = ("lp", "kvpr", "load-all", "recompute-all", "fixed:5")
-RESTORES = ("two-ended", "lp", "joint")
+RESTORES = ("load-only", "two-ended", "lp", "layer-wise", "joint")
 TOLERANCE = 1e-4
 """Largest difference relative to the largest magnitude, in 32 bit."""
 

@@ -11,9 +11,10 @@ from run_restores import POLICIES, RestoreCase, policy_graphs, request
 from tiny import LLAMA, MODELS, OPT, decode_case
 from torch.utils.flop_counter import FlopCounterMode
 
-from hw import check_restore_fits, check_runnable_request, open_backend, open_tier
+from hw import HostMemory, check_restore_fits, check_runnable_request, open_backend, open_tier
 from hw.backends.cuda import cuda_available
 from hw.model.chunk_prefill import ChunkPrefill
+from hw.tiers.tiers import Lost
 from planner.restore.lower import split_graph, two_ended_graph
 from planner.restore.split import RestoreSplit
 from sim.errors import BadInput, DoesNotFit, Mismatch, WrongNumbers
@@ -21,6 +22,7 @@ from sim.graph.claims import claimed
 from sim.lanes import COMPUTE
 
 WINDOWED = replace(LLAMA, name="tiny-windows", sliding_window=11, full_attention_layers=(1,))
+ALL_WINDOWED = replace(WINDOWED, name="tiny-all-windows", full_attention_layers=())
 
 
 @pytest.fixture
@@ -30,7 +32,7 @@ def cpu():
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-@pytest.mark.parametrize("model", [*MODELS, WINDOWED], ids=lambda model: model.name)
+@pytest.mark.parametrize("model", [*MODELS, WINDOWED, ALL_WINDOWED], ids=lambda model: model.name)
 def test_every_policy_restores_what_the_prefill_computes(cpu, model, policy):
     case = RestoreCase.of(cpu, model, request())
     executor = case.executor(policy_graphs(model, case.job)[policy])
@@ -43,11 +45,12 @@ def test_every_policy_restores_what_the_prefill_computes(cpu, model, policy):
 
 @pytest.mark.parametrize("tier", ["ssd", "net"])
 @pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("model", [OPT, WINDOWED, ALL_WINDOWED], ids=lambda model: model.name)
 def test_a_tier_behind_host_memory_is_restored_from_through_staging_buffers(
-    cpu, policy, tier, tmp_path
+    cpu, model, policy, tier, tmp_path
 ):
-    case = RestoreCase.of(cpu, OPT, request(tier=tier))
-    graph = policy_graphs(OPT, case.job)[policy]
+    case = RestoreCase.of(cpu, model, request(tier=tier))
+    graph = policy_graphs(model, case.job)[policy]
     if tier == "ssd":
         with case.file(tmp_path / "prefix.kv") as file:
             executor = case.executor(graph, file)
@@ -128,6 +131,64 @@ def test_a_slow_link_loads_less_than_a_fast_one():
         done = claimed(timeline.graph, timeline.start_s)
         computed[link] = sum(one.n_tokens for one in done if one.lane == COMPUTE)
     assert computed[1e9] < computed[1e6]
+
+
+@pytest.mark.parametrize(
+    ("model", "rows"), [(WINDOWED, (13, 41, 13)), (ALL_WINDOWED, (13, 13, 13))]
+)
+def test_a_load_brings_the_window_and_the_rest_stays_unwritten(cpu, model, rows):
+    """A window of 11 begins at 41 + 1 - 11 = 31; the chunk of 4 tokens around it begins at 28."""
+    case = RestoreCase.of(cpu, model, request())
+    executor = case.executor(policy_graphs(model, case.job)["load-only"])
+    executor.run()
+    executor.check()
+    unwritten = [int(kv.isnan().any(-1).flatten(1).all(1).sum()) for kv in executor.kv]
+    assert unwritten == [41 - count for count in rows]
+    assert not any(
+        kv[41 - count :].isnan().any() for kv, count in zip(executor.kv, rows, strict=True)
+    )
+
+
+@pytest.mark.parametrize("window", [41, 42, 45, 60])
+def test_a_window_as_long_as_the_prompt_restores_everything(cpu, window):
+    model = replace(ALL_WINDOWED, sliding_window=window)
+    case = RestoreCase.of(cpu, model, request())
+    executor = case.executor(policy_graphs(model, case.job)["load-only"])
+    executor.run()
+    assert executor.check()["tokens_equal"] is True
+    assert not any(kv.isnan().any() for kv in executor.kv)
+
+
+class LossyMemory(HostMemory):
+    """Host memory behind staging buffers that has lost every third piece from the given one on."""
+
+    def __init__(self, cache, number: int) -> None:
+        super().__init__(cache)
+        self.number = number
+
+    def bring(self, *what):
+        kept, lost = [], []
+        for piece in super().bring(*what)[0]:
+            if self.number % 3:
+                kept.append(piece)
+            else:
+                lost.append(Lost(piece.layer, piece.start, piece.stop, "test"))
+            self.number += 1
+        return kept, lost
+
+
+@pytest.mark.parametrize("number", range(3))
+@pytest.mark.parametrize("policy", [one for one in POLICIES if one != "compute-only"])
+@pytest.mark.parametrize("model", [LLAMA, WINDOWED, ALL_WINDOWED], ids=lambda model: model.name)
+def test_what_a_tier_has_lost_is_computed_from_what_the_windows_reach(cpu, model, policy, number):
+    """Six layers, so that the windows of five reach back over most of the prompt."""
+    deep = replace(model, n_layers=6, full_attention_layers=model.full_attention_layers and (1, 4))
+    case = RestoreCase.of(cpu, deep, request(90, 85, tier="net"))
+    graph = policy_graphs(deep, case.job)[policy]
+    executor = case.executor(graph, LossyMemory(case.reference.cache, number))
+    executor.run()
+    assert executor.check()["tokens_equal"] is True
+    assert executor.recomputed
 
 
 def test_a_load_that_does_not_happen_is_noticed(cpu, monkeypatch):

@@ -4,6 +4,9 @@ import gzip
 import json
 
 import pytest
+from rich.console import Console
+
+from kvoverlap.cli import output
 
 TINY = {
     "model_type": "llama",
@@ -235,6 +238,61 @@ def test_hardware_lists_the_parts_that_machines_are_composed_of(call):
     text = call("hardware")[1]
     assert "h100-sxm+pcie5-x16" in text
     assert "nvlink-c2c" in text
+
+
+def test_one_machine_is_shown_with_the_source_of_each_figure(call):
+    status, text, _ = call("hardware", "rtx-4090")
+    assert status == 0
+    assert "rates are 77 % of the peak FLOP/s and 85 % of the peak memory bandwidth" in text
+    assert "857 GB/s" in text
+    assert "1008GB/s x 0.85; NVIDIA Ada GPU Architecture" in text
+    entry = json.loads(call("hardware", "rtx-4090", "--json")[1])
+    assert entry["name"] == "rtx-4090+pcie4-x16"
+    figures = {row["figure"]: row for row in entry["figures"]}
+    assert figures["matmuls"]["value"] == pytest.approx(0.77 * 165.2e12)
+    assert {row["source"] for row in figures.values()} == {"datasheet", "fitted"}
+    unified = json.loads(call("hardware", "dgx-spark", "--json")[1])
+    assert unified["unified_memory"]
+    assert not {"h2d link", "host memory"} & {row["figure"] for row in unified["figures"]}
+    assert call("hardware", "rtx4090")[0] == 2
+
+
+def test_the_list_of_hardware_is_whole_in_80_columns(call, monkeypatch):
+    monkeypatch.setattr(output, "out", Console(highlight=False, soft_wrap=True, width=80))
+    text = call("hardware")[1]
+    assert "…" not in text
+    assert max(map(len, text.splitlines()[:-3])) <= 80
+    entries = json.loads(call("hardware", "--json")[1])
+    words = text.split()
+    assert not [one["name"] for one in entries if one["name"] not in words]
+    assert text.count("data sheet") == 13
+    assert text.count("measured table") == 11
+
+
+def test_every_verb_answers_for_unified_memory(call, tmp_path):
+    words = "there is no link to wait for"
+    job = ("--model", "opt-1.3b", "--hardware", "dgx-spark", "--prompt", 256)
+    plan, restored = tmp_path / "plan.json", tmp_path / "restored.json"
+    status, text, _ = call("plan", *job, "--batch", 2, "--gen", 2, "-o", plan)
+    assert status == 0
+    assert text.startswith("GPU and CPU share one memory on dgx-spark")
+    assert words in call("restore", *job, "-o", restored)[1]
+    assert words in call("advise", *job, "--batch", 2)[1]
+    for path in (plan, restored):
+        for engine in ("simpy", "fast"):
+            assert call("simulate", path, "--engine", engine)[0] == 0
+    for scenario, more, policies in (
+        ("decode", "batch = 2\n", "lp load-all kvpr"),
+        ("restore", "", "auto load-only"),
+    ):
+        study = tmp_path / f"{scenario}.toml"
+        study.write_text(
+            f'title = "unified"\nscenario = "{scenario}"\n[fixed]\nmodel = "opt-1.3b"\n'
+            f'hardware = "dgx-spark"\nprompt = 256\n{more}[grid]\npolicy = {policies.split()}\n'
+        )
+        status, text, _ = call("sweep", study, "-o", tmp_path / scenario)
+        assert status == 0
+        assert "; 0 have no answer" in " ".join(text.split())
 
 
 def test_a_composed_machine_is_planned_for_and_its_link_changed(call):

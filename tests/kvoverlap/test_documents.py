@@ -87,7 +87,7 @@ def in_code(text: str) -> set[str]:
 
 def test_the_page_of_machines_names_every_rate_and_every_key_of_a_profile():
     page = (ROOT / "docs" / "machines.md").read_text(encoding="utf-8")
-    what_if, _, own = page.partition("## Describe your own GPU")
+    what_if, _, own = page.partition("## Describe your own machine")
     assert set(RATES) <= in_code(what_if)
     assert {field.name for field in fields(HardwareProfile)} <= in_code(own)
 

@@ -12,12 +12,28 @@ from hw import random_weights
 from planner.decode.policies import kvpr_tokens
 from sim import find_hardware, find_model
 from sim.cost.model import CostModel
+from sim.cost.operations import Estimate
 from sim.errors import BadInput
 from sim.graph.jobs import Workload
-from sim.model.kernels import DecodeAttention, GroupedMatMul, MatMul, compute_flops, kernels
+from sim.machine.curves import Curve, RaggedGrid
+from sim.machine.profile import LatentHeads
+from sim.model.kernels import (
+    DecodeAttention,
+    ExpertsKernel,
+    ExpertsShape,
+    GroupedMatMul,
+    MatMul,
+    compute_flops,
+    kernels,
+)
 
 LITE = find_model("deepseek-v2-lite")
 A100 = find_hardware("kvpr-a100")
+
+
+def attention_elements(model) -> int:
+    """Elements of the attention matrices of the first layer."""
+    return sum(model.layers[0].attention.matrices(model.hidden_size).values())
 
 
 def products(op: str, model, batch: int = 1) -> list[tuple[int, int]]:
@@ -33,9 +49,9 @@ def test_a_token_caches_its_latent_and_one_rotary_key():
 
 def test_attention_weights_by_hand():
     # queries 8*10, latent 8*6, keys and values of 2 heads 4*(3+5), output 2*5*8.
-    assert LATENT.attention_weight_size == 80 + 48 + 64 + 80
+    assert attention_elements(LATENT) == 80 + 48 + 64 + 80
     through = replace(LATENT, mla=replace(MLA, q_lora_rank=7))
-    assert through.attention_weight_size == 8 * 7 + 7 * 10 + 48 + 64 + 80
+    assert attention_elements(through) == 8 * 7 + 7 * 10 + 48 + 64 + 80
 
 
 def test_products_of_an_operation_are_its_weights():
@@ -43,7 +59,7 @@ def test_products_of_an_operation_are_its_weights():
     assert products("attention", LATENT) == [(10, 4), (8, 10)]
     assert products("recompute", LATENT) == [(6, 8)]
     read = sum(n * k for op in ("qkv", "attention") for n, k in products(op, LATENT))
-    assert read == LATENT.attention_weight_size
+    assert read == attention_elements(LATENT)
     through = replace(LATENT, mla=replace(MLA, q_lora_rank=7))
     assert products("qkv", through)[:2] == [(7, 8), (10, 7)]
 
@@ -72,14 +88,16 @@ def test_memory_holds_all_experts_and_the_dense_layers():
 
 @pytest.mark.parametrize(("tokens", "touched"), [(1, 2.0), (2, 3.5), (1000, 8.0)])
 def test_a_batch_touches_the_experts_it_chooses(tokens, touched):
-    assert MOE.touched_experts(tokens) == pytest.approx(touched)
+    shape = ExpertsShape(8, 6, MOE.n_active_experts, MOE.n_routed_experts)
+    assert shape.touched(tokens) == pytest.approx(touched)
 
 
 def test_a_token_computes_with_its_active_experts():
     model = replace(LATENT, moe=MOE)
     # 2 routed and 1 shared expert of three matrices 8 x 6, and the router 8 x 8; 5 sequences.
     assert compute_flops("mlp", 1, 9, model, 5) == 2 * 5 * (3 * 3 * 8 * 6 + 8 * 8)
-    grouped = [one for one in kernels("mlp", 1, 9, model, 5) if isinstance(one, GroupedMatMul)]
+    (experts,) = (one for one in kernels("mlp", 1, 9, model, 5) if isinstance(one, ExpertsKernel))
+    grouped = [one for one in experts.parts if isinstance(one, GroupedMatMul)]
     assert [one.rows for one in grouped] == [10] * 3
 
 
@@ -135,3 +153,21 @@ def test_a_model_without_kernels_is_planned_but_not_run(name):
     assert make_plan(model, A100, Workload(1, 64, 1), "load-all").makespan_s > 0
     with pytest.raises(BadInput, match=r"can be planned and simulated but not run; families that"):
         random_weights(model, 0, torch.device("cpu"))
+
+
+def test_latents_are_read_at_the_rate_of_the_nearest_number_of_heads():
+    fans = [
+        LatentHeads(
+            n, 6, RaggedGrid((1.0, 4.0), tuple(Curve((8.0,), (n * b,)) for b in (1.0, 4.0)))
+        )
+        for n in (1, 8)
+    ]
+    hardware = machine()
+    hardware = replace(hardware, attention=replace(hardware.attention, latent=tuple(fans)))
+    for n_heads, seconds, in_range in ((1, 4.0, True), (2, 4.0, False), (8, 32.0, True)):
+        model = replace(LATENT, n_heads=n_heads)
+        costs = CostModel(hardware, model, Workload(4, 7, 1)).operations
+        assert costs.kernel(DecodeAttention(4, 8)) == Estimate(seconds, "datasheet", in_range)
+    wide = replace(LATENT, n_heads=1, mla=replace(MLA, kv_lora_rank=10))
+    costs = CostModel(hardware, wide, Workload(4, 7, 1)).operations
+    assert costs.kernel(DecodeAttention(4, 8)).seconds == pytest.approx(4.0 * 12 / 6)

@@ -147,7 +147,7 @@ def test_with_room_for_everything_nothing_is_moved():
 def test_a_count_that_the_solver_rounds_down_stays_whole(value, tokens):
     model, job = tiny_model(), Workload(2, 20, 1)
     planner = DecodePlanner(DecodeProblem(model, machine(h2d=2e6), job, keep=True))
-    planner.problem.__dict__["residency_at_start"] = planner.problem.nothing_resident
+    planner.problem.__dict__["residency_at_start"] = planner.problem.least_resident
     found = Relaxation(1.0, {}, {0: value}, {0: 1 - 1e-9}, {}, (), 0.0, None)
     residency = planner._whole_residency(found)
     assert (residency.kv_tokens, residency.x_tokens) == ((tokens, 0), (1, 0))
@@ -182,7 +182,7 @@ def test_no_other_number_of_layers_is_better_to_keep_the_weights_of(flops_per_s)
     made_s = {}
     for count in range(3):
         planner = column_planner(model, job, 2 * model.layer_weight_bytes + 1, **rates)
-        kept = replace(planner.problem.nothing_resident, weight_layers=evenly_spaced(count, 6))
+        kept = replace(planner.problem.least_resident, weight_layers=evenly_spaced(count, 6))
         planner.problem.__dict__["residency_at_start"] = kept
         made_s[count] = planner.problem.simulate(
             planner.best.split, planner.best.residency

@@ -17,10 +17,9 @@ from planner.decode.plan import DecodePlan
 from planner.decode.planner import DecodePlanner
 from planner.decode.policies import baseline_split
 from planner.decode.problem import DecodeProblem
-from sim.catalog import find_hardware, find_model
 from sim.cost.model import CostModel
 from sim.errors import BadFile, BadInput
-from sim.graph.jobs import RestoreRequest, Workload
+from sim.graph.jobs import Workload
 from sim.graph.memory import footprint, layer_rows
 from sim.lanes import COMPUTE
 from sim.model.kernels import compute_flops
@@ -223,17 +222,3 @@ def test_the_parts_of_a_layer_add_up_to_its_window(tmp_path):
 def test_recomputing_more_than_the_window_is_refused_with_the_place():
     with pytest.raises(BadInput, match=r"\(=4\) of step 0, layer 0 .* the 3 attended past tokens"):
         plan_split(Job(MIXED, machine(), JOB), [[4, 8], [3, 9], [3, 10]])
-
-
-def test_a_restore_says_that_it_counts_every_token_of_a_windowed_layer():
-    hardware = find_hardware("h100")
-    request = RestoreRequest(prompt_tokens=8192, cached_tokens=8191)
-    notes = {
-        name: make_plan(find_model(name), hardware, request, "load-only").windows_note
-        for name in ("mistral-7b-v0.1", "gemma-2-9b", "mistral-7b")
-    }
-    assert "32 of 32 layers attend to the last 4,096 tokens only" in notes["mistral-7b-v0.1"]
-    assert "21 of 42 layers attend" in notes["gemma-2-9b"]
-    assert notes["mistral-7b"] is None
-    short = RestoreRequest(prompt_tokens=4096, cached_tokens=4095)
-    assert make_plan(find_model("mistral-7b-v0.1"), hardware, short).windows_note is None

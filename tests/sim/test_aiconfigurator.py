@@ -12,6 +12,7 @@ from sim.errors import BadFile, UnknownName
 from sim.machine.aiconfigurator import SystemTables, derive_part, engines, system_names
 from sim.machine.components import ComputePart
 from sim.machine.cross_validation import leave_one_out
+from sim.model.kernels import ExpertsShape
 
 pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")
@@ -92,7 +93,12 @@ def tables():
     }
 
 
-FAMILIES = {"gemm_perf": "gemm", "custom_allreduce_perf": "comm"}
+FAMILIES = {
+    "gemm_perf": "gemm",
+    "custom_allreduce_perf": "comm",
+    "moe_perf": "moe",
+    "mla_generation_module_perf": "mla",
+}
 
 
 def write(folder, made, run="engine/1.0"):
@@ -163,6 +169,68 @@ def test_all_reduces_are_those_of_the_newest_version_as_a_graph_replays_them(pac
     assert [table.gpus for table in found.tables] == [2, 8]
     assert found.seconds(8, 2 * 128) == (pytest.approx(8e-6 * 129), "measured", True)
     assert found.bytes_per_s == 32e9  # of PCIe, where the file names no link between GPUs
+
+
+def test_experts_are_read_back_at_the_weights_that_even_routing_touches(package):
+    assert derived().gemm.experts == ()
+    rows = [
+        {
+            "moe_dtype": "bfloat16",
+            "moe_ep_size": 1,
+            "moe_tp_size": parts,
+            "hidden_size": 4096,
+            "inter_size": 2048,
+            "topk": 2,
+            "num_experts": 16,
+            "num_tokens": n,
+            "distribution": distribution,
+            "latency": 1e3 * spread * 2 * min(16, 2 * n) * 3 * 4096 * 2048 * 2 / parts / 1e12,
+        }
+        for parts in (1, 2)
+        for n in (1, 4, 64)
+        for distribution, spread in (("balanced", 1), ("power_law_1.01", 2), ("power_law_1.2", 3))
+    ]
+    write(package, {"moe_perf": rows})
+    (table,) = derived().gemm.experts
+    assert (table.weight_bits, table.tokens) == (16, (1, 4, 64))
+    assert [line.split()[:4] for line in table.shapes] == [
+        ["4096", "1024", "2", "16"],
+        ["4096", "2048", "2", "16"],
+    ]
+    shape = ExpertsShape(4096, 2048, 2, 16)
+    curve, measured = table.curve(shape)
+    assert measured
+    # Timed at twice the bytes over the rate; the floor is the fastest of all.
+    for n in (1, 4, 64):
+        read_s = shape.touched(n) * 3 * 4096 * 2048 * 2 / 1e12
+        even_s = min(16, 2 * n) * 3 * 4096 * 2048 * 2 / 1e12
+        expected_s = (table.floor_s + read_s) * 2 * even_s / (table.floor_s + even_s)
+        assert curve.at(n)[0] == pytest.approx(expected_s, rel=1e-3)
+
+
+def test_latent_attention_is_what_a_longer_context_adds(package):
+    assert derived().attention.latent == ()
+    rows = [
+        {
+            "kv_cache_dtype": "bfloat16",
+            "gemm_type": "bfloat16",
+            "num_heads": heads,
+            "batch_size": batch,
+            "isl": 1,
+            "step": context - 1,
+            "latency": 1e3 * (1e-4 + batch * context * heads * 1e-9),
+        }
+        for heads in (16, 128)
+        for batch in (1, 8)
+        for context in (4, 256, 1024, 4096)
+    ]
+    write(package, {"mla_generation_module_perf": rows})
+    found = derived().attention.latent
+    assert [one.n_heads for one in found] == [16, 128]
+    for one in found:
+        for batch in (1, 8):
+            added_s = batch * (1024 - 4) * one.n_heads * 1e-9
+            assert one.fan.at(batch, 1024)[0] == pytest.approx(2e-6 + added_s, rel=1e-3)
 
 
 @pytest.mark.usefixtures("package")

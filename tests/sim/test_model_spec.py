@@ -6,8 +6,10 @@ import json
 from dataclasses import replace
 
 import pytest
+import torch
 from builders import tiny_model
 
+from hw import random_weights
 from sim.catalog import DATA, find_model
 from sim.errors import BadFile, BadInput
 from sim.model.config import load_model_config, model_from_config
@@ -185,9 +187,23 @@ def test_a_missing_field_is_named(config, field):
 
 
 @pytest.mark.parametrize("value", [None, "gpt2", ["opt"], 7])
-def test_an_unknown_architecture_lists_the_known_ones(value):
-    with pytest.raises(BadFile, match=r"is not supported; supported: opt, llama"):
+def test_an_unknown_architecture_says_how_to_go_on(value):
+    with pytest.raises(BadFile, match=r"is not supported; .*--assume-like llama reads it"):
         llama(model_type=value)
+
+
+def test_an_unknown_architecture_names_the_nearest_one():
+    with pytest.raises(BadFile, match="nearest known one is 'qwen3_moe'"):
+        llama(model_type="qwen4_moe")
+
+
+def test_an_unknown_architecture_can_be_read_as_another_and_says_so():
+    model = model_from_config({**LLAMA, "model_type": "new", "new_window": 7}, "x", "llama")
+    assert (model.name, model.family) == ("x (assumed llama)", "llama")
+    assert model.layers == llama().layers
+    with pytest.raises(BadInput, match="--assume-like lama: must be one of"):
+        model_from_config({**LLAMA, "model_type": "new"}, "x", "lama")
+    assert model_from_config(LLAMA, "x", "opt").name == "x"  # a known family is read as itself
 
 
 @pytest.mark.parametrize(
@@ -202,10 +218,8 @@ def test_an_unknown_architecture_lists_the_known_ones(value):
         (llama, {"num_attention_heads": 0}, "num_attention_heads"),
         (llama, {"torch_dtype": "float8"}, "dtype"),
         (llama, {"torch_dtype": ["float16"]}, "dtype"),
-        (llama, {"hidden_act": "gelu"}, "hidden_act"),
         (llama, {"rms_norm_eps": "small"}, "rms_norm_eps"),
         (llama, {"rope_theta": "large"}, "rope_theta"),
-        (llama, {"rope_scaling": {"rope_type": "yarn"}}, "rope type 'yarn'"),
         (llama, {"rope_scaling": {"rope_type": "llama3"}}, "'factor'"),
         (llama, {"rope_scaling": [8]}, "rope_scaling"),
         (llama, {"model_type": "mistral", "sliding_window": "wide"}, "sliding_window"),
@@ -216,17 +230,16 @@ def test_an_unknown_architecture_lists_the_known_ones(value):
             {"model_type": "mistral", "sliding_window": 9, "layer_types": ["full_attention"]},
             "layer_types must name",
         ),
-        (llama, {"model_type": "gemma2", "hidden_activation": "relu"}, "hidden_activation"),
         (llama, {"model_type": "gemma2", "sliding_window_pattern": 0}, "sliding_window_pattern"),
         (deepseek, {"kv_lora_rank": None}, "'kv_lora_rank' is missing"),
         (deepseek, {"q_lora_rank": "few"}, r"q_lora_rank\(='few'\)"),
         (deepseek, {"v_head_dim": 0}, r"v_head_dim\(=0\)"),
-        (deepseek, {"num_experts_per_tok": 65}, r"n_active_experts\(=65\) must be at most"),
-        (deepseek, {"first_k_dense_replace": -1}, r"n_dense_layers\(=-1\)"),
+        (deepseek, {"num_experts_per_tok": 65}, r"n_active\(=65\) must be at most"),
+        (deepseek, {"first_k_dense_replace": -1}, r"first_k_dense_replace\(=-1\)"),
+        (deepseek, {"first_k_dense_replace": 28}, r"first_k_dense_replace\(=28\)"),
         (deepseek, {"moe_layer_freq": 2}, r"moe_layer_freq"),
         (opt, {"do_layer_norm_before": False}, "post-norm"),
         (opt, {"word_embed_proj_dim": 512}, "post-norm"),
-        (opt, {"activation_function": "gelu"}, "activation_function"),
     ],
 )
 def test_a_value_that_cannot_be_used_is_refused_by_name(make, changes, reason):
@@ -261,6 +274,26 @@ def test_fp8_matrices_halve_the_weights_but_not_the_cache():
     assert fp8.n_parameters == plain.n_parameters
     assert 2 * fp8.layer_weight_bytes == plain.layer_weight_bytes
     assert fp8.kv_token_bytes == plain.kv_token_bytes
-    config = json.loads((DATA / "models" / "llama-3.1-70b.json").read_text())
-    with pytest.raises(BadFile, match="quant_method 'awq' is not supported"):
-        model_from_config({**config, "quantization_config": {"quant_method": "awq"}}, "x")
+
+
+@pytest.mark.parametrize(
+    ("make", "changes", "lacks"),
+    [
+        (llama, {"hidden_act": "gelu"}, "activation 'gelu'"),
+        (opt, {"activation_function": "gelu"}, "activation 'gelu'"),
+        (llama, {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope type 'yarn'"),
+        (llama, {"rope_scaling": {"type": "linear", "factor": 8.0}}, "rope type 'linear'"),
+    ],
+)
+def test_what_only_a_run_needs_does_not_stop_a_plan(make, changes, lacks):
+    model = make(**changes)
+    assert model.not_run == (lacks,)
+    assert replace(model, not_run=(), rope_scaling=None) == replace(make(), rope_scaling=None)
+    with pytest.raises(BadInput, match=f"{lacks}, which no device kernel computes"):
+        random_weights(replace(model, n_layers=1), 0, torch.device("cpu"))
+
+
+def test_a_field_that_may_change_bytes_is_refused_by_name():
+    with pytest.raises(BadFile, match=r"new_window\(=7\): not known for llama"):
+        llama(new_window=7)
+    assert llama(new_window=None, initializer_range=0.1, some_flag=True) == llama()

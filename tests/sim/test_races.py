@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from builders import graph as made
 from builders import task as unit_task
 from hypothesis import given
 from hypothesis import strategies as st
-from race_graphs import GRAPHS, decode_graphs
+from race_graphs import GRAPHS, RESTORE_GRAPHS, WINDOWED_RESTORES, decode_graphs
 from restores import TIERS, request, restores
 from touching import Pair, declared_conflicts
 
@@ -22,6 +23,7 @@ from planner.restore import RESTORE_POLICIES, RestorePlanner
 from planner.restore.lower import split_graph, two_ended_graph
 from planner.restore.split import RestoreSplit
 from sim.errors import BadInput, RaceFound
+from sim.graph.accesses import RESTORED_KV, Buffer, buffer_name, graph_accesses
 from sim.graph.jobs import Workload
 from sim.graph.races import Race, check_races, find_races
 from sim.graph.tasks import Task, TaskGraph
@@ -200,18 +202,55 @@ def test_no_restore_policy_races(case, tier, gpu_share):
     job = replace(job, tier=tier, gpu_share=gpu_share)
     planner = RestorePlanner(model, hardware, job, engine="fast")
     for policy in RESTORE_POLICIES:
-        assert find_races(planner.choice(policy).timeline.graph) == []
+        graph = planner.choice(policy).timeline.graph
+        assert find_races(graph) == []
+        assert read_before_written(graph) == []
+
+
+def read_before_written(graph: TaskGraph) -> list[tuple[str, str, int]]:
+    """Rows of K and V that a task of a restore reads, although no task before it wrote them."""
+    written: defaultdict[Buffer, set[int]] = defaultdict(set)
+    found = []
+    for task, accesses in zip(graph.tasks, graph_accesses(graph), strict=True):
+        of_kv = [one for one in accesses if one.buffer[0] == RESTORED_KV]
+        for buffer, start, stop, write in of_kv:
+            if not write:
+                missing = set(range(start, stop)) - written[buffer]
+                found += [(task.id, buffer_name(buffer), row) for row in missing]
+        for buffer, start, stop, write in of_kv:
+            if write:
+                written[buffer] |= set(range(start, stop))
+    return found
+
+
+@pytest.mark.parametrize("name", RESTORE_GRAPHS | WINDOWED_RESTORES)
+def test_a_restore_reads_no_row_that_nothing_has_written(name):
+    assert read_before_written((RESTORE_GRAPHS | WINDOWED_RESTORES)[name]) == []
+
+
+def test_a_row_that_nothing_has_written_is_noticed():
+    graph = WINDOWED_RESTORES["tiny-all-windows-load-only"]
+    last = graph.index["load_kv.36"]
+    assert graph.tasks[last].token_start == 0  # stands for all tokens before the windows
+    others = [one for one in graph.tasks if not one.id.endswith("_kv.36")]
+    later = [replace(one, deps=()) if one.op == "prefill" else one for one in others]
+    missing = read_before_written(replace(graph, tasks=tuple(later)))
+    assert {row for _, _, row in missing} == {36, 37, 38, 39}
 
 
 @examples(60)
 @given(st.data(), st.sampled_from(["dram", "ssd", "net"]))
 def test_no_split_of_a_restore_races(data, tier):
-    model = tiny_model(n_layers=3)
+    window = data.draw(st.none() | st.integers(2, 28))
+    full = (1,) if window and data.draw(st.booleans()) else ()
+    model = tiny_model(n_layers=3, sliding_window=window, full_attention_layers=full)
     job = request(30, cached_tokens=26, tier=tier)
     computed = sorted(data.draw(st.tuples(*[st.integers(0, 26)] * 3)), reverse=True)
-    projected = [data.draw(st.integers(0, 26 - count)) for count in computed]
+    left = [26 - max(count, job.first_loaded(model, layer)) for layer, count in enumerate(computed)]
+    projected = [data.draw(st.integers(0, count)) for count in left]
     graph = split_graph(model, job, RestoreSplit(tuple(computed), tuple(projected), True))
     assert find_races(graph) == []
+    assert read_before_written(graph) == []
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: f"{folder.parts[-3]}/{folder.name}")

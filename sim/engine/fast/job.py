@@ -127,7 +127,7 @@ class FastJob:
                 return
             claim = work.claims[arrays.places["claim"][at]]
             tokens = int(claim["got_start"]), int(claim["got_stop"])
-            part = part_of(self.graph.tasks[at], tokens)
+            part = part_of(self.graph, self.graph.tasks[at], tokens)
             uncontended_s = self.uncontended.seconds(part)
             self.runs["uncontended_s"][at] = uncontended_s
             self.runs["demand_bytes_per_s"][at] = (

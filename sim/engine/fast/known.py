@@ -17,7 +17,7 @@ KNOWN_FIELDS: dict[type, str] = {
     Task: "id op lane step layer token_start token_stop slot bytes flops deps device batch layers "
     "claim",
     HardwareProfile: "name description device_kind dtype memory gemm attention elementwise links "
-    "dispatch interference uplinks environment samples restore checks all_reduce",
+    "dispatch interference uplinks environment samples restore checks efficiency all_reduce",
     Links: "h2d d2h host",
     Link: "source bytes_per_s latency_s curve paced_bytes_per_s note",
     Interference: "lane while_busy rate source",

@@ -6,7 +6,7 @@ device memory: a benchmark that repeats one shape may find them in the cache, a 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from math import log
 from statistics import median
 
@@ -15,10 +15,12 @@ from sim.machine.aiconfigurator.tables import DTYPE, EIGHT_BITS, PACKAGE, Shape,
 from sim.machine.all_reduce import AllReduce, AllReduceTable
 from sim.machine.components import ComputePart
 from sim.machine.curves import Curve, RaggedGrid
+from sim.machine.experts import ExpertsTable
 from sim.machine.prefill import Prefill, QueryHeads
-from sim.machine.profile import Attention, Elementwise, Gemm, KvHeads
+from sim.machine.profile import Attention, Elementwise, Gemm, KvHeads, LatentHeads
 from sim.machine.provenance import SourcedValue
 from sim.machine.utilisation import UNIT, UtilisationTable, roofline_s
+from sim.model.kernels import ExpertsShape
 from sim.model.spec import DTYPE_BYTES
 
 TABLE_ROWS = (
@@ -31,6 +33,20 @@ HEAD_DIMS = (64, 128, 256)
 QUERIES_PER_KV = (1, 4, 8)
 MAX_QUERIES_PER_KV = 16
 """Query heads on one KV head from which decode attention is no longer bound by reading."""
+
+EXPERT_DTYPES = {
+    16: {DTYPE: DTYPE},
+    8: {"fp8_block": EIGHT_BITS, EIGHT_BITS: EIGHT_BITS},
+    4: {"nvfp4": "fp4", "w4a16_mxfp4": DTYPE},
+}
+"""By the bits of a weight: the package's names of experts' weights, and of the rate of their
+products."""
+
+LATENT_SIZE = 512 + 64
+"""Elements of a latent and its rotary key in DeepSeek-V3, whose attention was timed."""
+
+MIN_LATENT_CONTEXT = 128
+"""Shorter contexts add less than the noise of the timings."""
 
 MIN_TOKENS = 16
 MIN_POINTS = 3
@@ -45,8 +61,6 @@ LARGE_PREFILL = (1, 64, 8, 128, 16384)
 
 MEMORY_FRAC = "mem_bw_empirical_scaling_factor"
 LAUNCH_S = "mem_empirical_constant_latency"
-LARGEST_PASS_BYTES = 2.0**40
-
 
 USUAL_LINK = {32e9: "pcie4-x16", 64e9: "pcie5-x16", 128e9: "pcie6-x16"}
 """By the raw rate that a system's file gives for PCIe."""
@@ -105,6 +119,11 @@ def _gemm(system: SystemTables, run: str) -> Gemm:
     if eight_bits:
         peak = _peak(system, f"{EIGHT_BITS}_tc_flops")
         tables.append(_utilisation(eight_bits, 8, peak, memory_bytes_per_s)[0])
+    experts = [
+        table
+        for bits, kinds in EXPERT_DTYPES.items()
+        if (table := _experts(system, bits, kinds, memory_bytes_per_s)) is not None
+    ]
     flops = {shape: 2.0 * shape[0] * shape[1] * shape[2] for shape in products}
     weights = {shape: float(DTYPE_BYTES[DTYPE] * shape[1] * shape[2]) for shape in products}
     read_bytes_per_s = _typical_rate(products, weights, rows=range(1, 2))
@@ -116,7 +135,31 @@ def _gemm(system: SystemTables, run: str) -> Gemm:
         f"row; {cached} of {len(products)} products were faster than device memory and are taken "
         "at its rate",
         utilisation=tuple(tables),
+        experts=tuple(experts),
     )
+
+
+def _experts(
+    system: SystemTables, bits: int, kinds: dict[str, str], memory_bytes_per_s: float
+) -> ExpertsTable | None:
+    """The table of the first kind of weights that was timed; None if none was."""
+    timed = ((system.experts(kind), peak) for kind, peak in kinds.items())
+    timings, peak = next(((found, peak) for found, peak in timed if found), ({}, ""))
+    if not timings:
+        return None
+    rates = (_peak(system, f"{peak}_tc_flops"), memory_bytes_per_s)
+    floor_s = _rounded(min(seconds for seconds, _ in timings.values()))
+    tokens = tuple(sorted({key[-1] for key in timings}))
+    lines = []
+    for key in sorted({key[:-1] for key in timings}):
+        shape, shares = ExpertsShape(*key), []
+        for n in tokens:
+            seconds, even = timings.get((*key, n), (0.0, False))
+            touched = min(shape.routed, n * shape.active) if even else shape.touched(n)
+            best_s = floor_s + shape.roofline_s(n, touched, bits, *rates)
+            shares.append(min(UNIT, round(UNIT * best_s / seconds)) if seconds else 0)
+        lines.append(" ".join(map(str, (*key, *shares))))
+    return ExpertsTable(bits, *rates, floor_s, tokens, tuple(lines))
 
 
 def _typical_rate(products: dict[Shape, float], amounts: dict[Shape, float], rows: range) -> float:
@@ -201,7 +244,33 @@ def _attention(system: SystemTables, memory_bytes_per_s: float, run: str) -> Att
     ]
     if not heads:
         raise BadFile(f"{run} has no timings of decode attention; choose another --engine.")
-    return Attention("measured", best_bytes_per_s, note=run, heads=tuple(heads))
+    latent = tuple(_latent(system, memory_bytes_per_s))
+    return Attention("measured", best_bytes_per_s, note=run, heads=tuple(heads), latent=latent)
+
+
+def _latent(system: SystemTables, memory_bytes_per_s: float) -> Iterator[LatentHeads]:
+    """Decode attention over latents: what a longer context adds to the shortest one that was timed.
+
+    The rest of the timed layer is its products. Each kernel takes the launch of one in addition.
+    """
+    launch_s, token_bytes = _peak(system, LAUNCH_S), LATENT_SIZE * DTYPE_BYTES[DTYPE]
+    times: dict[int, dict[int, dict[int, float]]] = {}
+    for (n_heads, batch, context), seconds in system.latent_attention().items():
+        times.setdefault(n_heads, {}).setdefault(batch, {})[context] = seconds
+    for n_heads, batches in sorted(times.items()):
+        grid = _ragged_grid(
+            {
+                (batch, context): launch_s
+                + max(
+                    seconds - known[min(known)], batch * context * token_bytes / memory_bytes_per_s
+                )
+                for batch, known in batches.items()
+                for context, seconds in known.items()
+                if context >= MIN_LATENT_CONTEXT
+            }
+        )
+        if grid is not None:
+            yield LatentHeads(n_heads, LATENT_SIZE, grid)
 
 
 def _prefill(system: SystemTables, run: str) -> Prefill | None:
@@ -284,11 +353,10 @@ def _elementwise(system: SystemTables, memory_bytes_per_s: float, origin: str) -
     """A launch and a rate: passes are not among the timings."""
     rate = memory_bytes_per_s * _peak(system, MEMORY_FRAC)
     launch_s = _peak(system, LAUNCH_S)
-    work = (1.0, LARGEST_PASS_BYTES)
     return Elementwise(
         "datasheet",
         rate,
-        Curve(work, tuple(launch_s + n_bytes / rate for n_bytes in work)),
+        Curve.launched(launch_s, rate),
         note=f"{origin}; the datasheet's memory rate times {_peak(system, MEMORY_FRAC):g}, and "
         f"{launch_s * 1e6:g} us for each kernel",
     )

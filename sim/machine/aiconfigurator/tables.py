@@ -26,6 +26,8 @@ MODULE = "aiconfigurator_core"
 GEMM = "gemm/{}/gemm_perf.parquet"
 DECODE = "attention/{}/generation_attention_perf.parquet"
 PREFILL = "attention/{}/context_attention_perf.parquet"
+EXPERTS = "moe/{}/moe_perf.parquet"
+LATENT = "mla/{}/mla_generation_module_perf.parquet"
 ALL_REDUCE = "comm/{}/custom_allreduce_perf.parquet"
 
 DTYPE = "bfloat16"
@@ -104,6 +106,36 @@ class SystemTables:
         shape = ("batch_size", "num_heads", "num_key_value_heads", "head_dim", "isl")
         where = {"kv_cache_dtype": DTYPE, "window_size": 0, "step": 0}
         return _timings(self._path(PREFILL), shape, where)
+
+    def experts(self, moe_dtype: str) -> dict[Shape, tuple[float, bool]]:
+        """Seconds by (hidden size, width of an expert, active, routed, tokens) of fused experts.
+
+        The whole layer on one GPU, or a part of every expert's width. Also whether the tokens were
+        spread evenly over the experts; if not, they were chosen by a power law close to even.
+        """
+        path = self._path(EXPERTS)
+        if not path.is_file():
+            return {}
+        shape = ("hidden_size", "inter_size", "topk", "num_experts", "moe_tp_size", "num_tokens")
+        found: dict[Shape, tuple[float, bool]] = {}
+        for distribution, even in (("power_law_1.01", False), ("balanced", True)):
+            where = {"moe_dtype": moe_dtype, "moe_ep_size": 1, "distribution": distribution}
+            for (hidden, width, active, routed, parts, n), seconds in _timings(
+                path, shape, where
+            ).items():
+                found[hidden, width // parts, active, routed, n] = seconds, even
+        return found
+
+    def latent_attention(self) -> dict[Shape, float]:
+        """Seconds by (heads, batch, context) of decoding one token by an attention layer of
+        DeepSeek-V3, its products included."""
+        path = self._path(LATENT)
+        if not path.is_file():
+            return {}
+        shape = ("num_heads", "batch_size", "isl", "step")
+        where = {"kv_cache_dtype": DTYPE, "gemm_type": DTYPE}
+        found = _timings(path, shape, where)
+        return {(*key[:-2], key[-2] + key[-1]): seconds for key, seconds in found.items()}
 
     def all_reduce(self) -> dict[Shape, float]:
         """Seconds by (GPUs, bytes) of summing one tensor over the GPUs of a node.

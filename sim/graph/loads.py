@@ -1,0 +1,43 @@
+"""Rows that the loads of a restore move: a layer with a window needs the end of the prefix only.
+
+Once the prefix is restored, nothing attends to earlier tokens in such a layer. Its earlier I/O
+chunks are left out of every load, and the last load stands for all tokens before the first chunk
+that any layer needs: whoever has these chunks need not compute the tokens before them.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from sim.graph.jobs import RestoreRequest
+from sim.model.spec import ModelSpec
+
+
+class LoadedRows(NamedTuple):
+    """Tokens [start, stop) of each of `layers`."""
+
+    layers: list[int]
+    start: int
+    stop: int
+
+    @property
+    def n_rows(self) -> int:
+        return len(self.layers) * (self.stop - self.start)
+
+
+class Loads:
+    """What the loads of a request move.
+
+    Attributes:
+        firsts: first token of each layer that a load moves.
+        first: first token that a load of all layers moves.
+    """
+
+    def __init__(self, model: ModelSpec, request: RestoreRequest) -> None:
+        self.firsts = tuple(request.first_loaded(model, layer) for layer in range(model.n_layers))
+        self.first = min(self.firsts)
+
+    def rows(self, layer: int, layers: int, start: int, stop: int) -> LoadedRows:
+        """Rows of a load of tokens [start, stop) in `layers` layers from `layer` on."""
+        moved = [at for at in range(layer, layer + layers) if self.firsts[at] < stop]
+        return LoadedRows(moved, max(start, min(self.firsts[layer : layer + layers])), stop)

@@ -20,7 +20,6 @@ import measure.settings
 from kvoverlap.cli.main import main
 from measure.decode_grid import GridOptions
 from measure.grid import Grid
-from measure.run import ReadyPlan
 from measure.settings import DecodeSetting, OtherSystems, RestoreSetting
 from sim import HardwareProfile, Recording, Workload
 

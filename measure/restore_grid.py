@@ -28,7 +28,7 @@ CHUNK_TOKENS, IO_CHUNK_TOKENS = 128, 64
 RATE_FACTORS = {"dram": (0.5, 1.0, 2.0), "ssd": (0.7, 1.5)}
 """Rates of each tier, as multiples of the rate at which loading takes as long as computing."""
 
-PROBE_SAMPLES = 10
+PROBE_SAMPLES = 5
 """Samples of reference matmuls before each setting is planned."""
 
 

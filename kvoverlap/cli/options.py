@@ -179,7 +179,6 @@ class ModelOptions:
             "vocabulary are divided, and each GPU loads its own part. Predicted, not run."
         ),
     ] = 1
-
     ep: Annotated[
         Count,
         Parameter(

@@ -43,8 +43,7 @@ def seconds_of(text: str) -> float:
 def test_the_first_answer_is_never_slower_than_a_resident_cache(number):
     checked = 0
     hardware = find_hardware(MACHINES[number])
-    families = ONE_OF_EACH_FAMILY
-    names = families if SOAK else families[number % EVERY :: EVERY]
+    names = ONE_OF_EACH_FAMILY if SOAK else ONE_OF_EACH_FAMILY[number % EVERY :: EVERY]
     for other, name in enumerate(names):
         model = in_dtype_of(find_model(name), hardware, chosen=False)
         try:

@@ -138,7 +138,14 @@ def validate(request: ValidationRequest, progress: Progress) -> Validation:
     bits = () if request.kv_bits is None else (request.kv_bits,)
     part = Part(progress, "profile", 0.0, PROFILE_SHARE)
     hardware = measure_profile(
-        kind, [spec], f"this-{kind}", request.link, part, bits, restores=not decodes
+        kind,
+        [spec],
+        f"this-{kind}",
+        request.link,
+        part,
+        bits,
+        restores=not decodes,
+        layerwise=request.schedule == "column",
     )
     part = Part(progress, "", PROFILE_SHARE, 1 - PROFILE_SHARE)
     repeats, seed = request.repeats, request.seed

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from math import inf
 
+from sim.catalog import find_model
 from sim.errors import BadInput, DoesNotFit
 from sim.graph.jobs import Workload
 from sim.machine.profile import HardwareProfile
@@ -31,19 +32,31 @@ def link_pace(kind: str, link: str | None) -> float | None:
 
 
 def check_weights(kind: str, spec: ModelSpec) -> None:
-    """Refuse a model whose weights exceed the memory of the cpu device.
+    """Refuse a model whose weights exceed the free memory of the device.
 
     Raises:
         DoesNotFit: they do.
     """
-    from hw.environment import host_memory_bytes
+    from hw.environment import gpu_memory_bytes, host_memory_bytes
 
-    need, has = spec.weight_bytes, host_memory_bytes()
-    if kind == "cpu" and need > has:
+    where, free_bytes = ("host", host_memory_bytes) if kind == "cpu" else ("GPU", gpu_memory_bytes)
+    need, has = spec.weight_bytes, free_bytes()
+    if need > has:
         raise DoesNotFit(
-            f"the weights of {spec.name} in {spec.dtype} take {need / 2**30:.1f} GiB of host "
+            f"the weights of {spec.name} in {spec.dtype} take {need / 2**30:.1f} GiB of {where} "
             f"memory and {has / 2**30:.1f} GiB are free; choose a smaller model."
         )
+
+
+def specs_to_profile(kind: str, models: Sequence[str]) -> list[ModelSpec]:
+    """The models by name; without names, the default ones whose weights fit the device."""
+    specs = [find_model(name, DEFAULT_DTYPE[kind]) for name in models or DEFAULT_MODELS[kind]]
+    if models or kind == "cpu":
+        return specs
+    from hw.environment import gpu_memory_bytes
+
+    free_bytes = gpu_memory_bytes()
+    return [spec for spec in specs if spec.weight_bytes <= free_bytes] or specs[:1]
 
 
 def measure_profile(
@@ -56,6 +69,7 @@ def measure_profile(
     restores: bool = True,
     max_s: float = inf,
     jobs: Sequence[Workload] = (),
+    layerwise: bool = False,
 ) -> HardwareProfile:
     """A profile of device `kind` for the shapes of `specs`; chooses a link pace where needed.
 
@@ -64,11 +78,15 @@ def measure_profile(
         restores: also sample chunked prefill and the disk.
         max_s: seconds after which no further pass over the points begins.
         jobs: decodes of the first model; only the sizes that these use are sampled, by default all.
+        layerwise: on a GPU, only the weights of a few layers are in its memory at a time.
+
+    Raises:
+        DoesNotFit: the weights of a model exceed the device's memory.
     """
     from hw import SAMPLED, balanced_link_bytes_per_s, open_backend, profile_device
 
     for spec in specs:
-        check_weights(kind, spec)
+        check_weights("cpu" if layerwise else kind, spec)
     pace = link_pace(kind, link)
     if kind == "cpu" and pace is None:
         with open_backend("cpu") as backend:

@@ -163,6 +163,7 @@ def validate(request: ValidationRequest, progress: Progress) -> Validation:
         restores=not decodes,
         max_s=PROFILE_SHARE * limit_s,
         jobs=jobs if decodes else (),
+        layerwise=request.schedule == "column",
     )
     part = Part(progress, "", PROFILE_SHARE, 1 - PROFILE_SHARE)
     repeats, seed = request.repeats, request.seed

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from math import inf
 
 from sim.catalog import find_model
@@ -59,26 +59,38 @@ def specs_to_profile(kind: str, models: Sequence[str]) -> list[ModelSpec]:
     return [spec for spec in specs if spec.weight_bytes <= free_bytes] or specs[:1]
 
 
+@dataclass(frozen=True)
+class ProfileScope:
+    """What a profile is measured for.
+
+    Args:
+        kv_bits: quantised caches whose kernels are sampled.
+        restores: also sample chunked prefill and the disk.
+        jobs: decodes of the first model; only the sizes that these use are sampled, by default all.
+        max_s: seconds after which no further pass over the points begins.
+        layerwise: on a GPU, only the weights of a few layers are in its memory at a time.
+    """
+
+    kv_bits: Sequence[int] = KV_BITS
+    restores: bool = True
+    jobs: Sequence[Workload] = ()
+    max_s: float = inf
+    layerwise: bool = False
+
+
+EVERYTHING = ProfileScope()
+DECODES = ProfileScope(restores=False)
+
+
 def measure_profile(
     kind: str,
     specs: list[ModelSpec],
     name: str,
     link: str | None,
     progress: Progress,
-    kv_bits: Sequence[int] = KV_BITS,
-    restores: bool = True,
-    max_s: float = inf,
-    jobs: Sequence[Workload] = (),
-    layerwise: bool = False,
+    scope: ProfileScope = EVERYTHING,
 ) -> HardwareProfile:
     """A profile of device `kind` for the shapes of `specs`; chooses a link pace where needed.
-
-    Args:
-        kv_bits: quantised caches whose kernels are sampled.
-        restores: also sample chunked prefill and the disk.
-        max_s: seconds after which no further pass over the points begins.
-        jobs: decodes of the first model; only the sizes that these use are sampled, by default all.
-        layerwise: on a GPU, only the weights of a few layers are in its memory at a time.
 
     Raises:
         DoesNotFit: the weights of a model exceed the device's memory.
@@ -86,13 +98,13 @@ def measure_profile(
     from hw import SAMPLED, balanced_link_bytes_per_s, open_backend, profile_device
 
     for spec in specs:
-        check_weights("cpu" if layerwise else kind, spec)
+        check_weights("cpu" if scope.layerwise else kind, spec)
     pace = link_pace(kind, link)
     if kind == "cpu" and pace is None:
         with open_backend("cpu") as backend:
             pace = balanced_link_bytes_per_s(backend, specs[0])
-    ranges = replace(SAMPLED[kind], kv_bits=kv_bits, restores=restores)
-    if jobs:
-        ranges = ranges.for_decodes(specs[0], jobs)
+    ranges = replace(SAMPLED[kind], kv_bits=scope.kv_bits, restores=scope.restores)
+    if scope.jobs:
+        ranges = ranges.for_decodes(specs[0], scope.jobs)
     with open_backend(kind, pace) as backend:
-        return profile_device(backend, specs, name, ranges, pace, progress, max_s)
+        return profile_device(backend, specs, name, ranges, pace, progress, scope.max_s)

@@ -55,7 +55,7 @@ VERBS = {
     ),
     "hardware": (
         "catalogue:hardware_app",
-        "List the shipped machines, and the devices and links that can be combined.",
+        "List the shipped machines, devices and links, or show every figure of one machine.",
     ),
     "models": (
         "catalogue:models",

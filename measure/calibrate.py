@@ -7,6 +7,7 @@ from dataclasses import replace
 from math import inf
 
 from sim.errors import BadInput, DoesNotFit
+from sim.graph.jobs import Workload
 from sim.machine.profile import HardwareProfile
 from sim.model.kv_format import KV_BITS
 from sim.model.spec import ModelSpec
@@ -54,6 +55,7 @@ def measure_profile(
     kv_bits: Sequence[int] = KV_BITS,
     restores: bool = True,
     max_s: float = inf,
+    jobs: Sequence[Workload] = (),
 ) -> HardwareProfile:
     """A profile of device `kind` for the shapes of `specs`; chooses a link pace where needed.
 
@@ -61,6 +63,7 @@ def measure_profile(
         kv_bits: quantised caches whose kernels are sampled.
         restores: also sample chunked prefill and the disk.
         max_s: seconds after which no further pass over the points begins.
+        jobs: decodes of the first model; only the sizes that these use are sampled, by default all.
     """
     from hw import SAMPLED, balanced_link_bytes_per_s, open_backend, profile_device
 
@@ -70,13 +73,8 @@ def measure_profile(
     if kind == "cpu" and pace is None:
         with open_backend("cpu") as backend:
             pace = balanced_link_bytes_per_s(backend, specs[0])
+    ranges = replace(SAMPLED[kind], kv_bits=kv_bits, restores=restores)
+    if jobs:
+        ranges = ranges.for_decodes(specs[0], jobs)
     with open_backend(kind, pace) as backend:
-        return profile_device(
-            backend,
-            specs,
-            name,
-            replace(SAMPLED[kind], kv_bits=kv_bits, restores=restores),
-            pace,
-            progress,
-            max_s,
-        )
+        return profile_device(backend, specs, name, ranges, pace, progress, max_s)

@@ -28,9 +28,8 @@ POLICIES = ("lp", "kvpr", "load-all", "recompute-all")
 FIXED_FRACS = (0.25, 0.75)
 """Fixed splits of the grid: recomputed fractions of the prompt."""
 
-PROBE_SAMPLES = 15
-"""Samples of reference matmuls before each shape is planned. They take some seconds, because a
-machine that has just worked hard on something else can be slow for one or two."""
+PROBE_SAMPLES = 5
+"""Samples of reference matmuls before each shape is planned."""
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from planner import DecodePlan, Job, PlanOptions, make_plan, plan_split
 from planner.decode.split import Residency
 from sim.catalog import find_hardware, find_model
 from sim.errors import WrongNumbers
-from sim.graph.jobs import KV_AND_X, RestoreRequest, Workload
+from sim.graph.jobs import KV, KV_AND_X, RestoreRequest, Workload
 from sim.machine.profile import Gemm, HardwareProfile
 from sim.model.spec import ModelSpec
 from sim.progress import Silent
@@ -174,16 +174,16 @@ def restore_outcomes(backend: Backend, model: ModelSpec) -> list[Outcome]:
     """Restore a prefix from host memory and compare it with the resident prefill."""
     hardware = find_hardware("h100")
 
-    def difference(policy: str) -> float:
-        plan = make_plan(
-            Job(model, hardware, REQUEST), PlanOptions(policy=policy, cached_data=KV_AND_X)
-        )
+    def difference(policy: str, cached_data: str) -> float:
+        options = PlanOptions(policy=policy, cached_data=cached_data)
+        plan = make_plan(Job(model, hardware, REQUEST), options)
         with prepare_restore(plan, backend, 0, Silent()).ready(plan.simulate()) as ready:
             return largest_difference(ready, backend.kind)
 
+    cases = [*((policy, KV) for policy in RESTORE_POLICIES), ("joint", KV_AND_X)]
     return [
-        attempt(f"{model.name} restore {policy}", partial(difference, policy))
-        for policy in RESTORE_POLICIES
+        attempt(f"{model.name} restore {policy} {data}", partial(difference, policy, data))
+        for policy, data in cases
     ]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from math import inf
 from pathlib import Path
@@ -16,10 +16,13 @@ from measure.interleave import (
     EXTRA_REPEATS,
     MIN_REPEATS,
     InterleavedRuns,
+    MeasuredRun,
     Speed,
+    machine_at,
     present_machine,
     run_interleaved,
 )
+from measure.judgement import JudgedRun, Judgement, judge_run
 from measure.run import ReadyPlan
 from planner import Plan
 from sim.errors import KvOverlapError
@@ -29,13 +32,15 @@ from sim.progress import Part, Progress
 from sim.results.accuracy import MEASURED, RecordedCase, loosest_tolerance_frac
 from sim.results.compare import Comparison, compare
 from sim.results.recording import Recording
+from sim.units import ms, percent
 
 if TYPE_CHECKING:
     from hw import SpeedProbe
     from hw.backends import Backend
 
-MAX_REPLANS = 2
-"""Times that a grid plans a setting again because the machine has drifted."""
+WARMED_PLANS = {"cpu": 1, "cuda": None}
+"""Plans that run uncounted first, None for all. On a CPU the first one touches the memory that all
+plans of a setting share."""
 
 GRACE_S = 10.0
 """How much later than its time a setting may end."""
@@ -45,18 +50,31 @@ T = TypeVar("T")
 
 
 class OutOfTime(KvOverlapError):
-    """A setting was stopped because its time was over."""
+    """The time left does not allow the fewest repeats of the setting `title`."""
+
+    def __init__(self, title: str, needed_s: float, left_s: float) -> None:
+        super().__init__(
+            f"{MIN_REPEATS} repeats of every case take about {needed_s:.0f} s and "
+            f"{max(0.0, left_s):.0f} s are left."
+        )
+        self.title = title
 
 
 @dataclass(frozen=True)
 class Case(ABC):
-    """One plan of a grid with its measurement."""
+    """One plan of a grid with its measurement.
+
+    Args:
+        comparison: with the prediction for the speed just before the runs.
+        judgement: with the predictions for the speed around each run.
+    """
 
     name: str
     plan: Plan
     measured: Recording
     predicted: Timeline
     comparison: Comparison
+    judgement: Judgement
 
     def save(self, folder: Path) -> None:
         """Write the measurement and then the file that marks the case as complete."""
@@ -66,7 +84,13 @@ class Case(ABC):
 
     def to_dict(self) -> dict[str, Any]:
         facts = {"name": self.name, "policy": self.plan.policy}
-        return {**facts, **self.job_facts(), **self.comparison.to_dict()}
+        corrected = {
+            "corrected_error_frac": self.judgement.error_frac,
+            "corrected_spread_frac": self.judgement.spread_frac,
+            "corrected_overlap_error_points": self.judgement.overlap_error_points,
+            "judged": self.judgement.is_judged,
+        }
+        return {**facts, **self.job_facts(), **self.comparison.to_dict(), **corrected}
 
     @abstractmethod
     def job_facts(self) -> dict[str, Any]:
@@ -121,19 +145,20 @@ class Grid:
 
     A machine's speed drifts. Just before a setting is planned, reference matmuls show the machine's
     present speed, and the plans are for that speed. The runs of the plans are interleaved, with the
-    matmuls before and after each run. Disturbed runs are repeated, and the least disturbed count.
-    If the matmuls show half-way that the machine has drifted, the setting is planned and measured
-    again.
+    matmuls before and after each run, and each run is judged by the speed around it. Disturbed runs
+    are repeated, and the least disturbed count.
 
     Args:
-        until_s: moment on `time.monotonic()` after which no round of runs begins, except that every
+        until_s: moment on `time.monotonic()` after which no round of runs ends, except that every
             plan runs `MIN_REPEATS` times.
-        replans_left: how often a setting may still be planned again.
+
+    Attributes:
+        left_out: one sentence for each setting that the time did not allow.
     """
 
     repeats: int
     until_s: float = inf
-    replans_left: int = field(default_factory=lambda: MAX_REPLANS)
+    left_out: list[str] = field(default_factory=list)
 
     def measure_all(
         self,
@@ -141,12 +166,26 @@ class Grid:
         prepare: Callable[[T, Progress], AbstractContextManager[PreparedSetting]],
         progress: Progress,
     ) -> list[SettingResult]:
-        """Measure one setting after another."""
+        """Measure one setting after another; each may use an equal part of the time left.
+
+        Raises:
+            OutOfTime: no setting could be measured.
+        """
         share = 1 / len(settings)
-        results = []
+        results: list[SettingResult] = []
         for number, setting in enumerate(settings):
             part = Part(progress, "", number * share, share)
-            results.append(self.measure(partial(prepare, setting), part))
+            now_s = monotonic()
+            part_s = (self.until_s - now_s) / (len(settings) - number)
+            try:
+                grid = replace(self, until_s=now_s + part_s)
+                results.append(grid.measure(partial(prepare, setting), part))
+            except OutOfTime as error:
+                self.left_out.append(f"{error.title} left out: {error}")
+                part.note(self.left_out[-1])
+                if len(self.left_out) == len(settings):
+                    raise
+                continue
             if results[-1].runs.interrupted:
                 raise KeyboardInterrupt
         return results
@@ -160,17 +199,10 @@ class Grid:
             OutOfTime: the time does not allow the fewest repeats.
         """
         with prepare(progress) as setting:
-            part = Part(progress, setting.title)
-            result = self._measure_once(setting, part)
-            while result is None:
-                self.replans_left -= 1
-                part("planning again: the machine has drifted")
-                result = self._measure_once(setting, part)
-            return result
+            return self._measure(setting, Part(progress, setting.title))
 
-    def _measure_once(self, setting: PreparedSetting, progress: Progress) -> SettingResult | None:
-        """The cases of one setting; None if the machine drifted."""
-        begun_s = monotonic()
+    def _measure(self, setting: PreparedSetting, progress: Progress) -> SettingResult:
+        """The cases of one setting."""
         kind = setting.backend.kind
         progress("planning", 0.0)
         hardware, drift = present_machine(
@@ -179,50 +211,75 @@ class Grid:
         plans = setting.plans(hardware)
         predicted = {name: plan.simulate() for name, plan in plans.items()}
         checks: dict[str, dict[str, Any]] = {}
+        shown: set[str] = set()
+
+        def show_first(name: str, run: MeasuredRun) -> None:
+            if name not in shown:
+                shown.add(name)
+                progress.note(_first_result(name, judge_run(plans[name], setting.hardware, run)))
+
         with setting.ready(predicted) as ready:
             progress("warming up")
-            round_s = sum(one.warm_up(kind) for one in ready.values())
-            again_s = monotonic() - begun_s + MIN_REPEATS * round_s
-            self._check_time(MIN_REPEATS * round_s)
+            warmed = list(ready.values())[: WARMED_PLANS[kind]]
+            took_s = sum(one.warm_up(kind) for one in warmed)
+            slowdown = took_s / sum(one.predicted.makespan_s for one in warmed)
+            all_s = sum(timeline.makespan_s for timeline in predicted.values())
+            self._check_time(setting.title, MIN_REPEATS * slowdown * all_s)
             runs = run_interleaved(
                 {name: _checked(name, one, checks) for name, one in ready.items()},
                 setting.probe,
-                drift,
                 self.repeats,
                 progress,
                 EXTRA_REPEATS[kind],
                 self.until_s,
-                self.until_s - again_s if self.replans_left > 0 else -inf,
+                show_first,
             )
-            if runs is None:
-                return None
             environments = {name: one.environment() for name, one in ready.items()}
         cases = []
         for name in runs.runs:
-            plan, timelines = plans[name], runs.least_disturbed(name, self.repeats)
-            measured = Recording("measured", hardware, timelines, environments[name], checks[name])
-            guess = Recording("predicted", hardware, (predicted[name],))
-            comparison = compare(guess, measured)
-            cases.append(setting.case_type(name, plan, measured, predicted[name], comparison))
+            plan, counted = plans[name], runs.least_disturbed(name, self.repeats)
+            judged = Judgement([judge_run(plan, setting.hardware, run) for run in counted])
+            measured = Recording(
+                "measured",
+                hardware,
+                tuple(run.timeline for run in counted),
+                environments[name],
+                checks[name],
+            )
+            if kind == "cpu":  # a recording is predicted again for the speed of its typical run
+                typical = next(run for run in counted if run.timeline is measured.typical)
+                typical_machine = machine_at(setting.hardware, typical.speed)
+                measured = replace(measured, hardware=typical_machine)
+            comparison = compare(Recording("predicted", hardware, (predicted[name],)), measured)
+            cases.append(
+                setting.case_type(name, plan, measured, predicted[name], comparison, judged)
+            )
         return SettingResult(setting.name, cases, drift, runs)
 
-    def _check_time(self, needed_s: float) -> None:
+    def _check_time(self, title: str, needed_s: float) -> None:
         left_s = self.until_s - monotonic()
         if needed_s > left_s + GRACE_S:
-            raise OutOfTime(
-                f"{MIN_REPEATS} repeats of every case take about {needed_s:.0f} s and "
-                f"{max(0.0, left_s):.0f} s are left."
-            )
+            raise OutOfTime(title, needed_s, left_s)
+
+
+def _first_result(name: str, first: JudgedRun) -> str:
+    """One line on the first run of a case, which appears long before the report."""
+    measured_s = first.run.timeline.makespan_s
+    predicted_s = measured_s * (1.0 + first.error_frac)
+    return (
+        f"{name}: predicted {ms(predicted_s)} at the speed around the run, measured "
+        f"{ms(measured_s)}, error {percent(first.error_frac, signed=True)}"
+    )
 
 
 def _checked(
     name: str, plan: ReadyPlan, checks: dict[str, dict[str, Any]]
-) -> Callable[[], Timeline]:
+) -> Callable[[], tuple[Timeline, float]]:
     """A run whose numbers are checked; `checks` holds the outcome of the last one."""
 
-    def run() -> Timeline:
+    def run() -> tuple[Timeline, float]:
         timeline = plan.run()
         checks[name] = plan.check()
-        return timeline
+        return timeline, plan.core_share()
 
     return run

@@ -1,11 +1,11 @@
-"""Measuring several plans in interleaved repeats on a machine whose speed drifts."""
+"""Measuring several plans in interleaved repeats on a machine whose speed changes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import inf
-from statistics import mean, median
+from statistics import median
 from time import monotonic
 from typing import TYPE_CHECKING
 
@@ -17,11 +17,13 @@ from sim.progress import Progress
 if TYPE_CHECKING:
     from hw import SpeedProbe
 
-STEADY_FRAC = 0.04
-"""A run is disturbed if the machine's speed just before or after it deviates by more than this from
-the speed that was planned for."""
+STEADY_FRAC = 0.1
+"""A run is disturbed if its `disturbed_frac` is larger."""
 
-EXTRA_REPEATS = {"cpu": 1, "cuda": 6}
+UNEXPLAINED_FRAC = 0.2
+"""About the fraction of the core time lost to others by which a run differs from its correction."""
+
+EXTRA_REPEATS = {"cpu": 4, "cuda": 6}
 """Repeats that only disturbed plans run, by kind of device."""
 
 MIN_REPEATS = 2
@@ -29,10 +31,6 @@ MIN_REPEATS = 2
 
 JUDGED_BYTES = 2**20
 """Copies of at least this size show whether the link was steady during a run."""
-
-DRIFTED_FRAC = 0.03
-"""The machine has drifted if its median speed in the first half of the repeats deviates by more
-than this from the speed that was planned for."""
 
 LINK = "link"
 """Name of a real link among the parts of a machine."""
@@ -42,28 +40,70 @@ Speed = dict[str, float]
 
 
 @dataclass(frozen=True)
-class InterleavedRuns:
-    """Interleaved runs of some plans.
+class MeasuredRun:
+    """One run of a plan, with the machine's speed around it.
 
     Args:
-        runs: by name, each run with the machine's deviation from the planned speed around it.
-        speed: the machine's median speed during all runs.
+        round: number of the repeat; runs of one round are neighbours in time.
+        before, after: samples of the speed probe.
+        core_share: fraction of the compute tasks' time in which they had their core.
+    """
+
+    round: int
+    timeline: Timeline
+    before: Speed
+    after: Speed
+    core_share: float = 1.0
+
+    @property
+    def speed(self) -> Speed:
+        """The machine's speed during the run: mean of both samples, over the share of the core."""
+        return {
+            part: (self.before[part] + self.after[part]) / 2 / self.core_share
+            for part in _compute_parts(self.before)
+        }
+
+    @property
+    def disturbed_frac(self) -> float:
+        """How far the run may be off for reasons that no speed around it explains.
+
+        The largest of: disagreement of both samples, the unexplained part of the lost core time,
+        and, for a real link, its deviation from its own pace.
+        """
+        parts = _compute_parts(self.before)
+        before, after = (sum(one[part] for part in parts) for one in (self.before, self.after))
+        found = [abs(before / after - 1.0), UNEXPLAINED_FRAC * (1.0 - self.core_share)]
+        if LINK in self.before:
+            found += [abs(one[LINK] - 1.0) for one in (self.before, self.after)]
+            found.append(lost_copy_frac(self.timeline))
+        return max(found)
+
+
+@dataclass(frozen=True)
+class InterleavedRuns:
+    """Interleaved runs of some plans, by name.
+
+    Args:
         interrupted: the user pressed Ctrl-C, so `runs` has only the plans that ran until then.
     """
 
-    runs: dict[str, list[tuple[float, Timeline]]]
-    speed: Speed
+    runs: dict[str, list[MeasuredRun]]
     interrupted: bool = False
 
-    def least_disturbed(self, name: str, repeats: int) -> tuple[Timeline, ...]:
-        """The `repeats` runs of a plan with the smallest deviations."""
-        runs = sorted(self.runs[name], key=lambda run: run[0])[:repeats]
-        return tuple(timeline for _, timeline in runs)
+    def least_disturbed(self, name: str, repeats: int) -> list[MeasuredRun]:
+        """The `repeats` runs of a plan with the smallest disturbances."""
+        return sorted(self.runs[name], key=lambda run: run.disturbed_frac)[:repeats]
 
     @property
-    def deviations_frac(self) -> list[float]:
-        """The deviation of every run."""
-        return [off for runs in self.runs.values() for off, _ in runs]
+    def all_runs(self) -> list[MeasuredRun]:
+        """Every run of every plan."""
+        return [run for runs in self.runs.values() for run in runs]
+
+    @property
+    def speed(self) -> Speed:
+        """Median of the samples after the runs."""
+        samples = [run.after for run in self.all_runs]
+        return {part: median(sample[part] for sample in samples) for part in samples[0]}
 
 
 def present_machine(
@@ -78,69 +118,69 @@ def present_machine(
     drift = probe.drift(samples)
     if kind != "cpu":
         return hardware, {**drift, LINK: 1.0}
-    for part, ratio in drift.items():
-        hardware = hardware.with_faster(part, 1 / ratio)
-    return hardware, drift
+    return machine_at(hardware, drift), drift
+
+
+def machine_at(hardware: HardwareProfile, speed: Speed) -> HardwareProfile:
+    """The machine whose matmuls take `speed` times as long as in its profile."""
+    for part in _compute_parts(speed):
+        hardware = hardware.with_faster(part, 1 / speed[part])
+    return hardware
 
 
 def run_interleaved(
-    runners: Mapping[str, Callable[[], Timeline]],
+    runners: Mapping[str, Callable[[], tuple[Timeline, float]]],
     probe: SpeedProbe,
-    planned_for: Speed,
     repeats: int,
     progress: Progress,
     extra_repeats: int = 1,
     until_s: float = inf,
-    replan_until_s: float = -inf,
-) -> InterleavedRuns | None:
-    """Run every plan `repeats` times in turn, with reference matmuls before and after each run.
+    finished: Callable[[str, MeasuredRun], None] = lambda *_: None,
+) -> InterleavedRuns:
+    """Run every plan `repeats` times in turn, with the speed probe before and after each run.
 
-    Disturbed runs are repeated. A run is disturbed if the machine's speed around it deviates from
-    the planned one, or if a real link does not keep its own pace during it.
+    Disturbed runs are repeated while the time allows.
 
     Args:
+        runners: run a plan once; give its timeline and its share of the compute core.
         extra_repeats: repeats for the disturbed plans.
-        until_s: moment on `time.monotonic()` after which no repeat begins but the first
-            `MIN_REPEATS`.
-        replan_until_s: moment on `time.monotonic()` until which it gives up half-way if the machine
-            has drifted.
-
-    Returns:
-        None if it gave up.
+        until_s: moment on `time.monotonic()` after which no repeat ends but the first
+            `MIN_REPEATS`, as far as the time of the last repeat tells.
+        finished: called after each run.
 
     Raises:
         KeyboardInterrupt: before the first run ended.
     """
-    runs: dict[str, list[tuple[float, Timeline]]] = {name: [] for name in runners}
-    samples: list[Speed] = []
+    runs: dict[str, list[MeasuredRun]] = {name: [] for name in runners}
+    took_s: dict[str, float] = {}
     most = repeats + extra_repeats
     for number in range(most):
-        if number >= MIN_REPEATS and monotonic() > until_s:
-            break
-        half_way = number == most // 2 and samples and monotonic() < replan_until_s
-        if half_way and _drifted(samples, planned_for):
-            return None
         wanting = [
-            name for name in runners if sum(off <= STEADY_FRAC for off, _ in runs[name]) < repeats
+            name
+            for name in runners
+            if sum(run.disturbed_frac <= STEADY_FRAC for run in runs[name]) < repeats
         ]
-        if not wanting:
+        ends_s = monotonic() + sum(took_s.get(name, 0.0) for name in wanting)
+        if not wanting or (number >= MIN_REPEATS and ends_s > until_s):
             break
         progress(f"round {number + 1}", number / most)
         try:
-            samples.append(probe.sample())
+            before = probe.sample()
             for name in wanting:
-                timeline = runners[name]()
-                samples.append(probe.sample())
-                off = max(_deviation_frac(sample, planned_for) for sample in samples[-2:])
-                if LINK in planned_for:
-                    off = max(off, lost_copy_frac(timeline))
-                runs[name].append((off, timeline))
+                begun_s = monotonic()
+                timeline, core_share = runners[name]()
+                after = probe.sample()
+                took_s[name] = monotonic() - begun_s
+                run = MeasuredRun(number, timeline, before, after, core_share)
+                runs[name].append(run)
+                finished(name, run)
+                before = after
         except KeyboardInterrupt:
             measured = {name: some for name, some in runs.items() if some}
             if not measured:
                 raise
-            return InterleavedRuns(measured, _medians(samples), interrupted=True)
-    return InterleavedRuns(runs, _medians(samples))
+            return InterleavedRuns(measured, interrupted=True)
+    return InterleavedRuns(runs)
 
 
 def lost_copy_frac(timeline: Timeline) -> float:
@@ -160,18 +200,5 @@ def lost_copy_frac(timeline: Timeline) -> float:
     return max(0.0, 1.0 - usual * sum(n_bytes for _, n_bytes in copies) / total_s)
 
 
-def _medians(samples: Sequence[Speed]) -> Speed:
-    return {part: median(sample[part] for sample in samples) for part in samples[0]}
-
-
-def _drifted(samples: Sequence[Speed], planned_for: Speed) -> bool:
-    """Whether the machine's speed has changed since the plans were made."""
-    speed = _medians(samples)
-    return any(abs(speed[part] / planned_for[part] - 1.0) > DRIFTED_FRAC for part in planned_for)
-
-
-def _deviation_frac(sample: Speed, planned_for: Speed) -> float:
-    """Deviation of the device's or the link's speed from the planned one."""
-    ratios = {part: sample[part] / planned_for[part] for part in planned_for}
-    link = abs(ratios.pop(LINK, 1.0) - 1.0)
-    return max(link, abs(mean(ratios.values()) - 1.0))
+def _compute_parts(speed: Speed) -> list[str]:
+    return [part for part in speed if part != LINK]

@@ -13,7 +13,7 @@ from measure.run import PreparedRestore, ReadyPlan, prepare_restore, tier_paces
 from planner import Job, PlanOptions, RestorePlan, make_plan
 from planner.restore.lower import compute_only_graph
 from sim.engine.api import simulate
-from sim.graph.jobs import KV_AND_X, RestoreRequest
+from sim.graph.jobs import RestoreRequest
 from sim.graph.timeline import Timeline
 from sim.lanes import LANE_OF_TIER
 from sim.machine.prefill import Restore, Tier
@@ -28,7 +28,7 @@ CHUNK_TOKENS, IO_CHUNK_TOKENS = 128, 64
 RATE_FACTORS = {"dram": (0.5, 1.0, 2.0), "ssd": (0.7, 1.5)}
 """Rates of each tier, as multiples of the rate at which loading takes as long as computing."""
 
-PROBE_SAMPLES = 10
+PROBE_SAMPLES = 5
 """Samples of reference matmuls before each setting is planned."""
 
 
@@ -162,7 +162,7 @@ def prepare_setting(
     pace = hardware.links.h2d.paced_bytes_per_s
     with open_backend(kind, pace, tier_paces(hardware, request.tier)) as backend:
         probe = SpeedProbe(backend, model, hardware, request.chunk_tokens)
-        first = make_plan(Job(model, hardware, request), _options(setting.policies[0]))
+        first = make_plan(Job(model, hardware, request), PlanOptions(policy=setting.policies[0]))
         prepared = prepare_restore(first, backend, seed, Part(progress, setting.name))
         yield PreparedSetting(
             name=setting.name,
@@ -174,16 +174,12 @@ def prepare_setting(
             case_type=RestoreCase,
             plans=lambda machine: {
                 f"{setting.name}-{policy}": make_plan(
-                    Job(model, machine, request), _options(policy)
+                    Job(model, machine, request), PlanOptions(policy=policy)
                 )
                 for policy in setting.policies
             },
             ready=partial(_ready, prepared),
         )
-
-
-def _options(policy: str) -> PlanOptions:
-    return PlanOptions(policy=policy, cached_data=KV_AND_X)
 
 
 @contextmanager

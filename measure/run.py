@@ -50,12 +50,14 @@ class ReadyPlan:
     Args:
         run: executes the plan once.
         check: compares the last run with its reference; raises WrongNumbers if they differ.
+        core_share: of the last run, as `Executor.core_share`.
         environment: describes the device.
     """
 
     predicted: Timeline
     run: Callable[[], Timeline]
     check: Callable[[], dict[str, Any]]
+    core_share: Callable[[], float]
     environment: Callable[[], dict[str, Any]]
 
     def warm_up(self, kind: str) -> float:
@@ -98,7 +100,13 @@ class PreparedDecode:
     ) -> ReadyPlan:
         """A simulated decode plan, ready to run."""
         executor = self.executor(predicted, offloaded, arena)
-        return ReadyPlan(predicted, executor.run, executor.check, self.backend.environment)
+        return ReadyPlan(
+            predicted,
+            executor.run,
+            executor.check,
+            lambda: executor.core_share,
+            self.backend.environment,
+        )
 
 
 @dataclass(frozen=True)
@@ -136,6 +144,7 @@ class PreparedRestore:
                 predicted,
                 lambda: executor.run(trace),
                 check,
+                lambda: executor.core_share,
                 lambda: {**self.backend.environment(), "tier": executor.tier.how},
             )
 

@@ -26,7 +26,7 @@ from measure.run import warm_ups
 from planner import Job, PlanOptions, make_plan
 from planner.restore import RestorePlanner
 from sim.files import write_json
-from sim.graph.jobs import KV_AND_X, Workload
+from sim.graph.jobs import Workload
 from sim.machine.profile import HardwareProfile
 from sim.model.kernels import product_flops
 from sim.model.kv_format import host_kv_token_bytes
@@ -213,7 +213,7 @@ class RestoreSetting:
 
     def seconds(self, spec: ModelSpec, hardware: HardwareProfile, how: RecordingOptions) -> float:
         setting = self._setting(spec, hardware)
-        planner = RestorePlanner(spec, setting.hardware, setting.request, cached_data=KV_AND_X)
+        planner = RestorePlanner(spec, setting.hardware, setting.request)
         times_s = [planner.choice(policy).ttft_s for policy in setting.policies]
         runs_s = sum(one * (how.expected_repeats + warm_ups(how.kind, one)) for one in times_s)
         job = Workload(1, self.prompt_tokens, 1)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 from measure.adaptation import measure_adaptation
@@ -18,16 +20,16 @@ from sim.files import read_json, write_json
 from sim.graph.jobs import Workload
 from sim.machine.profile import HardwareProfile
 from sim.model.spec import ModelSpec
-from sim.progress import Part, Progress
+from sim.progress import Part, Progress, Timed
 from sim.results.accuracy import CASE, CASES, MEASURED
 
 DEFAULT_MODEL = {"cpu": "opt-125m", "cuda": "opt-6.7b"}
 DEFAULT_PROMPTS: dict[str, dict[str, tuple[int, ...]]] = {
-    "decode": {"cpu": (300, 500), "cuda": (500, 1000)},
+    "decode": {"cpu": (150, 250), "cuda": (500, 1000)},
     "restore": {"cpu": (500, 900), "cuda": (2048, 8192)},
     "adapt": {"cpu": (900,), "cuda": ()},
 }
-DEFAULT_BATCHES = {"cpu": (4, 7), "cuda": (10, 20)}
+DEFAULT_BATCHES = {"cpu": (3, 5), "cuda": (10, 20)}
 """No attention and no recomputation of these cases has a size that `profile` samples."""
 
 DECODE_ONLY: dict[str, Any] = {
@@ -39,8 +41,14 @@ DECODE_ONLY: dict[str, Any] = {
 }
 """Default of every field that only decodes have."""
 
-PROFILE_SHARE = 0.25
-"""About the fraction of a validation that profiling takes."""
+DEFAULT_MINUTES = {"cpu": 2.5, "cuda": 8.0}
+"""Time limit of a validation of decodes; other scenarios have none by default."""
+
+STARTED_S = 8.0
+"""Seconds of the limit for the start of the process and for the report."""
+
+PROFILE_SHARE = 0.12
+"""Fraction of a validation after which profiling takes no further samples."""
 
 REPORT = "report.json"
 PLAN = "plan.json"
@@ -57,6 +65,7 @@ class ValidationRequest:
         prompts: prompt lengths in tokens.
         batches: batch sizes of decodes.
         link: pace of the cpu device's emulated link, such as `0.4GB/s`.
+        minutes: time limit; None for the scenario's default.
     """
 
     scenario: str = "decode"
@@ -71,6 +80,7 @@ class ValidationRequest:
     repeats: int = 4
     link: str | None = None
     seed: int = 0
+    minutes: float | None = None
 
     def resolve(self) -> tuple[str, ModelSpec]:
         """The kind of device and the model.
@@ -84,6 +94,8 @@ class ValidationRequest:
             raise UnknownName("scenario", self.scenario, tuple(DEFAULT_PROMPTS))
         if self.repeats < 1:
             raise BadInput(f"--repeats(={self.repeats}) must be at least 1.")
+        if self.minutes is not None and not 0 < self.minutes < inf:
+            raise BadInput(f"--minutes(={self.minutes}) must be above 0.")
         if self.schedule not in SCHEDULES:
             raise UnknownName("schedule", self.schedule, SCHEDULES)
         kind = resolve_device(self.device)
@@ -135,20 +147,34 @@ def validate(request: ValidationRequest, progress: Progress) -> Validation:
         for prompt in prompts
         for batch in request.batches or DEFAULT_BATCHES[kind]
     ]
+    minutes = request.minutes or (DEFAULT_MINUTES[kind] if decodes else inf)
+    limit_s = max(0.0, 60 * minutes - STARTED_S)
+    until_s = monotonic() + limit_s
+    progress = Timed(progress, until_s)
     bits = () if request.kv_bits is None else (request.kv_bits,)
     part = Part(progress, "profile", 0.0, PROFILE_SHARE)
     hardware = measure_profile(
-        kind, [spec], f"this-{kind}", request.link, part, bits, restores=not decodes
+        kind,
+        [spec],
+        f"this-{kind}",
+        request.link,
+        part,
+        bits,
+        restores=not decodes,
+        max_s=PROFILE_SHARE * limit_s,
+        jobs=jobs if decodes else (),
     )
     part = Part(progress, "", PROFILE_SHARE, 1 - PROFILE_SHARE)
     repeats, seed = request.repeats, request.seed
     if decodes:
         cases, report = measure_decodes(
-            spec, hardware, kind, jobs, repeats, seed, request.schedule, part
+            spec, hardware, kind, jobs, repeats, seed, request.schedule, part, until_s
         )
         return Validation(hardware, cases, report)
     if request.scenario == "restore":
-        restores, report = measure_restores(spec, hardware, kind, prompts, repeats, seed, part)
+        restores, report = measure_restores(
+            spec, hardware, kind, prompts, repeats, seed, part, until_s
+        )
         return Validation(hardware, restores, report)
     report = measure_adaptation(spec, hardware, kind, prompts[0], repeats, seed, part)
     return Validation(hardware, (), report)

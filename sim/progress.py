@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import inf
+from time import monotonic
 from typing import Protocol
 
 
@@ -32,6 +34,28 @@ class Part:
         """Report the part's name and its current action."""
         fraction = None if done is None else self._start + self._share * done
         self._whole(f"{self._prefix}{text}", fraction)
+
+    def note(self, text: str) -> None:
+        """Report something that the reader should know."""
+        self._whole.note(text)
+
+
+class Timed:
+    """Progress of work with a time limit: every text tells the time left, in steps of 10 s.
+
+    Args:
+        until_s: the limit on `time.monotonic()`.
+    """
+
+    def __init__(self, whole: Progress, until_s: float) -> None:
+        self._whole, self._until_s = whole, until_s
+
+    def __call__(self, text: str, done: float | None = None) -> None:
+        """Report the current action and the time left."""
+        if self._until_s < inf:
+            left_s = max(0, round(self._until_s - monotonic(), -1))
+            text = f"{text}; at most {left_s:.0f} s left"
+        self._whole(text, done)
 
     def note(self, text: str) -> None:
         """Report something that the reader should know."""

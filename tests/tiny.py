@@ -12,7 +12,6 @@ from builders import machine
 import hw.calibrate.bench
 import hw.calibrate.profiler
 import measure.decode_grid
-import measure.grid
 import measure.restore_grid
 from hw import (
     SAMPLED,
@@ -138,11 +137,10 @@ SMALL = {**CONFIG, "num_hidden_layers": 2}
 
 
 def shorten_grids(patch: pytest.MonkeyPatch) -> None:
-    """Profiles and speed probes of a few short samples; a noisy machine does not count as drift."""
+    """Profiles and speed probes of a few short samples."""
     shorten_profiles(patch)
     patch.setattr(measure.decode_grid, "PROBE_SAMPLES", 1)
     patch.setattr(measure.restore_grid, "PROBE_SAMPLES", 1)
-    patch.setattr(measure.grid, "MAX_REPLANS", 0)
 
 
 @dataclass

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import streamlit as st
 
-from dashboard.controls.decode import ask_machine, ask_model, steps
+from dashboard.controls.decode import ask_machine, ask_model, ask_tp, steps
 from dashboard.controls.traces import (
     START,
     example_trace,
@@ -18,7 +18,7 @@ from dashboard.questions.restore import AUTO, GIB, POLICIES, RestoreQuestion
 from dashboard.text.comparison import escaped
 from planner.restore.reproduce import GBPS
 from sim.errors import KvOverlapError
-from sim.graph.jobs import KV_BITS, RestoreRequest
+from sim.graph.jobs import KV, KV_AND_X, KV_BITS, RestoreRequest
 from sim.lanes import LANE_OF_TIER
 from sim.machine.availability import ALWAYS, Availability
 from sim.machine.prefill import Restore
@@ -51,6 +51,7 @@ def ask_restore() -> tuple[RestoreQuestion, str]:
     """
     model = ask_model(FIRST_MODEL)
     machine = ask_machine(FIRST_RESTORE_MACHINE)
+    tp = ask_tp(model)
     hardware = machine.load()
     prompt = int(steps("Prompt (tokens)", PROMPTS, 16384, "prompt", "{:,}"))
     cached_frac = steps(
@@ -69,6 +70,13 @@ def ask_restore() -> tuple[RestoreQuestion, str]:
         key="kv_bits",
         format_func=lambda bits: f"{bits} bits",
         help="Bits of a value on the tier; fewer than 16 mean that it is quantised there.",
+    )
+    has_x = st.toggle(
+        "X is cached too",
+        key="x",
+        bind="query-params",
+        help="Serving runtimes store K and V. Where the attention inputs X are stored too, K and V "
+        "can be projected from them.",
     )
     share = steps(
         "GPU share of this request",
@@ -91,7 +99,9 @@ def ask_restore() -> tuple[RestoreQuestion, str]:
         gpu_share=share,
         tier_kv_bits=kv_bits,
     )
-    return RestoreQuestion(model, hardware, machine.reference, request, link), policy
+    data = KV_AND_X if has_x else KV
+    made = RestoreQuestion(model, hardware, machine.reference, request, link, ALWAYS, data, tp)
+    return made, policy
 
 
 def ask_tier(hardware: HardwareProfile) -> tuple[str, float | None]:

@@ -19,11 +19,12 @@ from planner.restore import (
     RestorePlanner,
     adapt,
     behind_link,
+    machine_of_one_gpu,
     plan_choice,
 )
 from sim.catalog import find_model
 from sim.errors import BadInput
-from sim.graph.jobs import KV, KV_AND_X, RestoreRequest
+from sim.graph.jobs import KV, RestoreRequest
 from sim.graph.tasks import TaskGraph
 from sim.graph.timeline import Timeline
 from sim.lanes import COMPUTE, H2D, LANE_OF_TIER
@@ -85,6 +86,8 @@ class RestoreQuestion:
         reference: the machine on the command line, a shipped name or a path.
         link_bytes_per_s: rate of the link to the cached prefix; None for the rate of the profile.
         availability: available fraction of each lane, which the policies know.
+        cached_data: `kv`, or `kv+x` where X is cached too.
+        tp: GPUs that share the model.
     """
 
     model_name: str
@@ -93,10 +96,13 @@ class RestoreQuestion:
     request: RestoreRequest
     link_bytes_per_s: float | None = None
     availability: Availability = ALWAYS
+    cached_data: str = KV
+    tp: int = 1
 
     @property
     def model(self) -> ModelSpec:
-        return in_dtype_of(find_model(self.model_name), self.hardware, chosen=False)
+        whole = in_dtype_of(find_model(self.model_name), self.hardware, chosen=False)
+        return whole.shard(self.tp)
 
     @property
     def machine(self) -> HardwareProfile:
@@ -159,7 +165,12 @@ class RestoreQuestion:
             DoesNotFit: the device cannot hold the weights and the K and V of the prompt.
         """
         made = RestorePlanner(
-            self.model, self.machine, self.request, self.availability, self.engine, KV_AND_X
+            self.model,
+            machine_of_one_gpu(self.machine, self.model),
+            self.request,
+            self.availability,
+            self.engine,
+            self.cached_data,
         )
         made.check_fits()
         return made
@@ -198,11 +209,12 @@ class RestoreQuestion:
         words += ["--tier", tier]
         usual = RestoreRequest(prompt_tokens=2, cached_tokens=1)
         for option, value, default in (
+            ("--tp", self.tp, 1),
             ("--chunk", asked.chunk_tokens, usual.chunk_tokens),
             ("--io-chunk", asked.io_chunk_tokens, usual.io_chunk_tokens),
             ("--gpu-share", asked.gpu_share, usual.gpu_share),
             ("--kv-bits", asked.tier_kv_bits, usual.tier_kv_bits),
-            ("--cached-data", KV_AND_X, KV),
+            ("--cached-data", self.cached_data, KV),
             ("--policy", policy, AUTO),
             ("--availability", AVAILABILITY_FILE if self.availability.steps else "", ""),
         ):

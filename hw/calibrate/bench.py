@@ -2,6 +2,7 @@
 
 Operands are random because zeros run faster. Weights are cycled through so that they are as cold
 as a real layer's. Data that a decode receives over the link is copied over the link just before.
+Compute is timed in processor time, which leaves out the time that other processes had the core.
 """
 
 from __future__ import annotations
@@ -96,6 +97,9 @@ class Bench:
         largest_operand: elements of the largest matrix.
         largest_slot: elements of the largest staging slot.
         layer_bytes: weight bytes of one layer. So many bytes are read to evict the caches.
+
+    Attributes:
+        took_s, worked_s: duration and processor time of all compute until now.
     """
 
     def __init__(
@@ -109,6 +113,7 @@ class Bench:
         self.backend = backend
         self.dtype = dtype
         generator = torch.Generator(device=backend.device).manual_seed(0)
+        self.took_s = self.worked_s = 0.0
         self._rotations: dict[tuple[int, ...], list[Tensor]] = {}
         self._chains = count()
         self._linears: dict[tuple[int, int], Iterator[Linear]] = {}
@@ -321,11 +326,11 @@ class Bench:
         handles = [
             self.backend.launch(lane, _repeated(*burst)) for lane, burst in reversed(works.items())
         ]
-        self.backend.finish()
+        (seconds,) = self._finish(handles[-1:], next(iter(works)))
         times = self.backend.times_s(handles)
         (start, end), (other_start, other_end) = times[-1], times[0]
         shared = min(end, other_end) - max(start, other_start)
-        return end - start, max(shared / (end - start), 0.1)
+        return seconds, max(shared / (end - start), 0.1)
 
     def launch_s(self, lane: str, work: Work, n: int = 200) -> list[float]:
         """Host seconds to launch one call of `work`.
@@ -382,12 +387,17 @@ class Bench:
         """Seconds of `repeats` tasks of `inner` calls each, after one warm-up task."""
         self.backend.begin(launches=min(MAX_CALLS, inner * (repeats + 1)))
         handles = [self.backend.launch(lane, _repeated(work, inner)) for _ in range(repeats + 1)]
-        return self._finish(handles)[1:]
+        return self._finish(handles, lane)[1:]
 
-    def _finish(self, handles: Sequence[Handle]) -> list[float]:
-        """Seconds of each launched work; waits until all is done."""
+    def _finish(self, handles: Sequence[Handle], lane: str = COMPUTE) -> list[float]:
+        """Seconds of each launched work of a lane; waits until all is done."""
         self.backend.finish()
-        return [end - start for start, end in self.backend.times_s(handles)]
+        seconds = [end - start for start, end in self.backend.times_s(handles)]
+        if lane != COMPUTE:
+            return seconds
+        worked_s = self.backend.worked_s(handles)
+        self.took_s, self.worked_s = self.took_s + sum(seconds), self.worked_s + sum(worked_s)
+        return worked_s
 
 
 def _repeated(work: Work, times: int) -> Work:

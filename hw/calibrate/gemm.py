@@ -15,7 +15,7 @@ from sim.model.spec import ModelSpec
 
 LAYER_OPS = ("qkv", "attention", "mlp")
 
-RECOMPUTED_ROWS = 1024
+RECOMPUTED_ROWS = 512
 DECODED_ROWS = 4
 """Rows of the matmuls that the speed probe times."""
 
@@ -27,7 +27,7 @@ def samplers(bench: Bench, models: Sequence[ModelSpec], ranges: SampledRanges) -
     """Matmuls of decode steps, and the K/V projection up to `max_rows` rows."""
     batches, max_rows = ranges.batches, ranges.max_rows
     decoded = sorted(
-        {*range(1, min(CONSECUTIVE_ROWS, batches[-1]) + 1), *batches}
+        {*range(batches[0], min(CONSECUTIVE_ROWS, batches[-1]) + 1), *batches}
         | {3 * batch // 2 for batch in batches if CONSECUTIVE_ROWS <= batch < batches[-1]}
     )
     recomputed = sorted(

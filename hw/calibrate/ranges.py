@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from sim.graph.jobs import Workload
 from sim.model.kv_format import KV_BITS
 from sim.model.spec import ModelSpec
 
@@ -14,12 +16,13 @@ class SampledRanges:
     """Sizes that `profile_device` samples.
 
     Args:
-        max_batch: largest batch of a decode step.
+        max_batch: largest batch of a decode step, rounded down to a power of two.
         max_rows: largest `batch * tokens` of a recomputation.
         contexts: keys of decode attention, rising.
         copy_bytes: sizes of copies over the links and within the host, rising.
         kv_bits: quantised caches whose kernels are sampled.
         restores: also sample chunked prefill and the disk.
+        min_batch: smallest batch of a decode step, a power of two.
     """
 
     max_batch: int
@@ -28,15 +31,45 @@ class SampledRanges:
     copy_bytes: Sequence[int]
     kv_bits: Sequence[int] = KV_BITS
     restores: bool = True
+    min_batch: int = 1
 
     @property
     def batches(self) -> list[int]:
-        """Powers of two up to `max_batch`."""
-        return [2**power for power in range(self.max_batch.bit_length())]
+        """Powers of two from `min_batch` to `max_batch`."""
+        powers = range(self.min_batch.bit_length() - 1, self.max_batch.bit_length())
+        return [2**power for power in powers]
+
+    def for_decodes(self, model: ModelSpec, jobs: Sequence[Workload]) -> SampledRanges:
+        """The part of these ranges that decodes of `jobs` use, with the sizes just around it."""
+        batches = [job.batch_size for job in jobs]
+        tokens = max(job.max_tokens for job in jobs)
+        rows = max(job.batch_size * job.max_tokens for job in jobs)
+        copied = rows * model.kv_token_bytes
+        if any(job.n_batches > 1 for job in jobs):
+            copied = max(copied, model.layer_weight_bytes)
+        fewest = min(job.prompt_tokens for job in jobs)
+        return replace(
+            self,
+            min_batch=min(_power_of_two(min(batches) // 2 + 1), self.max_batch),
+            max_batch=min(_power_of_two(max(batches)), self.max_batch),
+            max_rows=min(_power_of_two(rows), self.max_rows),
+            contexts=_around(self.contexts, fewest, tokens),
+            copy_bytes=_around(self.copy_bytes, 1, copied),
+        )
 
     def contexts_of(self, model: ModelSpec) -> list[int]:
         """The contexts that a decode of `model` can reach."""
         return [context for context in self.contexts if context <= model.max_positions + 1]
+
+
+def _power_of_two(least: int) -> int:
+    """The smallest power of two that is at least `least`."""
+    return 2 ** (least - 1).bit_length()
+
+
+def _around(sizes: Sequence[int], low: int, high: int) -> Sequence[int]:
+    """The rising sizes from `low` to `high`, with one below and one above."""
+    return sizes[max(0, bisect_right(sizes, low) - 1) : bisect_left(sizes, high) + 1]
 
 
 SAMPLED = {

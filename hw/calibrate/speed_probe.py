@@ -48,6 +48,7 @@ class SpeedProbe:
         slot = RECOMPUTED_ROWS * max(2 * model.kv_size, model.hidden_size)
         largest = max(slot, model.layer_weight_bytes // model.element_bytes)
         bench = Bench(backend, TORCH_DTYPE[model.dtype], largest, slot, model.layer_weight_bytes)
+        self._bench = bench
         parts = probed_matmuls(bench, model, max_rows)
         if step_tokens is not None:
             parts["flops"] = matmuls(bench, model, [step_tokens])
@@ -75,7 +76,7 @@ class SpeedProbe:
         return cold + (1 + SLOTS) * largest + SLOTS * slot
 
     def sample(self) -> dict[str, float]:
-        """For each part, its time now divided by its time in the profile."""
+        """For each part, its processor time now divided by its time in the profile."""
         with torch.inference_mode():
             ratios = {
                 part: sum(median(sample()) for sample in samplers) / self._profiled_s[part]
@@ -85,7 +86,14 @@ class SpeedProbe:
         return ratios
 
     def drift(self, samples: int) -> dict[str, float]:
-        """Medians of these ratios over `samples` new samples and the recent ones."""
+        """For each part, its duration now divided by its time in the profile.
+
+        Medians over `samples` new samples and the recent ones, over the share of the core that the
+        new ones had.
+        """
+        took_s, worked_s = self._bench.took_s, self._bench.worked_s
         for _ in range(samples):
             self.sample()
-        return {part: median(sample[part] for sample in self._recent) for part in self._samplers}
+        core_share = (self._bench.worked_s - worked_s) / (self._bench.took_s - took_s)
+        drift = {part: median(sample[part] for sample in self._recent) for part in self._samplers}
+        return {part: one if part == "link" else one / core_share for part, one in drift.items()}

@@ -81,13 +81,18 @@ class Steadiness:
     def of(cls, seconds: Sequence[float]) -> Steadiness:
         """Statistics of at least 6 samples in the order in which they were taken."""
         middle, third = median(seconds), len(seconds) // 3
-        percentiles = quantiles(seconds, n=20, method="inclusive")
         return cls(
             middle,
-            (percentiles[-1] - percentiles[0]) / middle,
+            spread_frac(seconds),
             median(seconds[-third:]) / median(seconds[:third]) - 1.0,
             len(seconds),
         )
+
+
+def spread_frac(values: Sequence[float]) -> float:
+    """95th minus 5th percentile, over the median; of at least two values."""
+    percentiles = quantiles(values, n=20, method="inclusive")
+    return (percentiles[-1] - percentiles[0]) / median(values)
 
 
 def steadiness(backend: Backend, seconds: float, matmul: Matmul | None = None) -> Steadiness:

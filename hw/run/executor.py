@@ -13,6 +13,7 @@ from sim.graph.claims import Claims, Tokens, part_of
 from sim.graph.races import check_races
 from sim.graph.tasks import Task
 from sim.graph.timeline import Timeline
+from sim.lanes import COMPUTE
 from sim.machine.availability import ALWAYS, Availability
 
 
@@ -96,6 +97,22 @@ class Executor(ABC):
         self.backend.finish()
         times = self.backend.times_s(self._handles)
         return Timeline(self.graph, tuple(a for a, _ in times), tuple(b for _, b in times))
+
+    @property
+    def core_share(self) -> float:
+        """Processor time / duration of the last run's compute tasks: 1 on a core of its own."""
+        spent = [
+            (end_s - start_s, worked_s)
+            for task, (start_s, end_s), worked_s in zip(
+                self.graph.tasks,
+                self.backend.times_s(self._handles),
+                self.backend.worked_s(self._handles),
+                strict=True,
+            )
+            if task.lane == COMPUTE
+        ]
+        took_s = sum(seconds for seconds, _ in spent)
+        return min(1.0, sum(worked_s for _, worked_s in spent) / took_s) if took_s else 1.0
 
     @abstractmethod
     def check(self) -> dict[str, float | bool]:

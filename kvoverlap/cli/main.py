@@ -59,7 +59,7 @@ VERBS = {
     ),
     "models": (
         "catalogue:models",
-        "List the model architectures that come with kvoverlap.",
+        "List the shipped models by family, or show what one model takes.",
     ),
     "peers": (
         "peers:peers",

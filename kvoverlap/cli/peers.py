@@ -8,6 +8,7 @@ from typing import Any
 from cyclopts import Parameter
 
 from kvoverlap.cli.options import (
+    AssumeLike,
     Batch,
     Gen,
     Json,
@@ -41,6 +42,7 @@ def peers(
     *,
     model: Model,
     job: SharedJob,
+    assume_like: AssumeLike = None,
     hardware: str | None = None,
     device: PlanDevice = "auto",
     repeats: Repeats = 5,
@@ -68,10 +70,10 @@ def peers(
     machine = None if hardware is None else find_hardware(hardware)
     made_for = "none" if machine is None else machine.device_kind
     kind = resolve_device(made_for if device == "auto" and made_for != "none" else device)
-    spec = find_model(model)
+    spec = find_model(model, None, assume_like)
     check_workload(spec, workload)
     if machine is None:
-        spec = find_model(model, DEFAULT_DTYPE[kind])
+        spec = find_model(model, DEFAULT_DTYPE[kind], assume_like)
         with progress("profile") as steps:
             machine = measure_profile(kind, [spec], f"this-{kind}", None, steps, restores=False)
     elif kind != made_for:

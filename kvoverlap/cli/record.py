@@ -25,6 +25,7 @@ from measure.record import (
 from measure.settings import RecordingOptions, RecordSetting
 from sim.catalog import find_model
 from sim.errors import BadInput, UnknownName
+from sim.progress import Timed
 from sim.results.accuracy import CASE, CASES, assess
 
 SCENARIOS = ("all", "decode", "restore")
@@ -117,7 +118,8 @@ def record(
         note(f"{output} holds {n_done} finished cases; they and its profile are reused.")
     until_s = monotonic() + 60 * minutes
     with progress("record") as shown:
-        how = RecordingOptions(output, kind, repeats, machine.seed, shown, until_s)
+        timed = Timed(shown, until_s)
+        how = RecordingOptions(output, kind, repeats, machine.seed, timed, until_s)
         recorder = Recorder(how, specs, machine.link)
         recorder.measure(chosen)
     if pack is not None:

@@ -116,16 +116,23 @@ def print_decode_report(report: dict[str, Any]) -> None:
     link = f"link {report['link_bytes_per_s'] / 1e9:.2g} GB/s"
     _print_cases(report, link, columns, cells, ";")
     say("max() error: what max(copy, compute) would have predicted instead")
+    _say_errors(report)
     say(
-        f"median |error| {percent(report['median_abs_error_frac'])}, worst "
-        f"{percent(report['max_abs_error_frac'])}; overlap off by "
-        f"{report['median_overlap_error_points']:.1f} points, worst "
-        f"{report['max_overlap_error_points']:.1f}; {_spread(report)}"
+        f"overlap off by {report['median_overlap_error_points']:.1f} points, worst "
+        f"{report['max_overlap_error_points']:.1f}; corrected "
+        f"{report['median_corrected_overlap_error_points']:.1f}, worst "
+        f"{report['max_corrected_overlap_error_points']:.1f}"
     )
     say(
         f"the lp plan was the fastest measured in {report['lp_fastest_in']}; at worst "
         f"{percent(max(0.0, report['lp_measured_regret_frac']))} slower than the best"
     )
+    for shape, one in report["lp_corrected_regrets"].items():
+        say(
+            f"  {shape}, corrected, in runs next to each other: lp "
+            f"{percent(one['frac'], signed=True)} against {one['other']} "
+            f"(noise {percent(one['noise_frac'])})"
+        )
     _say_disturbed(report)
     before, during = report["machine_drifts"], report["machine_drifts_beside_runs"]
     for part, what in (("flops", "large"), ("hbm", "small")):
@@ -157,10 +164,7 @@ def print_restore_report(report: dict[str, Any]) -> None:
     columns = (*ERROR_COLUMNS, "computed/projected/loaded", "meet pred.", "meet meas.")
     _print_cases(report, "time to first token", columns, cells)
     n = len(report["cases"])
-    say(
-        f"{n} restores: median |error| {percent(report['median_abs_error_frac'])}, worst "
-        f"{percent(report['max_abs_error_frac'])}; {_spread(report)}"
-    )
+    _say_errors(report)
     say(
         f"two ends met within one chunk of the prediction in "
         f"{percent(report['meeting_within_one_chunk_frac'])} of {report['meeting_cases']} cases"
@@ -174,16 +178,17 @@ def print_restore_report(report: dict[str, Any]) -> None:
     say(f"device: {report['device']}")
 
 
-ERROR_COLUMNS = ("predicted", "measured", "error", "spread")
+ERROR_COLUMNS = ("predicted", "measured", "error", "corrected", "spread")
 
 
 def _error_cells(case: dict[str, Any], error: str) -> tuple[str, ...]:
-    covered = abs(case[error]) <= case["measured_spread_frac"]
+    corrected, spread = case["corrected_error_frac"], case["corrected_spread_frac"]
     return (
         ms(case["predicted_makespan_s"]),
         ms(case["measured_makespan_s"]),
         percent(case[error], signed=True),
-        percent(case["measured_spread_frac"]) + ("*" if covered else " "),
+        percent(corrected, signed=True) if case["judged"] else "not judged",
+        percent(spread) + ("*" if abs(corrected) <= spread else " "),
     )
 
 
@@ -198,23 +203,34 @@ def _print_cases(
     table(f"{report['model']} ({report['dtype']}), {what}", ("case", *columns), rows)
     say("")
     say(
-        "error: predicted - measured; spread: interquartile range of the repeats, * covers error"
+        "error: predicted for the speed before the runs, minus measured; corrected: predicted for "
+        "the speed around each run; spread: range of the corrected errors, * covers the error"
         f"{end}"
     )
 
 
-def _spread(report: dict[str, Any]) -> str:
-    return (
-        f"median spread {percent(report['median_spread_frac'])}; given measured task times "
+def _say_errors(report: dict[str, Any]) -> None:
+    n = len(report["cases"])
+    say(
+        f"{n} cases: median |error| {percent(report['median_abs_error_frac'])}, worst "
+        f"{percent(report['max_abs_error_frac'])}; given measured task times "
         f"{percent(report['median_teacher_forced_error_frac'])}"
     )
+    say(
+        f"corrected, {report['judged_cases']} judged cases: median |error| "
+        f"{percent(report['median_abs_corrected_error_frac'])}, worst "
+        f"{percent(report['max_abs_corrected_error_frac'])}"
+    )
+    for sentence in report["left_out"]:
+        say(sentence)
 
 
 def _say_disturbed(report: dict[str, Any]) -> None:
     say(
         f"{report['disturbed_runs']} of {report['runs']} runs were disturbed (reference matmuls "
-        f"around them differed by over {percent(STEADY_FRAC)}); of each case the "
-        f"{report['repeats']} least disturbed count"
+        f"around them differed by over {percent(STEADY_FRAC)}, or others had more than half of the "
+        f"core); of each case the {report['repeats']} least disturbed count; other processes had "
+        f"{percent(1 - report['median_core_share'])} of the compute core"
     )
 
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from kvoverlap.cli.options import (
+    UNQUANTISED,
     AutoEngine,
     Json,
     MachineOptions,
@@ -96,7 +97,7 @@ def restore(
             )
         hardware = behind_link(hardware, link_rate("--tier", job.tier))
     spec = model.load(hardware)
-    request = job.request()
+    request = job.request(spec)
     trace = ALWAYS if load.availability is None else Availability.load(load.availability)
     if engine is None:
         long = job.prompt >= LONG_CHUNKS * request.io_chunk_tokens and trace != ALWAYS
@@ -159,7 +160,9 @@ def _print(made: RestorePlan) -> None:
         f"of the GPU, policy {made.policy}"
     )
     projected = f", project {made.projected_tokens:,} from X" if made.projected_tokens else ""
-    say(f"compute {made.computed_tokens:,} tokens{projected}, load {made.loaded_tokens:,}")
+    bits = request.tier_kv_bits
+    in_bits = f" in {bits} bits" if bits != UNQUANTISED else ""
+    say(f"compute {made.computed_tokens:,} tokens{projected}, load {made.loaded_tokens:,}{in_bits}")
     if made.x_bytes:
         kv_bytes = request.kv_bytes(made.model)
         say(

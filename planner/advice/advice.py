@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from planner.advice.decoding import DecodeJob, Slo, best_plan, by_context, compare_with_slo
-from planner.advice.headline import headline
+from planner.advice.headline import headline, verdict
 from planner.advice.reuse import Reuse, reuse
 from planner.advice.runtime_settings import CacheBudget, RuntimeSetting, runtime_settings
 from planner.crossovers import Interval
 from planner.decode.plan import DecodePlan, Sensitivity
-from planner.decode.ways import RESIDENT, Ways
+from planner.decode.ways import Ways
 from planner.job import Job, PlanOptions
 from planner.make import make_plan
 from sim.errors import BadInput
@@ -80,9 +80,10 @@ class Advice:
         return headline(self.resident)
 
     @property
-    def fits(self) -> bool:
-        """Whether the best plan has the whole cache in GPU memory."""
-        return self.resident.fully_resident
+    def device_frac(self) -> float:
+        """Part of the GPU's memory that weights and cache of the best plan take."""
+        need = footprint(self.resident.lower())
+        return need.device_bytes / self.resident.hardware.memory.device_bytes
 
     @property
     def step_s_by_policy(self) -> dict[str, float]:
@@ -99,8 +100,8 @@ class Advice:
 
     @property
     def verdict(self) -> str:
-        """The verdict in one word."""
-        return RESIDENT if self.fits else self.from_host
+        """What the headline says, in a word or two."""
+        return verdict(self.resident)
 
     @property
     def gain(self) -> float:

@@ -7,7 +7,7 @@ from math import inf
 from planner.decode.make import LP
 from planner.decode.plan import DecodePlan, Offloaded
 from planner.decode.split import Residency
-from planner.decode.ways import LOAD, RECOMPUTE, RESIDENT
+from planner.decode.ways import LOAD, PARTLY_RESIDENT, RECOMPUTE, RESIDENT
 from sim.graph.memory import weights_beyond
 from sim.model.kv_format import host_kv_token_bytes
 from sim.units import ms
@@ -29,6 +29,16 @@ def headline(plan: DecodePlan) -> str:
     return " ".join(filter(None, (_too_large(plan), named, _answer(plan, plan.offloaded))))
 
 
+def verdict(plan: DecodePlan) -> str:
+    """The headline in a word or two: what is kept, or how an offloaded cache is obtained."""
+    if plan.offloaded is None:
+        return plan.policy
+    kept, _ = _kept(plan, plan.offloaded)
+    if kept == Residency.nothing(plan.model):
+        return plan.offloaded.way
+    return RESIDENT if kept.kv_tokens == _whole(plan).kv_tokens else PARTLY_RESIDENT
+
+
 def _too_large(plan: DecodePlan) -> str:
     beyond = weights_beyond(plan.model, plan.hardware.memory.job_device_bytes)
     if beyond is None:
@@ -37,15 +47,27 @@ def _too_large(plan: DecodePlan) -> str:
 
 
 def _answer(plan: DecodePlan, offloaded: Offloaded) -> str:
+    resident, fastest_s = _kept(plan, offloaded)
+    if resident == Residency.nothing(plan.model):
+        return _offloaded(plan, offloaded)
+    how = f"{_keep(plan, resident)}: {_step(plan, fastest_s)}."
+    return f"{how} {_if_offloaded(plan, offloaded)}"
+
+
+def _kept(plan: DecodePlan, offloaded: Offloaded) -> tuple[Residency, float]:
+    """What the fastest alternative keeps in GPU memory, and its makespan in seconds."""
     nothing = Residency.nothing(plan.model)
     whole_s, fastest_s = plan.baselines.get(RESIDENT, inf), plan.baselines[LP]
     resident = plan.residency if plan.policy == LP else nothing
-    if resident == nothing or whole_s < fastest_s:
-        if whole_s >= offloaded.makespan_s:
-            return _offloaded(plan, offloaded)
-        resident, fastest_s = Residency.whole_cache(plan.model, plan.workload), whole_s
-    how = f"{_keep(plan, resident)}: {_step(plan, fastest_s)}."
-    return f"{how} {_if_offloaded(plan, offloaded)}"
+    if resident != nothing and fastest_s <= whole_s:
+        return resident, fastest_s
+    if whole_s < offloaded.makespan_s:
+        return _whole(plan), whole_s
+    return nothing, offloaded.makespan_s
+
+
+def _whole(plan: DecodePlan) -> Residency:
+    return Residency.whole_cache(plan.model, plan.workload)
 
 
 def _keep(plan: DecodePlan, resident: Residency) -> str:

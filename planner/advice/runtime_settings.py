@@ -8,7 +8,7 @@ restrict it to lengths at which loading a prefix is faster than computing it.
 Names, units and defaults are those of
 
 - vLLM: https://docs.vllm.ai/en/stable/api/vllm/config/cache/ (size in GiB over all tensor-parallel
-  ranks; backends `native` and `lmcache`, whose server has its own size) and
+  ranks; backends `native` and `lmcache`, whose server has its own size; gpu_memory_utilization) and
   https://docs.vllm.ai/en/latest/features/kv_offloading_usage/ (copies by `cudaMemcpyAsync`),
 - LMCache: https://docs.lmcache.ai/api_reference/configurations.html (chunks of 256 tokens; size in
   GB, 5 by default; minimum tokens of a hit that is retrieved). With it vLLM runs without its
@@ -33,6 +33,9 @@ PAGES = {
     "LMCache": "https://docs.lmcache.ai/api_reference/configurations.html",
     "SGLang": "https://docs.sglang.io/advanced_features/hicache_design.html",
 }
+VLLM_MEMORY_FRAC = 0.92
+"""Default of --gpu-memory-utilization, the part of GPU memory that vLLM uses."""
+
 LMCACHE_CHUNK_TOKENS = 256
 MAX_CHUNK_TOKENS = 4096
 HICACHE_PAGE_TOKENS = 64

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from math import inf
+from math import ceil, inf
 
 from planner.advice.advice import Advice, Evidence
 from planner.advice.reuse import Reuse
+from planner.advice.runtime_settings import VLLM_MEMORY_FRAC
 from planner.advice.task_times import describe_sources
 from planner.decode.sensitivity import MIN_SAVING_FRAC, PARTS
-from planner.decode.ways import LOAD, NO_ROOM, RECOMPUTE, SPLIT
+from planner.decode.ways import LOAD, NO_ROOM, RECOMPUTE, RESIDENT, SPLIT
 from sim.units import ms, percent
 
 WAY = {
@@ -29,7 +30,7 @@ ABOUT_RUNTIMES = (
 def describe(advice: Advice) -> str:
     """The advice as one paragraph."""
     unified = advice.plan.hardware.memory.unified
-    found = [_gain(advice), _upgrade(advice)]
+    found = [_memory_share(advice), _gain(advice), _upgrade(advice)]
     if not unified:
         found.append(_crossover(advice))
     if advice.slo is not None:
@@ -38,6 +39,18 @@ def describe(advice: Advice) -> str:
         tokens = advice.plan.workload.prompt_tokens
         found.append((_reuse_in_place if unified else describe_reuse)(advice.reuse, tokens))
     return " ".join(one for one in found if one)
+
+
+def _memory_share(advice: Advice) -> str:
+    """The setting without which vLLM's part of GPU memory is too small for a resident cache."""
+    needed = advice.device_frac
+    if advice.verdict != RESIDENT or needed <= VLLM_MEMORY_FRAC:
+        return ""
+    return (
+        f"Weights and cache take {percent(needed)} of GPU memory and vLLM uses "
+        f"{percent(VLLM_MEMORY_FRAC)} by default: set --gpu-memory-utilization "
+        f"{ceil(100 * needed) / 100:.2f}."
+    )
 
 
 def _gain(advice: Advice) -> str:

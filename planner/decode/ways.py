@@ -8,8 +8,10 @@ from math import inf
 from planner.decode.planner import DecodePlanner
 from sim.errors import DoesNotFit
 
-RESIDENT, LOAD, RECOMPUTE, SPLIT, NO_ROOM = "resident", "load", "recompute", "split", "no room"
-"""Verdicts: all in GPU memory, one way only, both ways, or impossible on this machine."""
+RESIDENT, PARTLY_RESIDENT = "resident", "partly resident"
+LOAD, RECOMPUTE, SPLIT, NO_ROOM = "load", "recompute", "split", "no room"
+"""Verdicts: the cache in GPU memory, a part of it; otherwise one way only, both ways, or none that
+fits this machine."""
 
 WORTH_FRAC = 0.01
 """Minimum saving of a split over the better of loading and recomputing."""

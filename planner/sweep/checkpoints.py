@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -68,6 +69,16 @@ class Checkpoints:
                 f"{self.folder} belongs to another {other}; delete the folder, or choose another "
                 "output."
             )
+
+    @contextmanager
+    def discarded_if_empty(self) -> Iterator[None]:
+        """Remove the folder of a sweep that fails or is stopped before its first part."""
+        try:
+            yield
+        except BaseException:
+            if not any(self._parts()):
+                shutil.rmtree(self.folder, ignore_errors=True)
+            raise
 
     def is_complete(self) -> bool:
         """Whether the table exists and is of this study and version."""

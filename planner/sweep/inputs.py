@@ -147,6 +147,7 @@ MACHINE_AND_MODEL: dict[str, Input] = {
     "prompt": Input(read_count, REQUIRED, "tokens"),
     "dtype": Input(_one_of(tuple(DTYPE_BYTES))),
     "tp": Input(read_count, unit="GPUs"),
+    "ep": Input(read_count, unit="GPUs"),
     "gpu_memory": Input(read_bytes, unit="bytes"),
     **{f"model.{size}": Input(read_count) for size in MODEL_SIZES},
     **{

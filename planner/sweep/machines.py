@@ -74,7 +74,9 @@ def model_of(values: Mapping[str, Any], hardware: HardwareProfile) -> ModelSpec:
     """
     sizes = tuple((size, values[key]) for size in MODEL_SIZES if (key := f"model.{size}") in values)
     spec = _model(values["model"], values.get("dtype"), sizes)
-    return in_dtype_of(spec, hardware, chosen="dtype" in values).shard(values.get("tp", 1))
+    return in_dtype_of(spec, hardware, chosen="dtype" in values).shard(
+        values.get("tp", 1), values.get("ep", 1)
+    )
 
 
 @lru_cache(maxsize=64)

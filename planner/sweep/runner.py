@@ -7,6 +7,8 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -26,7 +28,22 @@ MAX_IN_BATCH = 500
 MIN_BATCHES = 8
 """Minimum for each worker, so that no worker idles long at the end."""
 
-SAMPLES = 3
+MIN_SAMPLES, MAX_SAMPLES, POINTS_PER_SAMPLE = 3, 256, 8
+"""Points that are timed before a sweep: one of so many, within these limits."""
+
+SURE_SAMPLES, SURE_FRAC = 32, 0.1
+"""Sampling ends at this number of samples, or later, if the mean's standard error is as small."""
+
+SAMPLING_S, SAMPLING_FRAC = 2.0, 0.05
+"""Sampling takes about this long at most, or this fraction of the sweep. Points that need the LP
+are few and long, so that a short sample misses them."""
+
+PRIOR_FRAC = 0.1
+"""Part of the points that the estimate stands for when the time left is updated; the first batches
+alone tell little."""
+
+GOLDEN = (5**0.5 - 1) / 2
+"""Multiples of it, modulo 1, are spread evenly, however many there are."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +53,8 @@ class Estimate:
     Args:
         points: after filters.
         missing: points that are not finished.
-        point_s: mean seconds of a point on one core, from a few samples.
-        seconds: of all missing points on all workers.
+        point_s: mean seconds of a point on one core, from samples.
+        seconds: of all missing points on all workers, with reading machines and models.
     """
 
     points: int
@@ -75,20 +92,43 @@ def estimate(study: Study, checkpoints: Checkpoints, workers: int) -> Estimate:
     if not points:
         raise BadInput("where: no point passes the filters; relax one.")
     missing = 0 if checkpoints.is_complete() else points - len(checkpoints.done())
-    point_s = _point_seconds(study, points)
-    return Estimate(points, missing, point_s, missing * point_s / workers)
+    point_s, setup_s = _sampled_seconds(study, points, workers)
+    run_s = missing * point_s / workers + (setup_s if missing else 0.0)
+    return Estimate(points, missing, point_s, run_s)
 
 
-def _point_seconds(study: Study, points: int) -> float:
-    """Mean seconds of a few points across the study, after a warm-up."""
-    chosen = {points * at // SAMPLES for at in range(SAMPLES)}
-    samples = [point for at, point in enumerate(study.points()) if at in chosen]
-    taken_s = []
-    for point in (samples[0], *samples):
-        start_s = time.perf_counter()
-        point_row(study.scenario, dict(zip(study.inputs, point, strict=True)))
-        taken_s.append(time.perf_counter() - start_s)
-    return sum(taken_s[1:]) / len(samples)
+def _sampled_seconds(study: Study, points: int, workers: int) -> tuple[float, float]:
+    """Mean seconds of a point, and seconds that every worker spends once on machines and models.
+
+    Points across the study are timed, until the mean is known well or sampling took long.
+    """
+    most = min(MAX_SAMPLES, max(MIN_SAMPLES, points // POINTS_PER_SAMPLE))
+    order = list(dict.fromkeys(int(points * (at * GOLDEN % 1.0)) for at in range(most)))
+    wanted = set(order)
+    chosen = {at: point for at, point in enumerate(study.points()) if at in wanted}
+    taken_s: list[float] = []
+    setup_s, known = 0.0, set()
+    for at in order:
+        values = dict(zip(study.inputs, chosen[at], strict=True))
+        subject = (values.get("model"), values.get("hardware"))
+        first_s = 0.0 if subject in known else _seconds(study, values)
+        known.add(subject)
+        taken_s.append(_seconds(study, values))
+        setup_s += max(0.0, first_s - taken_s[-1])
+        mean_s, spent_s = fmean(taken_s), sum(taken_s)
+        if len(taken_s) >= SURE_SAMPLES:
+            error_s = stdev(taken_s) / len(taken_s) ** 0.5
+            if error_s <= SURE_FRAC * mean_s:
+                break
+        if spent_s > max(SAMPLING_S, SAMPLING_FRAC * points * mean_s / workers):
+            break
+    return mean_s, setup_s
+
+
+def _seconds(study: Study, values: dict[str, Any]) -> float:
+    start_s = time.perf_counter()
+    point_row(study.scenario, values)
+    return time.perf_counter() - start_s
 
 
 def run_sweep(
@@ -122,15 +162,17 @@ def run_sweep(
         MAX_IN_BATCH,
         max(1, expected.missing // (MIN_BATCHES * workers)),
     )
-    finished, run_s = len(done), time.perf_counter()
+    finished, run_s, prior = len(done), time.perf_counter(), PRIOR_FRAC * expected.missing
     report = progress or Silent()
     report(_left(finished, expected.points, expected.seconds), finished / expected.points)
-    for batch, payload in executor(_batches(study, checkpoints.columns, done, size)):
-        checkpoints.save(batch.first, batch.last, payload)
-        finished += len(batch.points)
-        rate = (finished - len(done)) / (time.perf_counter() - run_s)
-        left_s = (expected.points - finished) / rate
-        report(_left(finished, expected.points, left_s), finished / expected.points)
+    with checkpoints.discarded_if_empty():
+        for batch, payload in executor(_batches(study, checkpoints.columns, done, size)):
+            checkpoints.save(batch.first, batch.last, payload)
+            finished += len(batch.points)
+            took_s, answered = time.perf_counter() - run_s, finished - len(done)
+            pace_s = (PRIOR_FRAC * expected.seconds + took_s) / (prior + answered)
+            left_s = (expected.points - finished) * pace_s
+            report(_left(finished, expected.points, left_s), finished / expected.points)
     table = checkpoints.merge(expected.points)
     return Swept(table, finished - len(done), time.perf_counter() - start_s)
 

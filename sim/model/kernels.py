@@ -84,8 +84,9 @@ class ExpertsShape:
     Args:
         width: intermediate size of one expert.
         active: experts that a token passes through.
-        routed: experts to choose from.
+        routed: experts to choose from, on all GPUs.
         matrices: of one expert, 3 with a gate and 2 without.
+        gpus: GPUs that the experts are divided over, which tokens choose evenly.
     """
 
     hidden: int
@@ -93,21 +94,22 @@ class ExpertsShape:
     active: int
     routed: int
     matrices: int = 3
+    gpus: int = 1
 
     def touched(self, n_tokens: float) -> float:
-        """Experts that at least one of `n_tokens` tokens passes through, on average.
+        """Experts of one GPU that at least one of `n_tokens` tokens passes through, on average.
 
         Each token chooses evenly and on its own: n (1 - (1 - active/n)^tokens).
         """
         untouched_frac: float = (1 - self.active / self.routed) ** n_tokens
-        return self.routed * (1 - untouched_frac)
+        return self.routed * (1 - untouched_frac) / self.gpus
 
     def roofline_s(
         self, n_tokens: float, touched: float, bits: float, flops_per_s: float, bytes_per_s: float
     ) -> float:
         """The longer of the FLOPs and of reading the touched experts' weights, by rate."""
         weights = self.matrices * self.hidden * self.width
-        flops = 2 * n_tokens * self.active * weights
+        flops = 2 * n_tokens * self.active * weights / self.gpus
         return max(flops / flops_per_s, touched * weights * bits / 8 / bytes_per_s)
 
 
@@ -203,8 +205,9 @@ def expert_kernels(moe: MixtureOfExperts, rows: int, model: ModelSpec) -> list[K
     9 x 2048).
     """
     h, f = model.hidden_size, moe.intermediate_size
-    shape = ExpertsShape(h, f, moe.n_active_experts, moe.n_routed_experts)
-    routed, touched = rows * moe.n_active_experts, shape.touched(rows)
+    active = moe.n_active_experts
+    shape = ExpertsShape(h, f, active, moe.n_routed_experts, gpus=moe.gpus)
+    routed, touched = ceil(rows * active / moe.gpus), shape.touched(rows)
     up, down = GroupedMatMul(routed, f, h, touched), GroupedMatMul(routed, h, f, touched)
     hidden, inner = rows * model.x_token_bytes, rows * f * model.element_bytes
     shared: list[Kernel] = []
@@ -213,8 +216,8 @@ def expert_kernels(moe: MixtureOfExperts, rows: int, model: ModelSpec) -> list[K
         shared = [MatMul(rows, width, h), MatMul(rows, width, h)]
         shared += [ElementwiseKernel(times * moe.n_shared_experts * inner) for times in (2, 3)]
         shared.append(MatMul(rows, h, width))
-    activated = [ElementwiseKernel(times * moe.n_active_experts * inner) for times in (2, 3)]
-    mixed = ElementwiseKernel((moe.n_active_experts + 2) * hidden)
+    activated = [ElementwiseKernel(times * active * inner // moe.gpus) for times in (2, 3)]
+    mixed = ElementwiseKernel((active // moe.gpus + 2) * hidden)
     return [
         ElementwiseKernel(2 * hidden),
         MatMul(rows, moe.n_routed_experts, h),

@@ -69,6 +69,7 @@ class MixtureOfExperts:
         n_shared_experts: experts that every token passes through.
         intermediate_size: width of one expert.
         n_dense_layers: first layers, which have one MLP instead (`first_k_dense_replace`).
+        gpus: GPUs that the routed experts are divided over (expert parallelism).
     """
 
     __pydantic_config__ = STRICT_KEYS
@@ -78,6 +79,7 @@ class MixtureOfExperts:
     n_shared_experts: int
     intermediate_size: int
     n_dense_layers: int
+    gpus: int = 1
 
     def __post_init__(self) -> None:
         sizes = ("n_routed_experts", "n_active_experts", "intermediate_size")
@@ -217,16 +219,29 @@ class ModelSpec:
                 f"{', '.join(DTYPE_BYTES)}."
             )
 
-    def shard(self, gpus: int) -> ModelSpec:
+    def shard(self, gpus: int, expert_gpus: int = 1) -> ModelSpec:
         """The part of the model that each of `gpus` GPUs holds under tensor parallelism.
 
         Query heads, MLPs, experts and vocabulary are divided. So are KV heads, as far as there are
         any to divide; with more GPUs than KV heads several GPUs hold the same one. The latents of
         MLA are the same on every GPU.
 
+        Args:
+            expert_gpus: each GPU holds whole routed experts, one part in so many; the other parts
+                of `gpus` divide the width of an expert.
+
         Raises:
-            BadInput: the heads cannot be divided evenly.
+            BadInput: the heads or the experts cannot be divided evenly.
         """
+        if self.moe is None and expert_gpus > 1:
+            raise BadInput(f"--ep(={expert_gpus}): {self.name} has no experts; leave it out.")
+        if expert_gpus < 1 or gpus % expert_gpus:
+            raise BadInput(f"--ep(={expert_gpus}) must divide --tp(={gpus}); give both the same.")
+        if self.moe is not None and self.moe.n_routed_experts % expert_gpus:
+            raise BadInput(
+                f"--ep(={expert_gpus}) must divide the {self.moe.n_routed_experts} routed experts "
+                f"of {self.name}."
+            )
         if gpus == 1:
             return self
         self.check_plannable()
@@ -239,7 +254,9 @@ class ModelSpec:
                 f"{', '.join(map(str, (1, *self.tensor_parallel_sizes)))}."
             )
         moe = self.moe and replace(
-            self.moe, intermediate_size=ceil(self.moe.intermediate_size / gpus)
+            self.moe,
+            intermediate_size=ceil(self.moe.intermediate_size * expert_gpus / gpus),
+            gpus=expert_gpus,
         )
         return replace(
             self,
@@ -282,9 +299,10 @@ class ModelSpec:
         if moe is None or dense:
             return Layer(attention, Dense(self.intermediate_size, self.gated_mlp))
         shared_width = moe.n_shared_experts * moe.intermediate_size
+        held = moe.n_routed_experts // moe.gpus
         experts = Experts(
-            moe.n_routed_experts,
-            moe.n_active_experts,
+            held,
+            min(moe.n_active_experts, held),
             moe.intermediate_size,
             shared_width,
             self.gated_mlp,
@@ -305,19 +323,28 @@ class ModelSpec:
         Raises:
             BadInput: names layers of a kind that plans do not know.
         """
-        if self.layer_kinds:
-            kinds = {
-                layer.text: numbers
-                for layer, numbers in self.groups.items()
-                if type(layer.attention) is not FullAttention or layer.attention.window is not None
-            } or {layer.text: numbers for layer, numbers in self.groups.items()}
-            text, numbers = max(kinds.items(), key=lambda kind: len(kind[1]))
-            listed = ", ".join(map(str, numbers[:3])) + (" ..." if len(numbers) > 3 else "")
-            raise BadInput(
-                f"{self.name}: layers {listed} have {text}, which is described but not planned "
-                f"yet; see `kvoverlap models` for its bytes, or choose a model whose layers all "
-                "have heads of one size."
-            )
+        if not self.layer_kinds:
+            return
+        texts = [self._unplanned(layer) for layer in self.layers]
+        text = next((one for one in texts if one), self.layers[-1].ffn.text)
+        same = [number for number, one in enumerate(texts) if one == text] or [self.n_layers - 1]
+        listed = ", ".join(map(str, same[:3])) + (" ..." if len(same) > 3 else "")
+        raise BadInput(
+            f"{self.name}: layers {listed} have {text}, which can be described but not planned "
+            "yet; `kvoverlap models NAME` shows their bytes."
+        )
+
+    def _unplanned(self, layer: Layer) -> str:
+        """What plans do not know about a layer's attention, in words; empty if there is nothing."""
+        one = layer.attention
+        if not isinstance(one, FullAttention):
+            return "" if isinstance(one, MultiHeadLatent) and one.index is None else one.text
+        if one.chunked or one.index is not None or one.shares_kv:
+            return one.text
+        if one.gated or one.k_is_v or one.v_head_dim is not None:
+            return "a gated output" if one.gated else "values that are not like keys"
+        heads = (one.n_heads, one.n_kv_heads, one.head_dim)
+        return "" if heads == (self.n_heads, self.n_kv_heads, self.head_dim) else "other heads"
 
     @property
     def element_bytes(self) -> int:
@@ -452,16 +479,3 @@ class ModelSpec:
         uncounted = "experts" in self.layer_elements and not self.tie_embeddings
         table = uncounted and self.family.startswith(UNCOUNTED_EMBEDDINGS)
         return layers + self._embedding_elements.total() - table * self.vocab_size * hidden
-
-    def kv_bytes(self, context: int, bits: int = 16) -> int:
-        """Bytes that a sequence of `context` tokens caches in all layers, index and state aside."""
-        return sum(layer.attention.kv_elements(context) for layer in self.layers) * bits // 8
-
-    def index_bytes(self, context: int) -> int:
-        """Bytes of 8-bit index keys that a sequence of `context` tokens caches in all layers."""
-        return sum(layer.attention.index_elements(context) for layer in self.layers)
-
-    @property
-    def state_bytes(self) -> int:
-        """Bytes of the states of a sequence in all layers, whatever its length."""
-        return sum(layer.attention.state_bytes(2) for layer in self.layers)

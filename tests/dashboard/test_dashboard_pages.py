@@ -103,7 +103,7 @@ def opt_13b():
 
 @pytest.mark.usefixtures("runs")
 def test_plan_page_shows_the_plan_that_the_planner_makes(opt_13b):
-    app = show("plan")
+    app = show("plan", keep="false")
     assert ms(opt_13b.makespan_s) in app.header[0].value
     policies, worth, layers, curve = charts(app)
     assert policies["data"][0]["x"] == pytest.approx(
@@ -118,8 +118,8 @@ def test_plan_page_shows_the_plan_that_the_planner_makes(opt_13b):
 
 
 @pytest.mark.usefixtures("runs")
-def test_plan_page_keeps_what_fits_where_asked(opt_13b):
-    app = show("plan", keep="true", kv_bits="8 bits")
+def test_plan_page_keeps_what_fits(opt_13b):
+    app = show("plan", kv_bits="8 bits")
     kept = make_plan(opt_13b.model, opt_13b.hardware, Workload(32, 1024, 1, kv_bits=8), keep=True)
     assert ms(kept.makespan_s) in app.header[0].value
     assert any("KV cache in 8 bits" in caption.value for caption in app.caption)
@@ -132,7 +132,7 @@ def test_plan_page_keeps_what_fits_where_asked(opt_13b):
 
 @pytest.mark.usefixtures("runs")
 def test_split_slider_simulates_the_split_it_is_set_to():
-    app = show("plan", tokens="671")
+    app = show("plan", keep="false", tokens="671")
     expected = make_plan(
         find_model("opt-13b"), find_hardware("kvpr-a100"), Workload(32, 1024, 1), "fixed:671"
     )
@@ -188,15 +188,15 @@ def run_command(command, capsys):
     "query",
     [
         {},
-        {"link": "64 GB/s", "flops": "624 TFLOP/s", "batch": "16"},
-        {"hbm": "3110 GB/s", "gen": "2", "memory": "80 GiB", "model": "opt-30b"},
+        {"link": "64 GB/s", "flops": "624 TFLOP/s", "batch": "16", "model": "opt-1.3b"},
+        {"hbm": "3110 GB/s", "gen": "2", "memory": "80 GiB", "model": "opt-1.3b"},
         {"gpus": "4", "hardware": "kvpr-a100-4gpu", "model": "opt-125m", "prompt": "256"},
-        {"schedule": "column", "n_batches": "2", "model": "opt-6.7b"},
+        {"schedule": "column", "n_batches": "2", "model": "opt-1.3b"},
         {"hardware": "profile of run here", "model": "opt-125m", "prompt": "300"},
         {"keep": "true", "memory": "40 GiB"},
-        {"kv_bits": "4 bits"},
+        {"kv_bits": "4 bits", "model": "opt-1.3b"},
         {"schedule": "auto", "n_batches": "4", "model": "opt-125m"},
-        {"hardware": "h100-sxm+pcie5-x16", "link_of_h100-sxm": "nvlink-c2c", "model": "opt-6.7b"},
+        {"hardware": "h100-sxm+pcie5-x16", "link_of_h100-sxm": "nvlink-c2c", "model": "opt-1.3b"},
     ],
 )
 def test_the_command_shown_gives_the_answer_shown(query, capsys):
@@ -212,7 +212,8 @@ def test_the_command_shown_gives_the_answer_shown(query, capsys):
 
 @pytest.mark.usefixtures("runs")
 def test_changes_without_an_option_come_as_a_profile_for_the_command(capsys):
-    app = show("what_if", both_ways="0.5", memory="80 GiB", gpus="2", link="16 GB/s")
+    sliders = {"both_ways": "0.5", "memory": "80 GiB", "gpus": "2", "link": "16 GB/s"}
+    app = show("what_if", model="opt-1.3b", **sliders)
     assert "what-if.json" in app.code[0].value
     assert "--set" not in app.code[0].value
     changes = Changes(link=0.5, both_ways=0.5, device_gib=80, gpus=2)
@@ -227,12 +228,13 @@ def test_changes_without_an_option_come_as_a_profile_for_the_command(capsys):
 
 @pytest.mark.usefixtures("runs")
 def test_a_moved_slider_answers_as_the_link_to_that_view_does():
-    app = show("what_if")
+    app = show("what_if", model="opt-125m")
     before = app.header[0].value
     app.select_slider(key="link").set_value(2.0).run()
     assert not app.exception
     assert app.header[0].value != before
-    assert app.header[0].value == show("what_if", link="64 GB/s").header[0].value
+    linked = show("what_if", model="opt-125m", link="64 GB/s")
+    assert app.header[0].value == linked.header[0].value
 
 
 @pytest.mark.usefixtures("runs")
@@ -378,3 +380,12 @@ def test_tables_for_download_read_back_as_they_were():
     table = pd.DataFrame({"lp_s": [0.25, 1e-9], "in_range": [True, False], "model": ["a", "b"]})
     pd.testing.assert_frame_equal(pd.read_csv(io.BytesIO(csv_bytes(table))), table)
     pd.testing.assert_frame_equal(pd.read_parquet(io.BytesIO(parquet_bytes(table))), table)
+
+
+@pytest.mark.usefixtures("runs")
+def test_the_plan_page_asks_how_many_gpus_share_the_model(capsys):
+    app = show("plan", tp="2", hardware="h100-sxm+pcie5-x16", model="opt-6.7b")
+    assert "--tp 2" in app.code[0].value
+    answer = run_command(app.code[0].value, capsys)
+    assert answer["gpus"] == 2
+    assert ms(answer["makespan_s"]) in app.header[0].value

@@ -61,7 +61,7 @@ def test_page_opens_with_the_answer_of_the_shipped_machine():
     question = RestoreQuestion(
         "longalpaca-13b", find_hardware("a100-80g"), "a100-80g", request, 4 * GIB
     )
-    plan = make_plan(question.model, question.machine, request, cached_data="kv+x")
+    plan = make_plan(question.model, question.machine, request)
     app = show()
     assert app.header[0].value.startswith(f"first token after {ms(plan.ttft_s)}: ")
     assert any("auto took joint" in block.value for block in app.markdown)
@@ -83,6 +83,12 @@ QUERIES = [
     {"tier": "on the machine's SSD", "hardware": "h100", "model": "llama-3.1-8b"},
     {"tier": "behind the machine's network", "kv_bits": "3 bits", "policy": "load-only"},
     {"model": "opt-125m", "hardware": "cpu-xeon-opt-125m", "prompt": "1,024", "policy": "joint"},
+    {
+        "tp": "2",
+        "hardware": "h100-sxm+pcie5-x16",
+        "model": "llama-3.1-8b",
+        "tier": "in host memory",
+    },
     {"view": "Availability", "trace": DROP, "policy": "two-ended"},
     {"view": "Availability", "policy": "compute-only"},
 ]

@@ -29,10 +29,24 @@ def bench(backend, monkeypatch):
 
 @pytest.fixture
 def busy(device):
-    """`busy(seconds)` keeps the lane that runs it busy: on a GPU up to four times as long."""
+    """`busy(seconds)` works for so much processor time: on a GPU up to four times as long."""
     if device == "cuda":
         return lambda seconds: torch.cuda._sleep(int(seconds * CYCLES_PER_S))
-    return time.sleep
+    return spin
+
+
+def spin(seconds):
+    until_s = time.thread_time() + seconds
+    while time.thread_time() < until_s:
+        pass
+
+
+def test_time_without_the_core_does_not_count():
+    with open_backend("cpu") as backend:
+        bench = Bench(backend, torch.float32, 2**20, 2**18, 2**20)
+        samples = bench.back_to_back(COMPUTE, lambda: (spin(0.002), time.sleep(0.05)))
+    assert max(samples) < 0.05
+    assert bench.worked_s < bench.took_s / 5
 
 
 def test_a_sampler_of_lone_work_gives_seconds_of_one_call(bench, busy):

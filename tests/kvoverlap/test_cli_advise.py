@@ -17,7 +17,10 @@ def test_json_has_the_keys_that_scripts_use(call):
     status, stdout, _ = call(*words(ASK), "--slo-ms", "100", "--json")
     answer = json.loads(stdout)
     assert status == 0
-    assert answer["verdict"] == answer["from_host"] == "load"
+    assert answer["verdict"] == "partly resident"
+    assert answer["headline"].startswith("Keep ")
+    assert "and load the rest" in answer["headline"]
+    assert answer["from_host"] == "load"
     assert answer["recomputed_tokens"] == 0
     assert answer["kept_step_s"] < answer["step_s"] == answer["baselines"]["lp"]
     assert answer["gain_range"] is None

@@ -20,7 +20,6 @@ import measure.settings
 from kvoverlap.cli.main import main
 from measure.decode_grid import GridOptions
 from measure.grid import Grid
-from measure.run import ReadyPlan
 from measure.settings import DecodeSetting, OtherSystems, RestoreSetting
 from sim import HardwareProfile, Recording, Workload
 
@@ -263,22 +262,16 @@ def test_an_interrupt_during_the_runs_keeps_the_plans_that_have_run(
     early = folder / "early"
     shutil.copytree(whole, early)
     shutil.rmtree(early / "cases")
-    warm_up = ReadyPlan.warm_up
+    interleave = measure.grid.run_interleaved
 
-    def two_plans_run(plan, kind):
-        run, ran = plan.run, len(warmed)
-        warmed.append(warm_up(plan, kind))
-
+    def two_plans_run(runners, *more):
         def interrupted():
-            if ran == 2:
-                raise KeyboardInterrupt
-            return run()
+            raise KeyboardInterrupt
 
-        object.__setattr__(plan, "run", interrupted)
-        return warmed[-1]
+        first = dict(list(runners.items())[:2])
+        return interleave({**first, "b2-s24-none": interrupted}, *more)
 
-    warmed = []
-    monkeypatch.setattr(ReadyPlan, "warm_up", two_plans_run)
+    monkeypatch.setattr(measure.grid, "run_interleaved", two_plans_run)
     assert record("early")[0] == 130
     assert main(["accuracy", "--recordings", str(early), "--json"]) == 0
     cases = json.loads(capsys.readouterr().out)["cases"]

@@ -21,6 +21,7 @@ from planner.restore import RestorePlanner
 from sim.catalog import DATA, find_hardware, find_model
 from sim.errors import BadInput, DoesNotFit
 from sim.graph.jobs import RestoreRequest, Workload
+from sim.graph.memory import footprint
 from sim.machine.curves import Curve
 from sim.machine.links import Link
 from sim.machine.prefill import Prefill, Restore
@@ -130,6 +131,16 @@ def test_a_cache_that_fits_gpu_memory_is_resident():
     resident = make_plan(tiny_model(), machine(), JOB, "resident").makespan_s
     assert found.resident.makespan_s == pytest.approx(resident)
     assert found.headline.startswith("Keep the cache in GPU memory: ")
+    assert "--gpu-memory-utilization" not in describe(found)
+
+
+def test_a_resident_cache_beyond_the_part_that_vllm_uses_names_the_setting():
+    taken = footprint(make_plan(tiny_model(), machine(), JOB, "resident").lower()).device_bytes
+    memory = Memory("datasheet", taken / 0.951, 1e12)
+    found = advise(tiny_model(), machine(memory=memory), JOB, NOWHERE)
+    assert found.verdict == "resident"
+    assert "95.1 % of GPU memory and vLLM uses 92.0 % by default" in describe(found)
+    assert "set --gpu-memory-utilization 0.96." in describe(found)
 
 
 def test_a_cache_beyond_host_memory_is_split_or_recomputed():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import time
+from unittest.mock import patch
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -11,7 +13,7 @@ from builders import make_plan
 from studies import RESTORE, SMALL, toml
 
 from planner.restore import behind_link
-from planner.sweep import Checkpoints, Study, local, run_sweep, summarize
+from planner.sweep import Checkpoints, Study, estimate, local, run_sweep, summarize
 from planner.sweep.batch import Batch, batch_rows
 from planner.sweep.rows import decode_row
 from planner.sweep.table import provenance
@@ -90,6 +92,32 @@ def test_the_table_has_its_study_in_its_metadata(table):
     assert said["zip"] == {"batch": [2, 8], "gen": [1, 2]}
     assert said["points"] == table.num_rows == 8
     assert table.schema.field("link.bandwidth").metadata == {b"unit": b"bytes/s"}
+
+
+def test_a_sweep_that_fails_before_its_first_part_leaves_nothing(tmp_path):
+    def refuse(batches):
+        raise BadInput("no scheduler answers there")
+        yield from batches
+
+    with pytest.raises(BadInput, match="no scheduler"):
+        run_sweep(Study.of(SMALL), tmp_path / "out.parquet", refuse, 1)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_expected_time_counts_the_points_that_need_the_lp(tmp_path):
+    fixed = {"model": "opt-125m", "hardware": "kvpr-a100", "batch": 2}
+    grid = {"prompt": list(range(64, 128)), "policy": ["load-all", "lp"]}
+    study = Study.of({"title": "mixed", "fixed": fixed, "grid": grid})
+    timed = []
+
+    def slow(_, values):
+        timed.append(values["policy"])
+        time.sleep(0.02 if values["policy"] == "lp" else 0.001)
+
+    with patch("planner.sweep.runner.point_row", slow):
+        found = estimate(study, Checkpoints(study, tmp_path / "out.parquet"), 1)
+    assert found.seconds == pytest.approx(64 * 0.021, rel=0.3)
+    assert len(timed) <= 128 // 8 + 1
 
 
 def test_finished_points_are_not_computed_again(table, tmp_path):

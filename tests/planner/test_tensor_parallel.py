@@ -31,6 +31,7 @@ from sim.graph.jobs import RestoreRequest, Workload
 from sim.machine.all_reduce import AllReduce, AllReduceTable
 from sim.machine.curves import Curve
 from sim.machine.links import Uplink
+from sim.model.kernels import ExpertsKernel, kernels
 from sim.progress import Silent
 
 FREE = AllReduce("datasheet", 1e30, 1e-30)
@@ -114,6 +115,32 @@ def test_what_cannot_be_divided_is_on_every_gpu():
     assert latent.kv_token_bytes == LATENT.kv_token_bytes
     experts = replace(SIZED, moe=MOE).shard(2)
     assert (experts.moe.n_routed_experts, experts.moe.intermediate_size) == (8, 3)
+
+
+def test_experts_are_divided_as_a_whole_or_in_width():
+    whole = tiny_model(n_heads=4, n_kv_heads=4, hidden_size=16, gated_mlp=True, moe=MOE)
+    width, experts = whole.shard(2), whole.shard(2, expert_gpus=2)
+    assert (width.moe.intermediate_size, width.moe.gpus) == (3, 1)
+    assert (experts.moe.intermediate_size, experts.moe.gpus) == (6, 2)
+    # Half of 8 experts of 3 matrices 16 x 6 either way; the shared one is whole with --ep.
+    layers = [part.layers[-1].ffn.matrices(16) for part in (width, experts)]
+    assert [one["experts"] for one in layers] == [8 * 3 * 16 * 3, 4 * 3 * 16 * 6]
+    assert [one["shared_experts"] for one in layers] == [3 * 16 * 3, 3 * 16 * 6]
+    shapes = [
+        next(one for one in kernels("mlp", 1, 1, part, 4) if isinstance(one, ExpertsKernel)).shape
+        for part in (width, experts)
+    ]
+    flops = [one.roofline_s(4, one.touched(4), 16, 1.0, 1e30) for one in shapes]
+    assert flops == [2 * 4 * 2 * 3 * 16 * 3] * 2
+    assert shapes[1].touched(4) == pytest.approx(shapes[0].touched(4) / 2)
+    fast = machine(gemm_bytes_per_s=1e6, all_reduce=FREE)
+    steps_s = [make_plan(part, fast, JOB, "resident").makespan_s for part in (width, experts)]
+    assert max(steps_s) < make_plan(whole, fast, JOB, "resident").makespan_s
+    for gpus, expert_gpus, words in ((4, 3, "must divide --tp"), (1, 2, "must divide --tp")):
+        with pytest.raises(BadInput, match=words):
+            whole.shard(gpus, expert_gpus)
+    with pytest.raises(BadInput, match="has no experts"):
+        SIZED.shard(2, 2)
 
 
 @examples(40)

@@ -1,0 +1,129 @@
+"""Errors of a case against predictions for the machine's speed around each of its runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from math import sqrt
+from statistics import median, stdev
+
+from measure.interleave import MIN_REPEATS, STEADY_FRAC, MeasuredRun, machine_at
+from planner import Plan
+from sim.machine.profile import HardwareProfile
+from sim.units import percent
+
+MIN_JUDGED_FRAC = 0.75
+"""Fraction of the cases that need `MIN_REPEATS` steady runs before the machine is judged."""
+
+
+@dataclass(frozen=True, slots=True)
+class JudgedRun:
+    """A run against the prediction for the machine's speed around it.
+
+    Args:
+        corrected_s: measured makespan at the speed that the plan was made for.
+        error_frac: predicted minus measured makespan, over measured.
+        overlap_error_points: predicted minus measured overlap, in points of 100.
+    """
+
+    run: MeasuredRun
+    corrected_s: float
+    error_frac: float
+    overlap_error_points: float
+
+    @property
+    def is_steady(self) -> bool:
+        return self.run.disturbed_frac <= STEADY_FRAC
+
+
+def judge_run(plan: Plan, hardware: HardwareProfile, run: MeasuredRun) -> JudgedRun:
+    """Compare a run with its plan's prediction for the speed around it.
+
+    Args:
+        hardware: the profile that the speed is relative to.
+    """
+    timeline = run.timeline
+    predicted = plan.simulate(hardware=machine_at(hardware, run.speed))
+    ratio = predicted.makespan_s / timeline.makespan_s
+    overlap_frac = predicted.overlap_frac - timeline.overlap_frac
+    return JudgedRun(run, plan.makespan_s / ratio, ratio - 1.0, 100 * overlap_frac)
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """The counted runs of a case, each against its own prediction."""
+
+    runs: Sequence[JudgedRun]
+
+    @property
+    def error_frac(self) -> float:
+        """Median error of the runs."""
+        return median(run.error_frac for run in self.runs)
+
+    @property
+    def spread_frac(self) -> float:
+        """Largest minus smallest error of the runs."""
+        errors = [run.error_frac for run in self.runs]
+        return max(errors) - min(errors)
+
+    @property
+    def overlap_error_points(self) -> float:
+        """Median overlap error of the runs."""
+        return median(run.overlap_error_points for run in self.runs)
+
+    @property
+    def is_judged(self) -> bool:
+        """Whether enough of the runs were steady to call the error an error."""
+        return sum(run.is_steady for run in self.runs) >= MIN_REPEATS
+
+
+@dataclass(frozen=True, slots=True)
+class Regret:
+    """How much slower one plan is than another, in runs of the same round.
+
+    Args:
+        frac: median over the rounds of the ratio of corrected times, minus 1.
+        noise_frac: standard error of that ratio.
+    """
+
+    other: str
+    frac: float
+    noise_frac: float
+
+
+def regret(name: str, one: Judgement, other: Judgement) -> Regret | None:
+    """Compare two plans round by round; None if they share no round."""
+    times_s = {run.run.round: run.corrected_s for run in other.runs}
+    ratios = [
+        run.corrected_s / times_s[run.run.round] for run in one.runs if run.run.round in times_s
+    ]
+    if not ratios:
+        return None
+    noise = stdev(ratios) / sqrt(len(ratios)) if len(ratios) > 1 else one.spread_frac
+    return Regret(name, median(ratios) - 1.0, noise)
+
+
+def why_not_judged(
+    judgements: Sequence[Judgement], n_cases: int, runs: Iterable[MeasuredRun]
+) -> str | None:
+    """Why the machine was too unsteady to judge, in one sentence; None if it was steady enough.
+
+    Args:
+        judgements: of the measured cases.
+        n_cases: cases that were asked for.
+        runs: all runs of these cases.
+    """
+    from hw.doctor.compute import spread_frac
+
+    judged = sum(one.is_judged for one in judgements)
+    if judged >= MIN_JUDGED_FRAC * n_cases:
+        return None
+    measured = list(runs)
+    matmuls = [next(iter(run.after.values())) for run in measured]
+    lost_frac = 1.0 - median(run.core_share for run in measured)
+    return (
+        f"This machine is too unsteady to judge: the same matmul varied by "
+        f"{percent(spread_frac(matmuls))}, other processes had {percent(lost_frac)} of the compute "
+        f"core, and {judged} of {n_cases} cases had {MIN_REPEATS} steady runs. Close other "
+        f"programs and run it again."
+    )

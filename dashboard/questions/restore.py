@@ -220,6 +220,8 @@ class RestoreQuestion:
         ):
             if value != default:
                 words += [option, str(value)]
+        if self.availability.steps:
+            words.append("--foresight")
         return shlex.join(words)
 
 

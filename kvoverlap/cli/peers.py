@@ -20,7 +20,7 @@ from kvoverlap.cli.options import (
     match_dtype,
 )
 from kvoverlap.cli.output import note, print_json, progress, say, table
-from measure.calibrate import DEFAULT_DTYPE, measure_profile
+from measure.calibrate import DECODES, DEFAULT_DTYPE, measure_profile
 from measure.other_systems import measure_other_systems
 from planner.decode.problem import check_workload
 from sim.catalog import find_hardware, find_model
@@ -75,7 +75,7 @@ def peers(
     if machine is None:
         spec = find_model(model, DEFAULT_DTYPE[kind], assume_like)
         with progress("profile") as steps:
-            machine = measure_profile(kind, [spec], f"this-{kind}", None, steps, restores=False)
+            machine = measure_profile(kind, [spec], f"this-{kind}", None, steps, DECODES)
     elif kind != made_for:
         note(f"the plans are made for {machine.name}; this run measures the {kind} device")
     spec = match_dtype(spec, machine, chosen=False)

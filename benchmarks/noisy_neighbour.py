@@ -70,10 +70,15 @@ def validate(minutes: str) -> dict[str, Any]:
     ) as process:
         assert process.stderr is not None
         assert process.stdout is not None
+        said = []
         for line in process.stderr:
+            said.append(line)
             if line.startswith("note:") and "measured" in line and first_s != first_s:
                 first_s = time.monotonic() - begun_s
-        report = json.load(process.stdout)
+        answer = process.stdout.read()
+    if not answer:
+        sys.exit("".join(said))
+    report = json.loads(answer)
     return {**report, "first_line_s": first_s, "total_s": time.monotonic() - begun_s}
 
 

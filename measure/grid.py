@@ -166,10 +166,10 @@ class Grid:
         prepare: Callable[[T, Progress], AbstractContextManager[PreparedSetting]],
         progress: Progress,
     ) -> list[SettingResult]:
-        """Measure one setting after another; each may use an equal part of the time left.
+        """Measure one setting after another; repeats fill an equal part of the time left.
 
         Raises:
-            OutOfTime: no setting could be measured.
+            KvOverlapError: the time allowed no setting.
         """
         share = 1 / len(settings)
         results: list[SettingResult] = []
@@ -178,20 +178,27 @@ class Grid:
             now_s = monotonic()
             part_s = (self.until_s - now_s) / (len(settings) - number)
             try:
-                grid = replace(self, until_s=now_s + part_s)
-                results.append(grid.measure(partial(prepare, setting), part))
+                results.append(self.measure(partial(prepare, setting), part, now_s + part_s))
             except OutOfTime as error:
                 self.left_out.append(f"{error.title} left out: {error}")
                 part.note(self.left_out[-1])
-                if len(self.left_out) == len(settings):
-                    raise
                 continue
             if results[-1].runs.interrupted:
                 raise KeyboardInterrupt
+        if not results:
+            raise KvOverlapError(
+                f"No case was measured. {self.left_out[0]} Close other programs, or raise "
+                "--minutes."
+            )
         return results
 
-    def measure(self, prepare: PrepareSetting, progress: Progress) -> SettingResult:
+    def measure(
+        self, prepare: PrepareSetting, progress: Progress, repeats_until_s: float = inf
+    ) -> SettingResult:
         """Prepare one setting; plan, run and compare its cases.
+
+        Args:
+            repeats_until_s: moment after which no round of runs ends but the first `MIN_REPEATS`.
 
         Raises:
             DoesNotFit: the setting needs more memory than the device has.
@@ -199,9 +206,11 @@ class Grid:
             OutOfTime: the time does not allow the fewest repeats.
         """
         with prepare(progress) as setting:
-            return self._measure(setting, Part(progress, setting.title))
+            return self._measure(setting, Part(progress, setting.title), repeats_until_s)
 
-    def _measure(self, setting: PreparedSetting, progress: Progress) -> SettingResult:
+    def _measure(
+        self, setting: PreparedSetting, progress: Progress, repeats_until_s: float
+    ) -> SettingResult:
         """The cases of one setting."""
         kind = setting.backend.kind
         progress("planning", 0.0)
@@ -231,7 +240,7 @@ class Grid:
                 self.repeats,
                 progress,
                 EXTRA_REPEATS[kind],
-                self.until_s,
+                min(self.until_s, repeats_until_s),
                 show_first,
             )
             environments = {name: one.environment() for name, one in ready.items()}

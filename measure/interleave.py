@@ -35,8 +35,12 @@ JUDGED_BYTES = 2**20
 LINK = "link"
 """Name of a real link among the parts of a machine."""
 
+COPY = "copy"
+"""Name of an emulated link among the parts of a machine."""
+
 Speed = dict[str, float]
-"""For each part of the machine: time of its reference matmuls / their time in the profile."""
+"""For each part of the machine: time of its reference matmuls or copy / their time in the
+profile."""
 
 
 @dataclass(frozen=True)
@@ -57,11 +61,9 @@ class MeasuredRun:
 
     @property
     def speed(self) -> Speed:
-        """The machine's speed during the run: mean of both samples, over the share of the core."""
-        return {
-            part: (self.before[part] + self.after[part]) / 2 / self.core_share
-            for part in _compute_parts(self.before)
-        }
+        """Mean of both samples; that of compute is divided by the share of the core."""
+        means = {part: (one + self.after[part]) / 2 for part, one in self.before.items()}
+        return means | {part: means[part] / self.core_share for part in _compute_parts(means)}
 
     @property
     def disturbed_frac(self) -> float:
@@ -118,14 +120,17 @@ def present_machine(
     drift = probe.drift(samples)
     if kind != "cpu":
         return hardware, {**drift, LINK: 1.0}
-    return machine_at(hardware, drift), drift
+    return machine_at(hardware, {part: drift[part] for part in _compute_parts(drift)}), drift
 
 
 def machine_at(hardware: HardwareProfile, speed: Speed) -> HardwareProfile:
-    """The machine whose matmuls take `speed` times as long as in its profile."""
+    """The machine whose matmuls and emulated copies take `speed` times as long as in its profile.
+
+    A real link keeps its own pace.
+    """
     for part in _compute_parts(speed):
         hardware = hardware.with_faster(part, 1 / speed[part])
-    return hardware
+    return hardware.with_faster("link", 1 / speed[COPY]) if COPY in speed else hardware
 
 
 def run_interleaved(
@@ -201,4 +206,4 @@ def lost_copy_frac(timeline: Timeline) -> float:
 
 
 def _compute_parts(speed: Speed) -> list[str]:
-    return [part for part in speed if part != LINK]
+    return [part for part in speed if part not in (LINK, COPY)]

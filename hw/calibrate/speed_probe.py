@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from functools import partial
-from statistics import median
+from statistics import mean, median
 
 import torch
 
@@ -21,6 +21,9 @@ from sim.model.spec import ModelSpec
 LINK_BYTES = 2**24
 """Size of the copy that measures the speed of a real link."""
 
+COPY_BYTES = 2**22
+"""Size of the copy that shows how late other processes make the copies of an emulated link."""
+
 RECENT_SAMPLES = 48
 """Samples whose median is the present speed."""
 
@@ -28,7 +31,8 @@ RECENT_SAMPLES = 48
 class SpeedProbe:
     """Times of the matmuls of `probed_matmuls`, to be sampled between measurements.
 
-    Part `link`, which only a real link has, is the time of one copy to the device.
+    Part `link`, which only a real link has, is the time of one copy to the device; part `copy` is
+    the same for an emulated link.
 
     Args:
         step_tokens: tokens of a restore's step, whose matmuls are then part `flops`.
@@ -57,12 +61,10 @@ class SpeedProbe:
             for part, points in parts.items()
         }
         self._samplers = {part: list(points.values()) for part, points in parts.items()}
-        if hardware.links.h2d.paced_bytes_per_s is None and backend.kind != "cpu":
-            n_bytes = min(LINK_BYTES, slot * model.element_bytes)
-            self._samplers["link"] = [
-                partial(bench.back_to_back, H2D, bench.copy_work(H2D, n_bytes))
-            ]
-            self._profiled_s["link"], _ = hardware.links.h2d.copy_s(n_bytes)
+        part, most_bytes = ("copy", COPY_BYTES) if backend.kind == "cpu" else ("link", LINK_BYTES)
+        n_bytes = min(most_bytes, slot * model.element_bytes)
+        self._samplers[part] = [partial(bench.back_to_back, H2D, bench.copy_work(H2D, n_bytes))]
+        self._profiled_s[part], _ = hardware.links.h2d.copy_s(n_bytes)
         self._recent: deque[dict[str, float]] = deque(maxlen=RECENT_SAMPLES)
 
     @staticmethod
@@ -76,10 +78,16 @@ class SpeedProbe:
         return cold + (1 + SLOTS) * largest + SLOTS * slot
 
     def sample(self) -> dict[str, float]:
-        """For each part, its processor time now divided by its time in the profile."""
+        """For each part, its time now divided by its time in the profile.
+
+        Matmuls are in processor time. Of the copies the mean counts, because some are late.
+        """
         with torch.inference_mode():
             ratios = {
-                part: sum(median(sample()) for sample in samplers) / self._profiled_s[part]
+                part: sum(
+                    map(mean if part == "copy" else median, (sample() for sample in samplers))
+                )
+                / self._profiled_s[part]
                 for part, samplers in self._samplers.items()
             }
         self._recent.append(ratios)
@@ -96,4 +104,7 @@ class SpeedProbe:
             self.sample()
         core_share = (self._bench.worked_s - worked_s) / (self._bench.took_s - took_s)
         drift = {part: median(sample[part] for sample in self._recent) for part in self._samplers}
-        return {part: one if part == "link" else one / core_share for part, one in drift.items()}
+        return {
+            part: one if part in ("link", "copy") else one / core_share
+            for part, one in drift.items()
+        }

@@ -8,7 +8,7 @@ import pytest
 from builders import machine, tiny_model
 
 import measure.interleave
-from measure.interleave import STEADY_FRAC, MeasuredRun, run_interleaved
+from measure.interleave import STEADY_FRAC, MeasuredRun, present_machine, run_interleaved
 from measure.judgement import JudgedRun, Judgement, judge_run, regret, why_not_judged
 from planner import Job, PlanOptions, make_plan
 from sim import Workload
@@ -91,6 +91,19 @@ def test_each_finished_run_is_reported(monkeypatch):
 
 def test_the_speed_of_a_run_is_the_mean_of_both_samples_over_the_share_of_the_core():
     assert run_of(1.0, 1.2, 0.5).speed == pytest.approx(slower(2.2))
+
+
+def test_late_copies_move_the_prediction_and_not_the_plan():
+    late = {**QUIET, "copy": 1.5}
+    run = MeasuredRun(0, PLAN.simulate(hardware=PROFILE.with_faster("link", 1 / 1.5)), late, late)
+    assert run.disturbed_frac == 0
+    assert judge_run(PLAN, PROFILE, run).error_frac == pytest.approx(0.0, abs=1e-12)
+
+    class Probe:
+        def drift(self, _samples):
+            return late
+
+    assert present_machine(PROFILE, Probe(), "cpu", 1) == (PROFILE, late)
 
 
 @pytest.mark.parametrize("ratio", [0.7, 1.0, 2.5])

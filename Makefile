@@ -11,7 +11,7 @@ run: $(RUN_READY)  ## profile this machine, plan, predict, run and compare; resu
 	$(BIN)/kvoverlap validate --device auto --out runs/latest
 
 test: lint  ## style, types, import arrows, then every test
-	$(BIN)/pytest -n 2 --dist loadfile
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 soak: lint  ## every property test with ten times the examples, other ones in every run
 	KVOVERLAP_SOAK=10 $(BIN)/pytest -n 2 tests -k "not browser"

@@ -70,6 +70,12 @@ def host_memory_bytes() -> int:
     return available
 
 
+def gpu_memory_bytes() -> int:
+    """Memory of the current GPU that is free, in bytes."""
+    free, _ = torch.cuda.mem_get_info()
+    return int(free)
+
+
 def host_environment() -> dict[str, Any]:
     """Processor, memory, operating system and library versions; no names of people or paths."""
     return {

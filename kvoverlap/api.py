@@ -95,6 +95,7 @@ def restore(
     *,
     policy: str = "auto",
     availability: Availability = ALWAYS,
+    foresight: bool = False,
     cached_data: str = "kv",
     engine: str = "simpy",
 ) -> RestorePlan:
@@ -104,7 +105,9 @@ def restore(
         model, hardware, engine: as for `plan`.
         policy: `compute-only`, `load-only`, `two-ended`, `lp`, `layer-wise`, `joint`, or `auto`,
             the fastest of them.
-        availability: available fraction of each lane over time, known in advance.
+        availability: available fraction of each lane over time.
+        foresight: whether the policies know it in advance; otherwise they plan for the whole
+            machine. The plan has both times.
         cached_data: `kv`, or `kv+x` where the attention inputs X are stored too, from which K and V
             can be projected.
 
@@ -114,7 +117,11 @@ def restore(
     from planner import Job, PlanOptions, make_plan
 
     options = PlanOptions(
-        policy=policy, availability=availability, engine=engine, cached_data=cached_data
+        policy=policy,
+        availability=availability,
+        foresight=foresight,
+        engine=engine,
+        cached_data=cached_data,
     )
     machine = _hardware(hardware)
     return make_plan(Job(_model(model, machine), machine, request), options)

@@ -12,7 +12,7 @@ from statistics import median
 from time import monotonic
 from typing import Any
 
-from measure.calibrate import measure_profile
+from measure.calibrate import ProfileScope, measure_profile
 from measure.grid import OutOfTime
 from measure.settings import (
     DEFAULT_JOBS,
@@ -164,9 +164,11 @@ class Recorder:
                 self.how.output.name,
                 self._link(hardware),
                 Part(self.how.progress, f"profile of {spec.name}"),
-                bits,
-                restores,
-                max_s=PROFILE_SHARE * max(0.0, self.how.until_s - monotonic()),
+                ProfileScope(
+                    bits,
+                    restores,
+                    max_s=PROFILE_SHARE * max(0.0, self.how.until_s - monotonic()),
+                ),
             )
             hardware = made if hardware is None else hardware.with_tables_of(made)
             hardware.save(self.how.output / PROFILE)

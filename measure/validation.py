@@ -10,7 +10,7 @@ from time import monotonic
 from typing import Any
 
 from measure.adaptation import measure_adaptation
-from measure.calibrate import DEFAULT_DTYPE, measure_profile
+from measure.calibrate import DEFAULT_DTYPE, ProfileScope, measure_profile
 from measure.grid import Case
 from measure.reports import measure_decodes, measure_restores
 from planner.decode.lower import SCHEDULES
@@ -159,10 +159,13 @@ def validate(request: ValidationRequest, progress: Progress) -> Validation:
         f"this-{kind}",
         request.link,
         part,
-        bits,
-        restores=not decodes,
-        max_s=PROFILE_SHARE * limit_s,
-        jobs=jobs if decodes else (),
+        ProfileScope(
+            bits,
+            restores=not decodes,
+            jobs=jobs if decodes else (),
+            max_s=PROFILE_SHARE * limit_s,
+            layerwise=request.schedule == "column",
+        ),
     )
     part = Part(progress, "", PROFILE_SHARE, 1 - PROFILE_SHARE)
     repeats, seed = request.repeats, request.seed

@@ -35,7 +35,9 @@ class PlanOptions:
             many as share the model (`ModelSpec.tensor_parallel`).
         keep: of a decode, whether policy `lp` may keep K, V, X and weights in free device memory.
         engine: which one simulates, as in `sim.simulate`.
-        availability: of a restore, available fraction of each lane over time, known in advance.
+        availability: of a restore, available fraction of each lane over time.
+        foresight: of a restore, whether the policies know the availability in advance; otherwise
+            they plan for the whole machine.
         cached_data: of a restore, `kv`, or `kv+x` where X is stored too and can be projected.
     """
 
@@ -45,6 +47,7 @@ class PlanOptions:
     keep: bool = False
     engine: str = "simpy"
     availability: Availability = ALWAYS
+    foresight: bool = False
     cached_data: str = KV
 
     def refuse(self, *names: str) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from sim.errors import BadInput, UnknownName
-from sim.files import naming_file
+from sim.files import decode_json, naming_file
 from sim.machine.components import JOIN, UNIFIED, ComputePart, LinkPart, compose, split_name
 from sim.machine.datasheet import SUFFIX as DATA_SHEET
 from sim.machine.datasheet import DataSheet, plain_link
@@ -30,6 +30,12 @@ def model_names() -> list[str]:
     return _names("models")
 
 
+@cache
+def planned_model_names() -> list[str]:
+    """Names of the shipped models that can be planned; the others have descriptions alone."""
+    return [name for name in model_names() if not find_model(name).layer_kinds]
+
+
 def hardware_names() -> list[str]:
     """Names of the shipped machines that are whole; DEVICE+LINK names compose others."""
     return _names("hardware")
@@ -45,17 +51,20 @@ def link_names() -> list[str]:
     return [name for name in _names("hardware/links") if name != UNIFIED]
 
 
-def find_model(name_or_path: str, dtype: str | None = None) -> ModelSpec:
+def find_model(
+    name_or_path: str, dtype: str | None = None, assume_like: str | None = None
+) -> ModelSpec:
     """A shipped model by name, or any model by its config.json or the folder that holds it.
 
     Args:
         dtype: element type to use instead of the config's.
+        assume_like: family to read a config of an unknown family as.
 
     Raises:
         UnknownName: no such shipped model and no such path; suggests the nearest name.
         BadFile: the config is unreadable, incomplete, or of an unsupported architecture.
     """
-    model = _find_model(name_or_path)
+    model = _find_model(name_or_path, assume_like)
     if dtype is None:
         return model
     if dtype not in DTYPE_BYTES:
@@ -63,12 +72,18 @@ def find_model(name_or_path: str, dtype: str | None = None) -> ModelSpec:
     return replace(model, dtype=dtype)
 
 
-def _find_model(name_or_path: str) -> ModelSpec:
+def model_source(name: str) -> str:
+    """Where the config of a shipped model was published."""
+    source: str = decode_json(DATA / "models" / f"{name}.json")["_source"]
+    return source
+
+
+def _find_model(name_or_path: str, assume_like: str | None) -> ModelSpec:
     shipped = DATA / "models" / f"{name_or_path.lower()}.json"
     if "/" not in name_or_path and _exists(shipped):
         return load_model_config(shipped)
     if _exists(Path(name_or_path)):
-        return load_model_config(name_or_path)
+        return load_model_config(name_or_path, assume_like=assume_like)
     raise UnknownName("model", name_or_path, model_names(), "A path to a config.json works too.")
 
 

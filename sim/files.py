@@ -269,10 +269,16 @@ def read_json(path: Path | str, kind: str) -> dict[str, Any]:
 def set_fields(one: Any) -> dict[str, Any]:
     """The fields of a dataclass that do not have their default value, dataclasses inside too."""
     return {
-        field.name: set_fields(value) if is_dataclass(value) else value
+        field.name: _set_value(value)
         for field in _fields(cast(Hashable, type(one)))
         if (value := getattr(one, field.name)) != field.default
     }
+
+
+def _set_value(value: Any) -> Any:
+    if isinstance(value, tuple) and value and is_dataclass(value[0]):
+        return [set_fields(one) for one in value]
+    return set_fields(value) if is_dataclass(value) else value
 
 
 @contextmanager

@@ -17,7 +17,15 @@ import planner
 from planner import Job, PlanOptions
 from planner.decode.lower import lower
 from planner.decode.problem import DecodeProblem
-from sim.catalog import composed_names, compute_names, find_compute, hardware_names, link_names
+from sim.catalog import (
+    composed_names,
+    compute_names,
+    find_compute,
+    find_model,
+    hardware_names,
+    link_names,
+    planned_model_names,
+)
 from sim.engine.api import simulate
 from sim.graph.jobs import Workload
 from sim.graph.memory import footprint
@@ -85,6 +93,11 @@ def tiny_model(**changes) -> ModelSpec:
     }
     return ModelSpec(**{**spec, **MHA, **changes})
 
+
+ONE_OF_EACH_FAMILY = sorted(
+    {find_model(name).family: name for name in planned_model_names()}.values()
+)
+"""Shipped models that can be planned."""
 
 MLA = LatentAttention(kv_lora_rank=4, qk_rope_head_dim=2, qk_nope_head_dim=3, v_head_dim=5)
 LATENT = tiny_model(n_kv_heads=1, head_dim=5, gated_mlp=True, mla=MLA)

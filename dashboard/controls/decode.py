@@ -13,7 +13,7 @@ from dashboard.questions.points import MULTIPLES
 from dashboard.session import all_machines
 from dashboard.text.comparison import escaped
 from planner import SCHEDULES
-from sim.catalog import link_names, model_names
+from sim.catalog import find_model, link_names, planned_model_names
 from sim.graph.jobs import Workload
 from sim.machine.profile import HardwareProfile
 from sim.model.kv_format import KV_BITS
@@ -50,6 +50,7 @@ def ask_question(changeable: bool) -> Question:
         bind="query-params",
         help="K, V, X and, in the column schedule, weights stay in GPU memory as far as they fit.",
     )
+    tp = 1 if changeable else ask_tp(model)
     hardware = machine.load()
     changes = Changes()
     if changeable:
@@ -57,13 +58,25 @@ def ask_question(changeable: bool) -> Question:
         changes = ask_changes(hardware)
         st.caption(escaped(f"{hardware.name}: {hardware.description}"))
     workload = Workload(*job, n_batches, kv_bits)
-    return Question(model, hardware, machine.reference, workload, schedule, changes, keep)
+    return Question(model, hardware, machine.reference, workload, schedule, changes, keep, tp)
 
 
 def ask_model(first: str) -> str:
     """A shipped model, by default `first`."""
-    names = model_names()
+    names = planned_model_names()
     return menu("Model", names, index=names.index(first), key="model")
+
+
+def ask_tp(model_name: str) -> int:
+    """GPUs that share the model, of those that its heads can be divided over."""
+    sizes = [n for n in find_model(model_name).tensor_parallel_sizes if n in GPUS]
+    return menu(
+        "GPUs that share the model",
+        [1, *sizes],
+        key="tp",
+        help="Tensor parallelism: every GPU holds, computes and loads its part of each layer, and "
+        "attention and MLP end with an all-reduce. Predicted, not run.",
+    )
 
 
 def ask_machine(first: str) -> Machine:

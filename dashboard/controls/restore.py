@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import streamlit as st
 
-from dashboard.controls.decode import ask_machine, ask_model, steps
+from dashboard.controls.decode import ask_machine, ask_model, ask_tp, steps
 from dashboard.controls.traces import (
     START,
     example_trace,
@@ -51,6 +51,7 @@ def ask_restore() -> tuple[RestoreQuestion, str]:
     """
     model = ask_model(FIRST_MODEL)
     machine = ask_machine(FIRST_RESTORE_MACHINE)
+    tp = ask_tp(model)
     hardware = machine.load()
     prompt = int(steps("Prompt (tokens)", PROMPTS, 16384, "prompt", "{:,}"))
     cached_frac = steps(
@@ -99,7 +100,8 @@ def ask_restore() -> tuple[RestoreQuestion, str]:
         tier_kv_bits=kv_bits,
     )
     data = KV_AND_X if has_x else KV
-    return RestoreQuestion(model, hardware, machine.reference, request, link, ALWAYS, data), policy
+    made = RestoreQuestion(model, hardware, machine.reference, request, link, ALWAYS, data, tp)
+    return made, policy
 
 
 def ask_tier(hardware: HardwareProfile) -> tuple[str, float | None]:

@@ -134,6 +134,7 @@ class Question:
     Args:
         reference: the machine on the command line, a shipped name or a path.
         keep: whether the LP may keep K, V, X and weights in free GPU memory.
+        tp: GPUs that share the model.
     """
 
     model_name: str
@@ -143,6 +144,7 @@ class Question:
     schedule: str = "row"
     changes: Changes = Changes()
     keep: bool = False
+    tp: int = 1
 
     @property
     def machine(self) -> HardwareProfile:
@@ -155,7 +157,8 @@ class Question:
 
     @property
     def model(self) -> ModelSpec:
-        return in_dtype_of(find_model(self.model_name), self.hardware, chosen=False)
+        whole = in_dtype_of(find_model(self.model_name), self.hardware, chosen=False)
+        return whole.shard(self.tp)
 
     def plan(self, policy: str = "lp") -> DecodePlan:
         """The answer.
@@ -185,6 +188,8 @@ class Question:
             words += ["--schedule", self.schedule, "--n-batches", str(job.n_batches)]
         if job.kv_bits is not None:
             words += ["--kv-bits", str(job.kv_bits)]
+        if self.tp != 1:
+            words += ["--tp", str(self.tp)]
         if changes.gpus != 1:
             words += ["--gpus", str(changes.gpus)]
         if policy != "lp":

@@ -19,6 +19,7 @@ from planner.restore import (
     RestorePlanner,
     adapt,
     behind_link,
+    machine_of_one_gpu,
     plan_choice,
 )
 from sim.catalog import find_model
@@ -86,6 +87,7 @@ class RestoreQuestion:
         link_bytes_per_s: rate of the link to the cached prefix; None for the rate of the profile.
         availability: available fraction of each lane, which the policies know.
         cached_data: `kv`, or `kv+x` where X is cached too.
+        tp: GPUs that share the model.
     """
 
     model_name: str
@@ -95,10 +97,12 @@ class RestoreQuestion:
     link_bytes_per_s: float | None = None
     availability: Availability = ALWAYS
     cached_data: str = KV
+    tp: int = 1
 
     @property
     def model(self) -> ModelSpec:
-        return in_dtype_of(find_model(self.model_name), self.hardware, chosen=False)
+        whole = in_dtype_of(find_model(self.model_name), self.hardware, chosen=False)
+        return whole.shard(self.tp)
 
     @property
     def machine(self) -> HardwareProfile:
@@ -162,7 +166,7 @@ class RestoreQuestion:
         """
         made = RestorePlanner(
             self.model,
-            self.machine,
+            machine_of_one_gpu(self.machine, self.model),
             self.request,
             self.availability,
             self.engine,
@@ -205,6 +209,7 @@ class RestoreQuestion:
         words += ["--tier", tier]
         usual = RestoreRequest(prompt_tokens=2, cached_tokens=1)
         for option, value, default in (
+            ("--tp", self.tp, 1),
             ("--chunk", asked.chunk_tokens, usual.chunk_tokens),
             ("--io-chunk", asked.io_chunk_tokens, usual.io_chunk_tokens),
             ("--gpu-share", asked.gpu_share, usual.gpu_share),
@@ -215,6 +220,8 @@ class RestoreQuestion:
         ):
             if value != default:
                 words += [option, str(value)]
+        if self.availability.steps:
+            words.append("--foresight")
         return shlex.join(words)
 
 

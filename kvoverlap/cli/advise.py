@@ -54,10 +54,11 @@ def advise_verb(
         raise BadInput(f"--slo-ms(={slo_ms}) must be a time above 0, in milliseconds.")
     hardware = machine.load()
     slo_s = None if slo_ms is None else slo_ms / 1e3
+    spec = model.load(hardware)
     found = advise(
-        model.load(hardware),
+        spec,
         hardware,
-        job.workload(),
+        job.workload(spec),
         RECORDINGS,
         slo_s,
         installed_engine(engine),
@@ -73,7 +74,8 @@ def _print(found: Advice) -> None:
     say(f"{found.headline}\n")
     say(
         f"{plan.model.name} ({plan.model.dtype}) on {plan.hardware.name}, batch {job.batch_size}, "
-        f"prompt {job.prompt_tokens:,}, schedule {plan.schedule}\n"
+        f"prompt {job.prompt_tokens:,}, schedule {plan.schedule}"
+        f"{f', KV cache in {job.kv_bits} bits' if job.kv_bits else ''}\n"
     )
     say(describe(found))
     policy_table("\nA decode step", "step", found.step_s_by_policy, "load-all")

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Annotated, Any
 
-from cyclopts import App
+from cyclopts import App, Parameter
 
 from kvoverlap.cli.import_profile import aiconfigurator
+from kvoverlap.cli.options import AssumeLike, Count, Json
 from kvoverlap.cli.output import print_json, say, table
 from sim.catalog import (
     compute_names,
@@ -19,68 +20,167 @@ from sim.catalog import (
     hardware_names,
     link_names,
     model_names,
+    model_source,
 )
 from sim.lanes import COPY_LANES
 from sim.machine.components import JOIN, UNIFIED, ComputePart, LinkPart
 from sim.machine.profile import HardwareProfile
+from sim.model.sheet import LayerSheet, Sheet, sheet
+from sim.model.spec import ModelSpec
 
 
-def models(*, json: bool = False) -> None:
-    """List the model architectures that come with kvoverlap.
+def models(
+    model: Annotated[
+        str | None,
+        Parameter(
+            help="Name of a shipped model or path of a config.json. By default all shipped models "
+            "are listed."
+        ),
+    ] = None,
+    /,
+    *,
+    context: Annotated[Count, Parameter(help="Tokens of the sequence in the sheet.")] = 4096,
+    kv_bits: Annotated[
+        Count, Parameter(help="Bits of an element of K and V in the sheet: 16, 8 or 4.")
+    ] = 16,
+    assume_like: AssumeLike = None,
+    json: Json = False,
+) -> None:
+    """List the shipped models by family, or show what one model takes.
 
-    Any other OPT, Llama, Mistral, Qwen2 or Qwen3 model works by the path of its config.json.
+    The sheet of a model has its parameters, the bytes of its weights as they are stored, and what
+    one sequence takes: K and V, keys of sparse indexes (8 bits), and states, by kind of layer. It
+    says from which layers' inputs X the K and V could be projected again.
 
     For example:
       kvoverlap models
-      kvoverlap models --json
-
-    Parameters
-    ----------
-    json
-        Print JSON instead of a table.
+      kvoverlap models llama-3.1-8b --context 128K
+      kvoverlap models ./config.json --context 128K --kv-bits 8 --json
     """
-    specs = [find_model(name) for name in model_names()]
+    if model is None:
+        _list_models(json)
+        return
+    made = sheet(find_model(model, assume_like=assume_like), context, kv_bits)
     if json:
-        print_json(
-            [
-                {
-                    "name": spec.name,
-                    "family": spec.family,
-                    "parameters": spec.n_parameters,
-                    "n_layers": spec.n_layers,
-                    "hidden_size": spec.hidden_size,
-                    "n_heads": spec.n_heads,
-                    "n_kv_heads": spec.n_kv_heads,
-                    "kv_bytes_per_token_and_layer": spec.kv_token_bytes,
-                    "x_bytes_per_token_and_layer": spec.x_token_bytes,
-                    "source": "Hugging Face config.json",
-                }
-                for spec in specs
-            ]
-        )
+        print_json(asdict(made))
+        return
+    _print_sheet(made)
+
+
+def _list_models(json: bool) -> None:
+    specs = sorted(map(find_model, model_names()), key=lambda spec: (spec.family, spec.name))
+    if json:
+        print_json([_model_entry(spec) for spec in specs])
         return
     rows = [
         (
+            spec.family,
             spec.name,
-            f"{spec.n_parameters / 1e9:.2f} B",
+            _billions(spec.n_parameters),
+            _billions(spec.active_parameters),
             str(spec.n_layers),
-            str(spec.hidden_size),
             f"{spec.n_heads}/{spec.n_kv_heads}",
-            f"{spec.kv_token_bytes / 1024:g} KiB",
-            f"{spec.x_token_bytes / 1024:g} KiB",
+            f"{_token_bytes(spec) / 1024:,.4g} KiB",
+            f"{spec.n_layers * spec.x_token_bytes / 1024:,.4g} KiB",
+            "no" if spec.layer_kinds else "yes",
         )
         for spec in specs
     ]
     columns = (
+        "family",
         "model",
         "parameters",
+        "active",
         "layers",
-        "hidden",
         "heads/kv",
-        "KV / token / layer",
-        "X / token / layer",
+        "KV / token",
+        "X / token",
+        "planned",
     )
-    table("Shipped models (Hugging Face config.json)", columns, rows)
+    table("Shipped models, from their published configs", columns, rows, n_text=2)
+    say("\n`kvoverlap models NAME` shows one model; the path of a config.json works too.")
+
+
+def _token_bytes(spec: ModelSpec) -> int:
+    """Bytes that one token caches in all layers, windows and compression aside."""
+    return sum(one.attention.kv_size for one in spec.layers) * spec.element_bytes
+
+
+def _model_entry(spec: ModelSpec) -> dict[str, Any]:
+    return {
+        "name": spec.name,
+        "family": spec.family,
+        "parameters": spec.n_parameters,
+        "active_parameters": spec.active_parameters,
+        "n_layers": spec.n_layers,
+        "hidden_size": spec.hidden_size,
+        "n_heads": spec.n_heads,
+        "n_kv_heads": spec.n_kv_heads,
+        "kv_bytes_per_token_and_layer": max(one.attention.kv_size for one in spec.layers)
+        * spec.element_bytes,
+        "x_bytes_per_token_and_layer": spec.x_token_bytes,
+        "kv_bytes_per_token": _token_bytes(spec),
+        "planned": not spec.layer_kinds,
+        "source": model_source(spec.name),
+    }
+
+
+def _print_sheet(made: Sheet) -> None:
+    of_sequence = made.kv_bytes + made.index_bytes + made.state_bytes
+    say(
+        f"{made.name} ({made.family}): {_billions(made.parameters)} parameters, "
+        f"{_billions(made.active_parameters)} active; weights {_bytes(made.weight_bytes)}; a "
+        f"sequence of {made.context_tokens:,} tokens {_bytes(of_sequence)}\n"
+    )
+    groups: dict[tuple[str, str], list[LayerSheet]] = {}
+    for layer in made.layers:
+        groups.setdefault(layer.kind, []).append(layer)
+    rows = [
+        (
+            _numbers([layer.layer for layer in same]),
+            attention,
+            ffn,
+            _bytes(sum(layer.weight_bytes for layer in same)),
+            _bytes(sum(layer.kv_bytes for layer in same)),
+            _bytes(sum(layer.index_bytes for layer in same)),
+            _bytes(sum(layer.state_bytes for layer in same)),
+            "yes" if same[0].from_x else "no",
+        )
+        for (attention, ffn), same in groups.items()
+    ]
+    columns = ("layers", "attention", "FFN", "weights", "KV", "index", "state", "from X")
+    table("Layers", columns, rows, n_text=3)
+    projected = sum(layer.from_x for layer in made.layers)
+    say(
+        f"\nX of all layers takes {_bytes(made.x_bytes_per_token)} a token. K and V can be "
+        f"projected from X in {projected} of {len(made.layers)} layers. K and V have "
+        f"{made.kv_bits} bits, keys of an index 8, X 16."
+    )
+    if made.asked_kv_bits is not None and made.asked_kv_bits != made.kv_bits:
+        say(
+            f"The checkpoint asks for K and V in {made.asked_kv_bits} bits: "
+            f"--kv-bits {made.asked_kv_bits}."
+        )
+
+
+def _numbers(numbers: Sequence[int]) -> str:
+    """Layers as a count and the first of them."""
+    first = ", ".join(map(str, numbers[:3]))
+    if len(numbers) > 3 and numbers[-1] - numbers[0] == len(numbers) - 1:
+        return f"{len(numbers)}: {numbers[0]} to {numbers[-1]}"
+    return f"{len(numbers)}: {first}{' ...' if len(numbers) > 3 else ''}"
+
+
+def _billions(count: int) -> str:
+    return f"{count / 1e9:,.2f} B"
+
+
+def _bytes(n_bytes: int) -> str:
+    """Bytes in the unit that fits."""
+    for unit, size in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if n_bytes >= size:
+            return f"{n_bytes / size:,.{0 if n_bytes >= 100 * size else 2}f} {unit}"
+    return f"{n_bytes} B" if n_bytes else "-"
 
 
 def hardware(name: str | None = None, /, *, json: bool = False) -> None:

@@ -21,10 +21,9 @@ from kvoverlap.cli.options import (
 from kvoverlap.cli.output import print_json, progress, say, table
 from kvoverlap.cli.reports import report_timeline, say_restore
 from kvoverlap.cli.table_errors import print_table_errors
-from measure.calibrate import DEFAULT_DTYPE, DEFAULT_MODELS, measure_profile
+from measure.calibrate import measure_profile, specs_to_profile
 from measure.run import run as measure
 from planner import Plan
-from sim.catalog import find_model
 from sim.errors import BadInput
 from sim.lanes import HOST
 from sim.machine.availability import Availability
@@ -58,14 +57,14 @@ def profile(
     ----------
     model
         Model whose matrix shapes are measured; repeat for several. Default: opt-125m on cpu,
-        opt-1.3b, 6.7b, 13b and llama-3.1-8b on cuda.
+        opt-1.3b, 6.7b, 13b and llama-3.1-8b on cuda, as far as they fit.
     check
         Also print the leave-one-out errors: each point predicted from its neighbours.
     """
     from hw import resolve_device
 
     kind = resolve_device(device)
-    specs = [find_model(name, DEFAULT_DTYPE[kind]) for name in model or DEFAULT_MODELS[kind]]
+    specs = specs_to_profile(kind, model)
     with progress("profile") as steps:
         made = measure_profile(kind, specs, output.name.partition(".")[0], link, steps)
     made.save(output)

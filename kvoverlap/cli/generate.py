@@ -20,7 +20,7 @@ from kvoverlap.cli.options import (
 )
 from kvoverlap.cli.output import note, out, print_json, progress, say
 from kvoverlap.cli.tokenizer import TextCodec, check_prompts, read_prompt_ids
-from measure.calibrate import DEFAULT_DTYPE, link_pace, measure_profile
+from measure.calibrate import DECODES, DEFAULT_DTYPE, link_pace, measure_profile
 from planner import DecodePlan, Job, PlanOptions, make_plan
 from sim.catalog import find_hardware, is_shipped
 from sim.errors import BadInput, Mismatch
@@ -286,7 +286,7 @@ def plan_on_the_spot(
             "profile, --hardware FILE uses it"
         )
         with progress("profile") as steps:
-            machine = measure_profile(kind, [model], f"this-{kind}", link, steps, restores=False)
+            machine = measure_profile(kind, [model], f"this-{kind}", link, steps, DECODES)
     with progress("plan") as steps:
         steps("solving and simulating")
         return make_plan(Job(model, machine, job), PlanOptions(policy=choice.policy))

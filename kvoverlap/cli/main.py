@@ -55,11 +55,11 @@ VERBS = {
     ),
     "hardware": (
         "catalogue:hardware_app",
-        "List the shipped machines, and the devices and links that can be combined.",
+        "List the shipped machines, devices and links, or show every figure of one machine.",
     ),
     "models": (
         "catalogue:models",
-        "List the model architectures that come with kvoverlap.",
+        "List the shipped models by family, or show what one model takes.",
     ),
     "peers": (
         "peers:peers",

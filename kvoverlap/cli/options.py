@@ -81,6 +81,14 @@ OutputFile = Annotated[Path, Parameter(converter=parsed_by(check_writable), meta
 Model = Annotated[
     str, Parameter(help="Name of a shipped model (`kvoverlap models`) or path of a config.json.")
 ]
+AssumeLike = Annotated[
+    str | None,
+    Parameter(
+        metavar="FAMILY",
+        help="Family to read a config of an unknown model_type as, such as llama. The model's name "
+        "then says that it is assumed.",
+    ),
+]
 Hardware = Annotated[
     str,
     Parameter(
@@ -163,6 +171,7 @@ class ModelOptions:
 
     model: Model
     dtype: Dtype = None
+    assume_like: AssumeLike = None
     tp: Annotated[
         Count,
         Parameter(
@@ -170,7 +179,6 @@ class ModelOptions:
             "vocabulary are divided, and each GPU loads its own part. Predicted, not run."
         ),
     ] = 1
-
     ep: Annotated[
         Count,
         Parameter(
@@ -186,10 +194,9 @@ class ModelOptions:
             BadInput: heads or experts cannot be divided over the GPUs, or the machine has fewer.
         """
         hardware.check_gpus(self.tp)
-        chosen = self.dtype is not None
-        return match_dtype(find_model(self.model, self.dtype), hardware, chosen).shard(
-            self.tp, self.ep
-        )
+        found = find_model(self.model, self.dtype, self.assume_like)
+        fitting = match_dtype(found, hardware, chosen=self.dtype is not None)
+        return fitting.shard(self.tp, self.ep)
 
 
 @Parameter(name="*")
@@ -251,13 +258,25 @@ class StepJob:
         Parameter(
             help="8 or 4: quantise K and V on the host, with a 16-bit scale and minimum for each "
             "64 values, and dequantise them on the GPU. A load is about a half or a quarter of its "
-            "float16 size; `kvoverlap run` reports the error. By default the model's dtype."
+            "float16 size; `kvoverlap run` reports the error. 16: the model's dtype, which is the "
+            "default unless the checkpoint asks for a cache in 8 bits."
         ),
     ] = None
 
-    def workload(self) -> Workload:
+    def workload(self, model: ModelSpec) -> Workload:
         """The job as the planner reads it."""
-        return Workload(self.batch, self.prompt, 1, kv_bits=self.kv_bits)
+        return Workload(self.batch, self.prompt, 1, kv_bits=self.host_kv_bits(model))
+
+    def host_kv_bits(self, model: ModelSpec) -> int | None:
+        """Bits of K and V on the host; None for the model's dtype."""
+        if self.kv_bits is None and model.kv_bits is not None and model.mla is not None:
+            note(
+                f"{model.name} asks for a cache in {model.kv_bits} bits; latents are planned in "
+                f"{model.dtype}"
+            )
+            return None
+        bits = cached_kv_bits(self.kv_bits, model)
+        return None if bits == UNQUANTISED else bits
 
 
 @Parameter(name="*")
@@ -271,8 +290,9 @@ class DecodeJob(StepJob):
         Parameter(help="Batches of --batch sequences that share each loaded layer (column)."),
     ] = 1
 
-    def workload(self) -> Workload:
-        return Workload(self.batch, self.prompt, self.gen, self.n_batches, self.kv_bits)
+    def workload(self, model: ModelSpec) -> Workload:
+        bits = self.host_kv_bits(model)
+        return Workload(self.batch, self.prompt, self.gen, self.n_batches, bits)
 
 
 @Parameter(name="*")
@@ -311,10 +331,14 @@ class RestoreJob:
         float, Parameter(help="Fraction of every engine step that the restore gets.")
     ] = 1.0
     kv_bits: Annotated[
-        int, Parameter(help="Bits of one value of the cached KV: 16, 8, 4 or 3.")
-    ] = 16
+        int | None,
+        Parameter(
+            help="Bits of one value of the cached KV: 16, 8, 4 or 3. By default 16, or 8 if the "
+            "checkpoint asks for it."
+        ),
+    ] = None
 
-    def request(self) -> RestoreRequest:
+    def request(self, model: ModelSpec) -> RestoreRequest:
         """The request as the planner reads it; a tier given as a rate is `net`."""
         return RestoreRequest(
             prompt_tokens=self.prompt,
@@ -323,7 +347,7 @@ class RestoreJob:
             chunk_tokens=self.chunk,
             io_chunk_tokens=self.io_chunk,
             gpu_share=self.gpu_share,
-            tier_kv_bits=self.kv_bits,
+            tier_kv_bits=cached_kv_bits(self.kv_bits, model),
         )
 
 
@@ -373,6 +397,9 @@ class TimelineOutput:
             write_trace(recording.typical, self.trace, recording.source)
 
 
+UNQUANTISED = 16
+"""Bits of K and V that are not quantised, whatever the dtype."""
+
 PRINT_ONLY = TimelineOutput()
 THIS_DEVICE = DeviceOptions()
 
@@ -387,6 +414,14 @@ def match_dtype(model: ModelSpec, hardware: HardwareProfile, chosen: bool) -> Mo
     if fitting is not model:
         note(f"using {fitting.dtype}, which profile {hardware.name} is for, not {model.dtype}")
     return fitting
+
+
+def cached_kv_bits(chosen: int | None, model: ModelSpec) -> int:
+    """Bits of cached K and V: as chosen, or else as the checkpoint asks for, with a note."""
+    if chosen is not None or model.kv_bits is None:
+        return chosen or UNQUANTISED
+    note(f"KV cache in {model.kv_bits} bits, as {model.name} asks for; --kv-bits 16 for its dtype")
+    return model.kv_bits
 
 
 def installed_engine(name: str) -> str:

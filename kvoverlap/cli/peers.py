@@ -8,6 +8,7 @@ from typing import Any
 from cyclopts import Parameter
 
 from kvoverlap.cli.options import (
+    AssumeLike,
     Batch,
     Gen,
     Json,
@@ -19,7 +20,7 @@ from kvoverlap.cli.options import (
     match_dtype,
 )
 from kvoverlap.cli.output import note, print_json, progress, say, table
-from measure.calibrate import DEFAULT_DTYPE, measure_profile
+from measure.calibrate import DECODES, DEFAULT_DTYPE, measure_profile
 from measure.other_systems import measure_other_systems
 from planner.decode.problem import check_workload
 from sim.catalog import find_hardware, find_model
@@ -41,6 +42,7 @@ def peers(
     *,
     model: Model,
     job: SharedJob,
+    assume_like: AssumeLike = None,
     hardware: str | None = None,
     device: PlanDevice = "auto",
     repeats: Repeats = 5,
@@ -68,12 +70,12 @@ def peers(
     machine = None if hardware is None else find_hardware(hardware)
     made_for = "none" if machine is None else machine.device_kind
     kind = resolve_device(made_for if device == "auto" and made_for != "none" else device)
-    spec = find_model(model)
+    spec = find_model(model, None, assume_like)
     check_workload(spec, workload)
     if machine is None:
-        spec = find_model(model, DEFAULT_DTYPE[kind])
+        spec = find_model(model, DEFAULT_DTYPE[kind], assume_like)
         with progress("profile") as steps:
-            machine = measure_profile(kind, [spec], f"this-{kind}", None, steps, restores=False)
+            machine = measure_profile(kind, [spec], f"this-{kind}", None, steps, DECODES)
     elif kind != made_for:
         note(f"the plans are made for {machine.name}; this run measures the {kind} device")
     spec = match_dtype(spec, machine, chosen=False)

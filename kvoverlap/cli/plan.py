@@ -90,9 +90,9 @@ def plan(
       kvoverlap plan --model ./config.json --hardware profile.json --batch 8 --prompt 512 \\
         --gen 16 -o plan.json
     """
-    workload = job.workload()
     hardware = machine.load()
     spec = model.load(hardware)
+    workload = job.workload(spec)
     keep = planning.policy == "lp" if planning.keep is None else planning.keep
     long = workload.gen_tokens * workload.n_batches * spec.n_layers >= LONG_JOB_LAYERS
     usual = "fast" if long and fast_engine_installed() else "simpy"

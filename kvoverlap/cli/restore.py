@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from kvoverlap.cli.options import (
+    UNQUANTISED,
     AutoEngine,
     Json,
     MachineOptions,
@@ -42,10 +43,13 @@ class LoadTraces:
         Path | None,
         Parameter(
             help="CSV or TOML trace: start_s and from then on the available fractions of the lanes "
-            "compute, h2d, disk, net. The policies know it; the times of policies that do not know "
-            "it are reported too."
+            "compute, h2d, disk, net. The policies plan for the whole machine and run under it."
         ),
     ] = None
+    foresight: Annotated[
+        bool,
+        Parameter(help="The policies know the trace of --availability in advance.", negative=""),
+    ] = False
     others: Annotated[
         Path | None,
         Parameter(
@@ -84,7 +88,7 @@ def restore(
       kvoverlap restore --model llama-3.1-8b --hardware h100 --prompt 32K --cached 30K \\
         --tier 7GB/s --gpu-share 0.5 --policy two-ended --json
       kvoverlap restore --model longalpaca-7b --hardware h100 --prompt 16K --tier 32 \\
-        --availability drop.csv -o plan.json
+        --availability drop.csv --foresight -o plan.json
       kvoverlap restore --model llama-3.1-70b-fp8 --hardware h200+pcie5-x16 --prompt 16K \\
         --set link.h2d.bandwidth=128GB/s --gpu-memory 90GB
     """
@@ -96,14 +100,17 @@ def restore(
             )
         hardware = behind_link(hardware, link_rate("--tier", job.tier))
     spec = model.load(hardware)
-    request = job.request()
+    request = job.request(spec)
     trace = ALWAYS if load.availability is None else Availability.load(load.availability)
     if engine is None:
         long = job.prompt >= LONG_CHUNKS * request.io_chunk_tokens and trace != ALWAYS
         engine = "fast" if long and fast_engine_installed() else "simpy"
+    if load.foresight and trace == ALWAYS:
+        raise BadInput("--foresight is of a trace: name one by --availability.")
     options = PlanOptions(
         policy=policy,
         availability=trace,
+        foresight=load.foresight,
         engine=installed_engine(engine),
         cached_data=job.cached_data,
     )
@@ -159,7 +166,9 @@ def _print(made: RestorePlan) -> None:
         f"of the GPU, policy {made.policy}"
     )
     projected = f", project {made.projected_tokens:,} from X" if made.projected_tokens else ""
-    say(f"compute {made.computed_tokens:,} tokens{projected}, load {made.loaded_tokens:,}")
+    bits = request.tier_kv_bits
+    in_bits = f" in {bits} bits" if bits != UNQUANTISED else ""
+    say(f"compute {made.computed_tokens:,} tokens{projected}, load {made.loaded_tokens:,}{in_bits}")
     if made.x_bytes:
         kv_bytes = request.kv_bytes(made.model)
         say(
@@ -167,6 +176,11 @@ def _print(made: RestorePlan) -> None:
             f"{kv_bytes / 2**30:.1f} GiB of K and V"
         )
     say(f"first token after {ms(made.ttft_s)}")
+    if made.unforeseen_s is not None and made.foreseen_s is not None:
+        say(
+            f"planned for the whole machine {ms(made.unforeseen_s)}, with the trace known in "
+            f"advance (--foresight) {ms(made.foreseen_s)}"
+        )
     say(describe_sources(made))
     if (outside := beyond_calibration(made)) is not None:
         say(outside)

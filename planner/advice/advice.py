@@ -19,6 +19,7 @@ from sim.errors import BadInput
 from sim.graph.jobs import Workload
 from sim.graph.memory import footprint
 from sim.machine.profile import HardwareProfile
+from sim.model.kv_format import host_kv_token_bytes
 from sim.model.spec import ModelSpec
 from sim.results.accuracy import assess_kind, nine_of_ten
 
@@ -184,7 +185,9 @@ def advise(
     settings: tuple[RuntimeSetting, ...] = ()
     if later is not None and not emulated and not hardware.memory.unified:
         loaded = planner.problem.simulate(planner.problem.choice_of("load-all").split).graph
-        cache = CacheBudget(footprint(loaded).host_kv_bytes, later.least_tokens)
+        rows = batch * workload.max_tokens * model.n_layers
+        all_bytes = rows * host_kv_token_bytes(model, workload.kv_bits)
+        cache = CacheBudget(footprint(loaded).host_kv_bytes, all_bytes, later.least_tokens)
         settings = runtime_settings(model, hardware, cache)
     return Advice(
         plan=plan,

@@ -11,7 +11,9 @@ Names, units and defaults are those of
   ranks; backends `native` and `lmcache`, whose server has its own size; gpu_memory_utilization) and
   https://docs.vllm.ai/en/latest/features/kv_offloading_usage/ (copies by `cudaMemcpyAsync`),
 - LMCache: https://docs.lmcache.ai/api_reference/configurations.html (chunks of 256 tokens; size in
-  GB, 5 by default; minimum tokens of a hit that is retrieved),
+  GB, 5 by default; minimum tokens of a hit that is retrieved). With it vLLM runs without its
+  hybrid cache manager, and then holds all tokens of layers with a window too
+  (https://docs.vllm.ai/en/v0.9.2/api/vllm/v1/kv_cache_interface.html),
 - SGLang: https://docs.sglang.io/advanced_features/hicache_design.html (size in GB of 1e9 bytes for
   each rank, larger than the pool in GPU memory, or the ratio of the two; `kernel` copies by GPU
   kernels and is recommended, `direct` by CUDA's copies).
@@ -61,10 +63,12 @@ class CacheBudget:
 
     Args:
         kv_bytes: K and V of all sequences, in host memory, of each GPU that shares the model.
+        all_kv_bytes: the same where layers with a window hold all tokens too.
         least_tokens: shortest prefix that is loaded faster than computed, or None.
     """
 
     kv_bytes: int
+    all_kv_bytes: int
     least_tokens: int | None
 
 
@@ -78,6 +82,7 @@ def runtime_settings(
     chunk, why_chunk = _chunk_tokens(model.n_layers * model.kv_token_bytes, link)
     tp = model.tensor_parallel
     ranks = " of each rank" if tp > 1 else ""
+    windowed = ", all tokens of layers with windows" if cache.all_kv_bytes > cache.kv_bytes else ""
     settings = [("vLLM", "--tensor-parallel-size", f"{tp}", "GPUs")] if tp > 1 else []
     settings += [
         (
@@ -97,8 +102,8 @@ def runtime_settings(
         (
             "LMCache",
             "LMCACHE_MAX_LOCAL_CPU_SIZE",
-            gigabytes,
-            f"GB{ranks} for K and V of this batch; 5 by default",
+            f"{ceil(cache.all_kv_bytes / 1e9)}",
+            f"GB{ranks} for K and V of this batch{windowed}; 5 by default",
         ),
     ]
     if cache.least_tokens > chunk:

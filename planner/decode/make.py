@@ -109,7 +109,7 @@ def plan_split(
 
 
 def _problem(job: Job[Workload], options: PlanOptions) -> DecodeProblem:
-    options.refuse("availability", "cached_data")
+    options.refuse("availability", "foresight", "cached_data")
     return DecodeProblem(
         job.model,
         job.hardware,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from planner.job import Job, PlanOptions
@@ -14,6 +14,7 @@ from planner.restore.planner import (
     Form,
     RestoreChoice,
     RestorePlanner,
+    UnforeseenPlanner,
     form_graph,
     machine_of_one_gpu,
     meeting_token,
@@ -44,7 +45,9 @@ class RestorePlan(Plan, kind="restore-plan"):
             layers counts fractionally. Rounded; they add up to the prompt.
         meeting_token: first cached token that is not computed through all layers.
         reason: why, in one sentence.
-        adaptation: with a trace, the times of policies that do not know it in advance.
+        adaptation: with a trace, the times of `lp` where it does not know it in advance.
+        unforeseen_s, foreseen_s: with a trace, `ttft_s` where the policy plans for the whole
+            machine, and where it knows the trace in advance.
 
     Raises:
         BadInput: a baseline is missing, or a time is not above 0.
@@ -63,6 +66,8 @@ class RestorePlan(Plan, kind="restore-plan"):
     meeting_token: int
     reason: str
     adaptation: Adaptation | None = None
+    unforeseen_s: float | None = None
+    foreseen_s: float | None = None
 
     def __post_init__(self) -> None:
         missing = [name for name in FIXED if name not in self.baselines]
@@ -142,18 +147,20 @@ class RestorePlan(Plan, kind="restore-plan"):
 def plan_restore(job: Job[RestoreRequest], options: PlanOptions) -> RestorePlan:
     """Plan a restore, as `planner.make_plan`."""
     options.refuse("schedule", "gpus", "keep")
-    planner = RestorePlanner(
-        job.model,
-        machine_of_one_gpu(job.hardware, job.model),
-        job.workload,
-        options.availability,
-        options.engine,
-        options.cached_data,
-    )
+    hardware = machine_of_one_gpu(job.hardware, job.model)
+    asked = (job.model, hardware, job.workload, options.availability, options.engine)
+    planner = RestorePlanner(*asked, options.cached_data)
     planner.check_fits()
-    adaptation = adapt(planner) if options.availability.steps else None
     policy = "auto" if options.policy is None else options.policy
-    return plan_choice(planner, policy, adaptation)
+    if not options.availability.steps:
+        return plan_choice(planner, policy)
+    unforeseen = UnforeseenPlanner(*asked, options.cached_data)
+    made = plan_choice(planner if options.foresight else unforeseen, policy, adapt(planner))
+    return replace(
+        made,
+        unforeseen_s=unforeseen.choice(policy).ttft_s,
+        foreseen_s=planner.choice(policy).ttft_s,
+    )
 
 
 def plan_choice(
@@ -219,9 +226,12 @@ def _reason(planner: RestorePlanner, policy: str, choice: RestoreChoice) -> str:
     alone = "computing" if better is compute else "loading"
     name = note + (f"auto took {planner.fastest()}" if policy == "auto" else policy)
     if choice.ttft_s > better.ttft_s:
+        why = "one step more costs longer than what it saves"
+        if isinstance(planner, UnforeseenPlanner) and policy != "two-ended":
+            why = "it was planned for the whole machine"
         return (
-            f"{name} loses to {alone} alone, {ms(choice.ttft_s)} against {ms(better.ttft_s)}: one "
-            "step more costs longer than what it saves."
+            f"{name} loses to {alone} alone, {ms(choice.ttft_s)} against {ms(better.ttft_s)}: "
+            f"{why}."
         )
     if choice.ttft_s == better.ttft_s:
         return f"{name}: splitting saves nothing here, {alone} alone takes {ms(better.ttft_s)}."

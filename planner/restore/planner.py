@@ -314,6 +314,24 @@ class RestorePlanner:
         return RestoreSplit(tuple(computed), tuple(counts), True)
 
 
+class UnforeseenPlanner(RestorePlanner):
+    """Finds the choice of each policy for the whole machine, and its time under the trace."""
+
+    @cached_property
+    def _whole(self) -> RestorePlanner:
+        data = KV_AND_X if self.has_x else KV
+        return RestorePlanner(
+            self.model, self.hardware, self.request, ALWAYS, self.engine, cached_data=data
+        )
+
+    def fastest(self) -> str:
+        return self._whole.fastest()
+
+    def _make(self, policy: str) -> RestoreChoice:
+        chosen = self._whole.choice(policy)
+        return self._simulated(chosen.form, chosen.timeline.graph, chosen.split)
+
+
 def _improved(
     made: Callable[[Sequence[int]], RestoreChoice], start: tuple[int, ...], top: tuple[int, ...]
 ) -> RestoreChoice:

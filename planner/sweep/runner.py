@@ -38,6 +38,9 @@ SAMPLING_S, SAMPLING_FRAC = 2.0, 0.05
 """Sampling takes about this long at most, or this fraction of the sweep. Points that need the LP
 are few and long, so that a short sample misses them."""
 
+WORKER_START_S = 3.0
+"""About the time from the start of a worker process to its first point: imports."""
+
 PRIOR_FRAC = 0.1
 """Part of the points that the estimate stands for when the time left is updated; the first batches
 alone tell little."""
@@ -93,7 +96,8 @@ def estimate(study: Study, checkpoints: Checkpoints, workers: int) -> Estimate:
         raise BadInput("where: no point passes the filters; relax one.")
     missing = 0 if checkpoints.is_complete() else points - len(checkpoints.done())
     point_s, setup_s = _sampled_seconds(study, points, workers)
-    run_s = missing * point_s / workers + (setup_s if missing else 0.0)
+    start_s = setup_s + (WORKER_START_S if workers > 1 else 0.0)
+    run_s = missing * point_s / workers + (start_s if missing else 0.0)
     return Estimate(points, missing, point_s, run_s)
 
 

@@ -110,7 +110,8 @@ class RestoreCosts:
         step_s = block.step_s.value / self.model.n_layers if block is not None else 0.0
         work_s = sum(windows[window] * (one.seconds + step_s) for window, one in parts.items())
         seconds = self.dispatch.compute_task_s + max(work_s, self._launch_s(layers))
-        return replace(total_of([*parts.values()]), seconds=seconds)
+        each = [replace(one, seconds=windows[at] * one.seconds) for at, one in parts.items()]
+        return replace(total_of(each), seconds=seconds)
 
     def _windows_of(self, layer: int, layers: int, stop: int) -> Counter[int | None]:
         """Number of layers by window, None where `stop` tokens fit; of layers from `layer` on."""

@@ -323,19 +323,28 @@ class ModelSpec:
         Raises:
             BadInput: names layers of a kind that plans do not know.
         """
-        if self.layer_kinds:
-            kinds = {
-                layer.text: numbers
-                for layer, numbers in self.groups.items()
-                if type(layer.attention) is not FullAttention or layer.attention.window is not None
-            } or {layer.text: numbers for layer, numbers in self.groups.items()}
-            text, numbers = max(kinds.items(), key=lambda kind: len(kind[1]))
-            listed = ", ".join(map(str, numbers[:3])) + (" ..." if len(numbers) > 3 else "")
-            raise BadInput(
-                f"{self.name}: layers {listed} have {text}, which is described but not planned "
-                f"yet; see `kvoverlap models` for its bytes, or choose a model whose layers all "
-                "have heads of one size."
-            )
+        if not self.layer_kinds:
+            return
+        texts = [self._unplanned(layer) for layer in self.layers]
+        text = next((one for one in texts if one), self.layers[-1].ffn.text)
+        same = [number for number, one in enumerate(texts) if one == text] or [self.n_layers - 1]
+        listed = ", ".join(map(str, same[:3])) + (" ..." if len(same) > 3 else "")
+        raise BadInput(
+            f"{self.name}: layers {listed} have {text}, which can be described but not planned "
+            "yet; `kvoverlap models NAME` shows their bytes."
+        )
+
+    def _unplanned(self, layer: Layer) -> str:
+        """What plans do not know about a layer's attention, in words; empty if there is nothing."""
+        one = layer.attention
+        if not isinstance(one, FullAttention):
+            return "" if isinstance(one, MultiHeadLatent) and one.index is None else one.text
+        if one.chunked or one.index is not None or one.shares_kv:
+            return one.text
+        if one.gated or one.k_is_v or one.v_head_dim is not None:
+            return "a gated output" if one.gated else "values that are not like keys"
+        heads = (one.n_heads, one.n_kv_heads, one.head_dim)
+        return "" if heads == (self.n_heads, self.n_kv_heads, self.head_dim) else "other heads"
 
     @property
     def element_bytes(self) -> int:
@@ -470,16 +479,3 @@ class ModelSpec:
         uncounted = "experts" in self.layer_elements and not self.tie_embeddings
         table = uncounted and self.family.startswith(UNCOUNTED_EMBEDDINGS)
         return layers + self._embedding_elements.total() - table * self.vocab_size * hidden
-
-    def kv_bytes(self, context: int, bits: int = 16) -> int:
-        """Bytes that a sequence of `context` tokens caches in all layers, index and state aside."""
-        return sum(layer.attention.kv_elements(context) for layer in self.layers) * bits // 8
-
-    def index_bytes(self, context: int) -> int:
-        """Bytes of 8-bit index keys that a sequence of `context` tokens caches in all layers."""
-        return sum(layer.attention.index_elements(context) for layer in self.layers)
-
-    @property
-    def state_bytes(self) -> int:
-        """Bytes of the states of a sequence in all layers, whatever its length."""
-        return sum(layer.attention.state_bytes(2) for layer in self.layers)

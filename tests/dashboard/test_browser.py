@@ -21,6 +21,7 @@ CASE = "b4-s256-load-all"
 RESTORE = "s2048-dram-8000MBps-two-ended"
 PAGES = ("Timeline", "Plan", "What-if", "Restore", "Accuracy", "Hardware", "Your machine")
 BARS = ".st-key-lanes .barlayer .point path"
+TIMEOUT_MS = 90_000
 FAKE_PERFETTO = """
 <script>
 window.onmessage = (event) => {
@@ -59,26 +60,36 @@ def visitor():
 
 @contextmanager
 def watched(visitor):
-    """A page without script errors and without requests to another machine."""
+    """A page, and its script errors and requests to other machines."""
     made = visitor.new_page()
+    made.set_default_timeout(TIMEOUT_MS)
     faults = []
     made.on("pageerror", lambda error: faults.append(str(error)))
     made.on("request", lambda request: faults.extend(elsewhere(request.url)))
-    yield made
+    yield made, faults
     made.close()
     assert not faults
 
 
-@pytest.fixture
-def page(visitor):
+@pytest.fixture(scope="module")
+def tab(visitor):
+    """One tab, in which pages open sooner than in a new one."""
     with watched(visitor) as made:
         yield made
+
+
+@pytest.fixture
+def page(tab):
+    """The tab, without script errors and without requests to another machine."""
+    made, faults = tab
+    yield made
+    assert not faults
 
 
 @pytest.fixture(scope="module")
 def timeline(visitor, address):
     """The timeline of one case, opened once for all tests that look at it."""
-    with watched(visitor) as made:
+    with watched(visitor) as (made, _):
         made.context.route(
             "https://ui.perfetto.dev/**",
             lambda route: route.fulfill(content_type="text/html", body=FAKE_PERFETTO),

@@ -5,10 +5,12 @@ import os
 import signal
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from streamlit.testing.v1 import AppTest
+from tiny import CONFIG
 
 import dashboard
 import dashboard.data.jobs
@@ -104,7 +106,8 @@ def test_a_real_child_reports_progress_until_it_is_killed(tmp_path, monkeypatch)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(Path(dashboard.__file__).parents[1]))
     made = Jobs(COMMAND)
-    job = made.start(REQUEST, Path("runs"))
+    Path("tiny.json").write_text(json.dumps(CONFIG))
+    job = made.start(replace(REQUEST, model="tiny.json"), Path("runs"))
     wait_until(lambda: any("pass 1 of" in text for text in job.status.texts), 120)
     os.kill(job.process.pid, signal.SIGKILL)
     assert ended(job).failure == "its process was killed by SIGKILL."

@@ -188,15 +188,15 @@ def run_command(command, capsys):
     "query",
     [
         {},
-        {"link": "64 GB/s", "flops": "624 TFLOP/s", "batch": "16"},
-        {"hbm": "3110 GB/s", "gen": "2", "memory": "80 GiB", "model": "opt-30b"},
+        {"link": "64 GB/s", "flops": "624 TFLOP/s", "batch": "16", "model": "opt-1.3b"},
+        {"hbm": "3110 GB/s", "gen": "2", "memory": "80 GiB", "model": "opt-1.3b"},
         {"gpus": "4", "hardware": "kvpr-a100-4gpu", "model": "opt-125m", "prompt": "256"},
-        {"schedule": "column", "n_batches": "2", "model": "opt-6.7b"},
+        {"schedule": "column", "n_batches": "2", "model": "opt-1.3b"},
         {"hardware": "profile of run here", "model": "opt-125m", "prompt": "300"},
         {"keep": "true", "memory": "40 GiB"},
-        {"kv_bits": "4 bits"},
+        {"kv_bits": "4 bits", "model": "opt-1.3b"},
         {"schedule": "auto", "n_batches": "4", "model": "opt-125m"},
-        {"hardware": "h100-sxm+pcie5-x16", "link_of_h100-sxm": "nvlink-c2c", "model": "opt-6.7b"},
+        {"hardware": "h100-sxm+pcie5-x16", "link_of_h100-sxm": "nvlink-c2c", "model": "opt-1.3b"},
     ],
 )
 def test_the_command_shown_gives_the_answer_shown(query, capsys):
@@ -212,7 +212,8 @@ def test_the_command_shown_gives_the_answer_shown(query, capsys):
 
 @pytest.mark.usefixtures("runs")
 def test_changes_without_an_option_come_as_a_profile_for_the_command(capsys):
-    app = show("what_if", both_ways="0.5", memory="80 GiB", gpus="2", link="16 GB/s")
+    sliders = {"both_ways": "0.5", "memory": "80 GiB", "gpus": "2", "link": "16 GB/s"}
+    app = show("what_if", model="opt-1.3b", **sliders)
     assert "what-if.json" in app.code[0].value
     assert "--set" not in app.code[0].value
     changes = Changes(link=0.5, both_ways=0.5, device_gib=80, gpus=2)
@@ -227,12 +228,13 @@ def test_changes_without_an_option_come_as_a_profile_for_the_command(capsys):
 
 @pytest.mark.usefixtures("runs")
 def test_a_moved_slider_answers_as_the_link_to_that_view_does():
-    app = show("what_if")
+    app = show("what_if", model="opt-125m")
     before = app.header[0].value
     app.select_slider(key="link").set_value(2.0).run()
     assert not app.exception
     assert app.header[0].value != before
-    assert app.header[0].value == show("what_if", link="64 GB/s").header[0].value
+    linked = show("what_if", model="opt-125m", link="64 GB/s")
+    assert app.header[0].value == linked.header[0].value
 
 
 @pytest.mark.usefixtures("runs")
@@ -378,3 +380,12 @@ def test_tables_for_download_read_back_as_they_were():
     table = pd.DataFrame({"lp_s": [0.25, 1e-9], "in_range": [True, False], "model": ["a", "b"]})
     pd.testing.assert_frame_equal(pd.read_csv(io.BytesIO(csv_bytes(table))), table)
     pd.testing.assert_frame_equal(pd.read_parquet(io.BytesIO(parquet_bytes(table))), table)
+
+
+@pytest.mark.usefixtures("runs")
+def test_the_plan_page_asks_how_many_gpus_share_the_model(capsys):
+    app = show("plan", tp="2", hardware="h100-sxm+pcie5-x16", model="opt-6.7b")
+    assert "--tp 2" in app.code[0].value
+    answer = run_command(app.code[0].value, capsys)
+    assert answer["gpus"] == 2
+    assert ms(answer["makespan_s"]) in app.header[0].value

@@ -83,6 +83,12 @@ QUERIES = [
     {"tier": "on the machine's SSD", "hardware": "h100", "model": "llama-3.1-8b"},
     {"tier": "behind the machine's network", "kv_bits": "3 bits", "policy": "load-only"},
     {"model": "opt-125m", "hardware": "cpu-xeon-opt-125m", "prompt": "1,024", "policy": "joint"},
+    {
+        "tp": "2",
+        "hardware": "h100-sxm+pcie5-x16",
+        "model": "llama-3.1-8b",
+        "tier": "in host memory",
+    },
     {"view": "Availability", "trace": DROP, "policy": "two-ended"},
     {"view": "Availability", "policy": "compute-only"},
 ]

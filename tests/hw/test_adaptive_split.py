@@ -139,11 +139,11 @@ def test_what_is_running_counts_with_what_is_left_of_it():
     assert busy <= idle
 
 
-def run_with(move_to: int | None, trace=None):
+def run_with(move_to: int | None, trace=None, model=OPT):
     """A restore whose plan is changed when its first load has ended, told as its last split."""
     with open_backend("cpu", 2e6) as backend:
-        case = RestoreCase.of(backend, OPT, request(41, CACHED))
-        graph = two_ended_graph(OPT, case.job)
+        case = RestoreCase.of(backend, model, request(41, CACHED))
+        graph = two_ended_graph(model, case.job)
         split = AdaptiveSplit(graph, 16, lambda task, *_: move_to if task.lane == H2D else None)
         executor = case.executor(graph)
         ran = executor.run(trace or Availability(), split)
@@ -152,14 +152,19 @@ def run_with(move_to: int | None, trace=None):
 
 
 @pytest.mark.parametrize("move_to", [None, 8, 16, 24, 40, 0])
-def test_a_run_whose_plan_moves_is_right_and_is_the_graph_of_its_last_split(move_to):
-    case, split, ran = run_with(move_to)
-    final = split_graph(OPT, case.job, RestoreSplit.even(OPT, split.meeting))
+@pytest.mark.parametrize("full_layers", [None, (), (1,)])
+def test_a_run_whose_plan_moves_is_right_and_is_the_graph_of_its_last_split(move_to, full_layers):
+    """Without windows, and where those of all layers or of two begin at token 28."""
+    model = OPT
+    if full_layers is not None:
+        model = replace(OPT, sliding_window=11, full_attention_layers=full_layers)
+    case, split, ran = run_with(move_to, model=model)
+    final = split_graph(model, case.job, RestoreSplit.even(model, split.meeting))
     timeline = split.on_final_graph(ran, final)
     assert timeline.graph is final
     assert timeline.makespan_s == ran.makespan_s
     assert all(span.duration_s > 0 for span in timeline.spans)
-    other = split_graph(OPT, case.job, RestoreSplit.even(OPT, (split.meeting + 8) % CACHED))
+    other = split_graph(model, case.job, RestoreSplit.even(model, (split.meeting + 8) % CACHED))
     with pytest.raises(Mismatch, match="last split"):
         split.on_final_graph(ran, other)
 

@@ -250,10 +250,11 @@ def test_running_again_gives_the_same_numbers(cpu):
 @pytest.mark.skipif(not cuda_available(), reason="torch sees no CUDA device")
 @pytest.mark.parametrize("tier", ["dram", "ssd", "net"])
 @pytest.mark.parametrize("policy", POLICIES)
-def test_a_gpu_restores_what_the_prefill_computes(policy, tier, tmp_path):
+@pytest.mark.parametrize("model", [LLAMA, WINDOWED], ids=lambda model: model.name)
+def test_a_gpu_restores_what_the_prefill_computes(model, policy, tier, tmp_path):
     with open_backend("cuda") as backend:
-        case = RestoreCase.of(backend, LLAMA, request(tier=tier))
-        graph = policy_graphs(LLAMA, case.job)[policy]
+        case = RestoreCase.of(backend, model, request(tier=tier))
+        graph = policy_graphs(model, case.job)[policy]
         with open_tier(case.job, case.weights, case.reference, tmp_path / "prefix.kv") as source:
             executor = case.executor(graph, source)
             for _ in range(3):

@@ -231,8 +231,8 @@ def test_the_verb_prints_json(config, capsys):
 def test_the_verb_profiles_the_machine_where_no_profile_is_given(config, capsys, monkeypatch):
     asked = []
 
-    def profiled(kind, specs, name, link, _steps, restores):
-        asked.append((kind, [spec.dtype for spec in specs], name, link, restores))
+    def profiled(kind, specs, name, link, _steps, scope):
+        asked.append((kind, [spec.dtype for spec in specs], name, link, scope.restores))
         return replace(SLOW_LINK, dtype="float32", device_kind="cpu")
 
     monkeypatch.setattr(kvoverlap.cli.peers, "measure_profile", profiled)

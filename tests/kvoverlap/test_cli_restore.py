@@ -78,6 +78,20 @@ def test_simulate_takes_its_plan_and_compare_its_timeline(call, tmp_path):
     }
 
 
+def test_a_trace_is_unknown_unless_foresight_is_asked_for(call, tmp_path):
+    (tmp_path / "drop.csv").write_text("start_s,net\n0.05,0.2\n")
+    slow = ("--availability", tmp_path / "drop.csv", "--policy", "lp")
+    unknown, known = (
+        json.loads(call(*ASK, *slow, *more, "--json")[1]) for more in ((), ("--foresight",))
+    )
+    assert unknown["ttft_s"] == unknown["unforeseen_s"] == unknown["adaptation"]["stale_s"]
+    assert known["ttft_s"] == known["foreseen_s"] == unknown["foreseen_s"]
+    assert known["foreseen_s"] < known["unforeseen_s"] == unknown["unforeseen_s"]
+    assert "with the trace known in advance (--foresight)" in call(*ASK, *slow)[1]
+    status, _, stderr = call(*ASK, "--foresight")
+    assert (status, "--availability" in stderr) == (2, True)
+
+
 def test_other_requests_are_served_first_and_reported(call, tmp_path):
     path = tmp_path / "others.csv"
     path.write_text("arrival_s,prompt_tokens,gen_tokens\n0,300,20\n0.1,1000,1\n")

@@ -251,16 +251,24 @@ def settings(*arguments) -> dict[str, str]:
 def test_settings_hold_the_batch_in_the_units_of_each_runtime():
     model = tiny_model()
     small = replace(machine(), memory=Memory("datasheet", model.weight_bytes + 5e9, 1e12))
-    found = settings(model, small, CacheBudget(6 * 10**9, 300))
+    found = settings(model, small, CacheBudget(6 * 10**9, 6 * 10**9, 300))
     assert found["--kv-offloading-size"] == "6"  # 5.6 GiB
     assert found["LMCACHE_MAX_LOCAL_CPU_SIZE"] == "6"
     assert found["LMCACHE_MIN_RETRIEVE_TOKENS"] == "300"
     assert found["--hicache-size"] == "6"
     assert "--hicache-ratio" not in found
-    roomy = settings(model, machine(), CacheBudget(6 * 10**9, 1))
+    roomy = settings(model, machine(), CacheBudget(6 * 10**9, 6 * 10**9, 1))
     assert roomy["--hicache-ratio"] == "2"
     assert "LMCACHE_MIN_RETRIEVE_TOKENS" not in roomy
-    assert runtime_settings(model, machine(), CacheBudget(6 * 10**9, None)) == ()
+    assert runtime_settings(model, machine(), CacheBudget(6 * 10**9, 6 * 10**9, None)) == ()
+
+
+def test_lmcache_holds_all_tokens_of_layers_with_windows_too():
+    made = runtime_settings(tiny_model(), machine(), CacheBudget(10**9, 5 * 10**9, 1))
+    found = {one.setting: one for one in made}
+    assert found["--kv-offloading-size"].value == "1"
+    assert found["LMCACHE_MAX_LOCAL_CPU_SIZE"].value == "5"
+    assert "all tokens of layers with windows" in found["LMCACHE_MAX_LOCAL_CPU_SIZE"].why
 
 
 @pytest.mark.parametrize(
@@ -274,12 +282,12 @@ def test_settings_hold_the_batch_in_the_units_of_each_runtime():
     ],
 )
 def test_chunks_are_as_large_as_the_links_latency_asks(link, chunk, backend):
-    found = settings(tiny_model(), machine(h2d=link), CacheBudget(1, 1))  # 64 bytes a token
+    found = settings(tiny_model(), machine(h2d=link), CacheBudget(1, 1, 1))  # 64 bytes a token
     assert found["LMCACHE_CHUNK_SIZE"] == chunk
     assert found["--hicache-io-backend"] == backend
 
 
 def test_every_setting_names_the_page_that_documents_it():
-    for one in runtime_settings(tiny_model(), machine(), CacheBudget(10**9, 300)):
+    for one in runtime_settings(tiny_model(), machine(), CacheBudget(10**9, 10**9, 300)):
         assert one.page.startswith("https://docs.")
         assert one.why

@@ -6,10 +6,11 @@ import re
 from dataclasses import replace
 
 import pytest
+from builders import ONE_OF_EACH_FAMILY
 
 from planner import Job, PlanOptions, make_plan
 from planner.advice import beyond_calibration, describe_sources, headline
-from sim.catalog import find_hardware, find_model, model_names
+from sim.catalog import find_hardware, find_model
 from sim.errors import BadInput, DoesNotFit
 from sim.graph.jobs import Workload
 from sim.machine.what_if import in_dtype_of, with_memory
@@ -42,7 +43,7 @@ def seconds_of(text: str) -> float:
 def test_the_first_answer_is_never_slower_than_a_resident_cache(number):
     checked = 0
     hardware = find_hardware(MACHINES[number])
-    names = model_names() if SOAK else model_names()[number % EVERY :: EVERY]
+    names = ONE_OF_EACH_FAMILY if SOAK else ONE_OF_EACH_FAMILY[number % EVERY :: EVERY]
     for other, name in enumerate(names):
         model = in_dtype_of(find_model(name), hardware, chosen=False)
         try:

@@ -21,6 +21,7 @@ from sim.graph.jobs import RestoreRequest
 from sim.graph.memory import layer_rows
 from sim.graph.tasks import TaskGraph
 from sim.machine.prefill import Prefill, Restore
+from sim.machine.provenance import SourcedValue
 from sim.model.spec import ModelSpec
 
 POLICIES = RESTORE_POLICIES[:-1]
@@ -275,3 +276,16 @@ def test_tokens_of_a_windowed_plan_add_up_to_the_prompt():
         plan = make_plan(model, BALANCED, job, policy, cached_data="kv+x")
         counts = Counter(computed=plan.computed_tokens, loaded=plan.loaded_tokens)
         assert counts.total() + plan.projected_tokens == 101
+
+
+def test_sources_of_a_step_weigh_each_kind_of_layer_by_its_number():
+    """Token 40 attends to 41 keys in one layer and to 2 in nine, at a fitted rate."""
+    rate = SourcedValue("fitted", 1e6)
+    hardware = machine(
+        flops_per_s=1e8, memory_bytes_per_s=1e30, restore=Restore(Prefill(rate, figure(0.0)))
+    )
+    model = tiny_model(n_layers=10, sliding_window=2, full_attention_layers=(0,))
+    step = RestoreCosts(hardware, model, request(65)).prefill(40, 1, 10)
+    fitted_s = 4 * 8 * (41 + 9 * 2) / 1e6
+    assert step.seconds_by_source["fitted"] == pytest.approx(fitted_s)
+    assert step.seconds > 1.01 * fitted_s  # the matmuls are of the datasheet

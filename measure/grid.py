@@ -176,6 +176,9 @@ class Grid:
         for number, setting in enumerate(settings):
             part = Part(progress, "", number * share, share)
             now_s = monotonic()
+            if results and now_s > self.until_s:
+                self.left_out.append(f"setting {number + 1} left out: no time was left.")
+                continue
             part_s = (self.until_s - now_s) / (len(settings) - number)
             try:
                 results.append(self.measure(partial(prepare, setting), part, now_s + part_s))

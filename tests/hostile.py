@@ -1,4 +1,5 @@
-"""Extreme values of every option of every verb: `python tests/hostile.py` runs them all.
+"""Extreme values of every option of every verb: `python tests/hostile.py` runs all of them,
+`python tests/hostile.py plan` those of one verb.
 
 Each case is one command line with one wrong or extreme value, run in this process with a time
 limit. Its exit status must be 0, 1 or 2, status 2 comes with one sentence, and the working folder
@@ -22,7 +23,9 @@ if __name__ == "__main__":
 
 from kvoverlap.cli.main import main
 
-LIMIT_S = 20
+CPU_LIMIT_S, LIMIT_S = 20, 120
+"""Seconds until a command line counts as endless; the second for one that waits."""
+
 VALUES = (
     *("", " ", "-1", "0", "0.5", "1e30", "nan", "-inf", "1e-300", "9" * 400, "1,,2", "1K2"),
     *("nonsense", "true", "{}", "\u0661\u0662", "\uff11\uff12", "a\nb", "a\0b", "../..", "=", "'"),
@@ -40,7 +43,19 @@ OPTIONS = {
     "run absent.json": "device repeats seed cache availability",
     "accuracy": "recordings",
     "reproduce absent.csv": "engine output",
+    "profile --output p.json --model absent --device absent": "output model device link",
+    "record --out r --models absent --device absent --minutes 0.001": "out models scenario minutes "
+    "repeats seed device link pack",
+    "validate --out v --model absent --device absent": "out model scenario batches prompts gen "
+    "n-batches schedule kv-bits repeats seed device link gate",
+    "doctor --device absent": "device out",
+    "peers --model absent --device absent --batch 1 --prompt 8 --gen 1": "model hardware batch "
+    "prompt gen repeats seed device",
+    "generate --weights absent --max-new-tokens 2 --prompt a": "weights max-new-tokens prompt "
+    "prompt-ids plan policy hardware dtype device link warm-ups output trace",
 }
+"""A command line, and its options that take each of `VALUES`. Of the verbs that measure, another
+option is wrong too, so that nothing is measured."""
 
 
 def cases() -> Iterator[list[str]]:
@@ -59,12 +74,14 @@ def fault(words: list[str]) -> str | None:
     """What is wrong with the answer to a command line; None if nothing is."""
 
     def late(*_: object) -> None:
-        raise TimeoutError(f"no end in {LIMIT_S} s")
+        raise TimeoutError(f"no end in {CPU_LIMIT_S} s of CPU or {LIMIT_S} s")
 
     said, shown = io.StringIO(), io.StringIO()
     before = set(os.listdir())
-    signal.signal(signal.SIGALRM, late)
+    for kind in (signal.SIGALRM, signal.SIGPROF):
+        signal.signal(kind, late)
     signal.alarm(LIMIT_S)
+    signal.setitimer(signal.ITIMER_PROF, CPU_LIMIT_S)
     try:
         with redirect_stderr(said), redirect_stdout(shown):
             status = main(words)
@@ -72,6 +89,7 @@ def fault(words: list[str]) -> str | None:
         return f"raises {type(error).__name__}: {error}"
     finally:
         signal.alarm(0)
+        signal.setitimer(signal.ITIMER_PROF, 0)
     errors = [line for line in said.getvalue().splitlines() if line.startswith("error: ")]
     if status not in (0, 1, 2):
         return f"status {status}: {said.getvalue()}"
@@ -92,7 +110,8 @@ def faults(chosen: list[list[str]]) -> list[str]:
 
 
 if __name__ == "__main__":
-    every = list(cases())
+    verbs = sys.argv[1:]
+    every = [words for words in cases() if not verbs or words[0] in verbs]
     begun_s = time.monotonic()
     wrong = faults(every)
     took = f"{len(every)} cases, {len(wrong)} faults, {time.monotonic() - begun_s:.0f} s"

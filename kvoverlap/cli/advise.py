@@ -7,6 +7,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from kvoverlap.cli.options import (
+    Decimal,
     Engine,
     Json,
     MachineOptions,
@@ -27,7 +28,7 @@ def advise_verb(
     machine: MachineOptions,
     job: StepJob,
     slo_ms: Annotated[
-        float | None,
+        Decimal | None,
         Parameter(
             help="Limit of a decode step in milliseconds. The answer says whether it is met, and "
             "the largest batch that meets it."

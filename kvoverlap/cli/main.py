@@ -177,6 +177,9 @@ def main(
             raise
         if isinstance(error, OSError) and error.errno in UNWRITABLE:
             return _discard_output(error)
+        if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+            fail(f"{error.filename} is too long for the name of a file.")
+            return 2
         fail(
             f"this is a defect in kvoverlap: {type(error).__name__}: {error}. Set "
             "KVOVERLAP_TRACEBACK=1 to see where, and report it."

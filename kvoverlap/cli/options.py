@@ -63,6 +63,20 @@ def parse_seed(name: str, text: str) -> int:
     return int(text)
 
 
+def parse_decimal(name: str, text: str) -> float:
+    """A decimal number in ASCII digits.
+
+    Raises:
+        BadInput: another text.
+    """
+    try:
+        if text.isascii():
+            return float(text)
+    except ValueError:
+        pass
+    raise BadInput(f"{name}(={text}) must be a number, such as 0.5.")
+
+
 def shown_default(value: Any) -> str | None:
     """Default as help shows it; None hides a default that says nothing."""
     return None if value is None or value is False or value == () else str(value)
@@ -73,6 +87,7 @@ Counts = Annotated[
     tuple[int, ...] | None,
     Parameter(converter=parsed_by(parse_counts), metavar="COUNT,..."),
 ]
+Decimal = Annotated[float, Parameter(converter=parsed_by(parse_decimal), metavar="FLOAT")]
 Bytes = Annotated[float, Parameter(converter=parsed_by(parse_bytes), metavar="SIZE")]
 
 OutputFile = Annotated[Path, Parameter(converter=parsed_by(check_writable), metavar="PATH")]
@@ -328,7 +343,7 @@ class RestoreJob:
         ),
     ] = KV
     gpu_share: Annotated[
-        float, Parameter(help="Fraction of every engine step that the restore gets.")
+        Decimal, Parameter(help="Fraction of every engine step that the restore gets.")
     ] = 1.0
     kv_bits: Annotated[
         int | None,

@@ -10,7 +10,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from kvoverlap.cli.accuracy import print_accuracy
-from kvoverlap.cli.options import THIS_DEVICE, DeviceOptions, Json, OutputFile, Repeats
+from kvoverlap.cli.options import THIS_DEVICE, Decimal, DeviceOptions, Json, OutputFile, Repeats
 from kvoverlap.cli.output import note, print_json, progress, say
 from kvoverlap.cli.peers import print_other_systems
 from measure.calibrate import DEFAULT_DTYPE
@@ -77,7 +77,7 @@ def record(
     output: Annotated[Path, Parameter(name=["--out", "-o"])],
     selection: Selection = Selection(),
     machine: DeviceOptions = THIS_DEVICE,
-    minutes: float = 8.0,
+    minutes: Decimal = 8.0,
     repeats: Repeats = REPEATS,
     pack: OutputFile | None = None,
     json: Json = False,

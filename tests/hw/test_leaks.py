@@ -74,7 +74,7 @@ def hardware(device):
 def measured(model, device, backend, jobs, options):
     """Measure a grid, and let go of it."""
     grid = DecodeGrid(model, hardware(device), backend, jobs, 0, Silent(), options)
-    results = Grid(1, replans_left=0).measure_all(jobs, grid.prepare, Silent())
+    results = Grid(1).measure_all(jobs, grid.prepare, Silent())
     return [case.comparison for result in results for case in result.cases]
 
 
@@ -112,7 +112,7 @@ def test_a_grid_of_restores_leaves_nothing_behind(device, monkeypatch, tier):
     setting = Setting(tier, hardware(device), restore_request(tier=tier), policies)
     with allocations:
         prepare = partial(prepare_setting, OPT, device, 0)
-        assert Grid(1, replans_left=0).measure_all([setting], prepare, Silent())[0].cases
+        assert Grid(1).measure_all([setting], prepare, Silent())[0].cases
     assert allocations.held() == []
 
 

@@ -168,7 +168,9 @@ def _print(made: RestorePlan) -> None:
     projected = f", project {made.projected_tokens:,} from X" if made.projected_tokens else ""
     bits = request.tier_kv_bits
     in_bits = f" in {bits} bits" if bits != UNQUANTISED else ""
-    say(f"compute {made.computed_tokens:,} tokens{projected}, load {made.loaded_tokens:,}{in_bits}")
+    tokens = "token" if made.computed_tokens == 1 else "tokens"
+    loaded = f"load {made.loaded_tokens:,}{in_bits}"
+    say(f"compute {made.computed_tokens:,} {tokens}{projected}, {loaded}")
     if made.x_bytes:
         kv_bytes = request.kv_bytes(made.model)
         say(

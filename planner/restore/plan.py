@@ -222,6 +222,8 @@ def _reason(planner: RestorePlanner, policy: str, choice: RestoreChoice) -> str:
             f"{note}The cached K and V are used where they are: {ms(choice.ttft_s)}, against "
             f"{ms(compute.ttft_s)} for computing them again."
         )
+    if policy in ("compute-only", "load-only"):
+        return f"computing alone takes {ms(compute.ttft_s)}, loading alone {ms(load.ttft_s)}."
     better = min(compute, load, key=lambda one: one.ttft_s)
     alone = "computing" if better is compute else "loading"
     name = note + (f"auto took {planner.fastest()}" if policy == "auto" else policy)

@@ -31,6 +31,8 @@ def headline(plan: DecodePlan) -> str:
 
 def verdict(plan: DecodePlan) -> str:
     """The headline in a word or two: what is kept, or how an offloaded cache is obtained."""
+    if plan.hardware.memory.unified:
+        return RESIDENT
     if plan.offloaded is None:
         return plan.policy
     kept, _ = _kept(plan, plan.offloaded)
@@ -43,7 +45,8 @@ def _too_large(plan: DecodePlan) -> str:
     beyond = weights_beyond(plan.model, plan.hardware.memory.job_device_bytes)
     if beyond is None:
         return ""
-    return f"Does not fit on one GPU: {beyond}. With the weights loaded layer by layer:"
+    gpus = "one GPU" if plan.model.tensor_parallel == 1 else "these GPUs"
+    return f"Does not fit on {gpus}: {beyond}. With the weights loaded layer by layer:"
 
 
 def _answer(plan: DecodePlan, offloaded: Offloaded) -> str:

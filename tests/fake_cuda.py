@@ -29,7 +29,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Any, Self
 from unittest.mock import patch
 
@@ -37,21 +36,31 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch_operations import (
+    FUSED_ATTENTION,
+    by_name,
+    functional,
+    has_efficient,
+    has_flash,
+    kind_of,
+    leaves,
+    left_out,
+    mapped,
+    new_bias,
+    same_dense_strides,
+)
 
 from hw.backends.base import Memory
 from hw.backends.pacing import Transfer
 from hw.environment import host_environment
 from sim.errors import BadInput
-from sim.lanes import HOST, LANES, TIER_LANES
+from sim.lanes import HOST, TIER_LANES
 from sim.machine.availability import ALWAYS, Availability
 
 DEVICE = torch.device("cuda", 0)
 CPU = torch.device("cpu")
 OPERATION_S = 1e-6
 MEMORY_BYTES = 2**34
-MAX_PRODUCT = 2**22
-"""Multiplications of the largest product in 16 bits that is computed; larger ones give zeros."""
-
 HOST_LANES = (HOST, *TIER_LANES)
 
 aten = torch.ops.aten
@@ -127,7 +136,7 @@ class DeviceTensor(Tensor):
 
     @classmethod
     def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
-        found = [one for one in _leaves((args, kwargs)) if isinstance(one, DeviceTensor)]
+        found = [one for one in leaves((args, kwargs)) if isinstance(one, DeviceTensor)]
         return found[0].backend.operation(func, args, kwargs or {})
 
 
@@ -353,11 +362,11 @@ class FakeCudaBackend:
         from torch.nn.attention.bias import CausalBias  # 3 s: imports torch's compiler
 
         self._open.enter_context(patch.object(torch, "Generator", _generator))
-        for kernel, has in (("flash", _has_flash), ("efficient", _has_efficient)):
+        for kernel, has in (("flash", has_flash), ("efficient", has_efficient)):
             name = f"torch.nn.attention.bias.can_use_{kernel}_attention"
             self._open.enter_context(patch(name, has))
         # Its own constructor allocates a tensor, which no dispatch mode can turn into a subclass.
-        self._open.enter_context(patch.object(CausalBias, "__new__", _new_bias))
+        self._open.enter_context(patch.object(CausalBias, "__new__", new_bias))
         self._open.enter_context(_Operations(self))
         self._open.enter_context(_Calls())
         return self
@@ -395,7 +404,7 @@ class FakeCudaBackend:
             return self._copied(func, args, kwargs)
         if name in CONVERSIONS:
             return self._converted(func, args, kwargs)
-        tensors = [one for one in _leaves((args, kwargs)) if isinstance(one, Tensor)]
+        tensors = [one for one in leaves((args, kwargs)) if isinstance(one, Tensor)]
         mine = [one for one in tensors if isinstance(one, DeviceTensor)]
         there = kwargs.get("device")
         to_device = bool(mine) if there is None else torch.device(there).type == "cuda"
@@ -426,14 +435,14 @@ class FakeCudaBackend:
             given[id(one.inside)] = one
             return one.inside
 
-        args, kwargs = _mapped(unwrapped, DeviceTensor, (tuple(args), kwargs))
+        args, kwargs = mapped(unwrapped, DeviceTensor, (tuple(args), kwargs))
         fused = FUSED_ATTENTION.get(func.overloadpacket.__name__)
         if fused is not None:
             rest = [
                 torch.empty(0) if str(one.type) == "Tensor" else 0 for one in func._schema.returns
             ]
-            result = (fused(_by_name(func, args, kwargs)), *rest[1:])
-        elif _left_out(func, args, kwargs):
+            result = (fused(by_name(func, args, kwargs)), *rest[1:])
+        elif left_out(func, args, kwargs):
             result = kwargs["out"].zero_()
         else:
             result = func(*args, **kwargs)
@@ -444,7 +453,7 @@ class FakeCudaBackend:
         def wrapped(one: Tensor) -> Tensor:
             return given[id(one)] if id(one) in given else DeviceTensor(one, self)
 
-        return _mapped(wrapped, Tensor, result) if to_device else result
+        return mapped(wrapped, Tensor, result) if to_device else result
 
     def _is_pinned(self, tensor: Tensor) -> bool:
         at = _memory(tensor)
@@ -477,17 +486,17 @@ class FakeCudaBackend:
 
     def _check_dtype(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
         """Refuse results of integers in a tensor of floats, for which the CPU has a temporary."""
-        functional = _functional(func)
-        if functional is None:
+        computes = functional(func)
+        if computes is None:
             return
         outs = [argument.name for argument in func._schema.arguments if argument.kwarg_only]
         outs = [name for name in outs if isinstance(kwargs.get(name), Tensor)]
         inputs = {name: value for name, value in kwargs.items() if name not in outs}
         targets = [kwargs[name] for name in outs] or [args[0]]
-        key = (func, *(_kind(one) for one in _leaves((args, tuple(inputs.values())))))
+        key = (func, *(kind_of(one) for one in leaves((args, tuple(inputs.values())))))
         if key not in self._computed:
-            meta_args, meta_inputs = _mapped(_on_meta, Tensor, (tuple(args), inputs))
-            computed = _leaves([functional(*meta_args, **meta_inputs)])
+            meta_args, meta_inputs = mapped(_on_meta, Tensor, (tuple(args), inputs))
+            computed = leaves([computes(*meta_args, **meta_inputs)])
             self._computed[key] = [one.dtype for one in computed]
         for target, dtype in zip(targets, self._computed[key], strict=True):
             if dtype != torch.bool and dtype.is_floating_point != target.is_floating_point():
@@ -506,7 +515,7 @@ class FakeCudaBackend:
 
     def _copied(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Tensor:
         """`copy_` within and between the device and the host."""
-        given = _by_name(func, args, kwargs)
+        given = by_name(func, args, kwargs)
         into, source = given["self"], given["src"]
         non_blocking = bool(given.get("non_blocking"))
         mine = isinstance(into, DeviceTensor), isinstance(source, DeviceTensor)
@@ -529,12 +538,12 @@ class FakeCudaBackend:
             self.refuse_waiting("a copy without non_blocking=True")
         if into.dtype != source.dtype:
             self.refuse_waiting(f"a copy from {source.dtype} to {into.dtype}")
-        if into.shape != source.shape or not _same_dense_strides(into, source):
+        if into.shape != source.shape or not same_dense_strides(into, source):
             self.refuse_waiting("a copy between host and device of other strides")
 
     def _converted(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Tensor:
         """`to` in its forms: another device, another dtype, or the tensor itself."""
-        given = _by_name(func, args, kwargs)
+        given = by_name(func, args, kwargs)
         tensor, other = given["self"], given.get("other")
         dtype = given.get("dtype") or (tensor.dtype if other is None else other.dtype)
         there = given.get("device") or (tensor.device if other is None else other.device)
@@ -559,166 +568,9 @@ class FakeCudaBackend:
         return DeviceTensor(made, self)
 
 
-class _Stream:
-    """A stream that notes what is enqueued on it."""
-
-    def __init__(self, calls: list[tuple[str, ...]], name: str) -> None:
-        self.calls, self.name = calls, name
-
-    def wait_event(self, event: _Event) -> None:
-        self.calls.append((self.name, "waits for", event.name))
-
-
-class _Event:
-    """An event, named after the stream that recorded it and its number there."""
-
-    def __init__(self, **_: object) -> None:
-        self.name = ""
-
-    def record(self, stream: _Stream) -> None:
-        number = sum(call[:2] == (stream.name, "records") for call in stream.calls)
-        self.name = f"{stream.name}.{number}"
-        stream.calls.append((stream.name, "records", self.name))
-
-    def synchronize(self) -> None:
-        """Everything has happened already."""
-
-
-@dataclass
-class FakeStreams:
-    """Stands for the streams and events of `torch.cuda`, so that `CudaBackend` itself can run.
-
-    Attributes:
-        calls: (stream, what it does, event) in the order of the calls.
-        current: the stream that operations of the calling thread go to.
-    """
-
-    calls: list[tuple[str, ...]] = field(default_factory=list)
-    made: int = 0
-
-    def __post_init__(self) -> None:
-        self.outside = self.current = _Stream(self.calls, "outside")
-
-    def _make(self, _device: object) -> _Stream:
-        lane = (*LANES, *TIER_LANES)[self.made]
-        self.made += 1
-        return _Stream(self.calls, lane)
-
-    def _set(self, stream: _Stream) -> None:
-        self.current = stream
-
-    @contextmanager
-    def installed(self) -> Iterator[FakeStreams]:
-        """`torch.cuda` with these streams, for one block."""
-
-        def nothing(*_: object) -> None:
-            return None
-
-        @contextmanager
-        def on(stream: _Stream) -> Iterator[None]:
-            before, self.current = self.current, stream
-            yield
-            self.current = before
-
-        fakes = {
-            "current_device": lambda: 0,
-            "current_stream": lambda _device: self.current,
-            "set_stream": self._set,
-            "stream": on,
-            "Stream": self._make,
-            "Event": _Event,
-            "synchronize": nothing,
-            "empty_cache": nothing,
-            "_sleep": nothing,
-        }
-        with ExitStack() as patches:
-            for name, fake in fakes.items():
-                patches.enter_context(patch.object(torch.cuda, name, fake))
-            patches.enter_context(patch.object(torch.backends.cuda, "enable_cudnn_sdp", nothing))
-            yield self
-
-
 def _memory(tensor: Tensor) -> int:
     """Where the memory of a host tensor begins, which its views share."""
     return tensor.untyped_storage().data_ptr()
-
-
-def _left_out(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
-    """Whether this is a product of benchmark size in 16 bits, for which the CPU needs a second."""
-    if func not in (aten.mm.out, aten.addmm.out) or kwargs["out"].dtype == torch.float32:
-        return False
-    (m, k), n = args[-2].shape, args[-1].shape[1]
-    if kwargs["out"].shape != (m, n) or args[-1].shape[0] != k:
-        return False
-    return m * n * k > MAX_PRODUCT
-
-
-def _new_bias(cls: type, *_: object) -> Tensor:
-    return Tensor._make_subclass(cls, torch.empty(0))
-
-
-def _has_flash(params: Any) -> bool:
-    return params.query.dtype != torch.float32
-
-
-def _has_efficient(params: Any) -> bool:
-    return not params.enable_gqa
-
-
-def _flash(given: dict[str, Any]) -> Tensor:
-    """What the flash kernel computes; query: [B, H, S_q, D], key, value: [B, H_kv, S_kv, D]."""
-    heads = given["query"], given["key"], given["value"]
-    return _attention(*heads, given["is_causal"], given.get("scale"))
-
-
-def _efficient(given: dict[str, Any]) -> Tensor:
-    """What the memory-efficient kernel computes; query: [B, S_q, H, D], key alike."""
-    heads = [given[name].transpose(1, 2) for name in ("query", "key", "value")]
-    return _attention(*heads, given["custom_mask_type"] > 0, given.get("scale")).transpose(1, 2)
-
-
-def _attention(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float | None) -> Tensor:
-    """Attention in which, if it is causal, the last query sees all keys."""
-    mask = torch.ones((q.shape[2], k.shape[2]), dtype=torch.bool).tril(k.shape[2] - q.shape[2])
-    return torch.nn.functional.scaled_dot_product_attention(
-        q, k, v, attn_mask=mask if causal else None, scale=scale, enable_gqa=True
-    )
-
-
-FUSED_ATTENTION = {
-    "_scaled_dot_product_flash_attention": _flash,
-    "_efficient_attention_forward": _efficient,
-}
-"""Kernels that no CPU has under these names, as `scaled_dot_product_attention`."""
-
-
-def _leaves(nested: object) -> list[Any]:
-    """What tuples, lists and dicts hold."""
-    found: list[Any] = []
-    for one in nested.values() if isinstance(nested, dict) else nested:
-        if isinstance(one, (list, tuple, dict)):
-            found += _leaves(one)
-        else:
-            found.append(one)
-    return found
-
-
-def _mapped(function: Callable[[Any], Any], kind: type, nested: Any) -> Any:
-    """The same tuples, lists and dicts with `function` of everything of a kind in them."""
-    if isinstance(nested, kind):
-        return function(nested)
-    if isinstance(nested, dict):
-        return {name: _mapped(function, kind, one) for name, one in nested.items()}
-    if isinstance(nested, (list, tuple)):
-        return type(nested)([_mapped(function, kind, one) for one in nested])
-    return nested
-
-
-def _kind(argument: object) -> object:
-    """What the dtype of a result depends on."""
-    if isinstance(argument, Tensor):
-        return argument.dtype, tuple(argument.shape)
-    return type(argument), argument  # 1 and 1.0 are equal, and make different dtypes
 
 
 def _spoilt(tensor: Tensor) -> Tensor:
@@ -733,43 +585,3 @@ def _spoilt(tensor: Tensor) -> Tensor:
 def _on_meta(tensor: Tensor) -> Tensor:
     inside = tensor.inside if isinstance(tensor, DeviceTensor) else tensor
     return torch.empty_strided(inside.shape, inside.stride(), dtype=inside.dtype, device="meta")
-
-
-def _same_dense_strides(one: Tensor, other: Tensor) -> bool:
-    """Whether one stretch of memory goes into another, as `cudaMemcpyAsync` copies."""
-    if one.numel() == 0:
-        return True
-    dense = sum((n - 1) * step for n, step in zip(one.shape, one.stride(), strict=True)) + 1
-    strides = [
-        [step for n, step in zip(it.shape, it.stride(), strict=True) if n > 1]
-        for it in (one, other)
-    ]
-    return dense == one.numel() and strides[0] == strides[1]
-
-
-def _by_name(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> dict[str, Any]:
-    names = [argument.name for argument in func._schema.arguments]
-    return dict(zip(names, args, strict=False)) | kwargs
-
-
-@cache
-def _functional(func: Any) -> Any:
-    """The form of an operation with `out=` or in place that makes its result; None without one."""
-    schema = func._schema
-    written = [one for one in schema.arguments if one.alias_info and one.alias_info.is_write]
-    if not written or func.is_view:
-        return None
-    out = {one.name for one in written if one.kwarg_only}
-    kept = [(one.name, str(one.type)) for one in schema.arguments if one.name not in out]
-    name = func.overloadpacket.__name__
-    packet = getattr(aten, name if out else name.removesuffix("_"), None)
-    if packet is None or (packet is func.overloadpacket and not out):
-        return None
-    if not out and torch.Tag.pointwise not in func.tags:
-        return None
-    for overload in packet.overloads():
-        other = getattr(packet, overload)._schema
-        makes = not any(one.alias_info for one in other.arguments)
-        if makes and [(one.name, str(one.type)) for one in other.arguments] == kept:
-            return getattr(packet, overload)
-    return None

@@ -6,6 +6,7 @@ Sizes are counts of elements. Letters in comments as in `sim.model.spec`. A toke
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Literal
 
@@ -70,19 +71,19 @@ class SparseIndex:
 
 
 @dataclass(frozen=True, slots=True)
-class Attention:
+class Attention(ABC):
     """What all kinds of attention have; a kind overrides what differs."""
 
     __pydantic_config__ = STRICT_KEYS
 
     @property
+    @abstractmethod
     def text(self) -> str:
         """The kind in words."""
-        raise NotImplementedError
 
+    @abstractmethod
     def matrices(self, hidden: int) -> Matrices:
         """Elements of the matrices, for a hidden size."""
-        raise NotImplementedError
 
     @property
     def kv_size(self) -> int:

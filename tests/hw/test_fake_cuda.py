@@ -6,7 +6,8 @@ from itertools import pairwise
 
 import pytest
 import torch
-from fake_cuda import DEVICE, DeviceTensor, FakeStreams, Refused
+from fake_cuda import DEVICE, DeviceTensor, Refused
+from fake_streams import FakeStreams
 
 from hw.backends.cuda import CudaBackend
 from sim.errors import BadInput

@@ -85,7 +85,6 @@ class ExpertsShape:
         width: intermediate size of one expert.
         active: experts that a token passes through.
         routed: experts to choose from, on all GPUs.
-        matrices: of one expert, 3 with a gate and 2 without.
         gpus: GPUs that the experts are divided over, which tokens choose evenly.
     """
 
@@ -93,7 +92,6 @@ class ExpertsShape:
     width: int
     active: int
     routed: int
-    matrices: int = 3
     gpus: int = 1
 
     def touched(self, n_tokens: float) -> float:
@@ -108,7 +106,7 @@ class ExpertsShape:
         self, n_tokens: float, touched: float, bits: float, flops_per_s: float, bytes_per_s: float
     ) -> float:
         """The longer of the FLOPs and of reading the touched experts' weights, by rate."""
-        weights = self.matrices * self.hidden * self.width
+        weights = 3 * self.hidden * self.width  # gate, up and down
         flops = 2 * n_tokens * self.active * weights / self.gpus
         return max(flops / flops_per_s, touched * weights * bits / 8 / bytes_per_s)
 

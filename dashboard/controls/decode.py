@@ -13,7 +13,7 @@ from dashboard.questions.points import MULTIPLES
 from dashboard.session import all_machines
 from dashboard.text.comparison import escaped
 from planner import SCHEDULES
-from sim.catalog import find_model, link_names, planned_model_names
+from sim.catalog import find_model, link_names, model_names
 from sim.graph.jobs import Workload
 from sim.machine.profile import HardwareProfile
 from sim.model.kv_format import KV_BITS
@@ -63,7 +63,7 @@ def ask_question(changeable: bool) -> Question:
 
 def ask_model(first: str) -> str:
     """A shipped model, by default `first`."""
-    names = planned_model_names()
+    names = model_names()
     return menu("Model", names, index=names.index(first), key="model")
 
 

@@ -19,7 +19,7 @@ from sim.errors import BadInput
 from sim.graph.jobs import Workload
 from sim.graph.memory import footprint
 from sim.machine.profile import HardwareProfile
-from sim.model.kv_format import host_kv_token_bytes
+from sim.model.kv_format import host_row_bytes
 from sim.model.spec import ModelSpec
 from sim.results.accuracy import assess_kind, nine_of_ten
 
@@ -185,8 +185,10 @@ def advise(
     settings: tuple[RuntimeSetting, ...] = ()
     if later is not None and not emulated and not hardware.memory.unified:
         loaded = planner.problem.simulate(planner.problem.choice_of("load-all").split).graph
-        rows = batch * workload.max_tokens * model.n_layers
-        all_bytes = rows * host_kv_token_bytes(model, workload.kv_bits)
+        rows = batch * workload.max_tokens
+        all_bytes = rows * sum(
+            host_row_bytes(model, workload.kv_bits, layer) for layer in range(model.n_layers)
+        )
         cache = CacheBudget(footprint(loaded).host_kv_bytes, all_bytes, later.least_tokens)
         settings = runtime_settings(model, hardware, cache)
     return Advice(

@@ -7,7 +7,9 @@ from dataclasses import replace
 from typing import Any
 
 from sim.errors import BadFile
-from sim.model.layers import Dense, FullAttention, NoAttention
+from sim.model.attention import FullAttention
+from sim.model.compressed import NoAttention
+from sim.model.layers import Dense
 from sim.model.readers.fields import Config, Description
 from sim.model.readers.parts import (
     ACTIVATIONS,

@@ -7,17 +7,14 @@ from dataclasses import replace
 from typing import Any
 
 from sim.errors import BadFile
-from sim.model.layers import (
-    AnyAttention,
-    Dense,
-    Experts,
+from sim.model.attention import (
     FullAttention,
     LatentAttention,
-    Layer,
     MultiHeadLatent,
     SparseIndex,
     check_sizes,
 )
+from sim.model.layers import AnyAttention, Dense, Experts, Layer
 from sim.model.readers.fields import CHUNKED, FULL, SLIDING, Config, checked_number
 from sim.model.spec import Llama3RopeScaling
 

@@ -5,13 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from sim.model.layers import (
-    CompressedAttention,
-    Dense,
-    Experts,
-    FullAttention,
-    SparseIndex,
-)
+from sim.model.attention import FullAttention, SparseIndex
+from sim.model.compressed import CompressedAttention
+from sim.model.layers import Dense, Experts
 from sim.model.readers.fields import FULL, Config, Description
 from sim.model.readers.parts import (
     CHUNKS,

@@ -43,8 +43,9 @@ def accuracy(
 ) -> int:
     """Predict every recording again and show the error of every case.
 
-    A recording holds measured timelines with their graph and machine, never a prediction. With
-    --gate the exit status is 1 if any case exceeds its tolerance or cannot be read.
+    A recording holds measured timelines with their graph and machine, never a
+    prediction. With --gate the exit status is 1 if any case exceeds its tolerance
+    or cannot be read.
 
     For example:
       kvoverlap accuracy

@@ -97,6 +97,10 @@ VERBS = {
         "sweep:sweep",
         "Plan every point of a study, in parallel, and write one table.",
     ),
+    "traffic": (
+        "traffic:traffic",
+        "Show what a KV cache brings under the requests of a trace, or generate such a trace.",
+    ),
     "validate": (
         "validate:validate",
         "Measure the prediction errors on this machine: the whole loop in one command.",

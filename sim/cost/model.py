@@ -64,7 +64,7 @@ class DecodeCosts:
         return cost.task_s + cost.kernel_s * self.operations.launches(task.op)
 
     def earliest_s(self, task: Task) -> float:  # noqa: ARG002
-        return 0.0
+        return self.dispatch.start_s
 
 
 TASK_COSTS: dict[str, Callable[[HardwareProfile, ModelSpec, Any], TaskCosts]] = {

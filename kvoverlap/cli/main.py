@@ -97,6 +97,10 @@ VERBS = {
         "sweep:sweep",
         "Plan every point of a study, in parallel, and write one table.",
     ),
+    "trace": (
+        "trace:trace",
+        "Measure overlap in the trace of any program: copies, kernels, exposed copy, idle time.",
+    ),
     "validate": (
         "validate:validate",
         "Measure the prediction errors on this machine: the whole loop in one command.",

@@ -63,6 +63,16 @@ def parse_seed(name: str, text: str) -> int:
     return int(text)
 
 
+def parse_sizes(name: str, text: str) -> tuple[float, ...]:
+    """Comma-separated sizes in bytes; 0 is one too.
+
+    Raises:
+        BadInput: one is no size.
+    """
+    parts = [part.strip() for part in text.split(",")]
+    return tuple(0.0 if part == "0" else parse_bytes(name, part) for part in parts)
+
+
 def parse_decimal(name: str, text: str) -> float:
     """A decimal number in ASCII digits.
 
@@ -237,15 +247,30 @@ class MachineOptions:
         Bytes | None,
         Parameter(help="What if the host had this much memory for the job, such as 256GiB."),
     ] = None
+    link_from: Annotated[
+        Path | None,
+        Parameter(
+            metavar="TRACE",
+            help="What if the link copied as in this trace: rates by size from its pinned copies. "
+            "A profiler's trace, or what `kvoverlap trace -o` wrote of one.",
+        ),
+    ] = None
 
     def load(self) -> HardwareProfile:
-        """The profile with every change applied.
+        """The profile with every change applied: the trace's link, then rates, then memory.
 
         Raises:
             BadInput: a setting has no `=`, an unknown key, a key that is given twice, or a value
                 that is not a rate in the key's unit.
+            NotMeasured: the trace has no rate, or the machine no link.
         """
         machine = find_hardware(self.hardware)
+        if self.link_from is not None:
+            from sim.traces.link import with_link_from
+
+            machine, found = with_link_from(machine, self.link_from)
+            for lane, text in found.items():
+                note(f"{lane}: {text}")
         given = set()
         for setting in self.settings:
             key, equals, value = setting.partition("=")

@@ -8,10 +8,10 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from kvoverlap.cli.options import Json, OutputFile
-from kvoverlap.cli.output import note, print_json, progress, say, table
+from kvoverlap.cli.output import note, print_json, progress, say, shown_frac, table
 from sim.traces.measured import TOP_KERNELS, MeasuredTrace, open_trace
 from sim.traces.measures import Idle, Measures
-from sim.units import ms, percent
+from sim.units import ms
 
 MAX_ROWS = 20
 NAME_CHARS = 60
@@ -37,15 +37,16 @@ def trace(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Measure overlap in the trace of any program: copies, kernels, exposed copy, idle time.
+    """Measure overlap in the trace of any program: copies, kernels, idle time.
 
-    It reads what torch.profiler, vLLM and SGLang write (Chrome traces of Kineto), and exports of
-    Nsight Systems. The answer has copies by direction and stream, pinned or pageable; the overlap
-    of each direction; idle time by cause; and the same for every step that the trace marks.
+    It reads what torch.profiler, vLLM and SGLang write (Chrome traces of Kineto),
+    and exports of Nsight Systems. The answer has copies by direction and stream,
+    pinned or pageable; the overlap of each direction; exposed copy; idle time by
+    cause; and the same for every step that the trace marks.
 
-    The overlap of a direction is the time in which a copy of it and at least one kernel run,
-    divided by the time in which such a copy runs. A file that is damaged gives the answer for what
-    comes before the damage, and says so.
+    The overlap of a direction is the time in which a copy of it and at least one
+    kernel run, divided by the time in which such a copy runs. A damaged file gives
+    the answer for what comes before the damage, and says so.
 
     For example:
       kvoverlap trace rank0.pt.trace.json.gz
@@ -132,9 +133,9 @@ def print_copies(found: MeasuredTrace) -> None:
             row.memory or "-",
             f"{row.device}, {row.stream}" if several else row.stream,
             f"{row.copies:,}",
-            f"{row.bytes / 1e6:,.2f} MB",
+            shown_bytes(row.bytes),
             ms(row.seconds),
-            "" if row.bytes_per_s is None else f"{row.bytes_per_s / 1e9:,.2f} GB/s",
+            "-" if row.bytes_per_s is None else f"{shown_bytes(row.bytes_per_s)}/s",
         )
         for row in found.copies
     ]
@@ -152,7 +153,7 @@ def print_rates(found: MeasuredTrace) -> None:
             f"{point.bytes:,}",
             f"{point.copies:,}",
             ms(point.seconds),
-            f"{point.bytes_per_s / 1e9:,.2f} GB/s",
+            f"{shown_bytes(point.bytes_per_s)}/s",
         )
         for (direction, memory), points in found.rates.items()
         for point in points
@@ -204,5 +205,9 @@ def shortened(name: str) -> str:
     return line if len(line) <= NAME_CHARS else f"{line[: NAME_CHARS - 3]}..."
 
 
-def shown_frac(fraction: float | None) -> str:
-    return "-" if fraction is None else percent(fraction)
+def shown_bytes(size: float) -> str:
+    """Bytes in the unit that suits them."""
+    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if size >= scale:
+            return f"{size / scale:,.2f} {unit}"
+    return f"{size:,.0f} B"

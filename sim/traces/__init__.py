@@ -1,4 +1,5 @@
 """Traces that profilers recorded of any program: what copies and kernels did, and when.
 
-`read_trace_file` opens them, `measure` does the arithmetic, `rate_curves` turns copies into rates.
+`measured.open_trace` reads one and does the arithmetic; `link.with_link_from` gives a machine the
+rates of its copies.
 """

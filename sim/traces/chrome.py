@@ -258,6 +258,7 @@ def read_chrome(path: Path, progress: Progress) -> TraceEvents:
         syncs=tuple(reader.syncs),
         host=reader.host,
         devices=_device_names(source.header),
+        graph_sha256=_graph_sha256(source.header),
         faults=tuple(reader.faults(source.broken)),
     )
 
@@ -282,3 +283,9 @@ def _device_names(header: Mapping[str, Any]) -> dict[int, str]:
         and isinstance(one.get("id"), int)
         and isinstance(one.get("name"), str)
     }
+
+
+def _graph_sha256(header: Mapping[str, Any]) -> str | None:
+    other = header.get("otherData")
+    found = other.get("graph_sha256") if isinstance(other, dict) else None
+    return found if isinstance(found, str) else None

@@ -70,6 +70,7 @@ class TraceEvents:
         syncs: intervals in which a thread of the host waits for the GPU.
         host: first start and last end of the host's operators; None without any.
         devices: names of the GPUs by number, as far as the trace tells.
+        graph_sha256: hash of the task graph, in traces that kvoverlap wrote.
         faults: one sentence for each part of the file that could not be used.
     """
 
@@ -81,6 +82,7 @@ class TraceEvents:
     syncs: tuple[tuple[int, int], ...] = ()
     host: tuple[int, int] | None = None
     devices: dict[int, str] = field(default_factory=dict)
+    graph_sha256: str | None = None
     faults: tuple[str, ...] = ()
 
     @property

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from sim.errors import BadFile
 from sim.files import STRICT_KEYS, parse, read_json, write_json
@@ -23,7 +23,7 @@ from sim.traces.measures import (
     total,
 )
 from sim.traces.rates import RatePoint, rate_curves
-from sim.traces.read import document_head, read_trace_file
+from sim.traces.read import TRACE_MARKS, document_head, read_trace_file
 
 KIND = "measured-trace"
 CPU_ONLY = (
@@ -31,6 +31,7 @@ CPU_ONLY = (
     "ProfilerActivity.CUDA on a machine with a GPU."
 )
 TOP_KERNELS = 10
+_MARK = f'"kind": "{KIND}"'.encode()
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +72,7 @@ class MeasuredTrace:
     """
 
     events: TraceEvents
+    source: ClassVar[str] = "measured"
 
     @cached_property
     def span_ns(self) -> tuple[int, int]:
@@ -157,7 +159,7 @@ class MeasuredTrace:
     def to_dict(self) -> dict[str, Any]:
         """The answer of `kvoverlap trace --json`."""
         return {
-            "source": "measured",
+            "source": self.source,
             "file": self.events.file,
             "format": self.events.format,
             "events": self.events.n_events,
@@ -272,7 +274,7 @@ class _Stored:
             tuple(self.syncs),
             self.host,
             dict(self.devices),
-            tuple(self.faults),
+            faults=tuple(self.faults),
         )
 
 
@@ -320,6 +322,12 @@ def open_trace(path: Path | str, progress: Progress | None = None) -> MeasuredTr
     Raises:
         BadFile: absent, of another kind, or without a single event.
     """
-    if f'"kind": "{KIND}"'.encode() in document_head(Path(path)):
+    if _MARK in document_head(Path(path)):
         return MeasuredTrace.load(path)
     return MeasuredTrace(read_trace_file(path, progress))
+
+
+def holds_trace(path: Path | str) -> bool:
+    """Whether a file looks like one that `open_trace` reads, by its first bytes."""
+    head = document_head(Path(path))
+    return _MARK in head or any(mark in head for mark in TRACE_MARKS)

@@ -29,8 +29,9 @@ class Measures:
         kernel_s: at least one kernel runs.
         h2d_copy_s, d2h_copy_s: at least one copy of that direction runs.
         h2d_hidden_s, d2h_hidden_s: part of it in which a kernel runs too.
-        exposed_copy_s: a copy of either direction runs, and no kernel.
-        other_s: neither, but a memset or a copy within or between devices.
+        copy_s: a copy of either direction runs.
+        exposed_copy_s: the part of it in which no kernel runs.
+        other_s: neither a kernel nor such a copy, but a memset or a copy within or between devices.
         idle_s: no work at all.
         collective_s: at least one kernel of NCCL or RCCL runs.
         collective_hidden_s: part of it in which another kernel runs too.
@@ -42,11 +43,17 @@ class Measures:
     h2d_hidden_s: float = 0.0
     d2h_copy_s: float = 0.0
     d2h_hidden_s: float = 0.0
+    copy_s: float = 0.0
     exposed_copy_s: float = 0.0
     other_s: float = 0.0
     idle_s: float = 0.0
     collective_s: float = 0.0
     collective_hidden_s: float = 0.0
+
+    @property
+    def overlap_frac(self) -> float | None:
+        """Hidden part of the copy time of both directions; None where nothing is copied."""
+        return 1.0 - self.exposed_copy_s / self.copy_s if self.copy_s else None
 
     @property
     def h2d_overlap_frac(self) -> float | None:
@@ -64,6 +71,7 @@ class Measures:
     def to_dict(self) -> dict[str, Any]:
         return {
             **asdict(self),
+            "overlap_frac": self.overlap_frac,
             "h2d_overlap_frac": self.h2d_overlap_frac,
             "d2h_overlap_frac": self.d2h_overlap_frac,
             "collective_overlap_frac": self.collective_overlap_frac,
@@ -149,6 +157,7 @@ class Busy:
             h2d_hidden_s=hidden[H2D] / NS,
             d2h_copy_s=length(self.copies[D2H]) / NS,
             d2h_hidden_s=hidden[D2H] / NS,
+            copy_s=length(self.moving) / NS,
             exposed_copy_s=exposed_ns / NS,
             other_s=(length(self.any) - length(self.working)) / NS,
             idle_s=(end_ns - start_ns - busy_ns) / NS,

@@ -18,6 +18,9 @@ REPORTS = (".nsys-rep", ".qdrep", ".qdstrm")
 
 HEAD_BYTES = 4096
 
+TRACE_MARKS = (SQLITE, b'"traceEvents"', b'"schemaVersion"', b'"deviceProperties"', b"Start (")
+"""Texts in the first bytes of a trace, none of which begins a document of kvoverlap."""
+
 
 def read_trace_file(path: Path | str, progress: Progress | None = None) -> TraceEvents:
     """The events of a trace file: Chrome JSON, plain or gzipped, or an export of Nsight Systems.

@@ -15,8 +15,8 @@ from sim.errors import BadFile, Mismatch
 from sim.graph.jobs import Workload
 from sim.graph.timeline import Timeline
 from sim.lanes import COMPUTE, D2H, H2D, HOST
-from sim.results.trace import is_trace, read_trace, trace_document, write_trace
-from sim.traces.measured import open_trace
+from sim.results.trace import read_trace, trace_document, write_trace
+from sim.traces.measured import holds_trace, open_trace
 
 # Tasks of milliseconds: readers that round to microseconds lose less than a thousandth.
 SLOW = machine(flops_per_s=3e5, memory_bytes_per_s=1e6, h2d=3e4, d2h=1e4)
@@ -50,7 +50,7 @@ def device_events(document):
 def test_a_trace_read_back_is_the_timeline(tmp_path, name, timeline):
     write_trace(timeline, tmp_path / name, "any")
     assert read_trace(tmp_path / name, GRAPH, "any") == timeline
-    assert is_trace(tmp_path / name)
+    assert holds_trace(tmp_path / name)
 
 
 def test_a_name_in_gz_is_compressed(tmp_path):
@@ -168,7 +168,7 @@ def test_a_file_that_is_no_trace_of_ours_is_refused(tmp_path, text):
     (tmp_path / "a.json").write_text(text)
     with pytest.raises(BadFile, match="not a trace written by kvoverlap"):
         read_trace(tmp_path / "a.json", GRAPH, "any")
-    assert not is_trace(tmp_path / "a.json") or "traceEvents" in text
+    assert holds_trace(tmp_path / "a.json") == ("traceEvents" in text)
 
 
 def test_a_step_without_compute_can_still_be_written(tmp_path):

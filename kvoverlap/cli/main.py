@@ -103,7 +103,7 @@ VERBS = {
     ),
     "traffic": (
         "traffic:traffic",
-        "Show what a KV cache brings under the requests of a trace, or generate such a trace.",
+        "Show what a KV cache brings under the requests of a trace, or generate one.",
     ),
     "validate": (
         "validate:validate",

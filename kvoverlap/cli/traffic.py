@@ -183,12 +183,13 @@ def traffic(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Show what a KV cache brings under the requests of a trace, or generate such a trace.
+    """Show what a KV cache brings under the requests of a trace, or generate one.
 
     For example:
       kvoverlap traffic --generate 12K --rate 3 --seed 1 -o trace.jsonl.gz
       kvoverlap traffic trace.jsonl.gz --hit-rates --blocks 1024,8192 --json
-      kvoverlap traffic trace.jsonl.gz --hit-rates --model llama-3.1-8b --sizes 64GB,512GB
+      kvoverlap traffic trace.jsonl.gz --hit-rates --model llama-3.1-8b \\
+          --sizes 64GB,512GB
 
     Parameters
     ----------

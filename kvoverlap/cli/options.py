@@ -274,6 +274,14 @@ class MachineOptions:
             "GPU's node.",
         ),
     ] = None
+    link_from: Annotated[
+        Path | None,
+        Parameter(
+            metavar="TRACE",
+            help="What if the link copied as in this trace: rates by size from its pinned copies. "
+            "A profiler's trace, or what `kvoverlap trace -o` wrote of one.",
+        ),
+    ] = None
 
     @property
     def serving(self) -> Runtime | None:
@@ -281,13 +289,20 @@ class MachineOptions:
         return None if self.runtime is None else find_runtime(self.runtime)
 
     def load(self) -> HardwareProfile:
-        """The profile with every change applied.
+        """The profile with every change applied: the trace's link, then rates, then memory.
 
         Raises:
             BadInput: a setting has no `=`, an unknown key, a key that is given twice, or a value
                 that is not a rate in the key's unit.
+            NotMeasured: the trace has no rate, or the machine no link.
         """
         machine = find_hardware(self.hardware)
+        if self.link_from is not None:
+            from sim.traces.link import with_link_from
+
+            machine, found = with_link_from(machine, self.link_from)
+            for lane, text in found.items():
+                note(f"{lane}: {text}")
         if self.copies is not None:
             if self.copies not in COPY_KINDS:
                 raise UnknownName("kind of copies", self.copies, COPY_KINDS)

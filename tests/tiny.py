@@ -31,7 +31,8 @@ from sim.graph.timeline import Timeline
 from sim.lanes import DISK, NET
 from sim.machine.prefill import Prefill, Restore, Tier
 from sim.machine.provenance import SourcedValue
-from sim.model.spec import Llama3RopeScaling
+from sim.model.arithmetic import Arithmetic, Router
+from sim.model.spec import Llama3RopeScaling, MixtureOfExperts
 
 CPU = torch.device("cpu")
 
@@ -82,6 +83,15 @@ QWEN3 = replace(LLAMA, name="tiny-qwen3", family="qwen3", head_dim=16, qk_norm=T
 """Query and key norms, and heads that are wider together than the hidden state."""
 
 MODELS = (OPT, LLAMA, QWEN2, QWEN3)
+
+EXPERTS = replace(
+    LLAMA,
+    name="tiny-experts",
+    family="qwen2_moe",
+    moe=MixtureOfExperts(6, 2, 1, 24, 0),
+    arithmetic=Arithmetic(Router(shared_gate=True)),
+)
+"""Six experts, of which each token passes through two, and a shared one with a gate."""
 
 JOB = Workload(batch_size=2, prompt_tokens=13, gen_tokens=3)
 

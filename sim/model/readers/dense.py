@@ -15,7 +15,7 @@ from sim.model.readers.parts import (
     activation,
     heads,
     mlp,
-    rope,
+    run_fields,
     stacked,
     windows,
     with_windows,
@@ -59,9 +59,7 @@ def uniform(
 def llama(config: Config, is_windowed: Callable[[int], bool] = lambda _: False) -> Description:
     """A family that runs: its RoPE is read, and its norm needed."""
     config.number("rms_norm_eps")
-    fields = rope(config)
-    fields["not_run"] = fields.get("not_run", ()) + activation(config, *ACTIVATIONS)
-    return uniform(config, is_windowed, **fields)
+    return uniform(config, is_windowed, **run_fields(config, *ACTIVATIONS))
 
 
 def mistral(config: Config) -> Description:

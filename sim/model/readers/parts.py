@@ -138,6 +138,13 @@ def activation(config: Config, *wanted: str) -> tuple[str, ...]:
     return () if value in wanted else (f"activation {value!r}",)
 
 
+def run_fields(config: Config, *activations: str) -> dict[str, Any]:
+    """What a run needs of families whose layers need no more: RoPE, and a known activation."""
+    fields = rope(config)
+    fields["not_run"] = fields.get("not_run", ()) + activation(config, *activations)
+    return fields
+
+
 def rope(config: Config) -> dict[str, Any]:
     """Base and scaling of the rotary embedding; transformers 5 nests both in rope_parameters.
 

@@ -1,0 +1,51 @@
+"""Rotary positions: tables of cosines and sines, and the rotation of heads by them."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from hw.model.weights import TORCH_DTYPE
+from sim.model.spec import Llama3RopeScaling, ModelSpec
+
+
+class Rotary:
+    """Rotates heads of one size by their positions.
+
+    Args:
+        max_tokens: positions that the tables cover.
+    """
+
+    def __init__(self, model: ModelSpec, max_tokens: int, device: torch.device) -> None:
+        self._cos, self._sin = rotary_tables(model, max_tokens, device)
+
+    def rotate(self, x: Tensor, position: int) -> None:
+        """Rotate in place; x: [S, B, heads, D] at positions from `position`."""
+        cos = self._cos[position : position + x.shape[0], None, None]
+        sin = self._sin[position : position + x.shape[0], None, None]
+        half = x.shape[-1] // 2
+        turned = torch.cat((-x[..., half:], x[..., :half]), dim=-1)
+        x.mul_(cos).add_(turned.mul_(sin))
+
+
+def rotary_tables(model: ModelSpec, max_tokens: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Cosines and sines, each [max_tokens, D], halves repeated, computed in 32 bit."""
+    exponents = torch.arange(0, model.head_dim, 2, dtype=torch.float32, device=device)
+    frequencies = model.rope_theta ** -(exponents / model.head_dim)
+    if model.rope_scaling is not None:
+        frequencies = _llama3_frequencies(frequencies, model.rope_scaling)
+    angles = torch.outer(torch.arange(max_tokens, device=device).float(), frequencies)
+    angles = torch.cat((angles, angles), dim=-1)
+    dtype = TORCH_DTYPE[model.dtype]
+    return angles.cos().to(dtype), angles.sin().to(dtype)
+
+
+def _llama3_frequencies(frequencies: Tensor, scaling: Llama3RopeScaling) -> Tensor:
+    """Long wavelengths are stretched by `factor`, short ones unchanged, those between blended."""
+    wavelength = 2 * math.pi / frequencies
+    cold = scaling.original_max_positions / wavelength
+    low, high = scaling.low_freq_factor, scaling.high_freq_factor
+    blend = ((cold - low) / (high - low)).clamp(0.0, 1.0)
+    return frequencies * (blend + (1.0 - blend) / scaling.factor)

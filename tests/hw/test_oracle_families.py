@@ -1,0 +1,67 @@
+"""Experts equal those of `transformers`: K and V, logits, tokens."""
+
+from __future__ import annotations
+
+import pytest
+import transformers as hf
+from builders import make_plan
+from oracle import SLOW_LINK, SMALL, Oracle, assert_equal, assert_kv_equal, consult
+from run_restores import RestoreCase, policy_graphs, request
+from tiny import filled_cache, simulated
+
+from hw import DecodeExecutor, open_backend, resident_prefill
+
+THREE = {**SMALL, "num_hidden_layers": 3}
+CONFIGS = {
+    "mixtral": hf.MixtralConfig(**THREE, num_local_experts=5, sliding_window=20),
+    "qwen3-moe": hf.Qwen3MoeConfig(
+        **THREE, head_dim=16, moe_intermediate_size=24, num_experts=6, num_experts_per_tok=3
+    ),
+    "qwen2-moe": hf.Qwen2MoeConfig(
+        **THREE,
+        moe_intermediate_size=24,
+        shared_expert_intermediate_size=48,
+        num_experts=6,
+        num_experts_per_tok=3,
+        norm_topk_prob=True,
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def cpu():
+    with open_backend("cpu") as backend:
+        yield backend
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_policy_computes_what_transformers_does(name, cpu):
+    oracle = consult(CONFIGS[name])
+    model, job = oracle.weights.model, oracle.job
+    for policy in ("lp", "load-all", "recompute-all"):
+        cache = filled_cache(oracle.weights, job, cpu, oracle.prompts)
+        assert cache.next_tokens.equal(oracle.tokens[:, 0])
+        graph = make_plan(model, SLOW_LINK, job, policy).simulated_graph()
+        ops = {task.op for task in graph.tasks}
+        assert {"load-all": "load_kv", "recompute-all": "recompute"}.get(policy, "mlp") in ops
+        executor = DecodeExecutor(simulated(graph), oracle.weights, [cache], (), cpu)
+        executor.run()
+        assert_kv_equal(cache, oracle, range(job.max_tokens))
+        assert_equal(executor.logits[0], oracle.logits)
+        assert executor.tokens[0].T.equal(oracle.tokens[:, 1:])
+    check_restore(oracle, cpu)
+
+
+def check_restore(oracle: Oracle, cpu) -> None:
+    """A two-ended restore of the first prompt comes to what `transformers` computes."""
+    model, n_tokens = oracle.weights.model, oracle.job.prompt_tokens
+    job = request(n_tokens, n_tokens - 3)
+    reference = resident_prefill(oracle.weights, oracle.prompts[0], cpu)
+    case = RestoreCase(oracle.weights, job, reference, cpu)
+    executor = case.executor(policy_graphs(model, job)["two-ended"])
+    executor.run()
+    for ours, oracles in zip(executor.kv, oracle.kv, strict=True):
+        n_both = n_tokens - max(0, oracle.job.max_tokens - oracles.shape[0])
+        theirs = oracles[: n_tokens - oracle.job.max_tokens, :1]
+        assert_equal(ours[n_tokens - n_both :], theirs[-n_both:])
+    assert int(executor.logits.argmax()) == int(oracle.tokens[0, 0])

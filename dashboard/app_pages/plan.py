@@ -4,6 +4,7 @@ import pandas as pd
 import streamlit as st
 
 from dashboard.controls.decode import ask_question
+from dashboard.controls.plan import plan_downloads, show_lanes, show_memory
 from dashboard.controls.widgets import (
     ASKED,
     MEASURED,
@@ -80,9 +81,20 @@ def show_plan(plan: DecodePlan) -> None:
             "resident has the whole cache in GPU memory, if it fits. It copies nothing, so that "
             "the lower bound does not apply to it."
         )
+    show_run(plan)
     show_sensitivities(plan)
     show_split(plan)
     show_curve(plan)
+
+
+def show_run(plan: DecodePlan) -> None:
+    """Memory, lanes over time, and both as files."""
+    st.subheader("Memory", anchor=False)
+    show_memory(plan)
+    st.subheader("Predicted timeline", anchor=False)
+    timeline = plan.simulate(ENGINE)
+    show_lanes(plan, timeline)
+    plan_downloads(plan, timeline)
 
 
 def show_sensitivities(plan: DecodePlan) -> None:

@@ -81,6 +81,12 @@ def table(
     out.print(grid, soft_wrap=False)
 
 
+def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of a table in Markdown."""
+    lines = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
+    return lines + [f"| {' | '.join(row)} |" for row in rows]
+
+
 def policy_table(title: str, what: str, times_s: Mapping[str, float], base: str) -> None:
     """Times of policies, fastest first, and how many times as fast as `base` each is."""
     rows = [

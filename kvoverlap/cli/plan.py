@@ -75,20 +75,23 @@ def plan(
 ) -> None:
     """Decide what to keep, load and recompute, and predict how long decoding takes.
 
-    The first sentence says what to do with the KV cache and how long a step takes: in GPU memory as
-    far as it fits, and offloaded to host memory. The split, its simulated makespan, the makespan of
-    every other policy, and the bottleneck follow.
+    The first sentence says what to do with the KV cache and how long a step takes:
+    in GPU memory as far as it fits, and offloaded to host memory. The split, its
+    simulated makespan, the makespan of every other policy, and the bottleneck
+    follow.
 
     For example:
       kvoverlap plan --model opt-13b --hardware kvpr-a100 --batch 32 --prompt 1K
-      kvoverlap plan --model opt-13b --hardware kvpr-a100 --batch 32 --prompt 1K --no-keep \\
-        --set link.bandwidth=64GB/s
+      kvoverlap plan --model opt-13b --hardware kvpr-a100 --batch 32 --prompt 1K \\
+          --no-keep --set link.bandwidth=64GB/s
       kvoverlap plan --model opt-30b --hardware kvpr-a100 --batch 32 --prompt 512 \\
-        --schedule column --n-batches 8
-      kvoverlap plan --model opt-13b --hardware kvpr-a100 --batch 32 --prompt 1K --gpu-memory 40GB
-      kvoverlap plan --model opt-13b --hardware kvpr-a100 --batch 32 --prompt 1K --kv-bits 4
-      kvoverlap plan --model ./config.json --hardware profile.json --batch 8 --prompt 512 \\
-        --gen 16 -o plan.json
+          --schedule column --n-batches 8
+      kvoverlap plan --model opt-13b --hardware kvpr-a100 --batch 32 --prompt 1K \\
+          --gpu-memory 40GB
+      kvoverlap plan --model opt-13b --hardware kvpr-a100 --batch 32 --prompt 1K \\
+          --kv-bits 4
+      kvoverlap plan --model ./config.json --hardware profile.json --batch 8 \\
+          --prompt 512 --gen 16 -o plan.json
     """
     hardware = machine.load()
     spec = model.load(hardware)

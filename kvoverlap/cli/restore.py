@@ -80,17 +80,19 @@ def restore(
 ) -> None:
     """Decide how to restore a cached prefix, and predict the time to the first token.
 
-    The prefix can be recomputed from the front, loaded from the back, or both at once until the two
-    ends meet. The output compares the time of the chosen policy with that of every other.
+    The prefix can be recomputed from the front, loaded from the back, or both at
+    once until the two ends meet. The output compares the time of the chosen policy
+    with that of every other.
 
     For example:
-      kvoverlap restore --model longalpaca-13b --hardware a100-80g --prompt 16K --tier 32
-      kvoverlap restore --model llama-3.1-8b --hardware h100 --prompt 32K --cached 30K \\
-        --tier 7GB/s --gpu-share 0.5 --policy two-ended --json
-      kvoverlap restore --model longalpaca-7b --hardware h100 --prompt 16K --tier 32 \\
-        --availability drop.csv --foresight -o plan.json
-      kvoverlap restore --model llama-3.1-70b-fp8 --hardware h200+pcie5-x16 --prompt 16K \\
-        --set link.h2d.bandwidth=128GB/s --gpu-memory 90GB
+      kvoverlap restore --model longalpaca-13b --hardware a100-80g --prompt 16K \\
+          --tier 32
+      kvoverlap restore --model llama-3.1-8b --hardware h100 --prompt 32K \\
+          --cached 30K --tier 7GB/s --gpu-share 0.5 --policy two-ended --json
+      kvoverlap restore --model longalpaca-7b --hardware h100 --prompt 16K \\
+          --tier 32 --availability drop.csv --foresight -o plan.json
+      kvoverlap restore --model llama-3.1-70b-fp8 --hardware h200+pcie5-x16 \\
+          --prompt 16K --set link.h2d.bandwidth=128GB/s --gpu-memory 90GB
     """
     hardware = machine.load()
     if job.tier not in TIERS:

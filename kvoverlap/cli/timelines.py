@@ -46,7 +46,8 @@ def simulate_verb(
 
     For example:
       kvoverlap simulate plan.json
-      kvoverlap simulate plan.json -o predicted.json --trace predicted.trace.json.gz
+      kvoverlap simulate plan.json -o predicted.json \\
+          --trace predicted.trace.json.gz
       kvoverlap simulate edited-plan.json --plan-out new-plan.json
     """
     engine = installed_engine(engine)
@@ -86,8 +87,8 @@ def report_prediction(
 def compare_verb(predicted: Path, measured: Path, *, gate: Gate = None, json: Json = False) -> int:
     """Compare a predicted and a measured timeline of the same graph, task by task.
 
-    Errors are predicted minus measured. With --gate the exit status is 1 when the makespan error
-    exceeds it.
+    Errors are predicted minus measured. With --gate the exit status is 1 when the
+    makespan error exceeds it.
 
     For example:
       kvoverlap compare predicted.json measured.json

@@ -102,7 +102,7 @@ def read_flag(key: str, value: Any) -> bool:
     return value
 
 
-def _one_of(known: Collection[str | int]) -> Reader:
+def one_of(known: Collection[str | int]) -> Reader:
     def read(key: str, value: Any) -> Value:
         if isinstance(value, bool) or not isinstance(value, str | int) or value not in known:
             choices = ", ".join(str(one) for one in known)
@@ -145,7 +145,7 @@ MACHINE_AND_MODEL: dict[str, Input] = {
     "model": Input(_named(find_model), REQUIRED),
     "hardware": Input(_named(find_hardware), REQUIRED),
     "prompt": Input(read_count, REQUIRED, "tokens"),
-    "dtype": Input(_one_of(tuple(DTYPE_BYTES))),
+    "dtype": Input(one_of(tuple(DTYPE_BYTES))),
     "tp": Input(read_count, unit="GPUs"),
     "ep": Input(read_count, unit="GPUs"),
     "gpu_memory": Input(read_bytes, unit="bytes"),
@@ -160,11 +160,11 @@ DECODE: dict[str, Input] = {
     "batch": Input(read_count, REQUIRED, "sequences"),
     "gen": Input(read_count, 1, "tokens"),
     "policy": Input(_named(fixed_tokens), "lp"),
-    "schedule": Input(_one_of((*SCHEDULES, AUTO)), "row"),
+    "schedule": Input(one_of((*SCHEDULES, AUTO)), "row"),
     "n_batches": Input(read_count, 1),
     "gpus": Input(read_count, 1),
     "keep": Input(read_flag),
-    "kv_bits": Input(_one_of((16, 8, 4)), 16),
+    "kv_bits": Input(one_of((16, 8, 4)), 16),
     "host_memory": Input(read_bytes, unit="bytes"),
 }
 RESTORE: dict[str, Input] = {
@@ -173,9 +173,9 @@ RESTORE: dict[str, Input] = {
     "tier": Input(read_tier, "dram"),
     "chunk": Input(read_count, 512, "tokens"),
     "io_chunk": Input(read_count, 128, "tokens"),
-    "cached_data": Input(_one_of(CACHED_DATA), KV),
+    "cached_data": Input(one_of(CACHED_DATA), KV),
     "gpu_share": Input(read_share, 1.0),
-    "kv_bits": Input(_one_of(KV_BITS), 16),
+    "kv_bits": Input(one_of(KV_BITS), 16),
     "policy": Input(_named(_restore_policy), AUTO),
 }
 SCENARIOS = {"decode": DECODE, "restore": RESTORE}

@@ -65,6 +65,7 @@ def run_folder(made_run, tmp_path, monkeypatch):
 
 def show(**query):
     app = AppTest.from_file(APP, default_timeout=60)
+    app.switch_page("app_pages/timeline.py")
     for key, value in query.items():
         app.query_params[key] = value
     app.run()

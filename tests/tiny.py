@@ -89,9 +89,29 @@ EXPERTS = replace(
     name="tiny-experts",
     family="qwen2_moe",
     moe=MixtureOfExperts(6, 2, 1, 24, 0),
-    arithmetic=Arithmetic(Router(shared_gate=True)),
+    arithmetic=Arithmetic(router=Router(shared_gate=True)),
 )
 """Six experts, of which each token passes through two, and a shared one with a gate."""
+
+GEMMA = replace(
+    LLAMA,
+    name="tiny-gemma",
+    family="gemma2",
+    output_norms=True,
+    rope_scaling=None,
+    sliding_window=6,
+    full_attention_layers=(1,),
+    arithmetic=Arithmetic(
+        activation="gelu_tanh",
+        norm_offset=1.0,
+        embedding_scale=8.0,
+        attention_scale=0.3,
+        attention_cap=2.0,
+        logit_cap=3.0,
+        local_rope_theta=500.0,
+    ),
+)
+"""Norms of outputs, capped scores and logits, and rotary positions that differ by layer."""
 
 JOB = Workload(batch_size=2, prompt_tokens=13, gen_tokens=3)
 

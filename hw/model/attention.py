@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from hw.model.rope import Rotary
-from hw.model.weights import Heads, Linear, Norm
+from hw.model.weights import Heads, Linear
 from sim.model.spec import ModelSpec
+
+CAPPED_ROWS = 512
+"""Tokens of a prompt whose capped scores are in memory at a time."""
 
 
 class HeadKernels:
@@ -21,6 +26,7 @@ class HeadKernels:
     def __init__(self, model: ModelSpec, max_tokens: int, device: torch.device) -> None:
         self.model = model
         self._rotary = Rotary(model, max_tokens, device) if model.rotary else None
+        self._scale, self._cap = model.arithmetic.attention_scale, model.arithmetic.attention_cap
 
     def cached(self, heads: Heads) -> Linear:
         """The projection of X to what a token caches, before `finish_kv`."""
@@ -39,8 +45,8 @@ class HeadKernels:
         """Key norm and rotary embedding in place; kv: [S, B, 2, H_kv, D] from `position` on."""
         keys = kv[:, :, 0]
         if heads.k_norm is not None:
-            keys.copy_(self._norm(heads.k_norm, keys))
-        self.rotate(keys, position)
+            keys.copy_(heads.k_norm.rms(keys, self.model.norm_eps))
+        self.rotate(keys, position, heads.local)
 
     def finish_queries(self, heads: Heads, queries: Tensor, position: int) -> Tensor:
         """Query norm and rotary embedding; queries: [S, B, H D], may be overwritten.
@@ -50,17 +56,14 @@ class HeadKernels:
         """
         queries = queries.unflatten(-1, (-1, self.model.head_dim))
         if heads.q_norm is not None:
-            queries = self._norm(heads.q_norm, queries)
-        self.rotate(queries, position)
+            queries = heads.q_norm.rms(queries, self.model.norm_eps)
+        self.rotate(queries, position, heads.local)
         return queries
 
-    def rotate(self, x: Tensor, position: int) -> None:
-        """Rotary embedding in place; x: [S, B, heads, D] at positions from `position`."""
+    def rotate(self, x: Tensor, position: int, local: bool = False) -> None:
+        """Rotary embedding in place; arguments as of `Rotary.rotate`."""
         if self._rotary is not None:
-            self._rotary.rotate(x, position)
-
-    def _norm(self, norm: Norm, x: Tensor) -> Tensor:
-        return F.rms_norm(x, x.shape[-1:], norm.weight, self.model.norm_eps)
+            self._rotary.rotate(x, position, local)
 
     def step(self, queries: Tensor, kv: Tensor) -> Tensor:
         """Attention of one new token over all keys; heads of a group share one pass over K and V.
@@ -74,7 +77,7 @@ class HeadKernels:
         """
         keys, values = kv[:, :, 0].permute(1, 2, 0, 3), kv[:, :, 1].permute(1, 2, 0, 3)
         grouped = queries.unflatten(1, (self.model.n_kv_heads, -1))  # [B, H_kv, H/H_kv, D]
-        return F.scaled_dot_product_attention(grouped, keys, values).flatten(1)
+        return self._mix(grouped, keys, values, None).flatten(1)
 
     def chunk(self, queries: Tensor, kv: Tensor, bias: Tensor | None) -> Tensor:
         """Attention of the last n tokens of a sequence over all S.
@@ -99,15 +102,12 @@ class HeadKernels:
                 values,
                 attn_mask=lower_right(n_tokens, kv.shape[0]),
                 enable_gqa=groups > 1,
+                scale=self._scale,
             )
             return mixed[0].transpose(0, 1).reshape(n_tokens, -1)
         grouped = queries.unflatten(1, (n_kv_heads, groups)).permute(1, 2, 0, 3)
-        mixed = F.scaled_dot_product_attention(
-            grouped.reshape(1, n_kv_heads, groups * n_tokens, -1),
-            keys,
-            values,
-            attn_mask=bias.repeat(groups, 1),
-        )
+        grouped = grouped.reshape(1, n_kv_heads, groups * n_tokens, -1)
+        mixed = self._mix(grouped, keys, values, bias.repeat(groups, 1))
         mixed = mixed.view(n_kv_heads, groups, n_tokens, -1).permute(2, 0, 1, 3)
         return mixed.reshape(n_tokens, -1)
 
@@ -126,11 +126,36 @@ class HeadKernels:
         keys, values = (
             kv[:, :, part].permute(1, 2, 0, 3).repeat_interleave(groups, dim=1) for part in (0, 1)
         )
-        mask = window_mask(kv.shape[0], window, kv.device)
-        mixed = F.scaled_dot_product_attention(
-            queries.permute(1, 2, 0, 3), keys, values, attn_mask=mask, is_causal=mask is None
-        )
+        asked, n_tokens = queries.permute(1, 2, 0, 3), kv.shape[0]
+        mask = window_mask(n_tokens, window, kv.device)
+        if self._cap is None:
+            mixed = F.scaled_dot_product_attention(
+                asked, keys, values, attn_mask=mask, is_causal=mask is None, scale=self._scale
+            )
+            return mixed.transpose(1, 2).flatten(2)
+        bias = causal_bias(n_tokens, window, kv.device)
+        parts = zip(asked.split(CAPPED_ROWS, 2), bias.split(CAPPED_ROWS), strict=True)
+        mixed = torch.cat([self._mix(part, keys, values, rows) for part, rows in parts], 2)
         return mixed.transpose(1, 2).flatten(2)
+
+    def _mix(self, queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None) -> Tensor:
+        """Attention of R queries over S keys; [B, H, R, D], [B, H, S, D], bias [R, S]."""
+        if self._cap is None:
+            return F.scaled_dot_product_attention(
+                queries, keys, values, attn_mask=bias, scale=self._scale
+            )
+        scale = queries.shape[-1] ** -0.5 if self._scale is None else self._scale
+        scores = (queries @ keys.transpose(2, 3)).mul_(scale / self._cap).tanh_().mul_(self._cap)
+        if bias is not None:
+            scores.add_(bias)
+        return scores.softmax(-1, dtype=torch.float32).to(values.dtype) @ values
+
+
+def causal_bias(n_tokens: int, window: int | None, device: torch.device) -> Tensor:
+    """[S, S], 0 where token i attends to token j and -inf elsewhere."""
+    bias = torch.full((n_tokens, n_tokens), -math.inf, device=device)
+    before = torch.full_like(bias, -math.inf).tril_(-(window or n_tokens))
+    return bias.triu_(1).add_(before)
 
 
 def window_mask(n_tokens: int, window: int | None, device: torch.device) -> Tensor | None:

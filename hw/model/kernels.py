@@ -6,6 +6,9 @@ contiguous copy and the K/V projection writes its output straight into place.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
@@ -14,6 +17,7 @@ from hw.model.attention import HeadKernels
 from hw.model.experts import routed
 from hw.model.weights import (
     OPT_POSITION_OFFSET,
+    TORCH_DTYPE,
     Experts,
     Layer,
     Linear,
@@ -22,6 +26,11 @@ from hw.model.weights import (
     Weights,
 )
 from sim.model.layers import Experts as ExpertSizes
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "silu": F.silu,
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),
+}
 
 
 class Kernels:
@@ -38,12 +47,18 @@ class Kernels:
         self.weights = weights
         self.model = weights.model
         self.attend = HeadKernels(self.model, max_tokens, weights.device)
+        how = self.model.arithmetic
+        self._activation = ACTIVATIONS[how.activation]
+        scale = torch.tensor(how.embedding_scale, dtype=TORCH_DTYPE[self.model.dtype])
+        self._embedding_scale = float(scale)  # rounded as an embedding is
         ffns = [layer.ffn for layer in self.model.groups if isinstance(layer.ffn, ExpertSizes)]
         self._n_active = ffns[0].n_active if ffns else 0
 
     def embed(self, tokens: Tensor, position: int) -> Tensor:
         """tokens: [B, S] at positions from `position` -> hidden [B, S, h]."""
         hidden = F.embedding(tokens, self.weights.embed)
+        if self._embedding_scale != 1.0:
+            hidden = hidden * self._embedding_scale
         if self.weights.positions is not None:
             start = position + OPT_POSITION_OFFSET
             hidden = hidden + self.weights.positions[start : start + tokens.shape[1]]
@@ -53,7 +68,7 @@ class Kernels:
         """Layer norm or RMS norm over the last dimension."""
         if self.model.family == "opt":
             return F.layer_norm(x, x.shape[-1:], norm.weight, norm.bias, self.model.norm_eps)
-        return F.rms_norm(x, x.shape[-1:], norm.weight, self.model.norm_eps)
+        return norm.rms(x, self.model.norm_eps)
 
     def project_kv(self, layer: Layer, x: Tensor, kv: Tensor, position: int) -> None:
         """Write K and V of attention inputs into `kv`.
@@ -88,16 +103,24 @@ class Kernels:
 
     def attention(self, layer: Layer, hidden: Tensor, queries: Tensor, kv: Tensor) -> None:
         """Attention, output projection and residual; hidden: [B, h], updated in place."""
-        hidden.add_(layer.attention.out(self.attend.step(queries, kv)))
+        self.add_attention(layer, self.attend.step(queries, kv), hidden)
+
+    def add_attention(self, layer: Layer, mixed: Tensor, hidden: Tensor) -> None:
+        """Output projection and residual; hidden is updated in place."""
+        self._add(layer.attention.out(mixed), layer.attention_norm, hidden)
+
+    def _add(self, made: Tensor, norm: Norm | None, hidden: Tensor) -> None:
+        hidden.add_(made if norm is None else self.norm(norm, made))
 
     def mlp(self, layer: Layer, hidden: Tensor) -> None:
         """Norm, MLP or experts, and residual; hidden: [..., h], updated in place."""
         x, ffn = self.norm(layer.mlp_norm, hidden), layer.ffn
-        hidden.add_(self._experts(ffn, x) if isinstance(ffn, Experts) else self._mlp(ffn, x))
+        made = self._experts(ffn, x) if isinstance(ffn, Experts) else self._mlp(ffn, x)
+        self._add(made, layer.ffn_norm, hidden)
 
     def _mlp(self, mlp: Mlp, x: Tensor) -> Tensor:
         up = mlp.up(x)
-        inner = F.relu_(up) if mlp.gate is None else F.silu(mlp.gate(x)).mul_(up)
+        inner = F.relu_(up) if mlp.gate is None else self._activation(mlp.gate(x)).mul_(up)
         return mlp.down(inner)
 
     def _experts(self, experts: Experts, x: Tensor) -> Tensor:
@@ -112,7 +135,9 @@ class Kernels:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden: [B, h] -> [B, V]."""
-        return F.linear(self.norm(self.weights.final_norm, hidden), self.weights.head)
+        logits = F.linear(self.norm(self.weights.final_norm, hidden), self.weights.head)
+        cap = self.model.arithmetic.logit_cap
+        return logits if cap is None else logits.div_(cap).tanh_().mul_(cap)
 
     def causal_attention(
         self, layer: Layer, hidden: Tensor, kv: Tensor, x_out: Tensor, window: int | None = None
@@ -129,7 +154,7 @@ class Kernels:
         self.project_kv(layer, x_out, kv, 0)
         queries = self.attend.queries(layer.attention, x_out)
         queries = self.attend.finish_queries(layer.attention, queries, 0)
-        hidden.add_(layer.attention.out(self.attend.whole(queries, kv, window)))
+        self.add_attention(layer, self.attend.whole(queries, kv, window), hidden)
 
 
 def linear_into(linear: Linear, x: Tensor, out: Tensor) -> None:

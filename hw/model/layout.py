@@ -162,23 +162,31 @@ class Builder:
         return self._join([(name, out_size)], in_size, biased)
 
     def _norm(self, name: str, size: int) -> Norm:
-        weight = self._source.join([(f"{name}.weight", size)], std=0.1, mean=1.0)
+        offset = self._model.arithmetic.norm_offset
+        weight = self._source.join([(f"{name}.weight", size)], std=0.1, mean=1.0 - offset)
+        if offset:
+            weight = weight.float().add_(offset)
         bias = self._source.join([(f"{name}.bias", size)], std=0.1) if self._opt else None
         return Norm(weight, bias)
 
     def _layer(self, number: int) -> Layer:
         at, h = f"{self._root}.layers.{number}", self._model.hidden_size
         names = ("input_layernorm", "post_attention_layernorm")
+        normed = self._model.output_norms
         if self._opt:
             names = ("self_attn_layer_norm", "final_layer_norm")
+        elif normed:
+            names = ("input_layernorm", "pre_feedforward_layernorm")
         return Layer(
             input_norm=self._norm(f"{at}.{names[0]}", h),
-            attention=self._heads(f"{at}.self_attn"),
+            attention=self._heads(f"{at}.self_attn", self._model.window(number)),
+            attention_norm=self._norm(f"{at}.post_attention_layernorm", h) if normed else None,
             mlp_norm=self._norm(f"{at}.{names[1]}", h),
             ffn=self._ffn(at, self._model.layers[number].ffn),
+            ffn_norm=self._norm(f"{at}.post_feedforward_layernorm", h) if normed else None,
         )
 
-    def _heads(self, at: str) -> Heads:
+    def _heads(self, at: str, window: int | None) -> Heads:
         model, h = self._model, self._model.hidden_size
         parts = zip("qkv", (model.q_size, model.kv_size, model.kv_size), strict=True)
         return Heads(
@@ -188,6 +196,7 @@ class Builder:
             out=self._linear(
                 f"{at}.{'out' if self._opt else 'o'}_proj", h, model.q_size, model.out_bias
             ),
+            local=window is not None and model.arithmetic.local_rope_theta is not None,
         )
 
     def _ffn(self, at: str, ffn: sizes.Dense | sizes.Experts) -> Mlp | Experts:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -19,12 +20,22 @@ class Rotary:
     """
 
     def __init__(self, model: ModelSpec, max_tokens: int, device: torch.device) -> None:
-        self._cos, self._sin = rotary_tables(model, max_tokens, device)
+        self._tables = self._local = rotary_tables(model, max_tokens, device)
+        theta = model.arithmetic.local_rope_theta
+        if theta is not None:
+            local = replace(model, rope_theta=theta, rope_scaling=None)
+            self._local = rotary_tables(local, max_tokens, device)
 
-    def rotate(self, x: Tensor, position: int) -> None:
-        """Rotate in place; x: [S, B, heads, D] at positions from `position`."""
-        cos = self._cos[position : position + x.shape[0], None, None]
-        sin = self._sin[position : position + x.shape[0], None, None]
+    def rotate(self, x: Tensor, position: int, local: bool = False) -> None:
+        """Rotate in place; x: [S, B, heads, D] at positions from `position`.
+
+        Args:
+            local: by the base of layers with a window.
+        """
+        cos, sin = (
+            table[position : position + x.shape[0], None, None]
+            for table in (self._local if local else self._tables)
+        )
         half = x.shape[-1] // 2
         turned = torch.cat((-x[..., half:], x[..., :half]), dim=-1)
         x.mul_(cos).add_(turned.mul_(sin))

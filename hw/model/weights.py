@@ -37,6 +37,12 @@ class Norm:
     weight: Tensor  # [n]
     bias: Tensor | None  # [n]
 
+    def rms(self, x: Tensor, eps: float) -> Tensor:
+        """RMS norm over the last dimension, in 32 bit where the weight is."""
+        if self.weight.dtype == x.dtype:
+            return F.rms_norm(x, x.shape[-1:], self.weight, eps)
+        return F.rms_norm(x.float(), x.shape[-1:], self.weight, eps).to(x.dtype)
+
 
 @dataclass(slots=True)
 class Linear:
@@ -64,6 +70,7 @@ class Heads:
     q_norm: Norm | None
     k_norm: Norm | None
     out: Linear  # [h, H D]
+    local: bool  # rotary positions have the base of layers with a window
 
 
 @dataclass(slots=True)
@@ -92,12 +99,14 @@ class Experts:
 
 @dataclass(slots=True)
 class Layer:
-    """One decoder layer."""
+    """One decoder layer; `attention_norm` and `ffn_norm` are of the outputs (Gemma 2 and 3)."""
 
     input_norm: Norm
     attention: Heads
+    attention_norm: Norm | None
     mlp_norm: Norm
     ffn: Mlp | Experts
+    ffn_norm: Norm | None
 
 
 @dataclass(slots=True)

@@ -9,7 +9,7 @@ import torch
 from fake_cuda import DEVICE
 from race_graphs import DECODE_GRAPHS, JOB
 from run_decodes import run_graph
-from tiny import EXPERTS, LLAMA, MODELS, decode_case, simulated
+from tiny import EXPERTS, GEMMA, LLAMA, MODELS, decode_case, simulated
 
 import hw.run.generate
 from hw import DecodeExecutor, HostCache, prefill, prompt_ids, random_weights, resident_decode
@@ -44,7 +44,7 @@ def test_a_decode_in_half_precision(cuda, schedule, dtype, kv_bits):
     run_graph(cuda, lower(schedule, replace(LLAMA, dtype=dtype), job, [[3, 0, 8], [9, 4, 0]]))
 
 
-@pytest.mark.parametrize("model", MODELS, ids=lambda model: model.name)
+@pytest.mark.parametrize("model", [*MODELS, GEMMA], ids=lambda model: model.name)
 def test_a_decode_of_every_family(cuda, model):
     run_graph(cuda, lower("row", model, replace(JOB, batch_size=2), [[5] * 3] * 3))
 

@@ -1,6 +1,8 @@
-"""Experts equal those of `transformers`: K and V, logits, tokens."""
+"""Experts and Gemma equal those of `transformers`: K and V, logits, tokens."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import pytest
 import transformers as hf
@@ -12,6 +14,7 @@ from tiny import filled_cache, simulated
 from hw import DecodeExecutor, open_backend, resident_prefill
 
 THREE = {**SMALL, "num_hidden_layers": 3}
+WINDOWED = {**THREE, "head_dim": 16, "sliding_window": 20, "query_pre_attn_scalar": 24}
 CONFIGS = {
     "mixtral": hf.MixtralConfig(**THREE, num_local_experts=5, sliding_window=20),
     "qwen3-moe": hf.Qwen3MoeConfig(
@@ -25,6 +28,10 @@ CONFIGS = {
         num_experts_per_tok=3,
         norm_topk_prob=True,
     ),
+    "gemma2": hf.Gemma2Config(**WINDOWED, attn_logit_softcapping=2.0, final_logit_softcapping=3.0),
+    "gemma3": hf.Gemma3TextConfig(
+        **WINDOWED, layer_types=["sliding_attention", "full_attention", "sliding_attention"]
+    ),
 }
 
 
@@ -32,6 +39,11 @@ CONFIGS = {
 def cpu():
     with open_backend("cpu") as backend:
         yield backend
+
+
+@pytest.fixture(scope="module")
+def gemma2():
+    return consult(CONFIGS["gemma2"])
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -50,6 +62,25 @@ def test_every_policy_computes_what_transformers_does(name, cpu):
         assert_equal(executor.logits[0], oracle.logits)
         assert executor.tokens[0].T.equal(oracle.tokens[:, 1:])
     check_restore(oracle, cpu)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"embedding_scale": 1.0},
+        {"attention_scale": None},
+        {"attention_cap": None},
+        {"activation": "silu"},
+    ],
+    ids=lambda wrong: next(iter(wrong)),
+)
+def test_the_oracle_notices_wrong_arithmetic(gemma2, wrong, cpu):
+    spec = gemma2.weights.model
+    misread = replace(spec, arithmetic=replace(spec.arithmetic, **wrong))
+    weights = replace(gemma2.weights, model=misread)
+    cache = filled_cache(weights, gemma2.job, cpu, gemma2.prompts)
+    with pytest.raises(AssertionError, match="not close"):
+        assert_kv_equal(cache, gemma2, range(gemma2.job.prompt_tokens))
 
 
 def check_restore(oracle: Oracle, cpu) -> None:

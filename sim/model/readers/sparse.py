@@ -14,9 +14,9 @@ from sim.model.layers import (
     FullAttention,
     SparseIndex,
 )
+from sim.model.readers.arithmetic import SILU, run_fields
 from sim.model.readers.fields import FULL, Config, Description
 from sim.model.readers.parts import (
-    ACTIVATIONS,
     CHUNKS,
     HIDDEN,
     experts,
@@ -24,7 +24,6 @@ from sim.model.readers.parts import (
     index,
     latent,
     mlp,
-    run_fields,
     sparse_layers,
     stacked,
     windows,
@@ -57,7 +56,7 @@ def mixtral(config: Config) -> Description:
     config.pattern("attn_type_list", of=(1,))  # 0 is MiniMax-01's linear attention
     fields: dict[str, Any] = {}
     if config.values["model_type"] == "mixtral":
-        fields = {"is_windowed": lambda _: True, **run_fields(config, *ACTIVATIONS)}
+        fields = {"is_windowed": lambda _: True, **run_fields(config, *SILU)}
     return with_experts(config, "intermediate_size", **fields)
 
 
@@ -66,13 +65,13 @@ def qwen_moe(config: Config) -> Description:
     if not config.get("use_sliding_window", default=False):
         config = replace(config, values={**config.values, "sliding_window": None})
     qwen2 = config.values["model_type"].startswith("qwen2")
-    fields = run_fields(config, *ACTIVATIONS)
+    fields = run_fields(config, *SILU)
     router = Router(bool(config.get("norm_topk_prob", default=False)), shared_gate=qwen2)
     if qwen2:
         fields["qkv_bias"] = bool(config.get("qkv_bias", default=True))
     else:
         fields["is_windowed"] = lambda _: True
-    return with_experts(config, qk_norm=not qwen2, arithmetic=Arithmetic(router), **fields)
+    return with_experts(config, qk_norm=not qwen2, arithmetic=Arithmetic(router=router), **fields)
 
 
 def glm4_moe(config: Config) -> Description:

@@ -31,7 +31,7 @@ from sim.graph.timeline import Timeline
 from sim.lanes import DISK, NET
 from sim.machine.prefill import Prefill, Restore, Tier
 from sim.machine.provenance import SourcedValue
-from sim.model.arithmetic import Arithmetic, Router
+from sim.model.arithmetic import Arithmetic, Router, Yarn
 from sim.model.spec import Llama3RopeScaling, MixtureOfExperts
 
 CPU = torch.device("cpu")
@@ -112,6 +112,25 @@ GEMMA = replace(
     ),
 )
 """Norms of outputs, capped scores and logits, and rotary positions that differ by layer."""
+
+GPT_OSS = replace(
+    EXPERTS,
+    name="tiny-gpt-oss",
+    family="gpt_oss",
+    qkv_bias=True,
+    out_bias=True,
+    rope_scaling=None,
+    moe=MixtureOfExperts(6, 2, 0, 24, 0),
+    sliding_window=6,
+    full_attention_layers=(1,),
+    arithmetic=Arithmetic(
+        sinks=True,
+        swiglu_limit=1.0,
+        yarn=Yarn(8.0, 32.0, 1.0, 32, False, 1.2),
+        router=Router("chosen", biased=True),
+    ),
+)
+"""Sinks, experts with biases and clamps, and YaRN."""
 
 JOB = Workload(batch_size=2, prompt_tokens=13, gen_tokens=3)
 

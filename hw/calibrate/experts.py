@@ -54,7 +54,8 @@ def _samplers(
         most = max(most, ranges.max_rows // 8)
     n_bytes = 3 * shape.routed * shape.width * shape.hidden * bench.dtype.itemsize
     copies = max(1, min(MAX_LAYERS, ROTATION_BYTES // n_bytes))
-    layers = cycle([_random_experts(bench, shape) for _ in range(copies)])
+    biased = model.arithmetic.router.biased
+    layers = cycle([_random_experts(bench, shape, biased) for _ in range(copies)])
     generator = torch.Generator(device=device).manual_seed(0)
     found: Samplers = {}
     for count in (2**power for power in range(most.bit_length())):
@@ -72,10 +73,19 @@ def _mix(
     mix(next(layers), x, next(draws), active, how)
 
 
-def _random_experts(bench: Bench, shape: ExpertsShape) -> Experts:
+def _random_experts(bench: Bench, shape: ExpertsShape, biased: bool) -> Experts:
     gate_up = bench.random(shape.routed, 2 * shape.width, shape.hidden).clone()
     down = bench.random(shape.routed, shape.hidden, shape.width).clone()
-    return Experts(Linear(bench.random(1, 1), None), gate_up, down, None, None)
+    biases = bench.random(*gate_up.shape[:2]), bench.random(*down.shape[:2])
+    return Experts(
+        router=Linear(bench.random(1, 1), None),
+        gate_up=gate_up,
+        gate_up_bias=biases[0] if biased else None,
+        down=down,
+        down_bias=biases[1] if biased else None,
+        shared=None,
+        shared_gate=None,
+    )
 
 
 def _point(shape: ExpertsShape, n_tokens: int) -> Point:

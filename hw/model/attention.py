@@ -12,8 +12,8 @@ from hw.model.rope import Rotary
 from hw.model.weights import Heads, Linear
 from sim.model.spec import ModelSpec
 
-CAPPED_ROWS = 512
-"""Tokens of a prompt whose capped scores are in memory at a time."""
+OPEN_ROWS = 512
+"""Tokens of a prompt whose scores are in memory at a time, where no fused kernel computes them."""
 
 
 class HeadKernels:
@@ -65,7 +65,7 @@ class HeadKernels:
         if self._rotary is not None:
             self._rotary.rotate(x, position, local)
 
-    def step(self, queries: Tensor, kv: Tensor) -> Tensor:
+    def step(self, heads: Heads, queries: Tensor, kv: Tensor) -> Tensor:
         """Attention of one new token over all keys; heads of a group share one pass over K and V.
 
         Args:
@@ -77,9 +77,9 @@ class HeadKernels:
         """
         keys, values = kv[:, :, 0].permute(1, 2, 0, 3), kv[:, :, 1].permute(1, 2, 0, 3)
         grouped = queries.unflatten(1, (self.model.n_kv_heads, -1))  # [B, H_kv, H/H_kv, D]
-        return self._mix(grouped, keys, values, None).flatten(1)
+        return self._mix(grouped, keys, values, None, self._sinks(heads, 1)).flatten(1)
 
-    def chunk(self, queries: Tensor, kv: Tensor, bias: Tensor | None) -> Tensor:
+    def chunk(self, heads: Heads, queries: Tensor, kv: Tensor, bias: Tensor | None) -> Tensor:
         """Attention of the last n tokens of a sequence over all S.
 
         Heads of a group share one pass over K and V.
@@ -107,11 +107,12 @@ class HeadKernels:
             return mixed[0].transpose(0, 1).reshape(n_tokens, -1)
         grouped = queries.unflatten(1, (n_kv_heads, groups)).permute(1, 2, 0, 3)
         grouped = grouped.reshape(1, n_kv_heads, groups * n_tokens, -1)
-        mixed = self._mix(grouped, keys, values, bias.repeat(groups, 1))
+        sinks = self._sinks(heads, n_tokens)
+        mixed = self._mix(grouped, keys, values, bias.repeat(groups, 1), sinks)
         mixed = mixed.view(n_kv_heads, groups, n_tokens, -1).permute(2, 0, 1, 3)
         return mixed.reshape(n_tokens, -1)
 
-    def whole(self, queries: Tensor, kv: Tensor, window: int | None) -> Tensor:
+    def whole(self, heads: Heads, queries: Tensor, kv: Tensor, window: int | None) -> Tensor:
         """Causal attention of whole prompts.
 
         Args:
@@ -128,27 +129,51 @@ class HeadKernels:
         )
         asked, n_tokens = queries.permute(1, 2, 0, 3), kv.shape[0]
         mask = window_mask(n_tokens, window, kv.device)
-        if self._cap is None:
+        if not self.model.arithmetic.open_scores:
             mixed = F.scaled_dot_product_attention(
                 asked, keys, values, attn_mask=mask, is_causal=mask is None, scale=self._scale
             )
             return mixed.transpose(1, 2).flatten(2)
         bias = causal_bias(n_tokens, window, kv.device)
-        parts = zip(asked.split(CAPPED_ROWS, 2), bias.split(CAPPED_ROWS), strict=True)
-        mixed = torch.cat([self._mix(part, keys, values, rows) for part, rows in parts], 2)
+        sinks = None if heads.sinks is None else heads.sinks[:, None, None]
+        parts = zip(asked.split(OPEN_ROWS, 2), bias.split(OPEN_ROWS), strict=True)
+        mixed = torch.cat([self._mix(part, keys, values, rows, sinks) for part, rows in parts], 2)
         return mixed.transpose(1, 2).flatten(2)
 
-    def _mix(self, queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None) -> Tensor:
-        """Attention of R queries over S keys; [B, H, R, D], [B, H, S, D], bias [R, S]."""
-        if self._cap is None:
+    def _sinks(self, heads: Heads, n_tokens: int) -> Tensor | None:
+        """[H_kv, H/H_kv n, 1], the sink of each query of grouped heads."""
+        if heads.sinks is None:
+            return None
+        return heads.sinks.view(self.model.n_kv_heads, -1, 1).repeat_interleave(n_tokens, dim=1)
+
+    def _mix(
+        self,
+        queries: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        bias: Tensor | None,
+        sinks: Tensor | None,
+    ) -> Tensor:
+        """Attention of R queries over S keys.
+
+        Args:
+            queries: [B, H, R, D]; keys, values: [B, H, S, D].
+            bias: [R, S].
+            sinks: [H, R or 1, 1], a score whose part of the softmax mixes nothing in.
+        """
+        if not self.model.arithmetic.open_scores:
             return F.scaled_dot_product_attention(
                 queries, keys, values, attn_mask=bias, scale=self._scale
             )
         scale = queries.shape[-1] ** -0.5 if self._scale is None else self._scale
-        scores = (queries @ keys.transpose(2, 3)).mul_(scale / self._cap).tanh_().mul_(self._cap)
-        if bias is not None:
-            scores.add_(bias)
-        return scores.softmax(-1, dtype=torch.float32).to(values.dtype) @ values
+        scores = (queries @ keys.transpose(2, 3)).mul_(scale)
+        if self._cap is not None:
+            scores.div_(self._cap).tanh_().mul_(self._cap)
+        scores = scores.float() if bias is None else scores.float().add_(bias)
+        weights = scores.softmax(-1)
+        if sinks is not None:
+            weights.mul_((scores.logsumexp(-1, keepdim=True) - sinks).sigmoid_())
+        return weights.to(values.dtype) @ values
 
 
 def causal_bias(n_tokens: int, window: int | None, device: torch.device) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from hw.model.weights import Experts
+from hw.model.weights import Experts, Linear
 from sim.model.arithmetic import Arithmetic, Router
 
 
@@ -27,17 +27,19 @@ def mix(
     never tells the host which experts were chosen: the host would wait for it.
     """
     weights, chosen = choose(logits, n_active, arithmetic.router)
-    n_experts = experts.gate_up.shape[0]
     order = chosen.flatten().argsort(stable=True)  # [T k], pairs of token and expert by expert
     rows = x[order // n_active]
-    made = _grouped if x.device.type == "cuda" else _one_by_one
-    mixed = made(experts, rows, chosen.flatten()[order], n_experts)
+    made = grouped if x.device.type == "cuda" else one_by_one
+    mixed = made(experts, rows, chosen.flatten()[order], arithmetic)
     by_token = torch.empty_like(mixed).index_copy_(0, order, mixed).unflatten(0, (-1, n_active))
     return (by_token * weights[..., None]).sum(1)
 
 
 def choose(logits: Tensor, n_active: int, router: Router) -> tuple[Tensor, Tensor]:
     """Weights and numbers of the experts of each token, both [T, k]; logits: [T, E]."""
+    if router.scoring == "chosen":
+        best, chosen = logits.topk(n_active, dim=-1)
+        return best.softmax(-1), chosen
     scores = logits.softmax(-1, dtype=torch.float32)
     weights, chosen = scores.topk(n_active, dim=-1)
     if router.normalised:
@@ -45,26 +47,41 @@ def choose(logits: Tensor, n_active: int, router: Router) -> tuple[Tensor, Tenso
     return weights.to(logits.dtype), chosen
 
 
-def _grouped(experts: Experts, rows: Tensor, chosen: Tensor, n_experts: int) -> Tensor:
+def grouped(experts: Experts, rows: Tensor, chosen: Tensor, arithmetic: Arithmetic) -> Tensor:
     """All experts in one kernel a product; rows: [T k, h], whose experts `chosen` rise."""
-    numbers = torch.arange(n_experts, device=rows.device)
+    numbers = torch.arange(experts.gate_up.shape[0], device=rows.device)
     stops = torch.searchsorted(chosen, numbers, right=True, out_int32=True)
-    inner = F.grouped_mm(rows, experts.gate_up.transpose(1, 2), offs=stops)
-    return F.grouped_mm(activated(inner), experts.down.transpose(1, 2), offs=stops)
+
+    def product(x: Tensor, weights: Tensor, bias: Tensor | None) -> Tensor:
+        out = F.grouped_mm(x, weights.transpose(1, 2), offs=stops)
+        return out if bias is None else out.add_(bias[chosen])
+
+    inner = activated(product(rows, experts.gate_up, experts.gate_up_bias), arithmetic)
+    return product(inner, experts.down, experts.down_bias)
 
 
-def _one_by_one(experts: Experts, rows: Tensor, chosen: Tensor, n_experts: int) -> Tensor:
-    """A product for each expert that was chosen; arguments as of `_grouped`."""
-    out, start = torch.empty_like(rows), 0
-    for number, count in enumerate(chosen.bincount(minlength=n_experts).tolist()):
-        if count:
-            inner = activated(F.linear(rows[start : start + count], experts.gate_up[number]))
-            torch.mm(inner, experts.down[number].t(), out=out[start : start + count])
-            start += count
+def one_by_one(experts: Experts, rows: Tensor, chosen: Tensor, arithmetic: Arithmetic) -> Tensor:
+    """A product for each expert that was chosen; arguments as of `grouped`."""
+    counts = chosen.bincount(minlength=experts.gate_up.shape[0]).tolist()
+    out = torch.empty_like(rows)
+    parts = zip(rows.split(counts), out.split(counts), strict=True)
+    for number, (x, made) in enumerate(parts):
+        if x.shape[0]:
+            inner = activated(expert(experts.gate_up, experts.gate_up_bias, number)(x), arithmetic)
+            made.copy_(expert(experts.down, experts.down_bias, number)(inner))
     return out
 
 
-def activated(inner: Tensor) -> Tensor:
+def expert(weights: Tensor, biases: Tensor | None, number: int) -> Linear:
+    """The matrix of one expert."""
+    return Linear(weights[number], None if biases is None else biases[number])
+
+
+def activated(inner: Tensor, arithmetic: Arithmetic) -> Tensor:
     """The gate's activation times the rest; inner: [T, 2 f], gate first -> [T, f]."""
     gate, up = inner.chunk(2, dim=-1)
-    return F.silu(gate).mul_(up)
+    limit = arithmetic.swiglu_limit
+    if limit is None:
+        return F.silu(gate).mul_(up)
+    gate, up = gate.clamp(max=limit), up.clamp(-limit, limit)
+    return gate.mul_((arithmetic.swiglu_alpha * gate).sigmoid_()).mul_(up.add_(1.0))

@@ -103,7 +103,7 @@ class Kernels:
 
     def attention(self, layer: Layer, hidden: Tensor, queries: Tensor, kv: Tensor) -> None:
         """Attention, output projection and residual; hidden: [B, h], updated in place."""
-        self.add_attention(layer, self.attend.step(queries, kv), hidden)
+        self.add_attention(layer, self.attend.step(layer.attention, queries, kv), hidden)
 
     def add_attention(self, layer: Layer, mixed: Tensor, hidden: Tensor) -> None:
         """Output projection and residual; hidden is updated in place."""
@@ -154,7 +154,7 @@ class Kernels:
         self.project_kv(layer, x_out, kv, 0)
         queries = self.attend.queries(layer.attention, x_out)
         queries = self.attend.finish_queries(layer.attention, queries, 0)
-        self.add_attention(layer, self.attend.whole(queries, kv, window), hidden)
+        self.add_attention(layer, self.attend.whole(layer.attention, queries, kv, window), hidden)
 
 
 def linear_into(linear: Linear, x: Tensor, out: Tensor) -> None:

@@ -28,6 +28,8 @@ from sim.model.spec import ModelSpec
 Rows = Sequence[tuple[str, int]]
 """Name and number of rows of each tensor of a checkpoint that one of ours joins."""
 
+Change = Callable[[Tensor], Tensor] | None
+
 OTHER_NAMES = (
     (r"\.mlp\.gate\.", ".block_sparse_moe.gate."),
     (r"\.mlp\.experts\.(\d+)\.gate_proj\.", r".block_sparse_moe.experts.\1.w1."),
@@ -43,8 +45,14 @@ class Source(Protocol):
     def join(self, rows: Rows, *rest: int, std: float, mean: float = 0.0) -> Tensor:
         """One tensor of the rows of several; `rest` are the sizes behind the first."""
 
-    def stack(self, whole: str, parts: Sequence[Rows], *rest: int, std: float) -> Tensor:
-        """One tensor [parts, rows, *rest], from the name `whole` or from `join`ed parts."""
+    def stack(
+        self, whole: str, parts: Sequence[Rows], *rest: int, std: float, of_whole: Change = None
+    ) -> Tensor:
+        """One tensor [parts, rows, *rest], from the name `whole` or from `join`ed parts.
+
+        Args:
+            of_whole: brings the tensor `whole` into our order.
+        """
 
 
 class RandomSource:
@@ -57,7 +65,14 @@ class RandomSource:
     def join(self, rows: Rows, *rest: int, std: float, mean: float = 0.0) -> Tensor:
         return self._draw(sum(n for _, n in rows), *rest, std=std).add_(mean)
 
-    def stack(self, whole: str, parts: Sequence[Rows], *rest: int, std: float) -> Tensor:  # noqa: ARG002
+    def stack(
+        self,
+        whole: str,  # noqa: ARG002
+        parts: Sequence[Rows],
+        *rest: int,
+        std: float,
+        of_whole: Change = None,  # noqa: ARG002
+    ) -> Tensor:
         return self._draw(len(parts), sum(n for _, n in parts[0]), *rest, std=std)
 
     def _draw(self, *shape: int, std: float) -> Tensor:
@@ -80,11 +95,18 @@ class NamedSource:
     def join(self, rows: Rows, *rest: int, std: float, mean: float = 0.0) -> Tensor:  # noqa: ARG002
         return self._fill(self._empty(sum(n for _, n in rows), *rest), rows)
 
-    def stack(self, whole: str, parts: Sequence[Rows], *rest: int, std: float) -> Tensor:  # noqa: ARG002
+    def stack(
+        self,
+        whole: str,
+        parts: Sequence[Rows],
+        *rest: int,
+        std: float,  # noqa: ARG002
+        of_whole: Change = None,
+    ) -> Tensor:
         out = self._empty(len(parts), sum(n for _, n in parts[0]), *rest)
         found = self._read(whole)
         if found is not None:
-            return self._copy(out, whole, found)
+            return self._copy(out, whole, of_whole(found) if of_whole else found)
         for one, rows in zip(out, parts, strict=True):
             self._fill(one, rows)
         return out
@@ -196,12 +218,17 @@ class Builder:
             out=self._linear(
                 f"{at}.{'out' if self._opt else 'o'}_proj", h, model.q_size, model.out_bias
             ),
+            sinks=self._source.join([(f"{at}.sinks", model.n_heads)], std=1.0)
+            if model.arithmetic.sinks
+            else None,
             local=window is not None and model.arithmetic.local_rope_theta is not None,
         )
 
     def _ffn(self, at: str, ffn: sizes.Dense | sizes.Experts) -> Mlp | Experts:
         if isinstance(ffn, sizes.Experts):
-            return self._experts(f"{at}.mlp", ffn)
+            biased = self._model.arithmetic.router.biased
+            made = self._gpt_oss_experts if biased else self._experts
+            return made(f"{at}.mlp", ffn)
         if not self._opt:
             return self._mlp(f"{at}.mlp", ffn.width, self._model.mlp_bias)
         h, biased = self._model.hidden_size, self._model.mlp_bias
@@ -216,6 +243,25 @@ class Builder:
             down=self._linear(f"{at}.down_proj", h, width, biased),
         )
 
+    def _gpt_oss_experts(self, at: str, ffn: sizes.Experts) -> Experts:
+        """Stored as [in, out], with rows of the gate and the others taking turns."""
+        h, f = self._model.hidden_size, ffn.width
+
+        def stack(name: str, rows: int, *rest: int, change: Change) -> Tensor:
+            parts = [[(f"{at}.experts.{name}", rows)]] * ffn.n_routed
+            std = rest[0] ** -0.5 if rest else 0.1
+            return self._source.stack(parts[0][0][0], parts, *rest, std=std, of_whole=change)
+
+        return Experts(
+            router=self._linear(f"{at}.router", ffn.n_routed, h, True),
+            gate_up=stack("gate_up_proj", 2 * f, h, change=lambda one: _parted(one.mT)),
+            gate_up_bias=stack("gate_up_proj_bias", 2 * f, change=_parted),
+            down=stack("down_proj", h, f, change=lambda one: one.mT),
+            down_bias=stack("down_proj_bias", h, change=None),
+            shared=None,
+            shared_gate=None,
+        )
+
     def _experts(self, at: str, ffn: sizes.Experts) -> Experts:
         h, f, router = self._model.hidden_size, ffn.width, self._model.arithmetic.router
         each = [f"{at}.experts.{number}" for number in range(ffn.n_routed)]
@@ -225,13 +271,21 @@ class Builder:
         if ffn.shared_width:
             shared = self._mlp(f"{at}.shared_expert", ffn.shared_width)
             gate = self._linear(f"{at}.shared_expert_gate", 1, h) if router.shared_gate else None
+        stack, whole = self._source.stack, f"{at}.experts"
         return Experts(
             router=self._linear(f"{at}.gate", ffn.n_routed, h),
-            gate_up=self._source.stack(f"{at}.experts.gate_up_proj", gate_up, h, std=h**-0.5),
-            down=self._source.stack(f"{at}.experts.down_proj", down, f, std=f**-0.5),
+            gate_up=stack(f"{whole}.gate_up_proj", gate_up, h, std=h**-0.5),
+            gate_up_bias=None,
+            down=stack(f"{whole}.down_proj", down, f, std=f**-0.5),
+            down_bias=None,
             shared=shared,
             shared_gate=gate,
         )
+
+
+def _parted(rows: Tensor) -> Tensor:
+    """[E, 2 f, ...], even rows of dimension 1 first, which are the gate's."""
+    return torch.cat((rows[:, 0::2], rows[:, 1::2]), dim=1)
 
 
 def random_weights(model: ModelSpec, seed: int, device: torch.device) -> Weights:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from hw.model.weights import TORCH_DTYPE
+from sim.model.arithmetic import Yarn
 from sim.model.spec import Llama3RopeScaling, ModelSpec
 
 
@@ -47,10 +48,13 @@ def rotary_tables(model: ModelSpec, max_tokens: int, device: torch.device) -> tu
     frequencies = model.rope_theta ** -(exponents / model.head_dim)
     if model.rope_scaling is not None:
         frequencies = _llama3_frequencies(frequencies, model.rope_scaling)
+    yarn, magnitude = model.arithmetic.yarn, 1.0
+    if yarn is not None:
+        frequencies, magnitude = _yarn_frequencies(frequencies, yarn, model), yarn.magnitude
     angles = torch.outer(torch.arange(max_tokens, device=device).float(), frequencies)
     angles = torch.cat((angles, angles), dim=-1)
     dtype = TORCH_DTYPE[model.dtype]
-    return angles.cos().to(dtype), angles.sin().to(dtype)
+    return (angles.cos() * magnitude).to(dtype), (angles.sin() * magnitude).to(dtype)
 
 
 def _llama3_frequencies(frequencies: Tensor, scaling: Llama3RopeScaling) -> Tensor:
@@ -60,3 +64,24 @@ def _llama3_frequencies(frequencies: Tensor, scaling: Llama3RopeScaling) -> Tens
     low, high = scaling.low_freq_factor, scaling.high_freq_factor
     blend = ((cold - low) / (high - low)).clamp(0.0, 1.0)
     return frequencies * (blend + (1.0 - blend) / scaling.factor)
+
+
+def _yarn_frequencies(frequencies: Tensor, yarn: Yarn, model: ModelSpec) -> Tensor:
+    """Slow frequencies are divided by `factor`, fast ones unchanged, with a ramp between them.
+
+    The ramp is over dimensions: that of a frequency which makes `turns` turns within the original
+    positions P is `D ln(P / 2 pi turns) / 2 ln theta`.
+    """
+    size = 2 * frequencies.shape[0]
+
+    def dimension(turns: float) -> float:
+        wavelengths = yarn.original_max_positions / (turns * 2 * math.pi)
+        return size * math.log(wavelengths) / (2 * math.log(model.rope_theta))
+
+    low, high = dimension(yarn.fast), dimension(yarn.slow)
+    if yarn.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, size - 1)
+    steps = torch.arange(size // 2, dtype=torch.float32, device=frequencies.device) - low
+    ramp = (steps / (high - low if high > low else 1e-3)).clamp(0.0, 1.0)
+    return frequencies * (ramp / yarn.factor + 1.0 - ramp)

@@ -71,6 +71,7 @@ class Heads:
     k_norm: Norm | None
     out: Linear  # [h, H D]
     local: bool  # rotary positions have the base of layers with a window
+    sinks: Tensor | None  # [H]
 
 
 @dataclass(slots=True)
@@ -92,7 +93,9 @@ class Experts:
 
     router: Linear  # [E, h]
     gate_up: Tensor  # [E, 2 f, h], rows of the gate first
+    gate_up_bias: Tensor | None  # [E, 2 f]
     down: Tensor  # [E, h, f]
+    down_bias: Tensor | None  # [E, h]
     shared: Mlp | None
     shared_gate: Linear | None  # [1, h]
 

@@ -12,7 +12,7 @@ from tiny import CPU, EXPERTS
 
 from hw import random_weights
 from hw.calibrate import experts as calibrated
-from hw.model.experts import _grouped, _one_by_one, choose, routed
+from hw.model.experts import choose, grouped, one_by_one, routed
 from sim.cost.operations import OperationCosts
 from sim.graph.jobs import Workload
 from sim.model.arithmetic import PLAIN, Router
@@ -50,7 +50,7 @@ def test_one_kernel_of_all_experts_equals_one_of_each(experts):
     rows = torch.randn(9, 64, generator=torch.Generator().manual_seed(1))
     chosen = torch.tensor([0, 0, 1, 1, 1, 4, 4, 5, 5])
     torch.testing.assert_close(
-        _grouped(experts, rows, chosen, 6), _one_by_one(experts, rows, chosen, 6)
+        grouped(experts, rows, chosen, PLAIN), one_by_one(experts, rows, chosen, PLAIN)
     )
 
 

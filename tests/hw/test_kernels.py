@@ -87,7 +87,8 @@ def test_a_group_of_query_heads_shares_one_key_head(model):
         draw(2, model.n_heads, model.head_dim),
         draw(9, 2, 2, model.n_kv_heads, model.head_dim, seed=1),
     )
-    mixed = kernels.attend.step(queries, kv).view(2, model.n_heads, model.head_dim)
+    heads = kernels.weights.layers[0].attention
+    mixed = kernels.attend.step(heads, queries, kv).view(2, model.n_heads, model.head_dim)
     group = model.n_heads // model.n_kv_heads
     for batch in range(2):
         for head in range(model.n_heads):

@@ -1,4 +1,4 @@
-"""Experts and Gemma equal those of `transformers`: K and V, logits, tokens."""
+"""Experts, Gemma and gpt-oss equal those of `transformers`: K and V, logits, tokens."""
 
 from __future__ import annotations
 
@@ -27,6 +27,27 @@ CONFIGS = {
         num_experts=6,
         num_experts_per_tok=3,
         norm_topk_prob=True,
+    ),
+    "gpt-oss": hf.GptOssConfig(
+        **{**THREE, "head_dim": 16, "sliding_window": 20, "num_local_experts": 5},
+        rope_parameters={
+            "rope_type": "yarn",
+            "rope_theta": 150.0,
+            "factor": 8.0,
+            "original_max_position_embeddings": 32,
+            "truncate": False,
+        },
+        num_experts_per_tok=2,
+        swiglu_limit=1.5,
+    ),
+    "llama-yarn": hf.LlamaConfig(
+        **THREE,
+        rope_parameters={
+            "rope_type": "yarn",
+            "rope_theta": 150.0,
+            "factor": 4.0,
+            "original_max_position_embeddings": 64,
+        },
     ),
     "gemma2": hf.Gemma2Config(**WINDOWED, attn_logit_softcapping=2.0, final_logit_softcapping=3.0),
     "gemma3": hf.Gemma3TextConfig(

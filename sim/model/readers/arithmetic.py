@@ -6,10 +6,12 @@ None of it changes bytes or FLOPs. What `run` lacks is named in `not_run`.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
+from math import log
 from typing import Any
 
 from sim.errors import BadFile
-from sim.model.arithmetic import Arithmetic
+from sim.model.arithmetic import PLAIN, Arithmetic, Router, Yarn
 from sim.model.readers.fields import FULL, SLIDING, Config, checked_number
 from sim.model.spec import Llama3RopeScaling
 
@@ -34,7 +36,8 @@ def gemma(config: Config) -> dict[str, Any]:
     if config.get("use_bidirectional_attention", default=False):
         lacking += ("bidirectional attention",)
     fields["not_run"] = fields.get("not_run", ()) + lacking
-    fields["arithmetic"] = Arithmetic(
+    fields["arithmetic"] = replace(
+        fields.get("arithmetic", PLAIN),
         activation="gelu_tanh",
         norm_offset=1.0,
         embedding_scale=config.size("hidden_size") ** 0.5,
@@ -44,6 +47,32 @@ def gemma(config: Config) -> dict[str, Any]:
         local_rope_theta=fields.pop("local_rope_theta", None),
     )
     return fields
+
+
+GPT_OSS_ROPE = {
+    "rope_type": "yarn",
+    "factor": 32.0,
+    "original_max_position_embeddings": 4096,
+    "truncate": False,
+}
+"""RoPE of gpt-oss where its config says nothing."""
+
+
+def gpt_oss(config: Config) -> dict[str, Any]:
+    """Sinks, clamped experts with biases, and YaRN."""
+    usual = {"rope_theta": 150_000.0, "rope_parameters": GPT_OSS_ROPE}
+    if config.get("rope_parameters", "rope_scaling") is not None:
+        usual.pop("rope_parameters")
+    fields = run_fields(replace(config, values={**usual, **config.values}), *SILU)
+    biased = bool(config.get("attention_bias", default=True))
+    how = replace(
+        fields.get("arithmetic", PLAIN),
+        sinks=True,
+        swiglu_limit=config.number("swiglu_limit", default=7.0),
+        swiglu_alpha=config.number("swiglu_alpha", default=1.702),
+        router=Router("chosen", biased=True),
+    )
+    return {**fields, "qkv_bias": biased, "out_bias": biased, "arithmetic": how}
 
 
 def _cap(config: Config, key: str, usual: float | None) -> float | None:
@@ -61,14 +90,14 @@ def activation(config: Config, *wanted: str) -> tuple[str, ...]:
 def rope(config: Config) -> dict[str, Any]:
     """Base and scaling of the rotary embedding; transformers 5 nests both in rope_parameters.
 
-    A type of scaling other than Llama 3's changes no bytes or FLOPs, but `run` lacks it.
+    `run` lacks types of scaling other than Llama 3's and YaRN's.
     """
     parameters = config.get("rope_parameters", "rope_scaling", default={})
     if not isinstance(parameters, Mapping):
         raise BadFile(f"rope_scaling(={parameters!r}) must be an object with a rope_type.")
     theta = parameters.get("rope_theta") or config.get("rope_theta") or 10_000.0
     made = {"rope_theta": checked_number("rope_theta", theta)}
-    return made | _scaling(parameters)
+    return made | _scaling(parameters, config)
 
 
 def rope_by_window(config: Config) -> dict[str, Any]:
@@ -78,7 +107,7 @@ def rope_by_window(config: Config) -> dict[str, Any]:
     if isinstance(parameters, Mapping) and isinstance(parameters.get(FULL), Mapping):
         windowed = parameters.get(SLIDING) or {}
         local = windowed.get("rope_theta") or local
-        made = _scaling(parameters[FULL])
+        made = _scaling(parameters[FULL], config)
         theta = parameters[FULL].get("rope_theta") or 1_000_000.0
     else:
         made = rope(config)
@@ -87,8 +116,34 @@ def rope_by_window(config: Config) -> dict[str, Any]:
     return made | {"local_rope_theta": checked_number("rope_local_base_freq", local)}
 
 
-def _scaling(parameters: Mapping[str, Any]) -> dict[str, Any]:
+def _yarn(parameters: Mapping[str, Any], config: Config) -> Yarn:
+    """YaRN; without a factor it is the ratio of the positions."""
+    positions = config.size("max_position_embeddings", "model_max_length")
+    original = parameters.get("original_max_position_embeddings") or positions
+    factor = checked_number("factor", parameters.get("factor") or positions / original)
+    both = [float(parameters.get(key) or 0.0) for key in ("mscale", "mscale_all_dim")]
+    magnitude = parameters.get("attention_factor")
+    if magnitude is None and all(both):
+        magnitude = yarn_scale(factor, both[0]) / yarn_scale(factor, both[1])
+    return Yarn(
+        factor=factor,
+        fast=checked_number("beta_fast", parameters.get("beta_fast") or 32.0),
+        slow=checked_number("beta_slow", parameters.get("beta_slow") or 1.0),
+        original_max_positions=int(original),
+        truncate=bool(parameters.get("truncate", True)),
+        magnitude=yarn_scale(factor) if magnitude is None else float(magnitude),
+    )
+
+
+def yarn_scale(factor: float, weight: float = 1.0) -> float:
+    """`0.1 weight ln(factor) + 1`, by which YaRN makes scores sharper."""
+    return 0.1 * weight * log(factor) + 1.0 if factor > 1 else 1.0
+
+
+def _scaling(parameters: Mapping[str, Any], config: Config) -> dict[str, Any]:
     kind = parameters.get("rope_type") or parameters.get("type") or "default"
+    if kind == "yarn":
+        return {"arithmetic": Arithmetic(yarn=_yarn(parameters, config))}
     if kind != "llama3":
         return {} if kind == "default" else {"not_run": (f"rope type {kind!r}",)}
 

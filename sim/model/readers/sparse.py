@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from sim.model.arithmetic import Arithmetic, Router
+from sim.model.arithmetic import PLAIN, Router
 from sim.model.layers import (
     CompressedAttention,
     Dense,
@@ -14,6 +14,7 @@ from sim.model.layers import (
     FullAttention,
     SparseIndex,
 )
+from sim.model.readers import arithmetic
 from sim.model.readers.arithmetic import SILU, run_fields
 from sim.model.readers.fields import FULL, Config, Description
 from sim.model.readers.parts import (
@@ -51,7 +52,7 @@ def _mixed(config: Config, attentions: Any, *widths: str) -> Any:
 
 
 def mixtral(config: Config) -> Description:
-    """Experts have the width that others call that of the MLP; so have gpt-oss and MiniMax."""
+    """Experts have the width that others call that of the MLP; so has MiniMax."""
     config.get("shared_intermediate_size")
     config.pattern("attn_type_list", of=(1,))  # 0 is MiniMax-01's linear attention
     fields: dict[str, Any] = {}
@@ -60,18 +61,26 @@ def mixtral(config: Config) -> Description:
     return with_experts(config, "intermediate_size", **fields)
 
 
+def gpt_oss(config: Config) -> Description:
+    """Every second layer has the window."""
+    return with_experts(config, "intermediate_size", **arithmetic.gpt_oss(config))
+
+
 def qwen_moe(config: Config) -> Description:
     """Qwen 2 and 3 with experts; the window, which no published one has, counts if switched on."""
     if not config.get("use_sliding_window", default=False):
         config = replace(config, values={**config.values, "sliding_window": None})
     qwen2 = config.values["model_type"].startswith("qwen2")
     fields = run_fields(config, *SILU)
-    router = Router(bool(config.get("norm_topk_prob", default=False)), shared_gate=qwen2)
+    normalised = bool(config.get("norm_topk_prob", default=False))
+    how = replace(
+        fields.get("arithmetic", PLAIN), router=Router(normalised=normalised, shared_gate=qwen2)
+    )
     if qwen2:
         fields["qkv_bias"] = bool(config.get("qkv_bias", default=True))
     else:
         fields["is_windowed"] = lambda _: True
-    return with_experts(config, qk_norm=not qwen2, arithmetic=Arithmetic(router=router), **fields)
+    return with_experts(config, **{**fields, "qk_norm": not qwen2, "arithmetic": how})
 
 
 def glm4_moe(config: Config) -> Description:

@@ -14,7 +14,8 @@ from sim.errors import KvOverlapError
 DEFAULT_MODEL = "the device's default"
 REFRESH_S = 2.0
 WHERE_SHOWN = {
-    "profile": ("Plan, What-if and Hardware, as a machine", "app_pages/hardware.py"),
+    "profile": ("Advise, Plan, What-if and Hardware, as a machine", "app_pages/hardware.py"),
+    "model config": ("Advise, Plan, What-if and Restore, as a model", "app_pages/advise.py"),
     "plan": ("Plan, as an uploaded plan", "app_pages/plan.py"),
     "restore plan": ("Restore, as an uploaded plan", "app_pages/restore.py"),
     "recording": ("Timeline, as a run", "app_pages/timeline.py"),
@@ -109,12 +110,12 @@ def show_end(job: Job) -> None:
 def show_uploads() -> None:
     """The uploader, the reason of a refusal, and the accepted files."""
     st.write(
-        "A profile (`kvoverlap profile -o`), a plan (`kvoverlap plan -o` or `restore -o`) or a "
-        "recording (`kvoverlap run -o`), plain or gzipped. It is validated and stored for this "
-        "browser session only."
+        "A model's config.json, a profile (`kvoverlap profile -o`), a plan (`kvoverlap plan -o` or "
+        "`restore -o`) or a recording (`kvoverlap run -o`), plain or gzipped. It is validated and "
+        "stored for this browser session only."
     )
     file = st.file_uploader(
-        "Profile, plan or recording",
+        "Model config, profile, plan or recording",
         type=["json", "gz"],
         max_upload_size=MAX_UPLOAD_MB,
         key="upload_file",

@@ -11,7 +11,7 @@ import streamlit as st
 from plotly.graph_objects import Figure
 from streamlit.delta_generator import DeltaGenerator
 
-from dashboard.data.exports import csv_bytes, parquet_bytes, profile_bytes
+from dashboard.data.exports import csv_bytes, parquet_bytes, saved_bytes
 from dashboard.data.runs import OWN_RUNS, Case, Run, case_stamp
 from dashboard.figures import split_curve
 from dashboard.questions.decode import CHANGED_PROFILE, Question
@@ -47,6 +47,10 @@ NARROW = """
   }
   [class*="st-key-pair_"] > [data-testid="stLayoutWrapper"] > [data-testid="stHorizontalBlock"]
     > [data-testid="stColumn"] { width: 100%; flex: 1 1 100%; }
+  .st-key-headline {
+    position: sticky; top: 0; z-index: 9; padding: 0.5rem 0; background: var(--st-background-color);
+  }
+  .st-key-headline h2 { font-size: 1.15rem; line-height: 1.35; }
 }
 """
 
@@ -143,6 +147,11 @@ def narrow_windows() -> None:
     st.html(f"<style>{NARROW}</style>")
 
 
+def headline_place() -> DeltaGenerator:
+    """Room for the first sentence of an answer; on phones it stays in sight."""
+    return st.container(key="headline")
+
+
 def pair(key: str, widths: Sequence[float] = (1, 1)) -> tuple[DeltaGenerator, DeltaGenerator]:
     """Two columns, or one below the other in a narrow window."""
     left, right = st.container(key=f"pair_{key}").columns(widths, gap="large")
@@ -216,7 +225,7 @@ def show_command(question: Question, policy: str = "lp") -> None:
         st.caption(f"No option of the command makes these changes: they are in {CHANGED_PROFILE}.")
         st.download_button(
             f"Download {CHANGED_PROFILE}",
-            lambda: profile_bytes(question.machine),
+            lambda: saved_bytes(question.machine),
             file_name=CHANGED_PROFILE,
             mime="application/json",
             on_click="ignore",

@@ -1,4 +1,4 @@
-"""Uploaded files: profiles, plans and recordings, validated before use.
+"""Uploaded files: profiles, plans, recordings and model configs, validated before use.
 
 Any other file is refused with the reason. An upload is unpacked within a limit, parsed
 as JSON and validated by the same loaders that read our own files; no uploaded content is executed.
@@ -10,6 +10,7 @@ import json
 import re
 import tempfile
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from planner import DecodePlan, Plan, RestorePlan
 from sim.errors import BadFile, KvOverlapError
 from sim.graph.tasks import TaskGraph
 from sim.machine.profile import HardwareProfile
+from sim.model.config import load_model_config
+from sim.model.spec import ModelSpec
 from sim.results.recording import Recording
 
 MEGABYTE = 2**20
@@ -25,17 +28,23 @@ MAX_UPLOAD_MB = 16
 MAX_UNPACKED_MB = 96
 MAX_TASKS = 200_000
 MAX_TOKENS = 16_000_000
-ADVICE = "kvoverlap profile, plan, restore and run write files that can be shown here"
+ADVICE = (
+    "kvoverlap profile, plan, restore and run write files that can be shown here, and a model's "
+    "config.json is read"
+)
 
-Content = HardwareProfile | Plan | Recording
+Content = HardwareProfile | Plan | Recording | ModelSpec
 
-KINDS: dict[str, tuple[str, type[Content]]] = {
-    "hardware-profile": ("profile", HardwareProfile),
-    "plan": ("plan", DecodePlan),
-    "restore-plan": ("restore plan", RestorePlan),
-    "timeline": ("recording", Recording),
+CONFIG = "model config"
+
+KINDS: dict[str, tuple[str, type[Content], Callable[[Path], Content]]] = {
+    "hardware-profile": ("profile", HardwareProfile, HardwareProfile.load),
+    "plan": ("plan", DecodePlan, DecodePlan.load),
+    "restore-plan": ("restore plan", RestorePlan, RestorePlan.load),
+    "timeline": ("recording", Recording, Recording.load),
+    CONFIG: (CONFIG, ModelSpec, lambda path: load_model_config(path, path.name)),
 }
-"""Name on the page and class of each kind of document."""
+"""Name on the page, class and reader of each kind of document."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +56,7 @@ class Upload:
 
     @property
     def kind(self) -> str:
-        return next(name for name, cls in KINDS.values() if isinstance(self.content, cls))
+        return next(name for name, cls, _ in KINDS.values() if isinstance(self.content, cls))
 
     @property
     def summary(self) -> str:
@@ -55,6 +64,11 @@ class Upload:
         match self.content:
             case HardwareProfile() as profile:
                 return f"{profile.name}: {profile.description}"
+            case ModelSpec() as model:
+                return (
+                    f"{model.n_layers} layers, {model.n_parameters / 1e9:,.1f} billion parameters, "
+                    f"weights of {model.weight_bytes / 2**30:,.1f} GiB"
+                )
             case Recording() as recording:
                 graph = recording.graph
                 return (
@@ -84,7 +98,7 @@ def read_upload(name: str, payload: bytes) -> Upload:
         path = Path(folder) / name
         path.write_bytes(text)
         try:
-            content: Content = KINDS[kind][1].load(path)
+            content = KINDS[kind][2](path)
             graph = _graph_of(content)
         except KvOverlapError as error:
             raise BadFile(_one_line(str(error).replace(str(path), name))) from None
@@ -164,6 +178,8 @@ def _kind(name: str, text: bytes) -> str:
         raise BadFile(f"{name} is not a document of ours; {ADVICE}.") from None
     if isinstance(document, dict) and "traceEvents" in document:
         raise BadFile(f"{name} is a trace, which holds no graph; upload the timeline instead.")
+    if isinstance(document, dict) and "model_type" in document:
+        return CONFIG
     kind = document.get("kind") if isinstance(document, dict) else None
     return kind[:40] if isinstance(kind, str) else f"a JSON {type(document).__name__}"
 

@@ -3,6 +3,7 @@
 from dashboard.figures.accuracy import errors_by_case, predicted_against_measured
 from dashboard.figures.lanes import View, paired_lanes, predicted_lanes
 from dashboard.figures.machine import rate_curves, residual_dots, sample_residuals
+from dashboard.figures.memory import memory_bars
 from dashboard.figures.plans import (
     policy_bars,
     sensitivity_bars,
@@ -45,6 +46,7 @@ __all__ = [
     "errors_by_case",
     "heat_map",
     "lane_use_bars",
+    "memory_bars",
     "paired_lanes",
     "policy_bars",
     "predicted_against_measured",

@@ -37,19 +37,23 @@ def advise_verb(
     engine: Engine = "simpy",
     json: Json = False,
 ) -> None:
-    """Recommend what to do with a KV cache: keep it in GPU memory, load, recompute, or split.
+    """Recommend what to do with a KV cache: keep it, load, recompute, or split.
 
-    The first sentence is the recommendation. A paragraph follows: the gain over loading everything,
-    the best hardware upgrade, the context lengths at which the recommendation for an offloaded
-    cache changes, and whether a step is within --slo-ms.
-    Tables follow: every policy's time, and the matching settings of serving runtimes.
+    The first sentence is the recommendation. A paragraph follows: the gain over
+    loading everything, the best hardware upgrade, the context lengths at which the
+    recommendation for an offloaded cache changes, and whether a step is within
+    --slo-ms. Tables follow: every policy's time, and the matching settings of
+    serving runtimes.
 
     For example:
       kvoverlap advise --model opt-13b --hardware kvpr-a100 --batch 32 --prompt 1K
-      kvoverlap advise --model llama-3.1-8b --hardware h100 --batch 64 --prompt 8K --slo-ms 50
-      kvoverlap advise --model llama-3.1-8b --hardware h100-sxm+pcie5-x16 --batch 64 --prompt 8K \\
-        --gpu-memory 94GB --set link.bandwidth=100GB/s --kv-bits 8
-      kvoverlap advise --model ./config.json --hardware profile.json --batch 8 --prompt 4K --json
+      kvoverlap advise --model llama-3.1-8b --hardware h100 --batch 64 --prompt 8K \\
+          --slo-ms 50
+      kvoverlap advise --model llama-3.1-8b --hardware h100-sxm+pcie5-x16 \\
+          --batch 64 --prompt 8K --gpu-memory 94GB --set link.bandwidth=100GB/s \\
+          --kv-bits 8
+      kvoverlap advise --model ./config.json --hardware profile.json --batch 8 \\
+          --prompt 4K --json
     """
     if slo_ms is not None and not 0 < slo_ms < float("inf"):
         raise BadInput(f"--slo-ms(={slo_ms}) must be a time above 0, in milliseconds.")

@@ -104,19 +104,21 @@ def generate(
     warm_ups: Annotated[int, Parameter(name="--warm-ups")] = 0,
     result: TimelineOutput = PRINT_ONLY,
 ) -> None:
-    """Continue prompts with a real model, greedily, under a plan; print text and timing.
+    """Continue prompts with a real model, greedily, under a plan.
 
-    The prefill gives the first new token and fills the KV cache in host memory. Every further token
-    is a step of the plan, whose simulated graph is executed. The graph is static: all steps are
-    decoded and timed, and the printed text ends at the model's end-of-text token. Below float32,
-    near-ties between tokens may be decided otherwise than by transformers.
+    The prefill gives the first new token and fills the KV cache in host memory.
+    Every further token is a step of the plan, whose simulated graph is executed.
+    The graph is static: all steps are decoded and timed, and the printed text ends
+    at the model's end-of-text token. Below float32, near-ties between tokens may be
+    decided otherwise than by transformers.
 
     For example:
-      kvoverlap generate --weights ./opt-1.3b --prompt "The sea" --max-new-tokens 32
-      kvoverlap generate --weights ./llama --prompt-ids batch.json --max-new-tokens 64 \\
-        --hardware profile.json --policy load-all
-      kvoverlap generate --weights ./llama --prompt-ids batch.json --max-new-tokens 64 \\
-        --plan plan.json --json -o measured.json
+      kvoverlap generate --weights ./opt-1.3b --prompt "The sea" \\
+          --max-new-tokens 32
+      kvoverlap generate --weights ./llama --prompt-ids batch.json \\
+          --max-new-tokens 64 --hardware profile.json --policy load-all
+      kvoverlap generate --weights ./llama --prompt-ids batch.json \\
+          --max-new-tokens 64 --plan plan.json --json -o measured.json
 
     Parameters
     ----------

@@ -13,6 +13,7 @@ from math import ceil
 
 from sim.errors import BadInput
 from sim.files import STRICT_KEYS
+from sim.model.arithmetic import PLAIN, Arithmetic
 from sim.model.attention import (
     FullAttention,
     LatentAttention,
@@ -42,7 +43,10 @@ MAX_TENSOR_PARALLEL = 64
 MAX_8BIT_STORED = 9
 """Weights of 8 bits have fewer bits than this with all their scales."""
 
-RUNNABLE_FAMILIES = ("opt", "llama", "mistral", "qwen2", "qwen3")
+RUNNABLE_FAMILIES = (
+    *("opt", "llama", "mistral", "qwen2", "qwen3"),
+    *("mixtral", "qwen2_moe", "qwen3_moe", "gemma2", "gemma3_text", "gpt_oss"),
+)
 """Families that there are device kernels for; the others can be planned and simulated."""
 
 UNCOUNTED_EMBEDDINGS = ("deepseek", "glm", "gpt_oss", "kimi", "mimo", "minimax", "nemotron", "step")
@@ -158,6 +162,7 @@ class ModelSpec:
         kv_bits: of the KV cache that the checkpoint asks for, if fewer than `dtype` has.
         not_run: what the config asks for that no device kernel computes.
         tensor_parallel: GPUs that share the model; all sizes are then those of one of them.
+        arithmetic: what only a run needs; it changes no plan and no graph's hash.
     """
 
     __pydantic_config__ = STRICT_KEYS
@@ -197,6 +202,7 @@ class ModelSpec:
     not_run: tuple[str, ...] = ()
     tensor_parallel: int = 1
     activation_bits: int | None = None
+    arithmetic: Arithmetic = PLAIN
 
     def __post_init__(self) -> None:
         where = f"model {self.name}"

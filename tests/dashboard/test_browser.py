@@ -19,7 +19,16 @@ pytestmark = pytest.mark.skipif(
 
 CASE = "b4-s256-load-all"
 RESTORE = "s2048-dram-8000MBps-two-ended"
-PAGES = ("Timeline", "Plan", "What-if", "Restore", "Accuracy", "Hardware", "Your machine")
+PAGES = (
+    "Advise",
+    "Plan",
+    "What-if",
+    "Restore",
+    "Timeline",
+    "Accuracy",
+    "Hardware",
+    "Your machine",
+)
 BARS = ".st-key-lanes .barlayer .point path"
 TIMEOUT_MS = 90_000
 FAKE_PERFETTO = """
@@ -94,7 +103,7 @@ def timeline(visitor, address):
             "https://ui.perfetto.dev/**",
             lambda route: route.fulfill(content_type="text/html", body=FAKE_PERFETTO),
         )
-        visit(made, f"{address}/?run=demo&case={CASE}")
+        visit(made, f"{address}/timeline?run=demo&case={CASE}")
         made.locator(BARS).first.wait_for(state="attached")
         yield made
 
@@ -125,7 +134,7 @@ def arrive(page, name):
 
 
 def test_every_page_opens_from_the_menu(page, address, pictures):
-    visit(page, f"{address}/?run=demo")
+    visit(page, f"{address}/timeline?run=demo")
     for name in PAGES:
         page.get_by_role("link", name=name, exact=True).click()
         arrive(page, name)
@@ -250,4 +259,4 @@ def test_a_bad_file_is_refused_in_a_sentence_and_a_good_one_is_shown(page, addre
     arrive(page, "Timeline")
     chosen = page.get_by_role("combobox", name="Run").input_value()
     assert chosen == "measured.json.gz (uploaded)"
-    assert page.locator("h2").first.inner_text().startswith("predicted ")
+    assert page.locator("h2").first.inner_text().startswith("Predicted ")

@@ -97,6 +97,7 @@ class ShortcutPlanner(DecodePlanner):
             or problem.all_resident
             or problem.gpus > 1
             or problem.schedule != "row"
+            or problem.model.layer_kinds
         ):
             return None
         return self.relaxation.objective_s

@@ -225,7 +225,8 @@ class DecodePlanner:
 
     def _lp_bound_s(self) -> float:
         """The LP's lower bound over plans that stage X in all slots, or in one that is longer."""
-        problem, waits = self.problem, self.problem.schedule == "row"
+        problem = self.problem
+        waits = problem.schedule == "row" and not problem.model.layer_kinds
         bound_s = self.relaxation.objective_s
         if not waits:
             bound_s = problem.program(empty_load_waits=False).solve(choose=False).objective_s

@@ -68,7 +68,7 @@ class MemoryBudget:
     @property
     def unit_bytes(self) -> int:
         """Bytes in which the rows of the LP count device memory."""
-        return max(self.kv_row_bytes)
+        return max(1, *self.kv_row_bytes)
 
     @property
     def max_staged_tokens(self) -> float:
@@ -181,7 +181,7 @@ class MemoryRows:
         A quantised cache also needs X of its resident tokens, from which K and V are projected.
         """
         model, job, budget = self._model, self._job, self._budget
-        row_bytes, unit = budget.host_kv_row_bytes, float(max(budget.host_kv_row_bytes))
+        row_bytes, unit = budget.host_kv_row_bytes, float(max(1, *budget.host_kv_row_bytes))
         add = self._problem.add_variable
         layers = [layer for layer in range(model.n_layers) if model.splits(layer)]
         without_kv = {layer: add(f"host_without_kv_L{layer}", 0) for layer in layers}

@@ -86,8 +86,9 @@ class ScheduleLP:
             graph's own counts, so that the LP only schedules.
         budget: memory that the choices must fit; None if every choice fits.
         weights_stay: whether weights may stay on the device, part of a layer's as well.
-        empty_load_waits: whether a load of X of 0 tokens still waits for its slot, and so delays
-            the weights behind it in the column schedule. False gives a bound for every split.
+        empty_load_waits: whether a load of 0 tokens still waits for its slot, and so delays what is
+            behind it: the weights in the column schedule, the next layer's longer load where
+            layers read different numbers of rows. False gives a bound for every split.
     """
 
     def __init__(
@@ -253,7 +254,7 @@ class ScheduleLP:
                 dep
                 for dep in self.graph.dep_indices[at]
                 if (tasks[dep].device, tasks[dep].lane) != lane
-                and (self._empty_load_waits or task.op != "load_x")
+                and (self._empty_load_waits or not self._may_be_empty(task))
             }
             if lane in last_on_lane:
                 before.add(last_on_lane[lane])
@@ -265,6 +266,14 @@ class ScheduleLP:
         for at in range(len(tasks)):
             if at not in followed:
                 self._after(at, self.makespan, "end", 0.0)
+
+    def _may_be_empty(self, task: Task) -> bool:
+        """Whether a load may have 0 tokens where other layers load: X, and rows of short layers."""
+        model = self.graph.model
+        if task.op != "load_kv" or not model.layer_kinds or not model.splits(task.layer):
+            return task.op == "load_x"
+        rows = [self._contexts[task.step, layer] for layer in range(model.n_layers)]
+        return rows[task.layer] < max(rows)
 
     def _after(
         self, earlier: int, target: pulp.LpVariable, target_name: str, pause_s: float

@@ -75,14 +75,15 @@ def _free(task: Task, taken: Sequence[Tokens]) -> Tokens:
 
 
 def part_of(graph: TaskGraph, task: Task, tokens: Tokens) -> Task:
-    """The task with only these of its tokens, their bytes, and its FLOPs in proportion."""
+    """The task with only these of its tokens, its FLOPs, and its bytes by what each layer loads."""
     n_tokens = tokens[1] - tokens[0]
     if n_tokens == task.n_tokens:
         return task
     part = replace(task, token_start=tokens[0], token_stop=tokens[1])
     if not task.bytes:
         return replace(part, flops=task.flops * n_tokens // task.n_tokens)
-    return replace(part, bytes=graph.loaded_bytes(part) if n_tokens else 0)
+    left_bytes = graph.loaded_bytes(part) if n_tokens else 0
+    return replace(part, bytes=task.bytes * left_bytes // graph.loaded_bytes(task))
 
 
 def claimed(graph: TaskGraph, start_s: Sequence[float]) -> tuple[Task, ...]:

@@ -93,10 +93,12 @@ class StateUpdate:
 
     Args:
         bytes: of the states, read and written.
+        chunked: several tokens of a sequence enter at once.
     """
 
     bytes: int
     flops: int
+    chunked: bool = False
 
 
 @dataclass(frozen=True, slots=True)

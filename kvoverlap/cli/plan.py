@@ -98,7 +98,8 @@ def plan(
           --gpu-memory 40GB
       kvoverlap plan --model opt-13b --hardware kvpr-a100 --batch 32 --prompt 1K \\
           --kv-bits 4
-      kvoverlap plan --model qwen3-8b --hardware h200 --batch 1 --prompt 9000 --runtime vllm
+      kvoverlap plan --model qwen3-8b --hardware h200 --batch 1 --prompt 9000 \\
+          --runtime vllm
       kvoverlap plan --model ./config.json --hardware profile.json --batch 8 \\
           --prompt 512 --gen 16 -o plan.json
     """

@@ -89,7 +89,8 @@ def restore(
           --tier 32
       kvoverlap restore --model llama-3.1-8b --hardware h100 --prompt 32K \\
           --cached 30K --tier 7GB/s --gpu-share 0.5 --policy two-ended --json
-      kvoverlap restore --model llama-3.1-8b --hardware h100-sxm --prompt 50000 --runtime vllm
+      kvoverlap restore --model llama-3.1-8b --hardware h100-sxm --prompt 50000 \\
+          --runtime vllm
       kvoverlap restore --model longalpaca-7b --hardware h100 --prompt 16K \\
           --tier 32 --availability drop.csv --foresight -o plan.json
       kvoverlap restore --model llama-3.1-70b-fp8 --hardware h200+pcie5-x16 \\

@@ -24,6 +24,7 @@ from sim.traces.events import (
     chosen_steps,
     copy_kind,
     memory_in_name,
+    printable,
     step_rank,
 )
 from sim.traces.json_events import JsonEvents
@@ -147,7 +148,7 @@ class _Reader:
                 self.syncs.append(times)
         elif (rank := step_rank(name)) is not None:
             marks = self.gpu_marks if role == _GPU_NOTE else self.marks
-            marks.setdefault(rank, []).append(StepMark(name, *times))
+            marks.setdefault(rank, []).append(StepMark(printable(name), *times))
 
     def _add_work(self, role: str, event: Mapping[str, Any]) -> None:
         times = self._times(event)
@@ -184,7 +185,7 @@ class _Reader:
     def _kind(self, role: str, name: str) -> tuple[str, str, str]:
         """Kind, name and host memory, the same objects for all work of one name."""
         kind = copy_kind(name) if role == _COPY else role
-        found = self._kinds[role, name] = kind, name, memory_in_name(kind, name)
+        found = self._kinds[role, name] = kind, printable(name), memory_in_name(kind, name)
         return found
 
     def works(self) -> tuple[GpuWork, ...]:

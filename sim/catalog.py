@@ -14,6 +14,7 @@ from sim.machine.components import JOIN, UNIFIED, ComputePart, LinkPart, compose
 from sim.machine.datasheet import SUFFIX as DATA_SHEET
 from sim.machine.datasheet import DataSheet, plain_link
 from sim.machine.profile import HardwareProfile
+from sim.machine.runtime import Runtime
 from sim.model.config import load_model_config
 from sim.model.spec import DTYPE_BYTES, ModelSpec
 
@@ -49,6 +50,30 @@ def compute_names() -> list[str]:
 def link_names() -> list[str]:
     """Hosts with their links that a machine can be composed of."""
     return [name for name in _names("hardware/links") if name != UNIFIED]
+
+
+def runtime_names() -> list[str]:
+    """Serving runtimes that come with the program."""
+    return _names("runtimes")
+
+
+def find_runtime(name_or_path: str) -> Runtime:
+    """A serving runtime by shipped name or by path.
+
+    Raises:
+        UnknownName: neither; suggests the nearest name.
+        BadFile: the file is unreadable or has an unknown, absent or invalid key.
+    """
+    if name_or_path.lower() in runtime_names():
+        return _shipped_runtime(DATA / "runtimes" / f"{name_or_path.lower()}.json")
+    if _exists(Path(name_or_path)):
+        return Runtime.load(name_or_path)
+    raise UnknownName("runtime", name_or_path, runtime_names(), "A path to such a file works too.")
+
+
+@cache
+def _shipped_runtime(path: Path) -> Runtime:
+    return Runtime.load(path)
 
 
 def find_model(

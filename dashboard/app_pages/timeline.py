@@ -69,7 +69,7 @@ def show_runs() -> None:
 
 def show_answer(case: Case) -> st.delta_generator.DeltaGenerator:
     """The errors in one line and in cards; returns the place of a summary."""
-    st.header(comparison_summary(case.comparison), anchor=False)
+    st.header(comparison_summary(case), anchor=False)
     st.caption(describe_case(case))
     summary = st.empty()
     summary.markdown("Computing the bottleneck of this plan.")
@@ -187,7 +187,7 @@ def file_stem(picked: Picked) -> str:
 
 def show_exports(case: Case, picked: Picked) -> None:
     """The commands of this comparison, and both timelines as trace files."""
-    st.subheader("On the command line", anchor=False)
+    st.subheader("Command-line equivalent", anchor=False)
     if picked.run is not None:
         st.code(compare_command(picked.run.case_folder(picked.name)), language="bash")
     row = st.container(horizontal=True)

@@ -74,7 +74,7 @@ def ask_question(changeable: bool) -> Question:
     schedule, n_batches = ask_schedule()
     kv_bits = ask_kv_bits()
     keep = st.toggle(
-        "Keep what fits in GPU memory (off: move all in every step, as KVPR does)",
+        "Keep in GPU memory what fits (off: every step moves all, as in KVPR)",
         value=not changeable,
         key="keep",
         bind="query-params",
@@ -198,7 +198,7 @@ def ask_changes(hardware: HardwareProfile) -> Changes:
             )
         ),
         both_ways=_optional(
-            "Rate of a copy while the other direction works",
+            "Copy rate while both directions copy",
             BOTH_WAYS,
             f"{both_ways:.2f}, {AS_PROFILED}",
             "both_ways",

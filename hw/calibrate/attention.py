@@ -18,12 +18,13 @@ def samplers(bench: Bench, models: Sequence[ModelSpec], ranges: SampledRanges) -
     found: Samplers = {}
     for model in models:
         layer = Kernels(one_layer(model, bench.backend.device), 1)
+        heads = layer.weights.layers[0].attention
         for batch in ranges.batches:
             queries = bench.random(batch, model.n_heads, model.head_dim)
             for context in ranges.contexts_of(model):
                 shape = (context, batch, 2, model.n_kv_heads, model.head_dim)
                 found["attention", *heads_of(model), batch, context] = partial(
-                    bench.after_copy, shape, partial(layer.attend, queries)
+                    bench.after_copy, shape, partial(layer.attend.step, heads, queries)
                 )
     return found
 

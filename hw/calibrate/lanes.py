@@ -78,7 +78,7 @@ def _kernel_launch_s(bench: Bench, model: ModelSpec) -> list[float]:
         layer_kernels.attention(layer, hidden, queries, kv)
         layer_kernels.mlp(layer, hidden)
 
-    launches = sum(n_launches(kernels(op, 1, CONTEXT, model, 1)) for op in LAYER_OPS)
+    launches = sum(n_launches(kernels(op, 1, CONTEXT, layer_kernels.model, 1)) for op in LAYER_OPS)
     task_s = min(bench.launch_s(COMPUTE, _nothing))
     layers_s = bench.launch_s(COMPUTE, decode, n=40)
     return [(layer_s - task_s) / launches for layer_s in layers_s]

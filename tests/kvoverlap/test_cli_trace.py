@@ -149,6 +149,8 @@ def test_link_from_refuses_what_has_no_rate(tmp_path):
         f"{PLAN.replace('h100', 'dgx-spark')} --link-from small.json", tmp_path
     )
     assert "does not exist" in refusal(f"{PLAN} --link-from absent.json", tmp_path)
+    write(tmp_path / "large.json", LOADS)
+    assert "leave one out" in refusal(f"{PLAN} --link-from large.json --copies pageable", tmp_path)
 
 
 STUDY = """

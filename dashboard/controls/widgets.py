@@ -13,12 +13,14 @@ from streamlit.delta_generator import DeltaGenerator
 
 from dashboard.data.exports import csv_bytes, parquet_bytes, saved_bytes
 from dashboard.data.runs import OWN_RUNS, Case, Run, case_stamp
+from dashboard.data.uploads import MAX_UPLOAD_MB, read_upload
 from dashboard.figures import split_curve
 from dashboard.questions.decode import CHANGED_PROFILE, Question
 from dashboard.questions.points import kvpr_count
 from dashboard.session import (
     all_runs,
     cases_of,
+    keep_upload,
     runs_with,
     stored_case,
     uploaded_case,
@@ -26,6 +28,7 @@ from dashboard.session import (
 )
 from dashboard.text.comparison import Metric, escaped
 from planner import DecodePlan
+from sim.errors import KvOverlapError
 
 CHART = {"displaylogo": False, "modeBarButtonsToRemove": ["select2d", "lasso2d", "autoScale2d"]}
 BARE_CHART = {"displayModeBar": False}
@@ -274,3 +277,23 @@ def table_downloads(table: Callable[[], pd.DataFrame], stem: str) -> None:
             on_click="ignore",
             key=f"{stem}_{name}",
         )
+
+
+def upload_box(label: str) -> None:
+    """A file uploader; says what an accepted file is, and why another is refused."""
+    file = st.file_uploader(
+        label,
+        type=["json", "gz", "sqlite", "csv"],
+        max_upload_size=MAX_UPLOAD_MB,
+        key="upload_file",
+        label_visibility="collapsed",
+    )
+    if file is None:
+        return
+    try:
+        upload = read_upload(file.name, file.getvalue())
+    except KvOverlapError as error:
+        st.error(f"Refused: {escaped(str(error))}")
+        return
+    keep_upload(upload)
+    st.success(f"{upload.name} is a {upload.kind}.")

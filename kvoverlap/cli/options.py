@@ -304,6 +304,10 @@ class MachineOptions:
             for lane, text in found.items():
                 note(f"{lane}: {text}")
         if self.copies is not None:
+            if self.link_from is not None:
+                raise BadInput(
+                    f"--copies(={self.copies}) and --link-from both set the link; leave one out."
+                )
             if self.copies not in COPY_KINDS:
                 raise UnknownName("kind of copies", self.copies, COPY_KINDS)
             machine = with_copies(machine, self.copies)

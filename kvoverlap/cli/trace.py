@@ -200,9 +200,8 @@ def say_more(n_rows: int) -> None:
 
 
 def shortened(name: str) -> str:
-    """A name on one line, cut at `NAME_CHARS`."""
-    line = " ".join(name.split())
-    return line if len(line) <= NAME_CHARS else f"{line[: NAME_CHARS - 3]}..."
+    """A name cut at `NAME_CHARS`."""
+    return name if len(name) <= NAME_CHARS else f"{name[: NAME_CHARS - 3]}..."
 
 
 def shown_bytes(size: float) -> str:

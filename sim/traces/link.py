@@ -21,20 +21,25 @@ LEAST_BYTES = 2**20
 
 
 def link_from(
-    lane: str, curves: Mapping[tuple[str, str], Sequence[RatePoint]], file: str
+    link: Link, lane: str, curves: Mapping[tuple[str, str], Sequence[RatePoint]], file: str
 ) -> Link | None:
     """One direction of a link as the trace shows it; None without copies of `LEAST_BYTES`.
 
-    Pinned copies are read before others, because offloading copies from pinned memory.
+    Pinned copies are read before others, because offloading copies from pinned memory. What the
+    link says of other kinds of copies stays.
     """
     for memory in HOST_MEMORY:
         points = curves.get((lane, memory), ())
         if not points or points[-1].bytes < LEAST_BYTES:
             continue
         n = sum(point.copies for point in points)
-        return Link(
+        rate = points[-1].bytes_per_s
+        return replace(
+            link,
             source="measured",
-            bytes_per_s=points[-1].bytes_per_s,
+            bytes_per_s=rate,
+            latency_s=0.0,
+            paced_bytes_per_s=link.paced_bytes_per_s and rate,
             curve=Curve(
                 tuple(float(point.bytes) for point in points),
                 tuple(point.seconds for point in points),
@@ -62,7 +67,7 @@ def with_link_from(
         )
     trace = open_trace(path, progress)
     file, curves = trace.events.file, trace.rates
-    found = {lane: link_from(lane, curves, file) for lane in COPY_LANES}
+    found = {lane: link_from(hardware.links.of(lane), lane, curves, file) for lane in COPY_LANES}
     links = {lane: link for lane, link in found.items() if link is not None}
     if not links:
         largest = max((points[-1].bytes for points in curves.values()), default=0)

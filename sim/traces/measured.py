@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -136,25 +136,33 @@ class MeasuredTrace:
         order = sorted(sums, key=lambda key: (KINDS.index(key[0]), key[1:]))
         return tuple(CopyRow(*key, sums[key][0], sums[key][1], sums[key][2] / NS) for key in order)
 
-    @cached_property
+    @property
     def kernels(self) -> tuple[KernelRow, ...]:
         """Kernels by name, the longest first."""
-        return self._kernel_rows(lambda one: one.name)
+        return self._kernel_rows[0]
 
-    @cached_property
+    @property
     def kernel_streams(self) -> tuple[KernelRow, ...]:
         """Kernels by GPU and stream, the longest first."""
-        return self._kernel_rows(lambda one: f"GPU {one.device}, stream {one.stream}")
+        return self._kernel_rows[1]
 
-    def _kernel_rows(self, key: Any) -> tuple[KernelRow, ...]:
-        sums: dict[str, list[int]] = {}
-        for one in self.events.work:
-            if one.kind == KERNEL:
-                row = sums.setdefault(key(one), [0, 0])
-                row[0] += 1
-                row[1] += one.end_ns - one.start_ns
-        rows = [KernelRow(name, count, spent / NS) for name, (count, spent) in sums.items()]
-        return tuple(sorted(rows, key=lambda row: -row.seconds))
+    @cached_property
+    def _kernel_rows(self) -> tuple[tuple[KernelRow, ...], tuple[KernelRow, ...]]:
+        names: dict[str, list[int]] = {}
+        streams: dict[tuple[int, str], list[int]] = {}
+        for start_ns, end_ns, device, stream, kind, name, *_ in self.events.work:
+            if kind == KERNEL:
+                by_name = names.get(name) or names.setdefault(name, [0, 0])
+                by_stream = streams.get((device, stream)) or streams.setdefault(
+                    (device, stream), [0, 0]
+                )
+                for row in (by_name, by_stream):
+                    row[0] += 1
+                    row[1] += end_ns - start_ns
+        labels = {
+            f"GPU {device}, stream {stream}": row for (device, stream), row in streams.items()
+        }
+        return _longest_first(names), _longest_first(labels)
 
     def to_dict(self) -> dict[str, Any]:
         """The answer of `kvoverlap trace --json`."""
@@ -276,6 +284,11 @@ class _Stored:
             dict(self.devices),
             faults=tuple(self.faults),
         )
+
+
+def _longest_first(sums: Mapping[str, Sequence[int]]) -> tuple[KernelRow, ...]:
+    rows = [KernelRow(name, count, spent / NS) for name, (count, spent) in sums.items()]
+    return tuple(sorted(rows, key=lambda row: -row.seconds))
 
 
 def _columns(trace: MeasuredTrace) -> dict[str, Any]:

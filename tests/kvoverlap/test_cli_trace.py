@@ -70,6 +70,15 @@ def test_json_and_python_give_the_same(trace_file, tmp_path):
     assert answer("trace measured.json", tmp_path) == found
 
 
+def test_names_cannot_harm_a_terminal(tmp_path):
+    text = json.dumps([kernel(0, 5, name="NAME")])
+    (tmp_path / "a.json").write_text(text.replace("NAME", r"\u001b[31m[bold]\ud800\u0007x"))
+    status, out, _ = call("trace a.json", tmp_path)
+    assert status == 0
+    assert "?[31m[bold]??x" in out
+    assert "\x1b" not in out
+
+
 def test_a_partial_answer_says_so_on_stderr(trace_file, tmp_path):
     (tmp_path / "cut.json").write_text(trace_file.read_text()[:-200])
     status, out, err = call("trace cut.json", tmp_path)
@@ -140,6 +149,8 @@ def test_link_from_refuses_what_has_no_rate(tmp_path):
         f"{PLAN.replace('h100', 'dgx-spark')} --link-from small.json", tmp_path
     )
     assert "does not exist" in refusal(f"{PLAN} --link-from absent.json", tmp_path)
+    write(tmp_path / "large.json", LOADS)
+    assert "leave one out" in refusal(f"{PLAN} --link-from large.json --copies pageable", tmp_path)
 
 
 STUDY = """

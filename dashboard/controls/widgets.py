@@ -33,6 +33,9 @@ from sim.errors import KvOverlapError
 CHART = {"displaylogo": False, "modeBarButtonsToRemove": ["select2d", "lasso2d", "autoScale2d"]}
 BARE_CHART = {"displayModeBar": False}
 
+MAX_ASKED = 60
+"""Characters of a link's value that are shown."""
+
 T = TypeVar("T")
 
 ASKED, MEASURED, UPLOADED = "a question", "a measured case", "an uploaded plan"
@@ -76,8 +79,30 @@ def menu(
 ) -> T:
     """The entry chosen from a menu, which is part of the page's link; `more` as for Streamlit."""
     place = st if column is None else column
+    asked = st.query_params.get(key)
     chosen: T = place.selectbox(label, options, key=key, bind="query-params", **more)
+    text = more.get("format_func", str)
+    name_unusable(label, key, asked, [text(one) for one in options], text(chosen))
     return chosen
+
+
+def name_unusable(
+    label: str, key: str, asked: str | None, offered: Collection[str], shown: str
+) -> None:
+    """Say which value of the page's link is not on offer, until another one is chosen.
+
+    Args:
+        asked: the value in the link, read before the control was made.
+        shown: the text of the value that is used instead.
+    """
+    notes: dict[str, tuple[str, str]] = st.session_state.setdefault("unusable", {})
+    if asked is not None and asked not in offered:
+        wanted = escaped(f"{label} {asked[:MAX_ASKED]}, which is not on offer; showing {shown}.")
+        notes[key] = (shown, f"This link asks for {wanted}")
+    elif key in notes and notes[key][0] != shown:
+        del notes[key]
+    if key in notes:
+        st.warning(notes[key][1])
 
 
 def choose_subject(label: str, uploads: Collection[str]) -> str:

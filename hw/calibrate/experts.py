@@ -79,6 +79,7 @@ def _random_experts(bench: Bench, shape: ExpertsShape, biased: bool) -> Experts:
     biases = bench.random(*gate_up.shape[:2]), bench.random(*down.shape[:2])
     return Experts(
         router=Linear(bench.random(1, 1), None),
+        correction=None,
         gate_up=gate_up,
         gate_up_bias=biases[0] if biased else None,
         down=down,

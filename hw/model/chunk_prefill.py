@@ -25,15 +25,15 @@ def chunk_bias(
     """Bias of scores, [n, start + n]: 0 where token start + i attends to key j, else -inf.
 
     None on a GPU if the tokens attend to all keys before them, because its attention kernels are
-    several times as fast without a bias. Scores with a cap or sinks, for which it has none, need
-    one.
+    several times as fast without a bias. Scores with a cap or sinks, and latents,
+    for which it has none, need one.
 
     Args:
         window: largest number of tokens that each token attends to, itself included.
         explicit: return the bias in that case too.
     """
     cut = window is not None and window < start + n_tokens
-    explicit = explicit or model.arithmetic.open_scores
+    explicit = explicit or model.arithmetic.open_scores or model.mla is not None
     if device.type != "cpu" and not cut and not explicit:
         return None
     shape = (n_tokens, start + n_tokens)

@@ -5,6 +5,8 @@ Letters in shape comments as in `hw.model.weights`; T tokens, k experts that eac
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
@@ -15,7 +17,10 @@ from sim.model.arithmetic import Arithmetic, Router
 
 def routed(experts: Experts, x: Tensor, n_active: int, arithmetic: Arithmetic) -> Tensor:
     """The weighted sum of each token's routed experts; x: [T, h] -> [T, h]."""
-    return mix(experts, x, experts.router(x), n_active, arithmetic)
+    logits = experts.router(x)
+    if arithmetic.router.scoring == "sigmoid":  # in 32 bit, as its choice is a fine one
+        logits = F.linear(x.float(), experts.router.weight.float())
+    return mix(experts, x, logits, n_active, arithmetic)
 
 
 def mix(
@@ -26,25 +31,40 @@ def mix(
     Tokens are sorted by expert, so that each expert is one product over its own tokens. A GPU
     never tells the host which experts were chosen: the host would wait for it.
     """
-    weights, chosen = choose(logits, n_active, arithmetic.router)
+    weights, chosen = choose(logits, n_active, arithmetic.router, experts.correction)
     order = chosen.flatten().argsort(stable=True)  # [T k], pairs of token and expert by expert
     rows = x[order // n_active]
     made = grouped if x.device.type == "cuda" else one_by_one
     mixed = made(experts, rows, chosen.flatten()[order], arithmetic)
     by_token = torch.empty_like(mixed).index_copy_(0, order, mixed).unflatten(0, (-1, n_active))
-    return (by_token * weights[..., None]).sum(1)
+    return (by_token * weights[..., None]).sum(1).to(x.dtype)
 
 
-def choose(logits: Tensor, n_active: int, router: Router) -> tuple[Tensor, Tensor]:
+def choose(
+    logits: Tensor, n_active: int, router: Router, correction: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Weights and numbers of the experts of each token, both [T, k]; logits: [T, E]."""
     if router.scoring == "chosen":
         best, chosen = logits.topk(n_active, dim=-1)
         return best.softmax(-1), chosen
-    scores = logits.softmax(-1, dtype=torch.float32)
-    weights, chosen = scores.topk(n_active, dim=-1)
+    if router.scoring == "sigmoid":
+        scores = logits.float().sigmoid()
+        chosen = _within_groups(scores if correction is None else scores + correction, router)
+        chosen = chosen.topk(n_active, dim=-1).indices
+        weights = scores.gather(1, chosen)
+    else:
+        weights, chosen = logits.softmax(-1, dtype=torch.float32).topk(n_active, dim=-1)
     if router.normalised:
         weights = weights / weights.sum(-1, keepdim=True)
-    return weights.to(logits.dtype), chosen
+    return (weights * router.scale).to(logits.dtype), chosen
+
+
+def _within_groups(scores: Tensor, router: Router) -> Tensor:
+    """Scores, [T, E], with -inf outside of the groups whose two best experts have the most."""
+    grouped = scores.unflatten(-1, (router.n_groups, -1))
+    of_group = grouped.topk(2, dim=-1).values.sum(-1)
+    least = of_group.topk(router.top_groups, dim=-1).values[:, -1:]
+    return grouped.masked_fill((of_group < least)[..., None], -math.inf).flatten(1)
 
 
 def grouped(experts: Experts, rows: Tensor, chosen: Tensor, arithmetic: Arithmetic) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from hw.model.attention import HeadKernels
+from hw.model.attention import attention_of
 from hw.model.experts import routed
 from hw.model.weights import (
     OPT_POSITION_OFFSET,
@@ -46,7 +46,7 @@ class Kernels:
     def __init__(self, weights: Weights, max_tokens: int) -> None:
         self.weights = weights
         self.model = weights.model
-        self.attend = HeadKernels(self.model, max_tokens, weights.device)
+        self.attend = attention_of(self.model, max_tokens, weights.device)
         how = self.model.arithmetic
         self._activation = ACTIVATIONS[how.activation]
         scale = torch.tensor(how.embedding_scale, dtype=TORCH_DTYPE[self.model.dtype])
@@ -107,7 +107,8 @@ class Kernels:
 
     def add_attention(self, layer: Layer, mixed: Tensor, hidden: Tensor) -> None:
         """Output projection and residual; hidden is updated in place."""
-        self._add(layer.attention.out(mixed), layer.attention_norm, hidden)
+        finished = self.attend.finish(layer.attention, mixed)
+        self._add(layer.attention.out(finished), layer.attention_norm, hidden)
 
     def _add(self, made: Tensor, norm: Norm | None, hidden: Tensor) -> None:
         hidden.add_(made if norm is None else self.norm(norm, made))

@@ -79,6 +79,32 @@ NONE = "kvoverlap's own executor"
 
 
 @dataclass(frozen=True, slots=True)
+class Variant:
+    """The same runtime with some of its settings changed.
+
+    Args:
+        label: what is changed, in a few words.
+        launch: command line that starts it so, with `$name` where the job's sizes go; empty where
+            no setting does it.
+        page: documents the settings.
+    """
+
+    __pydantic_config__ = STRICT_KEYS
+
+    label: str
+    launch: str
+    page: str
+    restore: Word | None = None
+    decode: Word | None = None
+    copies: Word | None = None
+    block_tokens: Amount | None = None
+    block_layers: Word | None = None
+
+
+VARIED = ("restore", "decode", "copies", "block_tokens", "block_layers")
+
+
+@dataclass(frozen=True, slots=True)
 class Runtime:
     """How a runtime restores prefixes and decodes; each field with its source.
 
@@ -99,6 +125,9 @@ class Runtime:
             where the power limit lowers the clock.
         attention_frac: part of the machine's rate that the runtime's decode attention reaches.
         resident_layers: whether it can keep K and V of whole layers in GPU memory.
+        launch: command line that starts it with its cache in host memory, with `$name` where the
+            job's sizes go: `$model`, `$name`, `$host_gib`, `$host_gb`, `$gpu_frac`, `$context`.
+        variants: what its settings can change.
     """
 
     __pydantic_config__ = STRICT_KEYS
@@ -119,6 +148,8 @@ class Runtime:
     prefill_frac: Amount = Amount(1, NONE)
     attention_frac: Amount = Amount(1, NONE)
     resident_layers: Flag = Flag(False, NONE)
+    launch: str = ""
+    variants: tuple[Variant, ...] = ()
 
     def __post_init__(self) -> None:
         for name, known in (
@@ -149,6 +180,16 @@ class Runtime:
             BadFile: unreadable, of another kind, or with an unknown, absent or invalid key.
         """
         return parse(cls, read_json(path, KIND), str(path))
+
+    def variant(self, one: Variant) -> Runtime:
+        """The runtime with the changes of a variant."""
+        given = {name: getattr(one, name) for name in VARIED if getattr(one, name) is not None}
+        return replace(self, launch=one.launch, page=one.page, **given)
+
+    @property
+    def serves(self) -> bool:
+        """Whether it restores prefixes for later requests; others decode from host memory."""
+        return self.decode.value == "resident"
 
     @property
     def plans_itself(self) -> bool:

@@ -43,7 +43,7 @@ MAX_TENSOR_PARALLEL = 64
 
 RUNNABLE_FAMILIES = (
     *("opt", "llama", "mistral", "qwen2", "qwen3"),
-    *("mixtral", "qwen2_moe", "qwen3_moe", "gemma2", "gemma3_text", "gpt_oss"),
+    *("mixtral", "qwen2_moe", "qwen3_moe", "gemma2", "gemma3_text", "gpt_oss", "deepseek_v3"),
 )
 """Families that there are device kernels for; the others can be planned and simulated."""
 

@@ -1,4 +1,4 @@
-"""Experts, Gemma and gpt-oss equal those of `transformers`: K and V, logits, tokens."""
+"""Experts, latents, Gemma and gpt-oss equal those of `transformers`: K and V, logits, tokens."""
 
 from __future__ import annotations
 
@@ -15,6 +15,18 @@ from hw import DecodeExecutor, open_backend, resident_prefill
 
 THREE = {**SMALL, "num_hidden_layers": 3}
 WINDOWED = {**THREE, "head_dim": 16, "sliding_window": 20, "query_pre_attn_scalar": 24}
+LATENT = {
+    "first_k_dense_replace": 1,
+    "moe_intermediate_size": 24,
+    "n_routed_experts": 12,
+    "num_experts_per_tok": 3,
+    "n_group": 4,
+    "topk_group": 2,
+    "kv_lora_rank": 32,
+    "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 16,
+    "v_head_dim": 12,
+}
 CONFIGS = {
     "mixtral": hf.MixtralConfig(**THREE, num_local_experts=5, sliding_window=20),
     "qwen3-moe": hf.Qwen3MoeConfig(
@@ -27,6 +39,21 @@ CONFIGS = {
         num_experts=6,
         num_experts_per_tok=3,
         norm_topk_prob=True,
+    ),
+    "deepseek-v3": hf.DeepseekV3Config(
+        **{**THREE, **LATENT, "num_key_value_heads": 8, "q_lora_rank": 24},
+        rope_parameters={
+            "rope_type": "yarn",
+            "rope_theta": 150.0,
+            "factor": 4.0,
+            "original_max_position_embeddings": 64,
+            "mscale": 1.0,
+            "mscale_all_dim": 0.7,
+        },
+    ),
+    "deepseek-v3-plain": hf.DeepseekV3Config(
+        **{**THREE, **LATENT, "num_key_value_heads": 8, "q_lora_rank": None},
+        rope_interleave=False,
     ),
     "gpt-oss": hf.GptOssConfig(
         **{**THREE, "head_dim": 16, "sliding_window": 20, "num_local_experts": 5},

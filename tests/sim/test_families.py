@@ -247,7 +247,10 @@ def calculator():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "load_models_data", cache(module.load_models_data))
         models = module.load_models_data()["models"]
-        yield module, {one["source_url"].removeprefix(start).removesuffix(end): one for one in models}
+        yield (
+            module,
+            {one["source_url"].removeprefix(start).removesuffix(end): one for one in models},
+        )
 
 
 def source_of(name: str) -> str:

@@ -11,7 +11,7 @@ import os
 import select
 import tomllib
 import zlib
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from functools import cache
@@ -46,7 +46,12 @@ _fields = cache(fields)
 
 
 def write_bytes(path: Path | str, payload: bytes) -> None:
-    """Write `payload` so that a reader sees either the old file or the whole new one.
+    """Write `payload` as `write_chunks` does."""
+    write_chunks(path, (payload,))
+
+
+def write_chunks(path: Path | str, chunks: Iterable[bytes]) -> None:
+    """Write a file so that a reader sees either the old file or the whole new one.
 
     A link is followed. A device, a pipe and an open file such as /dev/stdout are written in place.
 
@@ -56,12 +61,12 @@ def write_bytes(path: Path | str, payload: bytes) -> None:
     path = Path(path)
     try:
         if str(path.absolute()).startswith(OPEN_FILES) or (path.exists() and not path.is_file()):
-            _write_in_place(path, payload)
+            _write_in_place(path, chunks)
         else:
             target = Path(os.path.realpath(path))
             if target.is_symlink():
                 raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
-            _replace(target, payload)
+            _replace(target, chunks)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise BadFile(f"cannot write {path}: {reason}; choose a writable path.") from error
@@ -93,20 +98,20 @@ def check_writable(name: str, text: str) -> Path:
         raise BadFile(f"{name}: cannot write {shown}: {reason}; choose a writable path.") from None
 
 
-def _write_in_place(path: Path, payload: bytes) -> None:
+def _write_in_place(path: Path, chunks: Iterable[bytes]) -> None:
     """Write to a device or pipe; a pipe that nobody reads is refused instead of waited for."""
     handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_NONBLOCK)
     os.set_blocking(handle, True)
     with os.fdopen(handle, "wb") as file:
-        file.write(payload)
+        file.writelines(chunks)
 
 
-def _replace(path: Path, payload: bytes) -> None:
+def _replace(path: Path, chunks: Iterable[bytes]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name[:200]}.{uuid4().hex}")
     try:
         with temporary.open("xb") as file:
-            file.write(payload)
+            file.writelines(chunks)
         if path.exists():
             temporary.chmod(path.stat().st_mode & 0o777)
         temporary.replace(path)

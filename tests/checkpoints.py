@@ -19,6 +19,7 @@ SMALL = {
     "pad_token_id": 0,
 }
 GQA = {**SMALL, "intermediate_size": 96, "num_key_value_heads": 2}
+EXPERTS = {"moe_intermediate_size": 24, "num_experts": 4, "num_experts_per_tok": 2}
 LOUD = ("q_proj", "v_proj", "out_proj", "o_proj")
 CONFIGS = {
     "opt": hf.OPTConfig(**SMALL, ffn_dim=96, word_embed_proj_dim=64),
@@ -30,6 +31,8 @@ CONFIGS = {
     "mistral-window": hf.MistralConfig(**GQA, sliding_window=7),
     "qwen2": hf.Qwen2Config(**GQA),
     "qwen3": hf.Qwen3Config(**GQA, head_dim=16),
+    "mixtral": hf.MixtralConfig(**GQA, num_local_experts=4),
+    "qwen2-moe": hf.Qwen2MoeConfig(**GQA, **EXPERTS, shared_expert_intermediate_size=24),
 }
 
 
@@ -46,7 +49,7 @@ def seeded(config: hf.PretrainedConfig) -> hf.PreTrainedModel:
                 parameter.normal_(0.0 if name.endswith("bias") else 1.0, 0.1)
             else:
                 gain = 3.0 if any(part in name for part in LOUD) else 1.0
-                parameter.normal_(0.0, gain * parameter.shape[1] ** -0.5)
+                parameter.normal_(0.0, gain * parameter.shape[-1] ** -0.5)
     return model
 
 

@@ -51,6 +51,9 @@ OPTIONS = {
     "doctor --device absent": "device out",
     "peers --model absent --device absent --batch 1 --prompt 8 --gen 1": "model hardware batch "
     "prompt gen repeats seed device",
+    "traffic --generate 9 --output t.jsonl": "generate rate burstiness turns think agents "
+    "system-prompts system-tokens new-tokens output-tokens seed output",
+    "traffic absent.jsonl --hit-rates": "block-tokens blocks sizes eviction model dtype kv-bits",
     "generate --weights absent --max-new-tokens 2 --prompt a": "weights max-new-tokens prompt "
     "prompt-ids plan policy hardware dtype device link warm-ups output trace",
 }

@@ -13,7 +13,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from hw.backends import Backend
-from hw.model.weights import Weights, assemble_weights
+from hw.model.layout import assemble_weights
+from hw.model.weights import Weights
 from sim.errors import BadFile, DoesNotFit, Mismatch
 from sim.files import decode_json
 from sim.model.config import load_model_config

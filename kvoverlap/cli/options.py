@@ -72,6 +72,16 @@ def parse_seed(name: str, text: str) -> int:
     return int(text)
 
 
+def parse_sizes(name: str, text: str) -> tuple[float, ...]:
+    """Comma-separated sizes in bytes; 0 is one too.
+
+    Raises:
+        BadInput: one is no size.
+    """
+    parts = [part.strip() for part in text.split(",")]
+    return tuple(0.0 if part == "0" else parse_bytes(name, part) for part in parts)
+
+
 def parse_decimal(name: str, text: str) -> float:
     """A decimal number in ASCII digits.
 
@@ -264,6 +274,14 @@ class MachineOptions:
             "GPU's node.",
         ),
     ] = None
+    link_from: Annotated[
+        Path | None,
+        Parameter(
+            metavar="TRACE",
+            help="What if the link copied as in this trace: rates by size from its pinned copies. "
+            "A profiler's trace, or what `kvoverlap trace -o` wrote of one.",
+        ),
+    ] = None
 
     @property
     def serving(self) -> Runtime | None:
@@ -271,14 +289,25 @@ class MachineOptions:
         return None if self.runtime is None else find_runtime(self.runtime)
 
     def load(self) -> HardwareProfile:
-        """The profile with every change applied.
+        """The profile with every change applied: the trace's link, then rates, then memory.
 
         Raises:
             BadInput: a setting has no `=`, an unknown key, a key that is given twice, or a value
                 that is not a rate in the key's unit.
+            NotMeasured: the trace has no rate, or the machine no link.
         """
         machine = find_hardware(self.hardware)
+        if self.link_from is not None:
+            from sim.traces.link import with_link_from
+
+            machine, found = with_link_from(machine, self.link_from)
+            for lane, text in found.items():
+                note(f"{lane}: {text}")
         if self.copies is not None:
+            if self.link_from is not None:
+                raise BadInput(
+                    f"--copies(={self.copies}) and --link-from both set the link; leave one out."
+                )
             if self.copies not in COPY_KINDS:
                 raise UnknownName("kind of copies", self.copies, COPY_KINDS)
             machine = with_copies(machine, self.copies)

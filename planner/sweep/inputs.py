@@ -18,6 +18,7 @@ from sim.lanes import TIERS
 from sim.machine.links import COPY_KINDS
 from sim.machine.what_if import RATES, rate_unit
 from sim.model.spec import DTYPE_BYTES, MODEL_SIZES
+from sim.traces.measured import open_trace
 from sim.units import RATE_EXAMPLES, parse_bytes, parse_count, parse_rate
 
 Value = str | int | float | bool
@@ -155,6 +156,7 @@ MACHINE_AND_MODEL: dict[str, Input] = {
     "tp": Input(read_count, unit="GPUs"),
     "ep": Input(read_count, unit="GPUs"),
     "gpu_memory": Input(read_bytes, unit="bytes"),
+    "link_from": Input(_named(open_trace)),
     "copies": Input(one_of(COPY_KINDS)),
     "runtime": Input(_named(find_runtime)),
     **{f"model.{size}": Input(read_count) for size in MODEL_SIZES},

@@ -15,6 +15,7 @@ from sim.machine.profile import HardwareProfile
 from sim.machine.runtime import Runtime
 from sim.machine.what_if import RATES, in_dtype_of, with_copies, with_memory, with_rate
 from sim.model.spec import MODEL_SIZES, ModelSpec
+from sim.traces.link import with_link_from
 
 Pairs = tuple[tuple[str, Any], ...]
 
@@ -38,19 +39,19 @@ class Machine:
 
 
 def machine_of(values: Mapping[str, Any]) -> Machine:
-    """The machine of a point: profile, rates, memory sizes and the link to the tier.
+    """The machine of a point: profile, link of a trace, rates, memory sizes, link to the tier.
 
     Raises:
-        NotMeasured: the study sets a rate that the profile lacks.
+        NotMeasured: the study sets a rate that the profile lacks, or the trace has none.
     """
-    keys = ("hardware", "copies", "gpu_memory", "host_memory", "tier", *RATES)
+    keys = ("hardware", "link_from", "copies", "gpu_memory", "host_memory", "tier", *RATES)
     return _machine(tuple((key, values[key]) for key in keys if key in values))
 
 
 @lru_cache(maxsize=256)
 def _machine(pairs: Pairs) -> Machine:
     values = dict(pairs)
-    hardware = _profile(values["hardware"])
+    hardware = _profile(values["hardware"], values.get("link_from"))
     if "copies" in values:
         hardware = with_copies(hardware, values["copies"])
     for key in RATES:
@@ -71,8 +72,9 @@ def _machine(pairs: Pairs) -> Machine:
 
 
 @lru_cache(maxsize=64)
-def _profile(name: str) -> HardwareProfile:
-    return find_hardware(name)
+def _profile(name: str, trace: str | None) -> HardwareProfile:
+    found = find_hardware(name)
+    return found if trace is None else with_link_from(found, trace)[0]
 
 
 def runtime_of(values: Mapping[str, Any]) -> Runtime | None:

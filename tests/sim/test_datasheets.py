@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import pytest
 
 from planner import Job, Plan, PlanOptions, make_plan
@@ -50,8 +52,9 @@ def own(tmp_path, text=MINE, name="mine.toml"):
     return path
 
 
-def resident(model, machine, batch=1, prompt=1024):
-    return make_plan(Job(model, machine, Workload(batch, prompt, 1)), PlanOptions(keep=True))
+@cache
+def resident(model, machine, prompt=1024):
+    return make_plan(Job(model, machine, Workload(1, prompt, 1)), PlanOptions(keep=True))
 
 
 def test_every_device_without_a_table_is_listed_here():

@@ -10,13 +10,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from math import ceil
 
 from sim.cost.operations import Estimate, OperationCosts, total_of
 from sim.graph.jobs import RestoreRequest
 from sim.graph.loads import Loads
 from sim.graph.tasks import Task
 from sim.lanes import COMPUTE, TIER_LANES
-from sim.machine.prefill import Prefill, Restore
+from sim.machine.prefill import PromptAttention, Restore
 from sim.machine.profile import HardwareProfile
 from sim.machine.provenance import weakest
 from sim.model.kernels import DecodeAttention, MatMul, kernels, n_launches, prefill_attention_flops
@@ -36,7 +37,13 @@ class RestoreCosts:
         self._hardware = hardware
         self._block = hardware.restore or Restore()
         self._matmul_estimates: dict[int, Estimate] = {}
-        self._prompts: dict[int, tuple[float, bool] | None] = {}
+        self._prompts: dict[int, tuple[float, bool]] = {}
+        self._whole_prompts: PromptAttention | None = None
+        if self._block.prefill is not None and model.mla is None:
+            per_kv = model.n_heads // model.n_kv_heads
+            self._whole_prompts = self._block.prefill.attention(
+                model.n_heads, per_kv, model.head_dim
+            )
         self._layer_launches: int | None = None
         self.loads = Loads(model, workload)
         self._windows: dict[tuple[int, int], Counter[int | None]] = {}
@@ -153,6 +160,39 @@ class RestoreCosts:
         head_s = self.operations.compute("head", sampled, 1).seconds if sampled else 0.0
         return work_s + fixed_s + head_s
 
+    def layer_matmuls_s(self, rows: int) -> float:
+        """All kernels of a layer over `rows` tokens except the attention itself."""
+        return self._layer_matmuls(rows).seconds
+
+    def shared_step_s(
+        self, prompts: Sequence[tuple[int, int]], decoding: int, context: float, matmuls_s: float
+    ) -> float:
+        """Time of an engine step over prompts and decoding requests, without the output head.
+
+        A step of one prompt takes as long as the task of a restore that computes the same tokens.
+
+        Args:
+            prompts: first position and tokens of each prompt in it.
+            decoding: requests that decode one token each.
+            context: mean number of tokens that they attend to.
+            matmuls_s: `layer_matmuls_s` of all tokens of the step.
+        """
+        layers = self.model.n_layers
+        stop = max([ceil(context), *(start + n_tokens for start, n_tokens in prompts)])
+        block = self._block.prefill
+        step_s = block.step_s.value / layers if block is not None else 0.0
+        work_s = 0.0
+        for window, count in self._windows_of(0, layers, stop).items():
+            seconds = matmuls_s + step_s
+            for start, n_tokens in prompts:
+                seconds += self._prefill_attention(start, n_tokens, 1.0, window).seconds
+            if decoding:
+                keys = context if window is None else min(context, window)
+                attention = DecodeAttention(decoding, ceil(keys))
+                seconds += self.operations.kernel(attention).seconds
+            work_s += count * seconds
+        return self.dispatch.compute_task_s + max(work_s, self._launch_s(layers))
+
     @property
     def _weight_speedup(self) -> float:
         """Speedup of a matmul with 8-bit weights over its estimate.
@@ -190,7 +230,7 @@ class RestoreCosts:
             rate = self._hardware.gemm.flops_per_s
             return Estimate(max(flops / rate, read_s), weakest(read.source, "fitted"), False)
         rate, source = block.attention_flops_per_s.value, block.attention_flops_per_s.source
-        measured = self._whole_attention(block, n_read)
+        measured = self._whole_attention(n_read)
         if measured is None:
             return Estimate(max(flops / rate, read_s), source, True)
         whole_s, inside = measured
@@ -198,13 +238,12 @@ class RestoreCosts:
         source = source if inside else weakest(source, "fitted")
         return Estimate(max(seconds, read_s), source, inside)
 
-    def _whole_attention(self, block: Prefill, n_tokens: int) -> tuple[float, bool] | None:
+    def _whole_attention(self, n_tokens: int) -> tuple[float, bool] | None:
         """Measured seconds of the first `n_tokens` of a prompt; None where nothing was measured."""
+        if self._whole_prompts is None:
+            return None
         if n_tokens not in self._prompts:
-            model = self.model
-            shape = (model.n_heads, model.n_heads // model.n_kv_heads, model.head_dim)
-            found = block.attention_s(*shape, n_tokens) if model.mla is None else None
-            self._prompts[n_tokens] = found
+            self._prompts[n_tokens] = self._whole_prompts.at(n_tokens)
         return self._prompts[n_tokens]
 
     def _tier_copy(self, lane: str, n_bytes: int) -> Estimate:

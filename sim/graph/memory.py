@@ -75,14 +75,7 @@ def footprint(graph: TaskGraph, cache: Sequence[HostRows] | None = None) -> Foot
     x_rows = max((task.n_tokens for task in loads), default=0)
     x_slots = len({task.slot for task in loads})
     kept_rows = {op: _kept_rows(graph, op) for op in ("place_kv", "recompute_resident")}
-    width = model.intermediate_size
-    if model.moe is not None:
-        passed = model.moe.n_active_experts + model.moe.n_shared_experts
-        width = max(width, passed * model.moe.intermediate_size)
-    widest = max(model.q_size + model.kv_token_size, (2 if model.gated_mlp else 1) * width)
-    workspace = job.batch_size * (
-        (widest + 4 * model.hidden_size) * model.element_bytes + 4 * model.vocab_size
-    )
+    workspace = job.batch_size * (activation_bytes(model) + 4 * model.vocab_size)
     layers = [layer_rows(model, job, layer) for layer in range(model.n_layers)]
     rows = needed_rows(graph) if cache is None else cache
     sequences = job.batch_size * job.n_batches * graph.n_devices
@@ -109,6 +102,16 @@ def footprint(graph: TaskGraph, cache: Sequence[HostRows] | None = None) -> Foot
         host_staging_bytes=graph.n_devices * staged_rows * model.kv_token_bytes,
         quantised_slot_bytes=quantised_rows * job.batch_size * host_kv_bytes,
     )
+
+
+def activation_bytes(model: ModelSpec) -> int:
+    """Bytes of one layer's activations of one token: hidden states and the widest output."""
+    width = model.intermediate_size
+    if model.moe is not None:
+        passed = model.moe.n_active_experts + model.moe.n_shared_experts
+        width = max(width, passed * model.moe.intermediate_size)
+    widest = max(model.q_size + model.kv_token_size, (2 if model.gated_mlp else 1) * width)
+    return (widest + 4 * model.hidden_size) * model.element_bytes
 
 
 def _kept_rows(graph: TaskGraph, op: str) -> int:

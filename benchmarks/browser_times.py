@@ -35,7 +35,7 @@ def time_timeline(page, address: str, small: str, large: list[str], n_bars: int)
     """Seconds from the choice of each large case in the menu to all of its bars."""
     found = []
     for name in large:
-        page.goto(f"{address}/?run=large&case={small}")
+        page.goto(f"{address}/timeline?run=large&case={small}")
         resolve(page)
         page.wait_for_function(f"() => {BARS} > 100")
         page.get_by_role("combobox", name="Case").click()

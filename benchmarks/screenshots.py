@@ -16,7 +16,8 @@ from browser import browser, chromium, resolve, serve
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = {
-    "timeline": "",
+    "advise": "?model=opt-13b&hardware=kvpr-a100",
+    "timeline": "timeline",
     "plan": "plan",
     "what-if": "what_if?view=Crossover",
     "restore": "restore?policy=two-ended",

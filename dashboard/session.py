@@ -27,13 +27,18 @@ from dashboard.questions.decode import Question
 from dashboard.questions.points import kvpr_count, split_points
 from dashboard.questions.restore import Report, RestorePlans, RestoreQuestion
 from planner import DecodePlan, RestorePlan
+from planner.advice import Advice
 from sim.errors import KvOverlapError
 from sim.graph.jobs import RestoreRequest
 from sim.machine.profile import HardwareProfile
+from sim.model.spec import ModelSpec
 from sim.results.accuracy import Accuracy, assess
 from sim.results.recording import Recording
+from sim.traces.measured import MeasuredTrace
 
-Content = TypeVar("Content", HardwareProfile, DecodePlan, RestorePlan, Recording)
+Content = TypeVar(
+    "Content", HardwareProfile, DecodePlan, RestorePlan, Recording, MeasuredTrace, ModelSpec
+)
 F = TypeVar("F", bound=Callable[..., Any])
 
 UPLOADS = "uploads"
@@ -179,6 +184,21 @@ def plan_for(question: Question, policy: str = "lp") -> DecodePlan:
         KvOverlapError: the model or the machine does not support the job.
     """
     return question.plan(policy)
+
+
+@typed(
+    st.cache_resource,
+    max_entries=256,
+    show_spinner=False,
+    hash_funcs={HardwareProfile: profile_key},
+)
+def advice_for(question: Question, slo_ms: float | None = None) -> Advice:
+    """The cached recommendation for a question.
+
+    Raises:
+        KvOverlapError: the model or the machine does not support the job.
+    """
+    return question.advise(slo_ms)
 
 
 @typed(st.cache_data, max_entries=64, show_spinner="Simulating splits")

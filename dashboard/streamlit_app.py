@@ -6,10 +6,11 @@ from dashboard.controls.widgets import narrow_windows
 
 page = st.navigation(
     [
-        st.Page("app_pages/timeline.py", title="Timeline", default=True),
+        st.Page("app_pages/advise.py", title="Advise", default=True),
         st.Page("app_pages/plan.py", title="Plan"),
         st.Page("app_pages/what_if.py", title="What-if"),
         st.Page("app_pages/restore.py", title="Restore"),
+        st.Page("app_pages/timeline.py", title="Timeline"),
         st.Page("app_pages/accuracy.py", title="Accuracy"),
         st.Page("app_pages/hardware.py", title="Hardware"),
         st.Page("app_pages/your_machine.py", title="Your machine"),

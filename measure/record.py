@@ -7,6 +7,7 @@ import io
 import tarfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path
 from statistics import median
 from time import monotonic
@@ -21,9 +22,11 @@ from measure.settings import (
     DecodeSetting,
     RecordingOptions,
     RecordSetting,
+    RestoreSetting,
 )
 from sim.errors import BadInput, Mismatch
 from sim.files import read_json, write_bytes, write_json
+from sim.graph.jobs import Workload
 from sim.machine.profile import HardwareProfile
 from sim.model.spec import ModelSpec
 from sim.progress import Part
@@ -152,25 +155,20 @@ class Recorder:
         """Profile the model if the profile lacks it; measure the setting; return the profile."""
         same = [one for one in later if self.specs[one.model] == spec]
         bits = sorted({one.kv_bits for one in same if one.kv_bits is not None})
-        restores = any(one.scenario == "restore" for one in same)
         name = setting.name(spec)
-        if hardware is None or not covers(hardware, spec, bits, restores):
+        if hardware is None or not covers(hardware, spec, bits, setting.scenario == "restore"):
+            restores = any(one.scenario == "restore" for one in same)
             needed_s = PROFILE_S[self.how.kind] + restores * RESTORE_PROFILE_S[self.how.kind]
             if hardware is not None and not self._affordable(f"profile of {name}", needed_s):
                 return hardware
-            made = measure_profile(
-                self.how.kind,
-                [spec],
-                self.how.output.name,
-                self._link(hardware),
-                Part(self.how.progress, f"profile of {spec.name}"),
-                ProfileScope(
-                    bits,
-                    restores,
-                    max_s=PROFILE_SHARE * max(0.0, self.how.until_s - monotonic()),
-                ),
-            )
-            hardware = made if hardware is None else hardware.with_tables_of(made)
+            max_s = PROFILE_SHARE * max(0.0, self.how.until_s - monotonic())
+            scope = ProfileScope(bits, restores, max_s=max_s)
+            if max_s < needed_s and setting.scenario == "decode":
+                scope = ProfileScope(bits, False, decodes_until_restore(same), max_s)
+            part = Part(self.how.progress, f"profile of {spec.name}")
+            link, folder = self._link(hardware), self.how.output.name
+            made = measure_profile(self.how.kind, [spec], folder, link, part, scope)
+            hardware = made if hardware is None else made.with_tables_of(hardware)
             hardware.save(self.how.output / PROFILE)
         files = setting.files(spec, hardware)
         if all((self.how.output / file).is_file() for file in files):
@@ -210,6 +208,12 @@ class Recorder:
             "left_out": self.left_out,
         }
         write_json(path, "recording", content)
+
+
+def decodes_until_restore(settings: Sequence[RecordSetting]) -> list[Workload]:
+    """The decode jobs before the first restore; they need the fewest points of a profile."""
+    decodes = takewhile(lambda one: one.scenario == "decode", settings)
+    return [one.job for one in decodes if not isinstance(one, RestoreSetting)]
 
 
 def covers(

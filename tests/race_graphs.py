@@ -7,10 +7,10 @@ from dataclasses import replace
 from builders import tiny_model
 from hypothesis import strategies as st
 from run_restores import policy_graphs, request
-from tiny import LLAMA, OPT
+from tiny import DEEPSEEK, EXPERTS, GPT_OSS, LLAMA, OPT
 
 from planner.decode.lower import lower
-from planner.decode.other_systems import OTHER_SYSTEMS, other_system_graph
+from planner.decode.other_systems import RUNTIME_SYSTEMS, other_system_graph
 from planner.decode.split import Residency, slides
 from sim.graph.jobs import Workload
 from sim.graph.tasks import TaskGraph
@@ -22,6 +22,7 @@ SPLIT = [[3, 0, 8], [9, 4, 0], [10, 2, 5]]
 """Recomputes nothing, a part, everything, and new tokens of earlier steps."""
 
 WINDOW_SPLIT = [[3, 0, 5], [5, 4, 0], [0, 2, 5]]
+FIRST_LAYER = Residency((8, 0, 0), (0, 0, 0))
 PARTS = Residency((2, 8, 0), (1, 0, 3))
 WEIGHTS = replace(PARTS, weight_layers=(1,))
 PARTS_SPLIT = [[3, 0, 4], [2, 0, 9], [6, 0, 10]]
@@ -29,6 +30,9 @@ PARTS_SPLIT = [[3, 0, 4], [2, 0, 9], [6, 0, 10]]
 DECODE_GRAPHS = {
     "row": lower("row", OPT, JOB, SPLIT),
     "row-gqa": lower("row", LLAMA, JOB, SPLIT),
+    "row-experts": lower("row", replace(EXPERTS, dtype="bfloat16"), JOB, SPLIT),
+    "row-sinks": lower("row", replace(GPT_OSS, dtype="bfloat16"), JOB, WINDOW_SPLIT),
+    "row-latents": lower("row", replace(DEEPSEEK, dtype="bfloat16"), JOB, SPLIT),
     "row-8-bit": lower("row", OPT, replace(JOB, kv_bits=8), SPLIT),
     "row-windows": lower("row", WINDOWED, JOB, WINDOW_SPLIT),
     "row-windows-4-bit": lower("row", WINDOWED, replace(JOB, kv_bits=4), WINDOW_SPLIT),
@@ -37,7 +41,9 @@ DECODE_GRAPHS = {
     "column-batches": lower("column", OPT, BATCHES, SPLIT),
     "column-batches-4-bit": lower("column", OPT, replace(BATCHES, kv_bits=4), SPLIT),
     "column-resident-parts": lower("column", OPT, BATCHES, PARTS_SPLIT, residency=WEIGHTS),
-    **{policy: other_system_graph(policy, OPT, JOB) for policy in OTHER_SYSTEMS},
+    **{policy: other_system_graph(policy, OPT, JOB) for policy in RUNTIME_SYSTEMS},
+    "llama.cpp-resident-layer": other_system_graph("llama.cpp", OPT, JOB, FIRST_LAYER),
+    "llama.cpp-ring-resident-layer": other_system_graph("llama.cpp-ring", OPT, JOB, FIRST_LAYER),
     "flexgen-windows": other_system_graph("flexgen", WINDOWED, JOB),
 }
 

@@ -4,6 +4,7 @@ import pandas as pd
 import streamlit as st
 
 from dashboard.controls.decode import ask_question
+from dashboard.controls.plan import plan_downloads, show_lanes, show_memory
 from dashboard.controls.widgets import (
     ASKED,
     MEASURED,
@@ -59,7 +60,7 @@ def show_asked() -> None:
         return
     with answer:
         show_plan(plan)
-        st.subheader("On the command line", anchor=False)
+        st.subheader("Command-line equivalent", anchor=False)
         show_command(question, policy)
 
 
@@ -80,9 +81,20 @@ def show_plan(plan: DecodePlan) -> None:
             "resident has the whole cache in GPU memory, if it fits. It copies nothing, so that "
             "the lower bound does not apply to it."
         )
+    show_run(plan)
     show_sensitivities(plan)
     show_split(plan)
     show_curve(plan)
+
+
+def show_run(plan: DecodePlan) -> None:
+    """Memory, lanes over time, and both as files."""
+    st.subheader("Memory", anchor=False)
+    show_memory(plan)
+    st.subheader("Predicted timeline", anchor=False)
+    timeline = plan.simulate(ENGINE)
+    show_lanes(plan, timeline)
+    plan_downloads(plan, timeline)
 
 
 def show_sensitivities(plan: DecodePlan) -> None:
@@ -130,7 +142,8 @@ def show_chosen_split(plan: DecodePlan, points: pd.DataFrame) -> None:
     st.markdown(
         f"**{tokens:,} tokens: {ms(chosen_s)}**, {percent(chosen_s / lp_s - 1, signed=True)} "
         f"against the LP's split, which may differ from layer to layer. "
-        f"Best even split: {best['tokens']:,.0f} tokens, {ms(best['makespan_s'])}."
+        f"Best of {len(points)} even splits tried: {best['tokens']:,.0f} tokens, "
+        f"{ms(best['makespan_s'])}."
     )
     show_split_curve(plan, points, {"this split": (float(tokens), chosen_s)})
 

@@ -262,7 +262,7 @@ def show_changes(question: RestoreQuestion, answer: RestorePlans) -> None:
 
 def show_exports(question: RestoreQuestion, policy: str) -> None:
     """The command that gives the same answer, and its trace as a file."""
-    st.subheader("On the command line", anchor=False)
+    st.subheader("Command-line equivalent", anchor=False)
     st.code(question.command(policy), language="bash", wrap_lines=True)
     st.caption("The address of this page is a link to this view.")
     trace: Availability = question.availability

@@ -6,17 +6,19 @@ from collections.abc import Sequence
 
 import streamlit as st
 
-from dashboard.controls.widgets import menu
+from dashboard.controls.widgets import menu, name_unusable
 from dashboard.data.machines import FIRST_MACHINE, Machine
 from dashboard.questions.decode import AUTO, Changes, Question, both_ways_rate
 from dashboard.questions.points import MULTIPLES
-from dashboard.session import all_machines
+from dashboard.session import all_machines, uploaded
 from dashboard.text.comparison import escaped
+from dashboard.text.machine import describe_machine
 from planner import SCHEDULES
 from sim.catalog import find_model, link_names, planned_model_names
 from sim.graph.jobs import Workload
 from sim.machine.profile import HardwareProfile
 from sim.model.kv_format import KV_BITS
+from sim.model.spec import ModelSpec
 
 BATCHES = (1, 2, 3, 4, 6, 7, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 PROMPTS = (64, 128, 200, 256, 300, 384, 500, 512, 640, 768, 1000, 1024, 1280, 1536, 1792, 2000)
@@ -27,6 +29,34 @@ GPUS = (1, 2, 4, 8)
 BOTH_WAYS = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 MEMORY_GIB = (8, 16, 24, 40, 48, 80, 96, 141, 192, 288)
 AS_PROFILED = "as profiled"
+FIRST_ADVISED, FIRST_ADVISED_MACHINE = "llama-3.1-8b", "h100-sxm+pcie5-x16"
+
+
+def ask_advice() -> tuple[Question, float | None]:
+    """Model, machine and batch of the first page, and the limit of a step in milliseconds.
+
+    Raises:
+        BadFile: the chosen machine's profile cannot be read.
+    """
+    model = ask_model(FIRST_ADVISED)
+    machine = ask_machine(FIRST_ADVISED_MACHINE)
+    hardware = machine.load()
+    st.caption(escaped(describe_machine(hardware)))
+    batch, prompt = ask_prompts()
+    tp = ask_tp(model)
+    kv_bits = ask_kv_bits()
+    slo_ms: float | None = st.number_input(
+        "Limit of a decode step (ms)",
+        min_value=0.1,
+        value=None,
+        placeholder="none",
+        key="slo_ms",
+        bind="query-params",
+        help="Time per output token that users may wait. The answer says whether it is met, and "
+        "the largest batch that meets it.",
+    )
+    workload = Workload(batch, prompt, 1, kv_bits=kv_bits)
+    return Question(model, hardware, machine.reference, workload, tp=tp), slo_ms
 
 
 def ask_question(changeable: bool) -> Question:
@@ -44,7 +74,7 @@ def ask_question(changeable: bool) -> Question:
     schedule, n_batches = ask_schedule()
     kv_bits = ask_kv_bits()
     keep = st.toggle(
-        "Keep what fits in GPU memory (off: move all in every step, as KVPR does)",
+        "Keep in GPU memory what fits (off: every step moves all, as in KVPR)",
         value=not changeable,
         key="keep",
         bind="query-params",
@@ -61,15 +91,17 @@ def ask_question(changeable: bool) -> Question:
     return Question(model, hardware, machine.reference, workload, schedule, changes, keep, tp)
 
 
-def ask_model(first: str) -> str:
-    """A shipped model, by default `first`."""
-    names = planned_model_names()
-    return menu("Model", names, index=names.index(first), key="model")
+def ask_model(first: str) -> ModelSpec:
+    """An uploaded config, by default the newest, or a shipped model, by default `first`."""
+    own = {f"{name} (uploaded)": model for name, model in uploaded(ModelSpec).items()}
+    names = [*own, *planned_model_names()]
+    chosen = menu("Model", names, index=0 if own else names.index(first), key="model")
+    return own[chosen] if chosen in own else find_model(chosen)
 
 
-def ask_tp(model_name: str) -> int:
+def ask_tp(model: ModelSpec) -> int:
     """GPUs that share the model, of those that its heads can be divided over."""
-    sizes = [n for n in find_model(model_name).tensor_parallel_sizes if n in GPUS]
+    sizes = [n for n in model.tensor_parallel_sizes if n in GPUS]
     return menu(
         "GPUs that share the model",
         [1, *sizes],
@@ -104,12 +136,16 @@ def _behind_link(machine: Machine) -> Machine:
     return machine.behind(link)
 
 
-def ask_job() -> tuple[int, int, int]:
-    """Batch, prompt and decode steps."""
+def ask_prompts() -> tuple[int, int]:
+    """Batch and prompt."""
     batch = steps("Batch (sequences)", BATCHES, 32, "batch", "{:,}")
     prompt = steps("Prompt (tokens)", (*PROMPTS, *LONG_PROMPTS), 1024, "prompt", "{:,}")
-    gen = steps("Decode steps", STEPS, 1, "gen", "{}")
-    return int(batch), int(prompt), int(gen)
+    return int(batch), int(prompt)
+
+
+def ask_job() -> tuple[int, int, int]:
+    """Batch, prompt and decode steps."""
+    return *ask_prompts(), int(steps("Decode steps", STEPS, 1, "gen", "{}"))
 
 
 def ask_schedule() -> tuple[str, int]:
@@ -162,7 +198,7 @@ def ask_changes(hardware: HardwareProfile) -> Changes:
             )
         ),
         both_ways=_optional(
-            "Rate of a copy while the other direction works",
+            "Copy rate while both directions copy",
             BOTH_WAYS,
             f"{both_ways:.2f}, {AS_PROFILED}",
             "both_ways",
@@ -189,6 +225,7 @@ def steps(
     meaning: str | None = None,
 ) -> float:
     """A slider over given values; the link of the page shows the same text."""
+    asked = st.query_params.get(key)
     chosen: float = st.select_slider(
         label,
         options,
@@ -198,19 +235,21 @@ def steps(
         format_func=text.format,
         help=meaning,
     )
+    name_unusable(label, key, asked, [text.format(one) for one in options], text.format(chosen))
     return chosen
 
 
 def _multiple(label: str, base: float, unit: str, key: str) -> float:
     """A slider of multiples of a rate, shown as rates on the page and in its link."""
+
+    def text(multiple: float) -> str:
+        return f"{base * multiple:.4g} {unit}"
+
+    asked = st.query_params.get(key)
     chosen: float = st.select_slider(
-        label,
-        MULTIPLES,
-        value=1.0,
-        key=key,
-        bind="query-params",
-        format_func=lambda multiple: f"{base * multiple:.4g} {unit}",
+        label, MULTIPLES, value=1.0, key=key, bind="query-params", format_func=text
     )
+    name_unusable(label, key, asked, [text(one) for one in MULTIPLES], text(chosen))
     return chosen
 
 

@@ -11,24 +11,30 @@ import streamlit as st
 from plotly.graph_objects import Figure
 from streamlit.delta_generator import DeltaGenerator
 
-from dashboard.data.exports import csv_bytes, parquet_bytes, profile_bytes
+from dashboard.data.exports import csv_bytes, parquet_bytes, saved_bytes
 from dashboard.data.runs import OWN_RUNS, Case, Run, case_stamp
+from dashboard.data.uploads import MAX_UPLOAD_MB, read_upload
 from dashboard.figures import split_curve
 from dashboard.questions.decode import CHANGED_PROFILE, Question
 from dashboard.questions.points import kvpr_count
 from dashboard.session import (
     all_runs,
     cases_of,
+    keep_upload,
     runs_with,
     stored_case,
     uploaded_case,
     uploaded_recordings,
 )
-from dashboard.text.comparison import Metric
+from dashboard.text.comparison import Metric, escaped
 from planner import DecodePlan
+from sim.errors import KvOverlapError
 
 CHART = {"displaylogo": False, "modeBarButtonsToRemove": ["select2d", "lasso2d", "autoScale2d"]}
 BARE_CHART = {"displayModeBar": False}
+
+MAX_ASKED = 60
+"""Characters of a link's value that are shown."""
 
 T = TypeVar("T")
 
@@ -47,6 +53,10 @@ NARROW = """
   }
   [class*="st-key-pair_"] > [data-testid="stLayoutWrapper"] > [data-testid="stHorizontalBlock"]
     > [data-testid="stColumn"] { width: 100%; flex: 1 1 100%; }
+  .st-key-headline {
+    position: sticky; top: 0; z-index: 9; padding: 0.5rem 0; background: var(--st-background-color);
+  }
+  .st-key-headline h2 { font-size: 1.15rem; line-height: 1.35; }
 }
 """
 
@@ -69,8 +79,30 @@ def menu(
 ) -> T:
     """The entry chosen from a menu, which is part of the page's link; `more` as for Streamlit."""
     place = st if column is None else column
+    asked = st.query_params.get(key)
     chosen: T = place.selectbox(label, options, key=key, bind="query-params", **more)
+    text = more.get("format_func", str)
+    name_unusable(label, key, asked, [text(one) for one in options], text(chosen))
     return chosen
+
+
+def name_unusable(
+    label: str, key: str, asked: str | None, offered: Collection[str], shown: str
+) -> None:
+    """Say which value of the page's link is not on offer, until another one is chosen.
+
+    Args:
+        asked: the value in the link, read before the control was made.
+        shown: the text of the value that is used instead.
+    """
+    notes: dict[str, tuple[str, str]] = st.session_state.setdefault("unusable", {})
+    if asked is not None and asked not in offered:
+        wanted = escaped(f"{label} {asked[:MAX_ASKED]}, which is not on offer; showing {shown}.")
+        notes[key] = (shown, f"This link asks for {wanted}")
+    elif key in notes and notes[key][0] != shown:
+        del notes[key]
+    if key in notes:
+        st.warning(notes[key][1])
 
 
 def choose_subject(label: str, uploads: Collection[str]) -> str:
@@ -141,6 +173,11 @@ def choose_view(views: Sequence[str]) -> str:
 def narrow_windows() -> None:
     """In narrow windows, put cards two by two and pairs in one column."""
     st.html(f"<style>{NARROW}</style>")
+
+
+def headline_place() -> DeltaGenerator:
+    """Room for the first sentence of an answer; on phones it stays in sight."""
+    return st.container(key="headline")
 
 
 def pair(key: str, widths: Sequence[float] = (1, 1)) -> tuple[DeltaGenerator, DeltaGenerator]:
@@ -216,7 +253,7 @@ def show_command(question: Question, policy: str = "lp") -> None:
         st.caption(f"No option of the command makes these changes: they are in {CHANGED_PROFILE}.")
         st.download_button(
             f"Download {CHANGED_PROFILE}",
-            lambda: profile_bytes(question.machine),
+            lambda: saved_bytes(question.machine),
             file_name=CHANGED_PROFILE,
             mime="application/json",
             on_click="ignore",
@@ -240,3 +277,23 @@ def table_downloads(table: Callable[[], pd.DataFrame], stem: str) -> None:
             on_click="ignore",
             key=f"{stem}_{name}",
         )
+
+
+def upload_box(label: str) -> None:
+    """A file uploader; says what an accepted file is, and why another is refused."""
+    file = st.file_uploader(
+        label,
+        type=["json", "gz", "sqlite", "csv"],
+        max_upload_size=MAX_UPLOAD_MB,
+        key="upload_file",
+        label_visibility="collapsed",
+    )
+    if file is None:
+        return
+    try:
+        upload = read_upload(file.name, file.getvalue())
+    except KvOverlapError as error:
+        st.error(f"Refused: {escaped(str(error))}")
+        return
+    keep_upload(upload)
+    st.success(f"{upload.name} is a {upload.kind}.")

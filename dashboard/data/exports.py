@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from planner import DecodePlan, RestorePlan
 from sim.graph.timeline import Timeline
 from sim.machine.profile import HardwareProfile
 from sim.results.trace import trace_document
@@ -25,11 +26,11 @@ def parquet_bytes(table: pd.DataFrame) -> bytes:
     return buffer.getvalue()
 
 
-def profile_bytes(hardware: HardwareProfile) -> bytes:
-    """The profile as `kvoverlap profile` writes it."""
+def saved_bytes(document: HardwareProfile | DecodePlan | RestorePlan) -> bytes:
+    """A profile or a plan as the command line writes it."""
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "profile.json"
-        hardware.save(path)
+        path = Path(folder) / "document.json"
+        document.save(path)
         return path.read_bytes()
 
 

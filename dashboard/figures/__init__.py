@@ -3,6 +3,7 @@
 from dashboard.figures.accuracy import errors_by_case, predicted_against_measured
 from dashboard.figures.lanes import View, paired_lanes, predicted_lanes
 from dashboard.figures.machine import rate_curves, residual_dots, sample_residuals
+from dashboard.figures.memory import memory_bars
 from dashboard.figures.plans import (
     policy_bars,
     sensitivity_bars,
@@ -27,6 +28,7 @@ from dashboard.figures.restores import (
 )
 from dashboard.figures.style import BREAKDOWN_COLOUR, OP_COLOUR, POLICY_COLOUR, RESTORE_COLOUR
 from dashboard.figures.time_breakdown import breakdown_bars, lane_use_bars
+from dashboard.figures.trace_lanes import paired_trace_lanes, trace_lanes
 
 __all__ = [
     "BREAKDOWN_COLOUR",
@@ -45,7 +47,9 @@ __all__ = [
     "errors_by_case",
     "heat_map",
     "lane_use_bars",
+    "memory_bars",
     "paired_lanes",
+    "paired_trace_lanes",
     "policy_bars",
     "predicted_against_measured",
     "predicted_lanes",
@@ -57,6 +61,7 @@ __all__ = [
     "split_by_layer",
     "split_curve",
     "split_map",
+    "trace_lanes",
     "ttft_bars",
     "ttft_curves",
 ]

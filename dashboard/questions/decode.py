@@ -10,7 +10,8 @@ import shlex
 from dataclasses import dataclass, replace
 
 from planner import DecodePlan, Job, PlanOptions, make_plan
-from sim.catalog import find_model
+from planner.advice import Advice, advise
+from sim.catalog import RECORDINGS
 from sim.engine.api import fast_engine_installed
 from sim.graph.jobs import Workload
 from sim.lanes import D2H, H2D
@@ -129,15 +130,16 @@ def both_ways_rate(hardware: HardwareProfile) -> float:
 
 @dataclass(frozen=True)
 class Question:
-    """A shipped model, a job, a profiled machine and its changes.
+    """A model, a job, a profiled machine and its changes.
 
     Args:
+        whole: a shipped model, or one of an uploaded config, whose name is its file.
         reference: the machine on the command line, a shipped name or a path.
         keep: whether the LP may keep K, V, X and weights in free GPU memory.
         tp: GPUs that share the model.
     """
 
-    model_name: str
+    whole: ModelSpec
     hardware: HardwareProfile
     reference: str
     workload: Workload
@@ -157,8 +159,8 @@ class Question:
 
     @property
     def model(self) -> ModelSpec:
-        whole = in_dtype_of(find_model(self.model_name), self.hardware, chosen=False)
-        return whole.shard(self.tp)
+        """What one GPU holds, in the dtype of the machine's profile."""
+        return in_dtype_of(self.whole, self.hardware, chosen=False).shard(self.tp)
 
     def plan(self, policy: str = "lp") -> DecodePlan:
         """The answer.
@@ -175,30 +177,52 @@ class Question:
         )
         return make_plan(Job(self.model, self.machine, self.workload), options)
 
+    def advise(self, slo_ms: float | None = None) -> Advice:
+        """The recommendation for one decode step.
+
+        Args:
+            slo_ms: limit of a step in milliseconds.
+
+        Raises:
+            BadInput, DoesNotFit, PlannerFailed: as `planner.advice.advise`.
+        """
+        slo_s = None if slo_ms is None else slo_ms / 1e3
+        return advise(self.model, self.machine, self.workload, RECORDINGS, slo_s, ENGINE)
+
     def command(self, policy: str = "lp") -> str:
-        """The command that gives the same answer; it may need the downloaded profile."""
+        """The command that gives the same plan; it may need the downloaded profile."""
         job, changes = self.workload, self.changes
-        words = [
-            *("kvoverlap", "plan", "--model", self.model_name),
-            *("--hardware", CHANGED_PROFILE if self.needs_profile else self.reference),
-            *("--batch", str(job.batch_size), "--prompt", str(job.prompt_tokens)),
-            *("--gen", str(job.gen_tokens)),
-        ]
+        words = [*self._words("plan"), "--gen", str(job.gen_tokens)]
         if self.schedule != "row":
             words += ["--schedule", self.schedule, "--n-batches", str(job.n_batches)]
-        if job.kv_bits is not None:
-            words += ["--kv-bits", str(job.kv_bits)]
-        if self.tp != 1:
-            words += ["--tp", str(self.tp)]
         if changes.gpus != 1:
             words += ["--gpus", str(changes.gpus)]
         if policy != "lp":
             words += ["--policy", policy]
+        if self.keep != (policy == "lp"):
+            words.append("--keep" if self.keep else "--no-keep")
+        return shlex.join(words)
+
+    def advise_command(self, slo_ms: float | None = None) -> str:
+        """The command that gives the same recommendation."""
+        limit = [] if slo_ms is None else ["--slo-ms", f"{slo_ms:g}"]
+        return shlex.join([*self._words("advise"), *limit])
+
+    def _words(self, verb: str) -> list[str]:
+        """The command with what every verb takes: model, machine, batch and prompt."""
+        job, changes = self.workload, self.changes
+        words = [
+            *("kvoverlap", verb, "--model", self.whole.name),
+            *("--hardware", CHANGED_PROFILE if self.needs_profile else self.reference),
+            *("--batch", str(job.batch_size), "--prompt", str(job.prompt_tokens)),
+        ]
+        if job.kv_bits is not None:
+            words += ["--kv-bits", str(job.kv_bits)]
+        if self.tp != 1:
+            words += ["--tp", str(self.tp)]
         if not self.needs_profile:
             for setting in changes.settings(self.hardware):
                 words += ["--set", setting]
             if changes.device_memory is not None:
                 words += ["--gpu-memory", changes.device_memory]
-        if self.keep != (policy == "lp"):
-            words.append("--keep" if self.keep else "--no-keep")
-        return shlex.join(words)
+        return words

@@ -163,7 +163,7 @@ def _row(question: Question, plan: DecodePlan) -> dict[str, object]:
     makespans = {f"{name}_s": seconds for name, seconds in plan.baselines.items()}
     extreme_s = min(plan.baselines["load-all"], plan.baselines["recompute-all"])
     return {
-        "model": question.model_name,
+        "model": question.whole.name,
         "machine": question.reference,
         "changes": str(question.changes),
         **shown,

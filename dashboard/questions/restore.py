@@ -22,7 +22,6 @@ from planner.restore import (
     machine_of_one_gpu,
     plan_choice,
 )
-from sim.catalog import find_model
 from sim.errors import BadInput
 from sim.graph.jobs import KV, RestoreRequest
 from sim.graph.tasks import TaskGraph
@@ -83,6 +82,7 @@ class RestoreQuestion:
     """The inputs: a shipped model, a machine, and a request with a prefix cached on a tier.
 
     Args:
+        whole: a shipped model, or one of an uploaded config, whose name is its file.
         reference: the machine on the command line, a shipped name or a path.
         link_bytes_per_s: rate of the link to the cached prefix; None for the rate of the profile.
         availability: available fraction of each lane, which the policies know.
@@ -90,7 +90,7 @@ class RestoreQuestion:
         tp: GPUs that share the model.
     """
 
-    model_name: str
+    whole: ModelSpec
     hardware: HardwareProfile
     reference: str
     request: RestoreRequest
@@ -101,8 +101,8 @@ class RestoreQuestion:
 
     @property
     def model(self) -> ModelSpec:
-        whole = in_dtype_of(find_model(self.model_name), self.hardware, chosen=False)
-        return whole.shard(self.tp)
+        """What one GPU holds, in the dtype of the machine's profile."""
+        return in_dtype_of(self.whole, self.hardware, chosen=False).shard(self.tp)
 
     @property
     def machine(self) -> HardwareProfile:
@@ -201,7 +201,7 @@ class RestoreQuestion:
         if self.link_bytes_per_s is not None:
             tier = f"{self.link_bytes_per_s / GIB:g}GiB/s"
         words = [
-            *("kvoverlap", "restore", "--model", self.model_name, "--hardware", self.reference),
+            *("kvoverlap", "restore", "--model", self.whole.name, "--hardware", self.reference),
             *("--prompt", str(asked.prompt_tokens)),
         ]
         if asked.cached_tokens != asked.prompt_tokens - 1:

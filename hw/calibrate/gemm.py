@@ -58,7 +58,7 @@ def matmuls(
 
 def recomputations(bench: Bench, model: ModelSpec, rows: Sequence[int]) -> Samplers:
     """K/V projections of `rows` rows of X that were just copied to the device."""
-    n, k = 2 * model.kv_size, model.hidden_size
+    n, k = model.kv_token_size, model.hidden_size
     return {("gemm", n, k, m): partial(bench.matmul_after_copy, m, n, k) for m in rows}
 
 

@@ -9,7 +9,9 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from kvoverlap.cli.options import Json, OutputFile
-from kvoverlap.cli.output import annotate, print_json, say, table
+from kvoverlap.cli.output import annotate, markdown_table, print_json, progress, say, table
+from kvoverlap.cli.published import print_published, published_markdown
+from planner.published import assess_published
 from sim.catalog import RECORDINGS
 from sim.files import write_bytes
 from sim.results.accuracy import Accuracy, assess
@@ -35,18 +37,21 @@ def accuracy(
     *,
     recordings: Annotated[Path, Parameter(show_default=False)] = RECORDINGS,
     gate: bool = False,
+    published: Annotated[bool, Parameter(negative="")] = False,
     markdown: OutputFile | None = None,
     json: Json = False,
 ) -> int:
     """Predict every recording again and show the error of every case.
 
-    A recording holds measured timelines with their graph and machine, never a prediction. With
-    --gate the exit status is 1 if any case exceeds its tolerance or cannot be read.
+    A recording holds measured timelines with their graph and machine, never a
+    prediction. With --gate the exit status is 1 if any case exceeds its tolerance
+    or cannot be read.
 
     For example:
       kvoverlap accuracy
       kvoverlap accuracy --gate --markdown accuracy.md
       kvoverlap accuracy --recordings runs/latest --json
+      kvoverlap accuracy --published --gate
 
     Parameters
     ----------
@@ -54,17 +59,17 @@ def accuracy(
         A recording, or a folder of several; by default the shipped ones.
     gate
         Exit with status 1 unless every case is within its tolerance.
+    published
+        Predict the figures that others published instead, and show the error by source. A figure
+        that gave a constant does not count. With --gate a figure beyond its tolerance needs an
+        explanation in data/published/measurements.csv.
     markdown
         Write the table here as Markdown; on GitHub it also goes to the job's summary.
     """
+    if published:
+        return _published(gate, markdown, json)
     found = assess(recordings)
-    text = as_markdown(found)
-    if markdown is not None:
-        write_bytes(markdown, text.encode())
-    summary = os.environ.get(SUMMARY_VARIABLE)
-    if summary:
-        with Path(summary).open("a", encoding="utf-8") as file:
-            file.write(text)
+    _write_markdown(as_markdown(found), markdown)
     for fault in faults(found):
         annotate("kvoverlap accuracy", fault)
     if json:
@@ -74,6 +79,31 @@ def accuracy(
         if gate:
             say(f"gate: {'passed' if found.passed else 'FAILED'}")
     return 1 if gate and not found.passed else 0
+
+
+def _published(gate: bool, markdown: Path | None, json: bool) -> int:
+    with progress("accuracy") as steps:
+        found = assess_published(progress=steps)
+    _write_markdown(published_markdown(found), markdown)
+    for fault in found.faults:
+        annotate("kvoverlap accuracy", fault)
+    if json:
+        print_json(found.to_dict())
+    else:
+        print_published(found)
+        if gate:
+            say(f"gate: {'passed' if found.passed else 'FAILED'}")
+    return 1 if gate and not found.passed else 0
+
+
+def _write_markdown(text: str, path: Path | None) -> None:
+    """Write the report to a file, and on GitHub to the job's summary."""
+    if path is not None:
+        write_bytes(path, text.encode())
+    summary = os.environ.get(SUMMARY_VARIABLE)
+    if summary:
+        with Path(summary).open("a", encoding="utf-8") as file:
+            file.write(text)
 
 
 def faults(found: Accuracy) -> list[str]:
@@ -133,8 +163,7 @@ def as_markdown(found: Accuracy) -> str:
     """The same report as a Markdown document."""
     lines = ["## Prediction accuracy", ""]
     if found.cases:
-        lines += [f"| {' | '.join(COLUMNS)} |", "|" + "---|" * len(COLUMNS)]
-        lines += [f"| {' | '.join(row)} |" for row in rows(found)]
+        lines += markdown_table(COLUMNS, rows(found))
         lines += ["", "; ".join(over_all(found)) + "."]
     lines += ["", *(f"- {fault}" for fault in faults(found))]
     return "\n".join(lines) + "\n"

@@ -48,9 +48,10 @@ def models(
 ) -> None:
     """List the shipped models by family, or show what one model takes.
 
-    The sheet of a model has its parameters, the bytes of its weights as they are stored, and what
-    one sequence takes: K and V, keys of sparse indexes (8 bits), and states, by kind of layer. It
-    says from which layers' inputs X the K and V could be projected again.
+    The sheet of a model has its parameters, the bytes of its weights as they are
+    stored, and what one sequence takes: K and V, keys of sparse indexes (8 bits),
+    and states, by kind of layer. It says from which layers' inputs X the K and V
+    could be projected again.
 
     For example:
       kvoverlap models
@@ -184,20 +185,22 @@ def _bytes(n_bytes: int) -> str:
 
 
 def hardware(name: str | None = None, /, *, json: bool = False) -> None:
-    """List the shipped machines, devices and links, or show every figure of one machine.
+    """List shipped machines, devices and links, or show every figure of one.
 
-    A device alone, such as `rtx-4090`, is behind the link that it is mostly sold with; DEVICE+LINK,
-    such as `h100-sxm+pcie5-x16`, names another link or its rate. Each is a value of --hardware.
-    `kvoverlap profile` measures this machine and writes its profile; `kvoverlap hardware import`
-    makes one from published operator timings. A machine of your own is ten lines of TOML.
+    A device alone, such as `rtx-4090`, is behind the link that it is mostly sold
+    with; DEVICE+LINK, such as `h100-sxm+pcie5-x16`, names another link or its rate.
+    Each is a value of --hardware. `kvoverlap profile` measures this machine and
+    writes its profile; `kvoverlap hardware import` makes one from published
+    operator timings. A machine of your own is ten lines of TOML.
 
     For example:
       kvoverlap hardware
       kvoverlap hardware rtx-4090
       kvoverlap hardware mine.toml --json
-      kvoverlap plan --model opt-30b --hardware h200+pcie5-x16 --batch 32 --prompt 1K
-      kvoverlap plan --model opt-30b --hardware h200+pcie5-x16 --batch 32 --prompt 1K \\
-        --set link.h2d.bandwidth=128GB/s
+      kvoverlap plan --model opt-30b --hardware h200+pcie5-x16 --batch 32 \\
+          --prompt 1K
+      kvoverlap plan --model opt-30b --hardware h200+pcie5-x16 --batch 32 \\
+          --prompt 1K --set link.h2d.bandwidth=128GB/s
 
     Parameters
     ----------

@@ -43,15 +43,17 @@ def profile(
 ) -> None:
     """Measure this machine and write a hardware profile to plan with.
 
-    It measures matmuls over rows, decode attention over batch and context, element-wise kernels,
-    copies in both directions and within the host over size, how lanes slow each other down, launch
-    and hand-over times, chunked prefill, and direct reads of the disk that holds temporary files.
-    The file holds every sample and the medians. On the CPU device this takes about a minute.
+    It measures matmuls over rows, decode attention over batch and context,
+    element-wise kernels, copies in both directions and within the host over size,
+    how lanes slow each other down, launch and hand-over times, chunked prefill, and
+    direct reads of the disk that holds temporary files. The file holds every sample
+    and the medians. On the CPU device this takes about a minute.
 
     For example:
       kvoverlap profile -o profile.json
       kvoverlap profile --device cpu --link 0.4GB/s --check -o profile.json
-      kvoverlap profile --device cuda --model opt-13b --model llama-3.1-8b -o profile.json
+      kvoverlap profile --device cuda --model opt-13b --model llama-3.1-8b \\
+          -o profile.json
 
     Parameters
     ----------
@@ -119,15 +121,16 @@ def run(
 ) -> None:
     """Run a plan on a device with real tensors and measure when each task ran.
 
-    The model's architecture is real, its weights and prompts are random from --seed. The numbers
-    are checked against a decode with the whole cache resident, or a restore's against computing the
-    whole prompt: the run fails if they differ.
+    The model's architecture is real, its weights and prompts are random from
+    --seed. The numbers are checked against a decode with the whole cache resident,
+    or a restore's against computing the whole prompt: the run fails if they differ.
 
     For example:
       kvoverlap run plan.json -o measured.json
       kvoverlap run restore.json --availability drop.csv
       kvoverlap run restore.json --cache prefix.kv
-      kvoverlap run plan.json --device cuda --repeats 9 --trace measured.trace.json.gz
+      kvoverlap run plan.json --device cuda --repeats 9 \\
+          --trace measured.trace.json.gz
 
     Parameters
     ----------

@@ -30,11 +30,12 @@ def doctor(
 ) -> int:
     """Check this machine before you trust a number measured on it.
 
-    It checks libraries, device, clocks, link, host, page-locking, attention backends, copies,
-    overlap, burst against sustained matmuls, steadiness and disk. Tiny decodes of every schedule
-    and policy, with quantised and partly resident caches, and tiny restores are compared with their
-    resident references. It takes at most 90 seconds. The exit status is 1 if a check failed;
-    warnings do not change it.
+    It checks libraries, device, clocks, link, host, page-locking, attention
+    backends, copies, overlap, burst against sustained matmuls, steadiness and disk.
+    Tiny decodes of every schedule and policy, with quantised and partly resident
+    caches, and tiny restores are compared with their resident references. It takes
+    at most 90 seconds. The exit status is 1 if a check failed; warnings do not
+    change it.
 
     For example:
       kvoverlap doctor

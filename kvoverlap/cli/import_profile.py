@@ -26,19 +26,23 @@ def aiconfigurator(
 ) -> None:
     """Make a profile from the timings that the package aiconfigurator-core ships.
 
-    It reads the package's data files and runs none of its code: matmuls, decode attention and
-    prefill attention of one system and engine. The profile holds compact tables: utilisation over
-    m, n and k, attention over heads and tokens. Each inner point is then predicted from its
-    neighbours, and the errors are printed. Element-wise kernels, memory and peak rates are values
-    of the datasheet and marked as such.
+    It reads the package's data files and runs none of its code: matmuls, decode
+    attention and prefill attention of one system and engine. The profile holds
+    compact tables: utilisation over m, n and k, attention over heads and tokens.
+    Each inner point is then predicted from its neighbours, and the errors are
+    printed. Element-wise kernels, memory and peak rates are values of the datasheet
+    and marked as such.
 
     Only the import needs the package (80 MB): pip install 'kvoverlap[silicon]'.
 
     For example:
-      kvoverlap hardware import aiconfigurator --system h100_sxm --link pcie5-x16 -o h100.json
-      kvoverlap hardware import aiconfigurator --system l40s --engine sglang -o l40s.json
+      kvoverlap hardware import aiconfigurator --system h100_sxm --link pcie5-x16 \\
+          -o h100.json
+      kvoverlap hardware import aiconfigurator --system l40s --engine sglang \\
+          -o l40s.json
       kvoverlap plan --model opt-30b --hardware h100.json --batch 16 --prompt 1K
-      kvoverlap plan --model opt-30b --hardware l40s.json+pcie4-x16 --batch 16 --prompt 1K
+      kvoverlap plan --model opt-30b --hardware l40s.json+pcie4-x16 --batch 16 \\
+          --prompt 1K
 
     Parameters
     ----------

@@ -39,7 +39,7 @@ VERBS = {
     ),
     "advise": (
         "advise:advise_verb",
-        "Recommend what to do with a KV cache: keep it in GPU memory, load, recompute, or split.",
+        "Recommend what to do with a KV cache: keep it, load, recompute, or split.",
     ),
     "compare": (
         "timelines:compare_verb",
@@ -51,11 +51,11 @@ VERBS = {
     ),
     "generate": (
         "generate:generate",
-        "Continue prompts with a real model, greedily, under a plan; print text and timing.",
+        "Continue prompts with a real model, greedily, under a plan.",
     ),
     "hardware": (
         "catalogue:hardware_app",
-        "List the shipped machines, devices and links, or show every figure of one machine.",
+        "List shipped machines, devices and links, or show every figure of one.",
     ),
     "models": (
         "catalogue:models",
@@ -63,7 +63,7 @@ VERBS = {
     ),
     "peers": (
         "peers:peers",
-        "Compare other systems with our plans on one job: step time, GB/s, and equality of tokens.",
+        "Compare other systems with our plans on one job: step time, GB/s, tokens.",
     ),
     "plan": (
         "plan:plan",
@@ -79,7 +79,7 @@ VERBS = {
     ),
     "reproduce": (
         "reproduce:reproduce",
-        "Predict published measurements of two-ended restores, row by row, and show the error.",
+        "Predict published two-ended restores, row by row, and show the error.",
     ),
     "restore": (
         "restore:restore",
@@ -97,9 +97,13 @@ VERBS = {
         "sweep:sweep",
         "Plan every point of a study, in parallel, and write one table.",
     ),
+    "trace": (
+        "trace:trace",
+        "Measure overlap in the trace of any program: copies, kernels, idle time.",
+    ),
     "traffic": (
         "traffic:traffic",
-        "Show what a KV cache brings under the requests of a trace, or generate such a trace.",
+        "Show what a KV cache brings under the requests of a trace, or generate one.",
     ),
     "validate": (
         "validate:validate",
@@ -118,13 +122,12 @@ def command_line(arguments: Sequence[str]) -> App:
     app = App(
         name="kvoverlap",
         help=(
-            "Decide what to load and what to recompute when a KV cache does not fit the GPU; "
-            "predict the timeline, run the identical plan, and compare the prediction with the "
-            "measurement."
+            "Decide what to load and what to recompute when a KV cache does not fit the GPU.\n\n"
+            "It predicts the timeline, runs the identical plan, and compares the two."
         ),
         version=VERSION,
         help_epilogue=(
-            "Start with `kvoverlap validate`: the whole loop on this machine. Then plan -> "
+            "Start with `kvoverlap validate`: the whole loop on this machine. Then plan ->\n"
             "simulate -> run -> compare; each reads the file that the previous one wrote."
         ),
         help_format="plaintext",

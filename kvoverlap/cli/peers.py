@@ -49,15 +49,17 @@ def peers(
     seed: Seed = 0,
     json: Json = False,
 ) -> None:
-    """Compare other systems with our plans on one job: step time, GB/s, and equality of tokens.
+    """Compare other systems with our plans on one job: step time, GB/s, tokens.
 
-    All use the same random weights and prompts, in interleaved repeats: transformers with its cache
-    on the device and with its cache offloaded (CUDA only), and our plans load-all, kvpr and lp. A
-    system that cannot run here is listed with the reason.
+    All use the same random weights and prompts, in interleaved repeats:
+    transformers with its cache on the device and with its cache offloaded (CUDA
+    only), and our plans load-all, kvpr and lp. A system that cannot run here is
+    listed with the reason.
 
     For example:
       kvoverlap peers --model opt-125m --batch 4 --prompt 300
-      kvoverlap peers --model opt-6.7b --hardware profile.json --batch 32 --prompt 1K --gen 16
+      kvoverlap peers --model opt-6.7b --hardware profile.json --batch 32 \\
+          --prompt 1K --gen 16
 
     Parameters
     ----------

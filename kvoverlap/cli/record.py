@@ -84,15 +84,17 @@ def record(
 ) -> int:
     """Record this machine: measure held-out plans, restores and other systems.
 
-    The folder holds the profile and, for every case, its graph and measured timelines, which
-    `kvoverlap accuracy` predicts again. The most valuable cases come first. Only models whose cases
-    fit the time are profiled. Every case is written when it is finished. Settings that fail, do not
-    fit the time or are interrupted are listed in `left_out`; the same command completes them.
+    The folder holds the profile and, for every case, its graph and measured
+    timelines, which `kvoverlap accuracy` predicts again. The most valuable cases
+    come first. Only models whose cases fit the time are profiled. Every case is
+    written when it is finished. Settings that fail, do not fit the time or are
+    interrupted are listed in `left_out`; the same command completes them.
 
     For example:
       kvoverlap record --out data/recordings/my-machine
       kvoverlap record --device cuda --out data/recordings/h100-pcie5 --minutes 8
-      kvoverlap record --device cuda --models opt-30b,opt-6.7b --out h100 --pack h100.tar.gz
+      kvoverlap record --device cuda --models opt-30b,opt-6.7b --out h100 \\
+          --pack h100.tar.gz
       kvoverlap record --scenario restore --out data/recordings/my-restores
 
     Parameters

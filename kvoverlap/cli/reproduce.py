@@ -35,11 +35,12 @@ def reproduce(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Predict published measurements of two-ended restores, row by row, and show the error.
+    """Predict published two-ended restores, row by row, and show the error.
 
-    Each row names hardware, model, prompt length, chunk, GPU share, link and KV bits. The answer is
-    the speedup of computing and loading at once over loading only and over computing only. Hardware
-    figures are fitted to a few constants of the paper, never to a row.
+    Each row names hardware, model, prompt length, chunk, GPU share, link and KV
+    bits. The answer is the speedup of computing and loading at once over loading
+    only and over computing only. Hardware figures are fitted to a few constants of
+    the paper, never to a row.
 
     For example:
       kvoverlap reproduce data/published/cake_table3_a100.csv

@@ -45,13 +45,14 @@ def sweep(
 ) -> None:
     """Plan every point of a study, in parallel, and write one table.
 
-    A study is a TOML file: [fixed] holds what all points share, [grid] lists to combine, [zip]
-    lists to take together, [where] filters. Any option of `plan` is a key (model, hardware, batch,
-    prompt, gen, policy, schedule, n_batches, gpus, tp, ep, keep, gpu_memory, host_memory, dtype,
-    kv_bits),
-    every rate of its --set (link.bandwidth, compute.flops, ...) and every size of a model
-    (model.n_layers, model.n_kv_heads, ...); with scenario = "restore" those of `restore` (cached,
-    tier, chunk, io_chunk, gpu_share, cached_data). Values are written as on the command line.
+    A study is a TOML file: [fixed] holds what all points share, [grid] lists to
+    combine, [zip] lists to take together, [where] filters. Any option of `plan` is
+    a key (model, hardware, link_from, batch, prompt, gen, policy, schedule,
+    n_batches, gpus, tp, ep, keep, gpu_memory, host_memory, dtype, kv_bits, runtime,
+    resident_layers, copies), every rate of its --set (link.bandwidth,
+    compute.flops, ...) and every size of a model (model.n_layers, model.n_kv_heads,
+    ...); with scenario = "restore" those of `restore` (cached, tier, chunk,
+    io_chunk, gpu_share, cached_data). Values are written as on the command line.
 
       scenario = "decode"
       [fixed]
@@ -65,18 +66,20 @@ def sweep(
       [where]
       small = "batch < 32 or policy != 'recompute-all'"
 
-    Each row of the Parquet table holds a point's inputs in SI units, its outputs (makespan_s or
-    ttft_s, tokens_per_s, overlap, exposed copy, split, bottleneck, memory, whether the profile's
-    range holds), an error where it has no answer, and which version answered which study.
+    Each row of the Parquet table holds a point's inputs in SI units, its outputs
+    (makespan_s or ttft_s, tokens_per_s, overlap, exposed copy, split, bottleneck,
+    memory, whether the profile's range holds), an error where it has no answer, and
+    which version answered which study.
 
-    OUTPUT.parts holds finished points until the table is complete. If a sweep is stopped or killed,
-    the same command with --resume computes the remaining points.
+    OUTPUT.parts holds finished points until the table is complete. If a sweep is
+    stopped or killed, the same command with --resume computes the remaining points.
 
     For example:
       kvoverlap sweep pcie-crossover --dry-run
       kvoverlap sweep pcie-crossover -o pcie.parquet
       kvoverlap sweep ./study.toml -o out.parquet --resume
-      kvoverlap sweep ./study.toml -o out.parquet --executor dask --address tcp://10.0.0.1:8786
+      kvoverlap sweep ./study.toml -o out.parquet --executor dask \\
+          --address tcp://10.0.0.1:8786
 
     Parameters
     ----------

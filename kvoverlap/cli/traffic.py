@@ -147,6 +147,25 @@ class PoolOptions:
     ] = ",".join(EVICTIONS)
 
 
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class TrafficOutput:
+    """Where the answer goes."""
+
+    output: Annotated[
+        OutputFile | None,
+        Parameter(
+            name=["--output", "-o"],
+            help="Write the generated trace here, compressed if the name ends in .gz; of a "
+            "service, a Parquet table with a row for each request.",
+        ),
+    ] = None
+    json: Json = False
+
+
+PRINT_ONLY = TrafficOutput()
+
+
 def traffic(
     trace: Path | None = None,
     *,
@@ -156,17 +175,9 @@ def traffic(
     machine: MachineOptions | None = None,
     service: ServiceOptions = ONE_INSTANCE,
     generated: GeneratedTraffic = GeneratedTraffic(),
-    output: Annotated[
-        OutputFile | None,
-        Parameter(
-            name=["--output", "-o"],
-            help="Write the generated trace here, compressed if the name ends in .gz; of a "
-            "service, a Parquet table with a row for each request.",
-        ),
-    ] = None,
-    json: Json = False,
+    to: TrafficOutput = PRINT_ONLY,
 ) -> None:
-    """Show what a KV cache brings under the requests of a trace, or generate such a trace.
+    """Show what a KV cache brings under the requests of a trace, or generate one.
 
     With --model and --hardware the requests run through a service: GPU memory, a host cache and
     tiers behind it, continuous batching. The answer is TTFT and time per token, beside those of
@@ -175,10 +186,12 @@ def traffic(
     For example:
       kvoverlap traffic --generate 12K --rate 3 --seed 1 -o trace.jsonl.gz
       kvoverlap traffic trace.jsonl.gz --hit-rates --blocks 1024,8192 --json
-      kvoverlap traffic trace.jsonl.gz --hit-rates --model llama-3.1-8b --sizes 64GB,512GB
-      kvoverlap traffic trace.jsonl.gz --model llama-3.1-8b --hardware h100 --host-cache 256GB
-      kvoverlap traffic trace.jsonl.gz --model llama-3.1-70b-fp8 --tp 4 --instances 2 \\
-        --hardware h100-sxm+pcie5-x16 --sizes 0,256GB,1TB --policy two-ended
+      kvoverlap traffic trace.jsonl.gz --hit-rates --model llama-3.1-8b \\
+          --sizes 64GB,512GB
+      kvoverlap traffic trace.jsonl.gz --model llama-3.1-8b --hardware h100 \\
+          --host-cache 256GB
+      kvoverlap traffic trace.jsonl.gz --model llama-3.1-70b-fp8 --tp 4 \\
+          --hardware h100-sxm+pcie5-x16 --instances 2 --sizes 0,256GB,1TB
 
     Parameters
     ----------
@@ -187,18 +200,18 @@ def traffic(
         gen_tokens and optionally prefix_group, prefix_tokens; gzip too.
     """
     if generated.generate is not None:
-        if trace is not None or output is None:
+        if trace is not None or to.output is None:
             raise BadInput("--generate writes a trace: name the file by -o, and no trace to read.")
-        generated.write(generated.generate, output)
-        if json:
-            print_json({"output": str(output), "requests": generated.generate})
+        generated.write(generated.generate, to.output)
+        if to.json:
+            print_json({"output": str(to.output), "requests": generated.generate})
         else:
-            say(f"{generated.generate:,} requests written to {output}")
+            say(f"{generated.generate:,} requests written to {to.output}")
         return
     if trace is None:
         raise BadInput("TRACE is missing: name a file, or make one by --generate 12K -o FILE.")
     if pool.hit_rates:
-        _hit_rates(reading.read(trace), pool, model, service.kv_bits, json)
+        _hit_rates(reading.read(trace), pool, model, service.kv_bits, to.json)
         return
     if model is None or machine is None:
         raise BadInput("name what serves the requests by --model and --hardware, or --hit-rates.")
@@ -206,7 +219,7 @@ def traffic(
         raise BadInput("--blocks are of --hit-rates; a service takes --sizes in bytes.")
     hardware = machine.load()
     spec = model.load(hardware)
-    serve_trace(reading.read(trace), (spec, hardware), service, pool.sizes, (output, json))
+    serve_trace(reading.read(trace), (spec, hardware), service, pool.sizes, (to.output, to.json))
 
 
 def _hit_rates(

@@ -69,26 +69,30 @@ def validate(
 ) -> int:
     """Measure the prediction errors on this machine: the whole loop in one command.
 
-    Profiles the device for the sizes of a grid of cases, plans the cases, simulates each, runs the
-    identical graph with real tensors, checks the numbers against a fully resident decode, and
-    compares. On the CPU device this takes at most 2.5 minutes.
+    Profiles the device for the sizes of a grid of cases, plans the cases, simulates
+    each, runs the identical graph with real tensors, checks the numbers against a
+    fully resident decode, and compares. On the CPU device this takes at most 2.5
+    minutes.
 
-    Each run is also compared with a prediction for the machine's speed around that run: the
-    corrected error. --gate judges the corrected errors. If the machine is too unsteady to judge,
-    the first line says so, and a gate ends with status 2.
+    Each run is also compared with a prediction for the machine's speed around that
+    run: the corrected error. --gate judges the corrected errors. If the machine is
+    too unsteady to judge, the first line says so, and a gate ends with status 2.
 
-    With --scenario restore, the cases are restores from host memory and from a cache file at
-    several bandwidths, each by five policies, and checked against computing the whole prompt. With
-    --scenario adapt, the link or the device slows down during a restore: an unchanged split, a
-    split that is planned again, and two-ended are compared.
+    With --scenario restore, the cases are restores from host memory and from a
+    cache file at several bandwidths, each by five policies, and checked against
+    computing the whole prompt. With --scenario adapt, the link or the device slows
+    down during a restore: an unchanged split, a split that is planned again, and
+    two-ended are compared.
 
     For example:
       kvoverlap validate
       kvoverlap validate --scenario restore --out runs/restores
       kvoverlap validate --scenario adapt --device cpu
       kvoverlap validate --device cpu --link 0.4GB/s --out runs/slow-link
-      kvoverlap validate --schedule column --n-batches 2 --batches 3,5 --prompts 200,350
-      kvoverlap validate --device cuda --model llama-2-7b --batches 8,16 --prompts 512,2K --gate 5
+      kvoverlap validate --schedule column --n-batches 2 --batches 3,5 \\
+          --prompts 200,350
+      kvoverlap validate --device cuda --model llama-2-7b --batches 8,16 \\
+          --prompts 512,2K --gate 5
 
     Parameters
     ----------

@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from planner.decode.lower import SCHEDULES, check_size, lower, replicate
-from planner.decode.other_systems import OTHER_SYSTEMS, other_system_graph
+from planner.decode.other_systems import RUNTIME_SYSTEMS, other_system_graph
 from planner.decode.split import Residency, StepSplit
 from planner.plan_file import Plan
 from sim.errors import BadInput
 from sim.files import STRICT_KEYS
 from sim.graph.tasks import TaskGraph
 from sim.machine.availability import ALWAYS, Availability
+from sim.machine.runtime import Runtime
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +84,7 @@ class DecodePlan(Plan, kind="plan"):
     resident_x_tokens: tuple[int, ...] = ()
     resident_weight_layers: tuple[int, ...] = ()
     offloaded: Offloaded | None = None
+    runtime: Runtime | None = None
 
     @property
     def availability(self) -> Availability:
@@ -100,8 +102,8 @@ class DecodePlan(Plan, kind="plan"):
         return self.gpus // self.model.tensor_parallel
 
     def lower(self) -> TaskGraph:
-        if self.policy in OTHER_SYSTEMS:
-            graph = other_system_graph(self.policy, self.model, self.workload)
+        if self.policy in RUNTIME_SYSTEMS:
+            graph = other_system_graph(self.policy, self.model, self.workload, self.residency)
         else:
             split = [step.recomputed_tokens for step in self.steps]
             residency = self.residency

@@ -11,6 +11,8 @@ resident        the whole KV cache stays on the device, as in runtimes without o
                 (gpt-fast); no offloading policy can be faster
 hf-offloaded    transformers' offloaded cache (`other_systems`)
 flexgen         FlexGen's staging through pinned memory, and barriers (`other_systems`)
+llama.cpp       llama.cpp's `-nkvo`: copy a layer, then attend (`other_systems`)
+llama.cpp-ring  the same with the copy of the next layer meanwhile (`other_systems`)
 =============== =============================================================================
 """
 
@@ -19,14 +21,14 @@ from __future__ import annotations
 from functools import cache
 from math import ceil, floor
 
-from planner.decode.other_systems import OTHER_SYSTEMS
+from planner.decode.other_systems import RUNTIME_SYSTEMS
 from sim.errors import BadInput, UnknownName
 from sim.graph.jobs import Workload
 from sim.machine.profile import HardwareProfile
 from sim.model.kv_format import host_kv_token_bytes
 from sim.model.spec import ModelSpec
 
-POLICIES = ("lp", "kvpr", "load-all", "recompute-all", "resident", *OTHER_SYSTEMS)
+POLICIES = ("lp", "kvpr", "load-all", "recompute-all", "resident", *RUNTIME_SYSTEMS)
 BASELINES = ("load-all", "recompute-all", "kvpr")
 
 
@@ -67,7 +69,7 @@ def baseline_split(
     def count(context_tokens: int) -> int:
         if fixed is not None:
             return min(fixed, context_tokens)
-        if policy in ("load-all", "resident", *OTHER_SYSTEMS):
+        if policy in ("load-all", "resident", *RUNTIME_SYSTEMS):
             return 0
         if policy == "recompute-all":
             return context_tokens

@@ -21,6 +21,7 @@ from planner.restore.planner import (
 )
 from planner.restore.replanning import Adaptation, adapt
 from planner.restore.split import RestoreSplit
+from planner.runtime import restore_machine, restore_request
 from sim.cost.model import CostModel
 from sim.errors import BadInput
 from sim.graph.claims import claimed
@@ -30,6 +31,7 @@ from sim.graph.timeline import Timeline
 from sim.lanes import TIERS
 from sim.machine.availability import Availability
 from sim.machine.provenance import weakest
+from sim.machine.runtime import Runtime
 from sim.units import ms
 
 
@@ -68,6 +70,7 @@ class RestorePlan(Plan, kind="restore-plan"):
     adaptation: Adaptation | None = None
     unforeseen_s: float | None = None
     foreseen_s: float | None = None
+    runtime: Runtime | None = None
 
     def __post_init__(self) -> None:
         missing = [name for name in FIXED if name not in self.baselines]
@@ -146,16 +149,24 @@ class RestorePlan(Plan, kind="restore-plan"):
 
 def plan_restore(job: Job[RestoreRequest], options: PlanOptions) -> RestorePlan:
     """Plan a restore, as `planner.make_plan`."""
-    options.refuse("schedule", "gpus", "keep")
-    hardware = machine_of_one_gpu(job.hardware, job.model)
-    asked = (job.model, hardware, job.workload, options.availability, options.engine)
-    planner = RestorePlanner(*asked, options.cached_data)
-    planner.check_fits()
+    options.refuse("schedule", "gpus", "keep", "resident_layers")
+    hardware, request = machine_of_one_gpu(job.hardware, job.model), job.workload
     policy = "auto" if options.policy is None else options.policy
+    by_layer, runtime = False, options.runtime
+    if runtime is not None:
+        hardware = restore_machine(runtime, hardware, job.model)
+        request, by_layer = restore_request(runtime, request), runtime.restore.value == "by-layer"
+        if policy == "auto" and not runtime.plans_itself:
+            policy = "load-only"
+    asked = (job.model, hardware, request, options.availability, options.engine)
+    planner = RestorePlanner(*asked, options.cached_data, by_layer)
+    planner.check_fits()
     if not options.availability.steps:
-        return plan_choice(planner, policy)
-    unforeseen = UnforeseenPlanner(*asked, options.cached_data)
-    made = plan_choice(planner if options.foresight else unforeseen, policy, adapt(planner))
+        return plan_choice(planner, policy, runtime=runtime)
+    unforeseen = UnforeseenPlanner(*asked, options.cached_data, by_layer)
+    made = plan_choice(
+        planner if options.foresight else unforeseen, policy, adapt(planner), runtime
+    )
     return replace(
         made,
         unforeseen_s=unforeseen.choice(policy).ttft_s,
@@ -164,7 +175,10 @@ def plan_restore(job: Job[RestoreRequest], options: PlanOptions) -> RestorePlan:
 
 
 def plan_choice(
-    planner: RestorePlanner, policy: str, adaptation: Adaptation | None = None
+    planner: RestorePlanner,
+    policy: str,
+    adaptation: Adaptation | None = None,
+    runtime: Runtime | None = None,
 ) -> RestorePlan:
     """The plan of one policy. A planner can be reused for the plans of other policies.
 
@@ -192,6 +206,7 @@ def plan_choice(
         out_of_range_tasks=sum(not estimate.in_range for estimate in estimates),
         graph_sha256=graph.sha256,
         adaptation=adaptation,
+        runtime=runtime,
     )
 
 

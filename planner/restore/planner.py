@@ -19,7 +19,7 @@ the simulator, under the expected availability.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from operator import attrgetter
 from typing import Literal
@@ -105,6 +105,8 @@ class RestorePlanner:
     Args:
         engine: which one simulates, as in `sim.simulate`.
         cached_data: `kv`, or `kv+x` where X can be projected.
+        by_layer: policy `load-only` loads layer after layer, and the uncached tokens follow the
+            loads through the layers; otherwise token after token, before anything is computed.
 
     Raises:
         UnknownName: other cached data.
@@ -118,6 +120,7 @@ class RestorePlanner:
         availability: Availability = ALWAYS,
         engine: str = "simpy",
         cached_data: str = KV,
+        by_layer: bool = False,
     ) -> None:
         if cached_data not in CACHED_DATA:
             raise UnknownName("cached data", cached_data, CACHED_DATA)
@@ -127,6 +130,7 @@ class RestorePlanner:
         self.availability = availability
         self.engine = engine
         self.has_x = cached_data == KV_AND_X
+        self.by_layer = by_layer
         self._choices: dict[str, RestoreChoice] = {}
         self._splits: dict[RestoreSplit, RestoreChoice] = {}
         self._graphs: dict[RestoreSplit, TaskGraph] = {}
@@ -203,7 +207,8 @@ class RestorePlanner:
             case "compute-only" | "two-ended":
                 return self._simulated(policy, form_graph(policy, self.model, self.request, None))
             case "load-only":
-                return self._split(RestoreSplit.even(self.model, 0))
+                nothing = RestoreSplit.even(self.model, 0)
+                return self._split(replace(nothing, by_layer=self.by_layer))
             case "lp":
                 return self._best_tokens()
             case "layer-wise":
@@ -321,7 +326,12 @@ class UnforeseenPlanner(RestorePlanner):
     def _whole(self) -> RestorePlanner:
         data = KV_AND_X if self.has_x else KV
         return RestorePlanner(
-            self.model, self.hardware, self.request, ALWAYS, self.engine, cached_data=data
+            self.model,
+            self.hardware,
+            self.request,
+            engine=self.engine,
+            cached_data=data,
+            by_layer=self.by_layer,
         )
 
     def fastest(self) -> str:

@@ -11,12 +11,14 @@ from planner.decode.lower import SCHEDULES
 from planner.decode.policies import fixed_tokens
 from planner.restore.planner import RESTORE_POLICIES
 from planner.restore.reproduce import link_rate
-from sim.catalog import find_hardware, find_model
+from sim.catalog import find_hardware, find_model, find_runtime
 from sim.errors import BadInput, UnknownName
 from sim.graph.jobs import CACHED_DATA, KV, KV_BITS
 from sim.lanes import TIERS
+from sim.machine.links import COPY_KINDS
 from sim.machine.what_if import RATES, rate_unit
 from sim.model.spec import DTYPE_BYTES, MODEL_SIZES
+from sim.traces.measured import open_trace
 from sim.units import RATE_EXAMPLES, parse_bytes, parse_count, parse_rate
 
 Value = str | int | float | bool
@@ -62,6 +64,11 @@ def read_count(key: str, value: Any) -> int:
     return value
 
 
+def read_whole(key: str, value: Any) -> int:
+    """A whole number of at least 0."""
+    return 0 if value == 0 and not isinstance(value, bool) else read_count(key, value)
+
+
 def read_rate(key: str, value: Any) -> float:
     unit = rate_unit(key)
     if isinstance(value, str):
@@ -102,7 +109,7 @@ def read_flag(key: str, value: Any) -> bool:
     return value
 
 
-def _one_of(known: Collection[str | int]) -> Reader:
+def one_of(known: Collection[str | int]) -> Reader:
     def read(key: str, value: Any) -> Value:
         if isinstance(value, bool) or not isinstance(value, str | int) or value not in known:
             choices = ", ".join(str(one) for one in known)
@@ -145,10 +152,13 @@ MACHINE_AND_MODEL: dict[str, Input] = {
     "model": Input(_named(find_model), REQUIRED),
     "hardware": Input(_named(find_hardware), REQUIRED),
     "prompt": Input(read_count, REQUIRED, "tokens"),
-    "dtype": Input(_one_of(tuple(DTYPE_BYTES))),
+    "dtype": Input(one_of(tuple(DTYPE_BYTES))),
     "tp": Input(read_count, unit="GPUs"),
     "ep": Input(read_count, unit="GPUs"),
     "gpu_memory": Input(read_bytes, unit="bytes"),
+    "link_from": Input(_named(open_trace)),
+    "copies": Input(one_of(COPY_KINDS)),
+    "runtime": Input(_named(find_runtime)),
     **{f"model.{size}": Input(read_count) for size in MODEL_SIZES},
     **{
         key: Input(read_rate, unit="FLOP/s" if rate_unit(key) == "FLOP" else "bytes/s")
@@ -160,12 +170,13 @@ DECODE: dict[str, Input] = {
     "batch": Input(read_count, REQUIRED, "sequences"),
     "gen": Input(read_count, 1, "tokens"),
     "policy": Input(_named(fixed_tokens), "lp"),
-    "schedule": Input(_one_of((*SCHEDULES, AUTO)), "row"),
+    "schedule": Input(one_of((*SCHEDULES, AUTO)), "row"),
     "n_batches": Input(read_count, 1),
     "gpus": Input(read_count, 1),
     "keep": Input(read_flag),
-    "kv_bits": Input(_one_of((16, 8, 4)), 16),
+    "kv_bits": Input(one_of((16, 8, 4)), 16),
     "host_memory": Input(read_bytes, unit="bytes"),
+    "resident_layers": Input(read_whole, unit="layers"),
 }
 RESTORE: dict[str, Input] = {
     **MACHINE_AND_MODEL,
@@ -173,9 +184,9 @@ RESTORE: dict[str, Input] = {
     "tier": Input(read_tier, "dram"),
     "chunk": Input(read_count, 512, "tokens"),
     "io_chunk": Input(read_count, 128, "tokens"),
-    "cached_data": Input(_one_of(CACHED_DATA), KV),
+    "cached_data": Input(one_of(CACHED_DATA), KV),
     "gpu_share": Input(read_share, 1.0),
-    "kv_bits": Input(_one_of(KV_BITS), 16),
+    "kv_bits": Input(one_of(KV_BITS), 16),
     "policy": Input(_named(_restore_policy), AUTO),
 }
 SCENARIOS = {"decode": DECODE, "restore": RESTORE}

@@ -64,7 +64,7 @@ class DecodeCosts:
         return cost.task_s + cost.kernel_s * self.operations.launches(task.op)
 
     def earliest_s(self, task: Task) -> float:  # noqa: ARG002
-        return 0.0
+        return self.dispatch.start_s
 
 
 TASK_COSTS: dict[str, Callable[[HardwareProfile, ModelSpec, Any], TaskCosts]] = {
@@ -84,6 +84,7 @@ class CostModel:
         self.model = model
         self.workload = workload
         self._tasks = TASK_COSTS[workload.kind](hardware, model, workload)
+        self._computed: dict[CostKey, Estimate] = {}
 
     @property
     def operations(self) -> OperationCosts:
@@ -97,7 +98,12 @@ class CostModel:
 
     def estimate(self, task: Task) -> Estimate:
         """Time of `task` on its lane while all other lanes are idle."""
-        return self._tasks.estimate(task)
+        if task.lane != COMPUTE:
+            return self._tasks.estimate(task)
+        key = cost_key(task, self.model)
+        if key not in self._computed:
+            self._computed[key] = self._tasks.estimate(task)
+        return self._computed[key]
 
     def launch_s(self, task: Task) -> float:
         """Host time to hand `task` to the device."""

@@ -97,7 +97,8 @@ class RestoreCosts:
 
     def earliest_s(self, task: Task) -> float:
         """Copies of the cached prefix wait until it is found."""
-        return 0.0 if task.lane == COMPUTE else self.lookup_s
+        start_s = self.dispatch.start_s
+        return start_s if task.lane == COMPUTE else start_s + self.lookup_s
 
     def copy_s(self, lane: str, n_bytes: int) -> float:
         """Seconds of one copy on any lane."""

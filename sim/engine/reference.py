@@ -47,7 +47,8 @@ class ReferenceRun:
         self.durations_s = durations_s
         self.uncontended = uncontended
         self.claims = Claims(graph)
-        costs = CostModel(hardware, graph.model, graph.workload)
+        known = uncontended and uncontended.costs
+        costs = known or CostModel(hardware, graph.model, graph.workload)
         self.launched_s = launch_times(graph, costs)
         self.dispatch = costs.dispatch
         self.env = simpy.Environment()
@@ -151,16 +152,18 @@ class Machine:
 
     def _set_paces(self, fresh: int | None = None) -> None:
         busy = {(entry.task.device, entry.task.lane) for entry in self._running.values()}
-        shares = self._link_shares()
+        shares = self._link_shares() if self._uplinks else {}
+        now_s, changes = self.env.now, bool(self._availability.steps)
         for key, entry in self._running.items():
-            pace = self._availability.at(self.env.now, entry.task.lane)
-            for other, factor in self._factors.get(entry.task.lane, ()):
-                if (entry.task.device, other) in busy:
+            device, lane = entry.task.device, entry.task.lane
+            pace = self._availability.at(now_s, lane) if changes else 1.0
+            for other, factor in self._factors.get(lane, ()):
+                if (device, other) in busy:
                     pace *= factor
             pace *= shares.get(key, 1.0)
             if pace != entry.pace or key == fresh:
-                entry.left_s -= (self.env.now - entry.since_s) * entry.pace
-                entry.since_s, entry.pace = self.env.now, pace
+                entry.left_s -= (now_s - entry.since_s) * entry.pace
+                entry.since_s, entry.pace = now_s, pace
                 entry.wakeup += 1
                 if not pace:
                     continue
@@ -182,8 +185,6 @@ class Machine:
     def _link_shares(self) -> dict[int, float]:
         """Fraction of its solo speed that each copy on a shared uplink gets."""
         shares: dict[int, float] = {}
-        if not self._uplinks:
-            return shares
         for lane in COPY_LANES:
             flows = [key for key, entry in self._running.items() if entry.task.lane == lane]
             paths = [

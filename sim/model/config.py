@@ -40,7 +40,7 @@ READERS: dict[str, Reader] = {
     "glm4_moe": sparse.glm4_moe,
     "glm4_moe_lite": sparse.deepseek,
     "glm_moe_dsa": sparse.sparse_index,
-    "gpt_oss": sparse.mixtral,
+    "gpt_oss": sparse.gpt_oss,
     "granite": dense.uniform,
     "kimi_k2": sparse.deepseek,
     "kimi_linear": hybrid.kimi_linear,

@@ -13,6 +13,7 @@ from math import ceil
 
 from sim.errors import BadInput
 from sim.files import STRICT_KEYS
+from sim.model.arithmetic import PLAIN, Arithmetic
 from sim.model.layers import (
     Dense,
     Experts,
@@ -40,7 +41,10 @@ MAX_LAYERS = 10_000
 MAX_TENSOR_PARALLEL = 64
 """GPUs that can share a model."""
 
-RUNNABLE_FAMILIES = ("opt", "llama", "mistral", "qwen2", "qwen3")
+RUNNABLE_FAMILIES = (
+    *("opt", "llama", "mistral", "qwen2", "qwen3"),
+    *("mixtral", "qwen2_moe", "qwen3_moe", "gemma2", "gemma3_text", "gpt_oss", "deepseek_v3"),
+)
 """Families that there are device kernels for; the others can be planned and simulated."""
 
 UNCOUNTED_EMBEDDINGS = ("deepseek", "glm", "gpt_oss", "kimi", "mimo", "minimax", "nemotron", "step")
@@ -140,6 +144,7 @@ class ModelSpec:
         kv_bits: of the KV cache that the checkpoint asks for, if fewer than `dtype` has.
         not_run: what the config asks for that no device kernel computes.
         tensor_parallel: GPUs that share the model; all sizes are then those of one of them.
+        arithmetic: what only a run needs; it changes no plan and no graph's hash.
     """
 
     __pydantic_config__ = STRICT_KEYS
@@ -178,6 +183,7 @@ class ModelSpec:
     kv_bits: int | None = None
     not_run: tuple[str, ...] = ()
     tensor_parallel: int = 1
+    arithmetic: Arithmetic = PLAIN
 
     def __post_init__(self) -> None:
         where = f"model {self.name}"

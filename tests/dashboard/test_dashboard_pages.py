@@ -14,16 +14,17 @@ from builders import make_plan
 from streamlit.testing.v1 import AppTest
 
 import dashboard
-from dashboard.data.exports import csv_bytes, parquet_bytes, profile_bytes
+from dashboard.data.exports import csv_bytes, parquet_bytes, saved_bytes
 from dashboard.questions.decode import Changes
 from kvoverlap.cli.main import main
 from sim import HardwareProfile, Workload, find_hardware, find_model
+from sim.graph.memory import footprint
 from sim.machine.curves import Curve
 from sim.machine.provenance import Samples
 from sim.units import ms
 
 APP = Path(dashboard.__file__).parent / "streamlit_app.py"
-PAGES = ("plan", "what_if", "restore", "accuracy", "hardware", "your_machine")
+PAGES = ("advise", "plan", "what_if", "restore", "accuracy", "hardware", "your_machine")
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +106,13 @@ def opt_13b():
 def test_plan_page_shows_the_plan_that_the_planner_makes(opt_13b):
     app = show("plan", keep="false")
     assert ms(opt_13b.makespan_s) in app.header[0].value
-    policies, worth, layers, curve = charts(app)
+    policies, memory, lanes, worth, layers, curve = charts(app)
+    need, capacity = footprint(opt_13b.simulated_graph()), opt_13b.hardware.memory
+    totals = [sum(shares) for shares in zip(*(bar["x"] for bar in memory["data"]), strict=True)]
+    assert totals == pytest.approx(
+        [need.device_bytes / capacity.job_device_bytes, need.host_bytes / capacity.host_bytes]
+    )
+    assert lanes["layout"]["yaxis"]["ticktext"] == ["compute", "h2d", "d2h"]
     assert policies["data"][0]["x"] == pytest.approx(
         sorted(1e3 * s for s in opt_13b.baselines.values())
     )
@@ -124,10 +131,24 @@ def test_plan_page_keeps_what_fits(opt_13b):
     assert ms(kept.makespan_s) in app.header[0].value
     assert any("KV cache in 8 bits" in caption.value for caption in app.caption)
     assert any("In GPU memory stay" in caption.value for caption in app.caption)
-    _, worth, layers, _ = charts(app)
+    *_, worth, layers, _ = charts(app)
     assert len(worth["data"][0]["x"]) == 5, "memory is worth something too"
     resident = next(bars for bars in layers["data"] if bars["name"] == "resident")
     assert resident["y"] == list(kept.steps[0].resident_tokens)
+
+
+@pytest.mark.usefixtures("runs")
+def test_a_value_of_a_link_that_is_not_on_offer_is_named_until_it_is_replaced():
+    app = show("plan", model="opt-125m", hardware="nope<b>", batch="33", prompt="256")
+    machine, batch = [warning.value for warning in app.warning]
+    assert machine == (
+        "This link asks for Machine nope\\<b\\>, which is not on offer; showing kvpr-a100."
+    )
+    assert "33, which is not on offer; showing 32." in batch
+    app.run()
+    assert len(app.warning) == 2
+    app.select_slider(key="batch").set_value(8).run()
+    assert [warning.value for warning in app.warning] == [machine]
 
 
 @pytest.mark.usefixtures("runs")
@@ -155,7 +176,7 @@ def test_split_slider_follows_a_shorter_prompt():
 def test_plan_of_a_measured_case():
     app = show("plan", of="a measured case", run="here", case="b4-s256-load-all")
     assert app.header[0].value.startswith("Policy load-all: ")
-    ways = charts(app)[2]
+    ways = charts(app)[4]
     assert ways["data"][0]["z"] == [[0.0] * 12] * 2, "every layer of both steps loads all"
     assert any("policy load-all" in caption.value for caption in app.caption)
 
@@ -219,7 +240,7 @@ def test_changes_without_an_option_come_as_a_profile_for_the_command(capsys):
     changes = Changes(link=0.5, both_ways=0.5, device_gib=80, gpus=2)
     changed = changes.apply(find_hardware("kvpr-a100"))
     assert changed.uplinks[0].h2d_bytes_per_s == 16e9, "as fast as the changed link"
-    Path("what-if.json").write_bytes(profile_bytes(changed))
+    Path("what-if.json").write_bytes(saved_bytes(changed))
     answer = run_command(app.code[0].value, capsys)
     assert app.header[0].value.startswith(ms(answer["makespan_s"]))
     assert HardwareProfile.load("what-if.json") == changed

@@ -290,7 +290,7 @@ def test_every_verb_answers_for_unified_memory(call, tmp_path):
             f'title = "unified"\nscenario = "{scenario}"\n[fixed]\nmodel = "opt-1.3b"\n'
             f'hardware = "dgx-spark"\nprompt = 256\n{more}[grid]\npolicy = {policies.split()}\n'
         )
-        status, text, _ = call("sweep", study, "-o", tmp_path / scenario)
+        status, text, _ = call("sweep", study, "-o", tmp_path / scenario, "--jobs", "1")
         assert status == 0
         assert "; 0 have no answer" in " ".join(text.split())
 

@@ -22,6 +22,7 @@ from measure.decode_grid import GridOptions
 from measure.grid import Grid
 from measure.settings import DecodeSetting, OtherSystems, RestoreSetting
 from sim import HardwareProfile, Recording, Workload
+from sim.errors import KvOverlapError
 
 SHAPES = ((2, 24), (3, 40))
 NO_FIXED = GridOptions(fixed_fracs=())
@@ -119,6 +120,25 @@ def test_what_the_time_does_not_allow_is_left_out_and_named(whole, folder, recor
     assert "tiny-b3-s40 left out: " in stderr
     (left_out,) = json.loads((short / "recording.json").read_text())["left_out"]
     assert "s of --minutes were left" in left_out
+
+
+@pytest.mark.parametrize(("minutes", "whole"), [(1, False), (30, True)])
+def test_a_short_recording_profiles_only_the_decodes_before_the_first_restore(
+    record, monkeypatch, minutes, whole
+):
+    scopes = []
+
+    def refuse(*arguments):
+        scopes.append(arguments[-1])
+        raise KvOverlapError("not measured here")
+
+    monkeypatch.setattr(measure.record, "measure_profile", refuse)
+    record(f"scope{minutes}", "--minutes", minutes, "--scenario", "all")
+    decodes = [Workload(batch, prompt, 2) for batch, prompt in SHAPES]
+    assert scopes[0].restores == whole
+    assert list(scopes[0].jobs) == ([] if whole else [decodes[0], *decodes])
+    assert scopes[-1].restores
+    assert not scopes[-1].jobs
 
 
 def test_a_setting_stops_when_its_time_is_over_and_is_named(whole, folder, record, monkeypatch):

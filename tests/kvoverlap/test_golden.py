@@ -21,6 +21,12 @@ def test_the_files_hold_these_command_lines_and_no_others():
         assert list(frozen(name)) == commands, f"run: python tests/golden/freeze.py {name}"
 
 
+def test_prose_and_examples_of_help_fit_80_columns():
+    lines = [line for text in frozen("help").values() for line in text.splitlines()]
+    wide = [line for line in lines if len(line) > 80 and line[0] not in "│╭╰"]
+    assert [line for line in wide if not line.startswith("Usage: ")] == []
+
+
 def test_a_number_may_differ_by_rounding_and_nothing_else_may():
     was = {"a": [1.0, 2], "b": "x"}
     assert differences(was, {"a": [1.0 + 1e-12, 2], "b": "x"}) == []

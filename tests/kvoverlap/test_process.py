@@ -11,6 +11,7 @@ import pytest
 
 COMMAND = (sys.executable, "-m", "kvoverlap")
 PLAN = ["plan", "--model", "opt-125m", "--hardware", "kvpr-a100", "--batch", "2", "--prompt", "64"]
+LIST = ["models"]
 
 
 @pytest.mark.parametrize("after_s", [0.2, 0.6, 1.2])

@@ -107,7 +107,7 @@ def test_no_uniform_split_beats_the_plan(model, hardware, job):
 
 
 @given(models(max_layers=1), straight_machines(), workloads(max_gen=1))
-@examples(150)
+@examples(60)
 def test_of_one_layer_the_plan_takes_the_best_whole_count(model, hardware, job):
     plan, planner = (
         make_plan(model, hardware, job),

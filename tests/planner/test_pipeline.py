@@ -8,6 +8,8 @@ from dataclasses import replace
 import pytest
 from builders import (
     MHA,
+    QUICK,
+    SOAK,
     bent_machines,
     dispatch,
     examples,
@@ -116,7 +118,8 @@ def test_no_split_beats_any_bound(model, job, hardware, seed):
 def test_within_a_thousandth_of_the_lp_on_random_jobs():
     rng = random.Random(7)  # noqa: S311
     by_shortcut = 0
-    for _ in range(150):
+    count = round(100 * (SOAK or QUICK))
+    for _ in range(count):
         planner = draw_job(rng)
         chosen_s = planner.problem.simulate(planner.best.split).makespan_s
         by_shortcut += planner.solved_by == "shortcut"
@@ -130,7 +133,7 @@ def test_within_a_thousandth_of_the_lp_on_random_jobs():
         assert planner.bound_s <= lp_s * (1 + 1e-7)
         if planner._proven is not None:
             assert chosen_s <= lp_s * (1 + PROVEN_WITHIN)
-    assert by_shortcut >= 130
+    assert by_shortcut >= 0.86 * count
 
 
 @examples(60)

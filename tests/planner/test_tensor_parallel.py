@@ -143,7 +143,7 @@ def test_experts_are_divided_as_a_whole_or_in_width():
         SIZED.shard(2, 2)
 
 
-@examples(40)
+@examples(25)
 @given(
     model=models(max_layers=3),
     hardware=straight_machines(),

@@ -49,7 +49,7 @@ def test_more_flops_and_more_bandwidth_keep_the_utilisation():
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"weight_bits": 5}, "must be 4, 8 or 16"),
+        ({"weight_bits": 5}, "must be 4, 8, 16 or 32"),
         ({"bytes_per_s": 0.0}, "bytes_per_s"),
         ({"floor_s": 2.0}, "floor_s"),
         ({"tokens": (4, 1)}, "rising order"),

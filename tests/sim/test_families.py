@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from importlib import resources
 from importlib.util import find_spec
 
@@ -235,14 +236,21 @@ def test_collected_configs_are_read_or_refused_by_field():
     assert all("is not supported" in text or "=" in text for text in refused.values())
 
 
+@pytest.fixture(scope="module")
 def calculator():
-    """The calculator of kvcache-simulator 0.1.3 and its models by the name of the config."""
+    """The calculator of kvcache-simulator 0.1.3 and its models by the name of the config.
+
+    It reads its 0.2 MB of YAML for each question, which takes longer than all else here.
+    """
     module = pytest.importorskip("kvcache_sim.calculator")
-    data = module.load_models_data()
     start, end = "https://huggingface.co/", "/raw/main/config.json"
-    return module, {
-        one["source_url"].removeprefix(start).removesuffix(end): one for one in data["models"]
-    }
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "load_models_data", cache(module.load_models_data))
+        models = module.load_models_data()["models"]
+        yield (
+            module,
+            {one["source_url"].removeprefix(start).removesuffix(end): one for one in models},
+        )
 
 
 def source_of(name: str) -> str:
@@ -262,8 +270,8 @@ OTHER_REPOSITORIES = {
 
 
 @pytest.mark.parametrize("context", [4096, 131_072])
-def test_bytes_of_a_sequence_are_those_of_the_calculator(context):
-    module, known = calculator()
+def test_bytes_of_a_sequence_are_those_of_the_calculator(context, calculator):
+    module, known = calculator
     compared = 0
     for name in model_names():
         model = known.get(OTHER_REPOSITORIES.get(name, source_of(name)))

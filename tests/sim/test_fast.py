@@ -79,7 +79,7 @@ def jobs(draw):
 
 
 @given(jobs())
-@examples(400)
+@examples(250)
 def test_engines_agree_on_random_graphs(job):
     """Drawing a case takes most of the time, so each is simulated under all four conditions."""
     made, hardware, trace, release_s = job

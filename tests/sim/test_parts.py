@@ -188,7 +188,7 @@ def documents(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", ["chip", "wire"])
-@examples(200)
+@examples(100)
 @given(st.data())
 def test_a_part_with_anything_wrong_in_it_is_told_without_a_traceback(name, documents, data):
     content = json.loads((documents / f"{name}.json").read_text())

@@ -1,0 +1,122 @@
+"""The first page: what to do with a KV cache, for a model, a machine and a batch."""
+
+from __future__ import annotations
+
+import pandas as pd
+import streamlit as st
+
+from dashboard.controls.decode import ask_advice
+from dashboard.controls.plan import plan_downloads, show_lanes, show_memory
+from dashboard.controls.widgets import chart, headline_place, show_table
+from dashboard.figures import policy_bars
+from dashboard.questions.decode import ENGINE
+from dashboard.session import advice_for
+from dashboard.text.comparison import escaped, sentence
+from planner import DecodePlan
+from planner.advice import Advice, beyond_calibration, describe, describe_sources
+from planner.advice.text import ABOUT_RUNTIMES
+from sim.errors import KvOverlapError
+
+ABOUT = (
+    "**kvoverlap** is for KV caches that do not fit the GPU: what to keep in GPU memory, what to "
+    "load over the link, and what to compute again. It predicts the timeline and can run the same "
+    "plan on real hardware."
+)
+
+KEPT, OFFLOADED = "What fits is kept in GPU memory", "All of the cache is in host memory"
+
+PRESETS = {
+    "Llama-3.1-8B, 8K prompts, H100": ("llama-3.1-8b", "h100-sxm+pcie5-x16", "64", "8,192"),
+    "OPT-13B on KVPR's A100": ("opt-13b", "kvpr-a100", "32", "1,024"),
+    "Qwen3-8B on an RTX 4090": ("qwen3-8b", "rtx-4090+pcie4-x16", "8", "8,192"),
+}
+"""Model, machine, batch and prompt of questions to begin with, as in this page's address."""
+
+
+def show_page() -> None:
+    """Presets, controls on the left, the answer on the right."""
+    st.markdown(ABOUT)
+    show_presets()
+    headline = headline_place()
+    controls, answer = st.columns([1, 2.8], gap="large")
+    try:
+        with controls:
+            question, slo_ms = ask_advice()
+            st.page_link("app_pages/your_machine.py", label="Use your own config.json or profile")
+        with headline, st.spinner("Planning"):
+            found = advice_for(question, slo_ms)
+    except KvOverlapError as error:
+        headline.error(escaped(str(error)))
+        return
+    headline.header(found.headline, anchor=False)
+    with answer:
+        show_advice(found)
+        st.subheader("Command-line equivalent", anchor=False)
+        st.code(question.advise_command(slo_ms), language="bash", wrap_lines=True)
+        st.caption("The address of this page is a link to this answer.")
+
+
+def show_presets() -> None:
+    """Links that set the controls."""
+    row = st.container(horizontal=True, vertical_alignment="center")
+    row.caption("Try", width="content")
+    for name, values in PRESETS.items():
+        query = dict(zip(("model", "hardware", "batch", "prompt"), values, strict=True))
+        row.page_link("app_pages/advise.py", label=name, query_params=query)
+
+
+def show_advice(found: Advice) -> None:
+    """The recommendation, its memory and lanes, its reasons, and settings of runtimes."""
+    plan = found.resident
+    if found.plan.makespan_s > found.resident.makespan_s:
+        chosen = st.segmented_control(
+            "Plan shown",
+            [KEPT, OFFLOADED],
+            default=KEPT,
+            required=True,
+            key="shown",
+            bind="query-params",
+            label_visibility="collapsed",
+        )
+        plan = found.plan if chosen == OFFLOADED else found.resident
+    show_memory(plan)
+    st.subheader("Predicted timeline of a step", anchor=False)
+    timeline = plan.simulate(ENGINE)
+    show_lanes(plan, timeline)
+    plan_downloads(plan, timeline)
+    st.subheader("Why, and what would help", anchor=False)
+    st.markdown(escaped(describe(found)))
+    times = found.step_s_by_policy
+    chart(policy_bars(times, None, "lp"), "Predicted step time of every policy", "policies", True)
+    show_settings(found)
+    show_confidence(found.plan)
+
+
+def show_settings(found: Advice) -> None:
+    """Settings of serving runtimes that match the recommendation."""
+    if not found.settings:
+        return
+    st.subheader("Settings of serving runtimes", anchor=False)
+    st.caption(escaped(ABOUT_RUNTIMES))
+    rows = [
+        {
+            "runtime": one.runtime,
+            "setting": f"{one.setting} {one.value}",
+            "why": one.why,
+            "documentation": one.page,
+        }
+        for one in found.settings
+    ]
+    show_table(pd.DataFrame(rows))
+
+
+def show_confidence(plan: DecodePlan) -> None:
+    """Where the times come from, and what lies outside the measured range."""
+    st.subheader("How sure", anchor=False)
+    st.markdown(sentence(describe_sources(plan)))
+    if (outside := beyond_calibration(plan)) is not None:
+        st.markdown(sentence(outside))
+    st.page_link("app_pages/accuracy.py", label="Predicted against measured, case by case")
+
+
+show_page()

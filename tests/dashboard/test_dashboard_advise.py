@@ -1,0 +1,115 @@
+"""The first page: its answer is that of `kvoverlap advise`, its links and files say the same."""
+
+import json
+import shlex
+from pathlib import Path
+from urllib.parse import parse_qs
+
+import pytest
+from streamlit.testing.v1 import AppTest
+
+import dashboard
+from dashboard.data.uploads import read_upload
+from kvoverlap.cli.main import main
+from planner.advice import advise
+from sim import Workload, find_hardware, find_model
+from sim.catalog import DATA
+from sim.graph.memory import footprint
+
+APP = Path(dashboard.__file__).parent / "streamlit_app.py"
+
+
+@pytest.fixture(autouse=True)
+def nothing_measured(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def show(**query):
+    app = AppTest.from_file(APP, default_timeout=60)
+    for key, value in query.items():
+        app.query_params[key] = value
+    app.run()
+    assert not app.exception, app.exception
+    return app
+
+
+def command_of(app):
+    return app.code[0].value
+
+
+SETTINGS = [
+    {"model": "opt-125m", "hardware": "kvpr-a100", "batch": "96", "prompt": "1,024"},
+    {"model": "opt-1.3b", "hardware": "dgx-spark", "prompt": "256", "slo_ms": "20"},
+    {"model": "opt-125m", "hardware": "rtx-4090+pcie4-x16", "kv_bits": "8 bits", "slo_ms": "0.3"},
+    {"model": "gpt-oss-120b", "hardware": "rtx-4090+pcie4-x16"},
+]
+
+
+@pytest.mark.parametrize("query", SETTINGS, ids=lambda query: "-".join(query.values()))
+def test_the_page_says_what_its_command_says(query, capsys):
+    app = show(**query)
+    if not app.header:
+        words = ["--batch", "32", "--prompt", "1024"]
+        for key in ("model", "hardware"):
+            words += [f"--{key}", query[key]]
+        assert main(["advise", *words]) == 2
+        said = " ".join(capsys.readouterr().err.split())
+        assert app.error[0].value.replace("\\", "") in said
+        return
+    assert main([*shlex.split(command_of(app))[1:], "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert app.header[0].value == said["headline"]
+    if "slo_ms" in query:
+        met = "meets" if said["slo"]["met"] else "misses"
+        assert any(f" {met} the limit of " in block.value for block in app.markdown)
+
+
+def charts(app):
+    return [json.loads(chart.proto.spec) for chart in app.get("plotly_chart")]
+
+
+def shares(memory):
+    """Part of GPU and host memory that is filled."""
+    return [sum(parts) for parts in zip(*(bar["x"] for bar in memory["data"]), strict=True)]
+
+
+def test_memory_lanes_and_policies_follow_the_plan_that_is_shown():
+    query = {"model": "opt-125m", "hardware": "kvpr-a100", "batch": "256", "prompt": "2,000"}
+    job = Workload(256, 2000, 1)
+    found = advise(find_model("opt-125m"), find_hardware("kvpr-a100"), job, DATA)
+    for shown, plan in (("", found.resident), ("All of the cache is in host memory", found.plan)):
+        memory, lanes, policies = charts(show(**query, **({"shown": shown} if shown else {})))
+        need, capacity = footprint(plan.simulated_graph()), plan.hardware.memory
+        assert shares(memory) == pytest.approx(
+            [need.device_bytes / capacity.job_device_bytes, need.host_bytes / capacity.host_bytes]
+        )
+        ends = [
+            base + x for bar in lanes["data"] for base, x in zip(bar["base"], bar["x"], strict=True)
+        ]
+        assert max(ends) == pytest.approx(plan.makespan_s * 1e3)
+        times = found.step_s_by_policy.values()
+        assert policies["data"][0]["x"] == pytest.approx(sorted(1e3 * s for s in times))
+
+
+def test_every_link_to_begin_with_names_values_that_are_on_offer():
+    app = show(model="opt-125m")
+    links = [link.proto for link in app.get("page_link")]
+    presets = [parse_qs(link.query_string) for link in links if link.query_string]
+    assert len(presets) == 3
+    for query in presets:
+        for key in ("model", "hardware"):
+            assert query[key][0] in app.selectbox(key=key).options
+        for key in ("batch", "prompt"):
+            assert query[key][0] in app.select_slider(key=key).options
+
+
+def test_an_uploaded_config_is_a_model_of_the_menu():
+    payload = (DATA / "models" / "qwen3-0.6b.json").read_bytes()
+    upload = read_upload("my-model.json", payload)
+    assert upload.kind == "model config"
+    assert upload.summary.startswith("28 layers, 0.6 billion parameters")
+    app = AppTest.from_file(APP, default_timeout=60)
+    app.session_state["uploads"] = {upload.name: upload}
+    app.run()
+    assert app.header[0].value.startswith("Keep the cache in GPU memory: ")
+    assert "--model my-model.json" in command_of(app)

@@ -42,7 +42,7 @@ def show_measured() -> None:
     if picked is None:
         return
     case = picked.case
-    st.header(comparison_summary(case.comparison), anchor=False)
+    st.header(comparison_summary(case), anchor=False)
     st.caption(describe_case(case))
     st.markdown(f"**{describe_meeting(case)}** {busy_lanes(case)}")
     for sentence in check_warnings(case):
@@ -142,7 +142,7 @@ def restores_of(picked: Picked) -> list[CaseAccuracy]:
 
 def show_exports(picked: Picked) -> None:
     """The commands of this comparison, and a link to the page Timeline."""
-    st.subheader("On the command line", anchor=False)
+    st.subheader("Command-line equivalent", anchor=False)
     if picked.run is None:
         st.page_link("app_pages/timeline.py", label="Task by task")
         return

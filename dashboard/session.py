@@ -34,8 +34,11 @@ from sim.machine.profile import HardwareProfile
 from sim.model.spec import ModelSpec
 from sim.results.accuracy import Accuracy, assess
 from sim.results.recording import Recording
+from sim.traces.measured import MeasuredTrace
 
-Content = TypeVar("Content", HardwareProfile, DecodePlan, RestorePlan, Recording, ModelSpec)
+Content = TypeVar(
+    "Content", HardwareProfile, DecodePlan, RestorePlan, Recording, MeasuredTrace, ModelSpec
+)
 F = TypeVar("F", bound=Callable[..., Any])
 
 UPLOADS = "uploads"

@@ -6,8 +6,9 @@ from hw.cache.reference import ResidentPrefill, reference_bytes, resident_decode
 from hw.calibrate.profiler import balanced_link_bytes_per_s, profile_device
 from hw.calibrate.ranges import SAMPLED, SampledRanges
 from hw.calibrate.speed_probe import SpeedProbe
+from hw.model.layout import random_weights, weights_from_tensors
 from hw.model.offload import OffloadedLayers
-from hw.model.weights import check_runnable, random_weights, weights_from_tensors
+from hw.model.weights import check_runnable
 from hw.run.adaptive_split import AdaptiveSplit
 from hw.run.arena import DeviceArena, buffer_bytes
 from hw.run.decode import DecodeExecutor, executor_buffers

@@ -20,6 +20,8 @@ from sim.model.spec import ModelSpec
 from sim.progress import Progress, Silent
 from sim.results.compare import Comparison, compare
 from sim.results.recording import Recording
+from sim.traces.measured import KIND as TRACE_KIND
+from sim.traces.measured import MeasuredTrace, open_trace
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -32,6 +34,7 @@ __all__ = [
     "Comparison",
     "HardwareProfile",
     "KvOverlapError",
+    "MeasuredTrace",
     "ModelSpec",
     "Progress",
     "Recording",
@@ -51,6 +54,7 @@ __all__ = [
     "run",
     "simulate",
     "sweep",
+    "trace",
 ]
 
 
@@ -221,8 +225,23 @@ def run(
     return measure(planned, resolve_device(device), repeats, seed, progress or Silent())
 
 
-def load(path: str | Path) -> Plan | Recording | HardwareProfile:
-    """A file that kvoverlap wrote: a plan, timelines, or a hardware profile.
+def trace(path: str | Path, *, progress: Progress | None = None) -> MeasuredTrace:
+    """What a profiler's trace of any program measured: copies, kernels, overlap, idle time.
+
+    Args:
+        path: a Chrome trace of torch.profiler, vLLM or SGLang (`.json`, `.json.gz`), or an export
+            of Nsight Systems (SQLite, or the CSV of the report cuda_gpu_trace).
+        progress: called while a large file is read; by default nothing is reported.
+
+    Raises:
+        KvOverlapError: absent, of another kind, or without a single event. A damaged file gives
+            the answer for what comes before the damage, and `notes` says so.
+    """
+    return open_trace(path, progress)
+
+
+def load(path: str | Path) -> Plan | Recording | HardwareProfile | MeasuredTrace:
+    """A file that kvoverlap wrote: a plan, timelines, a hardware profile, or a measured trace.
 
     Raises:
         KvOverlapError: unreadable, or of another kind.
@@ -230,11 +249,12 @@ def load(path: str | Path) -> Plan | Recording | HardwareProfile:
     from planner import DecodePlan, RestorePlan
 
     kind = document_kind(path)
-    readers: dict[str, Callable[[Path], Plan | Recording | HardwareProfile]] = {
+    readers: dict[str, Callable[[Path], Plan | Recording | HardwareProfile | MeasuredTrace]] = {
         "plan": DecodePlan.load,
         "restore-plan": RestorePlan.load,
         "timeline": Recording.load,
         "hardware-profile": HardwareProfile.load,
+        TRACE_KIND: MeasuredTrace.load,
     }
     if kind is None or kind not in readers:
         raise BadFile(f"{path} holds {kind!r}; name a file of one of: {', '.join(readers)}.")

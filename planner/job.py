@@ -10,6 +10,7 @@ from sim.files import set_fields
 from sim.graph.jobs import KV, Workload
 from sim.machine.availability import ALWAYS, Availability
 from sim.machine.profile import HardwareProfile
+from sim.machine.runtime import Runtime
 from sim.model.spec import ModelSpec
 
 W = TypeVar("W", bound=Workload)
@@ -39,6 +40,8 @@ class PlanOptions:
         foresight: of a restore, whether the policies know the availability in advance; otherwise
             they plan for the whole machine.
         cached_data: of a restore, `kv`, or `kv+x` where X is stored too and can be projected.
+        runtime: the serving runtime that does the job; None for kvoverlap's own executor.
+        resident_layers: of a decode, layers whose K and V a runtime keeps in GPU memory.
     """
 
     policy: str | None = None
@@ -49,6 +52,8 @@ class PlanOptions:
     availability: Availability = ALWAYS
     foresight: bool = False
     cached_data: str = KV
+    runtime: Runtime | None = None
+    resident_layers: int | None = None
 
     def refuse(self, *names: str) -> None:
         """Raise BadInput if one of these options is set, which do not apply to the job."""

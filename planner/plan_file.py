@@ -16,6 +16,7 @@ from sim.graph.timeline import Timeline
 from sim.machine.availability import Availability
 from sim.machine.profile import HardwareProfile
 from sim.machine.provenance import Source
+from sim.machine.runtime import Runtime
 from sim.model.spec import ModelSpec
 
 
@@ -30,6 +31,8 @@ class Plan(ABC):
         source: weakest source of any task's time.
         out_of_range_tasks: tasks whose time was extrapolated beyond what the profile holds.
         graph_sha256: hash of the graph that was simulated; a device runs no other.
+        runtime: the serving runtime that does the job; None for kvoverlap's own executor. The
+            machine is then as the runtime drives it.
     """
 
     __pydantic_config__ = STRICT_KEYS
@@ -54,6 +57,10 @@ class Plan(ABC):
         @property
         @abstractmethod
         def makespan_s(self) -> float: ...
+
+        @property
+        @abstractmethod
+        def runtime(self) -> Runtime | None: ...
 
         @property
         @abstractmethod
@@ -104,11 +111,17 @@ class Plan(ABC):
         return {}
 
     def to_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "hardware": self.hardware.to_dict()}
+        content = {**asdict(self), "hardware": self.hardware.to_dict()}
+        if content["runtime"] is None:
+            del content["runtime"]
+        return content
 
     def answer(self) -> dict[str, Any]:
         """The plan as `--json` prints it: model and machine by name."""
-        return {**self.to_dict(), "model": self.model.name, "hardware": self.hardware.name}
+        answer = {**self.to_dict(), "model": self.model.name, "hardware": self.hardware.name}
+        if self.runtime is not None:
+            answer["runtime"] = self.runtime.name
+        return answer
 
     def save(self, path: Path | str) -> None:
         write_json(path, self.kind, self.to_dict())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
@@ -14,6 +15,7 @@ from sim.machine.components import JOIN, UNIFIED, ComputePart, LinkPart, compose
 from sim.machine.datasheet import SUFFIX as DATA_SHEET
 from sim.machine.datasheet import DataSheet, plain_link
 from sim.machine.profile import HardwareProfile
+from sim.machine.runtime import Runtime
 from sim.model.config import load_model_config
 from sim.model.spec import DTYPE_BYTES, ModelSpec
 
@@ -30,12 +32,6 @@ def model_names() -> list[str]:
     return _names("models")
 
 
-@cache
-def planned_model_names() -> list[str]:
-    """Names of the shipped models that can be planned; the others have descriptions alone."""
-    return [name for name in model_names() if not find_model(name).layer_kinds]
-
-
 def hardware_names() -> list[str]:
     """Names of the shipped machines that are whole; DEVICE+LINK names compose others."""
     return _names("hardware")
@@ -49,6 +45,30 @@ def compute_names() -> list[str]:
 def link_names() -> list[str]:
     """Hosts with their links that a machine can be composed of."""
     return [name for name in _names("hardware/links") if name != UNIFIED]
+
+
+def runtime_names() -> list[str]:
+    """Serving runtimes that come with the program."""
+    return _names("runtimes")
+
+
+def find_runtime(name_or_path: str) -> Runtime:
+    """A serving runtime by shipped name or by path.
+
+    Raises:
+        UnknownName: neither; suggests the nearest name.
+        BadFile: the file is unreadable or has an unknown, absent or invalid key.
+    """
+    if name_or_path.lower() in runtime_names():
+        return _shipped_runtime(DATA / "runtimes" / f"{name_or_path.lower()}.json")
+    if _exists(Path(name_or_path)):
+        return Runtime.load(name_or_path)
+    raise UnknownName("runtime", name_or_path, runtime_names(), "A path to such a file works too.")
+
+
+@cache
+def _shipped_runtime(path: Path) -> Runtime:
+    return Runtime.load(path)
 
 
 def find_model(
@@ -76,6 +96,14 @@ def model_source(name: str) -> str:
     """Where the config of a shipped model was published."""
     source: str = decode_json(DATA / "models" / f"{name}.json")["_source"]
     return source
+
+
+def hub_id(model: ModelSpec) -> str:
+    """The name by which Hugging Face knows a shipped model; of another model its own name."""
+    if model.name not in model_names():
+        return model.name
+    found = re.search(r"huggingface\.co/([^/]+/[^/]+)", model_source(model.name))
+    return model.name if found is None else found[1]
 
 
 def _find_model(name_or_path: str, assume_like: str | None) -> ModelSpec:

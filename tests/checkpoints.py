@@ -19,6 +19,7 @@ SMALL = {
     "pad_token_id": 0,
 }
 GQA = {**SMALL, "intermediate_size": 96, "num_key_value_heads": 2}
+EXPERTS = {"moe_intermediate_size": 24, "num_experts": 4, "num_experts_per_tok": 2}
 LOUD = ("q_proj", "v_proj", "out_proj", "o_proj")
 CONFIGS = {
     "opt": hf.OPTConfig(**SMALL, ffn_dim=96, word_embed_proj_dim=64),
@@ -30,6 +31,22 @@ CONFIGS = {
     "mistral-window": hf.MistralConfig(**GQA, sliding_window=7),
     "qwen2": hf.Qwen2Config(**GQA),
     "qwen3": hf.Qwen3Config(**GQA, head_dim=16),
+    "gemma3": hf.Gemma3TextConfig(**GQA, head_dim=16, sliding_window=7),
+    "gpt-oss": hf.GptOssConfig(**GQA, head_dim=16, num_local_experts=4, num_experts_per_tok=2),
+    "deepseek": hf.DeepseekV3Config(
+        **{**GQA, "num_key_value_heads": 8, "moe_intermediate_size": 24, "n_routed_experts": 8},
+        kv_lora_rank=24,
+        q_lora_rank=20,
+        qk_rope_head_dim=8,
+        qk_nope_head_dim=16,
+        v_head_dim=12,
+        n_group=2,
+        topk_group=1,
+        num_experts_per_tok=2,
+        first_k_dense_replace=1,
+    ),
+    "mixtral": hf.MixtralConfig(**GQA, num_local_experts=4),
+    "qwen2-moe": hf.Qwen2MoeConfig(**GQA, **EXPERTS, shared_expert_intermediate_size=24),
 }
 
 
@@ -46,7 +63,7 @@ def seeded(config: hf.PretrainedConfig) -> hf.PreTrainedModel:
                 parameter.normal_(0.0 if name.endswith("bias") else 1.0, 0.1)
             else:
                 gain = 3.0 if any(part in name for part in LOUD) else 1.0
-                parameter.normal_(0.0, gain * parameter.shape[1] ** -0.5)
+                parameter.normal_(0.0, gain * parameter.shape[-1] ** -0.5)
     return model
 
 

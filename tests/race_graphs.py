@@ -7,11 +7,11 @@ from dataclasses import replace
 from builders import tiny_model
 from hypothesis import strategies as st
 from run_restores import policy_graphs, request
-from tiny import LLAMA, OPT
+from tiny import DEEPSEEK, EXPERTS, GPT_OSS, LLAMA, OPT
 
 from planner.decode.lower import lower
-from planner.decode.other_systems import OTHER_SYSTEMS, other_system_graph
-from planner.decode.split import Residency, slides
+from planner.decode.other_systems import RUNTIME_SYSTEMS, other_system_graph
+from planner.decode.split import Residency, keeps_part
 from sim.graph.jobs import Workload
 from sim.graph.tasks import TaskGraph
 
@@ -22,6 +22,7 @@ SPLIT = [[3, 0, 8], [9, 4, 0], [10, 2, 5]]
 """Recomputes nothing, a part, everything, and new tokens of earlier steps."""
 
 WINDOW_SPLIT = [[3, 0, 5], [5, 4, 0], [0, 2, 5]]
+FIRST_LAYER = Residency((8, 0, 0), (0, 0, 0))
 PARTS = Residency((2, 8, 0), (1, 0, 3))
 WEIGHTS = replace(PARTS, weight_layers=(1,))
 PARTS_SPLIT = [[3, 0, 4], [2, 0, 9], [6, 0, 10]]
@@ -29,6 +30,9 @@ PARTS_SPLIT = [[3, 0, 4], [2, 0, 9], [6, 0, 10]]
 DECODE_GRAPHS = {
     "row": lower("row", OPT, JOB, SPLIT),
     "row-gqa": lower("row", LLAMA, JOB, SPLIT),
+    "row-experts": lower("row", replace(EXPERTS, dtype="bfloat16"), JOB, SPLIT),
+    "row-sinks": lower("row", replace(GPT_OSS, dtype="bfloat16"), JOB, WINDOW_SPLIT),
+    "row-latents": lower("row", replace(DEEPSEEK, dtype="bfloat16"), JOB, SPLIT),
     "row-8-bit": lower("row", OPT, replace(JOB, kv_bits=8), SPLIT),
     "row-windows": lower("row", WINDOWED, JOB, WINDOW_SPLIT),
     "row-windows-4-bit": lower("row", WINDOWED, replace(JOB, kv_bits=4), WINDOW_SPLIT),
@@ -37,7 +41,9 @@ DECODE_GRAPHS = {
     "column-batches": lower("column", OPT, BATCHES, SPLIT),
     "column-batches-4-bit": lower("column", OPT, replace(BATCHES, kv_bits=4), SPLIT),
     "column-resident-parts": lower("column", OPT, BATCHES, PARTS_SPLIT, residency=WEIGHTS),
-    **{policy: other_system_graph(policy, OPT, JOB) for policy in OTHER_SYSTEMS},
+    **{policy: other_system_graph(policy, OPT, JOB) for policy in RUNTIME_SYSTEMS},
+    "llama.cpp-resident-layer": other_system_graph("llama.cpp", OPT, JOB, FIRST_LAYER),
+    "llama.cpp-ring-resident-layer": other_system_graph("llama.cpp-ring", OPT, JOB, FIRST_LAYER),
     "flexgen-windows": other_system_graph("flexgen", WINDOWED, JOB),
 }
 
@@ -80,10 +86,10 @@ def decode_graphs(draw) -> TaskGraph:
     kv, x = [], []
     for layer in layers:
         parts = st.integers(0, prompt)
-        if slides(model, job, layer):
+        if not keeps_part(model, job, layer):
             parts = st.sampled_from([0, prompt])
         kv.append(draw(parts))
-        is_partial = not slides(model, job, layer) and kv[-1] < prompt
+        is_partial = keeps_part(model, job, layer) and kv[-1] < prompt
         x.append(draw(st.integers(0, prompt - kv[-1])) if is_partial else 0)
     weights = tuple(layer for layer in layers if schedule == "column" and draw(st.booleans()))
     kept = Residency(tuple(kv), tuple(x), weights)

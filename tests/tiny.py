@@ -31,7 +31,9 @@ from sim.graph.timeline import Timeline
 from sim.lanes import DISK, NET
 from sim.machine.prefill import Prefill, Restore, Tier
 from sim.machine.provenance import SourcedValue
-from sim.model.spec import Llama3RopeScaling
+from sim.model.arithmetic import Arithmetic, Router, Yarn
+from sim.model.attention import LatentAttention
+from sim.model.spec import Llama3RopeScaling, MixtureOfExperts
 
 CPU = torch.device("cpu")
 
@@ -82,6 +84,70 @@ QWEN3 = replace(LLAMA, name="tiny-qwen3", family="qwen3", head_dim=16, qk_norm=T
 """Query and key norms, and heads that are wider together than the hidden state."""
 
 MODELS = (OPT, LLAMA, QWEN2, QWEN3)
+
+EXPERTS = replace(
+    LLAMA,
+    name="tiny-experts",
+    family="qwen2_moe",
+    moe=MixtureOfExperts(6, 2, 1, 24, 0),
+    arithmetic=Arithmetic(router=Router(shared_gate=True)),
+)
+"""Six experts, of which each token passes through two, and a shared one with a gate."""
+
+GEMMA = replace(
+    LLAMA,
+    name="tiny-gemma",
+    family="gemma2",
+    output_norms=True,
+    rope_scaling=None,
+    sliding_window=6,
+    full_attention_layers=(1,),
+    arithmetic=Arithmetic(
+        activation="gelu_tanh",
+        norm_offset=1.0,
+        embedding_scale=8.0,
+        attention_scale=0.3,
+        attention_cap=2.0,
+        logit_cap=3.0,
+        local_rope_theta=500.0,
+    ),
+)
+"""Norms of outputs, capped scores and logits, and rotary positions that differ by layer."""
+
+GPT_OSS = replace(
+    EXPERTS,
+    name="tiny-gpt-oss",
+    family="gpt_oss",
+    qkv_bias=True,
+    out_bias=True,
+    rope_scaling=None,
+    moe=MixtureOfExperts(6, 2, 0, 24, 0),
+    sliding_window=6,
+    full_attention_layers=(1,),
+    arithmetic=Arithmetic(
+        sinks=True,
+        swiglu_limit=1.0,
+        yarn=Yarn(8.0, 32.0, 1.0, 32, False, 1.2),
+        router=Router("chosen", biased=True),
+    ),
+)
+"""Sinks, experts with biases and clamps, and YaRN."""
+
+DEEPSEEK = replace(
+    EXPERTS,
+    name="tiny-deepseek",
+    family="deepseek_v3",
+    n_kv_heads=1,
+    head_dim=12,
+    rope_scaling=None,
+    mla=LatentAttention(16, 4, 8, 6, 20),
+    moe=MixtureOfExperts(6, 2, 1, 24, 1),
+    arithmetic=Arithmetic(
+        rope_interleaved=True,
+        router=Router("sigmoid", scale=1.5, n_groups=3, top_groups=2),
+    ),
+)
+"""A latent of 16 and a rotary key of 4, and experts of three groups behind one dense layer."""
 
 JOB = Workload(batch_size=2, prompt_tokens=13, gen_tokens=3)
 

@@ -38,7 +38,7 @@ def show_page() -> None:
         groups = {SHIPPED: shipped, **groups}
     left, rest = st.columns([2, 4], vertical_alignment="bottom")
     rest.caption("Prediction errors of every recorded case.")
-    label = menu("Accuracy of", list(groups), key="recordings", column=left)
+    label = menu("Recordings", list(groups), key="recordings", column=left)
     chosen = groups[label]
     root = run_folders.SHIPPED_RUNS if label == SHIPPED else chosen[0].folder
     stamp = tuple(part for run in chosen for part in run_stamp(run))
@@ -54,7 +54,7 @@ def show_page() -> None:
         show_figures(found)
         show_cases(found, {run.folder.name: run for run in chosen})
     show_environments(chosen)
-    st.subheader("On the command line", anchor=False)
+    st.subheader("Command-line equivalent", anchor=False)
     st.code(accuracy_command(root), language="bash")
 
 
@@ -66,9 +66,11 @@ def show_summary(found: Accuracy) -> None:
         f"{percent(found.p90_abs_error_frac)}",
         anchor=False,
     )
+    errors = pd.Series([case.makespan_error_frac for case in found.cases])
     st.caption(
-        "Every recorded graph is simulated again by this version, on the machine it was recorded "
-        "on. No prediction is stored."
+        f"{(errors < 0).sum()} of {len(errors)} predictions are too short; the median signed error "
+        f"is {percent(errors.median(), signed=True)}. Every recorded graph is simulated "
+        "again by this version, on the machine it was recorded on. No prediction is stored."
     )
     agreement = found.rank_agreement_frac
     naive = found.median_naive_error_frac
@@ -88,15 +90,15 @@ def show_summary(found: Accuracy) -> None:
                 "Of all pairs of policies measured on one shape and over 1 % apart.",
             ),
             Metric(
-                "Error of max(copy, compute)",
+                "Error of the formula max(copy, compute)",
                 percent(naive),
                 f"{ratio:.1f} x ours",
                 "Median error of the busiest lane's predicted time alone.",
             ),
             Metric(
-                "Error, task times given",
+                "Error of the scheduling model alone",
                 percent(_median_forced(found)),
-                "error of scheduling only",
+                "with measured task times",
                 "Median error when the simulator is given every task's measured time.",
             ),
         ]

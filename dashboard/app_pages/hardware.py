@@ -90,7 +90,7 @@ def show_curves(
     """One kind of work: its rate over size, its samples, and the measured tasks."""
     known = {subject.name: subject for subject in subjects(profile)}
     st.subheader("Rates over size", anchor=False)
-    name = menu("Of", list(known), key="of_work")
+    name = menu("Kind of work", list(known), key="of_work")
     subject = known[name]
     curves = [subject.curve(profile, machine.label)]
     if other is not None:

@@ -60,7 +60,7 @@ def show_asked() -> None:
         return
     with answer:
         show_plan(plan)
-        st.subheader("On the command line", anchor=False)
+        st.subheader("Command-line equivalent", anchor=False)
         show_command(question, policy)
 
 
@@ -142,7 +142,8 @@ def show_chosen_split(plan: DecodePlan, points: pd.DataFrame) -> None:
     st.markdown(
         f"**{tokens:,} tokens: {ms(chosen_s)}**, {percent(chosen_s / lp_s - 1, signed=True)} "
         f"against the LP's split, which may differ from layer to layer. "
-        f"Best even split: {best['tokens']:,.0f} tokens, {ms(best['makespan_s'])}."
+        f"Best of {len(points)} even splits tried: {best['tokens']:,.0f} tokens, "
+        f"{ms(best['makespan_s'])}."
     )
     show_split_curve(plan, points, {"this split": (float(tokens), chosen_s)})
 

@@ -136,8 +136,8 @@ def show_plan(plan: RestorePlan) -> None:
     st.markdown(f"**{escaped(plan.reason)}**")
     if (outside := beyond_calibration(plan)) is not None:
         st.warning(sentence(outside))
-    if plan.window_savings is not None:
-        st.caption(escaped(plan.window_savings))
+    for note in filter(None, (plan.window_savings, plan.state_note)):
+        st.caption(escaped(note))
     cards(restore_metrics(plan))
 
 
@@ -262,7 +262,7 @@ def show_changes(question: RestoreQuestion, answer: RestorePlans) -> None:
 
 def show_exports(question: RestoreQuestion, policy: str) -> None:
     """The command that gives the same answer, and its trace as a file."""
-    st.subheader("On the command line", anchor=False)
+    st.subheader("Command-line equivalent", anchor=False)
     st.code(question.command(policy), language="bash", wrap_lines=True)
     st.caption("The address of this page is a link to this view.")
     trace: Availability = question.availability

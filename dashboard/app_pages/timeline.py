@@ -1,4 +1,4 @@
-"""Predicted against measured, task by task, for one case of one run."""
+"""Predicted against measured, task by task, for one case of one run; or a profiler's trace."""
 
 import re
 
@@ -8,6 +8,7 @@ from dashboard.controls.widgets import (
     Picked,
     cards,
     chart,
+    choose_view,
     menu,
     pair,
     pick_case,
@@ -28,14 +29,24 @@ from dashboard.text.comparison import (
     run_accuracy,
     task_errors,
 )
+from dashboard.trace_view import show_traces
 from sim.errors import KvOverlapError
 
 ABOUT = "One plan: predicted by the simulator, then run on a device, task by task."
+VIEWS = RUNS, TRACES = "a run", "a profiler's trace"
 ALL_STEPS = "all"
 WORST_TASKS = 100
 
 
 def show_page() -> None:
+    """A case of a run, or a trace of any program."""
+    if choose_view(VIEWS) == TRACES:
+        show_traces()
+    else:
+        show_runs()
+
+
+def show_runs() -> None:
     """Menus of runs and cases, then the chosen case."""
     try:
         picked = pick_case(ABOUT)
@@ -58,7 +69,7 @@ def show_page() -> None:
 
 def show_answer(case: Case) -> st.delta_generator.DeltaGenerator:
     """The errors in one line and in cards; returns the place of a summary."""
-    st.header(comparison_summary(case.comparison), anchor=False)
+    st.header(comparison_summary(case), anchor=False)
     st.caption(describe_case(case))
     summary = st.empty()
     summary.markdown("Computing the bottleneck of this plan.")
@@ -176,7 +187,7 @@ def file_stem(picked: Picked) -> str:
 
 def show_exports(case: Case, picked: Picked) -> None:
     """The commands of this comparison, and both timelines as trace files."""
-    st.subheader("On the command line", anchor=False)
+    st.subheader("Command-line equivalent", anchor=False)
     if picked.run is not None:
         st.code(compare_command(picked.run.case_folder(picked.name)), language="bash")
     row = st.container(horizontal=True)

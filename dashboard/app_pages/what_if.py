@@ -52,7 +52,7 @@ def show_page() -> None:
     with answer:
         show_answer(plan)
         show_view(question, plan)
-        st.subheader("On the command line", anchor=False)
+        st.subheader("Command-line equivalent", anchor=False)
         show_command(question)
 
 
@@ -112,13 +112,13 @@ def show_split(plan: DecodePlan) -> pd.DataFrame:
     points = even_splits(plan)
     best = points.loc[points["makespan_s"].idxmin()]
     best_split = float(best["tokens"]), float(best["makespan_s"])
-    show_split_curve(plan, points, {"best even split": best_split})
+    show_split_curve(plan, points, {f"best of {len(points)} even splits": best_split})
     return points
 
 
 def show_crossover(question: Question) -> pd.DataFrame | None:
     """Every policy over one input."""
-    name = menu("Over", AXIS_NAMES, key="over")
+    name = menu("Input to vary", AXIS_NAMES, key="over")
     axis = _axis(name)
     points = swept(question, [axis])
     if points is None:
@@ -134,11 +134,11 @@ def show_crossover(question: Question) -> pd.DataFrame | None:
 def show_map(question: Question) -> pd.DataFrame | None:
     """One measure over two inputs."""
     columns = st.columns([1, 1, 1.4])
-    across = menu("Across", AXIS_NAMES, key="across", column=columns[0])
+    across = menu("x axis", AXIS_NAMES, key="across", column=columns[0])
     rest = [name for name in AXIS_NAMES if name != across]
-    up = menu("Up", rest, index=len(rest) - 2, key="up", column=columns[1])
+    up = menu("y axis", rest, index=len(rest) - 2, key="up", column=columns[1])
     labels = [measure.label for measure in MEASURES]
-    label = menu("Show", labels, key="show", column=columns[2])
+    label = menu("Colour", labels, key="show", column=columns[2])
     axes = [_axis(across).coarse, _axis(up).coarse]
     points = swept(question, axes)
     if points is None:

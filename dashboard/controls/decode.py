@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import streamlit as st
 
-from dashboard.controls.widgets import menu
+from dashboard.controls.widgets import menu, name_unusable
 from dashboard.data.machines import FIRST_MACHINE, Machine
 from dashboard.questions.decode import AUTO, Changes, Question, both_ways_rate
 from dashboard.questions.points import MULTIPLES
@@ -14,7 +14,7 @@ from dashboard.session import all_machines, uploaded
 from dashboard.text.comparison import escaped
 from dashboard.text.machine import describe_machine
 from planner import SCHEDULES
-from sim.catalog import find_model, link_names, planned_model_names
+from sim.catalog import find_model, link_names, model_names
 from sim.graph.jobs import Workload
 from sim.machine.profile import HardwareProfile
 from sim.model.kv_format import KV_BITS
@@ -74,7 +74,7 @@ def ask_question(changeable: bool) -> Question:
     schedule, n_batches = ask_schedule()
     kv_bits = ask_kv_bits()
     keep = st.toggle(
-        "Keep what fits in GPU memory (off: move all in every step, as KVPR does)",
+        "Keep in GPU memory what fits (off: every step moves all, as in KVPR)",
         value=not changeable,
         key="keep",
         bind="query-params",
@@ -94,7 +94,7 @@ def ask_question(changeable: bool) -> Question:
 def ask_model(first: str) -> ModelSpec:
     """An uploaded config, by default the newest, or a shipped model, by default `first`."""
     own = {f"{name} (uploaded)": model for name, model in uploaded(ModelSpec).items()}
-    names = [*own, *planned_model_names()]
+    names = [*own, *model_names()]
     chosen = menu("Model", names, index=0 if own else names.index(first), key="model")
     return own[chosen] if chosen in own else find_model(chosen)
 
@@ -198,7 +198,7 @@ def ask_changes(hardware: HardwareProfile) -> Changes:
             )
         ),
         both_ways=_optional(
-            "Rate of a copy while the other direction works",
+            "Copy rate while both directions copy",
             BOTH_WAYS,
             f"{both_ways:.2f}, {AS_PROFILED}",
             "both_ways",
@@ -225,6 +225,7 @@ def steps(
     meaning: str | None = None,
 ) -> float:
     """A slider over given values; the link of the page shows the same text."""
+    asked = st.query_params.get(key)
     chosen: float = st.select_slider(
         label,
         options,
@@ -234,19 +235,21 @@ def steps(
         format_func=text.format,
         help=meaning,
     )
+    name_unusable(label, key, asked, [text.format(one) for one in options], text.format(chosen))
     return chosen
 
 
 def _multiple(label: str, base: float, unit: str, key: str) -> float:
     """A slider of multiples of a rate, shown as rates on the page and in its link."""
+
+    def text(multiple: float) -> str:
+        return f"{base * multiple:.4g} {unit}"
+
+    asked = st.query_params.get(key)
     chosen: float = st.select_slider(
-        label,
-        MULTIPLES,
-        value=1.0,
-        key=key,
-        bind="query-params",
-        format_func=lambda multiple: f"{base * multiple:.4g} {unit}",
+        label, MULTIPLES, value=1.0, key=key, bind="query-params", format_func=text
     )
+    name_unusable(label, key, asked, [text(one) for one in MULTIPLES], text(chosen))
     return chosen
 
 

@@ -86,8 +86,8 @@ def ask_restore() -> tuple[RestoreQuestion, str]:
         "{:.1%}",
         "Its fraction of the tokens of every step; other requests use the rest.",
     )
-    chunk = steps("Tokens of a step", CHUNKS, 512, "chunk", "{:,}")
-    io_chunk = steps("Tokens loaded at a time", IO_CHUNKS, 128, "io_chunk", "{:,}")
+    chunk = steps("Prefill chunk (tokens)", CHUNKS, 512, "chunk", "{:,}")
+    io_chunk = steps("Load chunk (tokens)", IO_CHUNKS, 128, "io_chunk", "{:,}")
     policy = ask_policy()
     st.caption(escaped(f"{hardware.name}: {hardware.description}"))
     request = RestoreRequest(

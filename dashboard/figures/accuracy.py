@@ -26,8 +26,8 @@ FIXED = "fixed split"
 COLOURS = {**POLICY_COLOUR, **RESTORE_COLOUR}
 """Of the policies of decodes and of restores."""
 
-OURS_COLOUR = "#2a9d8f"
-NAIVE_COLOUR = "#b98ac9"
+OURS_COLOUR = POLICY_COLOUR["lp"]
+NAIVE_COLOUR = POLICY_COLOUR["kvpr"]
 BAND_COLOUR = "rgba(42,157,143,0.14)"
 MARGIN = 1.25
 """Factor between the outermost cases and the ends of the axes."""

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import plotly.graph_objects as go
 
-from dashboard.figures.style import LATE_COLOUR, TaskBoxes, style_rows
-from sim.cost.operations import Estimate
+from dashboard.figures.style import EARLY_COLOUR, LATE_COLOUR, TaskBoxes, style_rows
+from sim.cost.estimate import Estimate
 from sim.graph.claims import claimed
 from sim.graph.tasks import LANE_OF_OP, Task
 from sim.graph.timeline import Timeline
@@ -37,7 +37,8 @@ NOTABLE_PART = 1e-3
 """A task's time is notably off by over 5 % of itself and over a thousandth of what is shown."""
 
 FADED = 0.18
-EARLY_COLOUR = "#5aa02c"
+LABELLED_PART = 0.02
+"""Shortest bar with a label, as a part of the time shown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +172,7 @@ class _LaneFigure:
             f"{lane} {source}" if len(self.sources) > 1 else lane for lane, source in self.rows
         ]
         style_rows(figure, labels, list(self.rows.values()) or [0.0])
+        figure.update_layout(uniformtext={"minsize": 9, "mode": "hide"})
         figure.update_xaxes(title=f"time since {self.view} (ms)")
         return figure
 
@@ -203,7 +205,13 @@ class _LaneFigure:
         faded = critical and not any(at in critical for at in group)
         hover = self._task_hover if len(group) == 1 else self._group_hover
         opacity = FADED if faded else 1.0
-        boxes.add(times_s, row, BAR_ROWS, hover(which, group), opacity, self._edge(which, group))
+        edge = self._edge(which, group)
+        label = ""
+        if times_s[1] - times_s[0] >= LABELLED_PART * self.shown_s:
+            signs = {EARLY_COLOUR: " \N{BLACK DOWN-POINTING TRIANGLE}", None: ""}
+            late = " \N{BLACK UP-POINTING TRIANGLE}"
+            label = self._main_op(which, group) + signs.get(edge and edge[0], late)
+        boxes.add(times_s, row, BAR_ROWS, hover(which, group), opacity, edge, label)
 
     def _edge(self, which: int, group: Sequence[int]) -> tuple[str, float] | None:
         """Colour and width (px) of the outline of a notable error, or None."""

@@ -10,9 +10,9 @@ import plotly.graph_objects as go
 
 from dashboard.data.calibration import RateCurve, Subject
 from dashboard.data.residuals import spread_by_size
-from dashboard.figures.style import MUTED, area, dots, line, style_curves
+from dashboard.figures.style import MUTED, POLICY_COLOUR, area, dots, line, style_curves
 
-CURVE_COLOURS = ("#2a9d8f", "#8b79c9")
+CURVE_COLOURS = (POLICY_COLOUR["lp"], POLICY_COLOUR["kvpr"])
 TASK_COLOUR = "#e07b39"
 MAX_DOTS = 1_500
 FAINT = 0.25

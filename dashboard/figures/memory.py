@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import plotly.graph_objects as go
 
-from dashboard.figures.style import MUTED, bars, style_rows
+from dashboard.figures.style import MUTED, bars, style_rows, text_colour
 from sim.graph.memory import Footprint
 from sim.machine.profile import Memory
 
 MEMORY_COLOUR = {
-    "weights": "#8d6e97",
-    "KV": "#3f7fc1",
-    "X": "#f0b24a",
-    "workspace": "#6f8297",
-    "staging": "#5b8f9e",
+    "weights": "#8c6f9e",
+    "KV": "#2577bc",
+    "X": "#e3a84b",
+    "workspace": "#616c71",
+    "staging": "#61b7c7",
 }
 """Colours as of the copies that fill the memory."""
 
@@ -61,7 +61,7 @@ def memory_bars(need: Footprint, memory: Memory) -> go.Figure:
                 textposition="inside",
                 insidetextanchor="middle",
                 textangle=0,
-                textfont={"color": "white"},
+                textfont={"color": text_colour(colour)},
                 width=0.8,
             )
         )

@@ -116,8 +116,12 @@ def sensitivity_bars(sensitivities: Sequence[Sensitivity]) -> go.Figure:
     figure = go.Figure()
     rows = list(range(len(sensitivities)))
     for name, colour, values in (
-        ("by the duals", "#2a9d8f", [one.saved_by_duals_frac for one in sensitivities]),
-        ("solved again", MUTED, [one.saved_frac for one in sensitivities]),
+        (
+            "estimated by the LP",
+            POLICY_COLOUR["lp"],
+            [one.saved_by_duals_frac for one in sensitivities],
+        ),
+        ("checked by planning again", MUTED, [one.saved_frac for one in sensitivities]),
     ):
         figure.add_trace(
             bars(

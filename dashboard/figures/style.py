@@ -12,57 +12,62 @@ import plotly.graph_objects as go
 from sim.units import ms
 
 OP_COLOUR = {
-    "embed": "#a3785f",
-    "qkv": "#8b79c9",
-    "quantise": "#5b8fb0",
-    "recompute": "#e07b39",
-    "recompute_resident": "#b85c38",
-    "place_kv": "#57b894",
-    "dequantise": "#2f6f8f",
-    "attention": "#2a9d8f",
-    "mlp": "#6f8297",
-    "head": "#c76b98",
-    "load_kv_weights": "#b79ab8",
-    "load_weights": "#8d6e97",
-    "load_x": "#f0b24a",
-    "load_kv": "#3f7fc1",
-    "store_kv": "#86b4e3",
-    "store_x": "#d8c07a",
+    "embed": "#b58263",
+    "qkv": "#9380d7",
+    "quantise": "#628c9b",
+    "recompute": "#d56916",
+    "recompute_resident": "#9a412b",
+    "place_kv": "#5ebd99",
+    "dequantise": "#355f70",
+    "attention": "#1a7d6a",
+    "mlp": "#43749e",
+    "head": "#ea8aca",
+    "load_kv_weights": "#b69fba",
+    "load_weights": "#8e6f96",
+    "load_x": "#e9ab49",
+    "load_kv": "#287cc0",
+    "store_kv": "#73b1dd",
+    "store_x": "#cdb46f",
     "stage_kv": "#5b8f9e",
-    "prefill": "#d9683c",
-    "read_kv": "#5cc0b8",
-    "read_x": "#e3c46b",
-    "fetch_kv": "#4fb3c8",
-    "fetch_x": "#cf9a35",
+    "prefill": "#c46035",
+    "read_kv": "#49bbb5",
+    "read_x": "#d3b35c",
+    "fetch_kv": "#5cb6c7",
+    "fetch_x": "#ca942b",
 }
 """One colour per operation in every figure, readable on white and on near-black: warm for
-recomputation, blue for copies of K and V, green for attention, plum for copies of weights."""
+recomputation, blue for copies of K and V, green for attention, plum for copies of weights.
+
+Operations of one lane stay distinct in deuteranopia and protanopia; a test computes the distances.
+"""
 
 OTHER_OP_COLOUR = "#7d8790"
 
-BREAKDOWN_COLOUR = {"compute": "#2a9d8f", "exposed copy": "#d1495b", "idle": "#9aa7b5"}
+BREAKDOWN_COLOUR = {"compute": "#2f8d76", "exposed copy": "#c43952", "idle": "#9ca8b4"}
 
 POLICY_COLOUR = {
-    "lp": "#2a9d8f",
-    "kvpr": "#8b79c9",
-    "load-all": "#3f7fc1",
-    "recompute-all": "#e07b39",
+    "lp": "#51af9b",
+    "kvpr": "#9786df",
+    "load-all": "#3a73ad",
+    "recompute-all": "#e37f48",
 }
 """Loading is blue and recomputing orange, as in the timeline; the LP's answer is green."""
 
 RESTORE_COLOUR = {
-    "compute-only": "#e07b39",
-    "load-only": "#3f7fc1",
-    "two-ended": "#8b79c9",
-    "lp": "#2a9d8f",
-    "layer-wise": "#c9932e",
-    "joint": "#c2467d",
+    "compute-only": "#a8441c",
+    "load-only": "#89b7e5",
+    "two-ended": "#593492",
+    "lp": POLICY_COLOUR["lp"],
+    "layer-wise": "#c08b05",
+    "joint": "#b3366c",
 }
 """Policies of a restore; as above, loading is blue and computing orange."""
 
-SPLIT_COLOUR = {"recomputed": "#e07b39", "loaded": "#3f7fc1", "resident": "#9aa7b5"}
+SPLIT_COLOUR = {"recomputed": "#d36813", "loaded": "#2577bc", "resident": "#9ba8b8"}
 
-LATE_COLOUR = "#d1495b"
+LATE_COLOUR, EARLY_COLOUR = "#c43d0a", "#2f6fb3"
+"""Longer or shorter than predicted; a sign in the label says the same."""
+
 MUTED = "#8a96a0"
 """Grid-like marks that must be visible on white and on near-black."""
 
@@ -83,8 +88,20 @@ LAYOUT = {
     "dragmode": "zoom",
 }
 
+LUMINANCE = (0.2126, 0.7152, 0.0722)
+INK, DARK = "black", 0.179
+"""Text on colours of a luminance of at least `DARK`; white has more contrast on darker ones."""
+
 Box = tuple[float, float, float, float]
 """x0, x1, y0, y1."""
+
+
+def text_colour(colour: str) -> str:
+    """White or black, whichever has more contrast on a colour (WCAG 2.2, at least 4.5)."""
+    channels = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+    linear = [one / 12.92 if one <= 0.04045 else ((one + 0.055) / 1.055) ** 2.4 for one in channels]
+    luminance = sum(part * one for part, one in zip(LUMINANCE, linear, strict=True))
+    return "white" if luminance < DARK else INK
 
 
 def darker(colour: str) -> str:
@@ -231,6 +248,7 @@ class TaskBoxes:
     hover: list[str] = field(default_factory=list)
     opacity: list[float] = field(default_factory=list)
     edges: list[tuple[str, float] | None] = field(default_factory=list)
+    labels: list[str] = field(default_factory=list)
 
     def add(
         self,
@@ -240,8 +258,13 @@ class TaskBoxes:
         hover: str,
         opacity: float = 1.0,
         edge: tuple[str, float] | None = None,
+        label: str = "",
     ) -> None:
-        """Add a box from `times_s[0]` to `times_s[1]` with an edge of a colour and width (px)."""
+        """Add a box from `times_s[0]` to `times_s[1]` with an edge of a colour and width (px).
+
+        Args:
+            label: text within the box, which is left out where it has no room.
+        """
         self.base_ms.append(times_s[0] * 1e3)
         self.length_ms.append((times_s[1] - times_s[0]) * 1e3)
         self.middle.append(middle)
@@ -249,10 +272,11 @@ class TaskBoxes:
         self.hover.append(hover)
         self.opacity.append(opacity)
         self.edges.append(edge)
+        self.labels.append(label)
 
-    def trace(self, op: str) -> go.Bar:
-        """All boxes as one entry of the legend, in the colour of the operation."""
-        colour = OP_COLOUR.get(op, OTHER_OP_COLOUR)
+    def trace(self, op: str, colour: str | None = None) -> go.Bar:
+        """All boxes as one entry of the legend, by default in the colour of the operation."""
+        colour = colour or OP_COLOUR.get(op, OTHER_OP_COLOUR)
         edges = [edge or (darker(colour), 0.5) for edge in self.edges]
         return go.Bar(
             name=op,
@@ -263,12 +287,25 @@ class TaskBoxes:
             width=self.height,
             hovertext=self.hover,
             **hover_of("%{hovertext}"),
+            **self._text(colour),
             marker={
                 "color": colour,
                 "opacity": self.opacity,
                 "line": {"color": [c for c, _ in edges], "width": [px for _, px in edges]},
             },
         )
+
+    def _text(self, colour: str) -> dict[str, object]:
+        """The labels in plotly's words; none where no box has one."""
+        if not any(self.labels):
+            return {}
+        return {
+            "text": self.labels,
+            "textposition": "inside",
+            "insidetextanchor": "middle",
+            "textangle": 0,
+            "textfont": {"color": text_colour(colour), "size": 11},
+        }
 
 
 def time_bars(
@@ -299,7 +336,7 @@ def time_bars(
             textposition="auto",
             insidetextanchor="start",
             textangle=0,
-            insidetextfont={"color": "white"},
+            insidetextfont={"color": [text_colour(colour) for colour in colours]},
             showlegend=False,
         )
     )

@@ -7,20 +7,20 @@ from collections.abc import Sequence
 import plotly.graph_objects as go
 
 from dashboard.figures.lanes import PAIR_PITCH, SOURCES
-from dashboard.figures.style import BREAKDOWN_COLOUR, MUTED, bars, style_rows
+from dashboard.figures.style import BREAKDOWN_COLOUR, MUTED, bars, style_rows, text_colour
 from sim.graph.timeline import Timeline
 from sim.lanes import LANES, TIER_LANES
 
 WORKS = "works"
 CAUSE_COLOUR = {
-    WORKS: "#2a9d8f",
-    "waits for compute": "#b98ac9",
-    "waits for h2d": "#3f7fc1",
-    "waits for d2h": "#86b4e3",
-    "waits for disk": "#5cc0b8",
-    "waits for net": "#4fb3c8",
-    "hand-over": "#d8a13a",
-    "drained": "#c3ccd3",
+    WORKS: "#43967e",
+    "waits for compute": "#af87c0",
+    "waits for h2d": "#297bc2",
+    "waits for d2h": "#90bdf2",
+    "waits for disk": "#256657",
+    "waits for net": "#4e4db9",
+    "hand-over": "#d59c30",
+    "drained": "#c5ccca",
 }
 """Other causes are grey."""
 
@@ -92,5 +92,5 @@ def _stacked(
         textposition="inside",
         insidetextanchor="middle",
         textangle=0,
-        textfont={"color": "white"},
+        textfont={"color": text_colour(colour)},
     )

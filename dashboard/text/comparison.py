@@ -40,13 +40,16 @@ def sentence(text: str) -> str:
     return escaped(f"{text[0].upper()}{text[1:]}.")
 
 
-def comparison_summary(comparison: Comparison) -> str:
-    """Predicted and measured makespan, error and repeat spread, in one line."""
+def comparison_summary(case: Case) -> str:
+    """Predicted and measured makespan, error and spread of the repeats, in one line."""
+    found = case.comparison
+    length = "long" if found.makespan_error_frac > 0 else "short"
+    spread = f"repeats differ by {percent(found.measured_spread_frac)}"
+    if len(case.measured.runs) == 1:
+        spread = "one run, so that its spread is unknown"
     return (
-        f"predicted {ms(comparison.predicted_makespan_s)}, "
-        f"measured {ms(comparison.measured_makespan_s)}, "
-        f"{percent(comparison.makespan_error_frac, signed=True)}, "
-        f"repeat spread {percent(comparison.measured_spread_frac)}"
+        f"Predicted {ms(found.predicted_makespan_s)}, took {ms(found.measured_makespan_s)}: "
+        f"{percent(abs(found.makespan_error_frac))} too {length} ({spread})"
     )
 
 
@@ -119,16 +122,16 @@ def metrics(comparison: Comparison) -> list[Metric]:
             "Copy time during which the compute lane waits.",
         ),
         Metric(
-            "Error, task times given",
+            "Error of the scheduling model alone",
             percent(comparison.teacher_forced_error_frac, signed=True),
-            "error of scheduling only",
+            "with measured task times",
             "Makespan error when the simulator is given the measured time of every task. The rest "
             "of the error comes from the predicted task times.",
         ),
         Metric(
-            "Error of max(copy, compute)",
+            "Error of the formula max(copy, compute)",
             percent(comparison.naive_error_frac, signed=True),
-            "formula without waiting",
+            "which knows no waiting",
             "Makespan error of the predicted busy time of the busiest lane.",
         ),
     ]

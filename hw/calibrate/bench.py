@@ -20,7 +20,8 @@ from torch import Tensor
 
 from hw.backends import Backend, Handle
 from hw.model.kernels import linear_into
-from hw.model.weights import Linear, Weights, random_weights
+from hw.model.layout import random_weights
+from hw.model.weights import Linear, Weights
 from sim.lanes import COMPUTE, H2D, HOST
 from sim.model.spec import ModelSpec
 
@@ -81,9 +82,15 @@ def rotation_copies(n_bytes: int, kind: str) -> int:
 
 
 def one_layer(model: ModelSpec, device: torch.device, max_positions: int = 8) -> Weights:
-    """Random weights of one layer of `model`, with a tiny MLP and vocabulary."""
+    """Random weights of one layer of `model`, with a tiny MLP and vocabulary, and no experts."""
     tiny = replace(
-        model, n_layers=1, vocab_size=8, intermediate_size=8, max_positions=max_positions
+        model,
+        n_layers=1,
+        vocab_size=8,
+        intermediate_size=8,
+        max_positions=max_positions,
+        full_attention_layers=(),
+        moe=None,
     )
     return random_weights(tiny, 0, device)
 

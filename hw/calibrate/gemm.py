@@ -10,7 +10,8 @@ from hw.calibrate.ranges import SampledRanges
 from hw.calibrate.tables import Medians, Samplers, curve, named
 from sim.machine.profile import Gemm, GemmTable
 from sim.machine.provenance import Point
-from sim.model.kernels import MatMul, kernels
+from sim.model.kernels import MatMul
+from sim.model.operations import kernels
 from sim.model.spec import ModelSpec
 
 LAYER_OPS = ("qkv", "attention", "mlp")
@@ -58,7 +59,7 @@ def matmuls(
 
 def recomputations(bench: Bench, model: ModelSpec, rows: Sequence[int]) -> Samplers:
     """K/V projections of `rows` rows of X that were just copied to the device."""
-    n, k = 2 * model.kv_size, model.hidden_size
+    n, k = model.kv_token_size, model.hidden_size
     return {("gemm", n, k, m): partial(bench.matmul_after_copy, m, n, k) for m in rows}
 
 

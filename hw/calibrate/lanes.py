@@ -11,10 +11,12 @@ from hw.calibrate.bench import Bench, Work, one_layer
 from hw.calibrate.gemm import LAYER_OPS
 from hw.calibrate.ranges import SampledRanges
 from hw.calibrate.tables import Medians, Samplers, curve
+from hw.model.attention import kv_shape
 from hw.model.kernels import Kernels
 from sim.lanes import COMPUTE, D2H, H2D, HOST
 from sim.machine.links import Dispatch, Interference, Link, Links
-from sim.model.kernels import kernels, n_launches
+from sim.model.kernels import n_launches
+from sim.model.operations import kernels
 from sim.model.spec import ModelSpec
 
 INTERFERING = ((H2D, D2H), (D2H, H2D), (COMPUTE, H2D), (H2D, COMPUTE))
@@ -30,7 +32,7 @@ CONTEXT = 16
 def samplers(bench: Bench, models: Sequence[ModelSpec], ranges: SampledRanges) -> Samplers:
     """Samplers of copies by size, lane interference, and the launch costs of `Dispatch`."""
     model = models[0]
-    n, k = 2 * model.kv_size, model.hidden_size
+    n, k = model.kv_token_size, model.hidden_size
     a, weight, out = bench.random(1024, k), bench.random(n, k), bench.out(1024, n)
     works: dict[str, Work] = {
         COMPUTE: lambda: torch.mm(a, weight.t(), out=out),
@@ -71,14 +73,14 @@ def _kernel_launch_s(bench: Bench, model: ModelSpec) -> list[float]:
     layer = layer_kernels.weights.layers[0]
     hidden = bench.out(1, model.hidden_size)
     x = bench.out(1, model.hidden_size, slot=1)
-    kv = bench.random(CONTEXT, 1, 2, model.n_kv_heads, model.head_dim).clone()
+    kv = bench.random(CONTEXT, 1, *kv_shape(model)).clone()
 
     def decode() -> None:
         queries = layer_kernels.qkv(layer, hidden, kv[-1:], x, 0)
         layer_kernels.attention(layer, hidden, queries, kv)
         layer_kernels.mlp(layer, hidden)
 
-    launches = sum(n_launches(kernels(op, 1, CONTEXT, model, 1)) for op in LAYER_OPS)
+    launches = sum(n_launches(kernels(op, 1, CONTEXT, layer_kernels.model, 1)) for op in LAYER_OPS)
     task_s = min(bench.launch_s(COMPUTE, _nothing))
     layers_s = bench.launch_s(COMPUTE, decode, n=40)
     return [(layer_s - task_s) / launches for layer_s in layers_s]

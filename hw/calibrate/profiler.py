@@ -10,13 +10,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from statistics import median
 from time import perf_counter
 
 import torch
 
 from hw.backends import Backend
-from hw.calibrate import attention, elementwise, gemm, lanes, restores
+from hw.calibrate import attention, elementwise, experts, gemm, lanes, restores
 from hw.calibrate.bench import Bench
 from hw.calibrate.ranges import SampledRanges
 from hw.model.weights import TORCH_DTYPE, check_runnable
@@ -55,19 +56,20 @@ def profile_device(
         max_s: seconds after which no further pass begins; there is always one.
     """
     for model in models:
-        check_runnable(model)
+        check_runnable(model, backend.kind)
     memory, environment = backend.memory(), backend.environment()
     with torch.inference_mode():
         bench = _bench(backend, models, ranges)
         samples = _sample(bench, models, ranges, progress, max_s)
     medians = {point: _median(point, values, backend.kind) for point, values in samples.items()}
+    products = gemm.block(medians, models[0].element_bytes)
     return HardwareProfile(
         name=name,
         description=f"measured on {environment['device']}",
         device_kind="cuda" if backend.kind == "cuda" else "cpu",
         dtype=models[0].dtype,
         memory=Memory("measured", memory.device_bytes, memory.host_bytes),
-        gemm=gemm.block(medians, models[0].element_bytes),
+        gemm=replace(products, experts=experts.block(medians, products, models[0].element_bytes)),
         attention=attention.block(medians, models, ranges),
         elementwise=elementwise.block(medians),
         links=lanes.links_block(medians, link_bytes_per_s),
@@ -84,7 +86,7 @@ def balanced_link_bytes_per_s(backend: Backend, model: ModelSpec) -> float:
 
     At this pace, loading half of the tokens as X and half as KV takes as long as recomputing half.
     """
-    rows, n = 2048, 2 * model.kv_size
+    rows, n = 2048, model.kv_token_size
     with torch.inference_mode():
         slot = rows * max(n, model.hidden_size)
         largest = max(slot, n * model.hidden_size)
@@ -101,12 +103,19 @@ def _bench(backend: Backend, models: Sequence[ModelSpec], ranges: SampledRanges)
         hidden = model.hidden_size
         operands += [
             max(model.vocab_size, 2 * model.intermediate_size) * hidden,
-            2 * ranges.max_rows * max(model.kv_size, hidden),
+            2 * ranges.max_rows * max(model.kv_token_size, hidden),
+            *_expert_operands(model),
         ]
         attended = ranges.batches[-1] * ranges.contexts[-1]
-        slots += [ranges.max_rows * hidden, attended * 2 * model.kv_size]
+        slots += [ranges.max_rows * hidden, attended * model.kv_token_size]
     layer_bytes = min(model.layer_weight_bytes for model in models)
     return Bench(backend, dtype, max(operands), max(slots), layer_bytes)
+
+
+def _expert_operands(model: ModelSpec) -> list[int]:
+    """Elements of the matrices of a layer's experts that are one operand."""
+    shape = experts.shape_of(model)
+    return [] if shape is None else [2 * shape.routed * shape.width * shape.hidden]
 
 
 def _sample(
@@ -120,7 +129,7 @@ def _sample(
     kind = bench.backend.kind
     kernels = {
         point: sampler
-        for block in (gemm, attention, elementwise)
+        for block in (gemm, attention, elementwise, experts)
         for point, sampler in block.samplers(bench, models, ranges).items()
     }
     _warm_up(bench)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import count, cycle
@@ -17,12 +17,14 @@ from hw.calibrate.bench import Bench, one_layer
 from hw.calibrate.gemm import matmuls
 from hw.calibrate.ranges import SampledRanges
 from hw.calibrate.tables import Medians, Sampler, Samplers, grid, heads_of
-from hw.model.chunk_prefill import ChunkPrefill, attend_chunk, chunk_bias
+from hw.model.attention import kv_shape, query_shape
+from hw.model.chunk_prefill import ChunkPrefill, chunk_bias
+from hw.model.kernels import Kernels
 from hw.tiers.direct_io import DirectReader, aligned_buffer
 from sim.lanes import COMPUTE, DISK
 from sim.machine.prefill import Prefill, PrefillTable, Restore, Tier
 from sim.machine.provenance import SourcedValue
-from sim.model.kernels import prefill_attention_flops
+from sim.model.operations import prefill_attention_flops
 from sim.model.spec import ModelSpec
 
 CHUNKS = (16, 32, 64, 128, 256, 512, 1024, 2048)
@@ -48,14 +50,16 @@ def samplers(bench: Bench, models: Sequence[ModelSpec], ranges: SampledRanges) -
     for model in models:
         found |= matmuls(bench, model, _chunks(CHUNKS, model, ranges.max_rows))
         chunks, starts = _attention_sizes(model, ranges.max_rows)
+        layer = Kernels(one_layer(model, bench.backend.device), 1)
+        chunk = partial(layer.attend.chunk, layer.weights.layers[0].attention)
         for n_tokens in chunks:
-            queries = bench.random(n_tokens, model.n_heads, model.head_dim)
+            queries = bench.random(n_tokens, *query_shape(model))
             for start in starts:
-                shape = (start + n_tokens, 1, 2, model.n_kv_heads, model.head_dim)
+                shape = (start + n_tokens, 1, *kv_shape(model))
                 bias = chunk_bias(model, start, n_tokens, bench.backend.device)
                 kvs = cycle(bench.cold(*shape))
                 found["prefill", *heads_of(model), n_tokens, start + 1] = partial(
-                    bench.back_to_back, COMPUTE, partial(_attend, queries, kvs, bias)
+                    bench.back_to_back, COMPUTE, partial(_attend, chunk, queries, kvs, bias)
                 )
     return found
 
@@ -73,8 +77,10 @@ def _step(bench: Bench, model: ModelSpec) -> Sampler:
     return partial(bench.back_to_back, COMPUTE, step)
 
 
-def _attend(queries: Tensor, kvs: Iterator[Tensor], bias: Tensor | None) -> None:
-    attend_chunk(queries, next(kvs), bias)
+def _attend(
+    chunk: Callable[..., Tensor], queries: Tensor, kvs: Iterator[Tensor], bias: Tensor | None
+) -> None:
+    chunk(queries, next(kvs), bias)
 
 
 def _attention_sizes(model: ModelSpec, max_rows: int) -> tuple[list[int], list[int]]:
@@ -140,7 +146,7 @@ def _prefill_block(medians: Medians, models: Sequence[ModelSpec], ranges: Sample
         first_keys = [start + 1 for start in starts]
         measured = grid(medians, ("prefill", *heads), chunks, first_keys)
         tables[heads] = PrefillTable(*heads, measured)
-        flops = prefill_attention_flops(model, starts[-1], chunks[-1])
+        flops = prefill_attention_flops(model.layers[0].attention, starts[-1], chunks[-1])
         best = max(best, flops / measured.seconds[-1][-1])
     return Prefill(
         SourcedValue("measured", best),

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
+from hw.model.attention import lower_right
 from hw.model.kernels import Kernels
 from hw.model.weights import TORCH_DTYPE, Weights
 from sim.model.spec import ModelSpec
@@ -24,13 +25,15 @@ def chunk_bias(
     """Bias of scores, [n, start + n]: 0 where token start + i attends to key j, else -inf.
 
     None on a GPU if the tokens attend to all keys before them, because its attention kernels are
-    several times as fast without a bias.
+    several times as fast without a bias. Scores with a cap or sinks, and latents,
+    for which it has none, need one.
 
     Args:
         window: largest number of tokens that each token attends to, itself included.
         explicit: return the bias in that case too.
     """
     cut = window is not None and window < start + n_tokens
+    explicit = explicit or model.arithmetic.open_scores or model.mla is not None
     if device.type != "cpu" and not cut and not explicit:
         return None
     shape = (n_tokens, start + n_tokens)
@@ -38,54 +41,6 @@ def chunk_bias(
     bias.triu_(start + 1)
     if window is not None and cut:
         bias += torch.full_like(bias, -math.inf).tril_(start - window)
-    return bias
-
-
-def attend_chunk(queries: Tensor, kv: Tensor, bias: Tensor | None) -> Tensor:
-    """Attention of the last n tokens of a sequence over all S.
-
-    Heads of a group share one pass over K and V.
-
-    Args:
-        queries: [n, H, D].
-        kv: [S, 1, 2, H_kv, D], the tokens' own rows last.
-        bias: [n, S], added to the scores; None if every token attends to all keys before it.
-
-    Returns:
-        [n, H * D].
-    """
-    n_tokens, n_kv_heads = queries.shape[0], kv.shape[3]
-    groups = queries.shape[1] // n_kv_heads
-    keys, values = (kv[:, 0, part].transpose(0, 1)[None] for part in (0, 1))  # [1, H_kv, S, D]
-    if bias is None:
-        mixed = F.scaled_dot_product_attention(
-            queries.transpose(0, 1)[None],
-            keys,
-            values,
-            attn_mask=_lower_right(n_tokens, kv.shape[0]),
-            enable_gqa=groups > 1,
-        )
-        return mixed[0].transpose(0, 1).reshape(n_tokens, -1)
-    grouped = queries.unflatten(1, (n_kv_heads, groups)).permute(1, 2, 0, 3)
-    mixed = F.scaled_dot_product_attention(
-        grouped.reshape(1, n_kv_heads, groups * n_tokens, -1),
-        keys,
-        values,
-        attn_mask=bias.repeat(groups, 1),
-    )
-    mixed = mixed.view(n_kv_heads, groups, n_tokens, -1).permute(2, 0, 1, 3)
-    return mixed.reshape(n_tokens, -1)
-
-
-def _lower_right(n_queries: int, n_keys: int) -> Tensor:
-    """The causal bias whose last query sees all keys.
-
-    torch's own `causal_lower_right` allocates 8 * n_queries * n_keys bytes of host memory a call.
-    """
-    from torch.nn.attention.bias import CausalBias, CausalVariant  # 3 s: imports torch's compiler
-
-    bias = torch.Tensor._make_subclass(CausalBias, torch.empty(0))
-    CausalBias.__init__(bias, CausalVariant.LOWER_RIGHT, n_queries, n_keys)
     return bias
 
 
@@ -117,7 +72,7 @@ class ChunkPrefill:
         self.n_others, self._share = n_others, share
         self._kernels = Kernels(weights, max(prompt.shape[0], self.n_others))
         if prompt.device.type != "cpu":
-            _lower_right(1, 1)  # its first call imports for seconds: not in a timed step
+            lower_right(1, 1)  # its first call imports for seconds: not in a timed step
         shape = (prompt.shape[0], self.model.hidden_size)
         self.hidden = torch.empty(shape, dtype=TORCH_DTYPE[self.model.dtype], device=prompt.device)
 
@@ -167,20 +122,18 @@ class ChunkPrefill:
         Args:
             kv: [S, 1, 2, H_kv, D], of the tokens that the n attend to, whose own rows come last.
         """
-        kernels, model = self._kernels, self.model
+        kernels = self._kernels
         layer = kernels.weights.layers[number]
-        x = kernels.norm(layer.input_norm, hidden)
-        fused = F.linear(x, layer.qkv.weight, layer.qkv.bias)
+        part, attend = layer.attention, kernels.attend
+        asked, cached = attend.project(part, kernels.norm(layer.input_norm, hidden))
         own = kv[-n_tokens:]
-        own.view(n_tokens, -1).copy_(fused[:n_tokens, model.q_size :])
-        kernels.finish_keys(layer, own[:, :, 0], start)
-        asked = fused[:, None, : model.q_size].unflatten(-1, (-1, model.head_dim))
-        queries = kernels.finish_queries(layer, asked[:n_tokens], start)[:, 0]
+        own.view(n_tokens, -1).copy_(cached[:n_tokens])
+        attend.finish_kv(part, own, start)
+        queries = attend.finish_queries(part, asked[:n_tokens, None], start)[:, 0]
         if self.n_others:
-            others = kernels.finish_queries(layer, asked[n_tokens:], 0)[:, 0]
+            others = attend.finish_queries(part, asked[n_tokens:, None], 0)[:, 0]
             queries = torch.cat((queries, others))
-        mixed = attend_chunk(queries, kv, bias)
-        hidden.add_(F.linear(mixed, layer.out.weight, layer.out.bias))
+        kernels.add_attention(layer, attend.chunk(part, queries, kv, bias), hidden)
         kernels.mlp(layer, hidden)
 
     def project(self, number: int, start: int, x: Tensor) -> None:
@@ -191,7 +144,7 @@ class ChunkPrefill:
         n_others = self._others_with(x.shape[0])
         if n_others:
             others = self._with_others(x[:, 0], n_others)[x.shape[0] :]
-            F.linear(others, layer.qkv.weight[self.model.q_size :])
+            self._kernels.attend.cached(layer.attention)(others)
 
     def logits(self) -> Tensor:
         """[1, V] behind the last token."""

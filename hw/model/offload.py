@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor
 
 from hw.backends import Backend
-from hw.model.weights import Layer, Linear, Weights
+from hw.model.weights import Layer, Weights, matrices, with_matrices
 from sim.graph.tasks import STAGING_SLOTS
 
 
@@ -25,57 +23,40 @@ class OffloadedLayers:
     def __init__(self, weights: Weights, backend: Backend) -> None:
         self.backend = backend
         self._layers = weights.layers
-        first = _matrices(weights.layers[0], weights.model.q_size)
-        self._shapes = [tuple(matrix.shape) for matrix in first]
-        self._sizes = [matrix.numel() for matrix in first]
-        dtype, total = first[0].dtype, sum(self._sizes)
-        self._slots = [backend.device_empty((total,), dtype) for _ in range(STAGING_SLOTS)]
-        self._host = [backend.host_empty((total,), dtype) for _ in weights.layers]
+        self._kv = _kv_elements(weights)
+        sizes = [sum(matrix.numel() for matrix in matrices(layer)) for layer in weights.layers]
+        dtype = weights.embed.dtype
+        self._slots = [backend.device_empty((max(sizes),), dtype) for _ in range(STAGING_SLOTS)]
+        self._host = [backend.host_empty((size,), dtype) for size in sizes]
         for layer, host in zip(weights.layers, self._host, strict=True):
-            flat = [matrix.reshape(-1) for matrix in _matrices(layer, weights.model.q_size)]
-            host.copy_(torch.cat(flat))
+            host.copy_(torch.cat([matrix.reshape(-1) for matrix in matrices(layer)]))
 
     def load_kv_weights(self, layer: int, slot: int) -> None:
         """Copy the K and V rows of a layer into a slot."""
-        rows = self._span(1, 2)
-        self.backend.copy(self._slots[slot][rows], self._host[layer][rows])
+        self._load(layer, slot, self._kv)
 
     def load_weights(self, layer: int, slot: int) -> None:
         """Copy the other matrices of a layer into a slot."""
-        for span in (self._span(0, 1), self._span(2, len(self._sizes))):
-            self.backend.copy(self._slots[slot][span], self._host[layer][span])
+        size = self._host[layer].numel()
+        self._load(layer, slot, slice(0, self._kv.start))
+        self._load(layer, slot, slice(self._kv.stop, size))
+
+    def _load(self, layer: int, slot: int, span: slice) -> None:
+        self.backend.copy(self._slots[slot][span], self._host[layer][span])
 
     def layer(self, number: int, slot: int) -> Layer:
         """A layer whose matrices are those that the slot holds."""
-        resident, buffer = self._layers[number], self._slots[slot]
-        q, kv, out, *mlp = (
-            buffer[self._span(at, at + 1)].view(shape) for at, shape in enumerate(self._shapes)
-        )
-        qkv = buffer[self._span(0, 2)].view(q.shape[0] + kv.shape[0], q.shape[1])
-        gate = resident.gate and Linear(mlp.pop(0), resident.gate.bias)
-        return replace(
-            resident,
-            qkv=Linear(qkv, resident.qkv.bias),
-            out=Linear(out, resident.out.bias),
-            gate=gate,
-            up=Linear(mlp[0], resident.up.bias),
-            down=Linear(mlp[1], resident.down.bias),
-        )
-
-    def _span(self, first: int, last: int) -> slice:
-        """Elements of matrices `first` up to but without `last` in a slot."""
-        return slice(sum(self._sizes[:first]), sum(self._sizes[:last]))
+        resident = self._layers[number]
+        shapes = [matrix.shape for matrix in matrices(resident)]
+        sizes = [shape.numel() for shape in shapes]
+        parts = self._slots[slot][: sum(sizes)].split(sizes)
+        views: list[Tensor] = [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
+        return with_matrices(resident, iter(views))
 
 
-def _matrices(layer: Layer, q_size: int) -> list[Tensor]:
-    """Matrices in slot order; Q and K/V are rows of the fused projection."""
-    gate = [] if layer.gate is None else [layer.gate.weight]
-    fused = layer.qkv.weight
-    return [
-        fused[:q_size],
-        fused[q_size:],
-        layer.out.weight,
-        *gate,
-        layer.up.weight,
-        layer.down.weight,
-    ]
+def _kv_elements(weights: Weights) -> slice:
+    """Elements of a layer's matrices that make K and V: rows of the first one, behind Q's."""
+    model = weights.model
+    first = model.q_size if model.mla is None else 0
+    stop = first + model.kv_token_size
+    return slice(first * model.hidden_size, stop * model.hidden_size)

@@ -4,32 +4,36 @@ from __future__ import annotations
 
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from operator import attrgetter
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from hw.model.weights import TORCH_DTYPE, Linear, Norm, Weights
+from hw.model.weights import TORCH_DTYPE, Heads, Linear, Norm, Weights
 from sim.errors import Mismatch
 from sim.model.spec import ModelSpec
 
 MIN_VERSION = 5
+FAMILIES = ("opt", "llama", "mistral", "qwen2", "qwen3")
+"""Families that are compared with `transformers` as another system."""
+
 OPT_NAMES = {
     "input_norm": "self_attn_layer_norm",
-    "out": "self_attn.out_proj",
+    "attention.out": "self_attn.out_proj",
     "mlp_norm": "final_layer_norm",
-    "up": "fc1",
-    "down": "fc2",
+    "ffn.up": "fc1",
+    "ffn.down": "fc2",
 }
 LLAMA_NAMES = {
     "input_norm": "input_layernorm",
-    "q_norm": "self_attn.q_norm",
-    "k_norm": "self_attn.k_norm",
-    "out": "self_attn.o_proj",
+    "attention.q_norm": "self_attn.q_norm",
+    "attention.k_norm": "self_attn.k_norm",
+    "attention.out": "self_attn.o_proj",
     "mlp_norm": "post_attention_layernorm",
-    "gate": "mlp.gate_proj",
-    "up": "mlp.up_proj",
-    "down": "mlp.down_proj",
+    "ffn.gate": "mlp.gate_proj",
+    "ffn.up": "mlp.up_proj",
+    "ffn.down": "mlp.down_proj",
 }
 """Our names of a layer's parts and those of `transformers`, which all but OPT share."""
 
@@ -56,6 +60,11 @@ def transformers_model(weights: Weights) -> Any:
         Mismatch: `transformers` has other tensors for this architecture.
     """
     hf, spec = import_module("transformers"), weights.model
+    if spec.family not in FAMILIES:
+        raise Mismatch(
+            f"{spec.name} is of family {spec.family}, and transformers is compared as another "
+            f"system with {', '.join(FAMILIES)} only."
+        )
     with torch.device("meta"):
         built = hf.AutoModelForCausalLM.from_config(
             hf.AutoConfig.for_model(spec.family, **_config(spec)),
@@ -95,12 +104,13 @@ def named_tensors(weights: Weights) -> dict[str, Tensor]:
     sizes = [model.q_size, model.kv_size, model.kv_size]
     for number, layer in enumerate(weights.layers):
         at = f"{root}.layers.{number}"
-        rows = layer.qkv.weight.split(sizes)
-        biases = [None] * 3 if layer.qkv.bias is None else layer.qkv.bias.split(sizes)
+        qkv = cast(Heads, layer.attention).qkv
+        rows = qkv.weight.split(sizes)
+        biases = [None] * 3 if qkv.bias is None else qkv.bias.split(sizes)
         for name, weight, bias in zip("qkv", rows, biases, strict=True):
             put(f"{at}.self_attn.{name}_proj", Linear(weight, bias))
         for ours, theirs in names.items():
-            put(f"{at}.{theirs}", getattr(layer, ours))
+            put(f"{at}.{theirs}", attrgetter(ours)(layer))
     return tensors
 
 

@@ -12,6 +12,7 @@ from hw.backends import Backend
 from hw.cache.host import HostCache, kv_layout
 from hw.cache.reference import ResidentDecode, planned_decode
 from hw.cache.verify import RunNumbers, verify
+from hw.model.attention import query_shape
 from hw.model.kernels import Kernels
 from hw.model.offload import OffloadedLayers
 from hw.model.quantise import dequantise_into, quantise_into
@@ -192,7 +193,7 @@ class DecodeExecutor(Executor):
             return cache.kv_of(layer, start, stop)
         x = cache.x_of(layer, start, stop).to(self.backend.device)
         model = self.graph.model
-        kv = x.new_empty((*x.shape[:2], 2, model.n_kv_heads, model.head_dim))
+        kv = x.new_empty((*x.shape[:2], *kv_layout(model, None)[0]))
         with torch.inference_mode():
             self._kernels.project_kv(self.weights.layers[layer], x, kv, start)
         return kv
@@ -316,7 +317,7 @@ def executor_buffers(graph: TaskGraph, row: QuantisedRow | None) -> dict[str, li
     if row is not None:
         staged = [((tokens, batch, row.bytes), torch.uint8) for tokens in slots]
         new_rows = [((1, batch, row.bytes), torch.uint8)] * graph.slots
-    head = (2, model.n_kv_heads, model.head_dim)
+    head, _ = kv_layout(model, None)
     return {
         "kv": [((tokens, batch, *head), dtype) for tokens in slots],
         "staged": staged,
@@ -324,7 +325,7 @@ def executor_buffers(graph: TaskGraph, row: QuantisedRow | None) -> dict[str, li
         "x": [((x_rows, batch, model.hidden_size), dtype)] * len(_x_slots(graph)),
         "new_x": [hidden] * graph.slots,
         "hidden": [hidden] * n_batches,
-        "queries": [((batch, model.n_heads, model.head_dim), dtype)],
+        "queries": [((batch, *query_shape(model)), dtype)],
         "tokens": [((job.gen_tokens + 1, batch), torch.int64)] * n_batches,
         "logits": [((batch, model.vocab_size), dtype)] * n_batches,
     }
@@ -363,7 +364,7 @@ def _check_caches(caches: Sequence[HostCache], graph: TaskGraph) -> None:
 def _check_cache(cache: HostCache, graph: TaskGraph, needed: Sequence[HostRows]) -> None:
     model, job = graph.model, graph.workload
     dtype = TORCH_DTYPE[model.dtype]
-    row = None if job.kv_bits is None else QuantisedRow.of(model, job.kv_bits)
+    row = None if job.kv_bits is None else QuantisedRow.of(model.layers[0].attention, job.kv_bits)
     kv_shape, kv_dtype = kv_layout(model, row)
     kv = [((one.n_kv, job.batch_size, *kv_shape), kv_dtype) for one in cache.rows]
     x = [((one.n_x, job.batch_size, model.hidden_size), dtype) for one in cache.rows]

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from hw.backends.pacing import Transfer
 from hw.cache.host import HostCache, kv_layout
-from hw.model.weights import TORCH_DTYPE, Weights
+from hw.model.weights import TORCH_DTYPE, Weights, matrices
 from hw.tiers.direct_io import IN_FLIGHT, DirectReader, aligned
 from hw.tiers.tiers import KV, Lost, Piece, X, token_bytes
 from sim.errors import BadFile, Mismatch
@@ -54,7 +54,8 @@ class PrefixKey:
         cls, weights: Weights, prompt: Tensor, cached_tokens: int, chunk_tokens: int
     ) -> PrefixKey:
         """Key of the first tokens of a prompt, [S] ids on the host."""
-        rows = [weights.layers[0].qkv.weight[0], weights.layers[-1].down.weight[0]]
+        *_, down = matrices(weights.layers[-1])
+        rows = [next(matrices(weights.layers[0]))[0], down[0]]
         sample = torch.cat([row.flatten() for row in rows]).cpu()
         return cls(
             weights.model.name,

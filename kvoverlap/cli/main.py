@@ -97,6 +97,10 @@ VERBS = {
         "sweep:sweep",
         "Plan every point of a study, in parallel, and write one table.",
     ),
+    "trace": (
+        "trace:trace",
+        "Measure overlap in the trace of any program: copies, kernels, idle time.",
+    ),
     "traffic": (
         "traffic:traffic",
         "Show what a KV cache brings under the requests of a trace, or generate one.",

@@ -14,14 +14,23 @@ from typing import Annotated, Any
 from cyclopts import Parameter, Token
 
 from kvoverlap.cli.output import note
-from sim.catalog import find_hardware, find_model
+from sim.catalog import find_hardware, find_model, find_runtime
 from sim.engine.api import NO_NUMBA, check_engine, fast_engine_installed
-from sim.errors import BadInput
+from sim.errors import BadInput, UnknownName
 from sim.files import check_writable
 from sim.graph.jobs import KV, RestoreRequest, Workload
 from sim.lanes import TIERS
+from sim.machine.links import COPY_KINDS
 from sim.machine.profile import HardwareProfile
-from sim.machine.what_if import RATES, in_dtype_of, rate_unit, with_memory, with_rate
+from sim.machine.runtime import Runtime
+from sim.machine.what_if import (
+    RATES,
+    in_dtype_of,
+    rate_unit,
+    with_copies,
+    with_memory,
+    with_rate,
+)
 from sim.model.spec import ModelSpec
 from sim.results.recording import Recording
 from sim.results.trace import write_trace
@@ -247,15 +256,61 @@ class MachineOptions:
         Bytes | None,
         Parameter(help="What if the host had this much memory for the job, such as 256GiB."),
     ] = None
+    runtime: Annotated[
+        str | None,
+        Parameter(
+            metavar="NAME",
+            help="Serving runtime that does the job: its copies, order of loads and host time. "
+            "kvoverlap (the default: the best plan), vllm, lmcache, sglang-hicache, llama.cpp, "
+            "llama.cpp-ring, transformers, flexgen, or path of a file as in data/runtimes.",
+        ),
+    ] = None
+    copies: Annotated[
+        str | None,
+        Parameter(
+            metavar="KIND",
+            help="What if copies were made by a kernel (kernel), from pageable memory (pageable), "
+            "or from another NUMA node (far). By default by copy engines from pinned memory of the "
+            "GPU's node.",
+        ),
+    ] = None
+    link_from: Annotated[
+        Path | None,
+        Parameter(
+            metavar="TRACE",
+            help="What if the link copied as in this trace: rates by size from its pinned copies. "
+            "A profiler's trace, or what `kvoverlap trace -o` wrote of one.",
+        ),
+    ] = None
+
+    @property
+    def serving(self) -> Runtime | None:
+        """The serving runtime; None for kvoverlap's own executor."""
+        return None if self.runtime is None else find_runtime(self.runtime)
 
     def load(self) -> HardwareProfile:
-        """The profile with every change applied.
+        """The profile with every change applied: the trace's link, then rates, then memory.
 
         Raises:
             BadInput: a setting has no `=`, an unknown key, a key that is given twice, or a value
                 that is not a rate in the key's unit.
+            NotMeasured: the trace has no rate, or the machine no link.
         """
         machine = find_hardware(self.hardware)
+        if self.link_from is not None:
+            from sim.traces.link import with_link_from
+
+            machine, found = with_link_from(machine, self.link_from)
+            for lane, text in found.items():
+                note(f"{lane}: {text}")
+        if self.copies is not None:
+            if self.link_from is not None:
+                raise BadInput(
+                    f"--copies(={self.copies}) and --link-from both set the link; leave one out."
+                )
+            if self.copies not in COPY_KINDS:
+                raise UnknownName("kind of copies", self.copies, COPY_KINDS)
+            machine = with_copies(machine, self.copies)
         given = set()
         for setting in self.settings:
             key, equals, value = setting.partition("=")
@@ -294,7 +349,7 @@ class StepJob:
 
     def host_kv_bits(self, model: ModelSpec) -> int | None:
         """Bits of K and V on the host; None for the model's dtype."""
-        if self.kv_bits is None and model.kv_bits is not None and model.mla is not None:
+        if self.kv_bits is None and model.kv_bits is not None and not model.quantises_kv:
             note(
                 f"{model.name} asks for a cache in {model.kv_bits} bits; latents are planned in "
                 f"{model.dtype}"

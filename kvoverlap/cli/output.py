@@ -19,7 +19,7 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 
 from sim.progress import Progress
-from sim.units import ms
+from sim.units import ms, percent
 
 PLAIN_WIDTH = 160
 """Columns of tables that go to a file or a pipe."""
@@ -79,6 +79,11 @@ def table(
     for row in rows:
         grid.add_row(*(escape(cell) for cell in row))
     out.print(grid, soft_wrap=False)
+
+
+def shown_frac(fraction: float | None) -> str:
+    """A share in per cent, or a dash where there is none."""
+    return "-" if fraction is None else percent(fraction)
 
 
 def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

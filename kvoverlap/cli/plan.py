@@ -36,7 +36,8 @@ class Planning:
         str,
         Parameter(
             help="lp (optimal), kvpr, load-all, recompute-all, or fixed:<tokens>. To compare with: "
-            "resident, hf-offloaded, flexgen (needs a profile by `kvoverlap profile`)."
+            "resident, hf-offloaded, flexgen (needs a profile by `kvoverlap profile`), llama.cpp, "
+            "llama.cpp-ring. With --runtime lp is the runtime's own way."
         ),
     ] = "lp"
     schedule: Annotated[
@@ -59,6 +60,13 @@ class Planning:
             negative="--no-keep",
             help="Keep K, V, X and (column) weights in GPU memory as far as they fit; the default "
             "of policy lp. With --no-keep every step moves them all, as in KVPR.",
+        ),
+    ] = None
+    resident_layers: Annotated[
+        Count | None,
+        Parameter(
+            help="With --runtime llama.cpp: layers whose K and V stay in GPU memory, by default "
+            "none."
         ),
     ] = None
     engine: AutoEngine = None
@@ -90,13 +98,17 @@ def plan(
           --gpu-memory 40GB
       kvoverlap plan --model opt-13b --hardware kvpr-a100 --batch 32 --prompt 1K \\
           --kv-bits 4
+      kvoverlap plan --model qwen3-8b --hardware h200 --batch 1 --prompt 9000 \\
+          --runtime vllm
       kvoverlap plan --model ./config.json --hardware profile.json --batch 8 \\
           --prompt 512 --gen 16 -o plan.json
     """
     hardware = machine.load()
     spec = model.load(hardware)
     workload = job.workload(spec)
-    keep = planning.policy == "lp" if planning.keep is None else planning.keep
+    runtime = machine.serving
+    best = planning.policy == "lp" and (runtime is None or runtime.plans_itself)
+    keep = best if planning.keep is None else planning.keep
     long = workload.gen_tokens * workload.n_batches * spec.n_layers >= LONG_JOB_LAYERS
     usual = "fast" if long and fast_engine_installed() else "simpy"
     asked = Job(spec, hardware, workload)
@@ -106,6 +118,8 @@ def plan(
         gpus=planning.gpus,
         keep=keep,
         engine=installed_engine(planning.engine or usual),
+        runtime=runtime,
+        resident_layers=planning.resident_layers,
     )
     with progress("plan") as steps:
         if long:
@@ -130,6 +144,8 @@ def print_plan(made: DecodePlan) -> None:
     job, first = made.workload, made.steps[0]
     middle, attended = first.median_layer
     say(f"{headline(made)}\n")
+    if made.runtime is not None:
+        say(f"{made.runtime.decode_text}\n")
     say(
         f"{made.model.name} ({made.model.dtype}) on {made.hardware.name}: "
         f"{job.n_batches} x batch {job.batch_size}, prompt {job.prompt_tokens:,}, "

@@ -70,7 +70,7 @@ def restore(
         str,
         Parameter(
             help="compute-only, load-only, two-ended, lp, layer-wise, joint, or auto: the fastest "
-            "of them."
+            "of them; with --runtime the runtime's own way."
         ),
     ] = "auto",
     load: LoadTraces = LoadTraces(),
@@ -89,6 +89,8 @@ def restore(
           --tier 32
       kvoverlap restore --model llama-3.1-8b --hardware h100 --prompt 32K \\
           --cached 30K --tier 7GB/s --gpu-share 0.5 --policy two-ended --json
+      kvoverlap restore --model llama-3.1-8b --hardware h100-sxm --prompt 50000 \\
+          --runtime vllm
       kvoverlap restore --model longalpaca-7b --hardware h100 --prompt 16K \\
           --tier 32 --availability drop.csv --foresight -o plan.json
       kvoverlap restore --model llama-3.1-70b-fp8 --hardware h200+pcie5-x16 \\
@@ -115,6 +117,7 @@ def restore(
         foresight=load.foresight,
         engine=installed_engine(engine),
         cached_data=job.cached_data,
+        runtime=machine.serving,
     )
     made = make_plan(Job(spec, hardware, request), options)
     served = None if load.others is None else _serve(made, read_others(load.others))
@@ -185,11 +188,13 @@ def _print(made: RestorePlan) -> None:
             f"planned for the whole machine {ms(made.unforeseen_s)}, with the trace known in "
             f"advance (--foresight) {ms(made.foreseen_s)}"
         )
+    if made.runtime is not None:
+        say(made.runtime.restore_text(made.model))
     say(describe_sources(made))
     if (outside := beyond_calibration(made)) is not None:
         say(outside)
-    if made.window_savings is not None:
-        say(made.window_savings)
+    for note in filter(None, (made.window_savings, made.state_note)):
+        say(note)
     say("" if made.hardware.memory.unified else f"{made.reason}\n")
     policy_table("Policies", "TTFT", made.baselines, "load-only")
     if made.adaptation is not None:

@@ -17,8 +17,10 @@ from kvoverlap.cli.options import (
     TimelineOutput,
     check_distinct,
     installed_engine,
+    parse_seed,
+    parsed_by,
 )
-from kvoverlap.cli.output import print_json, say, table
+from kvoverlap.cli.output import note, print_json, progress, say, shown_frac, table
 from kvoverlap.cli.reports import report_timeline
 from planner import DecodePlan, Job, Plan, PlanOptions, plan_split
 from sim.errors import BadInput, Mismatch
@@ -26,7 +28,9 @@ from sim.graph.timeline import Timeline
 from sim.machine.profile import HardwareProfile
 from sim.results.compare import Comparison, compare
 from sim.results.recording import Recording
-from sim.results.trace import is_trace, read_trace
+from sim.results.trace import read_trace
+from sim.traces.compare import TraceComparison, compare_with_trace
+from sim.traces.measured import MeasuredTrace, holds_trace, open_trace
 from sim.units import ms, percent
 
 
@@ -84,44 +88,102 @@ def report_prediction(
     report_timeline("predicted", recording, result.json)
 
 
-def compare_verb(predicted: Path, measured: Path, *, gate: Gate = None, json: Json = False) -> int:
+def compare_verb(
+    predicted: Path,
+    measured: Path,
+    *,
+    step: Annotated[
+        int | None,
+        Parameter(
+            converter=parsed_by(parse_seed),
+            metavar="INT",
+            help="Compare with this step of a trace of another program, counted from 0 as "
+            "`kvoverlap trace` lists them. By default the whole trace.",
+        ),
+    ] = None,
+    gate: Gate = None,
+    json: Json = False,
+) -> int:
     """Compare a predicted and a measured timeline of the same graph, task by task.
 
     Errors are predicted minus measured. With --gate the exit status is 1 when the
-    makespan error exceeds it.
+    makespan error exceeds it. A trace of another program has no tasks of the graph:
+    its sums are compared (span, kernels, copies, overlap, exposed copy, idle).
 
     For example:
       kvoverlap compare predicted.json measured.json
       kvoverlap compare predicted.json measured.trace.json.gz
       kvoverlap compare predicted.json measured.json --gate 5
+      kvoverlap compare predicted.json vllm.pt.trace.json.gz --step 3
 
     Parameters
     ----------
     predicted
         A timeline written by `kvoverlap simulate -o`.
     measured
-        A timeline written by `kvoverlap run -o`, or a trace of it written by `--trace`.
+        A timeline written by `kvoverlap run -o`, or a trace of it written by `--trace`;
+        or a trace of another program, or what `kvoverlap trace -o` wrote of one.
     """
     guess = Recording.load(predicted)
-    if is_trace(measured):
-        timeline = read_trace(measured, guess.graph, "measured")
-        truth = Recording("measured", guess.hardware, (timeline,))
-    else:
-        truth = Recording.load(measured)
+    truth: Recording | MeasuredTrace = (
+        opened_trace(measured, guess) if holds_trace(measured) else Recording.load(measured)
+    )
+    if step is not None and isinstance(truth, Recording):
+        raise BadInput(f"--step(={step}) is for traces of other programs; leave it out.")
     if (guess.source, truth.source) != ("predicted", "measured"):
         raise Mismatch(
             f"{predicted} is {guess.source} and {measured} is {truth.source}; give the predicted "
             "timeline first and the measured one second."
         )
-    result = compare(guess, truth)
+    result = (
+        compare(guess, truth)
+        if isinstance(truth, Recording)
+        else compare_with_trace(guess.typical, truth, step)
+    )
     passed = gate is None or abs(result.makespan_error_frac) * 100 <= gate
     if json:
         print_json({**result.to_dict(), "passed": passed})
     else:
-        print_comparison(result)
+        if isinstance(result, Comparison):
+            print_comparison(result)
+        else:
+            print_trace_comparison(result)
         if gate is not None:
             say(f"\ngate {gate:g} %: {'passed' if passed else 'FAILED'}")
     return 0 if passed else 1
+
+
+def opened_trace(path: Path, guess: Recording) -> Recording | MeasuredTrace:
+    """A trace: a recording of the predicted graph if kvoverlap wrote it."""
+    with progress("compare") as steps:
+        found = open_trace(path, steps)
+    if found.events.graph_sha256 is None:
+        return found
+    timeline = read_trace(path, guess.graph, "measured")
+    return Recording("measured", guess.hardware, (timeline,))
+
+
+def print_trace_comparison(result: TraceComparison) -> None:
+    """Sums of a prediction and of a trace of another program."""
+    say(
+        f"predicted {ms(result.predicted_makespan_s)}, measured "
+        f"{ms(result.measured_makespan_s)} ({result.subject}), "
+        f"{percent(result.makespan_error_frac, signed=True)}"
+    )
+    say("The trace has no tasks of the predicted graph: sums are compared.")
+    rows = []
+    for name, (guess, truth) in result.seconds.items():
+        error = f"{(guess - truth) * 1e3:+.2f} ms"
+        relative = percent(guess / truth - 1, signed=True) if truth else ""
+        rows.append((name, ms(guess), ms(truth), error, relative))
+    for name, (one, other) in result.overlap_frac.items():
+        points = ""
+        if one is not None and other is not None:
+            points = f"{100 * (one - other):+.1f} points"
+        rows.append((f"{name} overlap", shown_frac(one), shown_frac(other), points, ""))
+    table("\nSums", ("", "predicted", "measured", "error", "relative"), rows)
+    for sentence in result.notes:
+        note(sentence)
 
 
 def print_comparison(result: Comparison) -> None:

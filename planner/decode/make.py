@@ -8,7 +8,11 @@ from dataclasses import replace
 from typing import TypeVar
 
 from planner.decode.lower import replicate
-from planner.decode.other_systems import OTHER_SYSTEMS, other_system_graph
+from planner.decode.other_systems import (
+    OTHER_SYSTEMS,
+    RUNTIME_SYSTEMS,
+    other_system_graph,
+)
 from planner.decode.plan import DecodePlan, Offloaded, Sensitivity
 from planner.decode.planner import DecodePlanner
 from planner.decode.policies import BASELINES, check_policy
@@ -18,11 +22,13 @@ from planner.decode.sensitivity import bottleneck, sensitivities
 from planner.decode.split import DecodeChoice, Residency, step_splits
 from planner.decode.ways import Ways
 from planner.job import DEFAULTS, Job, PlanOptions
+from planner.runtime import decode_machine, resident_layers
 from sim.engine.api import simulate
 from sim.errors import BadInput, DoesNotFit, NotMeasured
 from sim.graph.jobs import Workload
 from sim.graph.timeline import Timeline
 from sim.machine.provenance import weakest
+from sim.machine.runtime import Runtime
 
 AUTO, LP = "auto", "lp"
 
@@ -33,13 +39,27 @@ def plan_decode(job: Job[Workload], options: PlanOptions) -> DecodePlan:
     """Plan a decode job, as `planner.make_plan`."""
     if options.schedule == AUTO:
         return choose_schedule(job, options)[0]
-    policy = LP if options.policy is None else options.policy
+    policy, runtime = LP if options.policy is None else options.policy, options.runtime
+    if runtime is not None:
+        hardware = decode_machine(runtime, job.hardware, job.model, job.workload)
+        job = replace(job, hardware=hardware)
+        policy = runtime.decode.value if policy == LP else policy
     check_policy(policy)
     planner = DecodePlanner(_problem(job, options))
-    if policy in OTHER_SYSTEMS:
-        return _other_system_plan(planner, policy)
+    kept = resident_layers(runtime, options.resident_layers, job.model, job.workload)
+    if policy in RUNTIME_SYSTEMS:
+        return _done_by(runtime, _other_system_plan(planner, policy, kept))
+    if kept is not None:
+        raise BadInput(f"resident_layers does not apply to policy {policy!r}; leave it out.")
     choice = planner.best if policy == LP else planner.problem.choice_of(policy)
-    return _choice_plan(planner, policy, choice)
+    return _done_by(runtime, _choice_plan(planner, policy, choice))
+
+
+def _done_by(runtime: Runtime | None, plan: DecodePlan) -> DecodePlan:
+    """The plan as a runtime's, which offers no other way than its own."""
+    if runtime is None or runtime.plans_itself:
+        return replace(plan, runtime=runtime)
+    return replace(plan, runtime=runtime, offloaded=None)
 
 
 def choose_schedule(job: Job[Workload], options: PlanOptions) -> tuple[DecodePlan, str]:
@@ -137,8 +157,13 @@ def _choice_plan(planner: DecodePlanner, policy: str, choice: DecodeChoice) -> D
     return _plan(planner, policy, choice, timeline, objective_s, worth)
 
 
-def _other_system_plan(planner: DecodePlanner, policy: str) -> DecodePlan:
+def _other_system_plan(
+    planner: DecodePlanner, policy: str, kept: tuple[int, ...] | None = None
+) -> DecodePlan:
     """The plan of another system, whose graph is not described by a split.
+
+    Args:
+        kept: resident tokens of each layer, where the system keeps whole layers.
 
     Sensitivities come from its first steps."""
     problem = planner.problem
@@ -150,13 +175,16 @@ def _other_system_plan(planner: DecodePlanner, policy: str) -> DecodePlan:
     if problem.schedule != "row":
         raise BadInput(f"policy {policy!r} has a schedule of its own; leave --schedule at row.")
     model, workload = problem.model, problem.workload
-    timeline = simulate_other_system(problem, policy)
+    choice = problem.choice_of(policy)
+    if kept is not None:
+        choice = replace(choice, residency=replace(choice.residency, kv_tokens=kept))
+    timeline = simulate_other_system(problem, policy, choice.residency)
     problem.check_fits(timeline.graph)
     first = replace(workload, gen_tokens=min(2, workload.gen_tokens))
-    start = other_system_graph(policy, model, first)
+    start = other_system_graph(policy, model, first, choice.residency)
     worth = sensitivities(problem, lambda other: other.program_of(start))
     objective_s = problem.longest_path_s(timeline.graph)
-    return _plan(planner, policy, problem.choice_of(policy), timeline, objective_s, worth)
+    return _plan(planner, policy, choice, timeline, objective_s, worth)
 
 
 def _plan(
@@ -212,13 +240,13 @@ def _offloaded(planner: DecodePlanner) -> Offloaded:
 def _other_systems(problem: DecodeProblem) -> dict[str, float]:
     """Simulated makespan of a resident cache and of each other system that fits and has a cost.
 
-    Other systems are left out of a long job, because their simulation is slow, and for a quantised
-    cache, because they hold K and V in the model's dtype.
+    Other systems are left out of a long job, because their simulation is slow, for a quantised
+    cache, because they hold K and V in the model's dtype, and for layers of several kinds.
     """
     job, model = problem.workload, problem.model
     long = job.gen_tokens * model.n_layers * job.n_batches > MAX_LP_CELLS
     quantised = job.kv_bits is not None
-    unmoved = problem.hardware.memory.unified
+    unmoved = problem.hardware.memory.unified or bool(model.layer_kinds)
     skip = problem.schedule != "row" or quantised or long or unmoved
     other_systems = () if skip else OTHER_SYSTEMS
     found = {}
@@ -234,7 +262,9 @@ def _other_systems(problem: DecodeProblem) -> dict[str, float]:
     return found
 
 
-def simulate_other_system(problem: DecodeProblem, policy: str) -> Timeline:
+def simulate_other_system(
+    problem: DecodeProblem, policy: str, residency: Residency | None = None
+) -> Timeline:
     """The whole job as another system decodes it, on every GPU."""
-    graph = other_system_graph(policy, problem.model, problem.workload)
+    graph = other_system_graph(policy, problem.model, problem.workload, residency)
     return simulate(replicate(graph, problem.gpus), problem.hardware, problem.engine)

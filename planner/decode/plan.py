@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from planner.decode.lower import SCHEDULES, check_size, lower, replicate
-from planner.decode.other_systems import OTHER_SYSTEMS, other_system_graph
+from planner.decode.other_systems import RUNTIME_SYSTEMS, other_system_graph
 from planner.decode.split import Residency, StepSplit
 from planner.plan_file import Plan
 from sim.errors import BadInput
 from sim.files import STRICT_KEYS
 from sim.graph.tasks import TaskGraph
 from sim.machine.availability import ALWAYS, Availability
+from sim.machine.runtime import Runtime
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +84,7 @@ class DecodePlan(Plan, kind="plan"):
     resident_x_tokens: tuple[int, ...] = ()
     resident_weight_layers: tuple[int, ...] = ()
     offloaded: Offloaded | None = None
+    runtime: Runtime | None = None
 
     @property
     def availability(self) -> Availability:
@@ -100,8 +102,8 @@ class DecodePlan(Plan, kind="plan"):
         return self.gpus // self.model.tensor_parallel
 
     def lower(self) -> TaskGraph:
-        if self.policy in OTHER_SYSTEMS:
-            graph = other_system_graph(self.policy, self.model, self.workload)
+        if self.policy in RUNTIME_SYSTEMS:
+            graph = other_system_graph(self.policy, self.model, self.workload, self.residency)
         else:
             split = [step.recomputed_tokens for step in self.steps]
             residency = self.residency
@@ -112,9 +114,12 @@ class DecodePlan(Plan, kind="plan"):
     def residency(self) -> Residency:
         """What stays on the device; a layer whose past tokens all do keeps its whole cache."""
         last, prompt = self.steps[-1], self.workload.prompt_tokens
+        pairs = list(zip(last.resident_tokens, last.layer_tokens, strict=True))
+        # a layer that reads nothing in the last step is like the others
+        all_there = all(count == attended for count, attended in pairs)
         kv = tuple(
-            prompt if count == attended else count
-            for count, attended in zip(last.resident_tokens, last.layer_tokens, strict=True)
+            prompt if count == attended and (attended or all_there) else count
+            for count, attended in pairs
         )
         x = self.resident_x_tokens or (0,) * len(kv)
         return Residency(kv, x, self.resident_weight_layers)

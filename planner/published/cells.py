@@ -8,7 +8,8 @@ id            unique name
 source        key of `sources.toml`, which has title, date, address and confidence
 group         figures of one kind, which share a tolerance (`planner.published.accuracy.GROUPS`)
 scenario      `decode`, `restore` or `copy`
-inputs        `key=value` words; empty where the figure cannot be predicted
+inputs        `key=value` words; empty where the figure cannot be predicted. A model that is not
+              shipped has a config in `models`
 quantity      output of the scenario, in SI units: `makespan_s`, `ttft_s`, `bytes_per_s`, ...
 value         as published, in SI units
 uncertainty   of reading a chart or of rounding, in the unit of `value`; empty if unknown
@@ -39,6 +40,7 @@ from sim.files import STRICT_KEYS, decode_csv, decode_toml, naming_file, parse
 PUBLISHED = DATA / "published"
 SOURCES = "sources.toml"
 MEASUREMENTS = "measurements.csv"
+MODELS = "models"
 CAKE = "cake_table3_a100.csv"
 
 COLUMNS = (
@@ -129,10 +131,11 @@ def _rows(path: Path) -> list[Cell]:
         rows = decode_csv(path)
         if tuple(rows[0]) != COLUMNS:
             raise BadFile(f"must have the columns {', '.join(COLUMNS)}.")
-        return [_cell(row, number) for number, row in enumerate(rows, start=2)]
+        models = path.parent / MODELS
+        return [_cell(row, number, models) for number, row in enumerate(rows, start=2)]
 
 
-def _cell(row: Mapping[str, str], line: int) -> Cell:
+def _cell(row: Mapping[str, str], line: int, models: Path) -> Cell:
     with naming_file(f"line {line}"):
         if not row["inputs"] and not row["explanation"]:
             raise BadInput("a figure without inputs needs an explanation.")
@@ -143,7 +146,7 @@ def _cell(row: Mapping[str, str], line: int) -> Cell:
             row["scenario"],
             row["quantity"],
             _number("value", row["value"]),
-            _inputs(row["scenario"], row["inputs"]),
+            _inputs(row["scenario"], row["inputs"], models),
             _number("uncertainty", row["uncertainty"]) if row["uncertainty"] else 0.0,
             row["calibrates"],
             row["explanation"],
@@ -160,8 +163,11 @@ def _number(name: str, text: str) -> float:
     return value
 
 
-def _inputs(scenario: str, text: str) -> dict[str, Value]:
-    """The inputs of a row, checked and converted as those of a study are."""
+def _inputs(scenario: str, text: str, models: Path) -> dict[str, Value]:
+    """The inputs of a row, checked and converted as those of a study are.
+
+    A model that is not shipped has its config.json in the folder of the figures.
+    """
     if scenario not in INPUTS:
         raise UnknownName("scenario", scenario, list(INPUTS))
     if not text:
@@ -172,6 +178,9 @@ def _inputs(scenario: str, text: str) -> dict[str, Value]:
         key, equals, value = word.partition("=")
         if not equals or key not in known:
             raise UnknownName("input", key, list(known))
+        own = models / f"{value}.json"
+        if key == "model" and own.exists():
+            value = str(own)
         found[key] = known[key].read(key, _typed(value))
     for key, one in known.items():
         if one.default == REQUIRED and key not in found:

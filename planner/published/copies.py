@@ -14,9 +14,9 @@ from sim.machine.profile import HardwareProfile
 BOTH = "both"
 
 COPY: dict[str, Input] = {
-    "hardware": MACHINE_AND_MODEL["hardware"],
     "lane": Input(one_of((*COPY_LANES, BOTH)), COPY_LANES[0]),
     "bytes": Input(read_bytes, REQUIRED, "bytes"),
+    **{key: MACHINE_AND_MODEL[key] for key in ("hardware", "copies", "host.reads")},
 }
 """Inputs of copies from one size of buffer, one after another; with `both`, in both directions."""
 

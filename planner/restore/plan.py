@@ -21,6 +21,7 @@ from planner.restore.planner import (
 )
 from planner.restore.replanning import Adaptation, adapt
 from planner.restore.split import RestoreSplit
+from planner.runtime import restore_machine, restore_request
 from sim.cost.model import CostModel
 from sim.errors import BadInput
 from sim.graph.claims import claimed
@@ -30,6 +31,7 @@ from sim.graph.timeline import Timeline
 from sim.lanes import TIERS
 from sim.machine.availability import Availability
 from sim.machine.provenance import weakest
+from sim.machine.runtime import Runtime
 from sim.units import ms
 
 
@@ -68,6 +70,7 @@ class RestorePlan(Plan, kind="restore-plan"):
     adaptation: Adaptation | None = None
     unforeseen_s: float | None = None
     foreseen_s: float | None = None
+    runtime: Runtime | None = None
 
     def __post_init__(self) -> None:
         missing = [name for name in FIXED if name not in self.baselines]
@@ -102,24 +105,44 @@ class RestorePlan(Plan, kind="restore-plan"):
     def kv_bytes_by_window(self) -> dict[int | None, int]:
         """Bytes on the tier of the K and V that the restored prefix needs, by window of layer."""
         model, request = self.model, self.workload
-        rows: Counter[int | None] = Counter()
+        bits: Counter[int | None] = Counter()
         for layer in range(model.n_layers):
-            rows[model.window(layer)] += request.cached_tokens - request.first_loaded(model, layer)
-        return {window: n * request.kv_token_bits(model) // 8 for window, n in rows.items()}
+            first = request.first_loaded(model, layer)
+            if model.loads_rows(layer):
+                own = request.layer_kv_bits(model, layer, first, request.cached_tokens)
+                bits[model.window(layer)] += own
+        return {window: n // 8 for window, n in bits.items()}
 
     @property
     def window_savings(self) -> str | None:
         """A sentence on the K and V that sliding windows make needless; None if there are none."""
         model, request = self.model, self.workload
-        all_bytes = model.n_layers * request.cached_tokens * request.kv_token_bits(model) // 8
-        needed_bytes = request.kv_bytes(model)
-        if needed_bytes == all_bytes:
+        layers = [one for one in range(model.n_layers) if model.loads_rows(one)]
+        cut = [one for one in layers if request.first_loaded(model, one)]
+        if not cut:
             return None
-        cut = [one for one in range(model.n_layers) if request.first_loaded(model, one)]
+        all_bits = sum(
+            request.layer_kv_bits(model, one, 0, request.cached_tokens) for one in layers
+        )
+        all_bytes, needed_bytes = all_bits // 8, request.kv_bytes(model)
         sizes = " or ".join(f"{size:,}" for size in sorted({model.window(one) or 0 for one in cut}))
         return (
             f"{len(cut)} of {model.n_layers} layers keep a window of {sizes} tokens: of "
             f"{all_bytes / 1e9:.2f} GB of cached K and V {needed_bytes / 1e9:.2f} GB are needed."
+        )
+
+    @property
+    def state_note(self) -> str | None:
+        """A sentence on the states that are restored as a whole; None if there are none."""
+        model, cached = self.model, self.workload.cached_tokens
+        if not model.state_bytes:
+            return None
+        size = model.element_bytes
+        counted = sum(one.attention.state_bytes(size) > 0 for one in model.layers)
+        return (
+            f"{counted} of {model.n_layers} layers hold a state of {model.state_bytes / 1e6:,.1f} "
+            f"MB in all: its snapshot after {cached:,} tokens is loaded as a whole, unless a layer "
+            "computes all of them."
         )
 
     def lower(self) -> TaskGraph:
@@ -138,6 +161,8 @@ class RestorePlan(Plan, kind="restore-plan"):
                 {"window": window, "bytes": n_bytes}
                 for window, n_bytes in self.kv_bytes_by_window.items()
             ],
+            "cached_index_bytes": self.workload.index_bytes(self.model),
+            "cached_state_bytes": self.model.state_bytes,
             "cached_x_bytes": self.x_bytes,
             "speedup_vs_compute": self.compute_only_s / self.ttft_s,
             "speedup_vs_load": self.load_only_s / self.ttft_s,
@@ -146,16 +171,24 @@ class RestorePlan(Plan, kind="restore-plan"):
 
 def plan_restore(job: Job[RestoreRequest], options: PlanOptions) -> RestorePlan:
     """Plan a restore, as `planner.make_plan`."""
-    options.refuse("schedule", "gpus", "keep")
-    hardware = machine_of_one_gpu(job.hardware, job.model)
-    asked = (job.model, hardware, job.workload, options.availability, options.engine)
-    planner = RestorePlanner(*asked, options.cached_data)
-    planner.check_fits()
+    options.refuse("schedule", "gpus", "keep", "resident_layers")
+    hardware, request = machine_of_one_gpu(job.hardware, job.model), job.workload
     policy = "auto" if options.policy is None else options.policy
+    by_layer, runtime = False, options.runtime
+    if runtime is not None:
+        hardware = restore_machine(runtime, hardware, job.model)
+        request, by_layer = restore_request(runtime, request), runtime.restore.value == "by-layer"
+        if policy == "auto" and not runtime.plans_itself:
+            policy = "load-only"
+    asked = (job.model, hardware, request, options.availability, options.engine)
+    planner = RestorePlanner(*asked, options.cached_data, by_layer)
+    planner.check_fits()
     if not options.availability.steps:
-        return plan_choice(planner, policy)
-    unforeseen = UnforeseenPlanner(*asked, options.cached_data)
-    made = plan_choice(planner if options.foresight else unforeseen, policy, adapt(planner))
+        return plan_choice(planner, policy, runtime=runtime)
+    unforeseen = UnforeseenPlanner(*asked, options.cached_data, by_layer)
+    made = plan_choice(
+        planner if options.foresight else unforeseen, policy, adapt(planner), runtime
+    )
     return replace(
         made,
         unforeseen_s=unforeseen.choice(policy).ttft_s,
@@ -164,7 +197,10 @@ def plan_restore(job: Job[RestoreRequest], options: PlanOptions) -> RestorePlan:
 
 
 def plan_choice(
-    planner: RestorePlanner, policy: str, adaptation: Adaptation | None = None
+    planner: RestorePlanner,
+    policy: str,
+    adaptation: Adaptation | None = None,
+    runtime: Runtime | None = None,
 ) -> RestorePlan:
     """The plan of one policy. A planner can be reused for the plans of other policies.
 
@@ -192,6 +228,7 @@ def plan_choice(
         out_of_range_tasks=sum(not estimate.in_range for estimate in estimates),
         graph_sha256=graph.sha256,
         adaptation=adaptation,
+        runtime=runtime,
     )
 
 

@@ -19,7 +19,7 @@ the simulator, under the expected availability.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from operator import attrgetter
 from typing import Literal
@@ -105,6 +105,8 @@ class RestorePlanner:
     Args:
         engine: which one simulates, as in `sim.simulate`.
         cached_data: `kv`, or `kv+x` where X can be projected.
+        by_layer: policy `load-only` loads layer after layer, and the uncached tokens follow the
+            loads through the layers; otherwise token after token, before anything is computed.
 
     Raises:
         UnknownName: other cached data.
@@ -118,6 +120,7 @@ class RestorePlanner:
         availability: Availability = ALWAYS,
         engine: str = "simpy",
         cached_data: str = KV,
+        by_layer: bool = False,
     ) -> None:
         if cached_data not in CACHED_DATA:
             raise UnknownName("cached data", cached_data, CACHED_DATA)
@@ -127,6 +130,7 @@ class RestorePlanner:
         self.availability = availability
         self.engine = engine
         self.has_x = cached_data == KV_AND_X
+        self.by_layer = by_layer
         self._choices: dict[str, RestoreChoice] = {}
         self._splits: dict[RestoreSplit, RestoreChoice] = {}
         self._graphs: dict[RestoreSplit, TaskGraph] = {}
@@ -151,18 +155,27 @@ class RestorePlanner:
 
     @property
     def device_bytes(self) -> int:
-        """Device memory of the weights and of the K and V of the tokens that new ones attend to."""
+        """Device memory of the weights, and of what the layers hold of the prompt.
+
+        These are K and V of the tokens that new ones attend to, index keys and states.
+        """
         model, request = self.model, self.request
-        rows = sum(
-            request.prompt_tokens - model.first_token(layer, request.cached_tokens)
-            for layer in range(model.n_layers)
-        )
-        return model.weight_bytes + rows * model.kv_token_bytes
+        prompt, n_bytes = request.prompt_tokens, model.weight_bytes + model.state_bytes
+        for layer in range(model.n_layers):
+            rows = prompt - model.first_token(layer, request.cached_tokens)
+            if not model.splits(layer):
+                rows = model.layers[layer].attention.held_rows(prompt)
+            n_bytes += rows * model.row_bytes(layer)
+        return n_bytes + model.index_bytes(prompt)
 
     @property
     def cached_bytes(self) -> int:
-        """Bytes of the cached K and V, and X where it is cached, of all GPUs on the tier."""
-        one_gpu = self.request.kv_bytes(self.model)
+        """Bytes of the cached K and V, index keys, states, and X where it is cached, on the tier.
+
+        Those of all GPUs.
+        """
+        one_gpu = self.request.kv_bytes(self.model) + self.request.index_bytes(self.model)
+        one_gpu += self.model.state_bytes
         one_gpu += self.has_x * self.request.x_bytes(self.model)
         return self.model.tensor_parallel * one_gpu
 
@@ -170,11 +183,10 @@ class RestorePlanner:
         """Refuse a request that exceeds the model's positions or the device memory.
 
         Raises:
-            BadInput: the model has too few positions for the prompt, or layers of another kind.
+            BadInput: the model has too few positions for the prompt.
             DoesNotFit: weights and K and V of the prompt exceed device memory, or the cached data
                 host memory.
         """
-        self.model.check_plannable()
         if self.request.prompt_tokens > self.model.max_positions:
             raise BadInput(
                 f"prompt_tokens(={self.request.prompt_tokens}) must be at most the "
@@ -203,7 +215,8 @@ class RestorePlanner:
             case "compute-only" | "two-ended":
                 return self._simulated(policy, form_graph(policy, self.model, self.request, None))
             case "load-only":
-                return self._split(RestoreSplit.even(self.model, 0))
+                nothing = RestoreSplit.even(self.model, 0)
+                return self._split(replace(nothing, by_layer=self.by_layer))
             case "lp":
                 return self._best_tokens()
             case "layer-wise":
@@ -256,7 +269,7 @@ class RestorePlanner:
             computed = counts[0]
             projected = min(counts[1], rates.layers - computed)
             loaded = rates.layers - computed - projected
-            from_x = rates.needed[computed : computed + projected]
+            from_x = rates.from_x[computed : computed + projected]
             return self._split(
                 RestoreSplit(
                     (cached,) * computed + (0,) * (projected + loaded),
@@ -276,7 +289,7 @@ class RestorePlanner:
         """
         rates = self.rates
         unit = self.request.io_chunk_tokens
-        most = rates.left_tokens(0) // unit if self.has_x else 0
+        most = sum(rates.from_x) // unit if self.has_x else 0
         top = (rates.all_cells, most)
 
         def made(counts: Sequence[int]) -> RestoreChoice:
@@ -308,7 +321,7 @@ class RestorePlanner:
         high = rates.stops[min(steps + 1, len(rates.step_s))]
         computed = [high] * more + [low] * (rates.layers - more)
         counts, cached = [], self.request.cached_tokens
-        for count, needed in zip(computed, rates.needed, strict=True):
+        for count, needed in zip(computed, rates.from_x, strict=True):
             counts.append(min(projected, needed, cached - count))
             projected -= counts[-1]
         return RestoreSplit(tuple(computed), tuple(counts), True)
@@ -321,7 +334,12 @@ class UnforeseenPlanner(RestorePlanner):
     def _whole(self) -> RestorePlanner:
         data = KV_AND_X if self.has_x else KV
         return RestorePlanner(
-            self.model, self.hardware, self.request, ALWAYS, self.engine, cached_data=data
+            self.model,
+            self.hardware,
+            self.request,
+            engine=self.engine,
+            cached_data=data,
+            by_layer=self.by_layer,
         )
 
     def fastest(self) -> str:

@@ -11,12 +11,14 @@ from planner.decode.lower import SCHEDULES
 from planner.decode.policies import fixed_tokens
 from planner.restore.planner import RESTORE_POLICIES
 from planner.restore.reproduce import link_rate
-from sim.catalog import find_hardware, find_model
+from sim.catalog import find_hardware, find_model, find_runtime
 from sim.errors import BadInput, UnknownName
 from sim.graph.jobs import CACHED_DATA, KV, KV_BITS
 from sim.lanes import TIERS
+from sim.machine.links import COPY_KINDS
 from sim.machine.what_if import RATES, rate_unit
 from sim.model.spec import DTYPE_BYTES, MODEL_SIZES
+from sim.traces.measured import open_trace
 from sim.units import RATE_EXAMPLES, parse_bytes, parse_count, parse_rate
 
 Value = str | int | float | bool
@@ -60,6 +62,11 @@ def read_count(key: str, value: Any) -> int:
             f"{key}(={value!r}) must be a whole number of at least 1, such as 32 or '4K'."
         )
     return value
+
+
+def read_whole(key: str, value: Any) -> int:
+    """A whole number of at least 0."""
+    return 0 if value == 0 and not isinstance(value, bool) else read_count(key, value)
 
 
 def read_rate(key: str, value: Any) -> float:
@@ -149,6 +156,9 @@ MACHINE_AND_MODEL: dict[str, Input] = {
     "tp": Input(read_count, unit="GPUs"),
     "ep": Input(read_count, unit="GPUs"),
     "gpu_memory": Input(read_bytes, unit="bytes"),
+    "link_from": Input(_named(open_trace)),
+    "copies": Input(one_of(COPY_KINDS)),
+    "runtime": Input(_named(find_runtime)),
     **{f"model.{size}": Input(read_count) for size in MODEL_SIZES},
     **{
         key: Input(read_rate, unit="FLOP/s" if rate_unit(key) == "FLOP" else "bytes/s")
@@ -166,6 +176,7 @@ DECODE: dict[str, Input] = {
     "keep": Input(read_flag),
     "kv_bits": Input(one_of((16, 8, 4)), 16),
     "host_memory": Input(read_bytes, unit="bytes"),
+    "resident_layers": Input(read_whole, unit="layers"),
 }
 RESTORE: dict[str, Input] = {
     **MACHINE_AND_MODEL,

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
 from planner.decode.sensitivity import NUDGE, PARTS
 from planner.restore.reproduce import behind_link, link_rate
-from sim.catalog import find_hardware, find_model
+from sim.catalog import find_hardware, find_model, find_runtime
 from sim.lanes import HOST, TIERS
 from sim.machine.profile import HardwareProfile
-from sim.machine.what_if import RATES, in_dtype_of, with_memory, with_rate
+from sim.machine.runtime import Runtime
+from sim.machine.what_if import RATES, in_dtype_of, with_copies, with_memory, with_rate
 from sim.model.spec import MODEL_SIZES, ModelSpec
+from sim.traces.link import with_link_from
 
 Pairs = tuple[tuple[str, Any], ...]
 
@@ -29,21 +31,29 @@ class Machine:
     hardware: HardwareProfile
     nudged: Mapping[str, HardwareProfile]
 
+    def changed(self, change: Callable[[HardwareProfile], HardwareProfile]) -> Machine:
+        """The machine and its faster variants with a change."""
+        return Machine(
+            change(self.hardware), {part: change(one) for part, one in self.nudged.items()}
+        )
+
 
 def machine_of(values: Mapping[str, Any]) -> Machine:
-    """The machine of a point: profile, rates, memory sizes and the link to the tier.
+    """The machine of a point: profile, link of a trace, rates, memory sizes, link to the tier.
 
     Raises:
-        NotMeasured: the study sets a rate that the profile lacks.
+        NotMeasured: the study sets a rate that the profile lacks, or the trace has none.
     """
-    keys = ("hardware", "gpu_memory", "host_memory", "tier", *RATES)
+    keys = ("hardware", "link_from", "copies", "gpu_memory", "host_memory", "tier", *RATES)
     return _machine(tuple((key, values[key]) for key in keys if key in values))
 
 
 @lru_cache(maxsize=256)
 def _machine(pairs: Pairs) -> Machine:
     values = dict(pairs)
-    hardware = _profile(values["hardware"])
+    hardware = _profile(values["hardware"], values.get("link_from"))
+    if "copies" in values:
+        hardware = with_copies(hardware, values["copies"])
     for key in RATES:
         if key in values:
             hardware = with_rate(hardware, key, values[key])
@@ -62,8 +72,14 @@ def _machine(pairs: Pairs) -> Machine:
 
 
 @lru_cache(maxsize=64)
-def _profile(name: str) -> HardwareProfile:
-    return find_hardware(name)
+def _profile(name: str, trace: str | None) -> HardwareProfile:
+    found = find_hardware(name)
+    return found if trace is None else with_link_from(found, trace)[0]
+
+
+def runtime_of(values: Mapping[str, Any]) -> Runtime | None:
+    """The serving runtime of a point; None for kvoverlap's own executor."""
+    return find_runtime(values["runtime"]) if "runtime" in values else None
 
 
 def model_of(values: Mapping[str, Any], hardware: HardwareProfile) -> ModelSpec:

@@ -10,15 +10,16 @@ from typing import Any
 
 from planner.decode.fast_planner import ShortcutPlanner
 from planner.decode.make import LP, fitting_schedules, simulate_other_system
-from planner.decode.other_systems import OTHER_SYSTEMS
+from planner.decode.other_systems import RUNTIME_SYSTEMS
 from planner.decode.policies import check_policy
 from planner.decode.problem import DecodeProblem
 from planner.decode.sensitivity import MIN_SAVING_FRAC, MORE, NUDGE
 from planner.decode.split import DecodeChoice
 from planner.restore.plan import token_counts
 from planner.restore.planner import RestorePlanner, machine_of_one_gpu
+from planner.runtime import decode_machine, resident_layers, restore_machine, restore_request
 from planner.sweep.inputs import AUTO
-from planner.sweep.machines import Machine, machine_of, model_of
+from planner.sweep.machines import Machine, machine_of, model_of, runtime_of
 from sim.cost.model import CostKey, CostModel, cost_key
 from sim.engine.api import fast_engine_installed
 from sim.errors import BadInput
@@ -105,14 +106,21 @@ def decode_row(values: Inputs) -> Row:
 
 
 def _decode_row(values: Inputs, machine: Machine, schedule: str, job: Workload) -> Row:
-    hardware, policy, jobs = machine.hardware, values["policy"], values["gpus"]
-    model = model_of(values, hardware)
+    policy, jobs, runtime = values["policy"], values["gpus"], runtime_of(values)
+    model = model_of(values, machine.hardware)
+    if runtime is not None:
+        machine = machine.changed(lambda one: decode_machine(runtime, one, model, job))
+        policy = runtime.decode.value if policy == LP else policy
+    hardware = machine.hardware
     gpus = jobs * model.tensor_parallel
     keep = values.get("keep", "gpu_memory" in values)
     problem = DecodeProblem(model, hardware, job, schedule, gpus, keep, ENGINE)
     planner = ShortcutPlanner(problem)
     check_policy(policy)
     choice = planner.best if policy == LP else problem.choice_of(policy)
+    whole = resident_layers(runtime, values.get("resident_layers"), model, job)
+    if whole is not None:
+        choice = replace(choice, residency=replace(choice.residency, kv_tokens=whole))
     timeline = _timeline(problem, policy, choice)
     need = problem.check_fits(timeline.graph)
     counts = sorted(choice.split[0])
@@ -144,11 +152,11 @@ def _decode_row(values: Inputs, machine: Machine, schedule: str, job: Workload) 
 
 
 def _timeline(problem: DecodeProblem, policy: str, choice: DecodeChoice) -> Timeline:
-    if policy not in OTHER_SYSTEMS:
+    if policy not in RUNTIME_SYSTEMS:
         return problem.simulate(choice.split, choice.residency)
     if problem.schedule != "row":
         raise BadInput(f"policy {policy!r} defines its own schedule; leave schedule at row.")
-    return simulate_other_system(problem, policy)
+    return simulate_other_system(problem, policy, choice.residency)
 
 
 def _bottleneck(
@@ -208,15 +216,21 @@ def restore_row(values: Inputs) -> Row:
         gpu_share=values["gpu_share"],
         tier_kv_bits=values["kv_bits"],
     )
+    policy, by_layer, runtime = values["policy"], False, runtime_of(values)
+    if runtime is not None:
+        hardware = restore_machine(runtime, hardware, model)
+        request, by_layer = restore_request(runtime, request), runtime.restore.value == "by-layer"
+        if policy == AUTO and not runtime.plans_itself:
+            policy = "load-only"
     planner = RestorePlanner(
         model,
         hardware,
         request,
         engine=ENGINE,
         cached_data=values["cached_data"],
+        by_layer=by_layer,
     )
     planner.check_fits()
-    policy = values["policy"]
     taken = planner.fastest() if policy == AUTO else policy
     choice = planner.choice(taken)
     timeline = choice.timeline

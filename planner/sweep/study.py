@@ -166,7 +166,7 @@ class Study:
 
     @cached_property
     def sha256(self) -> str:
-        """Hash of the values, the filters, and the content of models and machines."""
+        """Hash of the values, the filters, and the content of models, machines and traces."""
 
         def every(key: str) -> Sequence[Value]:
             return self.varied.get(key) or (self.fixed[key],)
@@ -178,7 +178,13 @@ class Study:
             [set_fields(find_model(str(name))) for name in every("model")],
             [find_hardware(str(name)).to_dict() for name in every("hardware")],
         ]
-        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+        if "link_from" in (*self.fixed, *self.varied):
+            content += [_hash_of(Path(str(name)).read_bytes()) for name in every("link_from")]
+        return _hash_of(json.dumps(content).encode())
+
+
+def _hash_of(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 def _flat(where: str, table: Any) -> Iterator[tuple[str, Any]]:

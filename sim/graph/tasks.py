@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, cast
 
@@ -21,6 +21,7 @@ from sim.files import STRICT_KEYS, parse, set_fields
 from sim.graph.jobs import RestoreRequest, Workload
 from sim.graph.loads import LoadedRows, Loads
 from sim.lanes import COMPUTE, D2H, DISK, H2D, HOST, NET
+from sim.model.arithmetic import PLAIN
 from sim.model.spec import ModelSpec
 
 STAGING_SLOTS = 2
@@ -152,9 +153,11 @@ class TaskGraph:
         """Identity of the graph: timelines are comparable only if their graphs' hashes agree.
 
         Fields at their default value are left out, here and in files, so that a field added in a
-        later version does not change the hash of a graph that does not use it.
+        later version does not change the hash of a graph that does not use it. So is what decides
+        no task: how the model computes.
         """
-        setting = [self.schedule, self.slots, set_fields(self.model), set_fields(self.workload)]
+        model = set_fields(replace(self.model, arithmetic=PLAIN))
+        setting = [self.schedule, self.slots, model, set_fields(self.workload)]
         lines = [json.dumps(setting, sort_keys=True), *map(_identity, self.tasks)]
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
@@ -188,6 +191,10 @@ class TaskGraph:
     def loaded_rows(self, task: Task) -> LoadedRows:
         """Rows that a load of a restore moves."""
         return self._loads.rows(task.layer, task.layers, task.token_start, task.token_stop)
+
+    def loaded_bytes(self, task: Task) -> int:
+        """Bytes that a load of K and V of a restore moves."""
+        return self._loads.kv_bytes(task.layer, task.layers, task.token_start, task.token_stop)
 
     def to_dict(self) -> dict[str, Any]:
         """The graph as it is written to a file, without fields that have their default value."""
@@ -248,4 +255,4 @@ def _check_tasks(tasks: Iterable[Task]) -> None:
 
 def attended_tokens(task: Task, model: ModelSpec) -> int:
     """Keys that the last token of `task` attends to, itself included."""
-    return model.layer_context(task.layer, task.token_stop - 1) + 1
+    return task.token_stop - model.first_token(task.layer, task.token_stop - 1)

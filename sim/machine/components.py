@@ -79,6 +79,7 @@ class LinkPart:
     Args:
         links, host_memory_bytes: None for `unified`, where CPU and GPU share one memory.
         dispatch: what the host spends on launching work.
+        host_dram: bytes/s of host memory that copies and CPU readers share, where it is known.
     """
 
     __pydantic_config__ = STRICT_KEYS
@@ -92,6 +93,7 @@ class LinkPart:
     uplinks: tuple[Uplink, ...] = ()
     tiers: tuple[Tier, ...] = ()
     lookup_s: SourcedValue | None = None
+    host_dram: SourcedValue | None = None
 
     @classmethod
     def load(cls, path: Path | str) -> LinkPart:
@@ -142,6 +144,7 @@ def compose(compute: ComputePart, link: LinkPart) -> HardwareProfile:
         checks=compute.checks,
         efficiency=compute.efficiency,
         all_reduce=compute.all_reduce,
+        host_dram=link.host_dram,
     )
 
 

@@ -13,7 +13,7 @@ from sim.machine.curves import Curve
 from sim.machine.utilisation import UNIT
 from sim.model.kernels import ExpertsShape
 
-BITS = (4, 8, 16)
+BITS = (4, 8, 16, 32)
 
 SCALES_FRAC = 0.15
 """Bits of the scales of quantised weights, at most, as a part of the weights'."""
@@ -28,7 +28,7 @@ class ExpertsTable:
     utilisation of the nearest one.
 
     Args:
-        weight_bits: 16, 8, or 4.
+        weight_bits: 32, 16, 8, or 4.
         flops_per_s, bytes_per_s: peaks of the datasheet.
         floor_s: the fastest kernel of the table.
         tokens: numbers of tokens, in rising order.
@@ -48,7 +48,7 @@ class ExpertsTable:
 
     def __post_init__(self) -> None:
         if self.weight_bits not in BITS:
-            raise BadInput(f"experts: weight_bits(={self.weight_bits}) must be 4, 8 or 16.")
+            raise BadInput(f"experts: weight_bits(={self.weight_bits}) must be 4, 8, 16 or 32.")
         for name in ("flops_per_s", "bytes_per_s"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise BadInput(f"experts: {name}(={getattr(self, name)}) must be > 0.")
@@ -94,7 +94,7 @@ class ExpertsTable:
             if share
         }
         own_bits = bits is None or abs(bits - self.weight_bits) <= SCALES_FRAC * self.weight_bits
-        measured = key in self._known and own_bits and shape.gpus == 1
+        measured = key in self._known and own_bits and (shape.gpus, shape.matrices) == (1, 3)
         return Curve(tuple(seconds), tuple(seconds.values())), measured
 
     def faster(self, flops: float, hbm: float) -> ExpertsTable:

@@ -15,7 +15,14 @@ from sim.machine.curves import Curve, Grid, RaggedGrid
 from sim.machine.experts import ExpertsTable
 from sim.machine.links import Dispatch, Interference, Links, Uplink, check_positive
 from sim.machine.prefill import Restore, check_head_sizes
-from sim.machine.provenance import Efficiency, Samples, Source, TableErrors, weakest
+from sim.machine.provenance import (
+    Efficiency,
+    Samples,
+    Source,
+    SourcedValue,
+    TableErrors,
+    weakest,
+)
 from sim.machine.utilisation import UtilisationTable
 from sim.model.spec import DTYPE_BYTES
 
@@ -71,14 +78,23 @@ class Gemm:
         wide_enough = (rate for bits, rate in rates.items() if bits >= operand_bits and rate)
         return next(wide_enough, self.flops_per_s)
 
-    def roofline_s(self, m: int, n: int, k: int, element_bytes: int, weight_bits: int) -> float:
+    def roofline_s(
+        self,
+        m: int,
+        n: int,
+        k: int,
+        element_bytes: int,
+        weight_bits: float,
+        operand_bits: int = 16,
+    ) -> float:
         """`max(flops / rate, bytes / bytes_per_s)` of `[m, k] x [k, n]`.
 
         Args:
             element_bytes: of an element of the operand [m, k] and of the result.
-            weight_bits: of an element of [k, n]; with 8 both operands are multiplied in 8 bits.
+            weight_bits: of an element of [k, n] in memory.
+            operand_bits: of both operands when they are multiplied.
         """
-        seconds = 2 * m * n * k / self.rate(8 if weight_bits == 8 else 16)
+        seconds = 2 * m * n * k / self.rate(operand_bits)
         if self.bytes_per_s is not None:
             n_bytes = n * k * weight_bits / 8 + m * (n + k) * element_bytes
             seconds = max(seconds, n_bytes / self.bytes_per_s)
@@ -152,6 +168,19 @@ class Attention:
     def __post_init__(self) -> None:
         check_positive("attention", bytes_per_s=self.bytes_per_s)
 
+    def faster(self, factor: float) -> Attention:
+        """Every time divided by `factor`."""
+        if factor == 1.0:
+            return self
+        shorter = 1.0 / factor
+        return replace(
+            self,
+            bytes_per_s=self.bytes_per_s * factor,
+            tables=tuple(replace(one, grid=one.grid.scaled(shorter)) for one in self.tables),
+            heads=tuple(replace(one, fan=one.fan.scaled(shorter)) for one in self.heads),
+            latent=tuple(replace(one, fan=one.fan.scaled(shorter)) for one in self.latent),
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class QuantisationTable:
@@ -183,6 +212,20 @@ class Elementwise:
 
     def __post_init__(self) -> None:
         check_positive("elementwise", bytes_per_s=self.bytes_per_s)
+
+    def faster(self, factor: float) -> Elementwise:
+        """Every time divided by `factor`."""
+        if factor == 1.0:
+            return self
+        return replace(
+            self,
+            bytes_per_s=self.bytes_per_s * factor,
+            curve=self.curve and _faster(self.curve, factor),
+            copies=self.copies and _faster(self.copies, factor),
+            tables=tuple(
+                replace(table, curve=_faster(table.curve, factor)) for table in self.tables
+            ),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,9 +271,9 @@ class HardwareProfile:
     them: they do not tell two profiles apart, and only the profile's own file holds them, and so
     do `checks`, how well the tables of published timings predict their own points.
     `efficiency` is the part of the peak rates that went into the rates of a data sheet.
-    `restore` is what restoring a cached prefix needs besides.
     `restore` is what restoring a cached prefix needs besides. `all_reduce` is of GPUs that are
-    linked to each other; None for GPUs that are only linked to the host.
+    linked to each other; None for GPUs that are only linked to the host. `host_dram` is the rate in
+    bytes/s that copies and CPU readers of host memory share, where it is known.
     """
 
     __pydantic_config__ = STRICT_KEYS
@@ -253,6 +296,7 @@ class HardwareProfile:
     checks: tuple[TableErrors, ...] = field(default=(), compare=False, repr=False)
     efficiency: Efficiency | None = None
     all_reduce: AllReduce | None = None
+    host_dram: SourcedValue | None = None
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPE_BYTES:
@@ -310,6 +354,13 @@ class HardwareProfile:
         del content["samples"], content["checks"]
         if self.links.host is None:
             del content["links"]["host"]
+        for link in content["links"].values():
+            if not link["kinds"]:
+                del link["kinds"]
+            if link["block_bytes"] is None:
+                del link["block_bytes"]
+        if not self.dispatch.start_s:
+            del content["dispatch"]["start_s"]
         if not self.memory.unified:
             del content["memory"]["unified"]
         if self.elementwise.copies is None:
@@ -400,30 +451,8 @@ class HardwareProfile:
                 gemm=_faster_gemm(
                     self.gemm, 1.0 if part == "hbm" else factor, hbm, DTYPE_BYTES[self.dtype]
                 ),
-                attention=replace(
-                    self.attention,
-                    bytes_per_s=self.attention.bytes_per_s * hbm,
-                    tables=tuple(
-                        replace(table, grid=table.grid.scaled(1.0 / hbm))
-                        for table in self.attention.tables
-                    ),
-                    heads=tuple(
-                        replace(one, fan=one.fan.scaled(1.0 / hbm)) for one in self.attention.heads
-                    ),
-                    latent=tuple(
-                        replace(one, fan=one.fan.scaled(1.0 / hbm)) for one in self.attention.latent
-                    ),
-                ),
-                elementwise=replace(
-                    self.elementwise,
-                    bytes_per_s=self.elementwise.bytes_per_s * hbm,
-                    curve=self.elementwise.curve and _faster(self.elementwise.curve, hbm),
-                    copies=self.elementwise.copies and _faster(self.elementwise.copies, hbm),
-                    tables=tuple(
-                        replace(table, curve=_faster(table.curve, hbm))
-                        for table in self.elementwise.tables
-                    ),
-                ),
+                attention=self.attention.faster(hbm),
+                elementwise=self.elementwise.faster(hbm),
                 restore=self.restore
                 and self.restore.faster_attention(1.0 if part == "hbm" else factor),
             )

@@ -10,6 +10,8 @@ from sim.lanes import COPY_LANES
 from sim.machine.profile import HardwareProfile
 from sim.model.spec import DTYPE_BYTES, ModelSpec
 
+HOST_READS = "host reads"
+
 RATES: dict[str, tuple[str, Callable[[HardwareProfile], float]]] = {
     "link.bandwidth": ("link", lambda hardware: hardware.links.h2d.bytes_per_s),
     "link.h2d.bandwidth": ("h2d", lambda hardware: hardware.links.h2d.bytes_per_s),
@@ -21,9 +23,11 @@ RATES: dict[str, tuple[str, Callable[[HardwareProfile], float]]] = {
         "uplink",
         lambda hardware: min((one.h2d_bytes_per_s for one in hardware.uplinks), default=0.0),
     ),
+    "host.reads": (HOST_READS, lambda _: 0.0),
 }
 """Rates by name: the part of the machine and its present rate. Of several uplinks the slowest
-counts, and the others are changed in proportion."""
+counts, and the others are changed in proportion. `host.reads` is what CPUs read of host memory
+meanwhile, which slows copies down where the rate of host memory is known."""
 
 
 def rate_unit(key: str) -> str:
@@ -43,10 +47,61 @@ def with_rate(hardware: HardwareProfile, key: str, rate: float) -> HardwareProfi
             f"CPU and GPU of {hardware.name} share one memory: it has no link to change; leave "
             f"{key} out."
         )
+    if part == HOST_READS:
+        return beside_readers(hardware, rate)
     now = present(hardware)
     if not now:
         raise NotMeasured(f"{hardware.name} has no {part} to change; leave {key} out.")
     return hardware.with_faster(part, rate / now)
+
+
+def beside_readers(hardware: HardwareProfile, reads_bytes_per_s: float) -> HardwareProfile:
+    """The machine whose CPUs read host memory at a rate: copies get what they leave of it.
+
+    Raises:
+        NotMeasured: the rate of host memory is not known.
+        BadInput: the CPUs leave nothing.
+    """
+    dram = hardware.host_dram
+    if dram is None:
+        raise NotMeasured(
+            f"the rate of host memory of {hardware.name} is not known; leave host.reads out or "
+            "choose a link that has it, such as pcie5-x16-workstation."
+        )
+    left = dram.value - reads_bytes_per_s
+    if left <= 0:
+        raise BadInput(
+            f"host.reads(={reads_bytes_per_s / 1e9:g}GB/s) must be below the "
+            f"{dram.value / 1e9:g} GB/s of host memory of {hardware.name}."
+        )
+    for lane in COPY_LANES:
+        rate = hardware.links.of(lane).bytes_per_s
+        if rate > left:
+            hardware = hardware.with_faster(lane, left / rate)
+    return hardware
+
+
+def with_copies(hardware: HardwareProfile, kind: str) -> HardwareProfile:
+    """The machine whose copies are all of one of `COPY_KINDS`.
+
+    Raises:
+        NotMeasured: the figures of such copies are not known.
+    """
+    links = hardware.links
+    both = {
+        one.both_ways_rate
+        for lane in COPY_LANES
+        for one in links.of(lane).kinds
+        if one.kind == kind and one.both_ways_rate is not None
+    }
+    interference = hardware.interference
+    if both:
+        interference = tuple(
+            replace(one, rate=min(both)) if {one.lane, one.while_busy} == set(COPY_LANES) else one
+            for one in interference
+        )
+    changed = {lane: links.of(lane).of_kind(kind) for lane in COPY_LANES}
+    return replace(hardware, links=replace(links, **changed), interference=interference)
 
 
 def with_memory(

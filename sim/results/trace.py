@@ -106,11 +106,6 @@ def read_trace(path: Path | str, graph: TaskGraph, title: str) -> Timeline:
     return Timeline(graph, tuple(a for a, _ in ordered), tuple(b for _, b in ordered))
 
 
-def is_trace(path: Path | str) -> bool:
-    """Whether the file looks like a Chrome trace rather than one of our own documents."""
-    return '"traceEvents"' in read_text(path)[:4096]
-
-
 def _metadata(name: str, pid: int, tid: int, args: dict[str, Any]) -> dict[str, Any]:
     return {"ph": "M", "name": name, "pid": pid, "tid": tid, "ts": 0, "args": args}
 

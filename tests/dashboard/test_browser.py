@@ -276,4 +276,4 @@ def test_a_bad_file_is_refused_in_a_sentence_and_a_good_one_is_shown(page, addre
     arrive(page, "Timeline")
     chosen = page.get_by_role("combobox", name="Run").input_value()
     assert chosen == "measured.json.gz (uploaded)"
-    assert page.locator("h2").first.inner_text().startswith("predicted ")
+    assert page.locator("h2").first.inner_text().startswith("Predicted ")

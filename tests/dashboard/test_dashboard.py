@@ -78,7 +78,7 @@ def test_page_shows_the_answer_and_its_figures(run_folder):
     app = show()
     assert app.selectbox(key="run").options == ["latest"]
     assert app.selectbox(key="case").options == [SMALL, LARGE]
-    assert app.header[0].value == comparison_summary(case.comparison)
+    assert app.header[0].value == comparison_summary(case)
     assert [shown.label for shown in app.metric] == [m.label for m in metrics(case.comparison)]
     assert len(app.get("plotly_chart")) == 3
     assert app.dataframe[0].value["task"].tolist() == task_errors(case)["task"].tolist()[:100]
@@ -98,9 +98,7 @@ def test_another_case_gives_another_answer(run_folder):
     app.selectbox(key="case").select(LARGE).run()
     assert not app.exception
     assert app.header[0].value != before
-    assert app.header[0].value == comparison_summary(
-        load_case(run_folder / "cases" / LARGE).comparison
-    )
+    assert app.header[0].value == comparison_summary(load_case(run_folder / "cases" / LARGE))
 
 
 def test_another_run_brings_its_own_cases(run_folder):
@@ -110,7 +108,7 @@ def test_another_run_brings_its_own_cases(run_folder):
     app.selectbox(key="run").select("other").run()
     assert not app.exception
     assert app.selectbox(key="case").options == [SMALL, "renamed"]
-    assert app.header[0].value == comparison_summary(load_case(other / "cases" / SMALL).comparison)
+    assert app.header[0].value == comparison_summary(load_case(other / "cases" / SMALL))
 
 
 def test_a_link_opens_the_view_it_was_copied_from(run_folder):
@@ -119,9 +117,7 @@ def test_a_link_opens_the_view_it_was_copied_from(run_folder):
     assert app.selectbox(key="step").value == "1"
     assert app.toggle(key="path").value is True
     assert app.slider(key="layers").value == (2, 5)
-    assert app.header[0].value == comparison_summary(
-        load_case(run_folder / "cases" / LARGE).comparison
-    )
+    assert app.header[0].value == comparison_summary(load_case(run_folder / "cases" / LARGE))
     lanes = json.loads(app.get("plotly_chart")[0].proto.spec)
     title = lanes["layout"]["xaxis"]["title"]["text"]
     assert title == "time since the first task of step 1, layers 2 to 5 (ms)"
@@ -145,7 +141,7 @@ def test_new_files_replace_what_was_cached(run_folder):
     replace(measured, runs=tuple(stretched(run, 2.0) for run in measured.runs)).save(path)
     app.run()
     assert app.header[0].value != before
-    assert "-51.5 %" in app.header[0].value
+    assert "51.5 % too short" in app.header[0].value
 
 
 def test_without_runs_the_page_says_how_to_make_one(tmp_path, monkeypatch):
@@ -180,7 +176,7 @@ def test_an_unusable_file_is_told_in_one_sentence(run_folder, name, content):
     assert not app.header
     app.selectbox(key="case").select(LARGE).run()
     assert not app.error
-    assert app.header[0].value.startswith("predicted ")
+    assert app.header[0].value.startswith("Predicted ")
 
 
 def test_policy_of_a_case_comes_from_what_stands_beside_the_measurement(run_folder):
@@ -192,7 +188,7 @@ def test_policy_of_a_case_comes_from_what_stands_beside_the_measurement(run_fold
     assert load_case(folder).policy == "lp", "the plan says it too"
     (folder / "plan.json").unlink()
     assert load_case(folder).policy == "unknown"
-    assert show().header[0].value == comparison_summary(case.comparison)
+    assert show().header[0].value == comparison_summary(case)
 
 
 def test_the_plan_of_a_case_is_found_again_with_or_without_its_policy(run_folder):
@@ -253,10 +249,12 @@ def test_a_run_that_cannot_be_listed_is_a_known_failure(tmp_path):
 def test_answer_line_and_figures_in_words(run_folder):
     case = load_case(run_folder / "cases" / LARGE)
     first = case.predicted.makespan_s * 1e3
-    assert comparison_summary(case.comparison) == (
-        f"predicted {first:,.1f} ms, measured {1.03 * first:,.1f} ms, -2.9 %, repeat spread "
-        f"{100 * case.measured.spread_frac:.1f} %"
+    assert comparison_summary(case) == (
+        f"Predicted {first:,.1f} ms, took {1.03 * first:,.1f} ms: 2.9 % too short "
+        f"(repeats differ by {100 * case.measured.spread_frac:.1f} %)"
     )
+    once = replace(case, measured=replace(case.measured, runs=case.measured.runs[:1]))
+    assert comparison_summary(once).endswith("(one run, so that its spread is unknown)")
     assert "opt-125m (float16), batch 8, prompt 512, 2 steps, policy lp" in describe_case(case)
     assert "measured 3 times" in describe_case(case)
 

@@ -135,6 +135,20 @@ def test_plan_page_keeps_what_fits(opt_13b):
 
 
 @pytest.mark.usefixtures("runs")
+def test_a_value_of_a_link_that_is_not_on_offer_is_named_until_it_is_replaced():
+    app = show("plan", model="opt-125m", hardware="nope<b>", batch="33", prompt="256")
+    machine, batch = [warning.value for warning in app.warning]
+    assert machine == (
+        "This link asks for Machine nope\\<b\\>, which is not on offer; showing kvpr-a100."
+    )
+    assert "33, which is not on offer; showing 32." in batch
+    app.run()
+    assert len(app.warning) == 2
+    app.select_slider(key="batch").set_value(8).run()
+    assert [warning.value for warning in app.warning] == [machine]
+
+
+@pytest.mark.usefixtures("runs")
 def test_split_slider_simulates_the_split_it_is_set_to():
     app = show("plan", keep="false", tokens="671")
     expected = make_plan(

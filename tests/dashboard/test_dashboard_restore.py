@@ -21,7 +21,7 @@ from dashboard.controls.traces import (
 )
 from dashboard.questions.restore import GIB, POLICIES, RateSweep, RestoreQuestion
 from kvoverlap.cli.main import main
-from sim import find_hardware
+from sim import find_hardware, find_model
 from sim.errors import BadInput
 from sim.graph.jobs import RestoreRequest
 from sim.machine.availability import ALWAYS, Availability, Step
@@ -59,7 +59,7 @@ def names_of(figure):
 def test_page_opens_with_the_answer_of_the_shipped_machine():
     request = RestoreRequest(prompt_tokens=16384, cached_tokens=16383, tier="net")
     question = RestoreQuestion(
-        "longalpaca-13b", find_hardware("a100-80g"), "a100-80g", request, 4 * GIB
+        find_model("longalpaca-13b"), find_hardware("a100-80g"), "a100-80g", request, 4 * GIB
     )
     plan = make_plan(question.model, question.machine, request)
     app = show()
@@ -224,7 +224,9 @@ def request(**changes):
 def test_a_sweep_goes_through_what_is_set(tier, link):
     """At the rate that is set the swept machine answers as the one that was asked about."""
     hardware = find_hardware("a100-80g")
-    asked = RestoreQuestion("longalpaca-7b", hardware, "a100-80g", request(tier=tier), link)
+    asked = RestoreQuestion(
+        find_model("longalpaca-7b"), hardware, "a100-80g", request(tier=tier), link
+    )
     again = asked.at_rate(asked.bytes_per_s)
     assert again.planner().choice("lp").ttft_s == pytest.approx(asked.planner().choice("lp").ttft_s)
     fast = asked.at_rate(asked.bytes_per_s * 4)
@@ -236,7 +238,7 @@ def test_a_sweep_goes_through_what_is_set(tier, link):
 def test_a_sweep_of_a_long_request_takes_fewer_rates():
     hardware = find_hardware("h100")
     sweeps = [
-        RateSweep(RestoreQuestion("llama-3.1-8b", hardware, "h100", asked, GIB))
+        RateSweep(RestoreQuestion(find_model("llama-3.1-8b"), hardware, "h100", asked, GIB))
         for asked in (
             request(),
             request(prompt_tokens=131072, cached_tokens=131071, io_chunk_tokens=64),

@@ -74,7 +74,7 @@ def test_without_a_measured_restore_the_page_says_how_to_make_one(tmp_path):
 def test_a_measured_walk_is_held_against_its_prediction(runs):
     case = load_case(runs / "cases" / f"{RESTORED}-two-ended")
     app = show(of="a measured case", case=f"{RESTORED}-two-ended")
-    assert app.header[0].value == comparison_summary(case.comparison)
+    assert app.header[0].value == comparison_summary(case)
     told = " ".join(block.value for block in app.markdown)
     assert "The ends met at token 1,664, as predicted." in told
     assert "compute works longest." in told
@@ -134,7 +134,7 @@ def test_an_unreadable_restore_is_told_in_one_sentence(tmp_path):
 @pytest.mark.usefixtures("runs")
 def test_other_pages_know_a_restore(policy):
     timeline = page("timeline", case=f"{RESTORED}-{policy}", layers=["2", "5"])
-    assert timeline.header[0].value.startswith("predicted ")
+    assert timeline.header[0].value.startswith("Predicted ")
     assert any("works longest" in block.value for block in timeline.markdown)
     assert not timeline.warning
     boxes = {trace["name"] for trace in charts(timeline)[0]["data"]}
@@ -165,7 +165,7 @@ def test_an_uploaded_restore_is_shown(runs, monkeypatch):
     monkeypatch.setattr("dashboard.session.uploads", lambda: {upload.name: upload})
     app = show(of="a measured case")
     assert app.selectbox(key="run").value == "mine.json.gz (uploaded)"
-    assert app.header[0].value == comparison_summary(case_of(measured).comparison)
+    assert app.header[0].value == comparison_summary(case_of(measured))
 
 
 @pytest.mark.parametrize("policy", ["two-ended", "joint"])

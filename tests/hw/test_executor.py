@@ -165,7 +165,7 @@ def corrupt_x(case: DecodeCase) -> None:
 
 
 def corrupt_weight(case: DecodeCase) -> None:
-    case.weights.layers[1].up.weight[0] += 1.0
+    case.weights.layers[1].ffn.up.weight[0] += 1.0
 
 
 def corrupt_next_token(case: DecodeCase) -> None:

@@ -9,13 +9,13 @@ import torch
 from fake_cuda import DEVICE
 from race_graphs import DECODE_GRAPHS, JOB
 from run_decodes import run_graph
-from tiny import LLAMA, MODELS, decode_case, simulated
+from tiny import EXPERTS, GEMMA, LLAMA, MODELS, decode_case, simulated
 
 import hw.run.generate
 from hw import DecodeExecutor, HostCache, prefill, prompt_ids, random_weights, resident_decode
 from hw.run.generate import DecodeSteps, MemoryPeaks, generate
 from planner.decode.lower import lower
-from sim.errors import WrongNumbers
+from sim.errors import BadInput, WrongNumbers
 from sim.graph.jobs import Workload
 from sim.lanes import HOST
 
@@ -44,9 +44,14 @@ def test_a_decode_in_half_precision(cuda, schedule, dtype, kv_bits):
     run_graph(cuda, lower(schedule, replace(LLAMA, dtype=dtype), job, [[3, 0, 8], [9, 4, 0]]))
 
 
-@pytest.mark.parametrize("model", MODELS, ids=lambda model: model.name)
+@pytest.mark.parametrize("model", [*MODELS, GEMMA], ids=lambda model: model.name)
 def test_a_decode_of_every_family(cuda, model):
     run_graph(cuda, lower("row", model, replace(JOB, batch_size=2), [[5] * 3] * 3))
+
+
+def test_experts_in_other_dtypes_are_refused_before_anything_is_made():
+    with pytest.raises(BadInput, match=r"in bfloat16 only.*--dtype bfloat16"):
+        random_weights(EXPERTS, 0, DEVICE)
 
 
 def test_a_failed_run_is_drained_so_that_the_next_one_passes_its_check(cuda, monkeypatch):

@@ -11,7 +11,8 @@ from tiny import CPU, LLAMA, MODELS, OPT, QWEN3
 from torch import Tensor
 
 from hw import random_weights
-from hw.model.kernels import Kernels, linear_into, rotary_tables
+from hw.model.kernels import Kernels, linear_into
+from hw.model.rope import rotary_tables
 from hw.model.weights import OPT_POSITION_OFFSET, Linear
 
 MAX_TOKENS = 32
@@ -86,7 +87,8 @@ def test_a_group_of_query_heads_shares_one_key_head(model):
         draw(2, model.n_heads, model.head_dim),
         draw(9, 2, 2, model.n_kv_heads, model.head_dim, seed=1),
     )
-    mixed = kernels.attend(queries, kv).view(2, model.n_heads, model.head_dim)
+    heads = kernels.weights.layers[0].attention
+    mixed = kernels.attend.step(heads, queries, kv).view(2, model.n_heads, model.head_dim)
     group = model.n_heads // model.n_kv_heads
     for batch in range(2):
         for head in range(model.n_heads):
@@ -117,9 +119,9 @@ def test_mlp_adds_to_the_hidden_state():
     kernels = kernels_of(LLAMA)
     layer, hidden = kernels.weights.layers[0], draw(3, LLAMA.hidden_size)
     x = kernels.norm(layer.mlp_norm, hidden)
-    gate = x @ layer.gate.weight.T
-    expected = hidden + (gate / (1 + torch.exp(-gate)) * (x @ layer.up.weight.T)) @ (
-        layer.down.weight.T
+    gate = x @ layer.ffn.gate.weight.T
+    expected = hidden + (gate / (1 + torch.exp(-gate)) * (x @ layer.ffn.up.weight.T)) @ (
+        layer.ffn.down.weight.T
     )
     kernels.mlp(layer, hidden)
     torch.testing.assert_close(hidden, expected)
@@ -151,7 +153,7 @@ def turned(model, x: Tensor, position: int) -> Tensor:
     """x: [D] as one head of one token at `position`."""
     kernels = kernels_of(model)
     moved = x.clone().expand(1, 1, 1, -1).contiguous()
-    kernels.rotate(moved, position)
+    kernels.attend.rotate(moved, position)
     return moved.flatten()
 
 

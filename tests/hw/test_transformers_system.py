@@ -43,7 +43,7 @@ def test_the_model_of_transformers_has_no_weights_of_its_own(model):
         weights.embed,
         weights.head,
         *([] if weights.positions is None else [weights.positions]),
-        *(layer.qkv.weight for layer in weights.layers),
+        *(layer.attention.qkv.weight for layer in weights.layers),
     ]
     pointers = {parameter.untyped_storage().data_ptr() for parameter in theirs.values()}
     assert {tensor.untyped_storage().data_ptr() for tensor in ours} <= pointers
@@ -51,7 +51,7 @@ def test_the_model_of_transformers_has_no_weights_of_its_own(model):
     values = next(
         theirs[name] for name in theirs if name.endswith("layers.1.self_attn.v_proj.weight")
     )
-    rows = weights.layers[1].qkv.weight[model.q_size + model.kv_size :]
+    rows = weights.layers[1].attention.qkv.weight[model.q_size + model.kv_size :]
     assert values.data_ptr() == rows.data_ptr()
     assert built.lm_head.weight.data_ptr() == weights.head.data_ptr()
     n_elements = sum(tensor.numel() for name, tensor in theirs.items() if "lm_head" not in name)

@@ -103,10 +103,10 @@ def test_a_checkpoint_lands_in_the_fused_layout(model):
     weights = weights_from_tensors(model, tensors, CPU)
     layer = weights.layers[1]
     parts = [tensors[f"{LAYER}.self_attn.{name}_proj.weight"] for name in "qkv"]
-    assert layer.qkv.weight.equal(torch.cat(parts))
-    assert (layer.qkv.bias is not None) == model.qkv_bias
-    assert (layer.k_norm is not None) == model.qk_norm
-    assert layer.gate.weight.equal(tensors[f"{LAYER}.mlp.gate_proj.weight"])
+    assert layer.attention.qkv.weight.equal(torch.cat(parts))
+    assert (layer.attention.qkv.bias is not None) == model.qkv_bias
+    assert (layer.attention.k_norm is not None) == model.qk_norm
+    assert layer.ffn.gate.weight.equal(tensors[f"{LAYER}.mlp.gate_proj.weight"])
     assert weights.head.equal(tensors["lm_head.weight"])
 
 

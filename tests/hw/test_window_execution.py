@@ -17,7 +17,7 @@ from hw import (
     random_weights,
     resident_decode,
 )
-from hw.model.kernels import window_mask
+from hw.model.attention import window_mask
 from planner import POLICIES
 from sim import find_hardware
 from sim.errors import Mismatch

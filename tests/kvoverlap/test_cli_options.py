@@ -74,7 +74,7 @@ def test_groups_parse_counts_sizes_and_rates():
         ("link.bandwidth=600TFLOP/s", "--set link.bandwidth(=600TFLOP/s) must be a rate of"),
         ("link.bandwidth=1GB/s link.bandwidth=2GB/s", "link.bandwidth is given twice"),
         ("uplink.bandwidth=64GB/s", "h100 has no uplink to change"),
-        ("disk.bandwidth=1GB/s", "uplink.bandwidth."),
+        ("disk.bandwidth=1GB/s", "host.reads."),
     ],
 )
 def test_a_setting_has_a_known_key_once_in_its_unit(settings, sentence):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from planner.published import GROUPS, Cell, Errors, Predicted, assess_published, load_cells
@@ -39,6 +41,22 @@ def test_every_shipped_figure_has_a_source_a_group_and_either_inputs_or_a_reason
         assert len(constants) <= 2, f"{source} may give two constants at most"
 
 
+@pytest.mark.accuracy
+def test_the_gate_passes_and_every_group_is_within_its_target(call):
+    status, stdout, _ = call("accuracy", "--published", "--gate", "--json")
+    answer = json.loads(stdout)
+    assert status == 0, answer["faults"]
+    assert answer["passed"]
+    groups = answer["by_group"]
+    for name in ("computed-ttft", "loaded-ttft", "host-decode", "resident-decode", "two-ended"):
+        assert groups[name]["mean_abs_error_frac"] <= groups[name]["target_frac"]
+        assert groups[name]["explained_misses"] == 0
+        assert groups[name]["order_frac"] > 0.99
+    assert groups["two-ended"]["cells"] == 60
+    assert abs(groups["two-ended"]["worst_error_frac"]) <= 0.10
+    assert groups["copy-curve"]["mean_abs_error_without_explained_frac"] <= 0.03
+
+
 def test_the_error_is_of_the_link_and_leaves_out_figures_that_gave_a_constant(tmp_path):
     # h100's link takes 1 ms for 50 MB: 50 GB/s and no latency.
     rows = [row("one", "0.001"), row("two", "0.00125", why="noise"), row("three", "9", "", "", "-")]
@@ -64,7 +82,7 @@ def test_a_miss_without_an_explanation_fails(tmp_path):
     found = assess_published(folder(tmp_path, row("one", "0.002")))
     assert not found.passed
     assert "one: predicted 0.001, published 0.002 (copy_s), error -50.0 %" in found.faults[0]
-    assert found.faults[1] == "group copy: mean |error| 50.0 %, at most 3 %"
+    assert found.faults[1] == "group copy: mean |error| 50.0 %, at most 6 %"
 
 
 def figure(name: str, value: float, predicted: float, uncertainty: float = 0.0) -> Predicted:

@@ -10,7 +10,7 @@ from tiny import CPU, LLAMA, OPT, simulated
 
 from hw import DecodeExecutor, open_backend, prefilled_caches, random_weights, resident_decode
 from planner import DecodePlan
-from planner.decode.other_systems import OTHER_SYSTEMS, other_system_graph
+from planner.decode.other_systems import OTHER_SYSTEMS, RUNTIME_SYSTEMS, other_system_graph
 from sim import simulate
 from sim.errors import BadInput
 from sim.graph.jobs import Workload
@@ -56,7 +56,7 @@ def test_a_slow_way_back_is_never_hidden():
     assert plan.makespan_s > plan.baselines["load-all"]
 
 
-@pytest.mark.parametrize("policy", ["resident", *OTHER_SYSTEMS])
+@pytest.mark.parametrize("policy", ["resident", *RUNTIME_SYSTEMS])
 @pytest.mark.parametrize("model", [OPT, LLAMA], ids=lambda model: model.name)
 def test_a_rival_computes_what_a_resident_decode_does(policy, model):
     weights = random_weights(model, 0, CPU)

@@ -169,7 +169,7 @@ def test_ten_lines_describe_a_machine(tmp_path):
         machine.efficiency_note
     )
     assert machine.from_dict(machine.to_dict(), "here") == machine
-    assert find_hardware(f"{path}+pcie5-x16").links.h2d.bytes_per_s == 51e9
+    assert find_hardware(f"{path}+pcie5-x16").links.h2d.bytes_per_s == 51.75e9
     assert find_hardware(f"{path}+12GB/s").links.h2d.bytes_per_s == 12e9
 
 

@@ -246,12 +246,10 @@ def calculator():
     start, end = "https://huggingface.co/", "/raw/main/config.json"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "load_models_data", cache(module.load_models_data))
+        models = module.load_models_data()["models"]
         yield (
             module,
-            {
-                one["source_url"].removeprefix(start).removesuffix(end): one
-                for one in module.load_models_data()["models"]
-            },
+            {one["source_url"].removeprefix(start).removesuffix(end): one for one in models},
         )
 
 

@@ -281,7 +281,7 @@ def test_fp8_matrices_halve_the_weights_but_not_the_cache():
     [
         (llama, {"hidden_act": "gelu"}, "activation 'gelu'"),
         (opt, {"activation_function": "gelu"}, "activation 'gelu'"),
-        (llama, {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope type 'yarn'"),
+        (llama, {"rope_scaling": {"rope_type": "dynamic", "factor": 4.0}}, "rope type 'dynamic'"),
         (llama, {"rope_scaling": {"type": "linear", "factor": 8.0}}, "rope type 'linear'"),
     ],
 )

@@ -8,13 +8,15 @@ from itertools import pairwise
 
 import pytest
 from builders import decode_graph, graph, machine, task, tiny_model, unit_machine
+from kineto import call, h2d, host, kernel
 
 from sim.engine.api import simulate
 from sim.errors import BadFile, Mismatch
 from sim.graph.jobs import Workload
 from sim.graph.timeline import Timeline
 from sim.lanes import COMPUTE, D2H, H2D, HOST
-from sim.results.trace import is_trace, read_trace, trace_document, write_trace
+from sim.results.trace import read_trace, trace_document, write_trace
+from sim.traces.measured import holds_trace, open_trace
 
 # Tasks of milliseconds: readers that round to microseconds lose less than a thousandth.
 SLOW = machine(flops_per_s=3e5, memory_bytes_per_s=1e6, h2d=3e4, d2h=1e4)
@@ -48,7 +50,7 @@ def device_events(document):
 def test_a_trace_read_back_is_the_timeline(tmp_path, name, timeline):
     write_trace(timeline, tmp_path / name, "any")
     assert read_trace(tmp_path / name, GRAPH, "any") == timeline
-    assert is_trace(tmp_path / name)
+    assert holds_trace(tmp_path / name)
 
 
 def test_a_name_in_gz_is_compressed(tmp_path):
@@ -166,7 +168,7 @@ def test_a_file_that_is_no_trace_of_ours_is_refused(tmp_path, text):
     (tmp_path / "a.json").write_text(text)
     with pytest.raises(BadFile, match="not a trace written by kvoverlap"):
         read_trace(tmp_path / "a.json", GRAPH, "any")
-    assert not is_trace(tmp_path / "a.json") or "traceEvents" in text
+    assert holds_trace(tmp_path / "a.json") == ("traceEvents" in text)
 
 
 def test_a_step_without_compute_can_still_be_written(tmp_path):
@@ -198,3 +200,39 @@ def test_holistic_trace_analysis_finds_the_same_breakdown(tmp_path, gen_tokens, 
     assert [found[column] for column in columns] == pytest.approx(
         [100 * share / wall_s for share in shares], abs=0.3
     )
+
+
+@pytest.mark.filterwarnings("ignore:The inplace keyword")
+def test_holistic_trace_analysis_finds_the_same_overlap_in_a_foreign_trace(tmp_path):
+    """Its overlap is that of collectives; its non-compute time is exposed copies and other work."""
+    analysis = pytest.importorskip("hta.trace_analysis")
+    events = [host("cpu_op", "aten::mm", 0, 5, {"External id": 1})]
+    for number in range(40):
+        start, number_of = 1000 + 700 * number, 1000 + 3 * number
+        events += [
+            call(start - 40, 5, number_of + 1),
+            kernel(start, 300 + 7 * number, correlation=number_of + 1),
+            call(start - 30, 5, number_of + 2, "cudaMemcpyAsync"),
+            h2d(start + 200, 350, 10_000_000, correlation=number_of + 2),
+            call(start - 20, 5, number_of + 3),
+            kernel(
+                start + 150,
+                260,
+                stream=20,
+                name="ncclDevKernel_AllReduce_Sum_bf16_RING_LL(ncclDevKernelArgs)",
+                correlation=number_of + 3,
+            ),
+        ]
+    distributed = {"backend": "nccl", "rank": 0, "world_size": 1}
+    document = {"schemaVersion": 1, "distributedInfo": distributed, "traceEvents": events}
+    (tmp_path / "rank-0.json.gz").write_bytes(gzip.compress(json.dumps(document).encode()))
+    ours = open_trace(tmp_path / "rank-0.json.gz").measures
+    opened = analysis.TraceAnalysis(trace_dir=str(tmp_path))
+    (overlap,) = opened.get_comm_comp_overlap(visualize=False).to_dict("records")
+    assert 0.3 < ours.collective_overlap_frac < 0.95
+    assert 100 * ours.collective_overlap_frac == pytest.approx(
+        overlap["comp_comm_overlap_pctg"], abs=0.1
+    )
+    (parts,) = opened.get_temporal_breakdown(visualize=False).to_dict("records")
+    assert 100 * ours.idle_s / ours.span_s == pytest.approx(parts["idle_time_pctg"], abs=0.1)
+    assert parts["kernel_time(us)"] == pytest.approx(1e6 * ours.span_s, rel=1e-6)

@@ -17,12 +17,13 @@ KNOWN_FIELDS: dict[type, str] = {
     Task: "id op lane step layer token_start token_stop slot bytes flops deps device batch layers "
     "claim",
     HardwareProfile: "name description device_kind dtype memory gemm attention elementwise links "
-    "dispatch interference uplinks environment samples restore checks efficiency all_reduce",
+    "dispatch interference uplinks environment samples restore checks efficiency all_reduce "
+    "host_dram",
     Links: "h2d d2h host",
-    Link: "source bytes_per_s latency_s curve paced_bytes_per_s note",
+    Link: "source bytes_per_s latency_s curve paced_bytes_per_s note kinds block_bytes",
     Interference: "lane while_busy rate source",
     Dispatch: "source task_s kernel_s copy_s gap_s handover_s head_start_s turn_s "
-    "compute_task_s copy_task_s",
+    "compute_task_s copy_task_s start_s",
     Uplink: "name devices h2d_bytes_per_s d2h_bytes_per_s",
     Availability: "steps",
     Step: "start_s fractions",

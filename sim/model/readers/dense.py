@@ -7,15 +7,16 @@ from dataclasses import replace
 from typing import Any
 
 from sim.errors import BadFile
-from sim.model.layers import Dense, FullAttention, NoAttention
+from sim.model.attention import FullAttention
+from sim.model.compressed import NoAttention
+from sim.model.layers import Dense
+from sim.model.readers import arithmetic
+from sim.model.readers.arithmetic import SILU, activation, run_fields
 from sim.model.readers.fields import Config, Description
 from sim.model.readers.parts import (
-    ACTIVATIONS,
     HIDDEN,
-    activation,
     heads,
     mlp,
-    rope,
     stacked,
     windows,
     with_windows,
@@ -59,9 +60,7 @@ def uniform(
 def llama(config: Config, is_windowed: Callable[[int], bool] = lambda _: False) -> Description:
     """A family that runs: its RoPE is read, and its norm needed."""
     config.number("rms_norm_eps")
-    fields = rope(config)
-    fields["not_run"] = fields.get("not_run", ()) + activation(config, *ACTIVATIONS)
-    return uniform(config, is_windowed, **fields)
+    return uniform(config, is_windowed, **run_fields(config, *SILU))
 
 
 def mistral(config: Config) -> Description:
@@ -91,7 +90,7 @@ def qwen_like(config: Config) -> Description:
 def gemma(config: Config) -> Description:
     """Gemma 2 and 3: every second layer, or all but every sixth, has the window.
 
-    Their embedding scale and soft-capped logits cost one pass each and are left out.
+    The passes of their embedding scale and caps are not priced.
     """
     gemma3 = config.values["model_type"].startswith("gemma3")
     period = config.size(
@@ -100,7 +99,8 @@ def gemma(config: Config) -> Description:
     config.size("head_dim")
     tied = bool(config.get("tie_word_embeddings", default=True))
     norms = {"qk_norm": gemma3, "output_norms": True, "tie_embeddings": tied}
-    return uniform(config, lambda layer: (layer + 1) % period != 0, **norms)
+    fields = arithmetic.gemma(config) | norms
+    return uniform(config, lambda layer: (layer + 1) % period != 0, **fields)
 
 
 def cohere(config: Config) -> Description:

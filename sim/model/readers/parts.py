@@ -6,23 +6,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from sim.errors import BadFile
-from sim.model.layers import (
-    AnyAttention,
-    Dense,
-    Experts,
+from sim.model.attention import (
     FullAttention,
     LatentAttention,
-    Layer,
     MultiHeadLatent,
     SparseIndex,
     check_sizes,
 )
-from sim.model.readers.fields import CHUNKED, FULL, SLIDING, Config, checked_number
-from sim.model.spec import Llama3RopeScaling
+from sim.model.layers import AnyAttention, Dense, Experts, Layer
+from sim.model.readers.fields import CHUNKED, FULL, SLIDING, Config
 
 HIDDEN = "hidden_size"
-ACTIVATIONS = ("silu", "swish")
 
 
 def heads(config: Config, **changes: Any) -> FullAttention:
@@ -130,40 +124,6 @@ def stacked(
 
 def with_windows(attention: FullAttention, found: Sequence[int | None]) -> list[FullAttention]:
     return [replace(attention, window=window) for window in found]
-
-
-def activation(config: Config, *wanted: str) -> tuple[str, ...]:
-    """What `run` lacks where the activation is not one of `wanted`."""
-    value = config.get("hidden_act", "activation_function", default=wanted[0])
-    return () if value in wanted else (f"activation {value!r}",)
-
-
-def rope(config: Config) -> dict[str, Any]:
-    """Base and scaling of the rotary embedding; transformers 5 nests both in rope_parameters.
-
-    A type of scaling other than Llama 3's changes no bytes or FLOPs, but `run` lacks it.
-    """
-    parameters = config.get("rope_parameters", "rope_scaling", default={})
-    if not isinstance(parameters, dict):
-        raise BadFile(f"rope_scaling(={parameters!r}) must be an object with a rope_type.")
-    theta = parameters.get("rope_theta") or config.get("rope_theta") or 10_000.0
-    made = {"rope_theta": checked_number("rope_theta", theta)}
-    kind = parameters.get("rope_type") or parameters.get("type") or "default"
-    if kind != "llama3":
-        return made | ({} if kind == "default" else {"not_run": (f"rope type {kind!r}",)})
-
-    def need(key: str) -> float:
-        if key not in parameters:
-            raise BadFile(f"rope scaling lacks the field {key!r}; add it to the config.")
-        return checked_number(key, parameters[key])
-
-    scaling = Llama3RopeScaling(
-        factor=need("factor"),
-        low_freq_factor=need("low_freq_factor"),
-        high_freq_factor=need("high_freq_factor"),
-        original_max_positions=int(need("original_max_position_embeddings")),
-    )
-    return made | {"rope_scaling": scaling}
 
 
 CHUNKS = (FULL, CHUNKED)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from sim.model.layers import (
-    CompressedAttention,
-    Dense,
-    Experts,
-    FullAttention,
-    SparseIndex,
-)
+from sim.model.arithmetic import PLAIN, Router
+from sim.model.attention import FullAttention, SparseIndex
+from sim.model.compressed import CompressedAttention
+from sim.model.layers import Dense, Experts
+from sim.model.readers import arithmetic
+from sim.model.readers.arithmetic import SILU, run_fields
 from sim.model.readers.fields import FULL, Config, Description
 from sim.model.readers.parts import (
     CHUNKS,
@@ -28,9 +28,14 @@ from sim.model.readers.parts import (
 )
 
 
-def with_experts(config: Config, *widths: str, **fields: Any) -> Description:
+def with_experts(
+    config: Config,
+    *widths: str,
+    is_windowed: Callable[[int], bool] = lambda layer: layer % 2 == 0,
+    **fields: Any,
+) -> Description:
     """Heads, windows by `layer_types`, and experts in all layers or behind the dense ones."""
-    found = windows(config, lambda layer: layer % 2 == 0)
+    found = windows(config, is_windowed)
     return Description(_mixed(config, with_windows(heads(config), found), *widths), fields)
 
 
@@ -43,17 +48,35 @@ def _mixed(config: Config, attentions: Any, *widths: str) -> Any:
 
 
 def mixtral(config: Config) -> Description:
-    """Experts have the width that others call that of the MLP; so have gpt-oss and MiniMax."""
+    """Experts have the width that others call that of the MLP; so has MiniMax."""
     config.get("shared_intermediate_size")
     config.pattern("attn_type_list", of=(1,))  # 0 is MiniMax-01's linear attention
-    return with_experts(config, "intermediate_size")
+    fields: dict[str, Any] = {}
+    if config.values["model_type"] == "mixtral":
+        fields = {"is_windowed": lambda _: True, **run_fields(config, *SILU)}
+    return with_experts(config, "intermediate_size", **fields)
+
+
+def gpt_oss(config: Config) -> Description:
+    """Every second layer has the window."""
+    return with_experts(config, "intermediate_size", **arithmetic.gpt_oss(config))
 
 
 def qwen_moe(config: Config) -> Description:
     """Qwen 2 and 3 with experts; the window, which no published one has, counts if switched on."""
     if not config.get("use_sliding_window", default=False):
         config = replace(config, values={**config.values, "sliding_window": None})
-    return with_experts(config, qk_norm=not config.values["model_type"].startswith("qwen2"))
+    qwen2 = config.values["model_type"].startswith("qwen2")
+    fields = run_fields(config, *SILU)
+    normalised = bool(config.get("norm_topk_prob", default=False))
+    how = replace(
+        fields.get("arithmetic", PLAIN), router=Router(normalised=normalised, shared_gate=qwen2)
+    )
+    if qwen2:
+        fields["qkv_bias"] = bool(config.get("qkv_bias", default=True))
+    else:
+        fields["is_windowed"] = lambda _: True
+    return with_experts(config, **{**fields, "qk_norm": not qwen2, "arithmetic": how})
 
 
 def glm4_moe(config: Config) -> Description:
@@ -63,7 +86,9 @@ def glm4_moe(config: Config) -> Description:
 def deepseek(config: Config) -> Description:
     """DeepSeek V2 and V3, Kimi K2: latent attention, and experts behind the first dense layers."""
     config.need("n_routed_experts")
-    return Description(_mixed(config, [latent(config)] * config.n_layers))
+    v3 = config.values["model_type"] == "deepseek_v3"
+    fields = arithmetic.deepseek_v3(config) if v3 else {}
+    return Description(_mixed(config, [latent(config)] * config.n_layers), fields)
 
 
 def sparse_index(config: Config) -> Description:

@@ -12,7 +12,7 @@ from torch import Tensor
 from hw.calibrate.bench import ROTATION_BYTES, Bench
 from hw.calibrate.ranges import SampledRanges
 from hw.calibrate.tables import Medians, Samplers, named
-from hw.model.experts import mix
+from hw.model.experts import choose, mix, weigh
 from hw.model.weights import Experts, Linear
 from sim.lanes import COMPUTE
 from sim.machine.experts import ExpertsTable
@@ -70,7 +70,9 @@ def _samplers(
 def _mix(
     layers: Iterator[Experts], x: Tensor, draws: Iterator[Tensor], active: int, how: Arithmetic
 ) -> None:
-    mix(next(layers), x, next(draws), active, how)
+    experts, logits = next(layers), next(draws)
+    chosen = choose(logits, active, how.router)
+    mix(experts, x, weigh(logits, chosen, how.router), chosen, how)
 
 
 def _random_experts(bench: Bench, shape: ExpertsShape, biased: bool) -> Experts:

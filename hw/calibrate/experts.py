@@ -42,9 +42,13 @@ def samplers(bench: Bench, models: Sequence[ModelSpec], ranges: SampledRanges) -
 
 
 def shape_of(model: ModelSpec) -> ExpertsShape | None:
-    """The routed experts of a layer; None if there are none."""
-    found = [one.shape for one in kernels("mlp", 1, 1, model, 1) if isinstance(one, ExpertsKernel)]
-    return found[0] if found else None
+    """The routed experts of a layer; None if no layer has any."""
+    launched = [
+        kernel
+        for kind in range(len(model.kinds))
+        for kernel in kernels("mlp", 1, 1, model, 1, kind=kind)
+    ]
+    return next((one.shape for one in launched if isinstance(one, ExpertsKernel)), None)
 
 
 def _samplers(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from kvoverlap.cli.options import Count, Json, OutputFile
+from kvoverlap.cli.options import Count, Json, OutputFile, Runtime
 from kvoverlap.cli.output import err, note, print_json, progress, say, table
 from sim.catalog import DATA
 from sim.errors import BadInput, UnknownName
@@ -41,6 +41,7 @@ def sweep(
         Count | None, Parameter(help="Local processes; by default one for each core.")
     ] = None,
     address: str | None = None,
+    runtime: Runtime = None,
     json: Json = False,
 ) -> None:
     """Plan every point of a study, in parallel, and write one table.
@@ -100,7 +101,7 @@ def sweep(
         raise BadInput("sweep needs joblib and pyarrow: pip install 'kvoverlap[sweep]'.")
     import planner.sweep as sweeps
 
-    asked = sweeps.Study.load(find_study(study))
+    asked = sweeps.Study.load(find_study(study), runtime)
     if executor not in sweeps.EXECUTORS:
         raise UnknownName("executor", executor, sweeps.EXECUTORS)
     if (executor == "dask") != (address is not None):

@@ -22,8 +22,8 @@ from sim.model.spec import ModelSpec
 KIND = "runtime"
 
 RestoreOrder = Literal["best", "whole", "by-layer"]
-"""How a cached prefix arrives: by the best plan on the machine, all of it before the step that
-needs it, or layer after layer while the layers before are computed."""
+"""How a cached prefix arrives: by the best plan on the machine, as a whole before the step that
+needs it, or layer after layer while earlier layers are computed."""
 
 
 RESTORE_TEXTS = {

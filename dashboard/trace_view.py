@@ -21,6 +21,9 @@ from sim.units import ms, percent
 
 ALL_STEPS = "all"
 NO_PLAN = "nothing"
+MAX_SHORT_STEPS, STEPS_PX = 8, 320
+"""Steps that are shown without scrolling, and the height of a table with more."""
+
 CAUSES = {
     "host_s": "not launched yet",
     "host_sync_s": "not launched: the host waited for the GPU",
@@ -77,7 +80,8 @@ def show_trace(trace: MeasuredTrace, step: int | None, plan: Plan | None) -> Non
         show_table(idle_table(trace), {"idle (ms)": "%.3f"})
     if trace.steps:
         st.subheader("Steps", anchor=False)
-        show_table(step_table(trace), dict.fromkeys(STEP_TIMES, "%.3f"), height=320)
+        height = STEPS_PX if len(trace.steps) > MAX_SHORT_STEPS else "auto"
+        show_table(step_table(trace), dict.fromkeys(STEP_TIMES, "%.3f"), height=height)
 
 
 def summary(measures: Measures) -> str:

@@ -73,10 +73,12 @@ def seeded(config: hf.PretrainedConfig) -> hf.PreTrainedModel:
 
 
 @torch.inference_mode()
-def consult(config: hf.PretrainedConfig) -> Oracle:
+def consult(config: hf.PretrainedConfig, job: Workload | None = None) -> Oracle:
     model = seeded(config)
     spec = model_from_config({**model.config.to_dict(), "dtype": "float32"}, "oracle")
-    job = Workload(batch_size=2, prompt_tokens=24 if spec.family == "opt" else 70, gen_tokens=3)
+    job = job or Workload(
+        batch_size=2, prompt_tokens=24 if spec.family == "opt" else 70, gen_tokens=3
+    )
     prompts = prompt_ids(spec, job, 3)
     tokens = model.generate(
         prompts,

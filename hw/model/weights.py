@@ -186,6 +186,12 @@ def check_runnable(model: ModelSpec, device_kind: str = "cpu") -> None:
             f"{model.name} has {' and '.join(model.not_run)}, which no device kernel computes; it "
             "can be planned and simulated but not run."
         )
+    if model.weight_bits is not None or model.module_bits is not None:
+        raise BadInput(
+            f"{model.name} is planned with weights in {model.weight_bits or 'fewer'} bits, and a "
+            f"run computes with {model.dtype} ones; take quantization_config out of its "
+            "config.json to plan what a run does."
+        )
     has_experts = any(isinstance(layer.ffn, ExpertSizes) for layer in model.groups)
     if device_kind == "cuda" and has_experts and model.dtype != "bfloat16":
         raise BadInput(

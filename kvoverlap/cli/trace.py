@@ -89,6 +89,11 @@ def print_trace(found: MeasuredTrace) -> None:
             f"{ms(whole.exposed_copy_s)}, other GPU work {ms(whole.other_s)}, idle "
             f"{ms(whole.idle_s)}"
         )
+        if found.copying_kernel_s:
+            say(
+                f"{ms(found.copying_kernel_s)} of the kernels copy K and V between host and GPU: "
+                "they count as kernels, not as copies"
+            )
         print_directions(whole)
         print_idle(found.idle)
         print_copies(found)

@@ -98,10 +98,11 @@ class _Reader:
                         self._add_note(role, event)
                 elif role == _OPERATOR:
                     start = event["ts"]
-                    if start < host[0]:
+                    end = start + event["dur"]
+                    if -MAX_US < start < host[0]:
                         host[0] = start
-                    if start + event["dur"] > host[1]:
-                        host[1] = start + event["dur"]
+                    if host[1] < end < MAX_US:
+                        host[1] = end
                     if event["name"].startswith("ProfilerStep"):
                         self._add_note(role, event)
                 elif role in _WORK:
@@ -201,7 +202,7 @@ class _Reader:
     @property
     def host(self) -> tuple[int, int] | None:
         """First start and last end of the host's operators."""
-        if not -MAX_US < self.host_us[0] <= self.host_us[1] < MAX_US:
+        if not self.host_us[0] <= self.host_us[1]:
             return None
         start, end = (round(one * NS_IN_US) for one in self.host_us)
         return start, end

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -31,6 +32,11 @@ CPU_ONLY = (
     "ProfilerActivity.CUDA on a machine with a GPU."
 )
 TOP_KERNELS = 10
+
+_COPYING = re.compile(r"load_and_reshape_multi_layer_kernel|transfer_(?:page_head_)?kernel_impl")
+"""Kernels that copy K and V between host and GPU: of LMCache (csrc/mem_kernels.cu), and of SGLang
+(sgl-kernel, kvcacheio/transfer.cu)."""
+
 _MARK = f'"kind": "{KIND}"'.encode()
 
 
@@ -146,6 +152,14 @@ class MeasuredTrace:
         """Kernels by GPU and stream, the longest first."""
         return self._kernel_rows[1]
 
+    @property
+    def copying_kernel_s(self) -> float:
+        """Time of kernels that are known to copy K and V between host and GPU.
+
+        They are kernels in the trace, and count as such in every measure.
+        """
+        return sum(row.seconds for row in self.kernels if _COPYING.search(row.name))
+
     @cached_property
     def _kernel_rows(self) -> tuple[tuple[KernelRow, ...], tuple[KernelRow, ...]]:
         names: dict[str, list[int]] = {}
@@ -174,6 +188,7 @@ class MeasuredTrace:
             "complete": not self.notes,
             "notes": list(self.notes),
             **self.measures.to_dict(),
+            "copying_kernel_s": self.copying_kernel_s,
             "idle_by_cause": asdict(self.idle),
             "steps": [step.to_dict() for step in self.steps],
             "copies": [{**asdict(row), "bytes_per_s": row.bytes_per_s} for row in self.copies],

@@ -9,6 +9,7 @@ from dataclasses import fields, replace
 import pytest
 from builders import machine, tiny_model
 
+from measure.run import run
 from planner import Job, PlanOptions, make_plan
 from planner.decode.other_systems import other_system_graph
 from planner.decode.policies import POLICIES
@@ -21,6 +22,7 @@ from sim.errors import BadFile, BadInput, NotMeasured, UnknownName
 from sim.graph.jobs import RestoreRequest, Workload
 from sim.lanes import H2D
 from sim.machine.runtime import Amount, Flag, Runtime, Word
+from sim.progress import Silent
 
 JOB = Workload(batch_size=2, prompt_tokens=8, gen_tokens=2)
 LLAMA, H100 = find_model("llama-3.1-8b"), find_hardware("h100-sxm+pcie5-x16")
@@ -184,6 +186,13 @@ def test_a_wrong_runtime_file_is_refused(tmp_path, change, message):
     with pytest.raises(BadFile) as caught:
         find_runtime(str(path))
     assert message in str(caught.value)
+
+
+def test_a_plan_of_a_runtime_is_not_run():
+    options = PlanOptions(runtime=find_runtime("llama.cpp"))
+    made = make_plan(Job(tiny_model(n_layers=3), machine(), JOB), options)
+    with pytest.raises(BadInput, match=r"the plan predicts llama\.cpp, and runs are of"):
+        run(made, "cpu", 1, 0, Silent())
 
 
 def test_what_a_runtime_cannot_do_is_said():

@@ -172,6 +172,11 @@ def test_a_runtime_s_plan_comes_back_from_disk_with_its_graph(tmp_path):
     ("change", "message"),
     [
         ({"restore": {"value": "soon", "source": "x"}}, "restore(='soon') must be one of best"),
+        (
+            {"decode": {"value": "swap", "source": "x"}},
+            "decode(='swap') must be one of lp, resident",
+        ),
+        ({"copies": {"value": "dma", "source": "x"}}, "copies(='dma') must be one of engine, kern"),
         ({"request_s": {"value": 2, "source": "x"}}, "request_s(=2) must be below 0.5 s"),
         ({"block_tokens": {"value": 1.5, "source": "x"}}, "block_tokens(=1.5) must be a whole"),
         ({"prefill_frac": {"value": 0, "source": "x"}}, "prefill_frac(=0) must be above 0"),

@@ -138,8 +138,8 @@ def show_plan(plan: RestorePlan) -> None:
     st.markdown(f"**{escaped(plan.reason)}**")
     if (outside := beyond_calibration(plan)) is not None:
         st.warning(sentence(outside))
-    if plan.window_savings is not None:
-        st.caption(escaped(plan.window_savings))
+    for note in filter(None, (plan.window_savings, plan.state_note)):
+        st.caption(escaped(note))
     cards(restore_metrics(plan))
 
 

@@ -62,7 +62,7 @@ class HostCache:
         dtype, batch = TORCH_DTYPE[model.dtype], workload.batch_size
         rows = rows or all_rows(model, workload)
         bits = workload.kv_bits
-        row = None if bits is None else QuantisedRow.of(model, bits)
+        row = None if bits is None else QuantisedRow.of(model.layers[0].attention, bits)
         shape, kv_dtype = kv_layout(model, row)
         return cls(
             kv=[

@@ -20,7 +20,8 @@ from sim.machine.profile import Gemm
 from sim.machine.provenance import Point
 from sim.machine.utilisation import UNIT
 from sim.model.arithmetic import Arithmetic
-from sim.model.kernels import ExpertsKernel, ExpertsShape, kernels
+from sim.model.kernels import ExpertsKernel, ExpertsShape
+from sim.model.operations import kernels
 from sim.model.spec import ModelSpec
 
 MAX_LAYERS = 16

@@ -10,7 +10,8 @@ from hw.calibrate.ranges import SampledRanges
 from hw.calibrate.tables import Medians, Samplers, curve, named
 from sim.machine.profile import Gemm, GemmTable
 from sim.machine.provenance import Point
-from sim.model.kernels import MatMul, kernels
+from sim.model.kernels import MatMul
+from sim.model.operations import kernels
 from sim.model.spec import ModelSpec
 
 LAYER_OPS = ("qkv", "attention", "mlp")

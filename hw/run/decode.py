@@ -364,7 +364,7 @@ def _check_caches(caches: Sequence[HostCache], graph: TaskGraph) -> None:
 def _check_cache(cache: HostCache, graph: TaskGraph, needed: Sequence[HostRows]) -> None:
     model, job = graph.model, graph.workload
     dtype = TORCH_DTYPE[model.dtype]
-    row = None if job.kv_bits is None else QuantisedRow.of(model, job.kv_bits)
+    row = None if job.kv_bits is None else QuantisedRow.of(model.layers[0].attention, job.kv_bits)
     kv_shape, kv_dtype = kv_layout(model, row)
     kv = [((one.n_kv, job.batch_size, *kv_shape), kv_dtype) for one in cache.rows]
     x = [((one.n_x, job.batch_size, model.hidden_size), dtype) for one in cache.rows]

@@ -350,7 +350,7 @@ class StepJob:
 
     def host_kv_bits(self, model: ModelSpec) -> int | None:
         """Bits of K and V on the host; None for the model's dtype."""
-        if self.kv_bits is None and model.kv_bits is not None and model.mla is not None:
+        if self.kv_bits is None and model.kv_bits is not None and not model.quantises_kv:
             note(
                 f"{model.name} asks for a cache in {model.kv_bits} bits; latents are planned in "
                 f"{model.dtype}"

@@ -9,7 +9,7 @@ from planner.decode.plan import DecodePlan, Offloaded
 from planner.decode.split import Residency
 from planner.decode.ways import LOAD, PARTLY_RESIDENT, RECOMPUTE, RESIDENT
 from sim.graph.memory import weights_beyond
-from sim.model.kv_format import host_kv_token_bytes
+from sim.model.kv_format import host_row_bytes
 from sim.units import ms
 
 
@@ -118,8 +118,12 @@ def _offloaded(plan: DecodePlan, offloaded: Offloaded) -> str:
 
 
 def _no_recomputing(plan: DecodePlan) -> str:
-    kv_bytes = host_kv_token_bytes(plan.model, plan.workload.kv_bits)
-    times = plan.model.x_token_bytes / kv_bytes
+    model, bits = plan.model, plan.workload.kv_bits
+    layers = [layer for layer in range(model.n_layers) if model.splits(layer)]
+    if not layers:
+        return "No layer reads rows that it could recompute from X."
+    kv_bytes = max(host_row_bytes(model, bits, layer) for layer in layers)
+    times = model.x_token_bytes / kv_bytes
     if times <= 1:
         return "Recomputing a part saves less than 1 %."
     size = "twice" if times == 2 else f"{times:.3g} times"

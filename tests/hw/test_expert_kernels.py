@@ -16,7 +16,8 @@ from hw.model.experts import choose, grouped, one_by_one, routed
 from sim.cost.operations import OperationCosts
 from sim.graph.jobs import Workload
 from sim.model.arithmetic import PLAIN, Router
-from sim.model.kernels import ExpertsKernel, ExpertsShape, kernels
+from sim.model.kernels import ExpertsKernel, ExpertsShape
+from sim.model.operations import kernels
 
 SHAPE = ExpertsShape(64, 24, 2, 6)
 

@@ -67,7 +67,7 @@ def test_a_shape_with_a_table_of_its_own_keeps_it():
 def test_weights_of_eight_bits_take_their_own_table_and_the_head_keeps_sixteen():
     small = replace(TINY, weight_bits=8)
     both, wide = with_utilisation(16, 8), with_utilisation(16)
-    head = MatMul(512, TINY.vocab_size, 8)
+    head = MatMul(512, TINY.vocab_size, 8, "head")
     assert products(both, small).estimate(SHAPE)[0] == products(both).estimate(SHAPE)[0] / 2
     assert products(both, small).estimate(head) == products(both).estimate(head)
     bits = [products(one, small).measured_bits for one in (both, wide)]
@@ -89,7 +89,7 @@ def test_weights_of_eight_bits_are_read_in_half_the_time_where_only_sixteen_were
 def test_weights_of_eight_bits_are_read_in_half_the_time_without_any_table():
     hardware = machine(flops_per_s=1e30, gemm_bytes_per_s=1e6)
     small = replace(TINY, weight_bits=8)
-    shape, head = MatMul(1, 16, 8), MatMul(1, TINY.vocab_size, 8)
+    shape, head = MatMul(1, 16, 8), MatMul(1, TINY.vocab_size, 8, "head")
     assert products(hardware).estimate(shape)[0] == pytest.approx(2 * (128 + 8 + 16) / 1e6)
     assert products(hardware, small).estimate(shape)[0] == pytest.approx((128 + 48) / 1e6)
     assert products(hardware, small).estimate(head) == products(hardware).estimate(head)

@@ -179,9 +179,10 @@ def traffic(
 ) -> None:
     """Show what a KV cache brings under the requests of a trace, or generate one.
 
-    With --model and --hardware the requests run through a service: GPU memory, a host cache and
-    tiers behind it, continuous batching. The answer is TTFT and time per token, beside those of
-    other ways to restore. With --hit-rates it is the hit rate of one pool, without time.
+    With --model and --hardware the requests run through a service: GPU memory,
+    a host cache and tiers behind it, continuous batching. The answer is TTFT and
+    time per token, beside those of other ways to restore. With --hit-rates it is
+    the hit rate of one pool, without time.
 
     For example:
       kvoverlap traffic --generate 12K --rate 3 --seed 1 -o trace.jsonl.gz

@@ -120,8 +120,9 @@ class ServiceOptions:
     def price_per_million(
         self, found: TrafficAnswer, gpus: int, cached_bytes: float
     ) -> float | None:
-        """Price of a million generated tokens; None without prices."""
-        if self.gpu_hour is None and self.gb_month is None:
+        """Price of a million generated tokens; None without prices or tokens."""
+        priced = self.gpu_hour is not None or self.gb_month is not None
+        if not priced or not found.output_tokens_per_s:
             return None
         hourly = gpus * (self.gpu_hour or 0.0)
         hourly += cached_bytes / 1e9 * (self.gb_month or 0.0) / HOURS_A_MONTH
@@ -326,7 +327,7 @@ def _print_times(found: dict[str, TrafficAnswer], what: str, price: dict[str, fl
                 _cell(one.queue_s, "p90"),
                 percent(one.goodput.fraction),
                 f"{one.output_tokens_per_s:,.0f}",
-                *([f"{price[name]:.3f}"] if price else []),
+                *([f"{price[name]:.3f}" if name in price else ""] if price else []),
             )
         )
     table("Latency", columns, rows)

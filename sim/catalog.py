@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
@@ -95,6 +96,14 @@ def model_source(name: str) -> str:
     """Where the config of a shipped model was published."""
     source: str = decode_json(DATA / "models" / f"{name}.json")["_source"]
     return source
+
+
+def hub_id(model: ModelSpec) -> str:
+    """The name by which Hugging Face knows a shipped model; of another model its own name."""
+    if model.name not in model_names():
+        return model.name
+    found = re.search(r"huggingface\.co/([^/]+/[^/]+)", model_source(model.name))
+    return model.name if found is None else found[1]
 
 
 def _find_model(name_or_path: str, assume_like: str | None) -> ModelSpec:

@@ -25,6 +25,8 @@ from sim.results.accuracy import RecordedCase
 FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking")
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 START_S = 60.0
+POLLING_MS = 100
+"""Between looks at a page; a look at every frame takes the browser more CPU time than the page."""
 IDLE = "[data-testid=stApp][data-test-script-state=notRunning]"
 
 
@@ -85,7 +87,8 @@ def resolve(page) -> None:
     page.wait_for_function(
         "() => !document.querySelector('[data-testid=stSkeleton]')"
         " && [...document.querySelectorAll('[data-testid=stPlotlyChart]')]"
-        ".every(chart => chart.querySelector('.main-svg'))"
+        ".every(chart => chart.querySelector('.main-svg'))",
+        polling=POLLING_MS,
     )
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from builders import tiny_model
 from hypothesis import strategies as st
 from run_restores import policy_graphs, request
-from tiny import EXPERTS, GPT_OSS, LLAMA, OPT
+from tiny import DEEPSEEK, EXPERTS, GPT_OSS, LLAMA, OPT
 
 from planner.decode.lower import lower
 from planner.decode.other_systems import RUNTIME_SYSTEMS, other_system_graph
@@ -32,6 +32,7 @@ DECODE_GRAPHS = {
     "row-gqa": lower("row", LLAMA, JOB, SPLIT),
     "row-experts": lower("row", replace(EXPERTS, dtype="bfloat16"), JOB, SPLIT),
     "row-sinks": lower("row", replace(GPT_OSS, dtype="bfloat16"), JOB, WINDOW_SPLIT),
+    "row-latents": lower("row", replace(DEEPSEEK, dtype="bfloat16"), JOB, SPLIT),
     "row-8-bit": lower("row", OPT, replace(JOB, kv_bits=8), SPLIT),
     "row-windows": lower("row", WINDOWED, JOB, WINDOW_SPLIT),
     "row-windows-4-bit": lower("row", WINDOWED, replace(JOB, kv_bits=4), WINDOW_SPLIT),

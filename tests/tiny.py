@@ -32,6 +32,7 @@ from sim.lanes import DISK, NET
 from sim.machine.prefill import Prefill, Restore, Tier
 from sim.machine.provenance import SourcedValue
 from sim.model.arithmetic import Arithmetic, Router, Yarn
+from sim.model.attention import LatentAttention
 from sim.model.spec import Llama3RopeScaling, MixtureOfExperts
 
 CPU = torch.device("cpu")
@@ -131,6 +132,22 @@ GPT_OSS = replace(
     ),
 )
 """Sinks, experts with biases and clamps, and YaRN."""
+
+DEEPSEEK = replace(
+    EXPERTS,
+    name="tiny-deepseek",
+    family="deepseek_v3",
+    n_kv_heads=1,
+    head_dim=12,
+    rope_scaling=None,
+    mla=LatentAttention(16, 4, 8, 6, 20),
+    moe=MixtureOfExperts(6, 2, 1, 24, 1),
+    arithmetic=Arithmetic(
+        rope_interleaved=True,
+        router=Router("sigmoid", scale=1.5, n_groups=3, top_groups=2),
+    ),
+)
+"""A latent of 16 and a rotary key of 4, and experts of three groups behind one dense layer."""
 
 JOB = Workload(batch_size=2, prompt_tokens=13, gen_tokens=3)
 

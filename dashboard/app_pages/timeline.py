@@ -1,4 +1,4 @@
-"""Predicted against measured, task by task, for one case of one run."""
+"""Predicted against measured, task by task, for one case of one run; or a profiler's trace."""
 
 import re
 
@@ -8,6 +8,7 @@ from dashboard.controls.widgets import (
     Picked,
     cards,
     chart,
+    choose_view,
     menu,
     pair,
     pick_case,
@@ -28,14 +29,24 @@ from dashboard.text.comparison import (
     run_accuracy,
     task_errors,
 )
+from dashboard.trace_view import show_traces
 from sim.errors import KvOverlapError
 
 ABOUT = "One plan: predicted by the simulator, then run on a device, task by task."
+VIEWS = RUNS, TRACES = "a run", "a profiler's trace"
 ALL_STEPS = "all"
 WORST_TASKS = 100
 
 
 def show_page() -> None:
+    """A case of a run, or a trace of any program."""
+    if choose_view(VIEWS) == TRACES:
+        show_traces()
+    else:
+        show_runs()
+
+
+def show_runs() -> None:
     """Menus of runs and cases, then the chosen case."""
     try:
         picked = pick_case(ABOUT)

@@ -2,11 +2,10 @@
 
 import streamlit as st
 
-from dashboard.controls.widgets import pair
+from dashboard.controls.widgets import pair, upload_box
 from dashboard.data import runs as run_folders
 from dashboard.data.jobs import Job, MeasurementRequest
-from dashboard.data.uploads import MAX_UPLOAD_MB, read_upload
-from dashboard.session import jobs, keep_upload, typed, uploads
+from dashboard.session import jobs, typed, uploads
 from dashboard.text.comparison import escaped
 from sim.catalog import model_names
 from sim.errors import KvOverlapError
@@ -19,6 +18,7 @@ WHERE_SHOWN = {
     "plan": ("Plan, as an uploaded plan", "app_pages/plan.py"),
     "restore plan": ("Restore, as an uploaded plan", "app_pages/restore.py"),
     "recording": ("Timeline, as a run", "app_pages/timeline.py"),
+    "trace": ("Timeline, as a profiler's trace", "app_pages/timeline.py"),
 }
 
 
@@ -111,24 +111,10 @@ def show_uploads() -> None:
     """The uploader, the reason of a refusal, and the accepted files."""
     st.write(
         "A model's config.json, a profile (`kvoverlap profile -o`), a plan (`kvoverlap plan -o` or "
-        "`restore -o`) or a recording (`kvoverlap run -o`), plain or gzipped. It is validated and "
-        "stored for this browser session only."
+        "`restore -o`), a recording (`kvoverlap run -o`) or a profiler's trace, plain or gzipped. "
+        "It is validated and stored for this browser session only."
     )
-    file = st.file_uploader(
-        "Model config, profile, plan or recording",
-        type=["json", "gz"],
-        max_upload_size=MAX_UPLOAD_MB,
-        key="upload_file",
-        label_visibility="collapsed",
-    )
-    if file is not None:
-        try:
-            upload = read_upload(file.name, file.getvalue())
-        except KvOverlapError as error:
-            st.error(f"Refused: {escaped(str(error))}")
-        else:
-            keep_upload(upload)
-            st.success(f"{upload.name} is a {upload.kind}.")
+    upload_box("Model config, profile, plan, recording or trace")
     for upload in reversed(uploads().values()):
         where, page = WHERE_SHOWN[upload.kind]
         with st.container(border=True):

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import streamlit as st
 
-from dashboard.controls.widgets import menu
+from dashboard.controls.widgets import menu, name_unusable
 from dashboard.data.machines import FIRST_MACHINE, Machine
 from dashboard.questions.decode import AUTO, Changes, Question, both_ways_rate
 from dashboard.questions.points import MULTIPLES
@@ -225,6 +225,7 @@ def steps(
     meaning: str | None = None,
 ) -> float:
     """A slider over given values; the link of the page shows the same text."""
+    asked = st.query_params.get(key)
     chosen: float = st.select_slider(
         label,
         options,
@@ -234,19 +235,21 @@ def steps(
         format_func=text.format,
         help=meaning,
     )
+    name_unusable(label, key, asked, [text.format(one) for one in options], text.format(chosen))
     return chosen
 
 
 def _multiple(label: str, base: float, unit: str, key: str) -> float:
     """A slider of multiples of a rate, shown as rates on the page and in its link."""
+
+    def text(multiple: float) -> str:
+        return f"{base * multiple:.4g} {unit}"
+
+    asked = st.query_params.get(key)
     chosen: float = st.select_slider(
-        label,
-        MULTIPLES,
-        value=1.0,
-        key=key,
-        bind="query-params",
-        format_func=lambda multiple: f"{base * multiple:.4g} {unit}",
+        label, MULTIPLES, value=1.0, key=key, bind="query-params", format_func=text
     )
+    name_unusable(label, key, asked, [text(one) for one in MULTIPLES], text(chosen))
     return chosen
 
 

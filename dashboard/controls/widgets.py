@@ -13,22 +13,28 @@ from streamlit.delta_generator import DeltaGenerator
 
 from dashboard.data.exports import csv_bytes, parquet_bytes, saved_bytes
 from dashboard.data.runs import OWN_RUNS, Case, Run, case_stamp
+from dashboard.data.uploads import MAX_UPLOAD_MB, read_upload
 from dashboard.figures import split_curve
 from dashboard.questions.decode import CHANGED_PROFILE, Question
 from dashboard.questions.points import kvpr_count
 from dashboard.session import (
     all_runs,
     cases_of,
+    keep_upload,
     runs_with,
     stored_case,
     uploaded_case,
     uploaded_recordings,
 )
-from dashboard.text.comparison import Metric
+from dashboard.text.comparison import Metric, escaped
 from planner import DecodePlan
+from sim.errors import KvOverlapError
 
 CHART = {"displaylogo": False, "modeBarButtonsToRemove": ["select2d", "lasso2d", "autoScale2d"]}
 BARE_CHART = {"displayModeBar": False}
+
+MAX_ASKED = 60
+"""Characters of a link's value that are shown."""
 
 T = TypeVar("T")
 
@@ -73,8 +79,30 @@ def menu(
 ) -> T:
     """The entry chosen from a menu, which is part of the page's link; `more` as for Streamlit."""
     place = st if column is None else column
+    asked = st.query_params.get(key)
     chosen: T = place.selectbox(label, options, key=key, bind="query-params", **more)
+    text = more.get("format_func", str)
+    name_unusable(label, key, asked, [text(one) for one in options], text(chosen))
     return chosen
+
+
+def name_unusable(
+    label: str, key: str, asked: str | None, offered: Collection[str], shown: str
+) -> None:
+    """Say which value of the page's link is not on offer, until another one is chosen.
+
+    Args:
+        asked: the value in the link, read before the control was made.
+        shown: the text of the value that is used instead.
+    """
+    notes: dict[str, tuple[str, str]] = st.session_state.setdefault("unusable", {})
+    if asked is not None and asked not in offered:
+        wanted = escaped(f"{label} {asked[:MAX_ASKED]}, which is not on offer; showing {shown}.")
+        notes[key] = (shown, f"This link asks for {wanted}")
+    elif key in notes and notes[key][0] != shown:
+        del notes[key]
+    if key in notes:
+        st.warning(notes[key][1])
 
 
 def choose_subject(label: str, uploads: Collection[str]) -> str:
@@ -249,3 +277,23 @@ def table_downloads(table: Callable[[], pd.DataFrame], stem: str) -> None:
             on_click="ignore",
             key=f"{stem}_{name}",
         )
+
+
+def upload_box(label: str) -> None:
+    """A file uploader; says what an accepted file is, and why another is refused."""
+    file = st.file_uploader(
+        label,
+        type=["json", "gz", "sqlite", "csv"],
+        max_upload_size=MAX_UPLOAD_MB,
+        key="upload_file",
+        label_visibility="collapsed",
+    )
+    if file is None:
+        return
+    try:
+        upload = read_upload(file.name, file.getvalue())
+    except KvOverlapError as error:
+        st.error(f"Refused: {escaped(str(error))}")
+        return
+    keep_upload(upload)
+    st.success(f"{upload.name} is a {upload.kind}.")

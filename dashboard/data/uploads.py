@@ -1,4 +1,4 @@
-"""Uploaded files: profiles, plans, recordings and model configs, validated before use.
+"""Uploaded files: profiles, plans, recordings, traces and model configs, validated before use.
 
 Any other file is refused with the reason. An upload is unpacked within a limit, parsed
 as JSON and validated by the same loaders that read our own files; no uploaded content is executed.
@@ -22,6 +22,9 @@ from sim.machine.profile import HardwareProfile
 from sim.model.config import load_model_config
 from sim.model.spec import ModelSpec
 from sim.results.recording import Recording
+from sim.traces.measured import KIND as TRACE_KIND
+from sim.traces.measured import MeasuredTrace, holds_trace, open_trace
+from sim.units import ms
 
 MEGABYTE = 2**20
 MAX_UPLOAD_MB = 16
@@ -29,11 +32,11 @@ MAX_UNPACKED_MB = 96
 MAX_TASKS = 200_000
 MAX_TOKENS = 16_000_000
 ADVICE = (
-    "kvoverlap profile, plan, restore and run write files that can be shown here, and a model's "
-    "config.json is read"
+    "kvoverlap profile, plan, restore, run and trace write files that can be shown here, and a "
+    "model's config.json and profilers' traces are read"
 )
 
-Content = HardwareProfile | Plan | Recording | ModelSpec
+Content = HardwareProfile | Plan | Recording | MeasuredTrace | ModelSpec
 
 CONFIG = "model config"
 
@@ -42,6 +45,7 @@ KINDS: dict[str, tuple[str, type[Content], Callable[[Path], Content]]] = {
     "plan": ("plan", DecodePlan, DecodePlan.load),
     "restore-plan": ("restore plan", RestorePlan, RestorePlan.load),
     "timeline": ("recording", Recording, Recording.load),
+    TRACE_KIND: ("trace", MeasuredTrace, open_trace),
     CONFIG: (CONFIG, ModelSpec, lambda path: load_model_config(path, path.name)),
 }
 """Name on the page, class and reader of each kind of document."""
@@ -75,6 +79,11 @@ class Upload:
                     f"{graph.model.name}, {describe_job(graph.workload)}, "
                     f"{len(recording.runs)} runs of {len(graph.tasks):,} tasks"
                 )
+            case MeasuredTrace() as trace:
+                return (
+                    f"{trace.events.format}, {len(trace.events.work):,} kernels and copies, "
+                    f"{len(trace.steps):,} steps, {ms(trace.measures.span_s)}"
+                )
             case plan:
                 return (
                     f"{plan.model.name}, {describe_job(plan.workload)}, policy {plan.policy}, "
@@ -91,12 +100,12 @@ def read_upload(name: str, payload: bytes) -> Upload:
     """
     name = safe_name(name)
     text = unpacked(name, payload)
-    kind = _kind(name, text)
-    if kind not in KINDS:
-        raise BadFile(f"{name} holds {kind}, which cannot be shown; {ADVICE}.")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / name
         path.write_bytes(text)
+        kind = TRACE_KIND if holds_trace(path) else _kind(name, text)
+        if kind not in KINDS:
+            raise BadFile(f"{name} holds {kind}, which cannot be shown; {ADVICE}.")
         try:
             content = KINDS[kind][2](path)
             graph = _graph_of(content)
@@ -110,6 +119,11 @@ def read_upload(name: str, payload: bytes) -> Upload:
         )
     if graph is not None:
         _check_size(name, graph)
+    if isinstance(content, MeasuredTrace) and len(content.events.work) > MAX_TASKS:
+        raise BadFile(
+            f"{name} holds {len(content.events.work):,} kernels and copies; {MAX_TASKS:,} is the "
+            "most that can be shown: kvoverlap trace reads it."
+        )
     return Upload(name, content)
 
 
@@ -176,8 +190,6 @@ def _kind(name: str, text: bytes) -> str:
         ) from None
     except (RecursionError, ValueError):
         raise BadFile(f"{name} is not a document of ours; {ADVICE}.") from None
-    if isinstance(document, dict) and "traceEvents" in document:
-        raise BadFile(f"{name} is a trace, which holds no graph; upload the timeline instead.")
     if isinstance(document, dict) and "model_type" in document:
         return CONFIG
     kind = document.get("kind") if isinstance(document, dict) else None

@@ -28,6 +28,7 @@ from dashboard.figures.restores import (
 )
 from dashboard.figures.style import BREAKDOWN_COLOUR, OP_COLOUR, POLICY_COLOUR, RESTORE_COLOUR
 from dashboard.figures.time_breakdown import breakdown_bars, lane_use_bars
+from dashboard.figures.trace_lanes import paired_trace_lanes, trace_lanes
 
 __all__ = [
     "BREAKDOWN_COLOUR",
@@ -48,6 +49,7 @@ __all__ = [
     "lane_use_bars",
     "memory_bars",
     "paired_lanes",
+    "paired_trace_lanes",
     "policy_bars",
     "predicted_against_measured",
     "predicted_lanes",
@@ -59,6 +61,7 @@ __all__ = [
     "split_by_layer",
     "split_curve",
     "split_map",
+    "trace_lanes",
     "ttft_bars",
     "ttft_curves",
 ]

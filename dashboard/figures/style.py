@@ -274,9 +274,9 @@ class TaskBoxes:
         self.edges.append(edge)
         self.labels.append(label)
 
-    def trace(self, op: str) -> go.Bar:
-        """All boxes as one entry of the legend, in the colour of the operation."""
-        colour = OP_COLOUR.get(op, OTHER_OP_COLOUR)
+    def trace(self, op: str, colour: str | None = None) -> go.Bar:
+        """All boxes as one entry of the legend, by default in the colour of the operation."""
+        colour = colour or OP_COLOUR.get(op, OTHER_OP_COLOUR)
         edges = [edge or (darker(colour), 0.5) for edge in self.edges]
         return go.Bar(
             name=op,

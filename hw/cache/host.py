@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from hw.backends import Backend
+from hw.model.attention import kv_shape
 from hw.model.kernels import Kernels
 from hw.model.quantise import quantise_into
 from hw.model.weights import TORCH_DTYPE, Weights
@@ -20,6 +21,9 @@ from sim.model.spec import ModelSpec
 
 PREFILL_TOKENS = {"cpu": 4096, "cuda": 32768}
 """Prompt tokens in one pass through a layer, by kind of device; bounds the activation memory."""
+
+Chosen = list[Tensor | None]
+"""Experts that tokens passed through, by layer; None of a layer without."""
 
 NO_SCALE = 0xFF
 """Two of these bytes form a NaN scale."""
@@ -62,12 +66,12 @@ class HostCache:
         rows = rows or all_rows(model, workload)
         bits = workload.kv_bits
         row = None if bits is None else QuantisedRow.of(model.layers[0].attention, bits)
-        kv_shape, kv_dtype = kv_layout(model, row)
+        shape, kv_dtype = kv_layout(model, row)
         return cls(
             kv=[
-                torch.empty((one.n_kv, batch, *kv_shape), dtype=kv_dtype)
+                torch.empty((one.n_kv, batch, *shape), dtype=kv_dtype)
                 if pageable
-                else backend.host_empty((one.n_kv, batch, *kv_shape), kv_dtype)
+                else backend.host_empty((one.n_kv, batch, *shape), kv_dtype)
                 for one in rows
             ],
             x=[backend.host_empty((one.n_x, batch, model.hidden_size), dtype) for one in rows],
@@ -147,7 +151,7 @@ def kv_layout(model: ModelSpec, row: QuantisedRow | None) -> tuple[tuple[int, ..
     """Shape and dtype of K and V of one token of one sequence on the host."""
     if row is not None:
         return (row.bytes,), torch.uint8
-    return (2, model.n_kv_heads, model.head_dim), TORCH_DTYPE[model.dtype]
+    return kv_shape(model), TORCH_DTYPE[model.dtype]
 
 
 def prompt_ids(model: ModelSpec, workload: Workload, seed: int) -> Tensor:
@@ -169,11 +173,14 @@ def prefilled_caches(
 
 
 @torch.inference_mode()
-def prefill(weights: Weights, prompts: Tensor, cache: HostCache) -> Tensor:
+def prefill(
+    weights: Weights, prompts: Tensor, cache: HostCache, chosen: Chosen | None = None
+) -> Tensor:
     """Run the prompts through the model and store K, V, X and the predicted next tokens.
 
     Args:
         prompts: [B, S] token ids.
+        chosen: receives the experts of each layer, [b, S, k] of each group of sequences.
 
     Returns:
         [B, V] on the host, the logits behind the last tokens.
@@ -187,11 +194,13 @@ def prefill(weights: Weights, prompts: Tensor, cache: HostCache) -> Tensor:
         sequences = slice(first, min(first + together, n_sequences))
         hidden = kernels.embed(prompts[sequences].to(device), 0)  # [B, S, h]
         shape = (n_tokens, hidden.shape[0])
-        kv = hidden.new_empty((*shape, 2, model.n_kv_heads, model.head_dim))
+        kv = hidden.new_empty((*shape, *kv_shape(model)))
         x = hidden.new_empty((*shape, model.hidden_size))
         for number, layer in enumerate(weights.layers):
             kernels.causal_attention(layer, hidden, kv, x, model.window(number))
-            kernels.mlp(layer, hidden)
+            experts = kernels.mlp(layer, hidden)
+            if chosen is not None:
+                chosen.append(experts)
             cache.store(number, kv, x, sequences)
         logits.append(kernels.logits(hidden[:, -1]).cpu())
         cache.next_tokens[sequences] = logits[-1].argmax(dim=-1)

@@ -11,6 +11,7 @@ from torch import Tensor
 from hw.calibrate.bench import Bench, one_layer
 from hw.calibrate.ranges import SampledRanges
 from hw.calibrate.tables import Medians, Samplers, curve, named
+from hw.model.attention import kv_shape
 from hw.model.kernels import Kernels
 from hw.model.quantise import dequantise_into, quantise_into
 from hw.model.weights import Norm
@@ -37,7 +38,7 @@ def _norms(bench: Bench, models: Sequence[ModelSpec], max_rows: int) -> Samplers
     model = models[0]
     layer = Kernels(one_layer(model, bench.backend.device), 1)
     full, widest = layer.weights.final_norm, model.hidden_size
-    narrowest = min(other.kv_size for other in models) // 2
+    narrowest = min(other.kv_token_size for other in models) // 4
     shapes = {(1, max(1, min(widest, narrowest))), (2 * max_rows, widest)}
     shapes |= {(4**power, widest) for power in range(10) if 4**power < 2 * max_rows}
     found: Samplers = {}
@@ -54,7 +55,7 @@ def _device_copies(bench: Bench, models: Sequence[ModelSpec], max_rows: int) -> 
     """Copies within the memory of a GPU, over bytes read and written."""
     if bench.backend.kind == "cpu":
         return {}
-    most = max_rows * max(2 * model.kv_size for model in models)
+    most = max_rows * max(model.kv_token_size for model in models)
     found: Samplers = {}
     for elements in (4**power for power in range(8, 16) if 4**power <= most):
         into, source = bench.out(elements), bench.random(elements)
@@ -71,8 +72,8 @@ def _quantisation(bench: Bench, model: ModelSpec, ranges: SampledRanges) -> Samp
     loaded = {max_rows} | {
         MIN_ROWS * 4**power for power in range(12) if MIN_ROWS * 4**power < max_rows
     }
-    shape = (2, model.n_kv_heads, model.head_dim)
-    for bits in ranges.kv_bits:
+    shape = kv_shape(model)
+    for bits in ranges.kv_bits if model.mla is None else ():
         row = QuantisedRow.of(model.layers[0].attention, bits)
         for batch in ranges.batches:
             rows = torch.empty((1, batch, row.bytes), dtype=torch.uint8, device=device)

@@ -11,6 +11,7 @@ from hw.calibrate.bench import Bench, Work, one_layer
 from hw.calibrate.gemm import LAYER_OPS
 from hw.calibrate.ranges import SampledRanges
 from hw.calibrate.tables import Medians, Samplers, curve
+from hw.model.attention import kv_shape
 from hw.model.kernels import Kernels
 from sim.lanes import COMPUTE, D2H, H2D, HOST
 from sim.machine.links import Dispatch, Interference, Link, Links
@@ -31,7 +32,7 @@ CONTEXT = 16
 def samplers(bench: Bench, models: Sequence[ModelSpec], ranges: SampledRanges) -> Samplers:
     """Samplers of copies by size, lane interference, and the launch costs of `Dispatch`."""
     model = models[0]
-    n, k = 2 * model.kv_size, model.hidden_size
+    n, k = model.kv_token_size, model.hidden_size
     a, weight, out = bench.random(1024, k), bench.random(n, k), bench.out(1024, n)
     works: dict[str, Work] = {
         COMPUTE: lambda: torch.mm(a, weight.t(), out=out),
@@ -72,7 +73,7 @@ def _kernel_launch_s(bench: Bench, model: ModelSpec) -> list[float]:
     layer = layer_kernels.weights.layers[0]
     hidden = bench.out(1, model.hidden_size)
     x = bench.out(1, model.hidden_size, slot=1)
-    kv = bench.random(CONTEXT, 1, 2, model.n_kv_heads, model.head_dim).clone()
+    kv = bench.random(CONTEXT, 1, *kv_shape(model)).clone()
 
     def decode() -> None:
         queries = layer_kernels.qkv(layer, hidden, kv[-1:], x, 0)

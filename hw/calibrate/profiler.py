@@ -86,7 +86,7 @@ def balanced_link_bytes_per_s(backend: Backend, model: ModelSpec) -> float:
 
     At this pace, loading half of the tokens as X and half as KV takes as long as recomputing half.
     """
-    rows, n = 2048, 2 * model.kv_size
+    rows, n = 2048, model.kv_token_size
     with torch.inference_mode():
         slot = rows * max(n, model.hidden_size)
         largest = max(slot, n * model.hidden_size)
@@ -103,11 +103,11 @@ def _bench(backend: Backend, models: Sequence[ModelSpec], ranges: SampledRanges)
         hidden = model.hidden_size
         operands += [
             max(model.vocab_size, 2 * model.intermediate_size) * hidden,
-            2 * ranges.max_rows * max(model.kv_size, hidden),
+            2 * ranges.max_rows * max(model.kv_token_size, hidden),
             *_expert_operands(model),
         ]
         attended = ranges.batches[-1] * ranges.contexts[-1]
-        slots += [ranges.max_rows * hidden, attended * 2 * model.kv_size]
+        slots += [ranges.max_rows * hidden, attended * model.kv_token_size]
     layer_bytes = min(model.layer_weight_bytes for model in models)
     return Bench(backend, dtype, max(operands), max(slots), layer_bytes)
 

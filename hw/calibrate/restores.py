@@ -17,6 +17,7 @@ from hw.calibrate.bench import Bench, one_layer
 from hw.calibrate.gemm import matmuls
 from hw.calibrate.ranges import SampledRanges
 from hw.calibrate.tables import Medians, Sampler, Samplers, grid, heads_of
+from hw.model.attention import kv_shape, query_shape
 from hw.model.chunk_prefill import ChunkPrefill, chunk_bias
 from hw.model.kernels import Kernels
 from hw.tiers.direct_io import DirectReader, aligned_buffer
@@ -52,9 +53,9 @@ def samplers(bench: Bench, models: Sequence[ModelSpec], ranges: SampledRanges) -
         layer = Kernels(one_layer(model, bench.backend.device), 1)
         chunk = partial(layer.attend.chunk, layer.weights.layers[0].attention)
         for n_tokens in chunks:
-            queries = bench.random(n_tokens, model.n_heads, model.head_dim)
+            queries = bench.random(n_tokens, *query_shape(model))
             for start in starts:
-                shape = (start + n_tokens, 1, 2, model.n_kv_heads, model.head_dim)
+                shape = (start + n_tokens, 1, *kv_shape(model))
                 bias = chunk_bias(model, start, n_tokens, bench.backend.device)
                 kvs = cycle(bench.cold(*shape))
                 found["prefill", *heads_of(model), n_tokens, start + 1] = partial(

@@ -46,10 +46,10 @@ class SpeedProbe:
         step_tokens: int | None = None,
     ) -> None:
         tables = {(table.n, table.k): table for table in hardware.gemm.tables}
-        table = tables.get((2 * model.kv_size, model.hidden_size))
+        table = tables.get((model.kv_token_size, model.hidden_size))
         max_rows = RECOMPUTED_ROWS if table is None else int(table.curve.work[-1])
         costs = OperationCosts(hardware, model, Workload(1, 1, 1))
-        slot = RECOMPUTED_ROWS * max(2 * model.kv_size, model.hidden_size)
+        slot = RECOMPUTED_ROWS * max(model.kv_token_size, model.hidden_size)
         largest = max(slot, model.layer_weight_bytes // model.element_bytes)
         bench = Bench(backend, TORCH_DTYPE[model.dtype], largest, slot, model.layer_weight_bytes)
         self._bench = bench
@@ -70,9 +70,9 @@ class SpeedProbe:
     @staticmethod
     def device_bytes(model: ModelSpec, kind: str) -> int:
         """Device memory that the probe of a model uses, by kind of device."""
-        shapes = {*matrices(model), (2 * model.kv_size, model.hidden_size)}
+        shapes = {*matrices(model), (model.kv_token_size, model.hidden_size)}
         sizes = [n * k * model.element_bytes for n, k in shapes]
-        slot = RECOMPUTED_ROWS * max(2 * model.kv_size, model.hidden_size) * model.element_bytes
+        slot = RECOMPUTED_ROWS * max(model.kv_token_size, model.hidden_size) * model.element_bytes
         largest = max(slot, model.layer_weight_bytes, MAX_EVICTED_BYTES)
         cold = sum(size * rotation_copies(size, kind) for size in sizes)
         return cold + (1 + SLOTS) * largest + SLOTS * slot

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,21 +15,30 @@ from torch import Tensor
 
 from hw.backends import Backend
 from hw.model.layout import assemble_weights
+from hw.model.stored import BLOCKS, EXPONENTS, Block, plain
 from hw.model.weights import Weights
 from sim.errors import BadFile, DoesNotFit, Mismatch
 from sim.files import decode_json
-from sim.model.config import load_model_config
+from sim.model.config import language_part, load_model_config
 from sim.model.spec import ModelSpec
 from sim.progress import Progress, Silent
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 PICKLES = ("*.bin", "*.pt", "*.pth")
-STORED_DTYPES = ("F32", "F16", "BF16")
-UNUSED = ("rotary_emb.inv_freq", "lm_head.weight")
-"""Ends of names that may go unread: a table we compute, and a head that is tied."""
+STORED_DTYPES = {
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+}
+UNUSED = ("rotary_emb.inv_freq", "lm_head.weight", ".input_scale")
+"""Ends of names that may go unread: a table we compute, a head that is tied, and a scale of
+activations in FP8, which are computed with in more bits here."""
 
 SILENT = Silent()
+META = torch.device("meta")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +48,7 @@ class StoredTensor:
     path: Path
     name: str
     shape: tuple[int, ...]
+    dtype: torch.dtype
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,13 +56,18 @@ class Checkpoint:
     """A model on disk whose headers agree with its config; nothing of the weights is read yet.
 
     Args:
-        model: from config.json, under the directory's name.
+        model: from config.json, under the directory's name. Weights have the bits that are computed
+            with: those stored in FP8 or MXFP4 are dequantised as they are loaded.
         tensors: by name, as stored.
+        stored_bits: of most weights, if fewer than are computed with.
+        block: rows and columns of a matrix in FP8 that share a scale.
     """
 
     directory: Path
     model: ModelSpec
     tensors: dict[str, StoredTensor]
+    stored_bits: int | None = None
+    block: Block | None = None
 
     @classmethod
     def open(cls, directory: Path) -> Checkpoint:
@@ -71,8 +87,10 @@ class Checkpoint:
             raise BadFile(
                 f"{directory} holds no config.json; give the directory of one Hugging Face model."
             )
-        model = load_model_config(directory, directory.resolve().name)
-        found = cls(directory, model, _stored_tensors(directory))
+        described = load_model_config(directory, directory.resolve().name)
+        model = replace(described, weight_bits=None, module_bits=None)
+        tensors, bits = _stored_tensors(directory), described.weight_bits
+        found = cls(directory, model, tensors, bits, _block(directory / "config.json"))
         read: set[str] = set()
 
         def outline(name: str) -> Tensor | None:
@@ -80,9 +98,9 @@ class Checkpoint:
             if stored is None:
                 return None
             read.add(stored.name)
-            return torch.empty(stored.shape, device="meta")
+            return torch.empty(stored.shape, dtype=stored.dtype, device="meta")
 
-        assemble_weights(model, outline, torch.device("meta"))
+        assemble_weights(model, partial(plain, read=outline, block=found.block), META)
         left = sorted(name for name in found.tensors if name not in read)
         left = [name for name in left if not name.endswith(UNUSED)]
         if left:
@@ -130,7 +148,14 @@ class Checkpoint:
                 tensor: Tensor = file.get_tensor(stored.name)
             return tensor
 
-        return assemble_weights(model, read, backend.device)
+        return assemble_weights(model, partial(plain, read=read, block=self.block), backend.device)
+
+
+def _block(config: Path) -> Block | None:
+    """`weight_block_size` of the config's quantisation."""
+    stored = language_part(decode_json(config)).get("quantization_config") or {}
+    found = stored.get("weight_block_size")
+    return None if found is None else (int(found[0]), int(found[1]))
 
 
 def _stored_tensors(directory: Path) -> dict[str, StoredTensor]:
@@ -169,18 +194,21 @@ def _header(path: Path) -> dict[str, StoredTensor]:
     """The tensors of one file.
 
     Raises:
-        BadFile: corrupt, truncated, or with a dtype other than the three we compute with.
+        BadFile: corrupt, truncated, or with a dtype that is not read.
     """
     tensors = {}
     with _opened(path) as file:
         for name in file.keys():  # noqa: SIM118
             stored = file.get_slice(name)
-            if stored.get_dtype() not in STORED_DTYPES:
+            dtype = STORED_DTYPES.get(stored.get_dtype())
+            if stored.get_dtype() == "U8" and name.endswith((BLOCKS, EXPONENTS)):
+                dtype = torch.uint8
+            if dtype is None:
                 raise BadFile(
                     f"tensor {name!r} in {path} is stored as {stored.get_dtype()}, which is not "
-                    "float32, float16 or bfloat16; use a checkpoint that is not quantised."
+                    "float32, float16, bfloat16, FP8 or MXFP4; use a checkpoint in one of these."
                 )
-            tensors[name] = StoredTensor(path, name, tuple(stored.get_shape()))
+            tensors[name] = StoredTensor(path, name, tuple(stored.get_shape()), dtype)
     return tensors
 
 

@@ -14,6 +14,7 @@ from hw.model.weights import (
     TORCH_DTYPE,
     Experts,
     Heads,
+    Latents,
     Layer,
     Linear,
     Mlp,
@@ -23,6 +24,7 @@ from hw.model.weights import (
 )
 from sim.errors import Mismatch
 from sim.model import layers as sizes
+from sim.model.attention import LatentAttention
 from sim.model.spec import ModelSpec
 
 Rows = Sequence[tuple[str, int]]
@@ -42,8 +44,14 @@ OTHER_NAMES = (
 class Source(Protocol):
     """Makes the tensors of a model."""
 
-    def join(self, rows: Rows, *rest: int, std: float, mean: float = 0.0) -> Tensor:
-        """One tensor of the rows of several; `rest` are the sizes behind the first."""
+    def join(
+        self, rows: Rows, *rest: int, std: float, mean: float = 0.0, wide: bool = False
+    ) -> Tensor:
+        """One tensor of the rows of several; `rest` are the sizes behind the first.
+
+        Args:
+            wide: in 32 bit.
+        """
 
     def stack(
         self, whole: str, parts: Sequence[Rows], *rest: int, std: float, of_whole: Change = None
@@ -62,8 +70,11 @@ class RandomSource:
         self._generator = torch.Generator(device=device).manual_seed(seed)
         self._dtype, self._device = TORCH_DTYPE[model.dtype], device
 
-    def join(self, rows: Rows, *rest: int, std: float, mean: float = 0.0) -> Tensor:
-        return self._draw(sum(n for _, n in rows), *rest, std=std).add_(mean)
+    def join(
+        self, rows: Rows, *rest: int, std: float, mean: float = 0.0, wide: bool = False
+    ) -> Tensor:
+        drawn = self._draw(sum(n for _, n in rows), *rest, std=std).add_(mean)
+        return drawn.float() if wide else drawn
 
     def stack(
         self,
@@ -92,8 +103,17 @@ class NamedSource:
     ) -> None:
         self._read, self._dtype, self._device = read, TORCH_DTYPE[model.dtype], device
 
-    def join(self, rows: Rows, *rest: int, std: float, mean: float = 0.0) -> Tensor:  # noqa: ARG002
-        return self._fill(self._empty(sum(n for _, n in rows), *rest), rows)
+    def join(
+        self,
+        rows: Rows,
+        *rest: int,
+        std: float,  # noqa: ARG002
+        mean: float = 0.0,  # noqa: ARG002
+        wide: bool = False,
+    ) -> Tensor:
+        shape = (sum(n for _, n in rows), *rest)
+        dtype = torch.float32 if wide else self._dtype
+        return self._fill(torch.empty(shape, dtype=dtype, device=self._device), rows)
 
     def stack(
         self,
@@ -201,7 +221,9 @@ class Builder:
             names = ("input_layernorm", "pre_feedforward_layernorm")
         return Layer(
             input_norm=self._norm(f"{at}.{names[0]}", h),
-            attention=self._heads(f"{at}.self_attn", self._model.window(number)),
+            attention=self._latents(f"{at}.self_attn", self._model.mla)
+            if self._model.mla is not None
+            else self._heads(f"{at}.self_attn", self._model.window(number)),
             attention_norm=self._norm(f"{at}.post_attention_layernorm", h) if normed else None,
             mlp_norm=self._norm(f"{at}.{names[1]}", h),
             ffn=self._ffn(at, self._model.layers[number].ffn),
@@ -223,6 +245,30 @@ class Builder:
             else None,
             local=window is not None and model.arithmetic.local_rope_theta is not None,
         )
+
+    def _latents(self, at: str, mla: LatentAttention) -> Latents:
+        model, h, rank = self._model, self._model.hidden_size, mla.q_lora_rank
+        heads, plain, rotated = model.n_heads, mla.qk_nope_head_dim, mla.qk_rope_head_dim
+        each = plain + rotated
+        down = self._linear(f"{at}.q_a_proj", rank, h, model.qkv_bias) if rank else None
+        built = heads * (plain + mla.v_head_dim)
+        made = Latents(
+            cached=self._linear(f"{at}.kv_a_proj_with_mqa", model.kv_token_size, h, model.qkv_bias),
+            cached_norm=self._norm(f"{at}.kv_a_layernorm", mla.kv_lora_rank),
+            down=down,
+            down_norm=self._norm(f"{at}.q_a_layernorm", rank) if rank else None,
+            asked=self._linear(f"{at}.q_{'b_' if rank else ''}proj", heads * each, rank or h),
+            up=self._linear(f"{at}.kv_b_proj", built, mla.kv_lora_rank).weight.unflatten(
+                0, (heads, -1)
+            ),
+            out=self._linear(f"{at}.o_proj", h, heads * mla.v_head_dim, model.out_bias),
+        )
+        if model.arithmetic.rope_interleaved:
+            _apart(made.cached.weight[-rotated:])
+            _apart(made.asked.weight.unflatten(0, (heads, each))[:, plain:].transpose(0, 1))
+            if made.cached.bias is not None:
+                _apart(made.cached.bias[-rotated:])
+        return made
 
     def _ffn(self, at: str, ffn: sizes.Dense | sizes.Experts) -> Mlp | Experts:
         if isinstance(ffn, sizes.Experts):
@@ -254,6 +300,7 @@ class Builder:
 
         return Experts(
             router=self._linear(f"{at}.router", ffn.n_routed, h, True),
+            correction=None,
             gate_up=stack("gate_up_proj", 2 * f, h, change=lambda one: _parted(one.mT)),
             gate_up_bias=stack("gate_up_proj_bias", 2 * f, change=_parted),
             down=stack("down_proj", h, f, change=lambda one: one.mT),
@@ -267,13 +314,18 @@ class Builder:
         each = [f"{at}.experts.{number}" for number in range(ffn.n_routed)]
         gate_up = [[(f"{e}.gate_proj.weight", f), (f"{e}.up_proj.weight", f)] for e in each]
         down = [[(f"{e}.down_proj.weight", h)] for e in each]
-        shared, gate = None, None
+        shared, gate, correction = None, None, None
         if ffn.shared_width:
-            shared = self._mlp(f"{at}.shared_expert", ffn.shared_width)
+            name = "shared_expert" if router.shared_gate else "shared_experts"
+            shared = self._mlp(f"{at}.{name}", ffn.shared_width)
             gate = self._linear(f"{at}.shared_expert_gate", 1, h) if router.shared_gate else None
+        if router.scoring == "sigmoid":
+            rows = [(f"{at}.gate.e_score_correction_bias", ffn.n_routed)]
+            correction = self._source.join(rows, std=0.1, wide=True)
         stack, whole = self._source.stack, f"{at}.experts"
         return Experts(
             router=self._linear(f"{at}.gate", ffn.n_routed, h),
+            correction=correction,
             gate_up=stack(f"{whole}.gate_up_proj", gate_up, h, std=h**-0.5),
             gate_up_bias=None,
             down=stack(f"{whole}.down_proj", down, f, std=f**-0.5),
@@ -281,6 +333,11 @@ class Builder:
             shared=shared,
             shared_gate=gate,
         )
+
+
+def _apart(rows: Tensor) -> None:
+    """Put even rows before odd ones, in place: two neighbours become two halves."""
+    rows.copy_(torch.cat((rows[0::2], rows[1::2])))
 
 
 def _parted(rows: Tensor) -> Tensor:

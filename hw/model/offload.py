@@ -57,5 +57,6 @@ class OffloadedLayers:
 def _kv_elements(weights: Weights) -> slice:
     """Elements of a layer's matrices that make K and V: rows of the first one, behind Q's."""
     model = weights.model
-    first, stop = model.q_size, model.q_size + model.kv_token_size
+    first = model.q_size if model.mla is None else 0
+    stop = first + model.kv_token_size
     return slice(first * model.hidden_size, stop * model.hidden_size)

@@ -44,8 +44,9 @@ class Rotary:
 
 def rotary_tables(model: ModelSpec, max_tokens: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Cosines and sines, each [max_tokens, D], halves repeated, computed in 32 bit."""
-    exponents = torch.arange(0, model.head_dim, 2, dtype=torch.float32, device=device)
-    frequencies = model.rope_theta ** -(exponents / model.head_dim)
+    size = model.head_dim if model.mla is None else model.mla.qk_rope_head_dim
+    exponents = torch.arange(0, size, 2, dtype=torch.float32, device=device)
+    frequencies = model.rope_theta ** -(exponents / size)
     if model.rope_scaling is not None:
         frequencies = _llama3_frequencies(frequencies, model.rope_scaling)
     yarn, magnitude = model.arithmetic.yarn, 1.0

@@ -5,12 +5,12 @@ from __future__ import annotations
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from operator import attrgetter
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from hw.model.weights import TORCH_DTYPE, Linear, Norm, Weights
+from hw.model.weights import TORCH_DTYPE, Heads, Linear, Norm, Weights
 from sim.errors import Mismatch
 from sim.model.spec import ModelSpec
 
@@ -104,7 +104,7 @@ def named_tensors(weights: Weights) -> dict[str, Tensor]:
     sizes = [model.q_size, model.kv_size, model.kv_size]
     for number, layer in enumerate(weights.layers):
         at = f"{root}.layers.{number}"
-        qkv = layer.attention.qkv
+        qkv = cast(Heads, layer.attention).qkv
         rows = qkv.weight.split(sizes)
         biases = [None] * 3 if qkv.bias is None else qkv.bias.split(sizes)
         for name, weight, bias in zip("qkv", rows, biases, strict=True):

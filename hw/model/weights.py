@@ -75,6 +75,19 @@ class Heads:
 
 
 @dataclass(slots=True)
+class Latents:
+    """Latent attention; rows that are rotated have the two halves of a rotation apart."""
+
+    cached: Linear  # [r + d_r, h], the latent and the rotary key
+    cached_norm: Norm  # [r]
+    down: Linear | None  # [query rank, h]
+    down_norm: Norm | None
+    asked: Linear  # [H (d_n + d_r), h or query rank]
+    up: Tensor  # [H, d_n + d_v, r], to the key and the value of each head
+    out: Linear  # [h, H d_v]
+
+
+@dataclass(slots=True)
 class Mlp:
     """One MLP that every token passes through."""
 
@@ -88,10 +101,12 @@ class Experts:
     """MLPs of which each token passes through those that its router chooses.
 
     Args:
+        correction: added to the scores for the choice alone, in 32 bit.
         shared: the MLP of every token, which `shared_gate` may weigh.
     """
 
     router: Linear  # [E, h]
+    correction: Tensor | None  # [E]
     gate_up: Tensor  # [E, 2 f, h], rows of the gate first
     gate_up_bias: Tensor | None  # [E, 2 f]
     down: Tensor  # [E, h, f]
@@ -105,7 +120,7 @@ class Layer:
     """One decoder layer; `attention_norm` and `ffn_norm` are of the outputs (Gemma 2 and 3)."""
 
     input_norm: Norm
-    attention: Heads
+    attention: Heads | Latents
     attention_norm: Norm | None
     mlp_norm: Norm
     ffn: Mlp | Experts
@@ -170,6 +185,12 @@ def check_runnable(model: ModelSpec, device_kind: str = "cpu") -> None:
         raise BadInput(
             f"{model.name} has {' and '.join(model.not_run)}, which no device kernel computes; it "
             "can be planned and simulated but not run."
+        )
+    if model.weight_bits is not None or model.module_bits is not None:
+        raise BadInput(
+            f"{model.name} is planned with weights in {model.weight_bits or 'fewer'} bits, and a "
+            f"run computes with {model.dtype} ones; take quantization_config out of its "
+            "config.json to plan what a run does."
         )
     has_experts = any(isinstance(layer.ffn, ExpertSizes) for layer in model.groups)
     if device_kind == "cuda" and has_experts and model.dtype != "bfloat16":

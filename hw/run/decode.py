@@ -12,6 +12,7 @@ from hw.backends import Backend
 from hw.cache.host import HostCache, kv_layout
 from hw.cache.reference import ResidentDecode, planned_decode
 from hw.cache.verify import RunNumbers, verify
+from hw.model.attention import query_shape
 from hw.model.kernels import Kernels
 from hw.model.offload import OffloadedLayers
 from hw.model.quantise import dequantise_into, quantise_into
@@ -30,7 +31,8 @@ class DecodeExecutor(Executor):
     """Decodes a graph's steps on K, V and X in host memory.
 
     Below 32 bit and on a quantised cache, each step is fed the token of the reference instead of
-    its own, because rounding can change a close choice and then nothing is comparable.
+    its own, because rounding can change a close choice and then nothing is comparable. So it is
+    with experts: below 32 bit a token passes through those of the reference.
 
     Args:
         simulated: the predicted timeline of the graph to run.
@@ -139,7 +141,9 @@ class DecodeExecutor(Executor):
         """
         same_rows = self.references
         if self._row is not None:
-            same_rows = planned_decode(self.graph, self.weights, self.caches, self._fed)
+            same_rows = planned_decode(
+                self.graph, self.weights, self.caches, self._fed, self.references
+            )
         return verify(self._numbers(), same_rows, self.references)
 
     def _numbers(self) -> RunNumbers:
@@ -192,7 +196,7 @@ class DecodeExecutor(Executor):
             return cache.kv_of(layer, start, stop)
         x = cache.x_of(layer, start, stop).to(self.backend.device)
         model = self.graph.model
-        kv = x.new_empty((*x.shape[:2], 2, model.n_kv_heads, model.head_dim))
+        kv = x.new_empty((*x.shape[:2], *kv_layout(model, None)[0]))
         with torch.inference_mode():
             self._kernels.project_kv(self.weights.layers[layer], x, kv, start)
         return kv
@@ -229,7 +233,9 @@ class DecodeExecutor(Executor):
         self._kernels.attention(layer, self._hidden[task.batch], self._queries, kv)
 
     def _mlp(self, task: Task) -> None:
-        self._kernels.mlp(self._layers[task.step, task.layer], self._hidden[task.batch])
+        given = self.references[task.batch].chosen if self.references else None
+        follow = None if given is None else given[task.step][task.layer]
+        self._kernels.mlp(self._layers[task.step, task.layer], self._hidden[task.batch], follow)
 
     def _head(self, task: Task) -> None:
         logits = self._logits[task.batch]
@@ -316,7 +322,7 @@ def executor_buffers(graph: TaskGraph, row: QuantisedRow | None) -> dict[str, li
     if row is not None:
         staged = [((tokens, batch, row.bytes), torch.uint8) for tokens in slots]
         new_rows = [((1, batch, row.bytes), torch.uint8)] * graph.slots
-    head = (2, model.n_kv_heads, model.head_dim)
+    head, _ = kv_layout(model, None)
     return {
         "kv": [((tokens, batch, *head), dtype) for tokens in slots],
         "staged": staged,
@@ -324,7 +330,7 @@ def executor_buffers(graph: TaskGraph, row: QuantisedRow | None) -> dict[str, li
         "x": [((x_rows, batch, model.hidden_size), dtype)] * len(_x_slots(graph)),
         "new_x": [hidden] * graph.slots,
         "hidden": [hidden] * n_batches,
-        "queries": [((batch, model.n_heads, model.head_dim), dtype)],
+        "queries": [((batch, *query_shape(model)), dtype)],
         "tokens": [((job.gen_tokens + 1, batch), torch.int64)] * n_batches,
         "logits": [((batch, model.vocab_size), dtype)] * n_batches,
     }

@@ -16,10 +16,11 @@ from kvoverlap.cli.options import (
     installed_engine,
 )
 from kvoverlap.cli.output import note, policy_table, print_json, say, table
-from planner.advice import Advice, advise, describe
+from planner.advice import Advice, RuntimeGap, advise, describe
 from planner.advice.text import ABOUT_RUNTIMES
 from sim.catalog import RECORDINGS
 from sim.errors import BadInput
+from sim.units import ms, percent
 
 
 def advise_verb(
@@ -52,6 +53,8 @@ def advise_verb(
       kvoverlap advise --model llama-3.1-8b --hardware h100-sxm+pcie5-x16 \\
           --batch 64 --prompt 8K --gpu-memory 94GB --set link.bandwidth=100GB/s \\
           --kv-bits 8
+      kvoverlap advise --model llama-3.1-8b --hardware h100-sxm --batch 1 \\
+          --prompt 50000 --runtime vllm
       kvoverlap advise --model ./config.json --hardware profile.json --batch 8 \\
           --prompt 4K --json
     """
@@ -67,6 +70,7 @@ def advise_verb(
         RECORDINGS,
         slo_s,
         installed_engine(engine),
+        machine.serving,
     )
     if json:
         print_json(found.to_dict())
@@ -84,6 +88,9 @@ def _print(found: Advice) -> None:
     )
     say(describe(found))
     policy_table("\nA decode step", "step", found.step_s_by_policy, "load-all")
+    if found.gap is not None:
+        _print_gap(found.gap)
+        return
     if not found.settings:
         note("no settings for serving runtimes: " + _why_no_settings(found))
         return
@@ -92,6 +99,29 @@ def _print(found: Advice) -> None:
     table("\nSettings", ("runtime", "setting", "why"), settings, n_text=3)
     for page in dict.fromkeys(one.page for one in found.settings):
         say(f"documented at {page}")
+
+
+def _print_gap(gap: RuntimeGap) -> None:
+    """What the runtime leaves on the table, and the command line that comes closest."""
+    say(f"\n{gap.sentence}")
+    say(f"{gap.how}.\n")
+    rows = [
+        (one.label, ms(one.seconds), f"{gap.own.seconds / one.seconds:.2f}")
+        for one in sorted((gap.own, *gap.variants, gap.best), key=lambda one: one.seconds)
+    ]
+    table(gap.what[:1].upper() + gap.what[1:], ("way", "time", "times as fast"), rows)
+    closest = gap.closest
+    if not closest.launch:
+        note(f"no setting of {gap.runtime} changes this; documented at {closest.page}")
+        return
+    asks = [f"{gap.host_bytes / 2**30:,.1f} GiB of host memory"]
+    if closest.sets_gpu_memory:
+        asks.append(
+            f"{percent(gap.gpu_frac)} of GPU memory, which then holds {gap.pool_tokens:,} tokens"
+        )
+    say(f"\nClosest: {closest.label}. It asks for {' and '.join(asks)}:")
+    say(f"  {closest.launch}")
+    say(f"documented at {closest.page}")
 
 
 def _why_no_settings(found: Advice) -> str:

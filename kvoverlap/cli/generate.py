@@ -123,7 +123,8 @@ def generate(
     Parameters
     ----------
     weights
-        Directory with config.json and safetensors files of an OPT, Llama, Mistral, Qwen2 or Qwen3.
+        Directory with config.json and safetensors files of a family that runs (docs/models.md).
+        Weights in FP8 or MXFP4 are dequantised as they are loaded.
     max_new_tokens
         New tokens of each prompt, N; the plan has N - 1 steps.
     warm_ups
@@ -143,6 +144,11 @@ def generate(
     from hw.run.generate import generate as decode
 
     checkpoint = Checkpoint.open(weights)
+    if checkpoint.stored_bits is not None:
+        note(
+            f"weights are stored in {checkpoint.stored_bits} bits and dequantised as they are "
+            "loaded; the plan and the run have them in the dtype that is computed with."
+        )
     codec = TextCodec.of(weights)
     prompts = prompt.read(codec)
     check_prompts(prompts, n_new, checkpoint.model)
@@ -305,6 +311,11 @@ def load_fitting_plan(
         Mismatch: names what differs and the command that makes the right plan.
     """
     made = DecodePlan.load(path)
+    if made.model.weight_bits is not None:
+        raise Mismatch(
+            f"--plan {path} is for weights in {made.model.weight_bits} bits, which are dequantised "
+            f"to {made.model.dtype} when they are loaded; leave --plan out to plan for that."
+        )
     wanted = replace(spec, name=made.model.name, dtype=dtype or made.model.dtype)
     differing = _differences(made.model, wanted) + _differences(made.workload, job)
     if not differing:

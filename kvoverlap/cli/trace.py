@@ -89,6 +89,11 @@ def print_trace(found: MeasuredTrace) -> None:
             f"{ms(whole.exposed_copy_s)}, other GPU work {ms(whole.other_s)}, idle "
             f"{ms(whole.idle_s)}"
         )
+        if found.copying_kernel_s:
+            say(
+                f"{ms(found.copying_kernel_s)} of the kernels copy K and V between host and GPU: "
+                "they count as kernels, not as copies"
+            )
         print_directions(whole)
         print_idle(found.idle)
         print_copies(found)
@@ -200,9 +205,8 @@ def say_more(n_rows: int) -> None:
 
 
 def shortened(name: str) -> str:
-    """A name on one line, cut at `NAME_CHARS`."""
-    line = " ".join(name.split())
-    return line if len(line) <= NAME_CHARS else f"{line[: NAME_CHARS - 3]}..."
+    """A name cut at `NAME_CHARS`."""
+    return name if len(name) <= NAME_CHARS else f"{name[: NAME_CHARS - 3]}..."
 
 
 def shown_bytes(size: float) -> str:

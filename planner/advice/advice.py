@@ -9,6 +9,7 @@ from typing import Any
 from planner.advice.decoding import DecodeJob, Slo, best_plan, by_context, compare_with_slo
 from planner.advice.headline import headline, verdict
 from planner.advice.reuse import Reuse, reuse
+from planner.advice.runtime_gap import RuntimeGap, runtime_gap
 from planner.advice.runtime_settings import CacheBudget, RuntimeSetting, runtime_settings
 from planner.crossovers import Interval
 from planner.decode.plan import DecodePlan, Sensitivity
@@ -19,6 +20,7 @@ from sim.errors import BadInput
 from sim.graph.jobs import Workload
 from sim.graph.memory import footprint
 from sim.machine.profile import HardwareProfile
+from sim.machine.runtime import Runtime
 from sim.model.kv_format import host_row_bytes
 from sim.model.spec import ModelSpec
 from sim.results.accuracy import assess_kind, nine_of_ten
@@ -63,6 +65,7 @@ class Advice:
         ways: times of a step whose cache is in host memory, by way of obtaining K and V.
         by_context: the verdict at each context length, for this batch.
         reuse: None where GPU memory has no room for one request.
+        gap: what a named serving runtime leaves on the table.
     """
 
     plan: DecodePlan
@@ -73,6 +76,7 @@ class Advice:
     reuse: Reuse | None
     slo: Slo | None
     settings: tuple[RuntimeSetting, ...]
+    gap: RuntimeGap | None = None
 
     @property
     def headline(self) -> str:
@@ -148,6 +152,7 @@ class Advice:
             else {**asdict(self.reuse), "least_tokens": self.reuse.least_tokens},
             "slo": None if self.slo is None else {**asdict(self.slo), "met": self.slo.met},
             "hints": [asdict(one) for one in self.settings],
+            **({} if self.gap is None else {"runtime": self.gap.to_dict()}),
         }
 
 
@@ -158,6 +163,7 @@ def advise(
     recordings: Path,
     slo_s: float | None = None,
     engine: str = "simpy",
+    runtime: Runtime | None = None,
 ) -> Advice:
     """The advice for one decode step and for a later request with the same prompt.
 
@@ -166,6 +172,7 @@ def advise(
         recordings: a folder of recordings, whose errors bound the gain.
         slo_s: time limit of a step.
         engine: as in `sim.simulate`.
+        runtime: a serving runtime whose times are compared with the best; None for none.
 
     Raises:
         BadInput: the model has too few positions, or `slo_s` is not a time.
@@ -183,14 +190,18 @@ def advise(
     later = reuse(model, hardware, prompt, engine, workload.kv_bits)
     emulated = hardware.links.h2d.paced_bytes_per_s is not None
     settings: tuple[RuntimeSetting, ...] = ()
+    all_bytes = (
+        batch
+        * workload.max_tokens
+        * sum(host_row_bytes(model, workload.kv_bits, layer) for layer in range(model.n_layers))
+    )
     if later is not None and not emulated and not hardware.memory.unified:
         loaded = planner.problem.simulate(planner.problem.choice_of("load-all").split).graph
-        rows = batch * workload.max_tokens
-        all_bytes = rows * sum(
-            host_row_bytes(model, workload.kv_bits, layer) for layer in range(model.n_layers)
-        )
         cache = CacheBudget(footprint(loaded).host_kv_bytes, all_bytes, later.least_tokens)
         settings = runtime_settings(model, hardware, cache)
+    gap = None
+    if runtime is not None and not runtime.plans_itself:
+        gap = runtime_gap(runtime, asked, model.tensor_parallel * all_bytes, engine)
     return Advice(
         plan=plan,
         resident=resident,
@@ -200,4 +211,5 @@ def advise(
         reuse=later,
         slo=None if slo_s is None else compare_with_slo(job, slo_s, resident.makespan_s),
         settings=settings,
+        gap=gap,
     )

@@ -16,16 +16,22 @@ class Router:
     """How a token chooses its experts, the largest of some scores, and what each weighs.
 
     Args:
-        scoring: softmax of the logits over all experts, or over the chosen ones (gpt-oss).
+        scoring: softmax of the logits over all experts, or over the chosen ones (gpt-oss), or the
+            sigmoid of each, with a correction that counts for the choice alone (DeepSeek-V3).
         normalised: the weights of the chosen experts are divided by their sum.
+        scale: factor of the weights.
+        n_groups, top_groups: with sigmoids, only the experts of the best groups can be chosen.
         biased: the router and the experts add biases.
         shared_gate: a sigmoid of each token weighs its shared expert (Qwen2-MoE).
     """
 
     __pydantic_config__ = STRICT_KEYS
 
-    scoring: Literal["all", "chosen"] = "all"
+    scoring: Literal["all", "chosen", "sigmoid"] = "all"
     normalised: bool = True
+    scale: float = 1.0
+    n_groups: int = 1
+    top_groups: int = 1
     biased: bool = False
     shared_gate: bool = False
 
@@ -71,6 +77,7 @@ class Arithmetic:
         swiglu_limit: experts clamp gate and rest to it and compute `(up + 1) gate sigmoid(alpha
             gate)` (gpt-oss).
         swiglu_alpha: see there.
+        rope_interleaved: stored rows that are rotated together are neighbours (DeepSeek).
     """
 
     __pydantic_config__ = STRICT_KEYS
@@ -86,6 +93,7 @@ class Arithmetic:
     sinks: bool = False
     swiglu_limit: float | None = None
     swiglu_alpha: float = 1.702
+    rope_interleaved: bool = False
     router: Router = MIXTRAL
 
     @property

@@ -45,7 +45,7 @@ MAX_8BIT_STORED = 9
 
 RUNNABLE_FAMILIES = (
     *("opt", "llama", "mistral", "qwen2", "qwen3"),
-    *("mixtral", "qwen2_moe", "qwen3_moe", "gemma2", "gemma3_text", "gpt_oss"),
+    *("mixtral", "qwen2_moe", "qwen3_moe", "gemma2", "gemma3_text", "gpt_oss", "deepseek_v3"),
 )
 """Families that there are device kernels for; the others can be planned and simulated."""
 

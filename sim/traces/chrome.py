@@ -24,6 +24,7 @@ from sim.traces.events import (
     chosen_steps,
     copy_kind,
     memory_in_name,
+    printable,
     step_rank,
 )
 from sim.traces.json_events import JsonEvents
@@ -78,7 +79,7 @@ class _Reader:
         self.no_stream = 0
         self._kinds: dict[tuple[str, str], tuple[str, str, str]] = {}
         self._roles = _Roles()
-        self._streams: dict[Any, str] = {}
+        self._streams: dict[int | str, str] = {}
 
     def add(self, events: Sequence[Any]) -> None:
         """Take what is of use from some events.
@@ -97,10 +98,11 @@ class _Reader:
                         self._add_note(role, event)
                 elif role == _OPERATOR:
                     start = event["ts"]
-                    if start < host[0]:
+                    end = start + event["dur"]
+                    if -MAX_US < start < host[0]:
                         host[0] = start
-                    if start + event["dur"] > host[1]:
-                        host[1] = start + event["dur"]
+                    if host[1] < end < MAX_US:
+                        host[1] = end
                     if event["name"].startswith("ProfilerStep"):
                         self._add_note(role, event)
                 elif role in _WORK:
@@ -147,7 +149,7 @@ class _Reader:
                 self.syncs.append(times)
         elif (rank := step_rank(name)) is not None:
             marks = self.gpu_marks if role == _GPU_NOTE else self.marks
-            marks.setdefault(rank, []).append(StepMark(name, *times))
+            marks.setdefault(rank, []).append(StepMark(printable(name), *times))
 
     def _add_work(self, role: str, event: Mapping[str, Any]) -> None:
         times = self._times(event)
@@ -157,53 +159,50 @@ class _Reader:
         if not isinstance(args, dict):
             args = {}
         stream = args.get("stream")
-        if stream is None:
-            stream = event.get("tid", 0)
+        if not isinstance(stream, int | str):
+            stream = str(event.get("tid", 0))
             self.no_stream += 1
         device = args.get("device", event.get("pid"))
         size = args.get("bytes", 0)
         kind = self._kinds.get((role, name)) or self._kind(role, name)
+        number = args.get("correlation")
         self.work.append(
             (
                 *times,
                 device if isinstance(device, int) and device >= 0 else 0,
-                str(stream).removeprefix("stream "),
+                self._streams.get(stream) or self._stream(stream),
                 *kind[:2],
                 int(size) if isinstance(size, int | float) and 0 <= size < MAX_US else 0,
                 kind[2],
-                args.get("correlation"),
+                number if type(number) is int else None,
             )
         )
+
+    def _stream(self, stream: int | str) -> str:
+        """The label of a stream, the same object for all its work."""
+        label = self._streams[stream] = str(stream).removeprefix("stream ")
+        return label
 
     def _kind(self, role: str, name: str) -> tuple[str, str, str]:
         """Kind, name and host memory, the same objects for all work of one name."""
         kind = copy_kind(name) if role == _COPY else role
-        found = self._kinds[role, name] = kind, name, memory_in_name(kind, name)
+        found = self._kinds[role, name] = kind, printable(name), memory_in_name(kind, name)
         return found
 
     def works(self) -> tuple[GpuWork, ...]:
         """The work of the GPUs by start, each with its launch."""
-        launches, streams = self.launches, self._streams
+        launches = {
+            number: round(start_us * NS_IN_US)
+            for number, start_us in self.launches.items()
+            if type(start_us) in _NUMBERS and -MAX_US < start_us < MAX_US
+        }
         self.work.sort(key=itemgetter(0, 1))
-        return tuple(
-            GpuWork(
-                start,
-                end,
-                device,
-                streams.setdefault(stream, stream),
-                kind,
-                name,
-                size,
-                memory,
-                _launch_ns(launches, number),
-            )
-            for start, end, device, stream, kind, name, size, memory, number in self.work
-        )
+        return tuple(GpuWork._make((*one[:8], launches.get(one[8]))) for one in self.work)
 
     @property
     def host(self) -> tuple[int, int] | None:
         """First start and last end of the host's operators."""
-        if not -MAX_US < self.host_us[0] <= self.host_us[1] < MAX_US:
+        if not self.host_us[0] <= self.host_us[1]:
             return None
         start, end = (round(one * NS_IN_US) for one in self.host_us)
         return start, end
@@ -261,14 +260,6 @@ def read_chrome(path: Path, progress: Progress) -> TraceEvents:
         graph_sha256=_graph_sha256(source.header),
         faults=tuple(reader.faults(source.broken)),
     )
-
-
-def _launch_ns(launches: Mapping[Any, Any], number: Any) -> int | None:
-    """When the call with a correlation number started."""
-    start_us = launches.get(number) if type(number) is int else None
-    if not isinstance(start_us, int | float) or not -MAX_US < start_us < MAX_US:
-        return None
-    return round(start_us * NS_IN_US)
 
 
 def _device_names(header: Mapping[str, Any]) -> dict[int, str]:

@@ -90,6 +90,13 @@ class TraceEvents:
         return sorted({one.device for one in self.work})
 
 
+def printable(name: str) -> str:
+    """A name of a trace on one line, with a question mark for what no terminal can show."""
+    if name.isprintable():
+        return name
+    return "".join(char if char.isprintable() else "?" for char in " ".join(name.split()))
+
+
 _SIDES = re.compile(
     r"(h|host|d|device|p|peer|m|a)-?(?:to|2)-?(h|host|d|device|p|peer|m|a)(?![a-z0-9])", re.I
 )

@@ -1,8 +1,8 @@
 """The events of a Chrome trace, from a file of any size.
 
-The file is read in pieces of a megabyte, and the standard library decodes the events of a piece, so
-that memory holds a piece of the file and not the whole. For a million events that takes 5 s of CPU
-time, a third of what the streaming parser ijson takes with its parser in C.
+The file is read in pieces of a megabyte, and the events of a piece are decoded together, so that
+memory holds a piece of the file and not the whole. pydantic's parser decodes them in two thirds of
+the time that the standard library takes, and in a third of that of the streaming parser ijson.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from pydantic_core import from_json
 
 from sim.errors import BadFile
 
@@ -152,7 +154,7 @@ class JsonEvents:
         if end == self._at:
             return []
         try:
-            batch: list[Any] = json.loads(f"[{self._buffer[self._at : end]}]")
+            batch: list[Any] = from_json(f"[{self._buffer[self._at : end]}]")
         except (ValueError, RecursionError):
             self._one_by_one = True
             return []

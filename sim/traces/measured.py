@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -31,6 +32,11 @@ CPU_ONLY = (
     "ProfilerActivity.CUDA on a machine with a GPU."
 )
 TOP_KERNELS = 10
+
+_COPYING = re.compile(r"load_and_reshape_multi_layer_kernel|transfer_(?:page_head_)?kernel_impl")
+"""Kernels that copy K and V between host and GPU: of LMCache (csrc/mem_kernels.cu), and of SGLang
+(sgl-kernel, kvcacheio/transfer.cu)."""
+
 _MARK = f'"kind": "{KIND}"'.encode()
 
 
@@ -136,25 +142,41 @@ class MeasuredTrace:
         order = sorted(sums, key=lambda key: (KINDS.index(key[0]), key[1:]))
         return tuple(CopyRow(*key, sums[key][0], sums[key][1], sums[key][2] / NS) for key in order)
 
-    @cached_property
+    @property
     def kernels(self) -> tuple[KernelRow, ...]:
         """Kernels by name, the longest first."""
-        return self._kernel_rows(lambda one: one.name)
+        return self._kernel_rows[0]
 
-    @cached_property
+    @property
     def kernel_streams(self) -> tuple[KernelRow, ...]:
         """Kernels by GPU and stream, the longest first."""
-        return self._kernel_rows(lambda one: f"GPU {one.device}, stream {one.stream}")
+        return self._kernel_rows[1]
 
-    def _kernel_rows(self, key: Any) -> tuple[KernelRow, ...]:
-        sums: dict[str, list[int]] = {}
-        for one in self.events.work:
-            if one.kind == KERNEL:
-                row = sums.setdefault(key(one), [0, 0])
-                row[0] += 1
-                row[1] += one.end_ns - one.start_ns
-        rows = [KernelRow(name, count, spent / NS) for name, (count, spent) in sums.items()]
-        return tuple(sorted(rows, key=lambda row: -row.seconds))
+    @property
+    def copying_kernel_s(self) -> float:
+        """Time of kernels that are known to copy K and V between host and GPU.
+
+        They are kernels in the trace, and count as such in every measure.
+        """
+        return sum(row.seconds for row in self.kernels if _COPYING.search(row.name))
+
+    @cached_property
+    def _kernel_rows(self) -> tuple[tuple[KernelRow, ...], tuple[KernelRow, ...]]:
+        names: dict[str, list[int]] = {}
+        streams: dict[tuple[int, str], list[int]] = {}
+        for start_ns, end_ns, device, stream, kind, name, *_ in self.events.work:
+            if kind == KERNEL:
+                by_name = names.get(name) or names.setdefault(name, [0, 0])
+                by_stream = streams.get((device, stream)) or streams.setdefault(
+                    (device, stream), [0, 0]
+                )
+                for row in (by_name, by_stream):
+                    row[0] += 1
+                    row[1] += end_ns - start_ns
+        labels = {
+            f"GPU {device}, stream {stream}": row for (device, stream), row in streams.items()
+        }
+        return _longest_first(names), _longest_first(labels)
 
     def to_dict(self) -> dict[str, Any]:
         """The answer of `kvoverlap trace --json`."""
@@ -166,6 +188,7 @@ class MeasuredTrace:
             "complete": not self.notes,
             "notes": list(self.notes),
             **self.measures.to_dict(),
+            "copying_kernel_s": self.copying_kernel_s,
             "idle_by_cause": asdict(self.idle),
             "steps": [step.to_dict() for step in self.steps],
             "copies": [{**asdict(row), "bytes_per_s": row.bytes_per_s} for row in self.copies],
@@ -276,6 +299,11 @@ class _Stored:
             dict(self.devices),
             faults=tuple(self.faults),
         )
+
+
+def _longest_first(sums: Mapping[str, Sequence[int]]) -> tuple[KernelRow, ...]:
+    rows = [KernelRow(name, count, spent / NS) for name, (count, spent) in sums.items()]
+    return tuple(sorted(rows, key=lambda row: -row.seconds))
 
 
 def _columns(trace: MeasuredTrace) -> dict[str, Any]:

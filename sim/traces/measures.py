@@ -140,16 +140,20 @@ class Busy:
         self.any = _joined(self.working, union(parts.get(OTHER, ())))
 
     def measures(self, start_ns: float, end_ns: float, hiding: Busy | None = None) -> Measures:
-        """Seconds over the span from start to end.
+        """Seconds over the span from start to end, in which all of this lies.
 
         Args:
-            hiding: the intervals whose kernels hide copies; by default these.
+            hiding: all work of the GPU, whose kernels hide these copies; by default this is all.
         """
         hider = hiding or self
         kernels, computing = hider.kernels, hider.computing
         hidden = {lane: _shared(self.copies[lane], kernels) for lane in COPY_LANES}
-        exposed_ns = length(self.moving) - _shared(self.moving, kernels)
-        busy_ns = _shared([(start_ns, end_ns)], hider.any)
+        if self.copies[H2D] and self.copies[D2H]:
+            hidden_ns = _shared(self.moving, kernels)
+        else:
+            hidden_ns = sum(hidden.values())
+        exposed_ns = length(self.moving) - hidden_ns
+        busy_ns = length(self.any) if hiding is None else _shared([(start_ns, end_ns)], hider.any)
         return Measures(
             span_s=(end_ns - start_ns) / NS,
             kernel_s=length(self.kernels) / NS,

@@ -25,6 +25,7 @@ from sim.traces.events import (
     chosen_steps,
     copy_kind,
     host_memory,
+    printable,
     step_rank,
 )
 
@@ -116,7 +117,7 @@ class _Database:
             if isinstance(name, str) and (rank := step_rank(name)) is not None:
                 times = self._times(row)
                 if times is not None:
-                    marks.setdefault(rank, []).append(StepMark(name, *times))
+                    marks.setdefault(rank, []).append(StepMark(printable(name), *times))
         self.faults += [f"{n:,} rows left out: {reason}." for reason, n in self.left_out.items()]
         gpus = {row["id"]: str(row["name"]) for row in self._rows(GPUS, ("id", "name"))}
         return TraceEvents(
@@ -143,7 +144,7 @@ class _Database:
 
     def _strings(self) -> dict[Any, str]:
         rows = self._rows(STRINGS, ("id", "value"))
-        found = {row["id"]: str(row["value"]) for row in rows}
+        found = {row["id"]: printable(str(row["value"])) for row in rows}
         self._n -= len(found)
         return found
 
@@ -312,7 +313,7 @@ def _csv_work(row: list[str], columns: Mapping[str, _Column]) -> GpuWork:
         int(gpu[1]) if gpu else 0,
         text("Strm") or "0",
         kind,
-        name,
+        printable(name),
         round(number("Bytes")) if text("Bytes") else 0,
         host_memory(kind, text("SrcMemKd"), text("DstMemKd")),
     )

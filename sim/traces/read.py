@@ -18,7 +18,14 @@ REPORTS = (".nsys-rep", ".qdrep", ".qdstrm")
 
 HEAD_BYTES = 4096
 
-TRACE_MARKS = (SQLITE, b'"traceEvents"', b'"schemaVersion"', b'"deviceProperties"', b"Start (")
+TRACE_MARKS = (
+    SQLITE,
+    b'"traceEvents"',
+    b'"schemaVersion"',
+    b'"deviceProperties"',
+    b'"ph":',
+    b"Start (",
+)
 """Texts in the first bytes of a trace, none of which begins a document of kvoverlap."""
 
 

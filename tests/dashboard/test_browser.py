@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from browser import browser, chromium, make_restore_run, make_run, resolve, serve
+from browser import POLLING_MS, browser, chromium, make_restore_run, make_run, resolve, serve
 
 from sim import Recording, Workload, read_trace
 
@@ -31,6 +31,15 @@ PAGES = (
 )
 BARS = ".st-key-lanes .barlayer .point path"
 TIMEOUT_MS = 90_000
+STILL = """
+document.addEventListener("DOMContentLoaded", () => {
+  const style = document.createElement("style");
+  style.textContent = "*, *::before, *::after { animation: none !important; }";
+  document.head.append(style);
+});
+"""
+"""No spinner turns: drawing its frames takes more CPU time than the answer it announces."""
+
 FAKE_PERFETTO = """
 <script>
 window.onmessage = (event) => {
@@ -64,7 +73,9 @@ def address(folder):
 def visitor():
     """One visitor's browser, whose cache the tests share."""
     with browser() as opened:
-        yield opened.new_context(viewport={"width": 1440, "height": 900}, accept_downloads=True)
+        made = opened.new_context(viewport={"width": 1440, "height": 900}, accept_downloads=True)
+        made.add_init_script(STILL)
+        yield made
 
 
 @contextmanager
@@ -129,7 +140,7 @@ def visit(page, url):
 
 
 def arrive(page, name):
-    page.wait_for_function("name => document.title.startsWith(name)", arg=name)
+    page.wait_for_function("name => document.title.startsWith(name)", arg=name, polling=POLLING_MS)
     resolve(page)
 
 
@@ -149,7 +160,9 @@ def test_a_moved_slider_changes_the_number_and_the_address(page, address):
     before = page.locator("h2").first.inner_text()
     page.get_by_role("slider", name="Link to the device").focus()
     page.keyboard.press("ArrowRight")
-    page.wait_for_function("old => document.querySelector('h2').innerText !== old", arg=before)
+    page.wait_for_function(
+        "old => document.querySelector('h2').innerText !== old", arg=before, polling=POLLING_MS
+    )
     page.wait_for_url("**link=48*")
     resolve(page)
     after = page.locator("h2").first.inner_text()
@@ -173,7 +186,9 @@ def test_an_edited_trace_changes_the_answer_and_the_address(page, address):
     page.locator("input.gdg-input").fill("0.5")
     page.keyboard.press("Enter")
     page.wait_for_url("**trace=*net*0.5*")
-    page.wait_for_function("old => !document.body.innerText.includes(old)", arg=before)
+    page.wait_for_function(
+        "old => !document.body.innerText.includes(old)", arg=before, polling=POLLING_MS
+    )
     resolve(page)
     assert "--availability availability.csv" in page.get_by_test_id("stCode").inner_text()
 
@@ -241,7 +256,9 @@ def test_choosing_a_case_changes_the_answer(timeline):
     page.wait_for_timeout(500)  # a menu closes when the page scrolls
     menu.click()
     page.get_by_role("option", name="b2-s128-load-all").click()
-    page.wait_for_function("old => document.querySelector('h2').innerText !== old", arg=before)
+    page.wait_for_function(
+        "old => document.querySelector('h2').innerText !== old", arg=before, polling=POLLING_MS
+    )
     page.wait_for_url("**case=b2-s128-load-all*")
     resolve(page)
 

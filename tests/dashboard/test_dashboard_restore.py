@@ -21,7 +21,7 @@ from dashboard.controls.traces import (
 )
 from dashboard.questions.restore import GIB, POLICIES, RateSweep, RestoreQuestion
 from kvoverlap.cli.main import main
-from sim import find_hardware
+from sim import find_hardware, find_model
 from sim.errors import BadInput
 from sim.graph.jobs import RestoreRequest
 from sim.machine.availability import ALWAYS, Availability, Step
@@ -59,7 +59,7 @@ def names_of(figure):
 def test_page_opens_with_the_answer_of_the_shipped_machine():
     request = RestoreRequest(prompt_tokens=16384, cached_tokens=16383, tier="net")
     question = RestoreQuestion(
-        "longalpaca-13b", find_hardware("a100-80g"), "a100-80g", request, 4 * GIB
+        find_model("longalpaca-13b"), find_hardware("a100-80g"), "a100-80g", request, 4 * GIB
     )
     plan = make_plan(question.model, question.machine, request)
     app = show()
@@ -224,7 +224,9 @@ def request(**changes):
 def test_a_sweep_goes_through_what_is_set(tier, link):
     """At the rate that is set the swept machine answers as the one that was asked about."""
     hardware = find_hardware("a100-80g")
-    asked = RestoreQuestion("longalpaca-7b", hardware, "a100-80g", request(tier=tier), link)
+    asked = RestoreQuestion(
+        find_model("longalpaca-7b"), hardware, "a100-80g", request(tier=tier), link
+    )
     again = asked.at_rate(asked.bytes_per_s)
     assert again.planner().choice("lp").ttft_s == pytest.approx(asked.planner().choice("lp").ttft_s)
     fast = asked.at_rate(asked.bytes_per_s * 4)
@@ -236,7 +238,7 @@ def test_a_sweep_goes_through_what_is_set(tier, link):
 def test_a_sweep_of_a_long_request_takes_fewer_rates():
     hardware = find_hardware("h100")
     sweeps = [
-        RateSweep(RestoreQuestion("llama-3.1-8b", hardware, "h100", asked, GIB))
+        RateSweep(RestoreQuestion(find_model("llama-3.1-8b"), hardware, "h100", asked, GIB))
         for asked in (
             request(),
             request(prompt_tokens=131072, cached_tokens=131071, io_chunk_tokens=64),
@@ -278,3 +280,20 @@ def test_unknown_figures_of_a_machine_are_said():
     composed = {"hardware": "h200+pcie5-x16", "model": "llama-3.1-8b", "prompt": "2,048"}
     partly = show(tier="in host memory", **composed)
     assert "the rate of the nearest sample is used" in partly.warning[0].value
+
+
+def test_a_runtime_is_compared_with_the_best_schedule():
+    app = show(model="llama-3.1-8b", prompt="4,096", runtime="vllm")
+    text = [block.value for block in app.markdown]
+    (found,) = [one for one in text if "first token of a later request" in one]
+    assert found.startswith("**vllm")
+    table = app.dataframe[-1].value
+    assert table["way"].tolist()[0] == "the best schedule on this machine"
+    assert {"vllm", "larger blocks"} <= set(table["way"])
+    assert table["times as fast"].max() > 1
+    assert any("vllm serve meta-llama/Llama-3.1-8B" in one.value for one in app.code)
+
+
+def test_a_runtime_whose_copies_are_not_known_says_so():
+    app = show(**SMALL, runtime="lmcache")
+    assert any("no figures of kernel copies" in one.value for one in app.error)

@@ -88,7 +88,7 @@ def test_a_prediction_is_no_recording(measured):
         (b"hello", "is not valid JSON"),
         (b"[1, 2]", "holds a JSON list"),
         (b'{"kind": "report"}', "holds report, which cannot be shown"),
-        (b'{"traceEvents": []}', "is a trace"),
+        (b'{"traceEvents": []}', "no kernel, no copy and no operator"),
         (b"[" * 200_000, "is not a document of ours"),
         (b'{"kind": ' + b"9" * 5000 + b"}", "is not a document of ours"),
         (gzip.compress(b"{}", mtime=0)[:-9], "ends too early"),

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 from run_restores import POLICIES, RestoreCase, policy_graphs, request
-from tiny import EXPERTS, GEMMA, GPT_OSS, LLAMA, OPT
+from tiny import DEEPSEEK, EXPERTS, GEMMA, GPT_OSS, LLAMA, OPT
 
 from hw import open_tier
 from hw.run.adaptive_split import AdaptiveSplit
@@ -21,7 +21,8 @@ RESTORES = {
     "windows-net": (WINDOWED, {"tier": "net"}, ("two-ended", "layer-wise", "joint")),
     "gemma": (replace(GEMMA, dtype="bfloat16"), {}, ("two-ended",)),
     "sinks": (replace(GPT_OSS, dtype="bfloat16"), {}, ("two-ended",)),
-    "experts": (replace(EXPERTS, dtype="bfloat16"), {}, ("two-ended", "lp")),
+    "latents": (replace(DEEPSEEK, dtype="bfloat16"), {}, ("two-ended",)),
+    "experts": (replace(EXPERTS, dtype="bfloat16"), {}, ("two-ended",)),
     "float16-ssd": (replace(OPT, dtype="float16"), {"tier": "ssd"}, ("two-ended", "joint")),
 }
 

@@ -1,4 +1,4 @@
-"""Experts, Gemma and gpt-oss equal those of `transformers`: K and V, logits, tokens."""
+"""Experts, latents, Gemma and gpt-oss equal those of `transformers`: K and V, logits, tokens."""
 
 from __future__ import annotations
 
@@ -12,24 +12,64 @@ from run_restores import RestoreCase, policy_graphs, request
 from tiny import filled_cache, simulated
 
 from hw import DecodeExecutor, open_backend, resident_prefill
+from sim import Workload
 
-THREE = {**SMALL, "num_hidden_layers": 3}
-WINDOWED = {**THREE, "head_dim": 16, "sliding_window": 20, "query_pre_attn_scalar": 24}
+TWO = {**SMALL, "num_hidden_layers": 2}
+JOB = Workload(batch_size=2, prompt_tokens=40, gen_tokens=2)
+WINDOWED = {**TWO, "head_dim": 16, "sliding_window": 20, "query_pre_attn_scalar": 24}
+LATENT = {
+    "first_k_dense_replace": 1,
+    "moe_intermediate_size": 24,
+    "n_routed_experts": 12,
+    "num_experts_per_tok": 3,
+    "n_group": 4,
+    "topk_group": 2,
+    "kv_lora_rank": 32,
+    "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 16,
+    "v_head_dim": 12,
+}
 CONFIGS = {
-    "mixtral": hf.MixtralConfig(**THREE, num_local_experts=5, sliding_window=20),
+    "mixtral": hf.MixtralConfig(**TWO, num_local_experts=5, sliding_window=20),
     "qwen3-moe": hf.Qwen3MoeConfig(
-        **THREE, head_dim=16, moe_intermediate_size=24, num_experts=6, num_experts_per_tok=3
+        **TWO,
+        head_dim=16,
+        moe_intermediate_size=24,
+        num_experts=6,
+        num_experts_per_tok=3,
+        mlp_only_layers=[0],
+        rope_parameters={
+            "rope_type": "yarn",
+            "rope_theta": 150.0,
+            "factor": 4.0,
+            "original_max_position_embeddings": 64,
+        },
     ),
     "qwen2-moe": hf.Qwen2MoeConfig(
-        **THREE,
+        **TWO,
         moe_intermediate_size=24,
         shared_expert_intermediate_size=48,
         num_experts=6,
         num_experts_per_tok=3,
         norm_topk_prob=True,
     ),
+    "deepseek-v3": hf.DeepseekV3Config(
+        **{**TWO, **LATENT, "num_key_value_heads": 8, "q_lora_rank": 24},
+        rope_parameters={
+            "rope_type": "yarn",
+            "rope_theta": 150.0,
+            "factor": 4.0,
+            "original_max_position_embeddings": 64,
+            "mscale": 1.0,
+            "mscale_all_dim": 0.7,
+        },
+    ),
+    "deepseek-v3-plain": hf.DeepseekV3Config(
+        **{**TWO, **LATENT, "num_key_value_heads": 8, "q_lora_rank": None},
+        rope_interleave=False,
+    ),
     "gpt-oss": hf.GptOssConfig(
-        **{**THREE, "head_dim": 16, "sliding_window": 20, "num_local_experts": 5},
+        **{**TWO, "head_dim": 16, "sliding_window": 20, "num_local_experts": 5},
         rope_parameters={
             "rope_type": "yarn",
             "rope_theta": 150.0,
@@ -40,19 +80,8 @@ CONFIGS = {
         num_experts_per_tok=2,
         swiglu_limit=1.5,
     ),
-    "llama-yarn": hf.LlamaConfig(
-        **THREE,
-        rope_parameters={
-            "rope_type": "yarn",
-            "rope_theta": 150.0,
-            "factor": 4.0,
-            "original_max_position_embeddings": 64,
-        },
-    ),
     "gemma2": hf.Gemma2Config(**WINDOWED, attn_logit_softcapping=2.0, final_logit_softcapping=3.0),
-    "gemma3": hf.Gemma3TextConfig(
-        **WINDOWED, layer_types=["sliding_attention", "full_attention", "sliding_attention"]
-    ),
+    "gemma3": hf.Gemma3TextConfig(**WINDOWED, layer_types=["sliding_attention", "full_attention"]),
 }
 
 
@@ -64,12 +93,12 @@ def cpu():
 
 @pytest.fixture(scope="module")
 def gemma2():
-    return consult(CONFIGS["gemma2"])
+    return consult(CONFIGS["gemma2"], JOB)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_policy_computes_what_transformers_does(name, cpu):
-    oracle = consult(CONFIGS[name])
+    oracle = consult(CONFIGS[name], JOB)
     model, job = oracle.weights.model, oracle.job
     for policy in ("lp", "load-all", "recompute-all"):
         cache = filled_cache(oracle.weights, job, cpu, oracle.prompts)

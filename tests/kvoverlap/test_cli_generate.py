@@ -115,6 +115,13 @@ def test_tokens_are_those_of_transformers(case, generate, policy):
         assert 0 < sum(counts) < PROMPT * len(counts)
 
 
+@pytest.mark.parametrize("name", ["gemma3", "gpt-oss", "deepseek", "mixtral"])
+def test_other_families_continue_as_transformers_does(name, generate, tmp_path):
+    theirs = seeded(CONFIGS[name])
+    answer = generate(save(theirs, tmp_path))
+    assert answer["token_ids"] == continued(theirs)
+
+
 @pytest.mark.gpu
 @needs_cuda
 def test_a_gpu_generates_the_same_and_counts_its_memory(case, call, files):

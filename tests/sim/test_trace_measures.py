@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
+from builders import machine
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -12,8 +13,9 @@ from sim.errors import NotMeasured
 from sim.graph.timeline import intersection, length, union
 from sim.lanes import D2H, H2D
 from sim.traces.events import KERNEL, MEMSET, WITHIN, GpuWork, StepMark, TraceEvents
+from sim.traces.link import LEAST_BYTES, with_link_from
 from sim.traces.measured import MeasuredTrace
-from sim.traces.rates import LEAST_BYTES, rate_curves, with_links_of
+from sim.traces.rates import rate_curves
 
 END = 60
 TIMES = st.tuples(st.integers(0, END), st.integers(0, END)).map(sorted)
@@ -122,35 +124,34 @@ def test_a_larger_copy_never_takes_less_time(sizes):
     assert seconds == sorted(seconds)
 
 
-def test_a_machine_with_the_rates_of_a_trace(machine_with_link):
+def linked(tmp_path, work):
+    """The test machine with the link of a trace, and what was said of each direction."""
+    trace_of(work).save(tmp_path / "t.json")
+    return with_link_from(machine(), tmp_path / "t.json")
+
+
+def test_a_machine_with_the_rates_of_a_trace(tmp_path):
     work = copies([(1 << 20, 50_000), (1 << 24, 400_000)])
     work += copies([(1 << 24, 900_000)], memory="pageable")
     work += copies([(64, 2_000)], D2H)
-    changed, text = with_links_of(machine_with_link, work, "t.json")
+    changed, text = linked(tmp_path, work)
     h2d = changed.links.h2d
     assert h2d.copy_s(1 << 20) == (pytest.approx(50e-6), True)
     assert h2d.copy_s((1 << 20) + (15 << 19))[0] == pytest.approx(225e-6)
     assert h2d.copy_s(1 << 25) == (pytest.approx(800e-6), False)
     assert h2d.source == "measured"
     assert "t.json" in h2d.note
-    assert changed.links.d2h == machine_with_link.links.d2h, "64 bytes tell no rate"
-    assert "no copy of at least 1 MiB" in text[D2H]
+    assert changed.links.d2h == machine().links.d2h, "64 bytes tell no rate"
+    assert "no copy of at least 64 KiB" in text[D2H]
 
 
-def test_pageable_copies_count_where_no_other_is_large(machine_with_link):
+def test_pageable_copies_count_where_no_other_is_large(tmp_path):
     work = copies([(64, 2_000)]) + copies([(1 << 24, 900_000)], memory="pageable")
-    changed, text = with_links_of(machine_with_link, work, "t.json")
+    changed, text = linked(tmp_path, work)
     assert changed.links.h2d.bytes_per_s == pytest.approx((1 << 24) / 900e-6)
     assert "pageable" in text[H2D]
 
 
-def test_a_trace_without_large_copies_has_no_rate(machine_with_link):
-    with pytest.raises(NotMeasured, match="no copy between host and device of at least 1 MiB"):
-        with_links_of(machine_with_link, copies([(LEAST_BYTES - 1, 9)]), "t.json")
-
-
-@pytest.fixture
-def machine_with_link():
-    from builders import machine
-
-    return machine()
+def test_a_trace_without_large_copies_has_no_rate(tmp_path):
+    with pytest.raises(NotMeasured, match="no copy between host and device of at least 64 KiB"):
+        linked(tmp_path, copies([(LEAST_BYTES - 1, 9)]))

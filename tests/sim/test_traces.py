@@ -174,6 +174,19 @@ def test_two_gpus_hide_only_their_own_copies(tmp_path):
     assert found.to_dict()["devices"][1]["name"] == "A100"
 
 
+def test_kernels_that_copy_kv_are_named(tmp_path):
+    names = (
+        "void lmc::load_and_reshape_multi_layer_kernel<long, false>(long*, long**)",
+        "void transfer_kernel_impl<&get_global_offset_lf<char>, false>(void const*, void*)",
+        "gemm",
+    )
+    events = [kernel(10 * at, 4, name=name) for at, name in enumerate(names)]
+    found = measured(tmp_path, [*events, h2d(2, 10)])
+    assert found.copying_kernel_s == seconds(8)
+    assert found.measures.kernel_s == seconds(12), "they are kernels, too"
+    assert found.measures.h2d_hidden_s == seconds(4)
+
+
 @pytest.mark.parametrize(
     ("name", "kind", "memory"),
     [

@@ -75,6 +75,37 @@ def gpt_oss(config: Config) -> dict[str, Any]:
     return {**fields, "qkv_bias": biased, "out_bias": biased, "arithmetic": how}
 
 
+def deepseek_v3(config: Config) -> dict[str, Any]:
+    """Experts chosen by sigmoids within groups, and YaRN that sharpens scores too."""
+    fields = run_fields(config, *SILU)
+    for key, wanted in (("scoring_func", "sigmoid"), ("topk_method", "noaux_tc")):
+        value = config.get(key, default=wanted)
+        if value != wanted:
+            fields["not_run"] += (f"{key} {value!r}",)
+    n_groups = config.size("n_group", default=8)
+    n_routed = config.size("n_routed_experts")
+    if n_routed % n_groups or n_routed < 2 * n_groups:
+        fields["not_run"] += (f"{n_routed} experts in {n_groups} groups",)
+    how = fields.get("arithmetic", PLAIN)
+    scale = None
+    parameters = config.get("rope_parameters", "rope_scaling", default={})
+    if how.yarn is not None and (weight := parameters.get("mscale_all_dim")):
+        head_dim = config.size("qk_nope_head_dim") + config.size("qk_rope_head_dim")
+        scale = head_dim**-0.5 * yarn_scale(how.yarn.factor, weight) ** 2
+    router = Router(
+        "sigmoid",
+        normalised=bool(config.get("norm_topk_prob", default=True)),
+        scale=config.number("routed_scaling_factor", default=2.5),
+        n_groups=n_groups,
+        top_groups=config.size("topk_group", default=4),
+    )
+    interleaved = bool(config.get("rope_interleave", default=True))
+    fields["arithmetic"] = replace(
+        how, attention_scale=scale, rope_interleaved=interleaved, router=router
+    )
+    return fields
+
+
 def _cap(config: Config, key: str, usual: float | None) -> float | None:
     """A cap, or None where the config has null."""
     value = config.values.get(key, usual)

@@ -86,7 +86,9 @@ def glm4_moe(config: Config) -> Description:
 def deepseek(config: Config) -> Description:
     """DeepSeek V2 and V3, Kimi K2: latent attention, and experts behind the first dense layers."""
     config.need("n_routed_experts")
-    return Description(_mixed(config, [latent(config)] * config.n_layers))
+    v3 = config.values["model_type"] == "deepseek_v3"
+    fields = arithmetic.deepseek_v3(config) if v3 else {}
+    return Description(_mixed(config, [latent(config)] * config.n_layers), fields)
 
 
 def sparse_index(config: Config) -> Description:

@@ -36,6 +36,7 @@ from dashboard.questions.restore import (
     RestorePlans,
     RestoreQuestion,
 )
+from dashboard.runtime_gap import show_runtime_gap
 from dashboard.session import restore_plans_for, uploaded
 from dashboard.text.comparison import escaped, sentence
 from dashboard.text.crossovers import describe_rates
@@ -118,6 +119,7 @@ def show_asked(question: RestoreQuestion, policy: str) -> None:
         show_changes(question, answer)
         show_ends(answer, policy)
     show_policies(answer)
+    show_runtime_gap(question)
     show_exports(question, policy)
 
 

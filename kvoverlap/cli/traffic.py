@@ -9,13 +9,12 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from kvoverlap.cli.options import (
-    AssumeLike,
     Count,
     Counts,
     Decimal,
-    Dtype,
     Json,
-    Model,
+    MachineOptions,
+    ModelOptions,
     OutputFile,
     Seed,
     cached_kv_bits,
@@ -23,9 +22,9 @@ from kvoverlap.cli.options import (
     parsed_by,
 )
 from kvoverlap.cli.output import note, print_json, progress, say, table
+from kvoverlap.cli.traffic_service import ONE_INSTANCE, ServiceOptions, serve_trace
 from sim.catalog import find_model
 from sim.errors import BadInput
-from sim.model.spec import ModelSpec
 from sim.service import (
     EVICTIONS,
     HitRates,
@@ -136,9 +135,13 @@ class PoolOptions:
     blocks: Annotated[
         Counts, Parameter(help="Sizes in blocks. By default powers of two up to the whole trace.")
     ] = None
-    sizes: Annotated[Sizes, Parameter(help="Sizes in bytes, such as 64GB,1TB; needs --model.")] = (
-        None
-    )
+    sizes: Annotated[
+        Sizes,
+        Parameter(
+            help="Sizes in bytes, such as 0,64GB,1TB: of the pool with --hit-rates, else of the "
+            "host cache of each instance, one run each."
+        ),
+    ] = None
     eviction: Annotated[
         str, Parameter(help="Comma-separated: lru, fifo, optimal (Belady's, a bound).")
     ] = ",".join(EVICTIONS)
@@ -146,25 +149,21 @@ class PoolOptions:
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
-class CachedModel:
-    """The model whose K and V are cached."""
+class TrafficOutput:
+    """Where the answer goes."""
 
-    model: Model | None = None
-    dtype: Dtype = None
-    assume_like: AssumeLike = None
-    kv_bits: Annotated[
-        int | None,
+    output: Annotated[
+        OutputFile | None,
         Parameter(
-            help="Bits of one value of the cached KV: 16, 8, 4 or 3. By default 16, or 8 if the "
-            "checkpoint asks for it."
+            name=["--output", "-o"],
+            help="Write the generated trace here, compressed if the name ends in .gz; of a "
+            "service, a Parquet table with a row for each request.",
         ),
     ] = None
+    json: Json = False
 
-    def load(self) -> ModelSpec | None:
-        """The model; None if none is named."""
-        if self.model is None:
-            return None
-        return find_model(self.model, self.dtype, self.assume_like)
+
+PRINT_ONLY = TrafficOutput()
 
 
 def traffic(
@@ -172,24 +171,28 @@ def traffic(
     *,
     reading: TraceOptions = TraceOptions(),
     pool: PoolOptions = PoolOptions(),
-    cached: CachedModel = CachedModel(),
+    model: ModelOptions | None = None,
+    machine: MachineOptions | None = None,
+    service: ServiceOptions = ONE_INSTANCE,
     generated: GeneratedTraffic = GeneratedTraffic(),
-    output: Annotated[
-        OutputFile | None,
-        Parameter(
-            name=["--output", "-o"],
-            help="Write the generated trace here; a name that ends in .gz compresses.",
-        ),
-    ] = None,
-    json: Json = False,
+    to: TrafficOutput = PRINT_ONLY,
 ) -> None:
     """Show what a KV cache brings under the requests of a trace, or generate one.
+
+    With --model and --hardware the requests run through a service: GPU memory,
+    a host cache and tiers behind it, continuous batching. The answer is TTFT and
+    time per token, beside those of other ways to restore. With --hit-rates it is
+    the hit rate of one pool, without time.
 
     For example:
       kvoverlap traffic --generate 12K --rate 3 --seed 1 -o trace.jsonl.gz
       kvoverlap traffic trace.jsonl.gz --hit-rates --blocks 1024,8192 --json
       kvoverlap traffic trace.jsonl.gz --hit-rates --model llama-3.1-8b \\
           --sizes 64GB,512GB
+      kvoverlap traffic trace.jsonl.gz --model llama-3.1-8b --hardware h100 \\
+          --host-cache 256GB
+      kvoverlap traffic trace.jsonl.gz --model llama-3.1-70b-fp8 --tp 4 \\
+          --hardware h100-sxm+pcie5-x16 --instances 2 --sizes 0,256GB,1TB
 
     Parameters
     ----------
@@ -198,22 +201,39 @@ def traffic(
         gen_tokens and optionally prefix_group, prefix_tokens; gzip too.
     """
     if generated.generate is not None:
-        if trace is not None or output is None:
+        if trace is not None or to.output is None:
             raise BadInput("--generate writes a trace: name the file by -o, and no trace to read.")
-        generated.write(generated.generate, output)
-        if json:
-            print_json({"output": str(output), "requests": generated.generate})
+        generated.write(generated.generate, to.output)
+        if to.json:
+            print_json({"output": str(to.output), "requests": generated.generate})
         else:
-            say(f"{generated.generate:,} requests written to {output}")
+            say(f"{generated.generate:,} requests written to {to.output}")
         return
     if trace is None:
         raise BadInput("TRACE is missing: name a file, or make one by --generate 12K -o FILE.")
-    if not pool.hit_rates:
-        raise BadInput("what to answer is missing: add --hit-rates.")
-    read = reading.read(trace)
-    spec = cached.load()
-    bits = None if spec is None else cached_kv_bits(cached.kv_bits, spec)
-    unit = None if spec is None or bits is None else block_bytes(spec, read.block_tokens, bits)
+    if pool.hit_rates:
+        _hit_rates(reading.read(trace), pool, model, service.kv_bits, to.json)
+        return
+    if model is None or machine is None:
+        raise BadInput("name what serves the requests by --model and --hardware, or --hit-rates.")
+    if pool.blocks is not None:
+        raise BadInput("--blocks are of --hit-rates; a service takes --sizes in bytes.")
+    hardware = machine.load()
+    spec = model.load(hardware)
+    serve_trace(reading.read(trace), (spec, hardware), service, pool.sizes, (to.output, to.json))
+
+
+def _hit_rates(
+    read: RequestTrace,
+    pool: PoolOptions,
+    model: ModelOptions | None,
+    kv_bits: int | None,
+    json: bool,
+) -> None:
+    unit = None
+    if model is not None:
+        spec = find_model(model.model, model.dtype, model.assume_like)
+        unit = block_bytes(spec, read.block_tokens, cached_kv_bits(kv_bits, spec))
     blocks = _pool_sizes(pool, read, unit)
     with progress("hit rates") as bar:
         found = hit_rates(read, blocks, pool.eviction.split(","), bar)

@@ -100,6 +100,7 @@ def _if_offloaded(plan: DecodePlan, offloaded: Offloaded) -> str:
     if offloaded.way == LOAD:
         return f"If it must be offloaded: load everything, {took}. {_no_recomputing(plan)}"
     how = f"{offloaded.recomputed_tokens:,} of {offloaded.attended_tokens:,} tokens"
+    how += _windowed(plan, offloaded)
     if offloaded.way == RECOMPUTE:
         how = "every token from X"
     return f"If it must be offloaded: {took}, recomputing {how}."
@@ -112,9 +113,15 @@ def _offloaded(plan: DecodePlan, offloaded: Offloaded) -> str:
     if offloaded.way == RECOMPUTE:
         return f"Recompute every token from X: {took}. Loading a part saves less than 1 %."
     return (
-        f"Recompute {offloaded.recomputed_tokens:,} of {offloaded.attended_tokens:,} tokens from X "
-        f"and load the rest: {took}."
+        f"Recompute {offloaded.recomputed_tokens:,} of {offloaded.attended_tokens:,} tokens"
+        f"{_windowed(plan, offloaded)} from X and load the rest: {took}."
     )
+
+
+def _windowed(plan: DecodePlan, offloaded: Offloaded) -> str:
+    """Which layers are meant, where others attend to more tokens and recompute none."""
+    most = max(plan.steps[0].layer_tokens)
+    return " of layers with a window" if offloaded.attended_tokens < most else ""
 
 
 def _no_recomputing(plan: DecodePlan) -> str:

@@ -13,7 +13,14 @@ from operator import itemgetter
 from planner.decode.lower import lower, replicate
 from planner.decode.policies import BASELINES
 from planner.decode.problem import DecodeProblem
-from planner.decode.rounding import LP_TOLERANCE, Limits, between_steps, whole_part, whole_tokens
+from planner.decode.rounding import (
+    LP_TOLERANCE,
+    Limits,
+    between_steps,
+    shifts,
+    whole_part,
+    whole_tokens,
+)
 from planner.decode.split import DecodeChoice, Residency
 from planner.lp.costs import SIZED_OPS
 from planner.lp.lane_bound import Course, lane_work_bound
@@ -134,6 +141,8 @@ class DecodePlanner:
 
         best, best_s = 0, makespan(0)
         stride = max(1, self.problem.workload.max_tokens // 8)
+        if not any(shifts(count) for row in rows for count in row):
+            stride = 0
         while stride and best_s > bound_s * (1 + REFINED_ABOVE):
             trials = {best + sign * stride: makespan(best + sign * stride) for sign in (-1, 1)}
             nearest = min(trials, key=trials.__getitem__)

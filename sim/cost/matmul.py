@@ -58,7 +58,7 @@ class MatmulCosts:
             if (n, k) in self._measured and not quantised:
                 self._curves[n, k, weights] = self._measured[n, k], True
             elif (table := self._table(width)) is not None:
-                own = stored == width == table.weight_bits or not quantised
+                own = stored == table.weight_bits
                 curve, inside = table.curve(n, k, None if own else stored)
                 self._curves[n, k, weights] = curve, inside and own
             elif self._measured:
@@ -88,7 +88,7 @@ class MatmulCosts:
         """
         stored: float = getattr(self._model.bits, weights)
         width = operand_bits(stored, self._model.activation_bits)
-        return (width if width == 8 and stored < 8.1 else stored), width
+        return (8.0 if 8 <= stored < 8.1 else stored), width
 
     def _like_nearest(self, shape: MatMul) -> Curve:
         """Seconds over rows with the distance from the roofline of the nearest measured shape."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from math import ceil
 from typing import NamedTuple
 
 from sim.cost.estimate import Estimate, total_of
@@ -19,7 +20,7 @@ from sim.graph.loads import Loads
 from sim.graph.tasks import Task
 from sim.lanes import COMPUTE, TIER_LANES
 from sim.machine.curves import Grid
-from sim.machine.prefill import Prefill, Restore
+from sim.machine.prefill import PromptAttention, Restore
 from sim.machine.profile import HardwareProfile
 from sim.machine.provenance import weakest
 from sim.model.attention import ALL, Attention, FullAttention, Span
@@ -47,6 +48,7 @@ class RestoreCosts:
         self._block = hardware.restore or Restore()
         self._matmul_estimates: dict[tuple[int, int], Estimate] = {}
         self._prompts: dict[tuple[int, int], tuple[float, bool] | None] = {}
+        self._whole_prompts = [self._whole_prompt(kind.attention) for kind in model.kinds]
         self._layer_launches: dict[int, int] = {}
         self.loads = Loads(model, workload)
         self._parts: dict[tuple[int, int], Counter[_Part]] = {}
@@ -183,6 +185,38 @@ class RestoreCosts:
         head_s = self.operations.compute("head", sampled, 1).seconds if sampled else 0.0
         return work_s + fixed_s + head_s
 
+    def matmuls_s(self, rows: int) -> float:
+        """All kernels of all layers over `rows` tokens except those that attend."""
+        kinds = Counter(self.model.kind_of)
+        return sum(n * self._layer_matmuls(rows, kind).seconds for kind, n in kinds.items())
+
+    def shared_step_s(
+        self, prompts: Sequence[tuple[int, int]], decoding: int, context: float, matmuls_s: float
+    ) -> float:
+        """Time of an engine step over prompts and decoding requests, without the output head.
+
+        A step of one prompt takes as long as the task of a restore that computes the same tokens.
+
+        Args:
+            prompts: first position and tokens of each prompt in it.
+            decoding: requests that decode one token each.
+            context: mean number of tokens that they attend to.
+            matmuls_s: `matmuls_s` of all tokens of the step.
+        """
+        layers = self.model.n_layers
+        stop = max([ceil(context), *(start + n_tokens for start, n_tokens in prompts)])
+        block = self._block.prefill
+        work_s = matmuls_s + (block.step_s.value if block is not None else 0.0)
+        for part, count in self._parts_of(0, layers, stop).items():
+            estimates = [one for at in prompts for one in self._prefill_attention(*at, 1.0, part)]
+            if decoding:
+                window = part.span.window
+                keys = ceil(context if window is None else min(context, window))
+                attention = self.model.kinds[part.kind].attention
+                estimates.append(self.operations.kernel(DecodeAttention(decoding, keys, attention)))
+            work_s += count * sum(one.seconds for one in estimates)
+        return self.dispatch.compute_task_s + max(work_s, self._launch_s(0, layers))
+
     @property
     def _weight_speedup(self) -> float:
         """Speedup of a matmul with 8-bit weights over its estimate.
@@ -222,7 +256,7 @@ class RestoreCosts:
             seconds = max(flops / rate, read_s)
             return [Estimate(seconds, weakest(read.source, "fitted"), False)]
         rate, source = block.attention_flops_per_s.value, block.attention_flops_per_s.source
-        measured = self._whole_attention(block, n_read, part.kind)
+        measured = self._whole_attention(n_read, part.kind)
         if measured is None:
             return [Estimate(max(flops / rate, read_s), source, True)]
         whole_s, inside = measured
@@ -230,16 +264,19 @@ class RestoreCosts:
         source = source if inside else weakest(source, "fitted")
         return [Estimate(max(seconds, read_s), source, inside)]
 
-    def _whole_attention(
-        self, block: Prefill, n_tokens: int, kind: int
-    ) -> tuple[float, bool] | None:
+    def _whole_prompt(self, attention: Attention) -> PromptAttention | None:
+        """Times of a kind of attention over whole prompts; None where nothing was measured."""
+        heads, block = _heads(attention), self._block.prefill
+        if heads is None or block is None:
+            return None
+        n_heads, n_kv_heads, head_dim = heads
+        return block.attention(n_heads, n_heads // n_kv_heads, head_dim)
+
+    def _whole_attention(self, n_tokens: int, kind: int) -> tuple[float, bool] | None:
         """Measured seconds of the first `n_tokens` of a prompt; None where nothing was measured."""
         if (n_tokens, kind) not in self._prompts:
-            heads, found = _heads(self.model.kinds[kind].attention), None
-            if heads is not None:
-                n_heads, n_kv_heads, head_dim = heads
-                found = block.attention_s(n_heads, n_heads // n_kv_heads, head_dim, n_tokens)
-            self._prompts[n_tokens, kind] = found
+            whole = self._whole_prompts[kind]
+            self._prompts[n_tokens, kind] = None if whole is None else whole.at(n_tokens)
         return self._prompts[n_tokens, kind]
 
     def _tier_copy(self, lane: str, n_bytes: int) -> Estimate:

@@ -95,10 +95,7 @@ def footprint(graph: TaskGraph, cache: Sequence[HostRows] | None = None) -> Foot
     loads = [task for task in graph.tasks if task.op == "load_x"]
     x_rows = max((task.n_tokens for task in loads), default=0)
     x_slots = len({task.slot for task in loads})
-    widest = max(kind.projected_size for kind in model.kinds)
-    workspace = job.batch_size * (
-        (widest + 4 * model.hidden_size) * model.element_bytes + 4 * model.vocab_size
-    )
+    workspace = job.batch_size * (activation_bytes(model) + 4 * model.vocab_size)
     layers = range(model.n_layers)
     rows = needed_rows(graph) if cache is None else cache
     sequences = job.batch_size * job.n_batches * graph.n_devices
@@ -127,6 +124,12 @@ def footprint(graph: TaskGraph, cache: Sequence[HostRows] | None = None) -> Foot
         index_bytes=job.batch_size * model.index_bytes(job.max_tokens),
         state_bytes=job.batch_size * model.state_bytes,
     )
+
+
+def activation_bytes(model: ModelSpec) -> int:
+    """Bytes of one layer's activations of one token: hidden states and the widest output."""
+    widest = max(kind.projected_size for kind in model.kinds)
+    return (widest + 4 * model.hidden_size) * model.element_bytes
 
 
 def _quantised_slot_bytes(needs: Sequence[Needs], row_bytes: Sequence[int]) -> int:

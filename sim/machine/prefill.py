@@ -12,7 +12,7 @@ from math import log
 from sim.errors import BadInput, NotMeasured
 from sim.files import STRICT_KEYS
 from sim.lanes import DISK, LANE_OF_TIER, NET
-from sim.machine.curves import Curve, Grid, RaggedGrid
+from sim.machine.curves import Curve, Grid, RaggedGrid, locate
 from sim.machine.provenance import Source, SourcedValue
 
 MAX_OF_HEADS = 2**16
@@ -44,15 +44,34 @@ class QueryHeads:
             "restore.prefill.heads", head_dim=self.head_dim, queries_per_kv=self.queries_per_kv
         )
 
-    def at(self, n_heads: float, n_tokens: float) -> tuple[float, bool]:
-        """Seconds of a whole prompt of `n_tokens`, and whether it is in the sampled range.
+    def rooted(self) -> tuple[Curve, ...]:
+        """Roots of seconds over tokens: time grows with their square, so these are straight."""
+        return tuple(curve.rooted() for curve in self.fan.curves)
 
-        Time grows with the square of the tokens, so its root is interpolated linearly.
-        """
-        roots = [curve.rooted().at(n_tokens) for curve in self.fan.curves]
-        over_heads = Curve(self.fan.rows, tuple(root * root for root, _ in roots))
-        seconds, inside = over_heads.at(n_heads)
-        return seconds, inside and all(within for _, within in roots)
+
+class PromptAttention:
+    """Seconds of causal attention over the first tokens of a prompt, for one shape of heads.
+
+    Args:
+        near: the measured heads whose rate is taken.
+    """
+
+    def __init__(self, near: QueryHeads, n_heads: int, queries_per_kv: int, head_dim: int) -> None:
+        self._roots = near.rooted()
+        self._at = locate(near.fan.rows, n_heads)
+        self._factor = head_dim, near.head_dim
+        self._exact = (near.head_dim, near.queries_per_kv) == (head_dim, queries_per_kv)
+
+    def at(self, n_tokens: float) -> tuple[float, bool]:
+        """Seconds of the first `n_tokens`, and whether such heads were measured there."""
+        low, weight, scale, inside = self._at
+        roots = [curve.at(n_tokens) for curve in self._roots]
+        high = min(low + 1, len(roots) - 1)
+        squares = [root * root for root, _ in roots]
+        seconds = squares[low] * (1.0 - weight) + squares[high] * weight
+        head_dim, measured_dim = self._factor
+        within = inside and self._exact and all(one for _, one in roots)
+        return seconds * scale * head_dim / measured_dim, within
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,12 +115,10 @@ class Prefill:
             if figure is not None and not figure.value > 0:
                 raise BadInput(f"restore.prefill: a rate of {figure.value} must be above 0.")
 
-    def attention_s(
-        self, n_heads: int, queries_per_kv: int, head_dim: int, n_tokens: int
-    ) -> tuple[float, bool] | None:
-        """Seconds of causal attention over a whole prompt, and whether such heads were measured.
+    def attention(self, n_heads: int, queries_per_kv: int, head_dim: int) -> PromptAttention | None:
+        """Times of causal attention over a whole prompt; None where nothing was measured.
 
-        Of other heads the FLOP rate of the nearest is taken; None where nothing was measured.
+        Of other heads the FLOP rate of the nearest is taken.
         """
         if not self.heads:
             return None
@@ -112,9 +129,7 @@ class Prefill:
                 abs(log(one.queries_per_kv / queries_per_kv)),
             ),
         )
-        seconds, inside = near.at(n_heads, n_tokens)
-        exact = (near.head_dim, near.queries_per_kv) == (head_dim, queries_per_kv)
-        return seconds * head_dim / near.head_dim, inside and exact
+        return PromptAttention(near, n_heads, queries_per_kv, head_dim)
 
 
 @dataclass(frozen=True, slots=True)

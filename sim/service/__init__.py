@@ -1,18 +1,37 @@
-"""Caches under the traffic of requests: traces, and the hit rates of a pool."""
+"""Caches under the traffic of requests: traces, hit rates of a pool, and services with time."""
 
+from sim.service.answer import Spread, TrafficAnswer, answer, enough
 from sim.service.blocks import block_bytes
+from sim.service.costs import ServiceCosts
 from sim.service.generate import Traffic, write_traffic
 from sim.service.hit_rates import EVICTIONS, HitRate, HitRates, hit_rates
+from sim.service.instance import SERVICE_POLICIES, STORES, Engine
+from sim.service.pools import TIER_EVICTIONS
+from sim.service.service import ROUTINGS, Outcome, Service
+from sim.service.simulate import simulate_service
 from sim.service.traces import RequestTrace, read_trace
 
 __all__ = [
     "EVICTIONS",
+    "ROUTINGS",
+    "SERVICE_POLICIES",
+    "STORES",
+    "TIER_EVICTIONS",
+    "Engine",
     "HitRate",
     "HitRates",
+    "Outcome",
     "RequestTrace",
+    "Service",
+    "ServiceCosts",
+    "Spread",
     "Traffic",
+    "TrafficAnswer",
+    "answer",
     "block_bytes",
+    "enough",
     "hit_rates",
     "read_trace",
+    "simulate_service",
     "write_traffic",
 ]

@@ -12,6 +12,7 @@ from sim.errors import BadFile, UnknownName
 from sim.machine.aiconfigurator import SystemTables, derive_part, engines, system_names
 from sim.machine.components import ComputePart
 from sim.machine.cross_validation import leave_one_out
+from sim.machine.prefill import PromptAttention
 from sim.model.kernels import ExpertsShape
 
 pa = pytest.importorskip("pyarrow")
@@ -269,7 +270,8 @@ def test_prefill_attention_is_kept_by_groups_that_have_several_head_counts():
     (heads,) = part.prefill.heads
     assert (heads.head_dim, heads.queries_per_kv) == (128, 1)
     assert heads.fan.curves[0].work == (512.0, 2048.0, 8192.0)
-    assert heads.at(16, 1024)[0] == pytest.approx(prefill_s(16, 1024), rel=1e-3)
+    prompts = PromptAttention(heads, 16, heads.queries_per_kv, heads.head_dim)
+    assert prompts.at(1024)[0] == pytest.approx(prefill_s(16, 1024), rel=1e-3)
 
 
 def test_rows_of_other_kinds_are_left_out_and_repeats_have_their_median(package):

@@ -1,0 +1,382 @@
+"""`kvoverlap traffic` with a model and a machine: latencies of a service under a trace."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from importlib.util import find_spec
+from io import BytesIO
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
+from kvoverlap.cli.options import Bytes, Count, Decimal, cached_kv_bits
+from kvoverlap.cli.output import print_json, progress, say, table
+from sim.errors import BadInput
+from sim.files import write_bytes
+from sim.machine.profile import HardwareProfile
+from sim.model.spec import ModelSpec
+from sim.progress import Part, Progress
+from sim.service import (
+    Engine,
+    Outcome,
+    RequestTrace,
+    Service,
+    ServiceCosts,
+    Spread,
+    TrafficAnswer,
+    answer,
+    enough,
+    simulate_service,
+)
+from sim.units import ms, percent
+
+NO_OFFLOAD, FREE_COPIES = "no offload", "free copies"
+"""Runs that every policy is compared with: hits only in GPU memory, and hits that cost no time.
+
+The second is no bound: other copy times admit and route requests in other orders.
+"""
+
+HOURS_A_MONTH = 730.0
+LONG_S = 10.0
+"""Times from which on are printed in seconds."""
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class ServiceOptions:
+    """The service that the requests run through."""
+
+    host_cache: Annotated[
+        Bytes | None, Parameter(help="Host memory of each instance that caches K and V.")
+    ] = None
+    ssd_cache: Annotated[Bytes | None, Parameter(help="SSD of each instance behind it.")] = None
+    net_cache: Annotated[
+        Bytes | None, Parameter(help="Storage across the network that all instances share.")
+    ] = None
+    policy: Annotated[
+        str, Parameter(help="How a hit outside GPU memory is restored: load-only or two-ended.")
+    ] = "load-only"
+    cache_eviction: Annotated[
+        str, Parameter(help="Of every tier: lru, fifo, lfu, or optimal, which knows the future.")
+    ] = "lru"
+    store: Annotated[
+        str,
+        Parameter(
+            help="through: a block is copied to the host once it is computed. evict: when GPU "
+            "memory evicts it."
+        ),
+    ] = "through"
+    exclusive: Annotated[
+        bool,
+        Parameter(help="A tier gets what the tier above it evicts, not all that is stored there."),
+    ] = False
+    instances: Annotated[Count, Parameter(help="Copies of the model, each of --tp GPUs.")] = 1
+    routing: Annotated[
+        str,
+        Parameter(help="round-robin, least-loaded, or prefix-aware (fewest tokens to compute)."),
+    ] = "round-robin"
+    chunk: Annotated[Count, Parameter(help="Token budget of an engine step.")] = 8192
+    io_chunk: Annotated[Count, Parameter(help="Tokens of one load.")] = 128
+    max_batch: Annotated[Count, Parameter(help="Requests of an instance at a time.")] = 256
+    kv_bits: Annotated[
+        int | None,
+        Parameter(
+            help="Bits of one value of the cached KV: 16, 8, 4 or 3. By default 16, or 8 if the "
+            "checkpoint asks for it."
+        ),
+    ] = None
+    ttft_slo: Annotated[
+        Decimal | None, Parameter(help="Seconds to the first token of a good request.")
+    ] = None
+    tpot_slo: Annotated[
+        Decimal | None, Parameter(help="Seconds per later token of a good request.")
+    ] = None
+    gpu_hour: Annotated[Decimal | None, Parameter(help="Price of one GPU for an hour.")] = None
+    gb_month: Annotated[
+        Decimal | None, Parameter(help="Price of one GB of host cache for a month.")
+    ] = None
+
+    def of(self, model: ModelSpec, hardware: HardwareProfile, block_tokens: int) -> Service:
+        """The service, with its tiers in blocks."""
+        bits = cached_kv_bits(self.kv_bits, model)
+        costs = ServiceCosts(model, hardware, self.chunk, self.io_chunk, bits)
+        service = Service(
+            costs=costs,
+            engine=Engine(
+                policy=self.policy,
+                store=self.store,
+                inclusive=not self.exclusive,
+                max_batch=self.max_batch,
+            ),
+            eviction=self.cache_eviction,
+            instances=self.instances,
+            routing=self.routing,
+        )
+        sizes = {"dram": self.host_cache, "ssd": self.ssd_cache, "net": self.net_cache}
+        return with_tiers(service, block_tokens, sizes)
+
+    def price_per_million(
+        self, found: TrafficAnswer, gpus: int, cached_bytes: float
+    ) -> float | None:
+        """Price of a million generated tokens; None without prices or tokens."""
+        priced = self.gpu_hour is not None or self.gb_month is not None
+        if not priced or not found.output_tokens_per_s:
+            return None
+        hourly = gpus * (self.gpu_hour or 0.0)
+        hourly += cached_bytes / 1e9 * (self.gb_month or 0.0) / HOURS_A_MONTH
+        return hourly / (found.output_tokens_per_s * 3600) * 1e6
+
+
+ONE_INSTANCE = ServiceOptions()
+
+
+def with_tiers(service: Service, block_tokens: int, sizes: dict[str, float | None]) -> Service:
+    """The service with tiers of these bytes."""
+    one = service.block_bytes(block_tokens)
+    blocks = {name: int(size // one) for name, size in sizes.items() if size}
+    return replace(service, tier_blocks=blocks)
+
+
+def serve_trace(
+    trace: RequestTrace,
+    served_by: tuple[ModelSpec, HardwareProfile],
+    options: ServiceOptions,
+    sizes: Sequence[float] | None,
+    to: tuple[Path | None, bool],
+) -> None:
+    """Run the trace through the service and print what came out.
+
+    Args:
+        sizes: of the host cache, one run each; None for the policies beside each other.
+        to: the table to write, and whether JSON is printed.
+    """
+    (output, json), (model, hardware) = to, served_by
+    if output is not None and not find_spec("pyarrow"):
+        raise BadInput("-o writes Parquet, which needs pyarrow: pip install 'kvoverlap[sweep]'.")
+    service = options.of(model, hardware, trace.block_tokens)
+    with progress("traffic") as bar:
+        if sizes is None:
+            outcomes = _policies(service, trace, bar)
+        else:
+            outcomes = _by_size(service, trace, sizes, bar)
+    found = {
+        name: answer(one, options.ttft_slo, options.tpot_slo) for name, one in outcomes.items()
+    }
+    if output is not None:
+        chosen = outcomes[service.engine.policy if sizes is None else list(outcomes)[-1]]
+        write_bytes(output, _table_of(chosen))
+    price = _prices(options, service, outcomes, found)
+    if json:
+        print_json(_answer(trace, service, found, price, sizes))
+        return
+    _print(trace, service, found, price, sizes)
+    if output is not None:
+        say(f"\nrequests written to {output}")
+
+
+def _policies(service: Service, trace: RequestTrace, bar: Progress) -> dict[str, Outcome]:
+    """Outcomes of the service, and of what it is compared with."""
+    engine, costs = service.engine, service.costs
+    free = ServiceCosts(
+        costs.model, costs.hardware, costs.chunk_tokens, costs.io_chunk_tokens, costs.kv_bits, True
+    )
+    runs = {
+        NO_OFFLOAD: replace(service, engine=replace(engine, policy="compute-only")),
+        "load-only": replace(service, engine=replace(engine, policy="load-only")),
+        engine.policy: service,
+        FREE_COPIES: replace(service, costs=free, engine=replace(engine, policy="load-only")),
+    }
+    runs.pop("compute-only", None)
+    if not service.tier_blocks:
+        runs = {engine.policy: service}
+    return _run(runs, trace, bar)
+
+
+def _by_size(
+    service: Service, trace: RequestTrace, sizes: Sequence[float], bar: Progress
+) -> dict[str, Outcome]:
+    one = service.block_bytes(trace.block_tokens)
+    runs = {}
+    for size in sorted(set(sizes)):
+        blocks = {**service.tier_blocks, "dram": int(size // one)}
+        runs[_size(size)] = replace(service, tier_blocks=blocks)
+    return _run(runs, trace, bar)
+
+
+def _run(runs: dict[str, Service], trace: RequestTrace, bar: Progress) -> dict[str, Outcome]:
+    return {
+        name: simulate_service(service, trace, Part(bar, name, at / len(runs), 1 / len(runs)))
+        for at, (name, service) in enumerate(runs.items())
+    }
+
+
+def _size(n_bytes: float) -> str:
+    return f"{n_bytes / 1e9:,.6g} GB"
+
+
+def _prices(
+    options: ServiceOptions,
+    service: Service,
+    outcomes: dict[str, Outcome],
+    found: dict[str, TrafficAnswer],
+) -> dict[str, float]:
+    gpus = service.instances * service.costs.model.tensor_parallel
+    prices = {}
+    for name, one in outcomes.items():
+        block = (
+            service.costs.block_bytes(one.trace.block_tokens) * service.costs.model.tensor_parallel
+        )
+        tiers = one.service.tier_blocks.get("dram", 0) if one.service.tier_names else 0
+        cached = service.instances * block * tiers
+        if (price := options.price_per_million(found[name], gpus, cached)) is not None:
+            prices[name] = price
+    return prices
+
+
+def _answer(
+    trace: RequestTrace,
+    service: Service,
+    found: dict[str, TrafficAnswer],
+    price: dict[str, float],
+    sizes: Sequence[float] | None,
+) -> dict[str, Any]:
+    costs = service.costs
+    block = service.block_bytes(trace.block_tokens)
+    rows = [
+        {
+            "run": name,
+            **asdict(one),
+            "overloaded": one.overloaded,
+            **({"price_per_million_tokens": price[name]} if name in price else {}),
+        }
+        for name, one in found.items()
+    ]
+    answered: dict[str, Any] = {
+        "model": costs.model.name,
+        "hardware": costs.hardware.name,
+        "tp": costs.model.tensor_parallel,
+        "instances": service.instances,
+        "policy": service.engine.policy,
+        "requests": len(trace),
+        "skipped_lines": trace.skipped,
+        "block_tokens": trace.block_tokens,
+        "block_bytes": block,
+        "gpu_blocks": costs.gpu_blocks(trace.block_tokens, service.engine.max_batch),
+        "tier_blocks": service.tier_blocks,
+        "runs": rows,
+    }
+    if sizes is not None:
+        for row, size in zip(rows, sorted(set(sizes)), strict=True):
+            row["host_cache_bytes"] = size
+        answered["enough_bytes"] = _enough(found, sizes)
+    return answered
+
+
+def _enough(found: dict[str, TrafficAnswer], sizes: Sequence[float]) -> float | None:
+    """The smallest size from which more does not pay; None if nothing was served."""
+    p90 = [one.ttft_s.p90 for one in found.values() if one.ttft_s is not None]
+    return enough(sorted(set(sizes)), p90) if len(p90) == len(found) else None
+
+
+def _print(
+    trace: RequestTrace,
+    service: Service,
+    found: dict[str, TrafficAnswer],
+    price: dict[str, float],
+    sizes: Sequence[float] | None,
+) -> None:
+    costs = service.costs
+    gpus = costs.model.tensor_parallel
+    blocks = costs.gpu_blocks(trace.block_tokens, service.engine.max_batch)
+    one = service.block_bytes(trace.block_tokens)
+    say(
+        f"{costs.model.name} on {service.instances} x {gpus} GPU of {costs.hardware.name}: "
+        f"{len(trace):,} requests in {trace.arrival_s[-1] - trace.arrival_s[0]:,.0f} s"
+    )
+    tiers = [f"{name} {count:,}" for name, count in service.tier_blocks.items()]
+    say(
+        f"blocks of {trace.block_tokens} tokens, {one / 1e6:,.1f} MB: GPU memory {blocks:,}"
+        f"{', ' if tiers else ''}{', '.join(tiers)} of each instance"
+    )
+    for name, run in found.items():
+        if run.overloaded:
+            say(f"overload, {name}: {run.arrivals_over_served:.2f} requests arrive for each served")
+        if run.rejected:
+            say(f"{name}: {run.rejected:,} requests are too long for GPU memory or the model")
+    say("")
+    _print_times(found, "policy" if sizes is None else "host cache", price)
+    say("")
+    _print_work(found, "policy" if sizes is None else "host cache", one)
+    if sizes is not None and (best := _enough(found, sizes)) is not None:
+        say(f"\nMore than {_size(best)} of host cache does not lower the p90 of TTFT by 5 %.")
+
+
+def _print_times(found: dict[str, TrafficAnswer], what: str, price: dict[str, float]) -> None:
+    columns = [what, "hit rate", "TTFT p50", "p90", "p99", "TPOT p50", "p90", "queue p90"]
+    columns += ["goodput", "tokens/s", *(["price/M tokens"] if price else [])]
+    rows = []
+    for name, one in found.items():
+        rows.append(
+            (
+                name,
+                percent(sum(one.hit_rate.values())),
+                *(_cell(one.ttft_s, key) for key in ("p50", "p90", "p99")),
+                *(_cell(one.tpot_s, key) for key in ("p50", "p90")),
+                _cell(one.queue_s, "p90"),
+                percent(one.goodput.fraction),
+                f"{one.output_tokens_per_s:,.0f}",
+                *([f"{price[name]:.3f}" if name in price else ""] if price else []),
+            )
+        )
+    table("Latency", columns, rows)
+
+
+def _cell(spread: Spread | None, key: str) -> str:
+    if spread is None:
+        return ""
+    seconds: float = getattr(spread, key)
+    return ms(seconds) if seconds < LONG_S else f"{seconds:,.1f} s"
+
+
+def _print_work(found: dict[str, TrafficAnswer], what: str, block: int) -> None:
+    tiers = list(dict.fromkeys(name for one in found.values() for name in one.hit_rate))
+    lanes = list(dict.fromkeys(lane for one in found.values() for lane in one.busy))
+    columns = [what, *(f"hits {name}" for name in tiers), *(f"busy {lane}" for lane in lanes)]
+    rows = [
+        (
+            name,
+            *(percent(one.hit_rate.get(tier, 0.0)) for tier in tiers),
+            *(percent(one.busy.get(lane, 0.0)) for lane in lanes),
+            f"{sum(one.stored_blocks.values()) * block / 1e9:,.0f} GB",
+            f"{sum(one.unread_blocks.values()) * block / 1e9:,.0f} GB",
+        )
+        for name, one in found.items()
+    ]
+    table("Tiers and lanes", [*columns, "stored", "never read"], rows)
+
+
+def _table_of(outcome: Outcome) -> bytes:
+    """A row for each request, as Parquet; times are null for requests that were rejected."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    journal, trace = outcome.journal, outcome.trace
+
+    def times(values: Sequence[float]) -> list[float | None]:
+        return [one if one < float("inf") else None for one in values]
+
+    columns = {
+        "arrival_s": list(trace.arrival_s),
+        "prompt_tokens": list(trace.prompt_tokens),
+        "output_tokens": list(trace.output_tokens),
+        "admitted_s": times(journal.admitted_s),
+        "first_token_s": times(journal.first_s),
+        "finish_s": times(journal.finish_s),
+        "computed_tokens": list(journal.computed),
+        **{f"hit_tokens_{name}": list(hits) for name, hits in journal.hits.items()},
+    }
+    file = BytesIO()
+    pq.write_table(pa.table(columns), file)
+    return file.getvalue()

@@ -1,0 +1,108 @@
+"""The loads of an instance's restores: one restore at a time, its last tokens first.
+
+Both legs of a copy, from the tier into host memory and from there to the GPU, are in series; the
+second leg of one chunk overlaps the first leg of the next.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from math import inf
+
+from sim.lanes import H2D
+from sim.service.costs import ServiceCosts
+
+
+@dataclass(slots=True, eq=False)
+class Active:
+    """A request on an instance.
+
+    Args:
+        total: tokens to have in GPU memory before the next token: the prompt, and after a
+            preemption what was generated.
+        left: tokens to generate.
+        front: tokens from the start that are computed, or were in GPU memory.
+        back: cached tokens from here on are loaded, or are being loaded.
+        cached: tokens that need no computing.
+        stop: loads go no further than this token; None where compute and loads meet.
+        lanes: of each block from the first loaded one on, the lane before the link to the GPU.
+        load_end_s: end of the last copy that has begun.
+    """
+
+    request: int
+    total: int
+    left: int
+    path: list[int]
+    epoch: int = 0
+    front: int = 0
+    back: int = 0
+    cached: int = 0
+    stop: int | None = 0
+    first_block: int = 0
+    lanes: list[str | None] = field(default_factory=list)
+    first_needed: int = 0
+    ready_s: float = 0.0
+    load_end_s: float = 0.0
+    shared: int = 0
+    private: int = 0
+    since: int = 0
+    order: int = 0
+
+    @property
+    def claimed(self) -> bool:
+        """Whether each cached token is computed, loaded, or being loaded."""
+        return self.back <= (self.front if self.stop is None else self.stop)
+
+
+class Loader:
+    """Chunks of restores in the order in which the requests were admitted."""
+
+    def __init__(self, costs: ServiceCosts, block_tokens: int) -> None:
+        self._costs, self._block_tokens = costs, block_tokens
+        self.queue: deque[Active] = deque()
+        self.next_s = 0.0
+        """When the next chunk may start."""
+        self._end_s = 0.0
+        self.busy_s: dict[str, float] = {H2D: 0.0}
+        self.loaded_rows = 0
+        """Tokens, summed over layers, that were copied to the GPU."""
+
+    def advance(self, now_s: float) -> None:
+        """Start every chunk whose turn comes before `now_s`, while no front moves."""
+        while (start_s := self.next_start_s()) < now_s:
+            self.start(start_s)
+
+    def next_start_s(self) -> float:
+        """When the next chunk starts if no front moves until then; infinite if none is left."""
+        while self.queue and self.queue[0].claimed:
+            self.queue.popleft()
+        return max(self.next_s, self.queue[0].ready_s) if self.queue else inf
+
+    def start(self, start_s: float) -> None:
+        """Claim and copy the last chunk that nobody has, of the first restore."""
+        one, costs = self.queue[0], self._costs
+        size = costs.io_chunk_tokens
+        low = one.front if one.stop is None else one.stop
+        begin = max((one.back - 1) // size * size, low)
+        block = (one.back - 1) // self._block_tokens - one.first_block
+        lane = one.lanes[block]
+        while block and (one.first_block + block) * self._block_tokens > begin:
+            block -= 1
+            if one.lanes[block] != lane:
+                begin = (one.first_block + block + 1) * self._block_tokens
+                break
+        rows = costs.rows(begin, one.back, one.cached)
+        tokens = one.back - begin
+        link_s = costs.load_s(H2D, tokens, rows)
+        ready_s = start_s
+        if lane is not None:
+            leg_s = costs.load_s(lane, tokens, rows)
+            self.busy_s[lane] = self.busy_s.get(lane, 0.0) + leg_s
+            ready_s += leg_s
+        self._end_s = max(ready_s, self._end_s) + link_s
+        self.next_s = self._end_s if lane is None else ready_s
+        self.busy_s[H2D] += link_s
+        self.loaded_rows += rows
+        one.load_end_s = self._end_s
+        one.back = begin if begin > one.first_needed else low

@@ -1,0 +1,97 @@
+"""Services, traces and machines with round numbers, for the tests."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from builders import machine, tiny_model
+from hypothesis import strategies as st
+from restores import figure
+
+from sim.lanes import DISK, NET
+from sim.machine.prefill import Prefill, Restore, Tier
+from sim.machine.profile import HardwareProfile
+from sim.service import Engine, RequestTrace, Service, ServiceCosts
+
+BLOCK = 8
+BLOCK_BYTES = 64 * BLOCK
+"""K and V of one block in both layers of `tiny_model`."""
+
+
+def with_blocks(hardware: HardwareProfile, costs_of, blocks: int) -> HardwareProfile:
+    """The machine with room for as many blocks in GPU memory."""
+    roomy = replace(hardware, memory=replace(hardware.memory, device_bytes=1e9))
+    spare = costs_of(roomy).gpu_blocks(BLOCK, 4) - blocks
+    device_bytes = roomy.memory.device_bytes - spare * BLOCK_BYTES
+    return replace(roomy, memory=replace(roomy.memory, device_bytes=device_bytes))
+
+
+def service_machine(step_s: float = 1e-3, tokens_per_s: float = 1e5, **rates: float):
+    """A step takes `step_s` and the time of its tokens' arithmetic; copies take their bytes'."""
+    tiers = tuple(Tier(lane, figure(64 * rates.pop(lane, 1e5))) for lane in (DISK, NET))
+    return machine(
+        flops_per_s=tokens_per_s * 3e3,
+        memory_bytes_per_s=1e9,
+        h2d=64 * rates.pop("h2d", 1e6),
+        restore=Restore(Prefill(figure(1e12), figure(step_s)), tiers),
+    )
+
+
+def tiny_service(
+    policy: str = "load-only", gpu_blocks: int = 24, chunk: int = 16, hardware=None, **options
+) -> Service:
+    """A service of `tiny_model` with blocks of 8 tokens."""
+    model = tiny_model(max_positions=4096)
+    tiers = options.pop("tiers", {"dram": 64})
+    engine = {
+        name: options.pop(name) for name in ("store", "inclusive", "max_batch") if name in options
+    }
+
+    def costs_of(machine_of: HardwareProfile) -> ServiceCosts:
+        return ServiceCosts(model, machine_of, chunk, 4)
+
+    fitted = with_blocks(hardware or service_machine(), costs_of, gpu_blocks)
+    return Service(
+        costs=costs_of(fitted),
+        engine=Engine(policy=policy, **{"max_batch": 4, **engine}),
+        tier_blocks=tiers,
+        **options,
+    )
+
+
+@st.composite
+def request_traces(draw, most: int = 14) -> RequestTrace:
+    """Requests that often come together, share prefixes, and decode a few tokens."""
+    trace, now_s = RequestTrace(BLOCK), 0.0
+    for _ in range(draw(st.integers(1, most))):
+        now_s += draw(st.sampled_from([0.0, 0.0013, 0.0171, 0.11]))
+        ids = draw(st.lists(st.integers(0, 1), min_size=1, max_size=8))
+        prompt = BLOCK * len(ids) - draw(st.sampled_from([0, 1, 5]))
+        trace.add(now_s, prompt, draw(st.integers(1, 20)), ids)
+    return trace
+
+
+@st.composite
+def services(draw) -> Service:
+    """Any policy, tiers, evictions, stores, routing and up to three instances."""
+    sizes = st.sampled_from([0, 3, 9, 40])
+    rate = st.sampled_from([2e4, 3e5, 7e6])
+    hardware = service_machine(
+        draw(st.sampled_from([1e-4, 3e-3])),
+        draw(st.sampled_from([3e4, 1e6])),
+        h2d=draw(rate),
+        disk=draw(rate),
+        net=draw(rate),
+    )
+    return tiny_service(
+        policy=draw(st.sampled_from(["compute-only", "load-only", "two-ended"])),
+        gpu_blocks=draw(st.sampled_from([12, 16, 40])),
+        hardware=hardware,
+        tiers={name: draw(sizes) for name in ("dram", "ssd", "net")},
+        eviction=draw(st.sampled_from(["lru", "fifo", "lfu", "optimal"])),
+        store=draw(st.sampled_from(["through", "evict"])),
+        inclusive=draw(st.booleans()),
+        max_batch=draw(st.sampled_from([1, 3, 9])),
+        instances=draw(st.sampled_from([1, 1, 2, 3])),
+        routing=draw(st.sampled_from(["round-robin", "least-loaded", "prefix-aware"])),
+    )

@@ -121,7 +121,7 @@ class RestoreQuestion:
         """
         tokens, model = self.request.cached_tokens, self.model
         job = Job(model, self.hardware, Workload(1, tokens, 1))
-        host_bytes = self.tp * tokens * model.n_layers * model.kv_token_bytes
+        host_bytes = self.tp * tokens * model.all_rows_bytes
         return runtime_gap(find_runtime(runtime), job, host_bytes, ENGINE)
 
     @property

@@ -117,7 +117,7 @@ def runtime_gap(
         )
     timed = _Restores(job, engine) if runtime.serves else _Decodes(job, engine)
     model, memory = job.model, job.hardware.memory
-    kv_bytes = model.n_layers * model.kv_token_bytes
+    kv_bytes = model.all_rows_bytes
     needed = model.weight_bytes + job.workload.batch_size * job.workload.max_tokens * kv_bytes
     frac = ceil(100 * (needed + memory.device_reserve_bytes) / memory.device_bytes) / 100
     gpu_frac = min(MAX_GPU_FRAC, max(DEFAULT_GPU_FRAC, frac))

@@ -202,9 +202,9 @@ class Runtime:
 
     def block_bytes(self, model: ModelSpec) -> int | None:
         """Bytes of one copy of a whole block; None where a load is one copy."""
-        tokens = int(self.block_tokens.value)
-        layers = model.n_layers if self.block_layers.value == "all" else 1
-        return tokens * layers * model.kv_token_bytes or None
+        all_layers = self.block_layers.value == "all"
+        row_bytes = model.all_rows_bytes if all_layers else model.kv_token_bytes
+        return int(self.block_tokens.value) * row_bytes or None
 
     def restore_text(self, model: ModelSpec) -> str:
         """How it restores a prefix, in a clause."""

@@ -44,7 +44,9 @@ def tiny_service(
     model = tiny_model(max_positions=4096)
     tiers = options.pop("tiers", {"dram": 64})
     engine = {
-        name: options.pop(name) for name in ("store", "inclusive", "max_batch") if name in options
+        name: options.pop(name)
+        for name in ("store", "inclusive", "max_batch", "load_order")
+        if name in options
     }
 
     def costs_of(machine_of: HardwareProfile) -> ServiceCosts:
@@ -91,6 +93,7 @@ def services(draw) -> Service:
         eviction=draw(st.sampled_from(["lru", "fifo", "lfu", "optimal"])),
         store=draw(st.sampled_from(["through", "evict"])),
         inclusive=draw(st.booleans()),
+        load_order=draw(st.sampled_from(["fcfs", "gain"])),
         max_batch=draw(st.sampled_from([1, 3, 9])),
         instances=draw(st.sampled_from([1, 1, 2, 3])),
         routing=draw(st.sampled_from(["round-robin", "least-loaded", "prefix-aware"])),

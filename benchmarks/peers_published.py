@@ -38,7 +38,7 @@ Peer = Callable[[Cell], float | None]
 
 
 def aiconfigurator() -> Peer:
-    """Seconds of a figure by aiconfigurator-core; None where it has no model of it."""
+    """Seconds of a figure by aiconfigurator-core; None where it has no model."""
     handle = import_module("aiconfigurator_core.sdk").EngineHandle
     engines: dict[tuple[str, str], Any] = {}
 

@@ -27,7 +27,7 @@ from dashboard.questions.decode import Question
 from dashboard.questions.points import kvpr_count, split_points
 from dashboard.questions.restore import Report, RestorePlans, RestoreQuestion
 from planner import DecodePlan, RestorePlan
-from planner.advice import Advice
+from planner.advice import Advice, RuntimeGap
 from sim.errors import KvOverlapError
 from sim.graph.jobs import RestoreRequest
 from sim.machine.profile import HardwareProfile
@@ -213,6 +213,21 @@ def even_splits(plan: DecodePlan) -> pd.DataFrame:
 
 jobs: Callable[[], Jobs] = st.cache_resource(Jobs, show_spinner=False)
 """The measurements of this server, shared by all visitors."""
+
+
+@typed(
+    st.cache_resource,
+    max_entries=64,
+    show_spinner="Comparing with the runtime",
+    hash_funcs={HardwareProfile: profile_key},
+)
+def runtime_gap_for(question: RestoreQuestion, runtime: str) -> RuntimeGap:
+    """What a runtime leaves on the table for a question, cached.
+
+    Raises:
+        KvOverlapError: the machine does not support the request or the runtime's copies.
+    """
+    return question.gap(runtime)
 
 
 def restore_plans_for(question: RestoreQuestion, report: Report) -> RestorePlans:

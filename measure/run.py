@@ -11,6 +11,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from planner import DecodePlan, Plan, RestorePlan
+from sim.errors import BadInput
 from sim.graph.jobs import RestoreRequest
 from sim.graph.timeline import Timeline
 from sim.lanes import HOST, LANE_OF_TIER
@@ -174,11 +175,17 @@ def run(
         cache: of a restore from tier `ssd`, the cache file to keep.
 
     Raises:
+        BadInput: the plan predicts a serving runtime, which runs its own jobs.
         DoesNotFit: the job needs more memory than the device has.
         WrongNumbers: a run differs from the reference.
     """
     from hw import check_runnable, open_backend
 
+    if plan.runtime is not None and not plan.runtime.plans_itself:
+        raise BadInput(
+            f"the plan predicts {plan.runtime.name}, and runs are of kvoverlap's own executor; "
+            "plan again without --runtime."
+        )
     check_runnable(plan.model)
     predicted = plan.simulate()
     trace = plan.availability if trace is None else trace

@@ -28,8 +28,8 @@ from planner.restore import RestorePlanner
 from sim.files import write_json
 from sim.graph.jobs import Workload
 from sim.machine.profile import HardwareProfile
-from sim.model.kernels import product_flops
-from sim.model.kv_format import host_kv_token_bytes
+from sim.model.kv_format import host_row_bytes
+from sim.model.operations import product_flops
 from sim.model.spec import ModelSpec
 from sim.progress import Progress
 from sim.results.accuracy import CASE, CASES
@@ -244,7 +244,7 @@ def _case_file(spec: ModelSpec, name: str) -> str:
 def _kv_bytes(spec: ModelSpec, job: Workload) -> float:
     """Bytes of K and V of all prompts on the host."""
     tokens = job.n_batches * job.batch_size * job.prompt_tokens
-    return spec.n_layers * tokens * host_kv_token_bytes(spec, job.kv_bits)
+    return spec.n_layers * tokens * host_row_bytes(spec, job.kv_bits)
 
 
 def _setup_s(spec: ModelSpec, hardware: HardwareProfile, job: Workload, kind: str) -> float:

@@ -32,12 +32,6 @@ def model_names() -> list[str]:
     return _names("models")
 
 
-@cache
-def planned_model_names() -> list[str]:
-    """Names of the shipped models that can be planned; the others have descriptions alone."""
-    return [name for name in model_names() if not find_model(name).layer_kinds]
-
-
 def hardware_names() -> list[str]:
     """Names of the shipped machines that are whole; DEVICE+LINK names compose others."""
     return _names("hardware")

@@ -24,7 +24,7 @@ from sim.catalog import (
     find_model,
     hardware_names,
     link_names,
-    planned_model_names,
+    model_names,
 )
 from sim.engine.api import simulate
 from sim.graph.jobs import Workload
@@ -34,7 +34,7 @@ from sim.graph.timeline import Timeline
 from sim.lanes import COMPUTE, D2H, DISK, H2D, HOST, LANES, NET
 from sim.machine.links import Dispatch, Interference, Link, Links
 from sim.machine.profile import Attention, Elementwise, Gemm, HardwareProfile, Memory
-from sim.model.layers import LatentAttention
+from sim.model.attention import LatentAttention
 from sim.model.spec import MixtureOfExperts, ModelSpec
 
 OP_OF_LANE = {
@@ -94,10 +94,15 @@ def tiny_model(**changes) -> ModelSpec:
     return ModelSpec(**{**spec, **MHA, **changes})
 
 
-ONE_OF_EACH_FAMILY = sorted(
-    {find_model(name).family: name for name in planned_model_names()}.values()
-)
-"""Shipped models that can be planned."""
+ONE_OF_EACH_FAMILY = sorted({find_model(name).family: name for name in model_names()}.values())
+"""Names of shipped models."""
+
+
+def first_layers(name: str, n_layers: int) -> ModelSpec:
+    """The first layers of a shipped model."""
+    model = find_model(name)
+    return replace(model, n_layers=n_layers, layer_order=model.layer_order[:n_layers])
+
 
 MLA = LatentAttention(kv_lora_rank=4, qk_rope_head_dim=2, qk_nope_head_dim=3, v_head_dim=5)
 LATENT = tiny_model(n_kv_heads=1, head_dim=5, gated_mlp=True, mla=MLA)

@@ -11,7 +11,7 @@ from tiny import DEEPSEEK, EXPERTS, GPT_OSS, LLAMA, OPT
 
 from planner.decode.lower import lower
 from planner.decode.other_systems import RUNTIME_SYSTEMS, other_system_graph
-from planner.decode.split import Residency, slides
+from planner.decode.split import Residency, keeps_part
 from sim.graph.jobs import Workload
 from sim.graph.tasks import TaskGraph
 
@@ -86,10 +86,10 @@ def decode_graphs(draw) -> TaskGraph:
     kv, x = [], []
     for layer in layers:
         parts = st.integers(0, prompt)
-        if slides(model, job, layer):
+        if not keeps_part(model, job, layer):
             parts = st.sampled_from([0, prompt])
         kv.append(draw(parts))
-        is_partial = not slides(model, job, layer) and kv[-1] < prompt
+        is_partial = keeps_part(model, job, layer) and kv[-1] < prompt
         x.append(draw(st.integers(0, prompt - kv[-1])) if is_partial else 0)
     weights = tuple(layer for layer in layers if schedule == "column" and draw(st.booleans()))
     kept = Residency(tuple(kv), tuple(x), weights)

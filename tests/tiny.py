@@ -32,7 +32,7 @@ from sim.lanes import DISK, NET
 from sim.machine.prefill import Prefill, Restore, Tier
 from sim.machine.provenance import SourcedValue
 from sim.model.arithmetic import Arithmetic, Router, Yarn
-from sim.model.layers import LatentAttention
+from sim.model.attention import LatentAttention
 from sim.model.spec import Llama3RopeScaling, MixtureOfExperts
 
 CPU = torch.device("cpu")

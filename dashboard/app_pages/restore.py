@@ -36,6 +36,7 @@ from dashboard.questions.restore import (
     RestorePlans,
     RestoreQuestion,
 )
+from dashboard.runtime_gap import show_runtime_gap
 from dashboard.session import restore_plans_for, uploaded
 from dashboard.text.comparison import escaped, sentence
 from dashboard.text.crossovers import describe_rates
@@ -118,6 +119,7 @@ def show_asked(question: RestoreQuestion, policy: str) -> None:
         show_changes(question, answer)
         show_ends(answer, policy)
     show_policies(answer)
+    show_runtime_gap(question)
     show_exports(question, policy)
 
 
@@ -136,8 +138,8 @@ def show_plan(plan: RestorePlan) -> None:
     st.markdown(f"**{escaped(plan.reason)}**")
     if (outside := beyond_calibration(plan)) is not None:
         st.warning(sentence(outside))
-    if plan.window_savings is not None:
-        st.caption(escaped(plan.window_savings))
+    for note in filter(None, (plan.window_savings, plan.state_note)):
+        st.caption(escaped(note))
     cards(restore_metrics(plan))
 
 

@@ -7,7 +7,7 @@ from dashboard.data import runs as run_folders
 from dashboard.data.jobs import Job, MeasurementRequest
 from dashboard.session import jobs, typed, uploads
 from dashboard.text.comparison import escaped
-from sim.catalog import planned_model_names
+from sim.catalog import model_names
 from sim.errors import KvOverlapError
 
 DEFAULT_MODEL = "the device's default"
@@ -61,7 +61,7 @@ def ask_request() -> MeasurementRequest | None:
         name = st.text_input("Name of the run", "my-machine", help="The folder in runs/ to fill.")
         first, second = st.columns(2)
         device = first.selectbox("Device", ["auto", "cpu", "cuda"])
-        model = second.selectbox("Model", [DEFAULT_MODEL, *planned_model_names()])
+        model = second.selectbox("Model", [DEFAULT_MODEL, *model_names()])
         prompts = first.text_input("Prompts (tokens)", "300,500", help="Comma-separated.")
         batches = second.text_input("Batches (sequences)", "4,7", help="Comma-separated.")
         repeats = st.slider("Repeats of each case", 1, 9, 5)

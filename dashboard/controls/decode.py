@@ -14,7 +14,7 @@ from dashboard.session import all_machines, uploaded
 from dashboard.text.comparison import escaped
 from dashboard.text.machine import describe_machine
 from planner import SCHEDULES
-from sim.catalog import find_model, link_names, planned_model_names
+from sim.catalog import find_model, link_names, model_names
 from sim.graph.jobs import Workload
 from sim.machine.profile import HardwareProfile
 from sim.model.kv_format import KV_BITS
@@ -94,7 +94,7 @@ def ask_question(changeable: bool) -> Question:
 def ask_model(first: str) -> ModelSpec:
     """An uploaded config, by default the newest, or a shipped model, by default `first`."""
     own = {f"{name} (uploaded)": model for name, model in uploaded(ModelSpec).items()}
-    names = [*own, *planned_model_names()]
+    names = [*own, *model_names()]
     chosen = menu("Model", names, index=0 if own else names.index(first), key="model")
     return own[chosen] if chosen in own else find_model(chosen)
 

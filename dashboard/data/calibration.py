@@ -12,6 +12,7 @@ import pandas as pd
 
 from sim.lanes import D2H, H2D
 from sim.machine.curves import Curve
+from sim.machine.prefill import PromptAttention
 from sim.machine.profile import HardwareProfile
 from sim.model.spec import DTYPE_BYTES
 
@@ -201,14 +202,17 @@ def _prefill(head_dim: int, queries_per_kv: int, profile: HardwareProfile, name:
     block = profile.restore.prefill if profile.restore is not None else None
     for heads in block.heads if block is not None else ():
         if (heads.head_dim, heads.queries_per_kv) == (head_dim, queries_per_kv):
-            points = heads.fan.curves[0].work
+            points, measured = (
+                heads.fan.curves[0].work,
+                PromptAttention(heads, QUERY_HEADS, queries_per_kv, head_dim),
+            )
             return RateCurve(
                 name,
                 "measured" if block is None else block.attention_flops_per_s.source,
                 tuple(_dense(points)),
-                tuple(rate(x, heads.at(QUERY_HEADS, x)[0]) for x in _dense(points)),
+                tuple(rate(x, measured.at(x)[0]) for x in _dense(points)),
                 points,
-                tuple(rate(x, heads.at(QUERY_HEADS, x)[0]) for x in points),
+                tuple(rate(x, measured.at(x)[0]) for x in points),
             )
     figure = None if block is None else block.attention_flops_per_s
     value = profile.gemm.flops_per_s if figure is None else figure.value

@@ -14,7 +14,8 @@ from dashboard.data.calibration import subjects
 from dashboard.data.runs import Case
 from sim.graph.claims import claimed
 from sim.machine.profile import HardwareProfile
-from sim.model.kernels import MatMul, kernels
+from sim.model.kernels import MatMul
+from sim.model.operations import kernels
 
 
 def spread_table(profile: HardwareProfile) -> pd.DataFrame:

@@ -16,8 +16,8 @@ from pathlib import Path
 from planner import DecodePlan, Job, Plan, PlanOptions, make_plan, plan_split
 from planner.restore import RESTORE_POLICIES
 from sim.catalog import DATA
+from sim.cost.estimate import Estimate
 from sim.cost.model import CostModel
-from sim.cost.operations import Estimate
 from sim.engine.api import simulate
 from sim.errors import BadFile, BadInput
 from sim.files import read_text

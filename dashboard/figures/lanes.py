@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import plotly.graph_objects as go
 
 from dashboard.figures.style import EARLY_COLOUR, LATE_COLOUR, TaskBoxes, style_rows
-from sim.cost.operations import Estimate
+from sim.cost.estimate import Estimate
 from sim.graph.claims import claimed
 from sim.graph.tasks import LANE_OF_OP, Task
 from sim.graph.timeline import Timeline

@@ -13,6 +13,8 @@ from functools import cached_property
 import pandas as pd
 
 from dashboard.questions.decode import ENGINE
+from planner import Job
+from planner.advice import RuntimeGap, runtime_gap
 from planner.restore import (
     RESTORE_POLICIES,
     RestorePlan,
@@ -22,8 +24,9 @@ from planner.restore import (
     machine_of_one_gpu,
     plan_choice,
 )
+from sim.catalog import find_runtime
 from sim.errors import BadInput
-from sim.graph.jobs import KV, RestoreRequest
+from sim.graph.jobs import KV, RestoreRequest, Workload
 from sim.graph.tasks import TaskGraph
 from sim.graph.timeline import Timeline
 from sim.lanes import COMPUTE, H2D, LANE_OF_TIER
@@ -109,6 +112,17 @@ class RestoreQuestion:
         if self.link_bytes_per_s is None:
             return self.hardware
         return behind_link(self.hardware, self.link_bytes_per_s)
+
+    def gap(self, runtime: str) -> RuntimeGap:
+        """What a serving runtime leaves on the table for this prefix in host memory.
+
+        Raises:
+            KvOverlapError: the machine does not support the request or the runtime's copies.
+        """
+        tokens, model = self.request.cached_tokens, self.model
+        job = Job(model, self.hardware, Workload(1, tokens, 1))
+        host_bytes = self.tp * tokens * model.n_layers * model.kv_token_bytes
+        return runtime_gap(find_runtime(runtime), job, host_bytes, ENGINE)
 
     @property
     def slow_lane(self) -> str:

@@ -22,6 +22,9 @@ from sim.model.spec import ModelSpec
 PREFILL_TOKENS = {"cpu": 4096, "cuda": 32768}
 """Prompt tokens in one pass through a layer, by kind of device; bounds the activation memory."""
 
+Chosen = list[Tensor | None]
+"""Experts that tokens passed through, by layer; None of a layer without."""
+
 NO_SCALE = 0xFF
 """Two of these bytes form a NaN scale."""
 
@@ -62,7 +65,7 @@ class HostCache:
         dtype, batch = TORCH_DTYPE[model.dtype], workload.batch_size
         rows = rows or all_rows(model, workload)
         bits = workload.kv_bits
-        row = None if bits is None else QuantisedRow.of(model, bits)
+        row = None if bits is None else QuantisedRow.of(model.layers[0].attention, bits)
         shape, kv_dtype = kv_layout(model, row)
         return cls(
             kv=[
@@ -170,11 +173,14 @@ def prefilled_caches(
 
 
 @torch.inference_mode()
-def prefill(weights: Weights, prompts: Tensor, cache: HostCache) -> Tensor:
+def prefill(
+    weights: Weights, prompts: Tensor, cache: HostCache, chosen: Chosen | None = None
+) -> Tensor:
     """Run the prompts through the model and store K, V, X and the predicted next tokens.
 
     Args:
         prompts: [B, S] token ids.
+        chosen: receives the experts of each layer, [b, S, k] of each group of sequences.
 
     Returns:
         [B, V] on the host, the logits behind the last tokens.
@@ -192,7 +198,9 @@ def prefill(weights: Weights, prompts: Tensor, cache: HostCache) -> Tensor:
         x = hidden.new_empty((*shape, model.hidden_size))
         for number, layer in enumerate(weights.layers):
             kernels.causal_attention(layer, hidden, kv, x, model.window(number))
-            kernels.mlp(layer, hidden)
+            experts = kernels.mlp(layer, hidden)
+            if chosen is not None:
+                chosen.append(experts)
             cache.store(number, kv, x, sequences)
         logits.append(kernels.logits(hidden[:, -1]).cpu())
         cache.next_tokens[sequences] = logits[-1].argmax(dim=-1)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hw.backends import Backend
-from hw.cache.host import HostCache, kv_layout, prefill
+from hw.cache.host import Chosen, HostCache, kv_layout, prefill
 from hw.model.kernels import Kernels
 from hw.model.quantise import dequantise_into
 from hw.model.weights import Weights
@@ -27,11 +27,14 @@ class ResidentPrefill:
         prompt: [S] token ids, on the host.
         cache: K, V and X of all its tokens, in memory that copy lanes can read.
         logits: [1, V] after the last token.
+        chosen: for each layer [S, k], experts that the tokens passed through, which a run below 32
+            bit follows; None where it makes its own choice.
     """
 
     prompt: Tensor
     cache: HostCache
     logits: Tensor
+    chosen: Chosen | None = None
 
     @property
     def margin(self) -> float:
@@ -45,8 +48,20 @@ def resident_prefill(weights: Weights, prompt: Tensor, backend: Backend) -> Resi
     everything = HostRows(0, n_tokens, (0, 0), (0, n_tokens))
     job = Workload(batch_size=1, prompt_tokens=n_tokens, gen_tokens=1)
     cache = HostCache.empty(model, job, backend, rows=[everything] * model.n_layers)
-    logits = prefill(weights, prompt[None], cache)
-    return ResidentPrefill(prompt, cache, logits)
+    chosen: Chosen = []
+    logits = prefill(weights, prompt[None], cache, chosen)
+    if not follows_experts(model):
+        return ResidentPrefill(prompt, cache, logits)
+    experts: Chosen = [None if one is None else one[0] for one in chosen]
+    return ResidentPrefill(prompt, cache, logits, experts)
+
+
+def follows_experts(model: ModelSpec) -> bool:
+    """Whether a run passes through the reference's experts instead of its own.
+
+    Below 32 bit rounding can change a close choice of experts, and then nothing is comparable.
+    """
+    return model.dtype != "float32" and "experts" in model.layer_elements
 
 
 def margins_of(logits: Tensor) -> Tensor:
@@ -67,6 +82,7 @@ class ResidentDecode:
         new_kv: for each layer [steps, B, 2, H_kv, D], of the decoded tokens.
         last_kv: [S, B, 2, H_kv, D] on the device, of the tokens that the last step attends to, by
             layer; only the layers that staging slots hold at the end of a run.
+        chosen: for each step and layer [B, k], experts that a run below 32 bit follows.
     """
 
     tokens: Tensor
@@ -74,6 +90,7 @@ class ResidentDecode:
     logits: Tensor
     new_kv: list[Tensor]
     last_kv: dict[int, Tensor]
+    chosen: list[Chosen] | None = None
 
 
 def reference_bytes(model: ModelSpec, workload: Workload) -> int:
@@ -89,6 +106,7 @@ def resident_decode(
     workload: Workload,
     exact: Sequence[Sequence[int]] | None = None,
     follow: Tensor | None = None,
+    given: list[Chosen] | None = None,
 ) -> ResidentDecode:
     """Decode greedily on the full KV cache, layer by layer, without splitting or overlap.
 
@@ -100,6 +118,7 @@ def resident_decode(
         exact: number of leading tokens `[step][layer]` at full precision; the others, generated
             ones included, are read from the quantised cache as a run left them.
         follow: [steps, B], tokens to feed instead of the decode's own.
+        given: for each step and layer [B, k], experts to pass through instead of its own.
     """
     kernels = Kernels(weights, workload.max_tokens)
     model, device = weights.model, weights.device
@@ -113,6 +132,7 @@ def resident_decode(
     margins = torch.empty((steps, batch))
     last_kv: dict[int, Tensor] = {}
     current, logits = cache.next_tokens.to(device), torch.empty(0)
+    chosen: list[Chosen] = [[] for _ in range(steps)]
     for step in range(steps):
         past = workload.context_tokens(step)
         hidden = kernels.embed(current[:, None], past)[:, 0]
@@ -123,7 +143,8 @@ def resident_decode(
             _past_kv(kernels, cache, number, new_kv[number][:step], known, layer_kv[:past])
             queries = kernels.qkv(layer, hidden, layer_kv[past : past + 1], x, past)
             kernels.attention(layer, hidden, queries, layer_kv[start : past + 1])
-            kernels.mlp(layer, hidden)
+            experts = kernels.mlp(layer, hidden, None if given is None else given[step][number])
+            chosen[step].append(experts)
             new_kv[number][step].copy_(layer_kv[past])
             if step == steps - 1 and number >= model.n_layers - STAGING_SLOTS:
                 last_kv[number] = layer_kv[start : past + 1].clone()
@@ -131,7 +152,8 @@ def resident_decode(
         tokens[step] = logits.argmax(dim=-1).cpu()
         current = (tokens if follow is None else follow)[step].to(device)
         margins[step] = margins_of(logits).cpu()
-    return ResidentDecode(tokens, margins, logits.cpu(), new_kv, last_kv)
+    kept = chosen if follows_experts(model) else None
+    return ResidentDecode(tokens, margins, logits.cpu(), new_kv, last_kv, kept)
 
 
 def planned_decode(
@@ -139,6 +161,7 @@ def planned_decode(
     weights: Weights,
     caches: Sequence[HostCache],
     follow: Sequence[Tensor] | None,
+    references: Sequence[ResidentDecode],
 ) -> list[ResidentDecode]:
     """A resident decode for each batch that reads the same rows as the last run of a graph.
 
@@ -148,15 +171,17 @@ def planned_decode(
     Args:
         caches: quantised, as the run left them.
         follow: for each batch [steps, B], tokens fed to the run instead of its own.
+        references: whose experts the run followed.
     """
     job, n_layers = graph.workload, graph.model.n_layers
     exact = [[job.context_tokens(step)] * n_layers for step in range(job.gen_tokens)]
     for task in graph.tasks:
         if task.op == "dequantise":
             exact[task.step][task.layer] = task.token_start
+    fed = [None] * len(caches) if follow is None else [tokens.cpu() for tokens in follow]
     return [
-        resident_decode(weights, cache, job, exact, None if follow is None else follow[batch].cpu())
-        for batch, cache in enumerate(caches)
+        resident_decode(weights, cache, job, exact, tokens, reference.chosen)
+        for cache, tokens, reference in zip(caches, fed, references, strict=True)
     ]
 
 

@@ -91,6 +91,8 @@ def one_layer(model: ModelSpec, device: torch.device, max_positions: int = 8) ->
         max_positions=max_positions,
         full_attention_layers=(),
         moe=None,
+        layer_kinds=(),
+        layer_order=(),
     )
     return random_weights(tiny, 0, device)
 

@@ -74,7 +74,7 @@ def _quantisation(bench: Bench, model: ModelSpec, ranges: SampledRanges) -> Samp
     }
     shape = kv_shape(model)
     for bits in ranges.kv_bits if model.mla is None else ():
-        row = QuantisedRow.of(model, bits)
+        row = QuantisedRow.of(model.layers[0].attention, bits)
         for batch in ranges.batches:
             rows = torch.empty((1, batch, row.bytes), dtype=torch.uint8, device=device)
             found["quantise", bits, batch * row.n_values] = partial(

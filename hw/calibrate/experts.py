@@ -12,7 +12,7 @@ from torch import Tensor
 from hw.calibrate.bench import ROTATION_BYTES, Bench
 from hw.calibrate.ranges import SampledRanges
 from hw.calibrate.tables import Medians, Samplers, named
-from hw.model.experts import mix
+from hw.model.experts import choose, mix, weigh
 from hw.model.weights import Experts, Linear
 from sim.lanes import COMPUTE
 from sim.machine.experts import ExpertsTable
@@ -20,7 +20,8 @@ from sim.machine.profile import Gemm
 from sim.machine.provenance import Point
 from sim.machine.utilisation import UNIT
 from sim.model.arithmetic import Arithmetic
-from sim.model.kernels import ExpertsKernel, ExpertsShape, kernels
+from sim.model.kernels import ExpertsKernel, ExpertsShape
+from sim.model.operations import kernels
 from sim.model.spec import ModelSpec
 
 MAX_LAYERS = 16
@@ -41,9 +42,13 @@ def samplers(bench: Bench, models: Sequence[ModelSpec], ranges: SampledRanges) -
 
 
 def shape_of(model: ModelSpec) -> ExpertsShape | None:
-    """The routed experts of a layer; None if there are none."""
-    found = [one.shape for one in kernels("mlp", 1, 1, model, 1) if isinstance(one, ExpertsKernel)]
-    return found[0] if found else None
+    """The routed experts of a layer; None if no layer has any."""
+    launched = [
+        kernel
+        for kind in range(len(model.kinds))
+        for kernel in kernels("mlp", 1, 1, model, 1, kind=kind)
+    ]
+    return next((one.shape for one in launched if isinstance(one, ExpertsKernel)), None)
 
 
 def _samplers(
@@ -70,7 +75,9 @@ def _samplers(
 def _mix(
     layers: Iterator[Experts], x: Tensor, draws: Iterator[Tensor], active: int, how: Arithmetic
 ) -> None:
-    mix(next(layers), x, next(draws), active, how)
+    experts, logits = next(layers), next(draws)
+    chosen = choose(logits, active, how.router)
+    mix(experts, x, weigh(logits, chosen, how.router), chosen, how)
 
 
 def _random_experts(bench: Bench, shape: ExpertsShape, biased: bool) -> Experts:

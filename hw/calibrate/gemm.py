@@ -10,7 +10,8 @@ from hw.calibrate.ranges import SampledRanges
 from hw.calibrate.tables import Medians, Samplers, curve, named
 from sim.machine.profile import Gemm, GemmTable
 from sim.machine.provenance import Point
-from sim.model.kernels import MatMul, kernels
+from sim.model.kernels import MatMul
+from sim.model.operations import kernels
 from sim.model.spec import ModelSpec
 
 LAYER_OPS = ("qkv", "attention", "mlp")
@@ -75,8 +76,13 @@ def probed_matmuls(bench: Bench, model: ModelSpec, max_rows: int) -> dict[str, S
 
 
 def matrices(model: ModelSpec, ops: Sequence[str] = LAYER_OPS) -> list[tuple[int, int]]:
-    """Output and input width of every matrix of these operations, each once."""
-    found = [kernel for op in ops for kernel in kernels(op, 1, 1, model, 1)]
+    """Output and input width of each matrix of these operations, in layers of every kind."""
+    found = [
+        kernel
+        for kind in reversed(range(len(model.kinds)))
+        for op in ops
+        for kernel in kernels(op, 1, 1, model, 1, kind=kind)
+    ]
     return list(dict.fromkeys((one.n, one.k) for one in found if isinstance(one, MatMul)))
 
 

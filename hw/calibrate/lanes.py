@@ -15,7 +15,8 @@ from hw.model.attention import kv_shape
 from hw.model.kernels import Kernels
 from sim.lanes import COMPUTE, D2H, H2D, HOST
 from sim.machine.links import Dispatch, Interference, Link, Links
-from sim.model.kernels import kernels, n_launches
+from sim.model.kernels import n_launches
+from sim.model.operations import kernels
 from sim.model.spec import ModelSpec
 
 INTERFERING = ((H2D, D2H), (D2H, H2D), (COMPUTE, H2D), (H2D, COMPUTE))

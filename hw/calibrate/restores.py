@@ -24,7 +24,7 @@ from hw.tiers.direct_io import DirectReader, aligned_buffer
 from sim.lanes import COMPUTE, DISK
 from sim.machine.prefill import Prefill, PrefillTable, Restore, Tier
 from sim.machine.provenance import SourcedValue
-from sim.model.kernels import prefill_attention_flops
+from sim.model.operations import prefill_attention_flops
 from sim.model.spec import ModelSpec
 
 CHUNKS = (16, 32, 64, 128, 256, 512, 1024, 2048)
@@ -146,7 +146,7 @@ def _prefill_block(medians: Medians, models: Sequence[ModelSpec], ranges: Sample
         first_keys = [start + 1 for start in starts]
         measured = grid(medians, ("prefill", *heads), chunks, first_keys)
         tables[heads] = PrefillTable(*heads, measured)
-        flops = prefill_attention_flops(model, starts[-1], chunks[-1])
+        flops = prefill_attention_flops(model.layers[0].attention, starts[-1], chunks[-1])
         best = max(best, flops / measured.seconds[-1][-1])
     return Prefill(
         SourcedValue("measured", best),

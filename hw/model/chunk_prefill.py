@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -56,6 +57,8 @@ class ChunkPrefill:
             it attend to, and writes its own.
         n_others: tokens of other requests in a step.
         share: fraction of the device that this request gets.
+        chosen: for each layer [S, k], experts that the tokens pass through instead of their own
+            choice.
     """
 
     def __init__(
@@ -65,11 +68,13 @@ class ChunkPrefill:
         kv: list[Tensor],
         n_others: int = 0,
         share: float = 1.0,
+        chosen: Sequence[Tensor | None] | None = None,
     ) -> None:
         self.model = weights.model
         self.prompt = prompt
         self.kv = kv
         self.n_others, self._share = n_others, share
+        self._chosen = chosen
         self._kernels = Kernels(weights, max(prompt.shape[0], self.n_others))
         if prompt.device.type != "cpu":
             lower_right(1, 1)  # its first call imports for seconds: not in a timed step
@@ -134,7 +139,10 @@ class ChunkPrefill:
             others = attend.finish_queries(part, asked[n_tokens:, None], 0)[:, 0]
             queries = torch.cat((queries, others))
         kernels.add_attention(layer, attend.chunk(part, queries, kv, bias), hidden)
-        kernels.mlp(layer, hidden)
+        given = None if self._chosen is None else self._chosen[number]
+        if given is not None:
+            given = self._with_others(given[start : start + n_tokens], self.n_others)
+        kernels.mlp(layer, hidden, given)
 
     def project(self, number: int, start: int, x: Tensor) -> None:
         """K and V of one layer from attention inputs; x: [n, 1, h] of tokens from `start` on."""

@@ -15,48 +15,61 @@ from hw.model.weights import Experts, Linear
 from sim.model.arithmetic import Arithmetic, Router
 
 
-def routed(experts: Experts, x: Tensor, n_active: int, arithmetic: Arithmetic) -> Tensor:
-    """The weighted sum of each token's routed experts; x: [T, h] -> [T, h]."""
+def routed(
+    experts: Experts, x: Tensor, n_active: int, how: Arithmetic, follow: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """The weighted sum of each token's routed experts, and which ones these were.
+
+    Args:
+        x: [T, h].
+        follow: [T, k], experts to pass through instead of the router's choice.
+
+    Returns:
+        [T, h] and [T, k].
+    """
     logits = experts.router(x)
-    if arithmetic.router.scoring == "sigmoid":  # in 32 bit, as its choice is a fine one
+    if how.router.scoring == "sigmoid":  # in 32 bit, as its choice is a fine one
         logits = F.linear(x.float(), experts.router.weight.float())
-    return mix(experts, x, logits, n_active, arithmetic)
+    chosen = choose(logits, n_active, how.router, experts.correction) if follow is None else follow
+    return mix(experts, x, weigh(logits, chosen, how.router), chosen, how), chosen
 
 
-def mix(
-    experts: Experts, x: Tensor, logits: Tensor, n_active: int, arithmetic: Arithmetic
-) -> Tensor:
-    """As `routed`, from the router's logits, [T, E].
+def mix(experts: Experts, x: Tensor, weights: Tensor, chosen: Tensor, how: Arithmetic) -> Tensor:
+    """The weighted sum of each token's experts; x: [T, h], weights and chosen: [T, k] -> [T, h].
 
     Tokens are sorted by expert, so that each expert is one product over its own tokens. A GPU
     never tells the host which experts were chosen: the host would wait for it.
     """
-    weights, chosen = choose(logits, n_active, arithmetic.router, experts.correction)
+    n_active = chosen.shape[1]
     order = chosen.flatten().argsort(stable=True)  # [T k], pairs of token and expert by expert
     rows = x[order // n_active]
     made = grouped if x.device.type == "cuda" else one_by_one
-    mixed = made(experts, rows, chosen.flatten()[order], arithmetic)
+    mixed = made(experts, rows, chosen.flatten()[order], how)
     by_token = torch.empty_like(mixed).index_copy_(0, order, mixed).unflatten(0, (-1, n_active))
     return (by_token * weights[..., None]).sum(1).to(x.dtype)
 
 
 def choose(
     logits: Tensor, n_active: int, router: Router, correction: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """Weights and numbers of the experts of each token, both [T, k]; logits: [T, E]."""
-    if router.scoring == "chosen":
-        best, chosen = logits.topk(n_active, dim=-1)
-        return best.softmax(-1), chosen
+) -> Tensor:
+    """Numbers of the experts of each token, [T, k]; logits: [T, E]."""
+    scores = logits
     if router.scoring == "sigmoid":
         scores = logits.float().sigmoid()
-        chosen = _within_groups(scores if correction is None else scores + correction, router)
-        chosen = chosen.topk(n_active, dim=-1).indices
-        weights = scores.gather(1, chosen)
-    else:
-        weights, chosen = logits.softmax(-1, dtype=torch.float32).topk(n_active, dim=-1)
+        scores = _within_groups(scores if correction is None else scores + correction, router)
+    return scores.topk(n_active, dim=-1).indices
+
+
+def weigh(logits: Tensor, chosen: Tensor, router: Router) -> Tensor:
+    """Weights of the chosen experts, [T, k]; logits: [T, E]."""
+    if router.scoring == "chosen":
+        return logits.gather(1, chosen).softmax(-1)
+    wide = logits.float()
+    scores = wide.sigmoid() if router.scoring == "sigmoid" else wide.softmax(-1)
+    weights = scores.gather(1, chosen)
     if router.normalised:
         weights = weights / weights.sum(-1, keepdim=True)
-    return (weights * router.scale).to(logits.dtype), chosen
+    return (weights * router.scale).to(logits.dtype)
 
 
 def _within_groups(scores: Tensor, router: Router) -> Tensor:

@@ -113,26 +113,40 @@ class Kernels:
     def _add(self, made: Tensor, norm: Norm | None, hidden: Tensor) -> None:
         hidden.add_(made if norm is None else self.norm(norm, made))
 
-    def mlp(self, layer: Layer, hidden: Tensor) -> None:
-        """Norm, MLP or experts, and residual; hidden: [..., h], updated in place."""
+    def mlp(self, layer: Layer, hidden: Tensor, follow: Tensor | None = None) -> Tensor | None:
+        """Norm, MLP or experts, and residual; hidden: [..., h], updated in place.
+
+        Args:
+            follow: [..., k], experts that the tokens pass through, by default their own choice.
+
+        Returns:
+            The experts that they passed through, [..., k]; None of an MLP.
+        """
         x, ffn = self.norm(layer.mlp_norm, hidden), layer.ffn
-        made = self._experts(ffn, x) if isinstance(ffn, Experts) else self._mlp(ffn, x)
+        chosen = None
+        if isinstance(ffn, Experts):
+            made, chosen = self._experts(ffn, x, follow)
+        else:
+            made = self._mlp(ffn, x)
         self._add(made, layer.ffn_norm, hidden)
+        return chosen
 
     def _mlp(self, mlp: Mlp, x: Tensor) -> Tensor:
         up = mlp.up(x)
         inner = F.relu_(up) if mlp.gate is None else self._activation(mlp.gate(x)).mul_(up)
         return mlp.down(inner)
 
-    def _experts(self, experts: Experts, x: Tensor) -> Tensor:
-        rows = x.flatten(0, -2)
-        made = routed(experts, rows, self._n_active, self.model.arithmetic).view(x.shape)
+    def _experts(self, experts: Experts, x: Tensor, follow: Tensor | None) -> tuple[Tensor, Tensor]:
+        rows, how = x.flatten(0, -2), self.model.arithmetic
+        given = None if follow is None else follow.flatten(0, -2)
+        mixed, numbers = routed(experts, rows, self._n_active, how, given)
+        made, chosen = mixed.view(x.shape), numbers.view(*x.shape[:-1], -1)
         if experts.shared is None:
-            return made
+            return made, chosen
         shared = self._mlp(experts.shared, x)
         if experts.shared_gate is not None:
             shared.mul_(experts.shared_gate(x).sigmoid_())
-        return made.add_(shared)
+        return made.add_(shared), chosen
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden: [B, h] -> [B, V]."""

@@ -24,6 +24,7 @@ from hw.model.weights import (
 )
 from sim.errors import Mismatch
 from sim.model import layers as sizes
+from sim.model.attention import LatentAttention
 from sim.model.spec import ModelSpec
 
 Rows = Sequence[tuple[str, int]]
@@ -245,7 +246,7 @@ class Builder:
             local=window is not None and model.arithmetic.local_rope_theta is not None,
         )
 
-    def _latents(self, at: str, mla: sizes.LatentAttention) -> Latents:
+    def _latents(self, at: str, mla: LatentAttention) -> Latents:
         model, h, rank = self._model, self._model.hidden_size, mla.q_lora_rank
         heads, plain, rotated = model.n_heads, mla.qk_nope_head_dim, mla.qk_rope_head_dim
         each = plain + rotated

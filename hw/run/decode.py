@@ -31,7 +31,8 @@ class DecodeExecutor(Executor):
     """Decodes a graph's steps on K, V and X in host memory.
 
     Below 32 bit and on a quantised cache, each step is fed the token of the reference instead of
-    its own, because rounding can change a close choice and then nothing is comparable.
+    its own, because rounding can change a close choice and then nothing is comparable. So it is
+    with experts: below 32 bit a token passes through those of the reference.
 
     Args:
         simulated: the predicted timeline of the graph to run.
@@ -140,7 +141,9 @@ class DecodeExecutor(Executor):
         """
         same_rows = self.references
         if self._row is not None:
-            same_rows = planned_decode(self.graph, self.weights, self.caches, self._fed)
+            same_rows = planned_decode(
+                self.graph, self.weights, self.caches, self._fed, self.references
+            )
         return verify(self._numbers(), same_rows, self.references)
 
     def _numbers(self) -> RunNumbers:
@@ -230,7 +233,9 @@ class DecodeExecutor(Executor):
         self._kernels.attention(layer, self._hidden[task.batch], self._queries, kv)
 
     def _mlp(self, task: Task) -> None:
-        self._kernels.mlp(self._layers[task.step, task.layer], self._hidden[task.batch])
+        given = self.references[task.batch].chosen if self.references else None
+        follow = None if given is None else given[task.step][task.layer]
+        self._kernels.mlp(self._layers[task.step, task.layer], self._hidden[task.batch], follow)
 
     def _head(self, task: Task) -> None:
         logits = self._logits[task.batch]
@@ -364,7 +369,7 @@ def _check_caches(caches: Sequence[HostCache], graph: TaskGraph) -> None:
 def _check_cache(cache: HostCache, graph: TaskGraph, needed: Sequence[HostRows]) -> None:
     model, job = graph.model, graph.workload
     dtype = TORCH_DTYPE[model.dtype]
-    row = None if job.kv_bits is None else QuantisedRow.of(model, job.kv_bits)
+    row = None if job.kv_bits is None else QuantisedRow.of(model.layers[0].attention, job.kv_bits)
     kv_shape, kv_dtype = kv_layout(model, row)
     kv = [((one.n_kv, job.batch_size, *kv_shape), kv_dtype) for one in cache.rows]
     x = [((one.n_x, job.batch_size, model.hidden_size), dtype) for one in cache.rows]

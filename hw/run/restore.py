@@ -94,6 +94,7 @@ class RestoreExecutor(Executor):
             self.kv,
             self.request.other_tokens,
             self.request.gpu_share,
+            reference.chosen,
         )
         self._x = {
             layer: empty((stop - start, 1, model.hidden_size), TORCH_DTYPE[model.dtype])

@@ -13,6 +13,7 @@ from kvoverlap.cli.output import annotate, markdown_table, print_json, progress,
 from kvoverlap.cli.published import print_published, published_markdown
 from planner.published import assess_published
 from sim.catalog import RECORDINGS
+from sim.errors import BadInput
 from sim.files import write_bytes
 from sim.results.accuracy import Accuracy, assess
 from sim.units import ms, percent
@@ -67,6 +68,11 @@ def accuracy(
         Write the table here as Markdown; on GitHub it also goes to the job's summary.
     """
     if published:
+        if recordings != RECORDINGS:
+            raise BadInput(
+                f"--recordings(={recordings}) are measured runs and --published are figures of "
+                "others; give one of them."
+            )
         return _published(gate, markdown, json)
     found = assess(recordings)
     _write_markdown(as_markdown(found), markdown)

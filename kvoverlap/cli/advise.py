@@ -16,8 +16,7 @@ from kvoverlap.cli.options import (
     installed_engine,
 )
 from kvoverlap.cli.output import note, policy_table, print_json, say, table
-from planner.advice import Advice, advise, describe
-from planner.advice.runtime_gap import RuntimeGap
+from planner.advice import Advice, RuntimeGap, advise, describe
 from planner.advice.text import ABOUT_RUNTIMES
 from sim.catalog import RECORDINGS
 from sim.errors import BadInput

@@ -26,7 +26,7 @@ from sim.lanes import COPY_LANES
 from sim.machine.components import JOIN, UNIFIED, ComputePart, LinkPart
 from sim.machine.profile import HardwareProfile
 from sim.model.sheet import LayerSheet, Sheet, sheet
-from sim.model.spec import ModelSpec
+from sim.model.spec import RUNNABLE_FAMILIES, ModelSpec
 
 
 def models(
@@ -81,9 +81,9 @@ def _list_models(json: bool) -> None:
             _billions(spec.active_parameters),
             str(spec.n_layers),
             f"{spec.n_heads}/{spec.n_kv_heads}",
-            f"{_token_bytes(spec) / 1024:,.4g} KiB",
+            f"{spec.all_rows_bytes / 1024:,.4g} KiB",
             f"{spec.n_layers * spec.x_token_bytes / 1024:,.4g} KiB",
-            "no" if spec.layer_kinds else "yes",
+            "yes" if spec.family in RUNNABLE_FAMILIES else "no",
         )
         for spec in specs
     ]
@@ -96,15 +96,13 @@ def _list_models(json: bool) -> None:
         "heads/kv",
         "KV / token",
         "X / token",
-        "planned",
+        "runs",
     )
     table("Shipped models, from their published configs", columns, rows, n_text=2)
-    say("\n`kvoverlap models NAME` shows one model; the path of a config.json works too.")
-
-
-def _token_bytes(spec: ModelSpec) -> int:
-    """Bytes that one token caches in all layers, windows and compression aside."""
-    return sum(one.attention.kv_size for one in spec.layers) * spec.element_bytes
+    say(
+        "\nAll can be planned and simulated; `runs` says whether a device can run their plans.\n"
+        "`kvoverlap models NAME` shows one model; the path of a config.json works too."
+    )
 
 
 def _model_entry(spec: ModelSpec) -> dict[str, Any]:
@@ -120,8 +118,9 @@ def _model_entry(spec: ModelSpec) -> dict[str, Any]:
         "kv_bytes_per_token_and_layer": max(one.attention.kv_size for one in spec.layers)
         * spec.element_bytes,
         "x_bytes_per_token_and_layer": spec.x_token_bytes,
-        "kv_bytes_per_token": _token_bytes(spec),
-        "planned": not spec.layer_kinds,
+        "kv_bytes_per_token": spec.all_rows_bytes,
+        "planned": True,
+        "runs": spec.family in RUNNABLE_FAMILIES,
         "source": model_source(spec.name),
     }
 

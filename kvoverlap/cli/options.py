@@ -22,7 +22,7 @@ from sim.graph.jobs import KV, RestoreRequest, Workload
 from sim.lanes import TIERS
 from sim.machine.links import COPY_KINDS
 from sim.machine.profile import HardwareProfile
-from sim.machine.runtime import Runtime
+from sim.machine.runtime import Runtime as ServingRuntime
 from sim.machine.what_if import (
     RATES,
     in_dtype_of,
@@ -128,6 +128,15 @@ Hardware = Annotated[
     Parameter(
         help="Name of a shipped machine or device (`kvoverlap hardware` lists them), DEVICE+LINK "
         "such as h100-sxm+pcie5-x16, or path of a profile.json or of a data sheet in TOML."
+    ),
+]
+Runtime = Annotated[
+    str | None,
+    Parameter(
+        metavar="NAME",
+        help="Serving runtime that does the job: its copies, order of loads and host time. "
+        "kvoverlap (the default: the best plan), vllm, lmcache, sglang-hicache, llama.cpp, "
+        "llama.cpp-ring, transformers, flexgen, or path of a file as in data/runtimes.",
     ),
 ]
 Dtype = Annotated[
@@ -256,15 +265,7 @@ class MachineOptions:
         Bytes | None,
         Parameter(help="What if the host had this much memory for the job, such as 256GiB."),
     ] = None
-    runtime: Annotated[
-        str | None,
-        Parameter(
-            metavar="NAME",
-            help="Serving runtime that does the job: its copies, order of loads and host time. "
-            "kvoverlap (the default: the best plan), vllm, lmcache, sglang-hicache, llama.cpp, "
-            "llama.cpp-ring, transformers, flexgen, or path of a file as in data/runtimes.",
-        ),
-    ] = None
+    runtime: Runtime = None
     copies: Annotated[
         str | None,
         Parameter(
@@ -284,7 +285,7 @@ class MachineOptions:
     ] = None
 
     @property
-    def serving(self) -> Runtime | None:
+    def serving(self) -> ServingRuntime | None:
         """The serving runtime; None for kvoverlap's own executor."""
         return None if self.runtime is None else find_runtime(self.runtime)
 
@@ -349,7 +350,7 @@ class StepJob:
 
     def host_kv_bits(self, model: ModelSpec) -> int | None:
         """Bits of K and V on the host; None for the model's dtype."""
-        if self.kv_bits is None and model.kv_bits is not None and model.mla is not None:
+        if self.kv_bits is None and model.kv_bits is not None and not model.quantises_kv:
             note(
                 f"{model.name} asks for a cache in {model.kv_bits} bits; latents are planned in "
                 f"{model.dtype}"

@@ -7,7 +7,16 @@ from planner.published import GROUPS, Errors, Predicted, PublishedAccuracy
 from sim.units import ms, percent
 
 COLUMNS = ("figure", "quantity", "predicted", "published", "error", "limit", "")
-ERROR_COLUMNS = ("", "figures", "mean |error|", "worst", "order", "calibrated", "explained")
+ERROR_COLUMNS = (
+    "",
+    "calibrated",
+    "figures",
+    "mean |error|",
+    "worst",
+    "order",
+    "explained",
+    "mean of the others",
+)
 
 
 def print_published(found: PublishedAccuracy) -> None:
@@ -18,7 +27,9 @@ def print_published(found: PublishedAccuracy) -> None:
     say("")
     table("by source", ERROR_COLUMNS, source_rows(found))
     say("")
-    say("error: predicted / published - 1. Mean and worst leave out figures that gave a constant.")
+    say("error: predicted / published - 1; means are of its absolute value. Figures that gave a")
+    say("constant are left out. explained: beyond the limit, with the reason below; the target is")
+    say("for the mean of the others.")
     say("order: pairs of figures of one quantity that are predicted in their order.")
     for line in explanations(found):
         say(line)
@@ -61,12 +72,13 @@ def _errors(title: str, errors: Errors) -> tuple[str, ...]:
 
     return (
         title,
+        str(errors.calibrated),
         str(errors.cells),
         shown(errors.mean_abs_frac),
         shown(errors.worst_frac, signed=True),
         shown(errors.order_frac),
-        str(errors.calibrated),
         str(errors.explained),
+        shown(errors.unexplained_mean_frac),
     )
 
 

@@ -193,8 +193,8 @@ def _print(made: RestorePlan) -> None:
     say(describe_sources(made))
     if (outside := beyond_calibration(made)) is not None:
         say(outside)
-    if made.window_savings is not None:
-        say(made.window_savings)
+    for note in filter(None, (made.window_savings, made.state_note)):
+        say(note)
     say("" if made.hardware.memory.unified else f"{made.reason}\n")
     policy_table("Policies", "TTFT", made.baselines, "load-only")
     if made.adaptation is not None:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from kvoverlap.cli.options import Count, Json, OutputFile
+from kvoverlap.cli.options import Count, Json, OutputFile, Runtime
 from kvoverlap.cli.output import err, note, print_json, progress, say, table
 from sim.catalog import DATA
 from sim.errors import BadInput, UnknownName
@@ -30,17 +30,32 @@ QUIET_S, LIVELY_S = 10.0, 0.5
 """Seconds between two reports of progress: to a file, and to a terminal."""
 
 
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Workers:
+    """Where the points are planned."""
+
+    executor: Annotated[
+        str,
+        Parameter(
+            help="local: processes of this machine. dask: a cluster, whose workers have kvoverlap "
+            "installed."
+        ),
+    ] = "local"
+    jobs: Annotated[
+        Count | None, Parameter(help="Local processes; by default one for each core.")
+    ] = None
+    address: Annotated[str | None, Parameter(help="The Dask scheduler, tcp://HOST:PORT.")] = None
+
+
 def sweep(
     study: str,
     *,
     output: Annotated[OutputFile | None, Parameter(name=["--output", "-o"])] = None,
     dry_run: bool = False,
     resume: bool = False,
-    executor: str = "local",
-    jobs: Annotated[
-        Count | None, Parameter(help="Local processes; by default one for each core.")
-    ] = None,
-    address: str | None = None,
+    workers: Workers = Workers(),
+    runtime: Runtime = None,
     json: Json = False,
 ) -> None:
     """Plan every point of a study, in parallel, and write one table.
@@ -91,16 +106,13 @@ def sweep(
         Check the study, count its points, and time a few to estimate the whole sweep.
     resume
         Reuse the finished points of an earlier run of the same study into OUTPUT.
-    executor
-        local: processes of this machine. dask: a cluster, whose workers have kvoverlap installed.
-    address
-        The Dask scheduler, tcp://HOST:PORT.
     """
     if not all(map(find_spec, NEEDED)):
         raise BadInput("sweep needs joblib and pyarrow: pip install 'kvoverlap[sweep]'.")
     import planner.sweep as sweeps
 
-    asked = sweeps.Study.load(find_study(study))
+    asked = sweeps.Study.load(find_study(study), runtime)
+    executor, address, jobs = workers.executor, workers.address, workers.jobs
     if executor not in sweeps.EXECUTORS:
         raise UnknownName("executor", executor, sweeps.EXECUTORS)
     if (executor == "dask") != (address is not None):
@@ -110,7 +122,7 @@ def sweep(
     if output is None and not dry_run:
         raise BadInput("-o is missing: name the table to write, such as -o out.parquet.")
     most = PROCESSES_PER_CORE * sweeps.cores()
-    workers = min(jobs or sweeps.cores(), most)
+    processes = min(jobs or sweeps.cores(), most)
     if jobs is not None and jobs > most:
         note(f"--jobs(={jobs}): {most} processes are enough for {sweeps.cores()} cores.")
     target = output or Path("out.parquet")
@@ -118,12 +130,12 @@ def sweep(
         raise BadInput(f"-o {target}: the table is Parquet; name it {target.stem}.parquet.")
     if dry_run:
         checkpoints = sweeps.Checkpoints(asked, target)
-        _print_estimate(asked, sweeps.estimate(asked, checkpoints, workers), json)
+        _print_estimate(asked, sweeps.estimate(asked, checkpoints, processes), json)
         return
-    pool = sweeps.dask(address) if address is not None else sweeps.local(workers)
+    pool = sweeps.dask(address) if address is not None else sweeps.local(processes)
     try:
         with progress("sweep") as bar:
-            swept = sweeps.run_sweep(asked, target, pool, workers, resume, _Throttled(bar))
+            swept = sweeps.run_sweep(asked, target, pool, processes, resume, _Throttled(bar))
     except KeyboardInterrupt:
         note("finished points are saved; the same command with --resume continues.")
         raise

@@ -4,6 +4,7 @@ from planner.advice.advice import Advice, Evidence, advise
 from planner.advice.decoding import Slo
 from planner.advice.headline import headline
 from planner.advice.reuse import Reuse
+from planner.advice.runtime_gap import RuntimeGap, runtime_gap
 from planner.advice.runtime_settings import RuntimeSetting
 from planner.advice.task_times import beyond_calibration, describe_sources
 from planner.advice.text import describe
@@ -14,6 +15,7 @@ __all__ = [
     "Evidence",
     "Interval",
     "Reuse",
+    "RuntimeGap",
     "RuntimeSetting",
     "Slo",
     "advise",
@@ -21,4 +23,5 @@ __all__ = [
     "describe",
     "describe_sources",
     "headline",
+    "runtime_gap",
 ]

@@ -21,7 +21,7 @@ from sim.graph.jobs import Workload
 from sim.graph.memory import footprint
 from sim.machine.profile import HardwareProfile
 from sim.machine.runtime import Runtime
-from sim.model.kv_format import host_kv_token_bytes
+from sim.model.kv_format import host_row_bytes
 from sim.model.spec import ModelSpec
 from sim.results.accuracy import assess_kind, nine_of_ten
 
@@ -190,17 +190,18 @@ def advise(
     later = reuse(model, hardware, prompt, engine, workload.kv_bits)
     emulated = hardware.links.h2d.paced_bytes_per_s is not None
     settings: tuple[RuntimeSetting, ...] = ()
+    all_bytes = (
+        batch
+        * workload.max_tokens
+        * sum(host_row_bytes(model, workload.kv_bits, layer) for layer in range(model.n_layers))
+    )
     if later is not None and not emulated and not hardware.memory.unified:
         loaded = planner.problem.simulate(planner.problem.choice_of("load-all").split).graph
-        rows = batch * workload.max_tokens * model.n_layers
-        all_bytes = rows * host_kv_token_bytes(model, workload.kv_bits)
         cache = CacheBudget(footprint(loaded).host_kv_bytes, all_bytes, later.least_tokens)
         settings = runtime_settings(model, hardware, cache)
     gap = None
     if runtime is not None and not runtime.plans_itself:
-        rows = batch * workload.max_tokens * model.n_layers
-        host_bytes = rows * host_kv_token_bytes(model, workload.kv_bits)
-        gap = runtime_gap(runtime, asked, model.tensor_parallel * host_bytes, engine)
+        gap = runtime_gap(runtime, asked, model.tensor_parallel * all_bytes, engine)
     return Advice(
         plan=plan,
         resident=resident,

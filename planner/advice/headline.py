@@ -9,7 +9,7 @@ from planner.decode.plan import DecodePlan, Offloaded
 from planner.decode.split import Residency
 from planner.decode.ways import LOAD, PARTLY_RESIDENT, RECOMPUTE, RESIDENT
 from sim.graph.memory import weights_beyond
-from sim.model.kv_format import host_kv_token_bytes
+from sim.model.kv_format import host_row_bytes
 from sim.units import ms
 
 
@@ -100,6 +100,7 @@ def _if_offloaded(plan: DecodePlan, offloaded: Offloaded) -> str:
     if offloaded.way == LOAD:
         return f"If it must be offloaded: load everything, {took}. {_no_recomputing(plan)}"
     how = f"{offloaded.recomputed_tokens:,} of {offloaded.attended_tokens:,} tokens"
+    how += _windowed(plan, offloaded)
     if offloaded.way == RECOMPUTE:
         how = "every token from X"
     return f"If it must be offloaded: {took}, recomputing {how}."
@@ -112,14 +113,24 @@ def _offloaded(plan: DecodePlan, offloaded: Offloaded) -> str:
     if offloaded.way == RECOMPUTE:
         return f"Recompute every token from X: {took}. Loading a part saves less than 1 %."
     return (
-        f"Recompute {offloaded.recomputed_tokens:,} of {offloaded.attended_tokens:,} tokens from X "
-        f"and load the rest: {took}."
+        f"Recompute {offloaded.recomputed_tokens:,} of {offloaded.attended_tokens:,} tokens"
+        f"{_windowed(plan, offloaded)} from X and load the rest: {took}."
     )
 
 
+def _windowed(plan: DecodePlan, offloaded: Offloaded) -> str:
+    """Which layers are meant, where others attend to more tokens and recompute none."""
+    most = max(plan.steps[0].layer_tokens)
+    return " of layers with a window" if offloaded.attended_tokens < most else ""
+
+
 def _no_recomputing(plan: DecodePlan) -> str:
-    kv_bytes = host_kv_token_bytes(plan.model, plan.workload.kv_bits)
-    times = plan.model.x_token_bytes / kv_bytes
+    model, bits = plan.model, plan.workload.kv_bits
+    layers = [layer for layer in range(model.n_layers) if model.splits(layer)]
+    if not layers:
+        return "No layer reads rows that it could recompute from X."
+    kv_bytes = max(host_row_bytes(model, bits, layer) for layer in layers)
+    times = model.x_token_bytes / kv_bytes
     if times <= 1:
         return "Recomputing a part saves less than 1 %."
     size = "twice" if times == 2 else f"{times:.3g} times"

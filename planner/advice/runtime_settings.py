@@ -79,7 +79,7 @@ def runtime_settings(
     if cache.least_tokens is None:
         return ()
     link, gigabytes = hardware.links.h2d, f"{ceil(cache.kv_bytes / 1e9)}"
-    chunk, why_chunk = _chunk_tokens(model.n_layers * model.kv_token_bytes, link)
+    chunk, why_chunk = _chunk_tokens(model.all_rows_bytes, link)
     tp = model.tensor_parallel
     ranks = " of each rank" if tp > 1 else ""
     windowed = ", all tokens of layers with windows" if cache.all_kv_bytes > cache.kv_bytes else ""
@@ -142,7 +142,8 @@ def _io_backend(model: ModelSpec, link: Link) -> tuple[str, str]:
     """`direct` if a copy of one page and layer reaches the link's rate, else `kernel`; and why."""
     if not _has_copy_times(link):
         return "kernel", "the default; the profile has no copy times by size to compare with"
-    page_bytes = HICACHE_PAGE_TOKENS * model.kv_token_bytes
+    row_bytes = max(model.row_bytes(layer) for layer in range(model.n_layers))
+    page_bytes = HICACHE_PAGE_TOKENS * row_bytes
     frac = _rate_frac(link, page_bytes)
     why = (
         f"copies of {page_bytes / 2**10:,.0f} KiB of a page and layer (--page-size "

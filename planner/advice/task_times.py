@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 from planner.decode.sensitivity import PARTS
 from planner.plan_file import Plan
+from sim.cost.estimate import Estimate
 from sim.cost.model import CostModel
-from sim.cost.operations import Estimate
 from sim.graph.claims import claimed
 from sim.graph.jobs import RestoreRequest
 from sim.graph.tasks import Task

@@ -135,9 +135,12 @@ class ShortcutPlanner(DecodePlanner):
 
     @cached_property
     def _pipeline(self) -> tuple[list[list[float]], Bound] | None:
-        """Fractional counts of the planned steps, and the bound; None for other schedules."""
+        """Fractional counts of the planned steps, and the bound; None for other schedules, or if
+        some layer can only load."""
         problem = self.problem
         if problem.schedule != "row" or problem.keep or problem.all_resident:
+            return None
+        if not problem.all_layers_split:
             return None
         found, bound = self._chain(Shape).best()
         n = problem.model.n_layers
@@ -199,41 +202,44 @@ class ShortcutPlanner(DecodePlanner):
         if task.op in ("load_kv", "dequantise"):
             past = problem.contexts[task.step]
             count = problem.model.layer_context(task.layer, past) - count
-        return problem.lines.at(task.op, count)
+        return problem.lines.at(task.op, count, task.layer)
 
     def _cells(self, shape: type[Shape]) -> list[Cell]:
         """Every layer of every planned step."""
         problem = self.problem
         gap_s = problem.hardware.dispatch.gap_s
-        shapes: dict[int, Shape] = {}
+        kind_of = problem.model.kind_of
+        shapes: dict[tuple[int, int], Shape] = {}
 
-        def once_s(op: str, context: int = 0) -> float:
-            return problem.costs.operations.compute(op, 1, context).seconds
+        def once_s(op: str, kind: int = -1, context: int = 0) -> float:
+            return problem.costs.operations.compute(op, 1, context, kind).seconds
 
-        quantise_s = once_s("quantise") + gap_s if problem.workload.kv_bits is not None else 0.0
-        before_s, mlp_s = once_s("qkv") + quantise_s, once_s("mlp")
+        quantised = problem.workload.kv_bits is not None
         embed_s, head_s = once_s("embed") + gap_s, gap_s + once_s("head")
         host = _Host(problem.costs)
         cells = []
         last = problem.model.n_layers - 1
         for step, past in enumerate(problem.contexts):
             for layer in range(problem.model.n_layers):
-                context = problem.model.layer_context(layer, past)
-                if context not in shapes:
-                    shapes[context] = shape(problem.lines, context)
+                context, kind = problem.model.layer_context(layer, past), kind_of[layer]
+                if (context, kind) not in shapes:
+                    shapes[context, kind] = shape(problem.lines, context, layer)
+                quantise_s = once_s("quantise", kind) + gap_s if quantised else 0.0
+                before_s, mlp_s = once_s("qkv", kind) + quantise_s, once_s("mlp", kind)
                 is_end = step == len(problem.contexts) - 1 and layer == last
                 pause_s = 0.0 if is_end else gap_s
                 rest_s = mlp_s + (head_s if layer == last else 0.0) + pause_s
-                after_s = once_s("attention", context + 1) + gap_s + rest_s
+                after_s = once_s("attention", kind, context + 1) + gap_s + rest_s
                 first_s = embed_s if layer == 0 else 0.0
-                launched_s = host.launch("embed") if layer == 0 else 0.0
-                launched_s = max(launched_s, host.launch("qkv") - first_s)
-                host.launch("store_kv")
-                ends_s = max(host.launch("attention") + after_s, host.launch("mlp") + rest_s)
+                launched_s = host.launch("embed", layer) if layer == 0 else 0.0
+                launched_s = max(launched_s, host.launch("qkv", layer) - first_s)
+                host.launch("store_kv", layer)
+                ends_s = host.launch("attention", layer) + after_s
+                ends_s = max(ends_s, host.launch("mlp", layer) + rest_s)
                 if layer == last:
-                    ends_s = max(ends_s, host.launch("head") + head_s - gap_s + pause_s)
+                    ends_s = max(ends_s, host.launch("head", layer) + head_s - gap_s + pause_s)
                 times = before_s + first_s, after_s, launched_s, ends_s
-                cells.append(Cell(shapes[context], *times))
+                cells.append(Cell(shapes[context, kind], *times))
         return cells
 
     def _pipeline_weights(self, bound: Bound) -> dict[str, float]:
@@ -271,7 +277,8 @@ class _Host:
         self._costs = costs
         self._spent_s = -costs.hardware.dispatch.head_start_s
 
-    def launch(self, op: str) -> float:
+    def launch(self, op: str, layer: int) -> float:
         """Earliest time at which the next task, an `op`, is launched."""
-        self._spent_s += self._costs.launch_s(Task("", op, LANE_OF_OP[op], 0, 0, 0, 1, -1, 0, 0))
+        task = Task("", op, LANE_OF_OP[op], 0, layer, 0, 1, -1, 0, 0)
+        self._spent_s += self._costs.launch_s(task)
         return max(0.0, self._spent_s)

@@ -9,6 +9,10 @@ first have resident K and V (`Residency`), the next are recomputed (the first of
 X), and the others are loaded. A layer whose whole cache is resident has a slot of its own and moves
 nothing.
 
+Layers differ in what they cache. Where an index chooses the rows that a step reads, they are loaded
+once the layer that chooses has made its queries, into a slot of as many rows. States, and keys of
+indexes, stay on the device, and a layer without rows of its own moves nothing.
+
 A quantised cache is loaded into a slot of rows, which is free again when the compute lane has
 dequantised them into the KV slot. The new token's row is quantised after its projection and stored
 from a buffer of its own.
@@ -30,8 +34,8 @@ from planner.decode.split import Residency
 from sim.errors import BadInput, UnknownName
 from sim.graph.jobs import TASKS_PER_LAYER, Workload, check_tasks
 from sim.graph.tasks import LANE_OF_OP, STAGING_SLOTS, Task, TaskGraph
-from sim.model.kernels import compute_flops
-from sim.model.kv_format import host_kv_token_bytes
+from sim.model.kv_format import host_row_bytes
+from sim.model.operations import LAYER_OPS, compute_flops, kernels
 from sim.model.spec import ModelSpec
 
 Split = Sequence[Sequence[int]]
@@ -118,7 +122,7 @@ def _check_split(
         for layer, count in enumerate(row):
             least = residency.x_tokens[layer]
             most = model.layer_context(layer, past) - residency.kv_tokens[layer]
-            if residency.holds_whole(layer, workload):
+            if residency.holds_whole(layer, workload) or not model.splits(layer):
                 most = 0
             if not least <= count <= most:
                 raise BadInput(
@@ -152,12 +156,23 @@ class _Lowering:
             _recomputed_later(model, layer, contexts, split, residency)
             for layer in range(model.n_layers)
         ]
-        self.whole = {at for at in range(model.n_layers) if residency.holds_whole(at, workload)}
-        self.token_bytes = {
-            "kv": workload.batch_size * host_kv_token_bytes(model, workload.kv_bits),
-            "x": workload.batch_size * model.x_token_bytes,
+        self.whole = {
+            at
+            for at in range(model.n_layers)
+            if residency.holds_whole(at, workload) or not model.loads_rows(at)
         }
-        self.flops: dict[tuple[str, int, int], int] = {}
+        self.chooses = {at for at, one in enumerate(model.layers) if one.attention.chooses}
+        self.row_bytes = [
+            workload.batch_size * host_row_bytes(model, workload.kv_bits, at)
+            for at in range(model.n_layers)
+        ]
+        self.x_bytes = workload.batch_size * model.x_token_bytes
+        self.ops = [
+            {op for op in LAYER_OPS if kernels(op, 1, 1, model, 1, kind=kind)}
+            for kind in range(len(model.kinds))
+        ]
+        self.chosen_by = ""
+        self.flops: dict[tuple[str, int, int, int], int] = {}
         self.cells: list[Cell] = [
             (step, layer, batch)
             for step in range(len(contexts))
@@ -217,7 +232,7 @@ class _Lowering:
         past = self.contexts[step]
         if self._whole(cell):
             return past, past, past, past, past
-        start = self.model.first_token(layer, past)
+        start = past - self.model.layer_context(layer, past)
         first = start + self.residency.kv_tokens[layer]
         with_x, end = first + self.residency.x_tokens[layer], first + self.split[step][layer]
         return start, first, with_x, end, past
@@ -240,11 +255,16 @@ class _Lowering:
             self._copy(cell, "load_x", (with_x, end), deps)
         if weights:
             self._load_weights(cell, "load_weights")
-        if end < past:
-            deps = list(self.row_readers[slot] if self.quantised else self.kv_readers[slot])
-            if past > prompt and (layer, batch) in self.stored_kv:
-                deps.append(self.stored_kv[layer, batch])
-            self._copy(cell, "load_kv", (end, past), deps)
+        if end < past and layer not in self.chooses:
+            self._load_kv(cell, (end, past), [])
+
+    def _load_kv(self, cell: Cell, tokens: tuple[int, int], deps: list[str]) -> None:
+        _, layer, batch = cell
+        slot = self.slot_of[cell]
+        deps = [*deps, *(self.row_readers[slot] if self.quantised else self.kv_readers[slot])]
+        if tokens[1] > self.workload.prompt_tokens and (layer, batch) in self.stored_kv:
+            deps.append(self.stored_kv[layer, batch])
+        self._copy(cell, "load_kv", tokens, deps)
 
     def _load_weights(self, cell: Cell, op: str) -> None:
         n_bytes = self.model.kv_weight_bytes
@@ -256,7 +276,11 @@ class _Lowering:
     def _layer(self, cell: Cell, hidden: str) -> str:
         """Add the cell's compute and the new token's stores; returns the last compute task."""
         step, layer, batch = cell
-        slot = self.slot_of[cell]
+        slot, ops = self.slot_of[cell], self.ops[self.model.kind_of[layer]]
+        if "qkv" not in ops:
+            for op in (op for op in ("attention", "mlp") if op in ops):
+                hidden = self._compute(cell, op, (hidden,))
+            return hidden
         arrived = []
         if self._moves_weights(layer):
             arrived = [self._id((step, layer, 0), op) for op in WEIGHT_OPS]
@@ -271,14 +295,24 @@ class _Lowering:
             ready += self._fill_slot(cell, free, [])
         stores = [] if self._whole(cell) else self._stores(cell, qkv, storable)
         *_, end, past = self._ranges(cell)
+        if layer in self.chooses:
+            self._choose(cell, qkv, (end, past))
         if end < past:
             ready.append(self._loaded(cell, free, (end, past)))
         attention = self._compute(cell, "attention", tuple(ready))
         self.kv_readers[slot] = [attention, *stores]
-        done = self._compute(cell, "mlp", (attention,))
+        done = self._compute(cell, "mlp", (attention,)) if "mlp" in ops else attention
         if arrived and batch == self.workload.n_batches - 1:
             self.weight_readers[weight_slot(self.model, step, layer)] = [done]
         return done
+
+    def _choose(self, cell: Cell, qkv: str, tokens: tuple[int, int]) -> None:
+        """Load the rows that the layer's index, or that of an earlier layer, has chosen."""
+        index = getattr(self.model.layers[cell[1]].attention, "index", None)
+        if index is not None and not index.shared:
+            self.chosen_by = qkv
+        if tokens[0] < tokens[1]:
+            self._load_kv(cell, tokens, [self.chosen_by or qkv])
 
     def _fill_slot(self, cell: Cell, free: list[str], kv_weights: list[str]) -> list[str]:
         """Copy resident K and V into the slot and recompute others."""
@@ -333,16 +367,18 @@ class _Lowering:
         self, cell: Cell, op: str, deps: tuple[str, ...], tokens: tuple[int, int] | None = None
     ) -> str:
         """A compute task on `tokens`, by default on the new one."""
-        past = self.contexts[cell[0]]
+        past, layer = self.contexts[cell[0]], cell[1]
         start, stop = tokens or (past, past + 1)
-        context = self.model.layer_context(cell[1], past) + 1 if op == "attention" else 0
-        key = (op, stop - start, context)
+        context = stop - self.model.first_token(layer, past) if op == "attention" else 0
+        kind = self.model.kind_of[layer]
+        key = (op, stop - start, context, kind)
         if key not in self.flops:
-            self.flops[key] = compute_flops(*key, self.model, self.workload.batch_size)
+            self.flops[key] = compute_flops(*key[:3], self.model, self.workload.batch_size, kind)
         return self._add(cell, op, (start, stop), 0, self.flops[key], deps)
 
     def _copy(self, cell: Cell, op: str, tokens: tuple[int, int], deps: Sequence[str]) -> str:
-        n_bytes = (tokens[1] - tokens[0]) * self.token_bytes[op.partition("_")[2]]
+        one = self.x_bytes if op.endswith("_x") else self.row_bytes[cell[1]]
+        n_bytes = (tokens[1] - tokens[0]) * one
         return self._add(cell, op, tokens, n_bytes, 0, deps)
 
     def _add(
@@ -390,7 +426,7 @@ def _recomputed_later(
     changes: Counter[int] = Counter()
     for past, row in zip(contexts, split, strict=True):
         if row[layer]:
-            start = model.first_token(layer, past) + residency.kv_tokens[layer]
+            start = past - model.layer_context(layer, past) + residency.kv_tokens[layer]
             changes[start] += 1
             changes[start + row[layer]] -= 1
     edges = sorted(changes)

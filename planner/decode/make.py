@@ -240,13 +240,13 @@ def _offloaded(planner: DecodePlanner) -> Offloaded:
 def _other_systems(problem: DecodeProblem) -> dict[str, float]:
     """Simulated makespan of a resident cache and of each other system that fits and has a cost.
 
-    Other systems are left out of a long job, because their simulation is slow, and for a quantised
-    cache, because they hold K and V in the model's dtype.
+    Other systems are left out of a long job, because their simulation is slow, for a quantised
+    cache, because they hold K and V in the model's dtype, and for layers of several kinds.
     """
     job, model = problem.workload, problem.model
     long = job.gen_tokens * model.n_layers * job.n_batches > MAX_LP_CELLS
     quantised = job.kv_bits is not None
-    unmoved = problem.hardware.memory.unified
+    unmoved = problem.hardware.memory.unified or bool(model.layer_kinds)
     skip = problem.schedule != "row" or quantised or long or unmoved
     other_systems = () if skip else OTHER_SYSTEMS
     found = {}

@@ -25,7 +25,7 @@ from planner.decode.split import Residency
 from sim.errors import BadInput
 from sim.graph.jobs import Workload
 from sim.graph.tasks import LANE_OF_OP, STAGING_SLOTS, Task, TaskGraph
-from sim.model.kernels import compute_flops
+from sim.model.operations import compute_flops
 from sim.model.spec import ModelSpec
 
 OTHER_SYSTEMS = ("hf-offloaded", "flexgen")
@@ -46,6 +46,11 @@ def other_system_graph(
     Raises:
         BadInput: several batches, or a quantised cache.
     """
+    if model.layer_kinds:
+        raise BadInput(
+            f"policy {policy!r} moves K and V of every layer, and {model.name} has layers of "
+            "several kinds; use lp, load-all or resident."
+        )
     if workload.n_batches > 1:
         raise BadInput(
             f"policy {policy!r} decodes one batch; n_batches(={workload.n_batches}) must be 1."

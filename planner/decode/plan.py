@@ -114,9 +114,12 @@ class DecodePlan(Plan, kind="plan"):
     def residency(self) -> Residency:
         """What stays on the device; a layer whose past tokens all do keeps its whole cache."""
         last, prompt = self.steps[-1], self.workload.prompt_tokens
+        pairs = list(zip(last.resident_tokens, last.layer_tokens, strict=True))
+        # a layer that reads nothing in the last step is like the others
+        all_there = all(count == attended for count, attended in pairs)
         kv = tuple(
-            prompt if count == attended else count
-            for count, attended in zip(last.resident_tokens, last.layer_tokens, strict=True)
+            prompt if count == attended and (attended or all_there) else count
+            for count, attended in pairs
         )
         x = self.resident_x_tokens or (0,) * len(kv)
         return Residency(kv, x, self.resident_weight_layers)

@@ -13,10 +13,17 @@ from operator import itemgetter
 from planner.decode.lower import lower, replicate
 from planner.decode.policies import BASELINES
 from planner.decode.problem import DecodeProblem
-from planner.decode.rounding import LP_TOLERANCE, Limits, between_steps, whole_part, whole_tokens
+from planner.decode.rounding import (
+    LP_TOLERANCE,
+    Limits,
+    between_steps,
+    shifts,
+    whole_part,
+    whole_tokens,
+)
 from planner.decode.split import DecodeChoice, Residency
 from planner.lp.costs import SIZED_OPS
-from planner.lp.lane_bound import lane_work_bound
+from planner.lp.lane_bound import Course, lane_work_bound
 from planner.lp.memory import MemoryBudget, check_any_fits
 from planner.lp.schedule import Relaxation
 from sim.engine.api import simulate
@@ -44,7 +51,9 @@ class DecodePlanner:
         """
         problem = self.problem
         model, past = problem.model, problem.contexts[0]
-        attended = [model.layer_context(at, past) for at in range(model.n_layers)]
+        attended = [
+            model.layer_context(at, past) if model.splits(at) else 0 for at in range(model.n_layers)
+        ]
         ends = (
             lower(problem.schedule, model, problem.workload, [row], [past])
             for row in ([0] * model.n_layers, attended)
@@ -132,6 +141,8 @@ class DecodePlanner:
 
         best, best_s = 0, makespan(0)
         stride = max(1, self.problem.workload.max_tokens // 8)
+        if not any(shifts(count) for row in rows for count in row):
+            stride = 0
         while stride and best_s > bound_s * (1 + REFINED_ABOVE):
             trials = {best + sign * stride: makespan(best + sign * stride) for sign in (-1, 1)}
             nearest = min(trials, key=trials.__getitem__)
@@ -167,8 +178,10 @@ class DecodePlanner:
     def _limits(self, past: int, residency: Residency) -> list[Limits]:
         limits = []
         for layer, (kv, x) in enumerate(zip(residency.kv_tokens, residency.x_tokens, strict=True)):
+            model = self.problem.model
             whole = residency.holds_whole(layer, self.problem.workload)
-            most = 0 if whole else self.problem.model.layer_context(layer, past) - kv
+            fixed = whole or not model.splits(layer)
+            most = 0 if fixed else model.layer_context(layer, past) - kv
             limits.append(Limits(x, most))
         return limits
 
@@ -189,8 +202,13 @@ class DecodePlanner:
         model, job = problem.model, problem.workload
         pasts = [job.context_tokens(step) for step in range(job.gen_tokens)]
         courses = Counter(
-            tuple(model.layer_context(layer, past) for past in pasts)
+            Course(
+                model.kind_of.index(model.kind_of[layer]),
+                tuple(model.layer_context(layer, past) for past in pasts),
+                model.splits(layer),
+            )
             for layer in range(model.n_layers)
+            if model.loads_rows(layer)
         )
         fixed_s = {COMPUTE: 0.0, H2D: 0.0}
         for task in problem.simulate([[0] * model.n_layers] * len(pasts)).graph.tasks:
@@ -229,5 +247,5 @@ def max_budget(problem: DecodeProblem) -> MemoryBudget:
     budget = problem.budget(problem.least_resident)
     if problem.budget(but_one).free_bytes < 0:
         return budget
-    slot_bytes = job.max_tokens * budget.kv_token_bytes
+    slot_bytes = job.max_tokens * budget.unit_bytes
     return replace(budget, free_bytes=budget.free_bytes + slot_bytes)

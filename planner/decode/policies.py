@@ -25,7 +25,7 @@ from planner.decode.other_systems import RUNTIME_SYSTEMS
 from sim.errors import BadInput, UnknownName
 from sim.graph.jobs import Workload
 from sim.machine.profile import HardwareProfile
-from sim.model.kv_format import host_kv_token_bytes
+from sim.model.kv_format import host_row_bytes
 from sim.model.spec import ModelSpec
 
 POLICIES = ("lp", "kvpr", "load-all", "recompute-all", "resident", *RUNTIME_SYSTEMS)
@@ -66,7 +66,7 @@ def baseline_split(
         )
 
     @cache
-    def count(context_tokens: int) -> int:
+    def count(context_tokens: int, layer: int) -> int:
         if fixed is not None:
             return min(fixed, context_tokens)
         if policy in ("load-all", "resident", *RUNTIME_SYSTEMS):
@@ -74,18 +74,28 @@ def baseline_split(
         if policy == "recompute-all":
             return context_tokens
         if policy == "kvpr":
-            return kvpr_tokens(model, workload, hardware, context_tokens)
+            return kvpr_tokens(model, workload, hardware, context_tokens, layer)
         raise BadInput(f"policy {policy!r} needs the LP; it is not a baseline.")
 
+    examples = [model.kind_of.index(kind) for kind in model.kind_of]
     for step in range(workload.gen_tokens):
         past = workload.context_tokens(step)
         contexts = [model.layer_context(layer, past) for layer in range(model.n_layers)]
-        split.append([count(context) for context in contexts])
+        split.append(
+            [
+                count(context, examples[layer]) if model.splits(layer) else 0
+                for layer, context in enumerate(contexts)
+            ]
+        )
     return split
 
 
 def kvpr_tokens(
-    model: ModelSpec, workload: Workload, hardware: HardwareProfile, context_tokens: int
+    model: ModelSpec,
+    workload: Workload,
+    hardware: HardwareProfile,
+    context_tokens: int,
+    layer: int = 0,
 ) -> int:
     """KVPR's split point: `argmin_l X(l)/v + max(recompute(l)/F, KV(s'-l)/v)`, 0 <= l <= prompt.
 
@@ -98,8 +108,9 @@ def kvpr_tokens(
     """
     link, flops = hardware.links.h2d.bytes_per_s, hardware.gemm.flops_per_s
     x_s = workload.batch_size * model.x_token_bytes / link
-    kv_s = workload.batch_size * host_kv_token_bytes(model, workload.kv_bits) / link
-    recompute_s = 2 * workload.batch_size * model.hidden_size * model.kv_token_size / flops
+    kv_s = workload.batch_size * host_row_bytes(model, workload.kv_bits, layer) / link
+    row_size = model.layers[layer].attention.kv_size
+    recompute_s = 2 * workload.batch_size * model.hidden_size * row_size / flops
 
     def objective(tokens: int) -> float:
         return tokens * x_s + max(tokens * recompute_s, (context_tokens - tokens) * kv_s)

@@ -9,7 +9,7 @@ from math import inf
 from planner.decode.lower import SCHEDULES, Split, check_size, lower, replicate
 from planner.decode.policies import baseline_split
 from planner.decode.rounding import planned_steps, whole_part
-from planner.decode.split import DecodeChoice, Residency, evenly_spaced, slides
+from planner.decode.split import DecodeChoice, Residency, evenly_spaced, keeps_part
 from planner.lp.costs import PiecewiseLinearCosts
 from planner.lp.memory import MemoryBudget
 from planner.lp.schedule import ScheduleLP
@@ -31,16 +31,16 @@ MIN_SPLIT_PROMPT = 5
 
 
 def check_workload(model: ModelSpec, workload: Workload) -> None:
-    """Refuse layers that cannot be planned and contexts that the model has no positions for."""
-    model.check_plannable()
+    """Refuse contexts that the model has no positions for, and caches that are not quantised."""
     if workload.max_tokens > model.max_positions:
         raise BadInput(
             f"prompt_tokens + gen_tokens (={workload.max_tokens}) must be at most the "
             f"{model.max_positions} positions of {model.name}; lower --prompt or --gen."
         )
-    if model.mla is not None and workload.kv_bits is not None:
+    if not model.quantises_kv and workload.kv_bits is not None:
+        cache = "latent cache" if model.mla is not None else "cache of latents or chosen tokens"
         raise BadInput(
-            f"kv_bits(={workload.kv_bits}): the latent cache of {model.name} is not modelled "
+            f"kv_bits(={workload.kv_bits}): the {cache} of {model.name} is not modelled "
             "quantised; leave it out."
         )
 
@@ -74,9 +74,10 @@ class DecodeProblem:
             raise UnknownName("schedule", self.schedule, SCHEDULES)
         self.hardware.check_gpus(self.gpus)
         check_size(self.model, self.workload, self.gpus)
-        if self.schedule == "column" and self.model.moe is not None:
+        if self.schedule == "column" and not self.model.moves_weights:
+            has = "experts" if self.model.moe is not None else "layers of several kinds"
             raise BadInput(
-                f"{self.model.name} has experts, whose weights the column schedule cannot bring "
+                f"{self.model.name} has {has}, whose weights the column schedule cannot bring "
                 "one layer at a time; use --schedule row."
             )
         check_workload(self.model, self.workload)
@@ -116,6 +117,16 @@ class DecodeProblem:
     def contexts(self) -> list[int]:
         """Past tokens of each planned step."""
         return [self.workload.context_tokens(step) for step in self.planned_steps]
+
+    @cached_property
+    def all_layers_split(self) -> bool:
+        """Whether every layer reads rows in every step, any number of which may be recomputed."""
+        layers = range(self.model.n_layers)
+        return all(
+            self.model.splits(layer) and self.model.layer_context(layer, past) > 0
+            for layer in (layers if self.model.layer_kinds else ())
+            for past in self.contexts
+        )
 
     @cached_property
     def least_resident(self) -> Residency:
@@ -269,16 +280,17 @@ class DecodeProblem:
             x_slot: the only slot that stages X, so that it may be longer; None for all slots.
         """
         start = start or self.residency_at_start
-        n_layers, budget = self.model.n_layers, self.budget(start)
-        row = [1] * n_layers
+        model, budget = self.model, self.budget(start)
+        row = [int(model.splits(layer)) for layer in range(model.n_layers)]
         if start.kv_tokens[0] == self.workload.prompt_tokens:
-            row = [0] * n_layers
+            row = [0] * model.n_layers
         elif self.keep and self.workload.prompt_tokens >= MIN_SPLIT_PROMPT:
-            cut = [slides(self.model, self.workload, layer) for layer in range(n_layers)]
-            some = tuple(0 if one else 1 for one in cut)
+            some = tuple(
+                int(keeps_part(model, self.workload, layer)) for layer in range(model.n_layers)
+            )
             start = replace(start, kv_tokens=some, x_tokens=some)
-            row = [1 + one for one in some]
-        graph = self.shortened([row for _ in self.contexts], start)
+            row = [count + one for count, one in zip(row, some, strict=True)]
+        graph = self.shortened([self._at_most(row, past) for past in self.contexts], start)
         if x_slot is not None:
             one_slot_bytes = self.workload.batch_size * self.model.x_token_bytes
             budget = replace(budget, staged_x_token_bytes=one_slot_bytes)
@@ -289,6 +301,11 @@ class DecodeProblem:
             if task.op == "load_x" and task.slot != x_slot:
                 found.tokens[task.step, task.layer].upBound = 0
         return found
+
+    def _at_most(self, row: list[int], past: int) -> list[int]:
+        """Counts of each layer, of no more rows than it reads."""
+        read = [self.model.layer_context(layer, past) for layer in range(self.model.n_layers)]
+        return [min(pair) for pair in zip(row, read, strict=True)]
 
     def program_of(self, graph: TaskGraph) -> ScheduleLP:
         """The LP of a graph with all counts fixed."""

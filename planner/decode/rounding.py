@@ -43,6 +43,11 @@ class Limits:
     most: int
 
 
+def shifts(value: float) -> bool:
+    """Whether a count is moved by a shift; a layer that recomputes nothing stays at 0."""
+    return value >= 0.5
+
+
 def whole_tokens(
     rows: list[list[float]], limits: Sequence[Sequence[Limits]], shift: int
 ) -> list[list[int]]:
@@ -59,7 +64,7 @@ def whole_tokens(
         debt = 0.0
         counts = []
         for value, bound in zip(row, bounds, strict=True):
-            moved = value + shift if value >= 0.5 else 0.0
+            moved = value + shift if shifts(value) else 0.0
             wanted = min(max(moved, float(bound.least)), float(bound.most)) + debt
             count = min(max(floor(wanted + 0.5), bound.least), bound.most)
             debt = wanted - count

@@ -71,11 +71,11 @@ class Residency:
                     f"0 and within the {workload.prompt_tokens} tokens of the prompt."
                 )
             partly = (kv or x) and not self.holds_whole(layer, workload)
-            if partly and slides(model, workload, layer):
-                raise BadInput(
-                    f"layer {layer}: tokens leave its sliding window during these steps; keep its "
-                    "whole cache, or none."
-                )
+            if partly and not keeps_part(model, workload, layer):
+                why = "tokens leave its sliding window during these steps"
+                if not model.splits(layer):
+                    why = "a step does not read the same rows of its cache each time"
+                raise BadInput(f"layer {layer}: {why}; keep its whole cache, or none.")
         if any(layer not in range(model.n_layers) for layer in self.weight_layers):
             raise BadInput(f"weight_layers {self.weight_layers} must be among the layers.")
 
@@ -88,9 +88,9 @@ class DecodeChoice:
     residency: Residency
 
 
-def slides(model: ModelSpec, workload: Workload, layer: int) -> bool:
-    """Whether a layer's sliding window drops tokens during the job."""
-    return model.first_token(layer, workload.max_tokens - 1) > 0
+def keeps_part(model: ModelSpec, workload: Workload, layer: int) -> bool:
+    """Whether a part of a layer's cache may be resident: its window drops no tokens."""
+    return model.splits(layer) and not model.first_token(layer, workload.max_tokens - 1)
 
 
 def evenly_spaced(count: int, n_layers: int) -> tuple[int, ...]:
@@ -135,12 +135,14 @@ class StepSplit:
     def median_layer(self) -> tuple[int, int]:
         """(recomputed, attended) tokens of the layer with the median recomputed count.
 
-        Only layers without a sliding window count, if there are any: they hold most of the cache.
+        Only the layers that attend to most tokens count, which hold most of the cache, or, if these
+        recompute none, the next that do.
         """
-        attended = self.layer_tokens
-        most = max(attended)
-        counts = zip(self.recomputed_tokens, attended, strict=True)
-        layers = sorted(recomputed for recomputed, tokens in counts if tokens == most)
+        by_tokens: dict[int, list[int]] = {}
+        for recomputed, tokens in zip(self.recomputed_tokens, self.layer_tokens, strict=True):
+            by_tokens.setdefault(tokens, []).append(recomputed)
+        most = max((at for at, counts in by_tokens.items() if any(counts)), default=max(by_tokens))
+        layers = sorted(by_tokens[most])
         return layers[len(layers) // 2], most
 
 

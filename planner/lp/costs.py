@@ -21,24 +21,32 @@ Line = tuple[float, float]
 
 
 class PiecewiseLinearCosts:
-    """Convex piecewise-linear lower bounds on the cost of the operations that the LP sizes."""
+    """Convex piecewise-linear lower bounds on the cost of the operations that the LP sizes.
+
+    Layers of one kind share them.
+    """
 
     def __init__(self, costs: CostModel, max_tokens: int) -> None:
         self._costs = costs.operations
         self._max_tokens = max_tokens
-        self._lines = {op: self._hull(op) for op in SIZED_OPS}
+        self._kind_of = costs.model.kind_of
+        self._lines: dict[tuple[str, int], list[Line]] = {}
 
-    def __getitem__(self, op: str) -> list[Line]:
-        return self._lines[op]
+    def of(self, op: str, layer: int) -> list[Line]:
+        """Lines of `op` in `layer`, the largest of which is the bound."""
+        key = op, self._kind_of[layer]
+        if key not in self._lines:
+            self._lines[key] = self._hull(op, layer)
+        return self._lines[key]
 
-    def at(self, op: str, count: float) -> float:
+    def at(self, op: str, count: float, layer: int) -> float:
         """Lower bound on the seconds of `op` on `count` tokens."""
-        return max(base + slope * count for base, slope in self._lines[op])
+        return max(base + slope * count for base, slope in self.of(op, layer))
 
-    def _hull(self, op: str) -> list[Line]:
+    def _hull(self, op: str, layer: int) -> list[Line]:
         points = [
-            (count, self.seconds(op, count))
-            for count in self._costs.token_knots(op, self._max_tokens)
+            (count, self.seconds(op, count, layer))
+            for count in self._costs.token_knots(op, self._max_tokens, layer)
         ]
         hull: list[tuple[float, float]] = []
         for point in points:
@@ -51,14 +59,14 @@ class PiecewiseLinearCosts:
             lines.append((y0 - slope * x0, slope))
         return lines
 
-    def seconds(self, op: str, count: int) -> float:
+    def seconds(self, op: str, count: int, layer: int) -> float:
         """Exact seconds of `op` on `count` tokens; 0 for 0 tokens, which need no task."""
         costs = self._costs
         if count == 0 or (op == "dequantise" and costs.workload.kv_bits is None):
             return 0.0
         if op not in ("load_x", "load_kv"):
-            return costs.compute(op, count, count).seconds
-        return costs.copy("h2d", costs.load_bytes(op, count)).seconds
+            return costs.compute(op, count, count, self._kind_of[layer]).seconds
+        return costs.copy("h2d", costs.load_bytes(op, count, layer)).seconds
 
 
 def _turns_down(a: tuple[float, float], b: tuple[float, float], c: tuple[float, float]) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import pulp
 
@@ -13,6 +14,21 @@ from planner.lp.solver import solve_to_optimum
 from sim.graph.tasks import STAGING_SLOTS
 from sim.lanes import COMPUTE, H2D
 
+
+class Course(NamedTuple):
+    """Layers of one kind that read the same rows.
+
+    Args:
+        layer: one of them.
+        contexts: rows that each step reads.
+        splits: whether rows may be recomputed.
+    """
+
+    layer: int
+    contexts: tuple[int, ...]
+    splits: bool
+
+
 LINK_OPS = ("load_x", "load_kv")
 COMPUTE_OPS = ("recompute", "recompute_resident", "dequantise")
 """Placing resident K and V is left out: a layer whose whole cache is resident needs none."""
@@ -20,7 +36,7 @@ COMPUTE_OPS = ("recompute", "recompute_resident", "dequantise")
 
 def lane_work_bound(
     lines: PiecewiseLinearCosts,
-    layers: Mapping[tuple[int, ...], int],
+    layers: Mapping[Course, int],
     other_compute_s: float,
     other_link_s: float,
     n_batches: int = 1,
@@ -28,11 +44,11 @@ def lane_work_bound(
 ) -> float:
     """Lower bound on the makespan of any split: neither lane can finish its own work faster.
 
-    Layers that attend to equally many tokens share their counts. The bound stays the same because
-    the cost lines are convex.
+    Layers of one kind that read equally many rows share their counts. The bound stays the same
+    because the cost lines are convex.
 
     Args:
-        layers: number of layers for each sequence of attended token counts, one count per step.
+        layers: number of layers for each `Course`.
         other_compute_s: seconds of all compute tasks whose size is fixed.
         other_link_s: seconds of all loads whose size is fixed: weights.
         budget: device memory for resident K, V, X and weights of any layers. Resident weights
@@ -44,15 +60,16 @@ def lane_work_bound(
     problem.setObjective(makespan)
     work: dict[str, Terms] = {op: [] for op in SIZED_OPS}
     taken: Terms = []
-    for group, (contexts, n_layers) in enumerate(layers.items()):
+    for group, ((layer, contexts, splits), n_layers) in enumerate(layers.items()):
         if budget is not None:
             resident_kv = problem.add_variable(f"kept_kv_{group}", 0, contexts[0])
             resident_x = problem.add_variable(f"kept_x_{group}", 0, contexts[0])
-            taken += [(resident_kv, float(n_layers))]
-            taken += [(resident_x, n_layers * budget.x_token_bytes / budget.kv_token_bytes)]
+            row_bytes, unit = budget.kv_row_bytes[layer], budget.unit_bytes
+            taken += [(resident_kv, n_layers * row_bytes / unit)]
+            taken += [(resident_x, n_layers * budget.x_token_bytes / unit)]
         for step, past in enumerate(contexts):
             name = f"{group}_s{step}"
-            count = problem.add_variable(f"recomputed_{name}", 0, past)
+            count = problem.add_variable(f"recomputed_{name}", 0, past if splits else 0)
             from_host, loaded = [(count, 1.0)], [(count, -1.0)]
             counts: dict[str, tuple[float, Terms]] = {}
             if budget is not None:
@@ -70,12 +87,12 @@ def lane_work_bound(
                 counts["recompute_resident"] = (0.0, [(used_x, 1.0)])
             counts["load_x"] = counts["recompute"] = (0.0, from_host)
             counts["load_kv"] = (float(past), loaded)
-            if any(base or slope for base, slope in lines["dequantise"]):
+            if any(base or slope for base, slope in lines.of("dequantise", layer)):
                 counts["dequantise"] = (float(past), loaded)
             for op, (constant, terms) in counts.items():
                 time = problem.add_variable(f"time_{op}_{name}", 0)
                 work[op].append((time, -float(n_layers * n_batches)))
-                for number, (base, slope) in enumerate(lines[op]):
+                for number, (base, slope) in enumerate(lines.of(op, layer)):
                     scaled = [(variable, -factor * slope / unit_s) for variable, factor in terms]
                     row = pulp.LpAffineExpression([(time, 1.0), *scaled])
                     least = (base + slope * constant) / unit_s
@@ -86,8 +103,8 @@ def lane_work_bound(
         resident[H2D].append((resident_weights, other_link_s / unit_s))
         total = sum(layers.values())
         weight_bytes = (total - min(STAGING_SLOTS, total)) * budget.layer_weight_bytes
-        taken.append((resident_weights, weight_bytes / budget.kv_token_bytes))
-        free = max(0.0, budget.free_bytes) / budget.kv_token_bytes
+        taken.append((resident_weights, weight_bytes / budget.unit_bytes))
+        free = max(0.0, budget.free_bytes) / budget.unit_bytes
         problem.addConstraint(pulp.LpAffineExpression(taken) <= free, "memory")
     for lane, ops, other_s in (
         (H2D, LINK_OPS, other_link_s),

@@ -12,7 +12,7 @@ from sim.graph.jobs import Workload
 from sim.graph.memory import check_fits, footprint, layer_rows
 from sim.graph.tasks import TaskGraph
 from sim.machine.profile import HardwareProfile, Memory
-from sim.model.kv_format import host_kv_token_bytes
+from sim.model.kv_format import host_row_bytes
 from sim.model.spec import ModelSpec
 
 Cell = tuple[int, int]
@@ -30,8 +30,9 @@ class MemoryBudget:
     Args:
         free_bytes: device bytes left after weights, KV slots and workspace.
         host_free_bytes: host bytes left after staging buffers, for caches and weights.
-        kv_token_bytes, x_token_bytes, host_kv_token_bytes: of one token position of one layer, over
-            all sequences of all batches.
+        kv_row_bytes, host_kv_row_bytes: of one row of each layer, over all sequences of all
+            batches.
+        x_token_bytes: of one token position of one layer, over all sequences of all batches.
         staged_x_token_bytes: of one token position of X over all staging slots, each as long as
             the longest load of X.
         layer_weight_bytes: of a layer whose weights the schedule moves.
@@ -39,9 +40,9 @@ class MemoryBudget:
 
     free_bytes: float
     host_free_bytes: float
-    kv_token_bytes: int
+    kv_row_bytes: tuple[int, ...]
     x_token_bytes: int
-    host_kv_token_bytes: int
+    host_kv_row_bytes: tuple[int, ...]
     staged_x_token_bytes: int
     layer_weight_bytes: int
 
@@ -54,12 +55,20 @@ class MemoryBudget:
         return cls(
             memory.job_device_bytes - need.device_bytes,
             memory.host_bytes - need.host_staging_bytes,
-            sequences * model.kv_token_bytes,
+            tuple(sequences * model.row_bytes(layer) for layer in range(model.n_layers)),
             sequences * model.x_token_bytes,
-            sequences * host_kv_token_bytes(model, job.kv_bits),
+            tuple(
+                sequences * host_row_bytes(model, job.kv_bits, layer)
+                for layer in range(model.n_layers)
+            ),
             staging_slots * job.batch_size * model.x_token_bytes,
             model.layer_weight_bytes,
         )
+
+    @property
+    def unit_bytes(self) -> int:
+        """Bytes in which the rows of the LP count device memory."""
+        return max(self.kv_row_bytes)
 
     @property
     def max_staged_tokens(self) -> float:
@@ -70,8 +79,10 @@ class MemoryBudget:
 
     def limits_host(self, model: ModelSpec, job: Workload, moved_layers: int) -> bool:
         """Whether host memory cannot hold K, V and X of all tokens and the moved weights."""
-        rows = sum(layer_rows(model, job, layer) for layer in range(model.n_layers))
-        cache_bytes = rows * (self.host_kv_token_bytes + self.x_token_bytes)
+        cache_bytes = 0
+        for layer, row_bytes in enumerate(self.host_kv_row_bytes):
+            rows = layer_rows(model, job, layer)
+            cache_bytes += rows * (row_bytes + self.x_token_bytes * model.splits(layer))
         return cache_bytes + moved_layers * self.layer_weight_bytes > self.host_free_bytes
 
 
@@ -148,14 +159,16 @@ class MemoryRows:
                 self._row(f"range_{cell}", [(recomputed, -1.0), (kv, -1.0)], -float(past))
 
     def _device(self) -> None:
-        budget, unit = self._budget, float(self._budget.kv_token_bytes)
+        budget, unit = self._budget, float(self._budget.unit_bytes)
         longest = self._problem.add_variable("staged_x_tokens", 0)
         for (step, layer), recomputed in self._tokens.items():
             own_x = [(self._resident.x[layer], 1.0)] if layer in self._resident.x else []
             terms = [(longest, 1.0), (recomputed, -1.0), *own_x]
             self._row(f"staged_s{step}_L{layer}", terms, 0.0)
         taken = [(longest, budget.staged_x_token_bytes / unit)]
-        taken += [(kv, 1.0) for kv in self._resident.kv.values()]
+        taken += [
+            (kv, budget.kv_row_bytes[layer] / unit) for layer, kv in self._resident.kv.items()
+        ]
         taken += [(x, budget.x_token_bytes / unit) for x in self._resident.x.values()]
         taken += [
             (part, budget.layer_weight_bytes / unit) for part in self._resident.weights.values()
@@ -168,22 +181,27 @@ class MemoryRows:
         A quantised cache also needs X of its resident tokens, from which K and V are projected.
         """
         model, job, budget = self._model, self._job, self._budget
-        unit = float(budget.host_kv_token_bytes)
+        row_bytes, unit = budget.host_kv_row_bytes, float(max(budget.host_kv_row_bytes))
         add = self._problem.add_variable
-        layers = range(model.n_layers)
+        layers = [layer for layer in range(model.n_layers) if model.splits(layer)]
         without_kv = {layer: add(f"host_without_kv_L{layer}", 0) for layer in layers}
         with_x = {layer: add(f"host_with_x_L{layer}", 0) for layer in layers}
         for (step, layer), recomputed in self._tokens.items():
+            if layer not in without_kv:
+                continue
             cell = f"s{step}_L{layer}"
             self._row(f"host_kv_{cell}", [(recomputed, 1.0), (without_kv[layer], -1.0)], 0.0)
-            firsts = [model.first_token(layer, at) for at in (job.prompt_tokens, self._pasts[step])]
+            pasts = (job.prompt_tokens, self._pasts[step])
+            firsts = [model.first_token(layer, at) for at in pasts]
             terms = [(with_x[layer], 1.0), (recomputed, -1.0)]
             if job.kv_bits is not None and layer in self._resident.kv:
                 terms.append((self._resident.kv[layer], -1.0))
             self._row(f"host_x_{cell}", terms, float(firsts[1] - firsts[0]))
         held = self._moved_layers * budget.layer_weight_bytes / unit
-        held += sum(layer_rows(model, job, layer) for layer in layers)
-        taken = [(variable, -1.0) for variable in without_kv.values()]
+        held += sum(
+            layer_rows(model, job, layer) * one / unit for layer, one in enumerate(row_bytes)
+        )
+        taken = [(variable, -row_bytes[layer] / unit) for layer, variable in without_kv.items()]
         taken += [(variable, budget.x_token_bytes / unit) for variable in with_x.values()]
         taken += [
             (part, -budget.layer_weight_bytes / unit) for part in self._resident.weights.values()

@@ -42,6 +42,7 @@ class Shape:
 
     Args:
         context: past tokens that the cell's attention needs.
+        layer: one of the layers with these costs.
 
     Attributes:
         counts: [K], token counts at which a cost changes slope, from 0 to all tokens.
@@ -49,19 +50,19 @@ class Shape:
         table: [4, K], all four.
     """
 
-    def __init__(self, lines: PiecewiseLinearCosts, context: int) -> None:
+    def __init__(self, lines: PiecewiseLinearCosts, context: int, layer: int = 0) -> None:
         bends = {0.0, float(context)}
         for op in ("load_x", "recompute"):
-            bends.update(_bends(lines[op]))
+            bends.update(_bends(lines.of(op, layer)))
         for op in ("load_kv", "dequantise"):
-            bends.update(context - at for at in _bends(lines[op]))
+            bends.update(context - at for at in _bends(lines.of(op, layer)))
         counts = sorted(at for at in bends if 0 <= at <= context)
         self.context = context
         self.counts = counts
-        self.x_s = [lines.at("load_x", at) for at in counts]
-        self.kv_s = [lines.at("load_kv", context - at) for at in counts]
-        self.recompute_s = [lines.at("recompute", at) for at in counts]
-        self.dequantise_s = [lines.at("dequantise", context - at) for at in counts]
+        self.x_s = [lines.at("load_x", at, layer) for at in counts]
+        self.kv_s = [lines.at("load_kv", context - at, layer) for at in counts]
+        self.recompute_s = [lines.at("recompute", at, layer) for at in counts]
+        self.dequantise_s = [lines.at("dequantise", context - at, layer) for at in counts]
         rows = (self.x_s, self.kv_s, self.recompute_s, self.dequantise_s)
         self.table: Floats = np.array(rows)
         self._columns: list[Costs] = list(zip(*rows, strict=True))
@@ -113,18 +114,19 @@ class Shape:
 class WholeShape(Shape):
     """Exact costs of a cell at whole token counts, including non-convex parts and the step at 0."""
 
-    def __init__(self, lines: PiecewiseLinearCosts, context: int) -> None:
-        super().__init__(lines, context)
+    def __init__(self, lines: PiecewiseLinearCosts, context: int, layer: int = 0) -> None:
+        super().__init__(lines, context, layer)
         self._lines = lines
+        self._layer = layer
 
     def at(self, count: float) -> Costs:
-        lines, made = self._lines, int(count)
+        lines, layer, made = self._lines, self._layer, int(count)
         loaded = self.context - made
         return (
-            lines.seconds("load_x", made),
-            lines.seconds("load_kv", loaded),
-            lines.seconds("recompute", made),
-            lines.seconds("dequantise", loaded),
+            lines.seconds("load_x", made, layer),
+            lines.seconds("load_kv", loaded, layer),
+            lines.seconds("recompute", made, layer),
+            lines.seconds("dequantise", loaded, layer),
         )
 
 

@@ -117,7 +117,11 @@ class ScheduleLP:
         add = self.problem.add_variable
         sized = {(task.step, task.layer): task for task in graph.tasks if task.op in self._sized}
         self.tokens = {
-            (step, layer): add(f"recomputed_s{step}_L{layer}", 0, self._contexts[step, layer])
+            (step, layer): add(
+                f"recomputed_s{step}_L{layer}",
+                0,
+                self._contexts[step, layer] if graph.model.splits(layer) else 0,
+            )
             for step, layer in sized
         }
         self._budget = budget
@@ -190,7 +194,7 @@ class ScheduleLP:
     def seconds(self, at: Relaxation, costs: CostModel, lines: PiecewiseLinearCosts) -> list[float]:
         """Seconds of every task at an optimum's fractional counts, under other costs."""
         return [
-            lines.at(task.op, at.count(task, self._contexts[task.step, task.layer]))
+            lines.at(task.op, at.count(task, self._contexts[task.step, task.layer]), task.layer)
             if task.op in self._sized
             else costs.estimate(task).seconds
             for task in self.graph.tasks
@@ -226,7 +230,7 @@ class ScheduleLP:
         for at, duration in self._duration.items():
             task = self.graph.tasks[at]
             constant, counts = self._count(task)
-            for number, (base, slope) in enumerate(lines[task.op]):
+            for number, (base, slope) in enumerate(lines.of(task.op, task.layer)):
                 name = f"cost_{_name(task)}_{number}"
                 scaled = [(count, -factor * slope / self._unit_s) for count, factor in counts]
                 self._time_row(name, [(duration, 1.0), *scaled], base + slope * constant)
@@ -236,7 +240,7 @@ class ScheduleLP:
         if self._budget is None or not self.chooses_residency:
             return 0.0
         dual = self.problem.get_constraint_by_name(DEVICE_ROW).pi or 0.0
-        return float(dual) * self._unit_s / self._budget.kv_token_bytes
+        return float(dual) * self._unit_s / self._budget.unit_bytes
 
     def _order_rows(self) -> None:
         """start(task) >= end of each dep and of the task before it on its lane."""

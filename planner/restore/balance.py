@@ -59,9 +59,10 @@ class Rates:
         self.request = request
         cached, size = request.cached_tokens, request.step_tokens
         self.stops: list[int] = [0, *range(size, cached, size), cached]
-        examples = {model.window(layer): layer for layer in range(self.layers)}
-        counts = Counter(map(model.window, range(self.layers)))
-        parts = [counts[window] / self.layers for window in examples]
+        alike = [(model.kind_of[layer], model.window(layer)) for layer in range(self.layers)]
+        examples = {one: layer for layer, one in enumerate(alike)}
+        counts = Counter(alike)
+        parts = [counts[one] / self.layers for one in examples]
 
         def layer_s(start: int, n_tokens: int) -> float:
             each = [costs.prefill(start, n_tokens, 1, one).seconds for one in examples.values()]
@@ -74,16 +75,25 @@ class Rates:
             for start in range(cached, request.prompt_tokens, size)
         )
         many = min(cached, 1024)
-        projected = costs.operations.compute("recompute", many, many)
-        self.project_s = projected.seconds / many / request.gpu_share
+        projecting = [layer for layer in range(self.layers) if model.projects(layer)]
+        has_x = has_x and bool(projecting)
+        kind = model.kind_of[projecting[-1]] if projecting else -1
+        projected_s = (
+            costs.operations.compute("recompute", many, many, kind).seconds if has_x else 0.0
+        )
+        self.project_s = projected_s / many / request.gpu_share
         lanes = [H2D, *filter(None, [LANE_OF_TIER.get(request.tier)])]
         chunk = request.io_chunk_tokens * self.layers
-        kv_bytes = chunk * request.kv_token_bits(model) // 8
+        self.needed = [cached - first for first in costs.loads.firsts]
+        all_bytes = request.kv_bytes(model) + request.index_bytes(model)
+        kv_bytes = chunk * (all_bytes + model.state_bytes) // sum(self.needed)
         x_bytes = chunk * model.x_token_bytes
         self.kv_s = max(costs.copy_s(lane, kv_bytes) for lane in lanes) / chunk
         self.x_s = max(costs.copy_s(lane, x_bytes) for lane in lanes) / chunk if has_x else inf
         self.found_s = costs.lookup_s
-        self.needed = [cached - first for first in costs.loads.firsts]
+        self.from_x = [
+            count if model.projects(layer) else 0 for layer, count in enumerate(self.needed)
+        ]
         self._left = [sum(min(one, cached - stop) for one in self.needed) for stop in self.stops]
 
     def computed_s(self, cells: int) -> float:
@@ -125,12 +135,13 @@ class Rates:
         found = []
         uncached_s = self.layers * self.uncached_s
         rows = [0, *accumulate(self.needed)]
+        with_x = [0, *accumulate(self.from_x)]
         for computed in range(self.layers + 1):
             left = self.layers - computed
             compute_s = computed * self.step_sum_s[-1] + uncached_s
             for projected in range(left + 1 if self.x_s < self.kv_s else 1):
-                from_x = rows[computed + projected] - rows[computed]
-                link_s = (rows[-1] - rows[computed + projected]) * self.kv_s
+                from_x = with_x[computed + projected] - with_x[computed]
+                link_s = (rows[-1] - rows[computed] - from_x) * self.kv_s
                 link_s += from_x * self.x_s if from_x else 0.0
                 link_s += self.found_s + self.uncached_s if left else 0.0
                 bound_s = max(compute_s + from_x * self.project_s, link_s)

@@ -17,7 +17,7 @@ from sim.graph.jobs import RestoreRequest
 from sim.graph.loads import Loads
 from sim.graph.tasks import LANE_OF_OP, Task, TaskGraph
 from sim.lanes import DISK, LANE_OF_TIER
-from sim.model.kernels import compute_flops, prefill_attention_flops, product_flops
+from sim.model.operations import compute_flops, prefill_attention_flops, product_flops
 from sim.model.spec import ModelSpec
 
 STAGING_CHUNKS = 4
@@ -97,8 +97,9 @@ class _Lowering:
         self.tier_lane = LANE_OF_TIER.get(request.tier)
         self.tasks: list[Task] = []
         self.staged: list[str] = []
-        self.product_flops = product_flops(model)
-        self.project_flops = compute_flops("recompute", 1, 1, model, 1)
+        kinds = range(len(model.kinds))
+        self.product_flops = [product_flops(model, kind) for kind in kinds]
+        self.project_flops = [compute_flops("recompute", 1, 1, model, 1, kind) for kind in kinds]
 
     def graph(self) -> TaskGraph:
         """The graph with the output head as its last task."""
@@ -169,11 +170,13 @@ class _Lowering:
                 self.prefill(_Block(start, stop, layer), (arrived,) if arrived else ())
 
     def prefill(self, block: _Block, deps: tuple[str, ...] = (), claim: str = "") -> None:
-        flops = block.layers * block.n_tokens * self.product_flops
-        windows = Counter(map(self.model.window, range(block.layer, block.layer + block.layers)))
-        for window, layers in windows.items():
-            attention = prefill_attention_flops(self.model, block.start, block.n_tokens, window)
-            flops += layers * attention
+        model, flops = self.model, 0
+        layers = range(block.layer, block.layer + block.layers)
+        parts = Counter((model.kind_of[layer], model.span(layer)) for layer in layers)
+        for (kind, span), count in parts.items():
+            attention = model.kinds[kind].attention
+            one = prefill_attention_flops(attention, block.start, block.n_tokens, span)
+            flops += count * (block.n_tokens * self.product_flops[kind] + one)
         name = f"prefill.{block.start}"
         if block.layers < self.model.n_layers:
             name = f"L{block.layer}.{name}"
@@ -181,18 +184,18 @@ class _Lowering:
 
     def project(self, block: _Block, loaded: str) -> None:
         """K and V of tokens from their X."""
-        flops = block.n_tokens * self.project_flops
+        flops = block.n_tokens * self.project_flops[self.model.kind_of[block.layer]]
         name = f"L{block.layer}.project.{block.start}"
         self._add(name, "recompute", block, deps=(loaded,), flops=flops)
 
     def load(self, kind: str, block: _Block, claim: str = "") -> str:
         """Both legs of one chunk; returns the name of the one that ends on the device."""
-        bits = self.request.kv_token_bits(self.model)
-        if kind == "x":
-            bits = 8 * self.model.x_token_bytes
-        rows = self.loads.rows(block.layer, block.layers, block.start, block.stop)
-        n_bytes = rows.n_rows * bits // 8
-        where = f"L{block.layer}.{rows.start}" if block.layers == 1 else f"{rows.start}"
+        where = (block.layer, block.layers, block.start, block.stop)
+        rows = self.loads.rows(*where)
+        n_bytes = rows.n_rows * self.model.x_token_bytes
+        if kind == "kv":
+            n_bytes = self.loads.kv_bytes(*where)
+        at = f"L{block.layer}.{rows.start}" if block.layers == 1 else f"{rows.start}"
         deps: tuple[str, ...] = ()
         slot = -1
         if self.tier_lane is not None:
@@ -200,10 +203,10 @@ class _Lowering:
             op = f"{'read' if self.tier_lane == DISK else 'fetch'}_{kind}"
             earlier = self.staged[-STAGING_CHUNKS:]
             freed = tuple(earlier[:1]) if len(earlier) == STAGING_CHUNKS else ()
-            deps = (f"{op}.{where}",)
+            deps = (f"{op}.{at}",)
             self._add(*deps, op, block, deps=freed, n_bytes=n_bytes, claim=claim, slot=slot)
         op = f"load_{kind}"
-        name = f"{op}.{where}"
+        name = f"{op}.{at}"
         self._add(name, op, block, deps=deps, n_bytes=n_bytes, claim=claim, slot=slot)
         self.staged.append(name)
         return name

@@ -105,24 +105,44 @@ class RestorePlan(Plan, kind="restore-plan"):
     def kv_bytes_by_window(self) -> dict[int | None, int]:
         """Bytes on the tier of the K and V that the restored prefix needs, by window of layer."""
         model, request = self.model, self.workload
-        rows: Counter[int | None] = Counter()
+        bits: Counter[int | None] = Counter()
         for layer in range(model.n_layers):
-            rows[model.window(layer)] += request.cached_tokens - request.first_loaded(model, layer)
-        return {window: n * request.kv_token_bits(model) // 8 for window, n in rows.items()}
+            first = request.first_loaded(model, layer)
+            if model.loads_rows(layer):
+                own = request.layer_kv_bits(model, layer, first, request.cached_tokens)
+                bits[model.window(layer)] += own
+        return {window: n // 8 for window, n in bits.items()}
 
     @property
     def window_savings(self) -> str | None:
         """A sentence on the K and V that sliding windows make needless; None if there are none."""
         model, request = self.model, self.workload
-        all_bytes = model.n_layers * request.cached_tokens * request.kv_token_bits(model) // 8
-        needed_bytes = request.kv_bytes(model)
-        if needed_bytes == all_bytes:
+        layers = [one for one in range(model.n_layers) if model.loads_rows(one)]
+        cut = [one for one in layers if request.first_loaded(model, one)]
+        if not cut:
             return None
-        cut = [one for one in range(model.n_layers) if request.first_loaded(model, one)]
+        all_bits = sum(
+            request.layer_kv_bits(model, one, 0, request.cached_tokens) for one in layers
+        )
+        all_bytes, needed_bytes = all_bits // 8, request.kv_bytes(model)
         sizes = " or ".join(f"{size:,}" for size in sorted({model.window(one) or 0 for one in cut}))
         return (
             f"{len(cut)} of {model.n_layers} layers keep a window of {sizes} tokens: of "
             f"{all_bytes / 1e9:.2f} GB of cached K and V {needed_bytes / 1e9:.2f} GB are needed."
+        )
+
+    @property
+    def state_note(self) -> str | None:
+        """A sentence on the states that are restored as a whole; None if there are none."""
+        model, cached = self.model, self.workload.cached_tokens
+        if not model.state_bytes:
+            return None
+        size = model.element_bytes
+        counted = sum(one.attention.state_bytes(size) > 0 for one in model.layers)
+        return (
+            f"{counted} of {model.n_layers} layers hold a state of {model.state_bytes / 1e6:,.1f} "
+            f"MB in all: its snapshot after {cached:,} tokens is loaded as a whole, unless a layer "
+            "computes all of them."
         )
 
     def lower(self) -> TaskGraph:
@@ -141,6 +161,8 @@ class RestorePlan(Plan, kind="restore-plan"):
                 {"window": window, "bytes": n_bytes}
                 for window, n_bytes in self.kv_bytes_by_window.items()
             ],
+            "cached_index_bytes": self.workload.index_bytes(self.model),
+            "cached_state_bytes": self.model.state_bytes,
             "cached_x_bytes": self.x_bytes,
             "speedup_vs_compute": self.compute_only_s / self.ttft_s,
             "speedup_vs_load": self.load_only_s / self.ttft_s,

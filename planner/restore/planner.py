@@ -155,18 +155,27 @@ class RestorePlanner:
 
     @property
     def device_bytes(self) -> int:
-        """Device memory of the weights and of the K and V of the tokens that new ones attend to."""
+        """Device memory of the weights, and of what the layers hold of the prompt.
+
+        These are K and V of the tokens that new ones attend to, index keys and states.
+        """
         model, request = self.model, self.request
-        rows = sum(
-            request.prompt_tokens - model.first_token(layer, request.cached_tokens)
-            for layer in range(model.n_layers)
-        )
-        return model.weight_bytes + rows * model.kv_token_bytes
+        prompt, n_bytes = request.prompt_tokens, model.weight_bytes + model.state_bytes
+        for layer in range(model.n_layers):
+            rows = prompt - model.first_token(layer, request.cached_tokens)
+            if not model.splits(layer):
+                rows = model.layers[layer].attention.held_rows(prompt)
+            n_bytes += rows * model.row_bytes(layer)
+        return n_bytes + model.index_bytes(prompt)
 
     @property
     def cached_bytes(self) -> int:
-        """Bytes of the cached K and V, and X where it is cached, of all GPUs on the tier."""
-        one_gpu = self.request.kv_bytes(self.model)
+        """Bytes of the cached K and V, index keys, states, and X where it is cached, on the tier.
+
+        Those of all GPUs.
+        """
+        one_gpu = self.request.kv_bytes(self.model) + self.request.index_bytes(self.model)
+        one_gpu += self.model.state_bytes
         one_gpu += self.has_x * self.request.x_bytes(self.model)
         return self.model.tensor_parallel * one_gpu
 
@@ -174,11 +183,10 @@ class RestorePlanner:
         """Refuse a request that exceeds the model's positions or the device memory.
 
         Raises:
-            BadInput: the model has too few positions for the prompt, or layers of another kind.
+            BadInput: the model has too few positions for the prompt.
             DoesNotFit: weights and K and V of the prompt exceed device memory, or the cached data
                 host memory.
         """
-        self.model.check_plannable()
         if self.request.prompt_tokens > self.model.max_positions:
             raise BadInput(
                 f"prompt_tokens(={self.request.prompt_tokens}) must be at most the "
@@ -261,7 +269,7 @@ class RestorePlanner:
             computed = counts[0]
             projected = min(counts[1], rates.layers - computed)
             loaded = rates.layers - computed - projected
-            from_x = rates.needed[computed : computed + projected]
+            from_x = rates.from_x[computed : computed + projected]
             return self._split(
                 RestoreSplit(
                     (cached,) * computed + (0,) * (projected + loaded),
@@ -281,7 +289,7 @@ class RestorePlanner:
         """
         rates = self.rates
         unit = self.request.io_chunk_tokens
-        most = rates.left_tokens(0) // unit if self.has_x else 0
+        most = sum(rates.from_x) // unit if self.has_x else 0
         top = (rates.all_cells, most)
 
         def made(counts: Sequence[int]) -> RestoreChoice:
@@ -313,7 +321,7 @@ class RestorePlanner:
         high = rates.stops[min(steps + 1, len(rates.step_s))]
         computed = [high] * more + [low] * (rates.layers - more)
         counts, cached = [], self.request.cached_tokens
-        for count, needed in zip(computed, rates.needed, strict=True):
+        for count, needed in zip(computed, rates.from_x, strict=True):
             counts.append(min(projected, needed, cached - count))
             projected -= counts[-1]
         return RestoreSplit(tuple(computed), tuple(counts), True)

@@ -65,15 +65,23 @@ class Study:
     filters: tuple[Filter, ...]
 
     @classmethod
-    def load(cls, path: Path | str) -> Study:
+    def load(cls, path: Path | str, runtime: str | None = None) -> Study:
         """Read a study file.
+
+        Args:
+            runtime: the serving runtime of every point, where the study names none.
 
         Raises:
             BadFile: unreadable, not TOML, or an invalid key or value; the message names the key.
         """
         content = decode_toml(path)
         with naming_file(str(path)):
-            return cls.of(content)
+            if runtime is None:
+                return cls.of(content)
+            fixed = content.get("fixed", {})
+            if any("runtime" in content.get(name, {}) for name in ("fixed", "grid", "zip")):
+                raise BadInput(f"--runtime(={runtime}): the study names runtimes; leave it out.")
+            return cls.of({**content, "fixed": {**fixed, "runtime": runtime}})
 
     @classmethod
     def of(cls, content: Mapping[str, Any]) -> Study:

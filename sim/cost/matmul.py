@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from sim.machine.curves import Curve
 from sim.machine.profile import Gemm
 from sim.machine.provenance import Source, weakest
-from sim.model.kernels import MatMul
-from sim.model.spec import ModelSpec
+from sim.machine.utilisation import UtilisationTable
+from sim.model.kernels import MatMul, Weights
+from sim.model.spec import ModelSpec, operand_bits
 
 
 class MatmulCosts:
@@ -17,7 +20,7 @@ class MatmulCosts:
         self._model = model
         self._measured = {(table.n, table.k): table.curve for table in gemm.tables}
         self._utilisation = {table.weight_bits: table for table in gemm.utilisation}
-        self._curves: dict[tuple[int, int], tuple[Curve, bool]] = {}
+        self._curves: dict[tuple[int, int, Weights], tuple[Curve, bool]] = {}
 
     @property
     def measured_bits(self) -> int:
@@ -28,7 +31,7 @@ class MatmulCosts:
     def estimate(self, shape: MatMul) -> tuple[float, Source, bool]:
         """Seconds of one matmul, their source, and whether they are in the measured range."""
         gemm = self._gemm
-        found = self._curve(shape.n, shape.k)
+        found = self._curve(shape)
         if found is None:
             return self._roofline_s(shape), gemm.source, True
         curve, measured = found
@@ -39,55 +42,70 @@ class MatmulCosts:
 
     def row_knots(self, shape: MatMul) -> list[float]:
         """Rows between which the time of products with these weights is a straight line."""
-        found = self._curve(shape.n, shape.k)
+        found = self._curve(shape)
         return [self._roofline_ridge(shape)] if found is None else list(found[0].work)
 
-    def _curve(self, n: int, k: int) -> tuple[Curve, bool] | None:
+    def _curve(self, shape: MatMul) -> tuple[Curve, bool] | None:
         """Seconds over rows, and whether such weights were measured; None without measurements.
 
         Weights stored in fewer bits than were measured take the utilisation or the distance from
         the roofline of the measured ones, with the bytes that they have.
         """
-        if (n, k) not in self._curves:
-            quantised = self._stored_bits(n) < self._dtype_bits
-            table = self._utilisation.get(self._stored_bits(n))
-            stored_bits = None
-            if table is None:
-                table = self._utilisation.get(16)
-                stored_bits = self._stored_bits(n) if quantised else None
+        n, k, weights = shape.n, shape.k, shape.weights
+        if (n, k, weights) not in self._curves:
+            stored, width = self._bits(weights)
+            quantised = stored < self._dtype_bits
             if (n, k) in self._measured and not quantised:
-                self._curves[n, k] = self._measured[n, k], True
-            elif table is not None:
-                curve, inside = table.curve(n, k, stored_bits)
-                self._curves[n, k] = curve, inside and stored_bits is None
+                self._curves[n, k, weights] = self._measured[n, k], True
+            elif (table := self._table(width)) is not None:
+                own = stored == table.weight_bits
+                curve, inside = table.curve(n, k, None if own else stored)
+                self._curves[n, k, weights] = curve, inside and own
             elif self._measured:
-                self._curves[n, k] = self._like_nearest(n, k), False
-        return self._curves.get((n, k))
+                self._curves[n, k, weights] = self._like_nearest(shape), False
+        return self._curves.get((n, k, weights))
+
+    def _table(self, width: int) -> UtilisationTable | None:
+        """The table of the narrowest measured operands of at least `width` bits.
+
+        Operands of 4 bits, which no table holds, go at the utilisation of 8 bits.
+        """
+        wide_enough = [bits for bits in self._utilisation if bits >= width]
+        if not wide_enough:
+            return None
+        table = self._utilisation[min(wide_enough)]
+        faster = self._gemm.rate(width) / self._gemm.rate(table.weight_bits)
+        return table.faster(faster, 1.0) if width < table.weight_bits and width == 4 else table
 
     @property
     def _dtype_bits(self) -> int:
         return 8 * self._model.element_bytes
 
-    def _stored_bits(self, n: int) -> int:
-        """Bits of a weight of a product with `n` columns; the head keeps the model's dtype."""
-        head = n == self._model.vocab_size
-        return self._dtype_bits if head else self._model.weight_bits or self._dtype_bits
+    def _bits(self, weights: Weights) -> tuple[float, int]:
+        """Bits of a stored weight, and of both operands when they are multiplied.
 
-    def _like_nearest(self, n: int, k: int) -> Curve:
+        Block scales, which add below a hundredth to weights of 8 bits, are left out there.
+        """
+        stored: float = getattr(self._model.bits, weights)
+        width = operand_bits(stored, self._model.activation_bits)
+        return (8.0 if 8 <= stored < 8.1 else stored), width
+
+    def _like_nearest(self, shape: MatMul) -> Curve:
         """Seconds over rows with the distance from the roofline of the nearest measured shape."""
+        n, k = shape.n, shape.k
         near = min(self._measured, key=lambda known: abs(known[0] * known[1] / n / k - 1))
         curve = self._measured[near]
         scaled = tuple(
             seconds
-            * self._roofline_s(MatMul(int(m), n, k))
+            * self._roofline_s(replace(shape, m=int(m)))
             / self._gemm.roofline_s(int(m), *near, self._model.element_bytes, self._dtype_bits)
             for m, seconds in zip(curve.work, curve.seconds, strict=True)
         )
         return Curve(curve.work, scaled)
 
     def _roofline_s(self, shape: MatMul) -> float:
-        bits = self._stored_bits(shape.n)
-        return self._gemm.roofline_s(shape.m, shape.n, shape.k, self._model.element_bytes, bits)
+        size = self._model.element_bytes
+        return self._gemm.roofline_s(shape.m, shape.n, shape.k, size, *self._bits(shape.weights))
 
     def _roofline_ridge(self, shape: MatMul) -> float:
         """Rows at which a product of this shape turns from memory- to compute-bound."""
@@ -95,8 +113,8 @@ class MatmulCosts:
         if gemm.bytes_per_s is None:
             return 0.0
         size = self._model.element_bytes
-        bits = self._stored_bits(shape.n)
-        per_row = 2 * shape.n * shape.k / gemm.rate(8 if bits == 8 else 16)
+        stored, width = self._bits(shape.weights)
+        per_row = 2 * shape.n * shape.k / gemm.rate(width)
         per_row -= (shape.n + shape.k) * size / gemm.bytes_per_s
-        weight_bytes = shape.n * shape.k * bits / 8
+        weight_bytes = shape.n * shape.k * stored / 8
         return weight_bytes / gemm.bytes_per_s / per_row if per_row > 0 else 0.0

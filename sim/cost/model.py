@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from sim.cost.operations import Estimate, OperationCosts
+from sim.cost.estimate import Estimate
+from sim.cost.operations import OperationCosts
 from sim.cost.restore import RestoreCosts
 from sim.graph.jobs import RestoreRequest, Workload
 from sim.graph.tasks import Task, attended_tokens
@@ -14,21 +15,22 @@ from sim.machine.links import Dispatch
 from sim.machine.profile import HardwareProfile
 from sim.model.spec import ModelSpec
 
-CostKey = tuple[str, int, int, int, int]
-"""(op, tokens, context, layers, first layer or window) of a compute task, or (lane, bytes, tokens
-where it copies several layers, layers, 0) of a copy."""
+CostKey = tuple[str, int, int, int, int, int]
+"""(op, tokens, context, layers, first layer or window, kind of layer) of a compute task, or (lane,
+bytes, tokens where it copies several layers, layers, 0, 0) of a copy."""
 
 
 def cost_key(task: Task, model: ModelSpec) -> CostKey:
     """Tasks of one graph with the same key take the same time on any machine, to launch too."""
     layers = task.layers
     if task.lane != COMPUTE:
-        return task.lane, task.bytes, task.n_tokens if layers > 1 else 0, layers, 0
+        return task.lane, task.bytes, task.n_tokens if layers > 1 else 0, layers, 0, 0
+    kind = model.kind_of[task.layer]  # of work outside the layers, that of the last
     if task.op == "prefill":
         which = task.layer if layers > 1 else model.window(task.layer) or 0
-        return task.op, task.n_tokens, task.token_start, layers, which
+        return task.op, task.n_tokens, task.token_start, layers, which, kind
     context = attended_tokens(task, model) if task.op == "attention" else 0
-    return task.op, task.n_tokens, context, layers, 0
+    return task.op, task.n_tokens, context, layers, 0, kind
 
 
 class TaskCosts(Protocol):
@@ -50,9 +52,9 @@ class DecodeCosts:
         self.dispatch = hardware.dispatch
 
     def estimate(self, task: Task) -> Estimate:
-        what, amount, context, *_ = cost_key(task, self.operations.model)
+        what, amount, context, *_, kind = cost_key(task, self.operations.model)
         if task.lane == COMPUTE:
-            return self.operations.compute(what, amount, context)
+            return self.operations.compute(what, amount, context, kind)
         return self.operations.copy(what, amount)
 
     def launch_s(self, task: Task) -> float:
@@ -61,7 +63,8 @@ class DecodeCosts:
             return cost.task_s
         if task.lane != COMPUTE:
             return cost.task_s + cost.copy_s
-        return cost.task_s + cost.kernel_s * self.operations.launches(task.op)
+        kind = self.operations.model.kind_of[task.layer]
+        return cost.task_s + cost.kernel_s * self.operations.launches(task.op, kind)
 
     def earliest_s(self, task: Task) -> float:  # noqa: ARG002
         return self.dispatch.start_s

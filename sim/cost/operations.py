@@ -6,64 +6,33 @@ measured table, or computed from the profile's rates where no table covers it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from math import ceil, floor, log
+from dataclasses import replace
+from math import ceil, floor
 
+from sim.cost.attention import AttentionCosts
+from sim.cost.estimate import Estimate, total_of
 from sim.cost.matmul import MatmulCosts
 from sim.graph.jobs import Workload
 from sim.machine.all_reduce import AllReduce
 from sim.machine.curves import Curve
 from sim.machine.experts import SCALES_FRAC
 from sim.machine.profile import HardwareProfile
-from sim.machine.provenance import Source, weakest
+from sim.machine.provenance import weakest
 from sim.model.kernels import (
     AllReduceKernel,
     DecodeAttention,
     ElementwiseKernel,
     ExpertsKernel,
     GroupedMatMul,
+    IndexScores,
     Kernel,
     MatMul,
-    kernels,
+    StateUpdate,
     n_launches,
 )
-from sim.model.kv_format import host_kv_token_bytes
+from sim.model.kv_format import host_row_bytes
+from sim.model.operations import kernels
 from sim.model.spec import ModelSpec
-
-
-@dataclass(frozen=True, slots=True)
-class Estimate:
-    """Predicted seconds, the weakest source among its terms, and whether all were calibrated.
-
-    Args:
-        shares: of a sum, each source of its terms with its fraction of the seconds.
-    """
-
-    seconds: float
-    source: Source
-    in_range: bool
-    shares: tuple[tuple[Source, float], ...] = ()
-
-    @property
-    def seconds_by_source(self) -> dict[Source, float]:
-        shares = self.shares or ((self.source, 1.0),)
-        return {source: share * self.seconds for source, share in shares}
-
-
-def total_of(estimates: Sequence[Estimate]) -> Estimate:
-    """The sum: the weakest source counts, and every term must be in range."""
-    seconds = sum(one.seconds for one in estimates)
-    shares: dict[Source, float] = {}
-    for one in estimates:
-        for source, part_s in one.seconds_by_source.items():
-            shares[source] = shares.get(source, 0.0) + part_s / seconds if seconds else 0.0
-    return Estimate(
-        seconds,
-        weakest(*(one.source for one in estimates)),
-        all(one.in_range for one in estimates),
-        tuple(shares.items()),
-    )
 
 
 class OperationCosts:
@@ -74,37 +43,41 @@ class OperationCosts:
         self.model = model
         self.workload = workload
         self._matmuls = MatmulCosts(hardware.gemm, model)
-        self._attention_tables = {
-            (table.n_heads, table.n_kv_heads, table.head_dim): table
-            for table in hardware.attention.tables
-        }
+        self._attention = AttentionCosts(hardware, model.element_bytes)
         self._quantisation = {
             table.op: table.curve
             for table in hardware.elementwise.tables
             if table.bits == workload.kv_bits
         }
         self._all_reduce = hardware.all_reduce or AllReduce.over_pcie(hardware.links)
-        self._computed: dict[tuple[str, int, int], Estimate] = {}
-        self._launches: dict[str, int] = {}
+        self._computed: dict[tuple[str, int, int, int], Estimate] = {}
+        self._launches: dict[tuple[str, int], int] = {}
         self._copied: dict[tuple[str, int], Estimate] = {}
         self._setting = (model, workload.batch_size, workload.kv_bits)
-        self._kv_elements = 2 * workload.batch_size * model.kv_size
 
-    def compute(self, op: str, n_tokens: int, context: int) -> Estimate:
-        """Time of a compute operation on `n_tokens` tokens that attends to `context` keys."""
-        key = (op, n_tokens, context if op == "attention" else 0)
+    def compute(self, op: str, n_tokens: int, context: int, kind: int = -1) -> Estimate:
+        """Time of a compute operation on `n_tokens` tokens that attends to `context` keys.
+
+        Args:
+            kind: place of the layer in `model.kinds`; by default the last.
+        """
+        key = (op, n_tokens, context if op == "attention" else 0, kind)
         if key not in self._computed:
-            self._computed[key] = self._compute(op, n_tokens, context)
+            self._computed[key] = self._compute(*key)
         return self._computed[key]
 
-    def _compute(self, op: str, n_tokens: int, context: int) -> Estimate:
+    def _compute(self, op: str, n_tokens: int, context: int, kind: int) -> Estimate:
         task_s = self.hardware.dispatch.compute_task_s
         if op in self._quantisation:
-            seconds, inside = self._quantisation[op].at(n_tokens * self._kv_elements)
+            seconds, inside = self._quantisation[op].at(n_tokens * self._kv_elements(kind))
             return Estimate(task_s + seconds, self.hardware.elementwise.source, inside)
-        launched = kernels(op, n_tokens, context, *self._setting)
+        launched = kernels(op, n_tokens, context, *self._setting, kind)
         total = total_of([self.kernel(kernel) for kernel in launched])
         return replace(total, seconds=task_s + total.seconds)
+
+    def _kv_elements(self, kind: int) -> int:
+        """Elements of a token's K and V in all sequences."""
+        return self.workload.batch_size * self.model.kinds[kind].attention.kv_size
 
     def copy(self, lane: str, n_bytes: int) -> Estimate:
         """Time of one copy in direction `lane`, or within the host; 0 in unified memory.
@@ -127,36 +100,38 @@ class OperationCosts:
         """Bits of the layers' weights in the measurements behind the estimates."""
         return self._matmuls.measured_bits
 
-    def launches(self, op: str) -> int:
-        """Kernels that a task of operation `op` launches."""
-        if op not in self._launches:
-            self._launches[op] = n_launches(kernels(op, 1, 1, *self._setting))
-        return self._launches[op]
+    def launches(self, op: str, kind: int = -1) -> int:
+        """Kernels that a task of operation `op` launches, 0 if a layer of this kind has no such."""
+        if (op, kind) not in self._launches:
+            launched = kernels(op, 1, 1, *self._setting, kind)
+            self._launches[op, kind] = n_launches(launched)
+        return self._launches[op, kind]
 
-    def load_bytes(self, op: str, n_tokens: int) -> int:
+    def load_bytes(self, op: str, n_tokens: int, layer: int = 0) -> int:
         """Bytes of `load_x` or `load_kv` of `n_tokens` tokens of every sequence."""
         one = self.model.x_token_bytes
         if op == "load_kv":
-            one = host_kv_token_bytes(self.model, self.workload.kv_bits)
+            one = host_row_bytes(self.model, self.workload.kv_bits, layer)
         return self.workload.batch_size * n_tokens * one
 
-    def token_knots(self, op: str, max_tokens: int) -> list[int]:
+    def token_knots(self, op: str, max_tokens: int, layer: int = 0) -> list[int]:
         """Token counts in [0, max_tokens] between which the time of `op` is a straight line.
 
         Count 0 means that the task does not exist. Knots that fall between two whole counts
         are represented by both.
         """
         knots = {0.0, 1.0, float(max_tokens)}
-        batch = self.workload.batch_size
+        batch, kind = self.workload.batch_size, self.model.kind_of[layer]
         if op in ("load_kv", "load_x"):
             link = self.hardware.links.h2d
-            unit = self.load_bytes(op, 1)
+            unit = self.load_bytes(op, 1, layer)
             if link.curve is not None:
                 knots.update(work / unit for work in link.curve.work)
         elif op in self._quantisation:
-            knots.update(work / self._kv_elements for work in self._quantisation[op].work)
+            unit = self._kv_elements(kind)
+            knots.update(work / unit for work in self._quantisation[op].work)
         else:
-            for kernel in kernels(op, 1, 1, *self._setting):
+            for kernel in kernels(op, 1, 1, *self._setting, kind):
                 knots.update(self._kernel_knots(kernel, batch))
         whole = {bound for knot in knots for bound in (floor(knot), ceil(knot))}
         return sorted(count for count in whole if 0 <= count <= max_tokens)
@@ -183,7 +158,9 @@ class OperationCosts:
         if isinstance(kernel, GroupedMatMul):
             return self.matmul(kernel.stacked)
         if isinstance(kernel, DecodeAttention):
-            return self._attention(kernel)
+            return self._attention.estimate(kernel)
+        if isinstance(kernel, IndexScores | StateUpdate):
+            return self._attention.without_table(kernel)
         if isinstance(kernel, ExpertsKernel):
             return self._experts(kernel)
         if isinstance(kernel, AllReduceKernel):
@@ -209,40 +186,3 @@ class OperationCosts:
     def matmul(self, shape: MatMul) -> Estimate:
         """Time of one matrix product."""
         return Estimate(*self._matmuls.estimate(shape))
-
-    def _attention(self, kernel: DecodeAttention) -> Estimate:
-        costs = self.hardware.attention
-        model = self.model
-        table = self._attention_tables.get((model.n_heads, model.n_kv_heads, model.head_dim))
-        if table is not None and model.mla is None:
-            seconds, inside = table.grid.at(kernel.batch, kernel.context)
-            return Estimate(seconds, costs.source, inside)
-        if costs.heads and model.mla is None:
-            return self._attention_of_heads(kernel)
-        if costs.latent and model.mla is not None:
-            return self._attention_of_latents(kernel)
-        n_bytes = kernel.batch * kernel.context * model.kv_token_bytes
-        source = weakest(costs.source, "fitted") if costs.tables else costs.source
-        seconds = n_bytes / costs.bytes_per_s
-        if model.mla is not None:  # all heads share each latent, so arithmetic may take longer
-            seconds = max(seconds, kernel.flops(model) / self.hardware.gemm.flops_per_s)
-        return Estimate(seconds, source, not costs.tables)
-
-    def _attention_of_latents(self, kernel: DecodeAttention) -> Estimate:
-        """By the table of the nearest number of heads, in proportion to a latent's size."""
-        costs, model = self.hardware.attention, self.model
-        near = min(costs.latent, key=lambda one: abs(log(one.n_heads / model.n_heads)))
-        seconds, inside = near.fan.at(kernel.batch, kernel.context)
-        same = (near.n_heads, near.latent_size) == (model.n_heads, model.kv_token_size)
-        source = costs.source if same else weakest(costs.source, "fitted")
-        return Estimate(seconds * model.kv_token_size / near.latent_size, source, same and inside)
-
-    def _attention_of_heads(self, kernel: DecodeAttention) -> Estimate:
-        """By the KV heads of all sequences; heads of another size go at the nearest one's rate."""
-        costs, head_dim = self.hardware.attention, self.model.head_dim
-        near = min(costs.heads, key=lambda one: abs(log(one.head_dim / head_dim)))
-        seconds, inside = near.fan.at(kernel.batch * self.model.n_kv_heads, kernel.context)
-        if near.head_dim == head_dim:
-            return Estimate(seconds, costs.source, inside)
-        scaled_s = seconds * head_dim / near.head_dim
-        return Estimate(scaled_s, weakest(costs.source, "fitted"), False)

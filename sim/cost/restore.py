@@ -11,16 +11,26 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from math import ceil
+from typing import NamedTuple
 
-from sim.cost.operations import Estimate, OperationCosts, total_of
+from sim.cost.estimate import Estimate, total_of
+from sim.cost.operations import OperationCosts
 from sim.graph.jobs import RestoreRequest
 from sim.graph.loads import Loads
 from sim.graph.tasks import Task
 from sim.lanes import COMPUTE, TIER_LANES
+from sim.machine.curves import Grid
 from sim.machine.prefill import PromptAttention, Restore
 from sim.machine.profile import HardwareProfile
 from sim.machine.provenance import weakest
-from sim.model.kernels import DecodeAttention, MatMul, kernels, n_launches, prefill_attention_flops
+from sim.model.attention import ALL, Attention, FullAttention, Span
+from sim.model.kernels import DecodeAttention, IndexScores, Kernel, MatMul, n_launches
+from sim.model.operations import (
+    LAYER_OPS,
+    attended_pairs,
+    kernels,
+    prefill_attention_flops,
+)
 from sim.model.spec import ModelSpec
 
 
@@ -36,20 +46,14 @@ class RestoreCosts:
         self.dispatch = hardware.dispatch.in_turn()
         self._hardware = hardware
         self._block = hardware.restore or Restore()
-        self._matmul_estimates: dict[int, Estimate] = {}
-        self._prompts: dict[int, tuple[float, bool]] = {}
-        self._whole_prompts: PromptAttention | None = None
-        if self._block.prefill is not None and model.mla is None:
-            per_kv = model.n_heads // model.n_kv_heads
-            self._whole_prompts = self._block.prefill.attention(
-                model.n_heads, per_kv, model.head_dim
-            )
-        self._layer_launches: int | None = None
+        self._matmul_estimates: dict[tuple[int, int], Estimate] = {}
+        self._prompts: dict[tuple[int, int], tuple[float, bool] | None] = {}
+        self._whole_prompts = [self._whole_prompt(kind.attention) for kind in model.kinds]
+        self._layer_launches: dict[int, int] = {}
         self.loads = Loads(model, workload)
-        self._windows: dict[tuple[int, int], Counter[int | None]] = {}
-        self._heads = (model.n_heads, model.n_kv_heads, model.head_dim)
+        self._parts: dict[tuple[int, int], Counter[_Part]] = {}
         tables = self._block.prefill.tables if self._block.prefill is not None else ()
-        self._prefill_tables = {
+        self._prefill_tables: dict[tuple[int, int, int] | None, Grid] = {
             (table.n_heads, table.n_kv_heads, table.head_dim): table.grid for table in tables
         }
 
@@ -60,7 +64,8 @@ class RestoreCosts:
         if task.lane in TIER_LANES:
             return self._tier_copy(task.lane, task.bytes)
         if task.lane == COMPUTE:
-            uncontended = self.operations.compute(task.op, task.n_tokens, task.token_stop)
+            kind = self.model.kind_of[task.layer]
+            uncontended = self.operations.compute(task.op, task.n_tokens, task.token_stop, kind)
             shared_s = task.layers * uncontended.seconds / self.workload.gpu_share
             return replace(uncontended, seconds=shared_s)
         return self._link_copy(task)
@@ -82,12 +87,16 @@ class RestoreCosts:
         """
         return self.dispatch.task_s
 
-    def _launch_s(self, layers: int) -> float:
+    def _launch_s(self, layer: int, layers: int) -> float:
         """Host time to launch the kernels of a prefill step, which the device cannot outrun."""
-        if self._layer_launches is None:
-            ops = ("qkv", "attention", "mlp")
-            self._layer_launches = sum(n_launches(kernels(op, 1, 1, self.model, 1)) for op in ops)
-        return layers * self._layer_launches * self.dispatch.kernel_s
+        known = self._layer_launches
+        for kind in range(0 if known else len(self.model.kinds)):
+            known[kind] = sum(n_launches(self._kernels(op, 1, kind)) for op in LAYER_OPS)
+        kinds = Counter(self.model.kind_of[layer : layer + layers])
+        return sum(n * known[kind] for kind, n in kinds.items()) * self.dispatch.kernel_s
+
+    def _kernels(self, op: str, rows: int, kind: int) -> list[Kernel]:
+        return kernels(op, rows, 1, self.model, 1, kind=kind)
 
     @property
     def lookup_s(self) -> float:
@@ -108,41 +117,54 @@ class RestoreCosts:
     def prefill(self, start: int, n_tokens: int, layers: int, layer: int = 0) -> Estimate:
         """Time of the step that takes tokens [start, start + n) through layers from `layer` on."""
         rows = n_tokens + self.workload.other_tokens
-        times, matmuls = rows / n_tokens, self._layer_matmuls(rows)
-        windows = self._windows_of(layer, layers, start + n_tokens)
+        times = rows / n_tokens
+        counts = self._parts_of(layer, layers, start + n_tokens)
         parts = {
-            window: total_of([matmuls, self._prefill_attention(start, n_tokens, times, window)])
-            for window in windows
+            part: total_of(
+                [
+                    self._layer_matmuls(rows, part.kind),
+                    *self._prefill_attention(start, n_tokens, times, part),
+                ]
+            )
+            for part in counts
         }
         block = self._block.prefill
         step_s = block.step_s.value / self.model.n_layers if block is not None else 0.0
-        work_s = sum(windows[window] * (one.seconds + step_s) for window, one in parts.items())
-        seconds = self.dispatch.compute_task_s + max(work_s, self._launch_s(layers))
-        each = [replace(one, seconds=windows[at] * one.seconds) for at, one in parts.items()]
+        work_s = sum(counts[part] * (one.seconds + step_s) for part, one in parts.items())
+        seconds = self.dispatch.compute_task_s + max(work_s, self._launch_s(layer, layers))
+        each = [replace(one, seconds=counts[at] * one.seconds) for at, one in parts.items()]
         return replace(total_of(each), seconds=seconds)
 
-    def _windows_of(self, layer: int, layers: int, stop: int) -> Counter[int | None]:
-        """Number of layers by window, None where `stop` tokens fit; of layers from `layer` on."""
+    def _parts_of(self, layer: int, layers: int, stop: int) -> Counter[_Part]:
+        """Numbers of layers that cost the same; of layers from `layer` on.
+
+        A window that holds all `stop` tokens is none.
+        """
         key = layer, layers
-        if key not in self._windows:
-            self._windows[key] = Counter(map(self.model.window, range(layer, layer + layers)))
-        found: Counter[int | None] = Counter()
-        for window, count in self._windows[key].items():
-            found[None if window is None or window >= stop else window] += count
+        if key not in self._parts:
+            self._parts[key] = Counter(
+                _Part(self.model.kind_of[one], self.model.span(one))
+                for one in range(layer, layer + layers)
+            )
+        found: Counter[_Part] = Counter()
+        for part, count in self._parts[key].items():
+            window = part.span.window
+            whole = window is None or window >= stop
+            found[_Part(part.kind, ALL) if whole else part] += count
         return found
 
-    def _layer_matmuls(self, rows: int) -> Estimate:
-        """All kernels of a layer over `rows` tokens except the attention itself."""
-        if rows not in self._matmul_estimates:
+    def _layer_matmuls(self, rows: int, kind: int) -> Estimate:
+        """All kernels of a layer over `rows` tokens except those that attend."""
+        if (rows, kind) not in self._matmul_estimates:
             estimates = []
-            for op in ("qkv", "attention", "mlp"):
-                for kernel in kernels(op, rows, 1, self.model, 1):
-                    if not isinstance(kernel, DecodeAttention):
+            for op in LAYER_OPS:
+                for kernel in self._kernels(op, rows, kind):
+                    if not isinstance(kernel, DecodeAttention | IndexScores):
                         one = self.operations.kernel(kernel)
                         faster = self._weight_speedup if isinstance(kernel, MatMul) else 1.0
                         estimates.append(replace(one, seconds=one.seconds / faster))
-            self._matmul_estimates[rows] = total_of(estimates)
-        return self._matmul_estimates[rows]
+            self._matmul_estimates[rows, kind] = total_of(estimates)
+        return self._matmul_estimates[rows, kind]
 
     def step_s(self, parts: Sequence[tuple[int, int]], sampled: int) -> float:
         """Time of an engine step over several requests, all layers.
@@ -151,19 +173,22 @@ class RestoreCosts:
             parts: first position and tokens of each request in it.
             sampled: requests that produce a token in it.
         """
-        product = self._layer_matmuls(sum(n_tokens for _, n_tokens in parts))
+        rows = sum(n_tokens for _, n_tokens in parts)
         work_s, stop = 0.0, max(sum(part) for part in parts)
-        for window, layers in self._windows_of(0, self.model.n_layers, stop).items():
-            attention_s = sum(self._prefill_attention(*part, 1.0, window).seconds for part in parts)
-            work_s += layers * (product.seconds + attention_s)
+        for part, layers in self._parts_of(0, self.model.n_layers, stop).items():
+            attention_s = sum(
+                one.seconds for at in parts for one in self._prefill_attention(*at, 1.0, part)
+            )
+            work_s += layers * (self._layer_matmuls(rows, part.kind).seconds + attention_s)
         block = self._block.prefill
         fixed_s = block.step_s.value if block is not None else 0.0
         head_s = self.operations.compute("head", sampled, 1).seconds if sampled else 0.0
         return work_s + fixed_s + head_s
 
-    def layer_matmuls_s(self, rows: int) -> float:
-        """All kernels of a layer over `rows` tokens except the attention itself."""
-        return self._layer_matmuls(rows).seconds
+    def matmuls_s(self, rows: int) -> float:
+        """All kernels of all layers over `rows` tokens except those that attend."""
+        kinds = Counter(self.model.kind_of)
+        return sum(n * self._layer_matmuls(rows, kind).seconds for kind, n in kinds.items())
 
     def shared_step_s(
         self, prompts: Sequence[tuple[int, int]], decoding: int, context: float, matmuls_s: float
@@ -176,23 +201,21 @@ class RestoreCosts:
             prompts: first position and tokens of each prompt in it.
             decoding: requests that decode one token each.
             context: mean number of tokens that they attend to.
-            matmuls_s: `layer_matmuls_s` of all tokens of the step.
+            matmuls_s: `matmuls_s` of all tokens of the step.
         """
         layers = self.model.n_layers
         stop = max([ceil(context), *(start + n_tokens for start, n_tokens in prompts)])
         block = self._block.prefill
-        step_s = block.step_s.value / layers if block is not None else 0.0
-        work_s = 0.0
-        for window, count in self._windows_of(0, layers, stop).items():
-            seconds = matmuls_s + step_s
-            for start, n_tokens in prompts:
-                seconds += self._prefill_attention(start, n_tokens, 1.0, window).seconds
+        work_s = matmuls_s + (block.step_s.value if block is not None else 0.0)
+        for part, count in self._parts_of(0, layers, stop).items():
+            estimates = [one for at in prompts for one in self._prefill_attention(*at, 1.0, part)]
             if decoding:
-                keys = context if window is None else min(context, window)
-                attention = DecodeAttention(decoding, ceil(keys))
-                seconds += self.operations.kernel(attention).seconds
-            work_s += count * seconds
-        return self.dispatch.compute_task_s + max(work_s, self._launch_s(layers))
+                window = part.span.window
+                keys = ceil(context if window is None else min(context, window))
+                attention = self.model.kinds[part.kind].attention
+                estimates.append(self.operations.kernel(DecodeAttention(decoding, keys, attention)))
+            work_s += count * sum(one.seconds for one in estimates)
+        return self.dispatch.compute_task_s + max(work_s, self._launch_s(0, layers))
 
     @property
     def _weight_speedup(self) -> float:
@@ -207,48 +230,71 @@ class RestoreCosts:
         return block.eight_bit_speedup.value
 
     def _prefill_attention(
-        self, start: int, n_tokens: int, times: float, window: int | None
-    ) -> Estimate:
+        self, start: int, n_tokens: int, times: float, part: _Part
+    ) -> list[Estimate]:
         """Attention with `times` the FLOPs, but no faster than reading K and V once.
 
         Where chunks of the head shape were measured, it is one of `times` as many tokens; where
         whole prompts were, the rate is that of a prompt of as many tokens as the chunk reads.
-
-        Args:
-            window: tokens that each attends to at most, itself included.
+        There is none in layers without K and V.
         """
-        keys = start + 1 if window is None else min(start + 1, window)
-        table = self._prefill_tables.get(self._heads)
+        one, span = self.model.kinds[part.kind].attention, part.span
+        flops = times * prefill_attention_flops(one, start, n_tokens, span)
+        if not flops:
+            return []
+        keys = start + 1 if span.window is None else min(start + 1, span.window)
+        table = self._prefill_tables.get(_heads(one))
         if table is not None:
             seconds, inside = table.at(times * n_tokens, keys)
-            return Estimate(seconds, "measured", inside)
-        flops = times * prefill_attention_flops(self.model, start, n_tokens, window)
+            return [Estimate(seconds, "measured", inside)]
         read = self._hardware.attention
         n_read = keys - 1 + n_tokens
-        read_s = n_read * self.model.kv_token_bytes / read.bytes_per_s
+        read_s = n_read * one.row_size * self.model.element_bytes / read.bytes_per_s
         block = self._block.prefill
         if block is None:
             rate = self._hardware.gemm.flops_per_s
-            return Estimate(max(flops / rate, read_s), weakest(read.source, "fitted"), False)
+            seconds = max(flops / rate, read_s)
+            return [Estimate(seconds, weakest(read.source, "fitted"), False)]
         rate, source = block.attention_flops_per_s.value, block.attention_flops_per_s.source
-        measured = self._whole_attention(n_read)
+        measured = self._whole_attention(n_read, part.kind)
         if measured is None:
-            return Estimate(max(flops / rate, read_s), source, True)
+            return [Estimate(max(flops / rate, read_s), source, True)]
         whole_s, inside = measured
-        seconds = whole_s * flops / prefill_attention_flops(self.model, 0, n_read)
+        seconds = whole_s * flops / (one.prefill_row_flops * attended_pairs(0, n_read))
         source = source if inside else weakest(source, "fitted")
-        return Estimate(max(seconds, read_s), source, inside)
+        return [Estimate(max(seconds, read_s), source, inside)]
 
-    def _whole_attention(self, n_tokens: int) -> tuple[float, bool] | None:
-        """Measured seconds of the first `n_tokens` of a prompt; None where nothing was measured."""
-        if self._whole_prompts is None:
+    def _whole_prompt(self, attention: Attention) -> PromptAttention | None:
+        """Times of a kind of attention over whole prompts; None where nothing was measured."""
+        heads, block = _heads(attention), self._block.prefill
+        if heads is None or block is None:
             return None
-        if n_tokens not in self._prompts:
-            self._prompts[n_tokens] = self._whole_prompts.at(n_tokens)
-        return self._prompts[n_tokens]
+        n_heads, n_kv_heads, head_dim = heads
+        return block.attention(n_heads, n_heads // n_kv_heads, head_dim)
+
+    def _whole_attention(self, n_tokens: int, kind: int) -> tuple[float, bool] | None:
+        """Measured seconds of the first `n_tokens` of a prompt; None where nothing was measured."""
+        if (n_tokens, kind) not in self._prompts:
+            whole = self._whole_prompts[kind]
+            self._prompts[n_tokens, kind] = None if whole is None else whole.at(n_tokens)
+        return self._prompts[n_tokens, kind]
 
     def _tier_copy(self, lane: str, n_bytes: int) -> Estimate:
         tier = self._block.tier(lane)
         return Estimate(
             tier.chunk_s + n_bytes / tier.bytes_per_s.value, tier.bytes_per_s.source, True
         )
+
+
+class _Part(NamedTuple):
+    """What layers that cost the same have in common: kind, and part of the prompt."""
+
+    kind: int
+    span: Span
+
+
+def _heads(attention: Attention) -> tuple[int, int, int] | None:
+    """Query and KV heads, and their size; None where attention is not by K and V of heads."""
+    if not isinstance(attention, FullAttention):
+        return None
+    return attention.n_heads, attention.n_kv_heads, attention.head_dim

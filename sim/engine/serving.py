@@ -122,8 +122,7 @@ class _Loads:
             size = self.request.io_chunk_tokens
             start = max((self.back - 1) // size * size, front)
             model, loads = self.costs.model, self.costs.loads
-            rows = loads.rows(0, model.n_layers, start, self.back)
-            n_bytes = rows.n_rows * self.request.kv_token_bits(model) // 8
+            n_bytes = loads.kv_bytes(0, model.n_layers, start, self.back)
             lane = LANE_OF_TIER.get(self.request.tier)
             if lane is not None:
                 self.next_s += self.costs.copy_s(lane, n_bytes)

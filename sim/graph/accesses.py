@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, TypeVar, cast
 
 from sim.errors import BadInput
 from sim.graph.jobs import RestoreRequest, Workload
-from sim.graph.tasks import Task, TaskGraph, attended_tokens
+from sim.graph.tasks import Task, TaskGraph
 from sim.lanes import HOST
 
 Buffer = tuple[Any, ...]
@@ -102,7 +102,7 @@ class _DecodeBuffers:
 
     def attended(self, task: Task) -> list[Rows]:
         stop = task.token_stop - self._firsts[task.layer]
-        start = stop - attended_tokens(task, self._model)
+        start = stop - 1 - self._model.layer_context(task.layer, task.token_stop - 1)
         return [Rows((KV_SLOT, task.device, task.slot), start, stop)]
 
     def quantised_slot(self, task: Task) -> list[Rows]:

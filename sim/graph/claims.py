@@ -75,15 +75,14 @@ def _free(task: Task, taken: Sequence[Tokens]) -> Tokens:
 
 
 def part_of(graph: TaskGraph, task: Task, tokens: Tokens) -> Task:
-    """The task with only these of its tokens, its FLOPs and the bytes of its rows in proportion."""
+    """The task with only these of its tokens, their bytes, and its FLOPs in proportion."""
     n_tokens = tokens[1] - tokens[0]
     if n_tokens == task.n_tokens:
         return task
     part = replace(task, token_start=tokens[0], token_stop=tokens[1])
     if not task.bytes:
         return replace(part, flops=task.flops * n_tokens // task.n_tokens)
-    n_rows = graph.loaded_rows(part).n_rows if n_tokens else 0
-    return replace(part, bytes=task.bytes * n_rows // graph.loaded_rows(task).n_rows)
+    return replace(part, bytes=graph.loaded_bytes(part) if n_tokens else 0)
 
 
 def claimed(graph: TaskGraph, start_s: Sequence[float]) -> tuple[Task, ...]:

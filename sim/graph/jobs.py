@@ -135,28 +135,40 @@ class RestoreRequest(Workload):
         """Tokens of other requests in a step."""
         return max(0, round((1 - self.gpu_share) * self.chunk_tokens))
 
-    def kv_token_bits(self, model: ModelSpec) -> int:
-        """Bits of K and V of one token and layer on the tier."""
-        element_bits = self.tier_kv_bits if self.tier_kv_bits < 16 else 8 * model.element_bytes
-        return model.kv_token_size * element_bits
+    def kv_element_bits(self, model: ModelSpec) -> int:
+        """Bits of an element of K and V on the tier."""
+        return self.tier_kv_bits if self.tier_kv_bits < 16 else 8 * model.element_bytes
 
     def first_loaded(self, model: ModelSpec, layer: int) -> int:
         """First cached token of `layer` that the restored prefix needs, at the start of a chunk.
 
-        In a layer with a window no later token attends to those before it.
+        In a layer with a window no later token attends to those before it. The last chunk is always
+        needed, with which a state comes, except in a layer that caches nothing.
         """
-        first = model.first_token(layer, self.cached_tokens)
+        if not model.caches(layer):
+            return self.cached_tokens
+        first = min(model.first_token(layer, self.cached_tokens), self.cached_tokens - 1)
         return first - first % self.io_chunk_tokens
 
-    def needed_rows(self, model: ModelSpec) -> int:
-        """Cached tokens that the restored prefix needs, summed over layers."""
-        firsts = sum(self.first_loaded(model, layer) for layer in range(model.n_layers))
-        return model.n_layers * self.cached_tokens - firsts
+    def layer_kv_bits(self, model: ModelSpec, layer: int, start: int, stop: int) -> int:
+        """Bits on the tier of the rows of tokens [start, stop) of `layer`."""
+        attention, end = model.layers[layer].attention, self.cached_tokens
+        return attention.span_elements(start, stop, end) * self.kv_element_bits(model)
 
     def kv_bytes(self, model: ModelSpec) -> int:
         """Bytes on the tier of the K and V that the restored prefix needs."""
-        return self.needed_rows(model) * self.kv_token_bits(model) // 8
+        bits = sum(
+            self.layer_kv_bits(model, layer, self.first_loaded(model, layer), self.cached_tokens)
+            for layer in range(model.n_layers)
+        )
+        return bits // 8
+
+    def index_bytes(self, model: ModelSpec) -> int:
+        """Bytes on the tier of the index keys that the restored prefix needs."""
+        return model.index_bytes(self.cached_tokens)
 
     def x_bytes(self, model: ModelSpec) -> int:
-        """Bytes on the tier of X of the same tokens."""
-        return self.needed_rows(model) * model.x_token_bytes
+        """Bytes on the tier of X of the tokens whose K and V can be projected from it."""
+        layers = [layer for layer in range(model.n_layers) if model.projects(layer)]
+        rows = sum(self.cached_tokens - self.first_loaded(model, layer) for layer in layers)
+        return rows * model.x_token_bytes

@@ -3,6 +3,9 @@
 Once the prefix is restored, nothing attends to earlier tokens in such a layer. Its earlier I/O
 chunks are left out of every load, and the last load stands for all tokens before the first chunk
 that any layer needs: whoever has these chunks need not compute the tokens before them.
+
+The state of a layer is that after the last cached token. Whoever loads any token of such a layer
+loads its state as a whole, with the last chunk; only computing all cached tokens makes it.
 """
 
 from __future__ import annotations
@@ -34,6 +37,7 @@ class Loads:
     """
 
     def __init__(self, model: ModelSpec, request: RestoreRequest) -> None:
+        self._model, self._request = model, request
         self.firsts = tuple(request.first_loaded(model, layer) for layer in range(model.n_layers))
         self.first = min(self.firsts)
 
@@ -41,3 +45,15 @@ class Loads:
         """Rows of a load of tokens [start, stop) in `layers` layers from `layer` on."""
         moved = [at for at in range(layer, layer + layers) if self.firsts[at] < stop]
         return LoadedRows(moved, max(start, min(self.firsts[layer : layer + layers])), stop)
+
+    def kv_bytes(self, layer: int, layers: int, start: int, stop: int) -> int:
+        """Bytes of K and V, index keys and states of such a load."""
+        rows, model, request = self.rows(layer, layers, start, stop), self._model, self._request
+        bits = sum(request.layer_kv_bits(model, at, rows.start, rows.stop) for at in rows.layers)
+        if not model.layer_kinds:
+            return bits // 8
+        attentions = [model.layers[at].attention for at in rows.layers]
+        n_bytes = sum(one.index_span_elements(rows.start, rows.stop) for one in attentions)
+        if stop == request.cached_tokens:
+            n_bytes += sum(one.state_bytes(model.element_bytes) for one in attentions)
+        return max(1, bits // 8 + n_bytes)

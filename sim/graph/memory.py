@@ -9,7 +9,7 @@ from sim.errors import DoesNotFit
 from sim.graph.jobs import Workload
 from sim.graph.tasks import STAGING_SLOTS, Task, TaskGraph
 from sim.lanes import HOST
-from sim.model.kv_format import host_kv_token_bytes
+from sim.model.kv_format import host_row_bytes
 from sim.model.spec import ModelSpec
 
 
@@ -27,11 +27,14 @@ class Footprint:
     host_weight_bytes: int
     host_staging_bytes: int
     quantised_slot_bytes: int
+    index_bytes: int = 0
+    state_bytes: int = 0
 
     @property
     def device_bytes(self) -> int:
         slots = self.kv_slot_bytes + self.quantised_slot_bytes + self.x_slot_bytes
-        return self.weight_bytes + slots + self.workspace_bytes + self.resident_bytes
+        always = self.weight_bytes + self.index_bytes + self.state_bytes
+        return always + slots + self.workspace_bytes + self.resident_bytes
 
     @property
     def host_bytes(self) -> int:
@@ -40,21 +43,39 @@ class Footprint:
 
 
 def layer_rows(model: ModelSpec, workload: Workload, layer: int) -> int:
-    """Tokens of one layer that its host cache holds: of the prompt and generated.
+    """Rows of one layer that its host cache holds: of the prompt and generated.
 
     Of the prompt a layer with a sliding window keeps what the first step attends to.
     """
-    return model.layer_context(layer, workload.prompt_tokens) + workload.gen_tokens
+    if not model.loads_rows(layer):
+        return 0
+    return model.held_rows(layer, workload.prompt_tokens) + workload.gen_tokens
+
+
+Needs = list[tuple[int, int]]
+"""(rows, layer) of the layers that a slot serves."""
+
+
+def _slot_needs(graph: TaskGraph) -> list[Needs]:
+    """What each KV slot of a device has to hold.
+
+    A layer that moves nothing has its whole cache in its slot, any other the rows that it reads.
+    """
+    model, job = graph.model, graph.workload
+    moving = {task.layer for task in graph.tasks if task.op in _KV_OPS}
+    needs: list[set[tuple[int, int]]] = [set() for _ in range(graph.slots)]
+    for task in graph.tasks:
+        if task.op == "attention" and model.loads_rows(task.layer):
+            rows = layer_rows(model, job, task.layer)
+            if task.layer in moving:
+                rows = model.layer_context(task.layer, job.prompt_tokens) + job.gen_tokens
+            needs[task.slot].add((rows, task.layer))
+    return [sorted(need) for need in needs]
 
 
 def slot_rows(graph: TaskGraph) -> list[int]:
-    """Tokens that each KV slot of a device holds: the maximum over the layers it serves."""
-    rows = [0] * graph.slots
-    for task in graph.tasks:
-        if task.op == "attention":
-            needed = layer_rows(graph.model, graph.workload, task.layer)
-            rows[task.slot] = max(rows[task.slot], needed)
-    return rows
+    """Rows that each KV slot of a device holds: the maximum over the layers it serves."""
+    return [max((rows for rows, _ in need), default=0) for need in _slot_needs(graph)]
 
 
 def footprint(graph: TaskGraph, cache: Sequence[HostRows] | None = None) -> Footprint:
@@ -65,7 +86,7 @@ def footprint(graph: TaskGraph, cache: Sequence[HostRows] | None = None) -> Foot
     The workspace is what one layer's activations need at decode (widest matrix output, in
     32-bit for the logits) plus the new token's K, V and X. A graph that stages K and V has room
     for one layer's in pinned memory. A quantised cache has, for each KV slot, a second slot for the
-    loaded rows and the new token's.
+    loaded rows and the new token's. States and index keys of all tokens are on the device.
 
     Args:
         cache: rows of each layer on the host, by default those that the graph needs.
@@ -74,51 +95,59 @@ def footprint(graph: TaskGraph, cache: Sequence[HostRows] | None = None) -> Foot
     loads = [task for task in graph.tasks if task.op == "load_x"]
     x_rows = max((task.n_tokens for task in loads), default=0)
     x_slots = len({task.slot for task in loads})
-    kept_rows = {op: _kept_rows(graph, op) for op in ("place_kv", "recompute_resident")}
     workspace = job.batch_size * (activation_bytes(model) + 4 * model.vocab_size)
-    layers = [layer_rows(model, job, layer) for layer in range(model.n_layers)]
+    layers = range(model.n_layers)
     rows = needed_rows(graph) if cache is None else cache
     sequences = job.batch_size * job.n_batches * graph.n_devices
-    host_kv_bytes = host_kv_token_bytes(model, job.kv_bits)
-    staged_rows = max(layers) * job.batch_size if (0, HOST) in graph.lanes else 0
-    slot_tokens = slot_rows(graph)
-    quantised_rows = 0 if job.kv_bits is None else sum(slot_tokens) + len(slot_tokens)
+    host_kv = [host_row_bytes(model, job.kv_bits, layer) for layer in layers]
+    staged = max(layer_rows(model, job, layer) * model.row_bytes(layer) for layer in layers)
+    needs = _slot_needs(graph)
+    slots_bytes = sum(
+        max((count * model.row_bytes(layer) for count, layer in need), default=0) for need in needs
+    )
+    quantised = 0 if job.kv_bits is None else _quantised_slot_bytes(needs, host_kv)
     moved = {task.layer for task in graph.tasks if task.op == "load_weights"}
     offloaded = len(moved) * model.layer_weight_bytes
     slots = min(STAGING_SLOTS, len(moved)) * model.layer_weight_bytes
     return Footprint(
         weight_bytes=model.weight_bytes - offloaded + slots,
-        kv_slot_bytes=sum(slot_tokens) * job.batch_size * model.kv_token_bytes,
+        kv_slot_bytes=job.batch_size * slots_bytes,
         x_slot_bytes=job.batch_size * (x_slots * x_rows + graph.slots) * model.x_token_bytes,
-        resident_bytes=job.batch_size
-        * (
-            kept_rows["place_kv"] * model.kv_token_bytes
-            + kept_rows["recompute_resident"] * model.x_token_bytes
-        ),
+        resident_bytes=job.batch_size * _kept_bytes(graph),
         workspace_bytes=workspace,
-        host_kv_bytes=sequences * sum(one.n_kv for one in rows) * host_kv_bytes,
+        host_kv_bytes=sequences
+        * sum(one.n_kv * each for one, each in zip(rows, host_kv, strict=True)),
         host_x_bytes=sequences * sum(one.n_x for one in rows) * model.x_token_bytes,
         host_weight_bytes=offloaded,
-        host_staging_bytes=graph.n_devices * staged_rows * model.kv_token_bytes,
-        quantised_slot_bytes=quantised_rows * job.batch_size * host_kv_bytes,
+        host_staging_bytes=staged * job.batch_size * graph.n_devices * ((0, HOST) in graph.lanes),
+        quantised_slot_bytes=job.batch_size * quantised,
+        index_bytes=job.batch_size * model.index_bytes(job.max_tokens),
+        state_bytes=job.batch_size * model.state_bytes,
     )
 
 
 def activation_bytes(model: ModelSpec) -> int:
     """Bytes of one layer's activations of one token: hidden states and the widest output."""
-    width = model.intermediate_size
-    if model.moe is not None:
-        passed = model.moe.n_active_experts + model.moe.n_shared_experts
-        width = max(width, passed * model.moe.intermediate_size)
-    widest = max(model.q_size + model.kv_token_size, (2 if model.gated_mlp else 1) * width)
+    widest = max(kind.projected_size for kind in model.kinds)
     return (widest + 4 * model.hidden_size) * model.element_bytes
 
 
-def _kept_rows(graph: TaskGraph, op: str) -> int:
-    """Token positions, summed over layers and batches, that `op` takes from device memory."""
+def _quantised_slot_bytes(needs: Sequence[Needs], row_bytes: Sequence[int]) -> int:
+    """Loaded rows of each KV slot, and the new token's, of one sequence."""
     return sum(
-        task.n_tokens for task in graph.tasks if task.op == op and not task.step | task.device
+        max(((rows + 1) * row_bytes[layer] for rows, layer in need), default=0) for need in needs
     )
+
+
+def _kept_bytes(graph: TaskGraph) -> int:
+    """Bytes of one sequence, in all layers and batches, that a step takes from device memory."""
+    model, n_bytes = graph.model, 0
+    for task in graph.tasks:
+        if task.op in ("place_kv", "recompute_resident") and not task.step | task.device:
+            kept_kv = task.op == "place_kv"
+            one = model.row_bytes(task.layer) if kept_kv else model.x_token_bytes
+            n_bytes += task.n_tokens * one
+    return n_bytes
 
 
 def check_fits(
@@ -149,7 +178,7 @@ def check_fits(
         beyond = weights_beyond(graph.model, free_bytes)
         if beyond is not None and graph.schedule == "row":
             advice = "choose a smaller model or dtype"
-            if graph.model.moe is None:
+            if graph.model.moves_weights:
                 advice += ", or --schedule column, which loads the weights layer by layer"
             gpus = "one GPU" if graph.model.tensor_parallel == 1 else "these GPUs"
             raise DoesNotFit(
@@ -167,7 +196,7 @@ def check_fits(
         advice = f"lower --batch to {most}, or --prompt"
         if most < 1:
             advice = "lower --prompt or --n-batches, or choose a smaller model"
-        elif graph.workload.kv_bits is None and graph.model.mla is None and not need.host_x_bytes:
+        elif _may_quantise(graph) and not need.host_x_bytes:
             advice += ", or store K and V in 8 bits (--kv-bits 8)"
         raise DoesNotFit(
             f"{graph.model.name} needs {_gib(need.host_bytes)} of host memory (KV cache and "
@@ -175,6 +204,10 @@ def check_fits(
             f"{_gib(host_bytes)} for it; {advice}."
         )
     return need
+
+
+def _may_quantise(graph: TaskGraph) -> bool:
+    return graph.workload.kv_bits is None and graph.model.quantises_kv
 
 
 def weights_beyond(model: ModelSpec, free_bytes: float) -> str | None:
@@ -253,9 +286,14 @@ def _within(inner: Tokens, outer: Tokens) -> bool:
 
 def all_rows(model: ModelSpec, workload: Workload) -> list[HostRows]:
     """K, V and X of every token that any step may attend to."""
-    stop = workload.max_tokens
-    firsts = [model.first_token(layer, workload.prompt_tokens) for layer in range(model.n_layers)]
-    return [HostRows(first, stop, (first, first), (first, stop)) for first in firsts]
+    return [_all_rows(model, workload, layer) for layer in range(model.n_layers)]
+
+
+def _all_rows(model: ModelSpec, workload: Workload, layer: int) -> HostRows:
+    if not model.splits(layer):  # no X, and rows by number instead of by position
+        return HostRows(0, layer_rows(model, workload, layer), (0, 0), (0, 0))
+    first, stop = model.first_token(layer, workload.prompt_tokens), workload.max_tokens
+    return HostRows(first, stop, (first, first), (first, stop))
 
 
 def needed_rows(graph: TaskGraph) -> list[HostRows]:
@@ -269,7 +307,10 @@ def needed_rows(graph: TaskGraph) -> list[HostRows]:
         if task.layer >= 0:
             tasks[task.layer].append(task)
     whole = all_rows(graph.model, graph.workload)
-    return [_needed(rows, tasks[layer], graph.workload) for layer, rows in enumerate(whole)]
+    return [
+        _needed(rows, tasks[layer], graph.workload) if graph.model.splits(layer) else rows
+        for layer, rows in enumerate(whole)
+    ]
 
 
 def _needed(whole: HostRows, tasks: Sequence[Task], job: Workload) -> HostRows:

@@ -192,6 +192,10 @@ class TaskGraph:
         """Rows that a load of a restore moves."""
         return self._loads.rows(task.layer, task.layers, task.token_start, task.token_stop)
 
+    def loaded_bytes(self, task: Task) -> int:
+        """Bytes that a load of K and V of a restore moves."""
+        return self._loads.kv_bytes(task.layer, task.layers, task.token_start, task.token_stop)
+
     def to_dict(self) -> dict[str, Any]:
         """The graph as it is written to a file, without fields that have their default value."""
         return {
@@ -251,4 +255,4 @@ def _check_tasks(tasks: Iterable[Task]) -> None:
 
 def attended_tokens(task: Task, model: ModelSpec) -> int:
     """Keys that the last token of `task` attends to, itself included."""
-    return model.layer_context(task.layer, task.token_stop - 1) + 1
+    return task.token_stop - model.first_token(task.layer, task.token_stop - 1)

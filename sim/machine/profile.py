@@ -78,14 +78,23 @@ class Gemm:
         wide_enough = (rate for bits, rate in rates.items() if bits >= operand_bits and rate)
         return next(wide_enough, self.flops_per_s)
 
-    def roofline_s(self, m: int, n: int, k: int, element_bytes: int, weight_bits: int) -> float:
+    def roofline_s(
+        self,
+        m: int,
+        n: int,
+        k: int,
+        element_bytes: int,
+        weight_bits: float,
+        operand_bits: int = 16,
+    ) -> float:
         """`max(flops / rate, bytes / bytes_per_s)` of `[m, k] x [k, n]`.
 
         Args:
             element_bytes: of an element of the operand [m, k] and of the result.
-            weight_bits: of an element of [k, n]; with 8 both operands are multiplied in 8 bits.
+            weight_bits: of an element of [k, n] in memory.
+            operand_bits: of both operands when they are multiplied.
         """
-        seconds = 2 * m * n * k / self.rate(8 if weight_bits == 8 else 16)
+        seconds = 2 * m * n * k / self.rate(operand_bits)
         if self.bytes_per_s is not None:
             n_bytes = n * k * weight_bits / 8 + m * (n + k) * element_bytes
             seconds = max(seconds, n_bytes / self.bytes_per_s)

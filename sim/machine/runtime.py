@@ -10,27 +10,24 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 from sim.errors import BadInput
 from sim.files import STRICT_KEYS, parse, read_json
 from sim.lanes import COPY_LANES
+from sim.machine.links import COPY_KINDS
 from sim.machine.profile import HardwareProfile
 from sim.machine.what_if import with_copies
 from sim.model.spec import ModelSpec
 
 KIND = "runtime"
 
-RestoreOrder = Literal["best", "whole", "by-layer"]
-"""How a cached prefix arrives: by the best plan on the machine, all of it before the step that
-needs it, or layer after layer while the layers before are computed."""
-
-
 RESTORE_TEXTS = {
     "best": "prefixes restored by the best plan",
     "whole": "a cached prefix loaded as a whole before the step that needs it",
     "by-layer": "a cached prefix loaded layer by layer while earlier layers compute",
 }
+"""How a cached prefix arrives, in a clause."""
+
 DECODE_TEXTS = {
     "lp": "the best plan",
     "resident": "K and V of running requests in GPU memory",
@@ -38,7 +35,12 @@ DECODE_TEXTS = {
     "flexgen": "K and V staged through pinned memory, with a barrier after each layer",
     "llama.cpp": "a layer's K and V copied, then attended to",
     "llama.cpp-ring": "a layer's K and V copied while earlier layers compute",
+    "load-all": "a layer's K and V loaded while earlier layers compute",
 }
+"""How K and V of running requests reach the attention, by the policy whose graph it is."""
+
+ENGINE = "engine"
+BLOCK_LAYERS = ("all", "one")
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,9 +111,9 @@ class Runtime:
     """How a runtime restores prefixes and decodes; each field with its source.
 
     Args:
-        restore: one of `RestoreOrder`.
-        decode: name of the policy whose graph decodes; `lp` for the best plan, `resident` where K
-            and V of a running request must be in GPU memory.
+        restore: a key of `RESTORE_TEXTS`.
+        decode: a key of `DECODE_TEXTS`; `lp` for the best plan, `resident` where K and V of a
+            running request must be in GPU memory.
         copies: `engine`, or one of `COPY_KINDS`.
         block_tokens: tokens of one copy; 0 for one copy of everything that is loaded at once.
         block_layers: `all` if a block holds a token's K and V of all layers, `one` if of one.
@@ -137,7 +139,7 @@ class Runtime:
     page: str
     restore: Word = Word("best", NONE)
     decode: Word = Word("lp", NONE)
-    copies: Word = Word("engine", NONE)
+    copies: Word = Word(ENGINE, NONE)
     block_tokens: Amount = Amount(0, NONE)
     block_layers: Word = Word("all", NONE)
     step_tokens: Amount = Amount(0, NONE)
@@ -153,8 +155,10 @@ class Runtime:
 
     def __post_init__(self) -> None:
         for name, known in (
-            ("restore", ("best", "whole", "by-layer")),
-            ("block_layers", ("all", "one")),
+            ("restore", RESTORE_TEXTS),
+            ("decode", DECODE_TEXTS),
+            ("copies", (ENGINE, *COPY_KINDS)),
+            ("block_layers", BLOCK_LAYERS),
         ):
             if getattr(self, name).value not in known:
                 raise BadInput(
@@ -207,7 +211,7 @@ class Runtime:
         parts = [RESTORE_TEXTS[self.restore.value]]
         if (block := self.block_bytes(model)) is not None:
             parts.append(f"copies of {block / 2**20:.3g} MiB")
-        if self.copies.value != "engine":
+        if self.copies.value != ENGINE:
             parts.append(f"{self.copies.value} copies")
         if self.step_tokens.value:
             parts.append(f"steps of up to {int(self.step_tokens.value):,} tokens")
@@ -218,7 +222,7 @@ class Runtime:
     @property
     def decode_text(self) -> str:
         """How it decodes, in a clause."""
-        parts = [DECODE_TEXTS.get(self.decode.value, f"policy {self.decode.value}")]
+        parts = [DECODE_TEXTS[self.decode.value]]
         if self.graph_replay.value:
             parts.append("kernels replayed from graphs")
         if self.step_s.value:
@@ -236,7 +240,7 @@ class Runtime:
         Raises:
             NotMeasured: the link has no figures of the runtime's kind of copies.
         """
-        if self.copies.value != "engine":
+        if self.copies.value != ENGINE:
             hardware = with_copies(hardware, self.copies.value)
         links = hardware.links
         block = self.block_bytes(model)

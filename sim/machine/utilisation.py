@@ -86,7 +86,7 @@ class UtilisationTable:
         if not any(int(share) for line in self.shapes for share in line.split()):
             raise BadInput("utilisation: shapes must hold one measured shape at least.")
 
-    def best_s(self, m: int, n: int, k: int, stored_bits: int | None = None) -> float:
+    def best_s(self, m: int, n: int, k: int, stored_bits: float | None = None) -> float:
         """Seconds of `[m, k] x [k, n]` at full utilisation; `stored_bits` as for `curve`."""
         rates = (self.flops_per_s, self.bytes_per_s)
         return self.floor_s + roofline_s(m, n, k, self.weight_bits, *rates, stored_bits)
@@ -95,7 +95,7 @@ class UtilisationTable:
         """Ten-thousandths over m at a point of the grid, empty where it was not measured."""
         return [int(share) for share in self.shapes[n_at * len(self.k) + k_at].split()]
 
-    def curve(self, n: int, k: int, stored_bits: int | None = None) -> tuple[Curve, bool]:
+    def curve(self, n: int, k: int, stored_bits: float | None = None) -> tuple[Curve, bool]:
         """Seconds over rows m for weights `[k, n]`, and whether shapes around it were measured.
 
         Args:
@@ -119,7 +119,7 @@ class UtilisationTable:
         return Curve(tuple(map(float, seconds)), tuple(seconds.values())), False
 
     def _blend(
-        self, corners: list[tuple[list[int], float]], n: int, k: int, stored_bits: int | None
+        self, corners: list[tuple[list[int], float]], n: int, k: int, stored_bits: float | None
     ) -> Iterator[tuple[int, float]]:
         """Rows m that any of the weighted `corners` was measured at, with seconds for (n, k)."""
         for at, m in enumerate(self.m):
@@ -153,7 +153,7 @@ def roofline_s(
     weight_bits: int,
     flops_per_s: float,
     bytes_per_s: float,
-    stored_bits: int | None = None,
+    stored_bits: float | None = None,
 ) -> float:
     """The longer of the FLOPs of `[m, k] x [k, n]` and of its operands and result, by rate.
 

@@ -48,15 +48,15 @@ def with_rate(hardware: HardwareProfile, key: str, rate: float) -> HardwareProfi
             f"{key} out."
         )
     if part == HOST_READS:
-        return beside_readers(hardware, rate)
+        return with_host_reads(hardware, rate)
     now = present(hardware)
     if not now:
         raise NotMeasured(f"{hardware.name} has no {part} to change; leave {key} out.")
     return hardware.with_faster(part, rate / now)
 
 
-def beside_readers(hardware: HardwareProfile, reads_bytes_per_s: float) -> HardwareProfile:
-    """The machine whose CPUs read host memory at a rate: copies get what they leave of it.
+def with_host_reads(hardware: HardwareProfile, reads_bytes_per_s: float) -> HardwareProfile:
+    """The machine whose CPUs read host memory at a rate: copies get the rest of its rate.
 
     Raises:
         NotMeasured: the rate of host memory is not known.

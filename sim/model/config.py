@@ -10,11 +10,12 @@ from typing import Any
 
 from sim.errors import BadFile, BadInput
 from sim.files import decode_json
-from sim.model.layers import Dense, Experts, FullAttention, Layer, MultiHeadLatent
+from sim.model.attention import FullAttention, MultiHeadLatent
+from sim.model.layers import Dense, Experts, Layer
 from sim.model.readers import dense, hybrid, sparse
 from sim.model.readers.fields import Config, Description
 from sim.model.spec import MixtureOfExperts, ModelSpec
-from sim.model.stored import kv_bits, module_bits
+from sim.model.stored import activation_bits, kv_bits, module_bits
 
 Reader = Callable[[Config], Description]
 
@@ -173,6 +174,7 @@ def _as_stored(
         weight_bits=weight_bits if weight_bits < own else None,
         module_bits=None if plain else bits,
         kv_bits=kv_bits(stored),
+        activation_bits=activation_bits(stored),
     )
 
 

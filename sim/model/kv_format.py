@@ -13,6 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sim.errors import BadInput
+from sim.model.attention import Attention, FullAttention
 from sim.model.spec import ModelSpec
 
 KV_BITS = (8, 4)
@@ -36,15 +37,17 @@ class QuantisedRow:
     group: int
 
     @classmethod
-    def of(cls, model: ModelSpec, bits: int) -> QuantisedRow:
-        """The row of a model; a head that `GROUP` does not divide is one group.
+    def of(cls, attention: Attention, bits: int) -> QuantisedRow:
+        """The row of a layer; a head that `GROUP` does not divide is one group.
 
         Raises:
-            BadInput: neither 8 nor 4 bits.
+            BadInput: neither 8 nor 4 bits, or a layer without K and V of heads.
         """
         check_kv_bits(bits)
-        group = model.head_dim if model.head_dim % GROUP else GROUP
-        return cls(bits, 2 * model.kv_size, group)
+        if not isinstance(attention, FullAttention):
+            raise BadInput(f"kv_bits(={bits}): {attention.text} attention has no K and V of heads.")
+        group = attention.head_dim if attention.head_dim % GROUP else GROUP
+        return cls(bits, attention.kv_size, group)
 
     @property
     def n_groups(self) -> int:
@@ -74,6 +77,8 @@ def check_kv_bits(bits: int | None) -> None:
         )
 
 
-def host_kv_token_bytes(model: ModelSpec, kv_bits: int | None) -> int:
-    """Bytes of K and V of one token of one sequence in one layer, in host memory."""
-    return model.kv_token_bytes if kv_bits is None else QuantisedRow.of(model, kv_bits).bytes
+def host_row_bytes(model: ModelSpec, kv_bits: int | None, layer: int = 0) -> int:
+    """Bytes of a cached row of one sequence in `layer`, in host memory."""
+    if kv_bits is None or not model.loads_rows(layer):
+        return model.row_bytes(layer)
+    return QuantisedRow.of(model.layers[layer].attention, kv_bits).bytes

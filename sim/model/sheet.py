@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sim.errors import BadInput
-from sim.model.layers import Attention, NoAttention
+from sim.model.attention import Attention
+from sim.model.compressed import NoAttention
 from sim.model.spec import ModelSpec
 
 SHEET_KV_BITS = (16, 8, 4)

@@ -14,15 +14,14 @@ from math import ceil
 from sim.errors import BadInput
 from sim.files import STRICT_KEYS
 from sim.model.arithmetic import PLAIN, Arithmetic
-from sim.model.layers import (
-    Dense,
-    Experts,
+from sim.model.attention import (
     FullAttention,
     LatentAttention,
-    Layer,
     MultiHeadLatent,
+    Span,
     check_sizes,
 )
+from sim.model.layers import Dense, Experts, Layer
 
 DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 MODEL_SIZES = (
@@ -40,6 +39,9 @@ MAX_LAYERS = 10_000
 
 MAX_TENSOR_PARALLEL = 64
 """GPUs that can share a model."""
+
+MAX_8BIT_STORED = 9
+"""Weights of 8 bits have fewer bits than this with all their scales."""
 
 RUNNABLE_FAMILIES = (
     *("opt", "llama", "mistral", "qwen2", "qwen3"),
@@ -115,13 +117,28 @@ class ModuleBits:
     embeddings: float
 
 
+def operand_bits(stored: float, activation_bits: int | None = None) -> int:
+    """Bits of both operands of a product when they are multiplied.
+
+    Weights of 8 bits are multiplied in 8 bits, as are their activations; narrower ones in the bits
+    of the activations that their format names.
+
+    Args:
+        stored: bits of a weight in memory, with its share of the scales.
+        activation_bits: of the activations; None for the model's dtype.
+    """
+    if 8 <= stored < MAX_8BIT_STORED:
+        return 8
+    return activation_bits or 16 if stored < 8 else 16
+
+
 @dataclass(frozen=True)
 class ModelSpec:
     """Everything about a model that decides bytes, FLOPs and which kernels run.
 
     A model is a list of `layers`. The sizes from `n_heads` to `moe` are the short description of
     layers that differ at most in their window and in dense or expert FFNs; only such models can be
-    planned. Other models have `layer_kinds` and `layer_order`, and their sizes are those of most
+    run. Other models have `layer_kinds` and `layer_order`, and their sizes are those of most
     layers.
     `head_dim` is read on its own because `hidden_size / n_heads` is wrong for some models.
     `n_kv_heads < n_heads` is grouped-query attention (GQA), `n_kv_heads == n_heads` is MHA.
@@ -138,6 +155,7 @@ class ModelSpec:
         weight_bits: of an element of the layers' matrices, where they are stored in fewer bits
             than `dtype`; of most of them if they differ.
         module_bits: of each group of matrices, where they differ or have scales.
+        activation_bits: that weights of 4 bits are multiplied with, where fewer than of `dtype`.
         layer_kinds: the different layers of a model that the sizes above do not describe.
         layer_order: for each layer, its place in `layer_kinds`.
         other_embeddings: elements of embeddings other than that of the tokens.
@@ -183,6 +201,7 @@ class ModelSpec:
     kv_bits: int | None = None
     not_run: tuple[str, ...] = ()
     tensor_parallel: int = 1
+    activation_bits: int | None = None
     arithmetic: Arithmetic = PLAIN
 
     def __post_init__(self) -> None:
@@ -239,18 +258,18 @@ class ModelSpec:
         Raises:
             BadInput: the heads or the experts cannot be divided evenly.
         """
-        if self.moe is None and expert_gpus > 1:
+        routed = {one.ffn.n_routed for one in self.layers if isinstance(one.ffn, Experts)}
+        if not routed and expert_gpus > 1:
             raise BadInput(f"--ep(={expert_gpus}): {self.name} has no experts; leave it out.")
         if expert_gpus < 1 or gpus % expert_gpus:
             raise BadInput(f"--ep(={expert_gpus}) must divide --tp(={gpus}); give both the same.")
-        if self.moe is not None and self.moe.n_routed_experts % expert_gpus:
-            raise BadInput(
-                f"--ep(={expert_gpus}) must divide the {self.moe.n_routed_experts} routed experts "
-                f"of {self.name}."
-            )
+        for count in routed:
+            if count % expert_gpus:
+                raise BadInput(
+                    f"--ep(={expert_gpus}) must divide the {count} routed experts of {self.name}."
+                )
         if gpus == 1:
             return self
-        self.check_plannable()
         if self.tensor_parallel > 1:
             raise BadInput(f"{self.name} is already divided over {self.tensor_parallel} GPUs.")
         if gpus not in self.tensor_parallel_sizes:
@@ -271,17 +290,16 @@ class ModelSpec:
             intermediate_size=ceil(self.intermediate_size / gpus),
             vocab_size=ceil(self.vocab_size / gpus),
             moe=moe,
+            layer_kinds=tuple(kind.shard(gpus, expert_gpus) for kind in self.layer_kinds),
             tensor_parallel=gpus,
         )
 
     @property
     def tensor_parallel_sizes(self) -> list[int]:
         """Numbers of GPUs, from 2, that the model can be divided over."""
-        return [
-            n
-            for n in range(2, MAX_TENSOR_PARALLEL + 1)
-            if not self.n_heads % n and not (self.n_kv_heads % n and n % self.n_kv_heads)
-        ]
+        attentions = {one.attention for one in self.kinds}
+        sizes = range(2, MAX_TENSOR_PARALLEL + 1)
+        return [n for n in sizes if all(one.divides_over(n) for one in attentions)]
 
     @cached_property
     def layers(self) -> tuple[Layer, ...]:
@@ -304,14 +322,13 @@ class ModelSpec:
         moe = self.moe
         if moe is None or dense:
             return Layer(attention, Dense(self.intermediate_size, self.gated_mlp))
-        shared_width = moe.n_shared_experts * moe.intermediate_size
-        held = moe.n_routed_experts // moe.gpus
         experts = Experts(
-            held,
-            min(moe.n_active_experts, held),
+            moe.n_routed_experts,
+            moe.n_active_experts,
             moe.intermediate_size,
-            shared_width,
+            moe.n_shared_experts * moe.intermediate_size,
             self.gated_mlp,
+            gpus=moe.gpus,
         )
         return Layer(attention, experts)
 
@@ -323,34 +340,16 @@ class ModelSpec:
             found.setdefault(layer, []).append(number)
         return found
 
-    def check_plannable(self) -> None:
-        """Refuse a model that only has a description.
+    @cached_property
+    def kinds(self) -> tuple[Layer, ...]:
+        """The different layers, apart from their windows: layers of one kind cost the same."""
+        return tuple(dict.fromkeys(layer.without_window for layer in self.layers))
 
-        Raises:
-            BadInput: names layers of a kind that plans do not know.
-        """
-        if not self.layer_kinds:
-            return
-        texts = [self._unplanned(layer) for layer in self.layers]
-        text = next((one for one in texts if one), self.layers[-1].ffn.text)
-        same = [number for number, one in enumerate(texts) if one == text] or [self.n_layers - 1]
-        listed = ", ".join(map(str, same[:3])) + (" ..." if len(same) > 3 else "")
-        raise BadInput(
-            f"{self.name}: layers {listed} have {text}, which can be described but not planned "
-            "yet; `kvoverlap models NAME` shows their bytes."
-        )
-
-    def _unplanned(self, layer: Layer) -> str:
-        """What plans do not know about a layer's attention, in words; empty if there is nothing."""
-        one = layer.attention
-        if not isinstance(one, FullAttention):
-            return "" if isinstance(one, MultiHeadLatent) and one.index is None else one.text
-        if one.chunked or one.index is not None or one.shares_kv:
-            return one.text
-        if one.gated or one.k_is_v or one.v_head_dim is not None:
-            return "a gated output" if one.gated else "values that are not like keys"
-        heads = (one.n_heads, one.n_kv_heads, one.head_dim)
-        return "" if heads == (self.n_heads, self.n_kv_heads, self.head_dim) else "other heads"
+    @cached_property
+    def kind_of(self) -> tuple[int, ...]:
+        """For each layer, its place in `kinds`."""
+        places = {kind: at for at, kind in enumerate(self.kinds)}
+        return tuple(places[layer.without_window] for layer in self.layers)
 
     @property
     def element_bytes(self) -> int:
@@ -384,11 +383,14 @@ class ModelSpec:
             return self.layers[layer].attention.window_tokens
         return None if layer in self.full_attention_layers else self.sliding_window
 
+    def span(self, layer: int) -> Span:
+        """The part of the tokens before it that a token attends to in `layer`."""
+        return self.layers[layer].attention.span if self.layer_kinds else Span(self.window(layer))
+
     def first_token(self, layer: int, past: int) -> int:
         """First past token that `layer` attends to from position `past`.
 
-        A window of w tokens counts the token at `past` itself, as in `transformers`: key j is
-        seen from query i where i - w < j <= i.
+        A layer without K and V attends to none.
         """
         if self.layer_kinds:
             return self.layers[layer].attention.first_token(past)
@@ -397,8 +399,69 @@ class ModelSpec:
         return max(0, past + 1 - self.sliding_window)
 
     def layer_context(self, layer: int, past: int) -> int:
-        """Number of the `past` past tokens that `layer` attends to."""
-        return past - self.first_token(layer, past)
+        """Cached rows that `layer` reads at position `past`: those of the tokens it attends to.
+
+        They are fewer where an index chooses among them, or where a row stands for several tokens.
+        """
+        if not self.layer_kinds:
+            return past - self.first_token(layer, past)
+        return self.layers[layer].attention.read_rows(past) if self.loads_rows(layer) else 0
+
+    def row_bytes(self, layer: int) -> int:
+        """Bytes of a cached row of `layer`: K and V of one token, or what stands for them."""
+        if self.layer_kinds:
+            return self.layers[layer].attention.kv_size * self.element_bytes
+        return self.kv_token_bytes
+
+    @property
+    def all_rows_bytes(self) -> int:
+        """Bytes of one row of each layer, windows and compression aside."""
+        return sum(self.row_bytes(layer) for layer in range(self.n_layers))
+
+    def loads_rows(self, layer: int) -> bool:
+        """Whether `layer` has rows of its own, which may be in host memory."""
+        return not self.layer_kinds or self.layers[layer].attention.kv_size > 0
+
+    def caches(self, layer: int) -> bool:
+        """Whether `layer` leaves anything behind: rows, or a state."""
+        one = self.layers[layer].attention
+        return self.loads_rows(layer) or one.state_bytes(self.element_bytes) > 0
+
+    def projects(self, layer: int) -> bool:
+        """Whether rows of `layer` can be projected from X."""
+        return not self.layer_kinds or self.layers[layer].attention.projects_from_x
+
+    def splits(self, layer: int) -> bool:
+        """Whether a step may recompute some rows of `layer` from X and load the others."""
+        return not self.layer_kinds or self.layers[layer].attention.reads_rows_from_x
+
+    def held_rows(self, layer: int, past: int) -> int:
+        """Rows that are cached of `layer` for a token at position `past`, read by it or not."""
+        attention = self.layers[layer].attention
+        if not attention.chooses:
+            return self.layer_context(layer, past)
+        return attention.held_rows(past)
+
+    @property
+    def quantises_kv(self) -> bool:
+        """Whether K and V can be quantised: heads of all tokens, in every layer that has any."""
+        kinds = [one.attention for one in self.kinds if one.attention.kv_size]
+        return all(isinstance(one, FullAttention) and not one.chooses for one in kinds)
+
+    @property
+    def moves_weights(self) -> bool:
+        """Whether a schedule may load weights layer by layer: all layers have the same."""
+        return not self.layer_kinds and self.moe is None
+
+    @cached_property
+    def state_bytes(self) -> int:
+        """Bytes of the states of one sequence, in all layers."""
+        size = self.element_bytes
+        return sum(one.attention.state_bytes(size) for one in self.layers)
+
+    def index_bytes(self, context: int) -> int:
+        """Bytes of the index keys of a sequence of `context` tokens, in all layers."""
+        return sum(one.attention.index_elements(context) for one in self.layers)
 
     @property
     def x_token_bytes(self) -> int:

@@ -30,6 +30,9 @@ ALGORITHMS = {
 }
 """Bits of an element with its share of the block scales, by modelopt's `quant_algo`."""
 
+ACTIVATION_BITS = {"NVFP4": 4, "NVFP4_AWQ": 4, "W4A8_MXFP4_FP8": 8, "W4A8_AWQ": 8}
+"""Bits of activations that weights of 4 bits are multiplied with, by `quant_algo`."""
+
 KV_ALGORITHMS = {"FP8": 8, "INT8": 8, "FP8_E4M3": 8, "FP8_E5M2": 8, "NVFP4": 4, "INT4": 4}
 
 LEFT_OUT = ("ignore", "modules_to_not_convert", "exclude_modules", "llm_int8_skip_modules")
@@ -196,6 +199,7 @@ def module_bits(
     Raises:
         BadFile: names the method or field that is not supported.
     """
+    own = float(own)  # as a plan file is read back
     base, listed = _base_bits(quant, own), _listed(quant)
     named = LEFT_OUT if not (listed and quant.get("quant_method") == "fp8") else LEFT_OUT[1:2]
     left_out = _LeftOut([str(one) for key in named for one in quant.get(key) or ()])
@@ -217,6 +221,16 @@ def module_bits(
     means = {group: bits[group] / elements[group] if elements[group] else own for group in groups}
     head = next((one for name, one in listed.items() if name.endswith("lm_head")), own)
     return ModuleBits(**means, head=head, embeddings=own)
+
+
+def activation_bits(quant: Mapping[str, Any]) -> int | None:
+    """Bits of activations that weights of 4 bits are multiplied with; None for the dtype."""
+    groups = (quant.get("config_groups") or {}).values()
+    for group in groups:
+        inputs, weights = group.get("input_activations") or {}, group.get("weights") or {}
+        if weights.get("num_bits") == 4 and inputs.get("num_bits") in (4, 8):
+            return int(inputs["num_bits"])
+    return ACTIVATION_BITS.get(str(quant.get("quant_algo")))
 
 
 def kv_bits(quant: Mapping[str, Any]) -> int | None:

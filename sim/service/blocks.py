@@ -9,12 +9,16 @@ from sim.model.spec import ModelSpec
 def block_bytes(model: ModelSpec, block_tokens: int, kv_bits: int = 16) -> int:
     """Bytes of K and V of a block in all layers and on all GPUs that share the model.
 
-    A layer with a window counts in full, because any block may be the end of a later prefix.
+    A layer with a window counts in full, and a state, and index keys, with every block, because any
+    block may be the end of a later prefix.
 
     Args:
         kv_bits: of one value where it is cached; 16 for the model's dtype.
     """
-    bits = RestoreRequest(prompt_tokens=2, cached_tokens=1, tier_kv_bits=kv_bits).kv_token_bits(
-        model
+    request = RestoreRequest(
+        prompt_tokens=block_tokens + 1, cached_tokens=block_tokens, tier_kv_bits=kv_bits
     )
-    return model.tensor_parallel * model.n_layers * block_tokens * bits // 8
+    layers = range(model.n_layers)
+    bits = sum(request.layer_kv_bits(model, layer, 0, block_tokens) for layer in layers)
+    others = model.index_bytes(block_tokens) + model.state_bytes
+    return model.tensor_parallel * (bits // 8 + others)

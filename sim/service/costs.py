@@ -49,7 +49,11 @@ class ServiceCosts:
         kv_bits: int = 16,
         free_copies: bool = False,
     ) -> None:
-        model.check_plannable()
+        if model.layer_kinds:
+            raise BadInput(
+                f"traffic has no costs for {model.name}, whose layers are of several kinds; choose "
+                "a model whose layers are alike, or ask `kvoverlap restore` about one request."
+            )
         hardware.check_gpus(model.tensor_parallel)
         seen = representative_machine(hardware, model.tensor_parallel)
         if seen is None:
@@ -65,8 +69,10 @@ class ServiceCosts:
             kv_bits,
         )
         self._request = self.request(model.max_positions, model.max_positions - 1)
+        row_bits = self._request.kv_element_bits(model)
+        self._row_bits = model.layers[0].attention.row_size * row_bits
         self._costs = RestoreCosts(seen, model, self._request)
-        self._matmuls = _Straight(self._costs.layer_matmuls_s, chunk_tokens)
+        self._matmuls = _Straight(self._costs.matmuls_s, chunk_tokens)
         self._heads_s: dict[int, float] = {0: 0.0}
         self._copies: dict[tuple[str, int, int], float] = {}
         self._loads_of: dict[int, Loads] = {}
@@ -140,7 +146,7 @@ class ServiceCosts:
         """Time of one copy of `n_rows` rows, of `n_tokens` tokens, on a lane towards the GPU."""
         key = (lane, n_tokens, n_rows)
         if key not in self._copies:
-            n_bytes = n_rows * self._request.kv_token_bits(self.model) // 8
+            n_bytes = n_rows * self._row_bits // 8
             if lane == H2D:
                 layers = self.model.n_layers
                 task = Task(
@@ -168,7 +174,7 @@ class ServiceCosts:
 
     def bytes_of_rows(self, rows: int) -> int:
         """Bytes of tokens, summed over layers, of all GPUs that share the model."""
-        return self.model.tensor_parallel * (rows * self._request.kv_token_bits(self.model) // 8)
+        return self.model.tensor_parallel * (rows * self._row_bits // 8)
 
     def gpu_blocks(self, block_tokens: int, max_batch: int) -> int:
         """Blocks of K and V in GPU memory, besides the weights and the activations of a step.

@@ -16,8 +16,8 @@ from sim.traces.events import HOST_MEMORY
 from sim.traces.measured import open_trace
 from sim.traces.rates import RatePoint
 
-LEAST_BYTES = 2**20
-"""Smaller copies spend their time on launching, and say nothing about the rate of large ones."""
+LEAST_BYTES = 2**16
+"""Copies that are all smaller spend their time on launching, and say nothing about a rate."""
 
 
 def link_from(
@@ -44,7 +44,7 @@ def link_from(
                 tuple(float(point.bytes) for point in points),
                 tuple(point.seconds for point in points),
             ),
-            note=f"{n:,} copies ({memory}) in trace {file}",
+            note=f"{n:,} copies ({memory}) of up to {points[-1].bytes:,} bytes in trace {file}",
         )
     return None
 
@@ -72,13 +72,13 @@ def with_link_from(
     if not links:
         largest = max((points[-1].bytes for points in curves.values()), default=0)
         raise NotMeasured(
-            f"trace {file} has no copy between host and device of at least 1 MiB (the largest has "
+            f"trace {file} has no copy between host and device of at least 64 KiB (the largest has "
             f"{largest:,} bytes), and so no rate; record one that moves KV blocks."
         )
     text = {
         lane: f"{link.bytes_per_s / 1e9:.3g} GB/s from {link.note}"
         if link is not None
-        else f"no copy of at least 1 MiB in {file}: the rate of {hardware.name}"
+        else f"no copy of at least 64 KiB in {file}: the rate of {hardware.name}"
         for lane, link in found.items()
     }
     return replace(hardware, links=replace(hardware.links, **links)), text

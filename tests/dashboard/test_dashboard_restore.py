@@ -280,3 +280,20 @@ def test_unknown_figures_of_a_machine_are_said():
     composed = {"hardware": "h200+pcie5-x16", "model": "llama-3.1-8b", "prompt": "2,048"}
     partly = show(tier="in host memory", **composed)
     assert "the rate of the nearest sample is used" in partly.warning[0].value
+
+
+def test_a_runtime_is_compared_with_the_best_schedule():
+    app = show(model="llama-3.1-8b", prompt="4,096", runtime="vllm")
+    text = [block.value for block in app.markdown]
+    (found,) = [one for one in text if "first token of a later request" in one]
+    assert found.startswith("**vllm")
+    table = app.dataframe[-1].value
+    assert table["way"].tolist()[0] == "the best schedule on this machine"
+    assert {"vllm", "larger blocks"} <= set(table["way"])
+    assert table["times as fast"].max() > 1
+    assert any("vllm serve meta-llama/Llama-3.1-8B" in one.value for one in app.code)
+
+
+def test_a_runtime_whose_copies_are_not_known_says_so():
+    app = show(**SMALL, runtime="lmcache")
+    assert any("no figures of kernel copies" in one.value for one in app.error)

@@ -17,7 +17,7 @@ from dashboard.figures.lanes import FADED, MAX_SINGLE_BARS
 from dashboard.figures.style import LATE_COLOUR, hatching, log_ticks, uncalibrated_spans
 from planner.decode.lower import replicate
 from sim import Task, TaskGraph, Timeline, Workload, find_hardware, find_model, simulate
-from sim.cost.operations import Estimate
+from sim.cost.estimate import Estimate
 from sim.graph.jobs import RestoreRequest
 from sim.graph.tasks import LANE_OF_OP
 

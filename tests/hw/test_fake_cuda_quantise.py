@@ -24,7 +24,7 @@ def random_kv(backend, model, n_tokens):
 @pytest.mark.parametrize("bits", [8, 4])
 def test_kv_is_quantised_and_back(cuda, bits, dtype):
     model = replace(LLAMA, dtype=dtype)
-    row = QuantisedRow.of(model, bits)
+    row = QuantisedRow.of(model.layers[0].attention, bits)
     kv = random_kv(cuda, model, 5)
     back, rows = torch.empty_like(kv), cuda.device_empty((5, 2, row.bytes), torch.uint8)
     with cuda.work_on(COMPUTE):
@@ -36,7 +36,7 @@ def test_kv_is_quantised_and_back(cuda, bits, dtype):
 def test_the_former_dequantisation_of_4_bits_is_refused(cuda):
     """Its unpacking into halves passed every test on a CPU, and failed on every GPU."""
     model = replace(OPT, dtype="float16")
-    row = QuantisedRow.of(model, 4)
+    row = QuantisedRow.of(model.layers[0].attention, 4)
     kv = random_kv(cuda, model, 3)
     rows = torch.empty((3, 2, row.bytes), dtype=torch.uint8, device=DEVICE)
     quantise_into(kv, rows, row)

@@ -37,6 +37,7 @@ CONFIGS = {
         moe_intermediate_size=24,
         num_experts=6,
         num_experts_per_tok=3,
+        mlp_only_layers=[0],
         rope_parameters={
             "rope_type": "yarn",
             "rope_theta": 150.0,

@@ -18,7 +18,8 @@ from hw import SampledRanges, balanced_link_bytes_per_s, open_backend, profile_d
 from planner.decode.lower import lower
 from sim import CostModel, HardwareProfile, Workload, simulate
 from sim.lanes import D2H, H2D, HOST
-from sim.model.kernels import MatMul, kernels
+from sim.model.kernels import MatMul
+from sim.model.operations import kernels
 
 PACE = 2e8
 MAX_BATCH, MAX_ROWS = 4, 256

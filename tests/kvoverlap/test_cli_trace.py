@@ -124,8 +124,8 @@ def test_link_from_changes_the_link_of_the_machine(trace_file, tmp_path):
     status, _, err = call(f"{load_all} --link-from {trace_file.name} -o p.json", tmp_path)
     assert status == 0
     told = " ".join(err.split())
-    assert "h2d: 52.4 GB/s from 4 copies (pinned) in trace vllm.json" in told
-    assert "d2h: no copy of at least 1 MiB in vllm.json: the rate of h100" in told
+    assert "h2d: 52.4 GB/s from 4 copies (pinned) of up to 419,430,400 bytes in trace" in told
+    assert "d2h: no copy of at least 64 KiB in vllm.json: the rate of h100" in told
     links = kvoverlap.load(tmp_path / "p.json").hardware.links
     assert links.h2d.copy_s(400 << 20) == (pytest.approx(8e-3), True)
     assert links.d2h == find_hardware("h100").links.d2h
@@ -142,7 +142,7 @@ def test_link_from_changes_the_link_of_the_machine(trace_file, tmp_path):
 
 def test_link_from_refuses_what_has_no_rate(tmp_path):
     write(tmp_path / "small.json", [h2d(0, 5, 4096), kernel(0, 5)])
-    assert "no copy between host and device of at least 1 MiB" in refusal(
+    assert "no copy between host and device of at least 64 KiB" in refusal(
         f"{PLAN} --link-from small.json", tmp_path
     )
     assert "share one memory" in refusal(

@@ -32,17 +32,17 @@ def test_ctrl_c_at_any_moment_ends_with_130_and_no_traceback(after_s):
 
 
 @pytest.mark.parametrize(
-    ("shell", "status", "says"),
+    ("shell", "verb", "status", "says"),
     [
-        ("{} >&-", 0, ""),
-        ("{} > /dev/full", 2, "cannot write standard output: No space left on device"),
-        ("{} --json > /dev/full", 2, "cannot write standard output: No space left on device"),
-        ("set -o pipefail; {} --json | true", 2, ""),
-        ("{} -o /dev/stdout > /dev/null", 0, ""),
+        ("{} >&-", LIST, 0, ""),
+        ("{} > /dev/full", LIST, 2, "cannot write standard output: No space left on device"),
+        ("{} --json > /dev/full", LIST, 2, "cannot write standard output: No space left on device"),
+        ("set -o pipefail; {} --json | true", LIST, 2, ""),
+        ("{} -o /dev/stdout > /dev/null", PLAN, 0, ""),
     ],
 )
-def test_a_closed_or_full_output_ends_in_one_sentence_at_most(shell, status, says):
-    line = shell.format(" ".join([*COMMAND, *PLAN]))
+def test_a_closed_or_full_output_ends_in_one_sentence_at_most(shell, verb, status, says):
+    line = shell.format(" ".join([*COMMAND, *verb]))
     done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=False)
     assert done.returncode == status
     assert says in done.stderr

@@ -41,7 +41,7 @@ def kvoverlap(wheel, tmp_path_factory):
     env = tmp_path_factory.mktemp("clean") / "env"
     venv.create(env, with_pip=False)
     pip = [sys.executable, "-m", "pip", "--python", env / "bin" / "python"]
-    install = ["install", "--quiet", "--no-deps", "--no-index", wheel]
+    install = ["install", "--quiet", "--no-deps", "--no-index", "--no-compile", wheel]
     subprocess.run([*pip, *install], check=True, capture_output=True, timeout=300)
     (site,) = env.glob("lib/python*/site-packages")
     (installed,) = metadata.distributions(name="kvoverlap", path=[str(site)])

@@ -28,8 +28,13 @@ def plan_of(model, hardware, batch, prompt, **options):
     """The plan of a few layers of the model, with that part of the machine's memory."""
     part = LAYERS / model.n_layers
     small = with_memory(hardware, part * hardware.memory.job_device_bytes)
-    job = Job(replace(model, n_layers=LAYERS), small, Workload(batch, prompt, 1))
+    job = Job(shortened(model), small, Workload(batch, prompt, 1))
     return make_plan(job, PlanOptions(engine="fast", **options))
+
+
+def shortened(model):
+    """The first layers alone."""
+    return replace(model, n_layers=LAYERS, layer_order=model.layer_order[:LAYERS])
 
 
 def seconds_of(text: str) -> float:

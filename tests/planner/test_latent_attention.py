@@ -11,21 +11,14 @@ from builders import LATENT, MLA, MOE, machine, make_plan, tiny_model
 from hw import random_weights
 from planner.decode.policies import kvpr_tokens
 from sim import find_hardware, find_model
+from sim.cost.estimate import Estimate
 from sim.cost.model import CostModel
-from sim.cost.operations import Estimate
 from sim.errors import BadInput
 from sim.graph.jobs import Workload
 from sim.machine.curves import Curve, RaggedGrid
 from sim.machine.profile import LatentHeads
-from sim.model.kernels import (
-    DecodeAttention,
-    ExpertsKernel,
-    ExpertsShape,
-    GroupedMatMul,
-    MatMul,
-    compute_flops,
-    kernels,
-)
+from sim.model.kernels import DecodeAttention, ExpertsKernel, ExpertsShape, GroupedMatMul, MatMul
+from sim.model.operations import compute_flops, kernels
 
 LITE = find_model("deepseek-v2-lite")
 A100 = find_hardware("kvpr-a100")
@@ -64,9 +57,13 @@ def test_products_of_an_operation_are_its_weights():
     assert products("qkv", through)[:2] == [(7, 8), (10, 7)]
 
 
+def attended(batch, rows, model=LATENT):
+    return DecodeAttention(batch, rows, model.layers[0].attention)
+
+
 def test_absorbed_attention_by_hand():
     # 3 sequences, 9 keys, 2 heads: 4+2 elements of a key and 4 of a latent, 2 FLOP each.
-    assert DecodeAttention(3, 9).flops(LATENT) == 3 * 9 * 2 * 2 * (6 + 4)
+    assert attended(3, 9).flops == 3 * 9 * 2 * 2 * (6 + 4)
     linear = 2 * 3 * (10 * 4 + 8 * 10)
     assert compute_flops("attention", 1, 9, LATENT, 3) == 3 * 9 * 2 * 2 * 10 + linear
 
@@ -75,7 +72,7 @@ def test_absorbed_attention_by_hand():
 def test_absorbed_attention_takes_the_longer_of_bytes_and_arithmetic(flops_per_s, seconds):
     hardware = machine(flops_per_s=flops_per_s, memory_bytes_per_s=9.0)
     costs = CostModel(hardware, LATENT, Workload(3, 8, 1))
-    assert costs.operations.kernel(DecodeAttention(3, 9)).seconds == pytest.approx(seconds)
+    assert costs.operations.kernel(attended(3, 9)).seconds == pytest.approx(seconds)
 
 
 def test_memory_holds_all_experts_and_the_dense_layers():
@@ -167,7 +164,7 @@ def test_latents_are_read_at_the_rate_of_the_nearest_number_of_heads():
     for n_heads, seconds, in_range in ((1, 4.0, True), (2, 4.0, False), (8, 32.0, True)):
         model = replace(LATENT, n_heads=n_heads)
         costs = CostModel(hardware, model, Workload(4, 7, 1)).operations
-        assert costs.kernel(DecodeAttention(4, 8)) == Estimate(seconds, "datasheet", in_range)
+        assert costs.kernel(attended(4, 8, model)) == Estimate(seconds, "datasheet", in_range)
     wide = replace(LATENT, n_heads=1, mla=replace(MLA, kv_lora_rank=10))
     costs = CostModel(hardware, wide, Workload(4, 7, 1)).operations
-    assert costs.kernel(DecodeAttention(4, 8)).seconds == pytest.approx(4.0 * 12 / 6)
+    assert costs.kernel(attended(4, 8, wide)).seconds == pytest.approx(4.0 * 12 / 6)

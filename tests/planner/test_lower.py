@@ -15,7 +15,7 @@ from sim.engine.api import simulate
 from sim.errors import BadInput
 from sim.graph.jobs import Workload
 from sim.graph.tasks import LANE_OF_OP, STAGING_SLOTS, TaskGraph
-from sim.model.kernels import compute_flops
+from sim.model.operations import compute_flops
 
 
 @st.composite

@@ -27,7 +27,7 @@ from planner.decode.planner import DecodePlanner
 from planner.decode.policies import BASELINES
 from planner.decode.problem import DecodeProblem
 from planner.lp.costs import SIZED_OPS, PiecewiseLinearCosts
-from planner.lp.lane_bound import lane_work_bound
+from planner.lp.lane_bound import Course, lane_work_bound
 from planner.lp.schedule import ScheduleLP
 from sim.catalog import find_hardware, find_model
 from sim.cost.model import CostModel
@@ -229,7 +229,7 @@ def test_an_lp_without_a_solution_is_an_error_and_not_a_plan_of_zeros():
 def test_a_lane_bound_without_a_solution_is_an_error_too():
     lines = PiecewiseLinearCosts(CostModel(machine(), tiny_model(), Workload(1, 8, 1)), 9)
     with pytest.raises(PlannerFailed, match="LP 'lane_work' ended 'Infeasible'"):
-        lane_work_bound(lines, {(-8,): 2}, 0.0, 0.0)
+        lane_work_bound(lines, {Course(0, (-8,), True): 2}, 0.0, 0.0)
 
 
 @pytest.mark.parametrize("other_s", [0.0, 0.001, 1.0])
@@ -237,15 +237,15 @@ def test_the_lane_bound_is_the_best_balance_of_link_and_compute(other_s):
     model, job, layers = tiny_model(), Workload(2, 50, 2), 2
     hardware = machine(flops_per_s=2e7, h2d=2e6)
     lines = PiecewiseLinearCosts(CostModel(hardware, model, job), job.max_tokens)
-    x_s, kv_s = lines.seconds("load_x", 1), lines.seconds("load_kv", 1)
-    recompute_s = lines.seconds("recompute", 1)
+    x_s, kv_s = lines.seconds("load_x", 1, 0), lines.seconds("load_kv", 1, 0)
+    recompute_s = lines.seconds("recompute", 1, 0)
     past = 50 + 51
     # Linear in the recomputed tokens of all steps: best at no, at all, or where the lanes are even.
     even = (layers * past * kv_s - other_s) / (layers * (recompute_s + kv_s - x_s))
     tokens = min(max(even, 0.0), past)
     link_s = layers * (tokens * x_s + (past - tokens) * kv_s)
     expected = max(link_s, other_s + layers * tokens * recompute_s)
-    bound_s = lane_work_bound(lines, {(50, 51): layers}, other_s, 0.0)
+    bound_s = lane_work_bound(lines, {Course(0, (50, 51), True): layers}, other_s, 0.0)
     assert bound_s == pytest.approx(expected, rel=1e-5)
 
 
@@ -260,7 +260,7 @@ def test_no_split_beats_the_work_of_its_lanes(kv_bits, model, hardware, job, dat
     other_s = sum(costs.estimate(one).seconds for one in fixed)
     contexts = [job.context_tokens(step) for step in range(job.gen_tokens)]
     lines = PiecewiseLinearCosts(costs, job.max_tokens)
-    courses = {tuple(contexts): model.n_layers}
+    courses = {Course(0, tuple(contexts), True): model.n_layers}
     bound_s = lane_work_bound(lines, courses, other_s, 0.0)
     assert bound_s >= other_s * (1 - 1e-9)
     makespan_s = DecodeProblem(model, hardware, job).simulate(graph_split(graph)).makespan_s
@@ -282,11 +282,11 @@ def graph_split(graph):
 def test_cost_lines_never_lie_above_the_cost_and_touch_it_at_both_ends(model, hardware, job):
     lines = PiecewiseLinearCosts(CostModel(hardware, model, job), job.max_tokens)
     for op in SIZED_OPS:
-        slopes = [slope for _, slope in lines[op]]
+        slopes = [slope for _, slope in lines.of(op, 0)]
         assert all(early <= late * (1 + 1e-9) for early, late in pairwise(slopes))
         for count in range(job.max_tokens + 1):
-            hull = max(base + slope * count for base, slope in lines[op])
-            exact = lines.seconds(op, count)
+            hull = max(base + slope * count for base, slope in lines.of(op, 0))
+            exact = lines.seconds(op, count, 0)
             assert hull <= exact * (1 + 1e-9) + 1e-15
             if count in (0, job.max_tokens):
                 assert hull == pytest.approx(exact, rel=1e-9, abs=1e-15)

@@ -26,6 +26,7 @@ from hypothesis import strategies as st
 from planner.decode.fast_planner import PROVEN_WITHIN, ShortcutPlanner
 from planner.decode.planner import DecodePlanner
 from planner.decode.problem import DecodeProblem
+from planner.lp.costs import Line
 from planner.lp.pipeline_bound import Cell, Pipeline, Shape, WholeShape
 from sim.catalog import find_hardware, find_model
 from sim.graph.jobs import Workload
@@ -79,8 +80,11 @@ def shape_of(**rows: list[float]) -> Shape:
     """A shape over 8 tokens whose costs are straight."""
 
     class Lines(dict):
-        def at(self, op: str, count: float) -> float:
-            base, slope = self[op][0]
+        def of(self, op: str, layer: int) -> list[Line]:  # noqa: ARG002
+            return self[op]
+
+        def at(self, op: str, count: float, layer: int) -> float:
+            base, slope = self.of(op, layer)[0]
             return base + slope * count
 
     lines = Lines(

@@ -85,6 +85,12 @@ def test_a_miss_without_an_explanation_fails(tmp_path):
     assert found.faults[1] == "group copy: mean |error| 50.0 %, at most 6 %"
 
 
+def test_recordings_and_published_figures_are_not_mixed(call, tmp_path):
+    status, _, stderr = call("accuracy", "--published", "--recordings", tmp_path)
+    assert status == 2
+    assert "give one of them" in " ".join(stderr.split())
+
+
 def figure(name: str, value: float, predicted: float, uncertainty: float = 0.0) -> Predicted:
     cell = Cell(name, "post", "copy", "copy", "copy_s", value, {"x": 1}, uncertainty)
     return Predicted(cell, predicted)

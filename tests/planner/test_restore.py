@@ -291,7 +291,7 @@ def two_pointers(costs: RestoreCosts, layers: int) -> float:
         else:
             start = max((back - 1) // size * size, front)
             loading = sum(begin < back for begin in begins)
-            n_bytes = loading * (back - start) * job.kv_token_bits(costs.model) // 8
+            n_bytes = loading * (back - start) * costs.model.kv_token_bytes
             io_clock += costs.copy_s(H2D, n_bytes)
             back = start
     last = costs.prefill(job.cached_tokens, job.prompt_tokens - job.cached_tokens, layers)

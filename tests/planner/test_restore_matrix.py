@@ -34,7 +34,6 @@ MODELS = {
 windows, 8-bit weights, small and large."""
 
 MACHINES = shipped_machines()
-BODIES = sorted({name.partition("+")[0] for name in MACHINES})
 LINKS = ("pcie4-x16", "pcie5-x16", "pcie6-x16", "nvlink-c2c")
 """Each faster than the one before."""
 
@@ -87,9 +86,9 @@ def times_s(name: str, machine: str, prompt: int) -> dict[str, float]:
 
 
 def points(machine: str) -> list[tuple[str, int]]:
-    """Models and prompts tried on a machine, the same for a device behind any link."""
+    """Models and prompts tried on a machine."""
     every = [(name, most // part) for name, most in MODELS.items() for part in (1, 4)]
-    return every[BODIES.index(machine.partition("+")[0]) % SHARE :: SHARE]
+    return every[MACHINES.index(machine) % SHARE :: SHARE]
 
 
 @pytest.mark.parametrize("machine", MACHINES)

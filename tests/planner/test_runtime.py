@@ -9,6 +9,7 @@ from dataclasses import fields, replace
 import pytest
 from builders import machine, tiny_model
 
+from measure.run import run
 from planner import Job, PlanOptions, make_plan
 from planner.decode.other_systems import other_system_graph
 from planner.decode.policies import POLICIES
@@ -21,6 +22,7 @@ from sim.errors import BadFile, BadInput, NotMeasured, UnknownName
 from sim.graph.jobs import RestoreRequest, Workload
 from sim.lanes import H2D
 from sim.machine.runtime import Amount, Flag, Runtime, Word
+from sim.progress import Silent
 
 JOB = Workload(batch_size=2, prompt_tokens=8, gen_tokens=2)
 LLAMA, H100 = find_model("llama-3.1-8b"), find_hardware("h100-sxm+pcie5-x16")
@@ -170,6 +172,11 @@ def test_a_runtime_s_plan_comes_back_from_disk_with_its_graph(tmp_path):
     ("change", "message"),
     [
         ({"restore": {"value": "soon", "source": "x"}}, "restore(='soon') must be one of best"),
+        (
+            {"decode": {"value": "swap", "source": "x"}},
+            "decode(='swap') must be one of lp, resident",
+        ),
+        ({"copies": {"value": "dma", "source": "x"}}, "copies(='dma') must be one of engine, kern"),
         ({"request_s": {"value": 2, "source": "x"}}, "request_s(=2) must be below 0.5 s"),
         ({"block_tokens": {"value": 1.5, "source": "x"}}, "block_tokens(=1.5) must be a whole"),
         ({"prefill_frac": {"value": 0, "source": "x"}}, "prefill_frac(=0) must be above 0"),
@@ -184,6 +191,13 @@ def test_a_wrong_runtime_file_is_refused(tmp_path, change, message):
     with pytest.raises(BadFile) as caught:
         find_runtime(str(path))
     assert message in str(caught.value)
+
+
+def test_a_plan_of_a_runtime_is_not_run():
+    options = PlanOptions(runtime=find_runtime("llama.cpp"))
+    made = make_plan(Job(tiny_model(n_layers=3), machine(), JOB), options)
+    with pytest.raises(BadInput, match=r"the plan predicts llama\.cpp, and runs are of"):
+        run(made, "cpu", 1, 0, Silent())
 
 
 def test_what_a_runtime_cannot_do_is_said():

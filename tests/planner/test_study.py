@@ -120,3 +120,16 @@ def test_restores_have_their_own_inputs():
     assert (first["tier"], first["chunk"], first["kv_bits"]) == ("1GB/s", 512, 16)
     with pytest.raises(BadInput, match=r"grid.tier: .*must be|grid.tier\(=\[1\]\) must be"):
         Study.of({**RESTORE, "grid": {"tier": [[1]]}})
+
+
+def test_a_runtime_may_be_named_for_a_study_that_names_none(tmp_path):
+    path = tmp_path / "study.toml"
+    path.write_text(toml(RESTORE))
+    study = Study.load(path, "vllm")
+    assert study.fixed["runtime"] == "vllm"
+    assert study.sha256 != Study.load(path).sha256
+    with pytest.raises(BadFile, match="runtime 'vlm' is unknown"):
+        Study.load(path, "vlm")
+    path.write_text(toml({**RESTORE, "fixed": {**RESTORE["fixed"], "runtime": "lmcache"}}))
+    with pytest.raises(BadFile, match=r"--runtime\(=vllm\): the study names runtimes"):
+        Study.load(path, "vllm")

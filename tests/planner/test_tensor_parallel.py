@@ -31,7 +31,8 @@ from sim.graph.jobs import RestoreRequest, Workload
 from sim.machine.all_reduce import AllReduce, AllReduceTable
 from sim.machine.curves import Curve
 from sim.machine.links import Uplink
-from sim.model.kernels import ExpertsKernel, kernels
+from sim.model.kernels import ExpertsKernel
+from sim.model.operations import kernels
 from sim.progress import Silent
 
 FREE = AllReduce("datasheet", 1e30, 1e-30)

@@ -22,7 +22,7 @@ from sim.errors import BadFile, BadInput
 from sim.graph.jobs import Workload
 from sim.graph.memory import footprint, layer_rows
 from sim.lanes import COMPUTE
-from sim.model.kernels import compute_flops
+from sim.model.operations import compute_flops
 from sim.model.spec import ModelSpec
 
 MIXED = tiny_model(sliding_window=4, full_attention_layers=(1,))

@@ -17,7 +17,8 @@ from sim.lanes import H2D
 from sim.machine.curves import Curve, Grid, RaggedGrid
 from sim.machine.links import Link
 from sim.machine.profile import AttentionTable, GemmTable, KvHeads
-from sim.model.kernels import DecodeAttention, ElementwiseKernel, MatMul, compute_flops, kernels
+from sim.model.kernels import DecodeAttention, ElementwiseKernel, MatMul
+from sim.model.operations import compute_flops, kernels
 
 JOB = Workload(batch_size=2, prompt_tokens=500, gen_tokens=1)
 OPT, LLAMA = find_model("opt-13b"), find_model("llama-3.1-8b")
@@ -73,7 +74,11 @@ def test_kernels_of_a_plain_mlp_model():
     ]
     assert kernels("qkv", 1, 9, TINY, 2) == qkv
     assert kernels("recompute", 5, 5, TINY, 2) == [MatMul(10, 16, 8)]
-    attention = [DecodeAttention(2, 9), MatMul(2, 8, 8), ElementwiseKernel(96)]
+    attention = [
+        DecodeAttention(2, 9, TINY.layers[0].attention),
+        MatMul(2, 8, 8),
+        ElementwiseKernel(96),
+    ]
     assert kernels("attention", 1, 9, TINY, 2) == attention
     up, down = MatMul(2, 32, 8), MatMul(2, 8, 32)
     assert kernels("mlp", 1, 9, TINY, 2) == [

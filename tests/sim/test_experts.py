@@ -12,7 +12,8 @@ from sim.cost.model import CostModel
 from sim.errors import BadInput
 from sim.graph.jobs import Workload
 from sim.machine.experts import ExpertsTable
-from sim.model.kernels import ExpertsKernel, ExpertsShape, kernels
+from sim.model.kernels import ExpertsKernel, ExpertsShape
+from sim.model.operations import kernels
 
 SHAPE = ExpertsShape(hidden=8, width=6, active=2, routed=8)
 TABLE = ExpertsTable(16, 1e6, 1e6, 0.0, (1, 4), ("8 6 2 8 5000 10000",))

@@ -33,8 +33,10 @@ from sim.graph.memory import footprint
 from sim.graph.tasks import TaskGraph
 from sim.machine.curves import Curve
 from sim.machine.profile import QuantisationTable
-from sim.model.kernels import ElementwiseKernel, compute_flops, kernels
-from sim.model.kv_format import QuantisedRow, host_kv_token_bytes
+from sim.model.attention import FullAttention
+from sim.model.kernels import ElementwiseKernel
+from sim.model.kv_format import QuantisedRow, host_row_bytes
+from sim.model.operations import compute_flops, kernels
 
 TINY = tiny_model()
 
@@ -52,16 +54,16 @@ TINY = tiny_model()
     ],
 )
 def test_bytes_of_a_token_by_hand(name, bits, n_bytes):
-    assert host_kv_token_bytes(find_model(name), bits) == n_bytes
+    assert host_row_bytes(find_model(name), bits) == n_bytes
 
 
 @pytest.mark.parametrize(("head_dim", "group"), [(4, 4), (64, 64), (80, 80), (128, 64), (192, 64)])
 def test_a_group_is_64_elements_or_a_head_that_64_does_not_divide(head_dim, group):
-    assert QuantisedRow.of(tiny_model(head_dim=head_dim), 8).group == group
+    assert QuantisedRow.of(tiny_model(head_dim=head_dim).layers[0].attention, 8).group == group
 
 
 def test_scales_start_at_an_even_byte():
-    row = QuantisedRow.of(tiny_model(n_heads=1, n_kv_heads=1, head_dim=5), 4)
+    row = QuantisedRow.of(FullAttention(1, 1, 5), 4)
     assert (row.code_bytes, row.bytes) == (6, 6 + 2 * 4)
 
 
@@ -213,7 +215,7 @@ def loads_order(task, loads):
 def test_bytes_over_the_links_are_those_of_the_rows(bits):
     job = Workload(2, 8, 2, kv_bits=bits)
     graph = lower("row", TINY, job, uniform(TINY, job, 3))
-    row = host_kv_token_bytes(TINY, bits)
+    row = host_row_bytes(TINY, bits)
     loaded = sum(one.bytes for one in graph.tasks if one.op == "load_kv")
     stored = sum(one.bytes for one in graph.tasks if one.op == "store_kv")
     assert loaded == 2 * 2 * (5 + 6) * row

@@ -142,7 +142,7 @@ def test_a_machine_with_the_rates_of_a_trace(tmp_path):
     assert h2d.source == "measured"
     assert "t.json" in h2d.note
     assert changed.links.d2h == machine().links.d2h, "64 bytes tell no rate"
-    assert "no copy of at least 1 MiB" in text[D2H]
+    assert "no copy of at least 64 KiB" in text[D2H]
 
 
 def test_pageable_copies_count_where_no_other_is_large(tmp_path):
@@ -153,5 +153,5 @@ def test_pageable_copies_count_where_no_other_is_large(tmp_path):
 
 
 def test_a_trace_without_large_copies_has_no_rate(tmp_path):
-    with pytest.raises(NotMeasured, match="no copy between host and device of at least 1 MiB"):
+    with pytest.raises(NotMeasured, match="no copy between host and device of at least 64 KiB"):
         linked(tmp_path, copies([(LEAST_BYTES - 1, 9)]))

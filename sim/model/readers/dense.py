@@ -7,7 +7,9 @@ from dataclasses import replace
 from typing import Any
 
 from sim.errors import BadFile
-from sim.model.layers import Dense, FullAttention, NoAttention
+from sim.model.attention import FullAttention
+from sim.model.compressed import NoAttention
+from sim.model.layers import Dense
 from sim.model.readers import arithmetic
 from sim.model.readers.arithmetic import SILU, activation, run_fields
 from sim.model.readers.fields import Config, Description

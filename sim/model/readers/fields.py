@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sim.errors import BadFile
-from sim.model.layers import Layer, check_sizes
+from sim.model.attention import check_sizes
+from sim.model.layers import Layer
 
 FULL, SLIDING, CHUNKED = "full_attention", "sliding_attention", "chunked_attention"
 

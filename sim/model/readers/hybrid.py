@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from sim.errors import BadFile
-from sim.model.layers import AnyAttention, Dense, Experts, LinearState, NoAttention
+from sim.model.compressed import LinearState, NoAttention
+from sim.model.layers import AnyAttention, Dense, Experts
 from sim.model.readers.fields import FULL, Config, Description
 from sim.model.readers.parts import HIDDEN, experts, heads, latent, mlp, sparse_layers, stacked
 

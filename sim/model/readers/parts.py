@@ -6,17 +6,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from sim.model.layers import (
-    AnyAttention,
-    Dense,
-    Experts,
+from sim.model.attention import (
     FullAttention,
     LatentAttention,
-    Layer,
     MultiHeadLatent,
     SparseIndex,
     check_sizes,
 )
+from sim.model.layers import AnyAttention, Dense, Experts, Layer
 from sim.model.readers.fields import CHUNKED, FULL, SLIDING, Config
 
 HIDDEN = "hidden_size"

@@ -7,13 +7,9 @@ from dataclasses import replace
 from typing import Any
 
 from sim.model.arithmetic import PLAIN, Router
-from sim.model.layers import (
-    CompressedAttention,
-    Dense,
-    Experts,
-    FullAttention,
-    SparseIndex,
-)
+from sim.model.attention import FullAttention, SparseIndex
+from sim.model.compressed import CompressedAttention
+from sim.model.layers import Dense, Experts
 from sim.model.readers import arithmetic
 from sim.model.readers.arithmetic import SILU, run_fields
 from sim.model.readers.fields import FULL, Config, Description

@@ -241,8 +241,8 @@ class Instance:
     def wake_s(self, now_s: float) -> float:
         """When an idle instance can go on without an arrival: at the end of a load."""
         look_s = self.loader.end_s(now_s)
-        ends = [one.load_end_s for one in self.prompts if one.load_end_s > now_s]
-        return min([look_s, *ends])
+        loading = (one for one in self.prompts if one.front < one.cached and one.claimed)
+        return min([look_s, *(max(now_s, one.load_end_s) for one in loading)])
 
     def end(self, now_s: float) -> None:
         """Finish the step: tokens appear, prompts become cached, requests leave."""

@@ -36,10 +36,11 @@ def times(outcome):
     return [*journal.admitted_s, *journal.first_s, *journal.finish_s]
 
 
-@examples(80)
+@examples(30)
 @given(services(), request_traces())
 def test_the_loop_gives_the_times_of_the_reference(service, trace):
     fast, slow = simulate_service(service, trace), reference_outcome(service, trace)
+    assert all(fast.journal.finish_s[at] < inf for at in fast.served)
     assert times(fast) == pytest.approx(times(slow), rel=1e-9, abs=1e-12)
     assert fast.journal.hits == slow.journal.hits
     assert fast.busy_s == pytest.approx(slow.busy_s, rel=1e-9, abs=1e-12)
@@ -67,10 +68,13 @@ def hit_ttft_s(costs, policy, tier, prompt, cached_blocks, block_tokens=512):
 
 
 @pytest.mark.parametrize("policy", ["compute-only", "load-only", "two-ended"])
-@pytest.mark.parametrize("tier", ["dram", "ssd", "net"])
 @pytest.mark.parametrize(
-    ("machine", "model", "tp"),
-    [("h100-sxm+pcie5-x16", "llama-3.1-70b-fp8", 4), ("h100", "mistral-7b-v0.1", 1)],
+    ("machine", "model", "tp", "tier"),
+    [
+        ("h100-sxm+pcie5-x16", "llama-3.1-70b-fp8", 4, "dram"),
+        ("h100-sxm+pcie5-x16", "llama-3.1-8b", 1, "net"),
+        ("h100", "mistral-7b-v0.1", 1, "ssd"),
+    ],
 )
 def test_a_single_hit_takes_as_long_as_its_restore(machine, model, tp, tier, policy):
     spec = find_model(model).shard(tp)
@@ -97,19 +101,19 @@ def one_at_a_time(step_s, outputs, rate, seed=1):
 
 def test_waiting_of_equal_jobs_is_that_of_an_m_d_1_queue():
     """Pollaczek and Khinchine: rho S / 2 (1 - rho) for a service time S."""
-    found = answer(one_at_a_time(0.1, [1] * 6_000, rate=7.0))
-    assert found.queue_s.mean == pytest.approx(0.7 * 0.1 / 2 / (1 - 0.7), rel=0.05)
+    found = answer(one_at_a_time(0.1, [1] * 4_000, rate=7.0))
+    assert found.queue_s.mean == pytest.approx(0.7 * 0.1 / 2 / (1 - 0.7), rel=0.08)
     assert found.busy["compute"] == pytest.approx(0.7, rel=0.03)
 
 
 def test_waiting_of_unequal_jobs_is_that_of_an_m_g_1_queue():
     """Rate E[S^2] / 2 (1 - rho), for answers of 1 to 9 tokens, each a step."""
     chance = random.Random(2)  # noqa: S311
-    outputs = [chance.choice([1, 1, 1, 9]) for _ in range(5_000)]
+    outputs = [chance.choice([1, 1, 1, 9]) for _ in range(3_000)]
     found = answer(one_at_a_time(0.1, outputs, rate=2.0))
     second = fmean((0.1 * output) ** 2 for output in (1, 1, 1, 9))
     rho = 2.0 * 0.1 * 3.0
-    assert found.queue_s.mean == pytest.approx(2.0 * second / 2 / (1 - rho), rel=0.08)
+    assert found.queue_s.mean == pytest.approx(2.0 * second / 2 / (1 - rho), rel=0.12)
 
 
 def test_the_number_of_waiting_requests_obeys_littles_law():
@@ -143,7 +147,7 @@ class Watched(Service):
         return made
 
 
-@examples(30)
+@examples(15)
 @given(services(), request_traces())
 def test_blocks_and_tokens_are_conserved(service, trace):
     watched = Watched(**{name: getattr(service, name) for name in FIELDS})
@@ -168,7 +172,7 @@ def test_blocks_and_tokens_are_conserved(service, trace):
         assert outcome.loaded_bytes == loaded * model.n_layers * row_bytes
 
 
-@examples(20)
+@examples(15)
 @given(request_traces(), st.sampled_from(["load-only", "two-ended"]))
 def test_a_tier_of_infinite_rate_is_never_slower(trace, policy):
     """With room for everything and one request at a time, the order of work cannot change."""

@@ -55,8 +55,8 @@ OPTIONS = {
     "system-prompts system-tokens new-tokens output-tokens seed output",
     "traffic absent.jsonl --hit-rates": "block-tokens blocks sizes eviction model dtype kv-bits",
     "traffic absent.jsonl --model opt-125m --hardware h100": "sizes host-cache ssd-cache net-cache "
-    "policy cache-eviction store instances routing chunk io-chunk max-batch kv-bits ttft-slo "
-    "tpot-slo gpu-hour gb-month tp set gpu-memory",
+    "policy load-order cache-eviction store instances routing chunk io-chunk max-batch kv-bits "
+    "ttft-slo tpot-slo gpu-hour gb-month tp set gpu-memory",
     "generate --weights absent --max-new-tokens 2 --prompt a": "weights max-new-tokens prompt "
     "prompt-ids plan policy hardware dtype device link warm-ups output trace",
 }

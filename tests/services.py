@@ -44,11 +44,15 @@ def tiny_service(
     model = tiny_model(max_positions=4096)
     tiers = options.pop("tiers", {"dram": 64})
     engine = {
-        name: options.pop(name) for name in ("store", "inclusive", "max_batch") if name in options
+        name: options.pop(name)
+        for name in ("store", "inclusive", "max_batch", "load_order")
+        if name in options
     }
 
+    free_copies = options.pop("free_copies", False)
+
     def costs_of(machine_of: HardwareProfile) -> ServiceCosts:
-        return ServiceCosts(model, machine_of, chunk, 4)
+        return ServiceCosts(model, machine_of, chunk, 4, free_copies=free_copies)
 
     fitted = with_blocks(hardware or service_machine(), costs_of, gpu_blocks)
     return Service(
@@ -90,7 +94,9 @@ def services(draw) -> Service:
         tiers={name: draw(sizes) for name in ("dram", "ssd", "net")},
         eviction=draw(st.sampled_from(["lru", "fifo", "lfu", "optimal"])),
         store=draw(st.sampled_from(["through", "evict"])),
+        free_copies=draw(st.sampled_from([False, False, True])),
         inclusive=draw(st.booleans()),
+        load_order=draw(st.sampled_from(["fcfs", "gain"])),
         max_batch=draw(st.sampled_from([1, 3, 9])),
         instances=draw(st.sampled_from([1, 1, 2, 3])),
         routing=draw(st.sampled_from(["round-robin", "least-loaded", "prefix-aware"])),

@@ -58,6 +58,13 @@ class ServiceOptions:
     policy: Annotated[
         str, Parameter(help="How a hit outside GPU memory is restored: load-only or two-ended.")
     ] = "load-only"
+    load_order: Annotated[
+        str,
+        Parameter(
+            help="Which restore gets the link next: fcfs, the first admitted; gain, the one with "
+            "the fewest tokens left to load."
+        ),
+    ] = "fcfs"
     cache_eviction: Annotated[
         str, Parameter(help="Of every tier: lru, fifo, lfu, or optimal, which knows the future.")
     ] = "lru"
@@ -106,6 +113,7 @@ class ServiceOptions:
             costs=costs,
             engine=Engine(
                 policy=self.policy,
+                load_order=self.load_order,
                 store=self.store,
                 inclusive=not self.exclusive,
                 max_batch=self.max_batch,

@@ -6,6 +6,7 @@ from sim.service.costs import ServiceCosts
 from sim.service.generate import Traffic, write_traffic
 from sim.service.hit_rates import EVICTIONS, HitRate, HitRates, hit_rates
 from sim.service.instance import SERVICE_POLICIES, STORES, Engine
+from sim.service.loader import LOAD_ORDERS
 from sim.service.pools import TIER_EVICTIONS
 from sim.service.service import ROUTINGS, Outcome, Service
 from sim.service.simulate import simulate_service
@@ -13,6 +14,7 @@ from sim.service.traces import RequestTrace, read_trace
 
 __all__ = [
     "EVICTIONS",
+    "LOAD_ORDERS",
     "ROUTINGS",
     "SERVICE_POLICIES",
     "STORES",

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from math import inf
 
 from sim.service.costs import ServiceCosts
-from sim.service.loader import Active, Loader
+from sim.service.loader import FCFS, Active, Loader
 from sim.service.pools import NextUse, Tier
 from sim.service.traces import RequestTrace
 
@@ -64,10 +64,12 @@ class Engine:
         store: of `STORES`.
         inclusive: a lower tier holds what the tier above it holds, too; otherwise it gets what that
             tier evicts.
+        load_order: of `LOAD_ORDERS`.
         max_batch: admitted requests at a time.
     """
 
     policy: str
+    load_order: str = FCFS
     store: str = THROUGH
     inclusive: bool = True
     max_batch: int = 256
@@ -238,9 +240,9 @@ class Instance:
 
     def wake_s(self, now_s: float) -> float:
         """When an idle instance can go on without an arrival: at the end of a load."""
-        self.loader.advance(inf)
-        ends = [one.load_end_s for one in self.prompts if one.load_end_s > now_s]
-        return min(ends, default=inf)
+        look_s = self.loader.end_s(now_s)
+        loading = (one for one in self.prompts if one.front < one.cached and one.claimed)
+        return min([look_s, *(max(now_s, one.load_end_s) for one in loading)])
 
     def end(self, now_s: float) -> None:
         """Finish the step: tokens appear, prompts become cached, requests leave."""

@@ -1,4 +1,7 @@
-"""The loads of an instance's restores: one restore at a time, its last tokens first.
+"""The loads of an instance's restores: chunk after chunk, the last tokens of a restore first.
+
+Which restore gets the link next: the first admitted (`fcfs`, as Cake does), or the one with the
+fewest tokens left to load (`gain`): a second of the link brings its first token closest.
 
 Both legs of a copy, from the tier into host memory and from there to the GPU, are in series; the
 second leg of one chunk overlaps the first leg of the next.
@@ -52,14 +55,23 @@ class Active:
     @property
     def claimed(self) -> bool:
         """Whether each cached token is computed, loaded, or being loaded."""
-        return self.back <= (self.front if self.stop is None else self.stop)
+        return self.back <= self.low
+
+    @property
+    def low(self) -> int:
+        """The token that loads go down to, as things stand."""
+        return self.front if self.stop is None else self.stop
+
+
+FCFS, GAIN = "fcfs", "gain"
+LOAD_ORDERS = (FCFS, GAIN)
 
 
 class Loader:
-    """Chunks of restores in the order in which the requests were admitted."""
+    """Chunks of restores, in one of `LOAD_ORDERS`."""
 
-    def __init__(self, costs: ServiceCosts, block_tokens: int) -> None:
-        self._costs, self._block_tokens = costs, block_tokens
+    def __init__(self, costs: ServiceCosts, block_tokens: int, order: str = FCFS) -> None:
+        self._costs, self._block_tokens, self._order = costs, block_tokens, order
         self.queue: deque[Active] = deque()
         self.next_s = 0.0
         """When the next chunk may start."""
@@ -79,11 +91,31 @@ class Loader:
             self.queue.popleft()
         return max(self.next_s, self.queue[0].ready_s) if self.queue else inf
 
+    def chosen(self, start_s: float) -> Active:
+        """The restore whose chunk starts next."""
+        if self._order == FCFS:
+            return self.queue[0]
+        ready = (one for one in self.queue if one.ready_s <= start_s and not one.claimed)
+        return min(ready, key=lambda one: (one.back - one.low, one.order))
+
+    def end_s(self, now_s: float) -> float:
+        """When an idle instance should look again: at the end of a load, or before it.
+
+        Chunks that start later than now are started ahead of time only if no restore that comes
+        can change their order.
+        """
+        if self._order == FCFS:
+            self.advance(inf)
+            return inf
+        while (start_s := self.next_start_s()) <= now_s:
+            self.start(start_s)
+        return start_s
+
     def start(self, start_s: float) -> None:
-        """Claim and copy the last chunk that nobody has, of the first restore."""
-        one, costs = self.queue[0], self._costs
+        """Claim and copy the last chunk that nobody has, of the chosen restore."""
+        one, costs = self.chosen(start_s), self._costs
         size = costs.io_chunk_tokens
-        low = one.front if one.stop is None else one.stop
+        low = one.low
         begin = max((one.back - 1) // size * size, low)
         block = (one.back - 1) // self._block_tokens - one.first_block
         lane = one.lanes[block]

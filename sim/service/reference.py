@@ -27,6 +27,10 @@ class _Eager(Loader):
     def advance(self, now_s: float) -> None:
         """Nothing is left to catch up with."""
 
+    def end_s(self, now_s: float) -> float:  # noqa: ARG002
+        """The process of the loads wakes the engine."""
+        return inf
+
 
 def reference_outcome(service: Service, trace: RequestTrace) -> Outcome:
     """Times of all requests of a trace, as `simulate_service` gives them."""
@@ -101,7 +105,7 @@ class _Run:
             yield self._later(LOAD, start_s - self.env.now)
             if loader.next_start_s() != start_s:
                 continue
-            one = loader.queue[0]
+            one = loader.chosen(start_s)
             loader.start(start_s)
             if one.claimed:
                 self.env.process(self._loaded(number, one.load_end_s))

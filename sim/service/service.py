@@ -18,7 +18,7 @@ from sim.service.instance import (
     Instance,
     Journal,
 )
-from sim.service.loader import Loader
+from sim.service.loader import LOAD_ORDERS, Loader
 from sim.service.pools import TIER_EVICTIONS, NextUse, Pool, Tier
 from sim.service.traces import RequestTrace
 
@@ -57,6 +57,7 @@ class Service:
         for kind, name, known in (
             ("policy", self.engine.policy, SERVICE_POLICIES),
             ("store", self.engine.store, STORES),
+            ("order of loads", self.engine.load_order, LOAD_ORDERS),
             ("eviction", self.eviction, TIER_EVICTIONS),
             ("routing", self.routing, ROUTINGS),
             *(("tier", name, TIERS) for name in self.tier_blocks),
@@ -83,7 +84,7 @@ class Service:
         return [name for name in TIERS if self.tier_blocks.get(name)]
 
     def build(
-        self, trace: RequestTrace, loader: Callable[[ServiceCosts, int], Loader] = Loader
+        self, trace: RequestTrace, loader: Callable[[ServiceCosts, int, str], Loader] = Loader
     ) -> tuple[list[Instance], Journal]:
         """Instances without requests, and the journal that they write."""
         journal = Journal.of(len(trace), self.tier_names)
@@ -92,8 +93,9 @@ class Service:
         made = []
         for _ in range(self.instances):
             tiers = [shared.get(name) or self._tier(name, trace, uses) for name in self.tier_names]
-            parts = (self.costs, self.engine, tiers, journal)
-            made.append(Instance(trace, *parts, loader(self.costs, trace.block_tokens), uses))
+            loads = loader(self.costs, trace.block_tokens, self.engine.load_order)
+            parts = (self.costs, self.engine, tiers, journal, loads, uses)
+            made.append(Instance(trace, *parts))
         return made, journal
 
     def _tier(self, name: str, trace: RequestTrace, uses: NextUse | None) -> Tier:

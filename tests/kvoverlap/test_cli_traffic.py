@@ -15,8 +15,8 @@ SERVED = "trace.jsonl.gz --model llama-3.1-8b --hardware h100-sxm+pcie5-x16"
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     made = tmp_path_factory.mktemp("traffic")
-    status, out, _ = call("traffic --generate 400 --rate 2 --seed 5 -o trace.jsonl.gz", made)
-    assert (status, out) == (0, "400 requests written to trace.jsonl.gz\n")
+    status, out, _ = call("traffic --generate 200 --rate 2 --seed 5 -o trace.jsonl.gz", made)
+    assert (status, out) == (0, "200 requests written to trace.jsonl.gz\n")
     return made
 
 
@@ -79,17 +79,17 @@ def test_policies_of_a_service_beside_each_other(folder):
     found = json.loads(out)
     runs = {one["run"]: one for one in found["runs"]}
     assert [*runs] == ["no offload", "load-only", "two-ended", "free copies"]
-    none, loaded, both, _ = runs.values()
+    none, loaded, both, free = runs.values()
     assert none["hit_rate"].keys() == {"gpu"}
-    assert both["hit_rate"]["dram"] > 0.1
-    assert loaded["ttft_s"]["mean"] < none["ttft_s"]["mean"]
+    assert both["hit_rate"]["dram"] > 0.02
+    assert free["ttft_s"]["mean"] < loaded["ttft_s"]["mean"] < none["ttft_s"]["mean"]
     assert both["ttft_s"]["p50"] <= both["ttft_s"]["p90"] <= both["ttft_s"]["p99"]
     assert 0 < both["goodput"]["fraction"] <= 1
     assert both["price_per_million_tokens"] > none["price_per_million_tokens"] > 0
     assert both["busy"]["d2h"] > 0
     rows = pq.read_table(folder / "table.parquet").to_pylist()
-    assert len(rows) == 400
-    ttft = sum(row["first_token_s"] - row["arrival_s"] for row in rows) / 400
+    assert len(rows) == 200
+    ttft = sum(row["first_token_s"] - row["arrival_s"] for row in rows) / 200
     assert ttft == pytest.approx(both["ttft_s"]["mean"])
     assert rows[-1]["hit_tokens_gpu"] + rows[-1]["computed_tokens"] > 0
 
@@ -107,7 +107,7 @@ def test_a_curve_of_sizes_says_from_where_more_does_not_pay(folder):
 
 
 def test_overload_is_said_and_by_how_much(folder):
-    busy = "traffic --generate 400 --rate 60 --turns 1 --agents 0 -o busy.jsonl"
+    busy = "traffic --generate 200 --rate 60 --turns 1 --agents 0 -o busy.jsonl"
     assert call(busy, folder)[0] == 0
     options = SERVED.replace("trace.jsonl.gz", "busy.jsonl")
     _, out, _ = call(f"traffic {options}", folder)

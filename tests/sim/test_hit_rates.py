@@ -61,7 +61,7 @@ def test_rates_by_hand():
     assert (rates[4].filled, rates[9].filled) == (True, False)
 
 
-@examples(150)
+@examples(100)
 @given(PROMPTS, st.integers(0, 12))
 def test_stack_distances_are_a_list_of_recent_blocks(prompts, size):
     (found,) = hit_rates(trace_of(prompts), [size], ["lru"]).rates
@@ -80,9 +80,9 @@ def test_larger_pools_hit_more_and_none_exceeds_the_ceiling(prompts):
         assert values[-1] == pytest.approx(found.ceiling)
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_every_pool_equals_kvcache_simulator(seed):
-    asked = Traffic(requests=500, turns=3.0, new_tokens=2048, agents=0.2 * seed, seed=seed)
+    asked = Traffic(requests=300, turns=3.0, new_tokens=2048, agents=0.4 * seed, seed=seed)
     lines = [*generated_lines(asked)]
     trace = RequestTrace(512)
     plan = build_execution_plan(parse_trace_lines(lines, block_size=512))
@@ -90,7 +90,7 @@ def test_every_pool_equals_kvcache_simulator(seed):
         ids, tokens = plan.ids[start:stop], sum(plan.tokens[start:stop])
         trace.add(0.0, tokens, 1, ids)
     longest = max(len(trace.path(at)) for at in range(len(trace)))
-    sizes = [longest, 2 * longest, 300, 600, 1000]
+    sizes = [longest, 2 * longest, 300, 600]
     found = hit_rates(trace, sizes)
     assert found.ceiling == simulate_ceiling(plan).hitRate
     for one in found.rates:
@@ -100,7 +100,7 @@ def test_every_pool_equals_kvcache_simulator(seed):
             assert one.hit_rate == other.hitRate, (one.eviction, one.blocks)
 
 
-@examples(100)
+@examples(60)
 @given(PROMPTS.map(lambda all_of: [one for one in all_of if one]).filter(bool), st.integers(5, 12))
 def test_small_traces_equal_kvcache_simulator(prompts, size):
     lines = [f'{{"input_length": {BLOCK * len(ids) - 1}, "hash_ids": {[*ids]}}}' for ids in prompts]

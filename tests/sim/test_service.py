@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
+from itertools import permutations
 from math import inf
 from statistics import fmean
 
@@ -35,10 +36,11 @@ def times(outcome):
     return [*journal.admitted_s, *journal.first_s, *journal.finish_s]
 
 
-@examples(120)
+@examples(30)
 @given(services(), request_traces())
 def test_the_loop_gives_the_times_of_the_reference(service, trace):
     fast, slow = simulate_service(service, trace), reference_outcome(service, trace)
+    assert all(fast.journal.finish_s[at] < inf for at in fast.served)
     assert times(fast) == pytest.approx(times(slow), rel=1e-9, abs=1e-12)
     assert fast.journal.hits == slow.journal.hits
     assert fast.busy_s == pytest.approx(slow.busy_s, rel=1e-9, abs=1e-12)
@@ -66,10 +68,13 @@ def hit_ttft_s(costs, policy, tier, prompt, cached_blocks, block_tokens=512):
 
 
 @pytest.mark.parametrize("policy", ["compute-only", "load-only", "two-ended"])
-@pytest.mark.parametrize("tier", ["dram", "ssd", "net"])
 @pytest.mark.parametrize(
-    ("machine", "model", "tp"),
-    [("h100-sxm+pcie5-x16", "llama-3.1-70b-fp8", 4), ("h100", "mistral-7b-v0.1", 1)],
+    ("machine", "model", "tp", "tier"),
+    [
+        ("h100-sxm+pcie5-x16", "llama-3.1-70b-fp8", 4, "dram"),
+        ("h100-sxm+pcie5-x16", "llama-3.1-8b", 1, "net"),
+        ("h100", "mistral-7b-v0.1", 1, "ssd"),
+    ],
 )
 def test_a_single_hit_takes_as_long_as_its_restore(machine, model, tp, tier, policy):
     spec = find_model(model).shard(tp)
@@ -96,19 +101,19 @@ def one_at_a_time(step_s, outputs, rate, seed=1):
 
 def test_waiting_of_equal_jobs_is_that_of_an_m_d_1_queue():
     """Pollaczek and Khinchine: rho S / 2 (1 - rho) for a service time S."""
-    found = answer(one_at_a_time(0.1, [1] * 6_000, rate=7.0))
-    assert found.queue_s.mean == pytest.approx(0.7 * 0.1 / 2 / (1 - 0.7), rel=0.05)
+    found = answer(one_at_a_time(0.1, [1] * 4_000, rate=7.0))
+    assert found.queue_s.mean == pytest.approx(0.7 * 0.1 / 2 / (1 - 0.7), rel=0.08)
     assert found.busy["compute"] == pytest.approx(0.7, rel=0.03)
 
 
 def test_waiting_of_unequal_jobs_is_that_of_an_m_g_1_queue():
     """Rate E[S^2] / 2 (1 - rho), for answers of 1 to 9 tokens, each a step."""
     chance = random.Random(2)  # noqa: S311
-    outputs = [chance.choice([1, 1, 1, 9]) for _ in range(5_000)]
+    outputs = [chance.choice([1, 1, 1, 9]) for _ in range(3_000)]
     found = answer(one_at_a_time(0.1, outputs, rate=2.0))
     second = fmean((0.1 * output) ** 2 for output in (1, 1, 1, 9))
     rho = 2.0 * 0.1 * 3.0
-    assert found.queue_s.mean == pytest.approx(2.0 * second / 2 / (1 - rho), rel=0.08)
+    assert found.queue_s.mean == pytest.approx(2.0 * second / 2 / (1 - rho), rel=0.12)
 
 
 def test_the_number_of_waiting_requests_obeys_littles_law():
@@ -131,16 +136,18 @@ class Watched(Service):
     """A service whose tiers may hold blocks at the start, and whose instances can be looked at."""
 
     held = 0
+    all_held = False
 
     def build(self, trace, *loader):
         made = super().build(trace, *loader)
         object.__setattr__(self, "made", made[0])
         for tier in made[0][0].tiers:
             tier.pool.put([*trace.path(0)][: self.held], [])
+            tier.pool.put(range(1, self.all_held * trace.unique_blocks + 1), [])
         return made
 
 
-@examples(50)
+@examples(15)
 @given(services(), request_traces())
 def test_blocks_and_tokens_are_conserved(service, trace):
     watched = Watched(**{name: getattr(service, name) for name in FIELDS})
@@ -165,7 +172,7 @@ def test_blocks_and_tokens_are_conserved(service, trace):
         assert outcome.loaded_bytes == loaded * model.n_layers * row_bytes
 
 
-@examples(30)
+@examples(15)
 @given(request_traces(), st.sampled_from(["load-only", "two-ended"]))
 def test_a_tier_of_infinite_rate_is_never_slower(trace, policy):
     """With room for everything and one request at a time, the order of work cannot change."""
@@ -229,6 +236,37 @@ def test_two_ends_beat_loading_among_other_requests():
         ttft_s[policy] = simulate_service(warm, trace).journal.first_s[0]
     assert ttft_s["load-only"] == pytest.approx(1.5, rel=0.02)
     assert ttft_s["two-ended"] / ttft_s["load-only"] <= 1.19 / 1.50
+
+
+def burst(order, blocks, policy="load-only"):
+    """Mean time to first token of hits of so many blocks that come together."""
+    trace = RequestTrace(BLOCK)
+    for number, count in enumerate(blocks):
+        ids = [100 * number + at for at in range(count)]
+        trace.add(0.0, BLOCK * count, 1, ids)
+    hardware = service_machine(1e-4, 1e6, h2d=2e4)
+    options = {"max_batch": 20, "chunk": 64, "load_order": order}
+    service = tiny_service(policy, 4000, hardware=hardware, tiers={"dram": 4000}, **options)
+    warm = Watched(**{name: getattr(service, name) for name in FIELDS})
+    object.__setattr__(warm, "all_held", True)
+    first_s = simulate_service(warm, trace).journal.first_s
+    assert [*reference_outcome(warm, trace).journal.first_s] == pytest.approx([*first_s], rel=1e-9)
+    return fmean(first_s)
+
+
+@pytest.mark.parametrize("count", [2, 3, 5, 16])
+def test_loads_by_gain_are_never_slower_on_average_in_a_burst(count):
+    chance = random.Random(count)  # noqa: S311
+    blocks = [chance.randint(2, 30) for _ in range(count)]
+    assert burst("gain", blocks) <= 1.01 * burst("fcfs", blocks)
+    assert burst("gain", blocks[::-1]) <= 1.01 * burst("fcfs", blocks[::-1])
+
+
+def test_loads_by_gain_are_within_five_per_cent_of_the_best_order():
+    """Every order of four restores, tried as an order of arrival."""
+    blocks = (25, 3, 14, 8)
+    best = min(burst("fcfs", order) for order in permutations(blocks))
+    assert burst("gain", blocks) <= 1.05 * best
 
 
 def test_a_service_that_cannot_be_is_refused():

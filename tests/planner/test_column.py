@@ -161,7 +161,7 @@ def test_weights_really_come_through_the_slots(backend):
     graph = lower("column", OPT, job, uniform(OPT, job, 4))
     executor = DecodeExecutor(simulated(graph), weights, caches, references, backend)
     for layer in weights.layers:  # what the device still holds of them is not used
-        for linear in (layer.qkv, layer.out, layer.up, layer.down):
+        for linear in (layer.attention.qkv, layer.attention.out, layer.ffn.up, layer.ffn.down):
             linear.weight.fill_(torch.nan)
     executor.run()
     assert executor.check()["tokens_equal"] is True

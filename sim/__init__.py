@@ -1,37 +1,14 @@
 """The vocabulary of kvoverlap and its model of the machine, from specs to timelines."""
 
-from sim.catalog import find_hardware, find_model, hardware_names, model_names
-from sim.cost.model import CostModel
-from sim.engine.api import replay, simulate
-from sim.errors import KvOverlapError
-from sim.graph.jobs import Workload
-from sim.graph.tasks import Task, TaskGraph
-from sim.graph.timeline import Span, Timeline
-from sim.machine.profile import HardwareProfile
-from sim.model.spec import ModelSpec
-from sim.results.compare import Comparison, compare
-from sim.results.recording import Recording
-from sim.results.trace import read_trace, write_trace
+import importlib
+from typing import TYPE_CHECKING, Any
 
-__all__ = [
-    "Comparison",
-    "CostModel",
-    "HardwareProfile",
-    "KvOverlapError",
-    "ModelSpec",
-    "Recording",
-    "Span",
-    "Task",
-    "TaskGraph",
-    "Timeline",
-    "Workload",
-    "compare",
-    "find_hardware",
-    "find_model",
-    "hardware_names",
-    "model_names",
-    "read_trace",
-    "replay",
-    "simulate",
-    "write_trace",
-]
+if TYPE_CHECKING:
+    from sim.api import *  # noqa: F403
+
+
+def __getattr__(name: str) -> Any:
+    """A name of `sim.api`, which is loaded at its first use: `sim.errors` starts without it."""
+    if name.startswith("_") and name != "__all__":
+        raise AttributeError(f"module 'sim' has no attribute {name!r}")
+    return getattr(importlib.import_module("sim.api"), name)

@@ -11,10 +11,10 @@ import gc
 import os
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from cyclopts import App, CycloptsError, Parameter
 
-from kvoverlap.cli.options import shown_default
 from kvoverlap.cli.output import err, fail, out
 from sim.errors import KvOverlapError
 from sim.files import VERSION
@@ -115,6 +115,11 @@ VERBS = {
 Only the module of the verb that runs is imported. A test compares the lines with the functions'
 docstrings.
 """
+
+
+def shown_default(value: Any) -> str | None:
+    """Default as help shows it; None hides a default that says nothing."""
+    return None if value is None or value is False or value == () else str(value)
 
 
 def command_line(arguments: Sequence[str]) -> App:

@@ -96,11 +96,6 @@ def parse_decimal(name: str, text: str) -> float:
     raise BadInput(f"{name}(={text}) must be a number, such as 0.5.")
 
 
-def shown_default(value: Any) -> str | None:
-    """Default as help shows it; None hides a default that says nothing."""
-    return None if value is None or value is False or value == () else str(value)
-
-
 Count = Annotated[int, Parameter(converter=parsed_by(parse_count), metavar="COUNT")]
 Counts = Annotated[
     tuple[int, ...] | None,

@@ -41,7 +41,7 @@ REPEATS = 5
 PROFILE_S = {"cpu": 55.0, "cuda": 45.0}
 """Estimated seconds of profiling one model."""
 
-PROFILE_SHARE = 0.25
+PROFILE_SHARE = 0.2
 """Fraction of the remaining time after which profiling a model takes no further samples."""
 
 RESTORE_PROFILE_S = {"cpu": 30.0, "cuda": 30.0}

@@ -65,6 +65,7 @@ READERS: dict[str, Reader] = {
     "qwen3_vl": dense.qwen,
     "qwen3_vl_moe": sparse.qwen_moe,
     "step3p5": sparse.step,
+    "seed_oss": dense.seed_oss,
     "step3p7": sparse.step,
 }
 """The reader of each `model_type`; `_text` behind it names the language part of the same."""

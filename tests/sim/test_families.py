@@ -116,6 +116,7 @@ FAMILIES = {
     "gemma3_text": {},
     "phi3": {"pad_token_id": 0, "head_dim": None},
     "glm4": {"pad_token_id": 0},
+    "seed_oss": {},
     "cohere2": {"layer_types": None, "pad_token_id": 0},
     "mixtral": {"num_local_experts": 8, "num_experts_per_tok": 2},
     "qwen2_moe": {

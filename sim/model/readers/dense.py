@@ -115,6 +115,13 @@ def phi3(config: Config) -> Description:
     return uniform(config, lambda _: True)
 
 
+def seed_oss(config: Config) -> Description:
+    """Biases of Q, K and V, and of the output, are switched on apart."""
+    for dropout in ("attention_dropout", "residual_dropout"):
+        config.get(dropout)
+    return uniform(config, out_bias=bool(config.get("attention_out_bias", default=False)))
+
+
 def nas(config: Config) -> Description:
     """Nemotron NAS: heads, MLP width, or their absence, by layer (`block_configs`)."""
     hidden, n_heads = config.size(HIDDEN), config.size("num_attention_heads")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -12,6 +13,7 @@ from kvoverlap.cli.options import Json, OutputFile
 from kvoverlap.cli.output import annotate, markdown_table, print_json, progress, say, table
 from kvoverlap.cli.published import print_published, published_markdown
 from planner.published import assess_published
+from planner.published.accuracy import PublishedAccuracy
 from sim.catalog import RECORDINGS
 from sim.errors import BadInput
 from sim.files import write_bytes
@@ -76,27 +78,30 @@ def accuracy(
         return _published(gate, markdown, json)
     found = assess(recordings)
     _write_markdown(as_markdown(found), markdown)
-    for fault in faults(found):
-        annotate("kvoverlap accuracy", fault)
-    if json:
-        print_json(found.to_dict())
-    else:
-        print_accuracy(found)
-        if gate:
-            say(f"gate: {'passed' if found.passed else 'FAILED'}")
-    return 1 if gate and not found.passed else 0
+    return _report(found, faults(found), lambda: print_accuracy(found), gate, json)
 
 
 def _published(gate: bool, markdown: Path | None, json: bool) -> int:
     with progress("accuracy") as steps:
         found = assess_published(progress=steps)
     _write_markdown(published_markdown(found), markdown)
-    for fault in found.faults:
-        annotate("kvoverlap accuracy", fault)
+    return _report(found, found.faults, lambda: print_published(found), gate, json)
+
+
+def _report(
+    found: Accuracy | PublishedAccuracy,
+    reasons: Sequence[str],
+    show: Callable[[], None],
+    gate: bool,
+    json: bool,
+) -> int:
+    """Print what was found, with an annotation for each reason to fail; returns the exit status."""
+    for reason in reasons:
+        annotate("kvoverlap accuracy", reason)
     if json:
         print_json(found.to_dict())
     else:
-        print_published(found)
+        show()
         if gate:
             say(f"gate: {'passed' if found.passed else 'FAILED'}")
     return 1 if gate and not found.passed else 0

@@ -104,6 +104,14 @@ Counts = Annotated[
 Decimal = Annotated[float, Parameter(converter=parsed_by(parse_decimal), metavar="FLOAT")]
 Bytes = Annotated[float, Parameter(converter=parsed_by(parse_bytes), metavar="SIZE")]
 
+CachedKvBits = Annotated[
+    int,
+    Parameter(
+        help="Bits of one value of the cached KV: 16, 8, 4 or 3. By default 16, or 8 if the "
+        "checkpoint asks for it."
+    ),
+]
+
 OutputFile = Annotated[Path, Parameter(converter=parsed_by(check_writable), metavar="PATH")]
 """A file to write, which is refused before anything is measured if that is impossible."""
 
@@ -406,13 +414,7 @@ class RestoreJob:
     gpu_share: Annotated[
         Decimal, Parameter(help="Fraction of every engine step that the restore gets.")
     ] = 1.0
-    kv_bits: Annotated[
-        int | None,
-        Parameter(
-            help="Bits of one value of the cached KV: 16, 8, 4 or 3. By default 16, or 8 if the "
-            "checkpoint asks for it."
-        ),
-    ] = None
+    kv_bits: CachedKvBits | None = None
 
     def request(self, model: ModelSpec) -> RestoreRequest:
         """The request as the planner reads it; a tier given as a rate is `net`."""

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from kvoverlap.cli.options import Bytes, Count, Decimal, cached_kv_bits
+from kvoverlap.cli.options import Bytes, CachedKvBits, Count, Decimal, cached_kv_bits
 from kvoverlap.cli.output import print_json, progress, say, table
 from sim.errors import BadInput
 from sim.files import write_bytes
@@ -87,13 +87,7 @@ class ServiceOptions:
     chunk: Annotated[Count, Parameter(help="Token budget of an engine step.")] = 8192
     io_chunk: Annotated[Count, Parameter(help="Tokens of one load.")] = 128
     max_batch: Annotated[Count, Parameter(help="Requests of an instance at a time.")] = 256
-    kv_bits: Annotated[
-        int | None,
-        Parameter(
-            help="Bits of one value of the cached KV: 16, 8, 4 or 3. By default 16, or 8 if the "
-            "checkpoint asks for it."
-        ),
-    ] = None
+    kv_bits: CachedKvBits | None = None
     ttft_slo: Annotated[
         Decimal | None, Parameter(help="Seconds to the first token of a good request.")
     ] = None

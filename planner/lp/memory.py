@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import inf
 
-import pulp
-
+from planner.lp.program import LinearProgram, Terms
 from sim.graph.jobs import Workload
 from sim.graph.memory import check_fits, footprint, layer_rows
 from sim.graph.tasks import TaskGraph
@@ -17,8 +16,6 @@ from sim.model.spec import ModelSpec
 
 Cell = tuple[int, int]
 """(step, layer)."""
-
-Terms = list[tuple[pulp.LpVariable, float]]
 
 DEVICE_ROW, HOST_ROW = "device_memory", "host_memory"
 
@@ -110,9 +107,9 @@ class ResidentVariables:
         weights: resident part of each layer's weights, at most 1.
     """
 
-    kv: dict[int, pulp.LpVariable] = field(default_factory=dict)
-    x: dict[int, pulp.LpVariable] = field(default_factory=dict)
-    weights: dict[int, pulp.LpVariable] = field(default_factory=dict)
+    kv: dict[int, int] = field(default_factory=dict)
+    x: dict[int, int] = field(default_factory=dict)
+    weights: dict[int, int] = field(default_factory=dict)
 
 
 class MemoryRows:
@@ -128,14 +125,14 @@ class MemoryRows:
 
     def __init__(
         self,
-        problem: pulp.LpProblem,
+        program: LinearProgram,
         graph: TaskGraph,
         pasts: Sequence[int],
-        tokens: Mapping[Cell, pulp.LpVariable],
+        tokens: Mapping[Cell, int],
         resident: ResidentVariables,
         budget: MemoryBudget,
     ) -> None:
-        self._problem = problem
+        self._program = program
         self._model, self._job = graph.model, graph.workload
         self._moved_layers = len({one.layer for one in graph.tasks if one.op == "load_weights"})
         self._pasts = pasts
@@ -160,7 +157,7 @@ class MemoryRows:
 
     def _device(self) -> None:
         budget, unit = self._budget, float(self._budget.unit_bytes)
-        longest = self._problem.add_variable("staged_x_tokens", 0)
+        longest = self._program.variable("staged_x_tokens")
         for (step, layer), recomputed in self._tokens.items():
             own_x = [(self._resident.x[layer], 1.0)] if layer in self._resident.x else []
             terms = [(longest, 1.0), (recomputed, -1.0), *own_x]
@@ -182,10 +179,10 @@ class MemoryRows:
         """
         model, job, budget = self._model, self._job, self._budget
         row_bytes, unit = budget.host_kv_row_bytes, float(max(1, *budget.host_kv_row_bytes))
-        add = self._problem.add_variable
+        add = self._program.variable
         layers = [layer for layer in range(model.n_layers) if model.splits(layer)]
-        without_kv = {layer: add(f"host_without_kv_L{layer}", 0) for layer in layers}
-        with_x = {layer: add(f"host_with_x_L{layer}", 0) for layer in layers}
+        without_kv = {layer: add(f"host_without_kv_L{layer}") for layer in layers}
+        with_x = {layer: add(f"host_with_x_L{layer}") for layer in layers}
         for (step, layer), recomputed in self._tokens.items():
             if layer not in without_kv:
                 continue
@@ -212,4 +209,4 @@ class MemoryRows:
         self._row(name, [(variable, -factor) for variable, factor in taken], -free)
 
     def _row(self, name: str, terms: Terms, least: float) -> None:
-        self._problem.addConstraint(pulp.LpAffineExpression(terms) >= least, name)
+        self._program.at_least(name, terms, least)

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from cyclopts import App, Parameter
 
 from kvoverlap.cli.import_profile import aiconfigurator
+from kvoverlap.cli.model_list import billions, list_models
 from kvoverlap.cli.options import AssumeLike, Count, Json
 from kvoverlap.cli.output import print_json, say, table
 from sim.catalog import (
@@ -19,14 +20,11 @@ from sim.catalog import (
     find_model,
     hardware_names,
     link_names,
-    model_names,
-    model_source,
 )
 from sim.lanes import COPY_LANES
 from sim.machine.components import JOIN, UNIFIED, ComputePart, LinkPart
 from sim.machine.profile import HardwareProfile
 from sim.model.sheet import LayerSheet, Sheet, sheet
-from sim.model.spec import RUNNABLE_FAMILIES, ModelSpec
 
 
 def models(
@@ -59,7 +57,7 @@ def models(
       kvoverlap models ./config.json --context 128K --kv-bits 8 --json
     """
     if model is None:
-        _list_models(json)
+        list_models(json)
         return
     made = sheet(find_model(model, assume_like=assume_like), context, kv_bits)
     if json:
@@ -68,68 +66,11 @@ def models(
     _print_sheet(made)
 
 
-def _list_models(json: bool) -> None:
-    specs = sorted(map(find_model, model_names()), key=lambda spec: (spec.family, spec.name))
-    if json:
-        print_json([_model_entry(spec) for spec in specs])
-        return
-    rows = [
-        (
-            spec.family,
-            spec.name,
-            _billions(spec.n_parameters),
-            _billions(spec.active_parameters),
-            str(spec.n_layers),
-            f"{spec.n_heads}/{spec.n_kv_heads}",
-            f"{spec.all_rows_bytes / 1024:,.4g} KiB",
-            f"{spec.n_layers * spec.x_token_bytes / 1024:,.4g} KiB",
-            "yes" if spec.family in RUNNABLE_FAMILIES else "no",
-        )
-        for spec in specs
-    ]
-    columns = (
-        "family",
-        "model",
-        "parameters",
-        "active",
-        "layers",
-        "heads/kv",
-        "KV / token",
-        "X / token",
-        "runs",
-    )
-    table("Shipped models, from their published configs", columns, rows, n_text=2)
-    say(
-        "\nAll can be planned and simulated; `runs` says whether a device can run their plans.\n"
-        "`kvoverlap models NAME` shows one model; the path of a config.json works too."
-    )
-
-
-def _model_entry(spec: ModelSpec) -> dict[str, Any]:
-    return {
-        "name": spec.name,
-        "family": spec.family,
-        "parameters": spec.n_parameters,
-        "active_parameters": spec.active_parameters,
-        "n_layers": spec.n_layers,
-        "hidden_size": spec.hidden_size,
-        "n_heads": spec.n_heads,
-        "n_kv_heads": spec.n_kv_heads,
-        "kv_bytes_per_token_and_layer": max(one.attention.kv_size for one in spec.layers)
-        * spec.element_bytes,
-        "x_bytes_per_token_and_layer": spec.x_token_bytes,
-        "kv_bytes_per_token": spec.all_rows_bytes,
-        "planned": True,
-        "runs": spec.family in RUNNABLE_FAMILIES,
-        "source": model_source(spec.name),
-    }
-
-
 def _print_sheet(made: Sheet) -> None:
     of_sequence = made.kv_bytes + made.index_bytes + made.state_bytes
     say(
-        f"{made.name} ({made.family}): {_billions(made.parameters)} parameters, "
-        f"{_billions(made.active_parameters)} active; weights {_bytes(made.weight_bytes)}; a "
+        f"{made.name} ({made.family}): {billions(made.parameters)} parameters, "
+        f"{billions(made.active_parameters)} active; weights {_bytes(made.weight_bytes)}; a "
         f"sequence of {made.context_tokens:,} tokens {_bytes(of_sequence)}\n"
     )
     groups: dict[tuple[str, str], list[LayerSheet]] = {}
@@ -169,10 +110,6 @@ def _numbers(numbers: Sequence[int]) -> str:
     if len(numbers) > 3 and numbers[-1] - numbers[0] == len(numbers) - 1:
         return f"{len(numbers)}: {numbers[0]} to {numbers[-1]}"
     return f"{len(numbers)}: {first}{' ...' if len(numbers) > 3 else ''}"
-
-
-def _billions(count: int) -> str:
-    return f"{count / 1e9:,.2f} B"
 
 
 def _bytes(n_bytes: int) -> str:

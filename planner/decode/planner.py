@@ -160,12 +160,12 @@ class DecodePlanner:
     def _planned_makespan_s(self, split: Sequence[Sequence[int]], residency: Residency) -> float:
         """Simulated makespan of the planned steps; infinite if they do not fit the memory."""
         problem = self.problem
+        if problem.covers_all_steps and problem.gpus == 1:
+            return problem.makespan_s(DecodeChoice(list(map(list, split)), residency))
         graph = problem.shortened(split, residency)
         together = replicate(graph, problem.gpus)
         if not problem.fits(together):
             return inf
-        if problem.covers_all_steps and problem.gpus == 1:
-            return problem.simulate(split, residency).makespan_s
         seen = representative_machine(problem.hardware, problem.gpus)
         if seen is not None:
             return simulate(graph, seen, problem.engine).makespan_s

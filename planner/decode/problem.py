@@ -151,6 +151,10 @@ class DecodeProblem:
     def _timelines(self) -> dict[tuple[tuple[tuple[int, ...], ...], Residency], Timeline]:
         return {}
 
+    @cached_property
+    def _makespans_s(self) -> dict[tuple[tuple[tuple[int, ...], ...], Residency], float]:
+        return {}
+
     def simulate(self, split: Split, residency: Residency | None = None) -> Timeline:
         """The predicted timeline of the whole job; each choice is simulated once."""
         residency = residency or self.least_resident
@@ -178,8 +182,14 @@ class DecodeProblem:
 
     def makespan_s(self, choice: DecodeChoice) -> float:
         """Simulated makespan; infinite if the choice does not fit the memory."""
-        timeline = self.simulate(choice.split, choice.residency)
-        return timeline.makespan_s if self.fits(timeline.graph) else inf
+        key = (tuple(map(tuple, choice.split)), choice.residency)
+        if key not in self._makespans_s:
+            graph = self._whole_graph(choice.split, choice.residency)
+            fits = self.fits(replicate(graph, self.gpus))
+            self._makespans_s[key] = (
+                self.simulate(choice.split, choice.residency).makespan_s if fits else inf
+            )
+        return self._makespans_s[key]
 
     def shortened(
         self, split: Split, residency: Residency, contexts: Sequence[int] | None = None

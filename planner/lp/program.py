@@ -1,25 +1,24 @@
-"""Linear programs with named variables and rows, built in Python and solved by HiGHS."""
+"""Linear programs with named variables and rows, built in Python and solved by HiGHS.
+
+HiGHS is loaded with numpy when the first program is solved: a restore needs neither.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import inf
-from typing import NamedTuple, TypeVar
-
-import highspy
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from sim.errors import Infeasible, PlannerFailed
+
+if TYPE_CHECKING:
+    import highspy
 
 Terms = list[tuple[int, float]]
 """Variables, as `LinearProgram.variable` returned them, and their factors; each at most once."""
 
 Key = TypeVar("Key")
-
-_NO_OPTIMUM = (
-    highspy.HighsModelStatus.kInfeasible,
-    highspy.HighsModelStatus.kUnboundedOrInfeasible,
-)
 
 
 class Basis(NamedTuple):
@@ -101,6 +100,8 @@ class LinearProgram:
             Infeasible: there is none.
             PlannerFailed: HiGHS stopped without an optimum.
         """
+        import highspy
+
         order = sorted(range(len(self.variables)), key=self.variables.__getitem__)
         column = [0] * len(order)
         for position, variable in enumerate(order):
@@ -114,7 +115,9 @@ class LinearProgram:
         solver.run()
         status = solver.getModelStatus()
         if status != highspy.HighsModelStatus.kOptimal:
-            failure = Infeasible if status in _NO_OPTIMUM else PlannerFailed
+            known = highspy.HighsModelStatus
+            infeasible = status in (known.kInfeasible, known.kUnboundedOrInfeasible)
+            failure = Infeasible if infeasible else PlannerFailed
             raise failure(
                 f"the LP {self.name!r} ended {solver.modelStatusToString(status)!r} instead of "
                 "optimal; report the plan's inputs as a defect."
@@ -130,6 +133,8 @@ class LinearProgram:
 
     def _start(self, basis: Basis, order: list[int]) -> highspy.HighsBasis:
         """The basis as HiGHS holds it; what was added since is not in it."""
+        import highspy
+
         new_variables = len(self.variables) - len(basis.variables)
         new_rows = len(self.rows) - len(basis.rows)
         variables = [*basis.variables, *[highspy.HighsBasisStatus.kLower] * new_variables]
@@ -141,6 +146,8 @@ class LinearProgram:
 
     def _model(self, order: list[int], column: list[int]) -> highspy.HighsLp:
         """The program as HiGHS holds it, by rows."""
+        import highspy
+
         model = highspy.HighsLp()
         model.num_col_, model.num_row_ = len(order), len(self.rows)
         model.col_cost_ = [self._cost.get(variable, 0.0) for variable in order]

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 
 import pytest
+from model_index import entries
 
+from kvoverlap.cli.model_list import INDEX
 from sim.catalog import DATA
 
 LLAMA = json.loads((DATA / "models" / "llama-3.1-8b.json").read_text()) | {"num_hidden_layers": 2}
@@ -15,6 +17,11 @@ FP8_CACHE = {
     "quant_algo": "FP8",
     "kv_cache_scheme": {"num_bits": 8, "type": "float"},
 }
+
+
+def test_the_index_of_models_is_what_their_configs_say():
+    """`python tests/model_index.py` rewrites it."""
+    assert json.loads(INDEX.read_text()) == entries()
 
 
 @pytest.fixture

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import io
+from contextlib import redirect_stdout
 
 import pytest
-from rich.console import Console
 
 from kvoverlap.cli import output
 
@@ -17,9 +17,10 @@ HEADER = ("device", "decode attention", "with its usual link")
 
 
 def shown(monkeypatch, width, rows=ROWS):
+    monkeypatch.setattr(output, "out", output.Output("stdout", width))
     file = io.StringIO()
-    monkeypatch.setattr(output, "out", Console(file=file, width=width, soft_wrap=True))
-    output.table("Devices", HEADER, rows)
+    with redirect_stdout(file):
+        output.table("Devices", HEADER, rows)
     return file.getvalue()
 
 

@@ -227,14 +227,18 @@ jobs: Callable[[], Jobs] = st.cache_resource(Jobs, show_spinner=False)
 """The measurements of this server, shared by all visitors."""
 
 
-def runtime_gap_for(question: RestoreQuestion, runtime: str) -> RuntimeGap:
+def runtime_gap_for(question: Question | RestoreQuestion, runtime: str) -> RuntimeGap:
     """What a runtime leaves on the table for a question.
 
     Raises:
         KvOverlapError: the machine does not support the request or the runtime's copies.
     """
     key, text = f"{runtime} {question.key}", "Comparing with the runtime"
-    return answer(question.gap, runtime, key=key, text=text, about=_about(question))
+    if isinstance(question, RestoreQuestion):
+        about = _about(question)
+    else:
+        about = Asked(question.n_tasks, question.advise_command(runtime=runtime))
+    return answer(question.gap, runtime, key=key, text=text, about=about)
 
 
 def restore_plans_for(question: RestoreQuestion) -> RestorePlans:

@@ -122,12 +122,10 @@ class RestoreQuestion:
         Raises:
             KvOverlapError: the machine does not support the request or the runtime's copies.
         """
-        tokens, model = self.request.cached_tokens, self.model
         bits = self.request.tier_kv_bits
-        workload = Workload(1, tokens, 1, kv_bits=bits if bits in HOST_KV_BITS else None)
-        job = Job(model, self.hardware, workload)
-        host_bytes = self.tp * tokens * model.all_rows_bytes
-        return runtime_gap(find_runtime(runtime), job, host_bytes, ENGINE)
+        kv_bits = bits if bits in HOST_KV_BITS else None
+        workload = Workload(1, self.request.cached_tokens, 1, kv_bits=kv_bits)
+        return runtime_gap(find_runtime(runtime), Job(self.model, self.hardware, workload), ENGINE)
 
     @property
     def slow_lane(self) -> str:

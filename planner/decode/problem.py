@@ -43,7 +43,7 @@ def check_workload(model: ModelSpec, workload: Workload) -> None:
         cache = "latent cache" if model.mla is not None else "cache of latents or chosen tokens"
         raise BadInput(
             f"kv_bits(={workload.kv_bits}): the {cache} of {model.name} is not modelled "
-            "quantised; leave it out."
+            "quantised; use kv_bits 16."
         )
 
 
@@ -89,7 +89,7 @@ class DecodeProblem:
         if self.hardware.memory.unified and self.workload.kv_bits is not None:
             raise BadInput(
                 f"kv_bits(={self.workload.kv_bits}): K and V are quantised in host memory, and CPU "
-                f"and GPU of {self.hardware.name} share one memory; leave it out."
+                f"and GPU of {self.hardware.name} share one memory; use kv_bits 16."
             )
 
     @cached_property

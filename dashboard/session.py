@@ -253,7 +253,7 @@ jobs: Callable[[], Jobs] = st.cache_resource(Jobs, show_spinner=False)
     show_spinner="Comparing with the runtime",
     hash_funcs={HardwareProfile: profile_key},
 )
-def runtime_gap_for(question: RestoreQuestion, runtime: str) -> RuntimeGap:
+def runtime_gap_for(question: Question | RestoreQuestion, runtime: str) -> RuntimeGap:
     """What a runtime leaves on the table for a question, cached.
 
     Raises:

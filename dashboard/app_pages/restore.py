@@ -36,7 +36,7 @@ from dashboard.questions.restore import (
     RestorePlans,
     RestoreQuestion,
 )
-from dashboard.runtime_gap import show_runtime_gap
+from dashboard.runtime_gap import ask_runtime, serving_runtimes, show_runtime_gap
 from dashboard.session import restore_plans_for, uploaded
 from dashboard.text.comparison import escaped, sentence
 from dashboard.text.crossovers import describe_rates
@@ -119,7 +119,10 @@ def show_asked(question: RestoreQuestion, policy: str) -> None:
         show_changes(question, answer)
         show_ends(answer, policy)
     show_policies(answer)
-    show_runtime_gap(question)
+    st.subheader("What a serving runtime leaves on the table", anchor=False)
+    where = "K and V of the prefix are in host memory, whatever the tier above."
+    if (runtime := ask_runtime(serving_runtimes(), where)) is not None:
+        show_runtime_gap(question, runtime)
     show_exports(question, policy)
 
 

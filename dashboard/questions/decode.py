@@ -10,8 +10,8 @@ import shlex
 from dataclasses import dataclass, replace
 
 from planner import DecodePlan, Job, PlanOptions, make_plan
-from planner.advice import Advice, advise
-from sim.catalog import RECORDINGS
+from planner.advice import Advice, RuntimeGap, advise, runtime_gap
+from sim.catalog import RECORDINGS, find_runtime
 from sim.engine.api import fast_engine_installed
 from sim.graph.jobs import Workload
 from sim.lanes import D2H, H2D
@@ -189,6 +189,15 @@ class Question:
         slo_s = None if slo_ms is None else slo_ms / 1e3
         return advise(self.model, self.machine, self.workload, RECORDINGS, slo_s, ENGINE)
 
+    def gap(self, runtime: str) -> RuntimeGap:
+        """What a serving runtime leaves on the table for this batch.
+
+        Raises:
+            KvOverlapError: the machine does not support the job or the runtime's copies.
+        """
+        job = Job(self.model, self.machine, self.workload)
+        return runtime_gap(find_runtime(runtime), job, ENGINE)
+
     def command(self, policy: str = "lp") -> str:
         """The command that gives the same plan; it may need the downloaded profile."""
         job, changes = self.workload, self.changes
@@ -203,10 +212,14 @@ class Question:
             words.append("--keep" if self.keep else "--no-keep")
         return shlex.join(words)
 
-    def advise_command(self, slo_ms: float | None = None) -> str:
+    def advise_command(self, slo_ms: float | None = None, runtime: str | None = None) -> str:
         """The command that gives the same recommendation."""
-        limit = [] if slo_ms is None else ["--slo-ms", f"{slo_ms:g}"]
-        return shlex.join([*self._words("advise"), *limit])
+        words = self._words("advise")
+        if slo_ms is not None:
+            words += ["--slo-ms", f"{slo_ms:g}"]
+        if runtime is not None:
+            words += ["--runtime", runtime]
+        return shlex.join(words)
 
     def _words(self, verb: str) -> list[str]:
         """The command with what every verb takes: model, machine, batch and prompt."""

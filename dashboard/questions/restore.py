@@ -119,10 +119,8 @@ class RestoreQuestion:
         Raises:
             KvOverlapError: the machine does not support the request or the runtime's copies.
         """
-        tokens, model = self.request.cached_tokens, self.model
-        job = Job(model, self.hardware, Workload(1, tokens, 1))
-        host_bytes = self.tp * tokens * model.all_rows_bytes
-        return runtime_gap(find_runtime(runtime), job, host_bytes, ENGINE)
+        job = Job(self.model, self.hardware, Workload(1, self.request.cached_tokens, 1))
+        return runtime_gap(find_runtime(runtime), job, ENGINE)
 
     @property
     def slow_lane(self) -> str:

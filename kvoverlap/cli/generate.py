@@ -29,7 +29,7 @@ from sim.graph.timeline import Timeline
 from sim.machine.profile import HardwareProfile
 from sim.model.spec import DTYPE_BYTES, ModelSpec
 from sim.results.recording import Recording
-from sim.units import ms, percent
+from sim.units import counted, ms, percent
 
 if TYPE_CHECKING:
     from hw.run.generate import Generated
@@ -243,7 +243,7 @@ def print_generation(answer: dict[str, Any]) -> None:
     if decode is not None:
         ratio = decode["step_s"] / decode["busiest_lane_step_s"]
         say(
-            f"decode {decode['tokens_per_s']:,.1f} tokens/s: {decode['steps']} step(s) in "
+            f"decode {decode['tokens_per_s']:,.1f} tokens/s: {counted(decode['steps'], 'step')} in "
             f"{ms(decode['makespan_s'])} under policy {decode['policy']}, predicted "
             f"{ms(decode['predicted_makespan_s'])} on {decode['hardware']}"
         )

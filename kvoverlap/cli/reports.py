@@ -9,14 +9,15 @@ from kvoverlap.cli.output import print_json, say, table
 from measure.interleave import STEADY_FRAC
 from measure.reports import worst_quantisation
 from sim.results.recording import Recording
-from sim.units import ms, percent
+from sim.units import counted, ms, percent
 
 
 def say_restore(did: Mapping[str, int], checks: Mapping[str, Any], tier: str) -> None:
     """Tokens and checks of a restore run."""
     projected = f", {did['projected_tokens']:,} projected" if did["projected_tokens"] else ""
     say(
-        f"{did['computed_tokens']:,} tokens computed{projected}, {did['loaded_tokens']:,} loaded; "
+        f"{counted(did['computed_tokens'], 'token')} computed{projected}, "
+        f"{did['loaded_tokens']:,} loaded; "
         f"the ends met at token {did['meeting_token']:,}; tier: {tier}"
     )
     say_lost(checks["recomputed_instead"])
@@ -75,10 +76,9 @@ def report_timeline(
         f"{ms(parts.idle_s)}; overlap {percent(timeline.overlap_frac)} of copy time"
     )
     ratio = timeline.makespan_s / timeline.busiest_lane_s
-    say(
-        f"= {ratio:.3f} x max(copy, compute) of its own tasks, "
-        f"{ms(timeline.makespan_s / timeline.graph.workload.gen_tokens)} a step"
-    )
+    steps = timeline.graph.workload.gen_tokens
+    each = f", {ms(timeline.makespan_s / steps)} a step" if steps > 1 else ""
+    say(f"= {ratio:.3f} x max(copy, compute) of its own tasks{each}")
     say_quantisation(recording.checks)
     rows = []
     for lane, busy in lanes.items():

@@ -112,3 +112,13 @@ def test_an_uploaded_config_is_a_model_of_the_menu():
     app.run()
     assert app.header[0].value.startswith("Keep the cache in GPU memory: ")
     assert "--model my-model.json" in command_of(app)
+
+
+@pytest.mark.parametrize("runtime", ["vllm", "llama.cpp"])
+def test_a_runtime_is_compared_as_its_command_does(runtime, capsys):
+    app = show(model="llama-3.1-8b", prompt="4,096", batch="4", runtime=runtime)
+    command = app.code[-1].value
+    assert main([*shlex.split(command)[1:], "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)["runtime"]
+    assert said["runtime"] == runtime
+    assert said["sentence"] in "".join(one.value for one in app.markdown).replace("\\", "")

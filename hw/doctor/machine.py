@@ -24,7 +24,7 @@ from hw.environment import (
     host_memory_bytes,
 )
 
-LIBRARIES = ("numpy", "highspy", "simpy", "transformers")
+LIBRARIES = ("numpy", "pulp", "highspy", "simpy", "transformers")
 DISTRIBUTION = "kvoverlap"
 NODES = Path("/sys/devices/system/node")
 MEMINFO = Path("/proc/meminfo")

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from cyclopts import App, Parameter
 
 from kvoverlap.cli.import_profile import aiconfigurator
-from kvoverlap.cli.model_list import billions, list_models
+from kvoverlap.cli.model_list import list_models
 from kvoverlap.cli.options import AssumeLike, Count, Json
 from kvoverlap.cli.output import print_json, say, table
 from sim.catalog import (
@@ -69,8 +69,8 @@ def models(
 def _print_sheet(made: Sheet) -> None:
     of_sequence = made.kv_bytes + made.index_bytes + made.state_bytes
     say(
-        f"{made.name} ({made.family}): {billions(made.parameters)} parameters, "
-        f"{billions(made.active_parameters)} active; weights {_bytes(made.weight_bytes)}; a "
+        f"{made.name} ({made.family}): {_billions(made.parameters)} parameters, "
+        f"{_billions(made.active_parameters)} active; weights {_bytes(made.weight_bytes)}; a "
         f"sequence of {made.context_tokens:,} tokens {_bytes(of_sequence)}\n"
     )
     groups: dict[tuple[str, str], list[LayerSheet]] = {}
@@ -90,7 +90,7 @@ def _print_sheet(made: Sheet) -> None:
         for (attention, ffn), same in groups.items()
     ]
     columns = ("layers", "attention", "FFN", "weights", "KV", "index", "state", "from X")
-    table("Layers", columns, rows, n_text=3)
+    table("Layers", columns, rows)
     projected = sum(layer.from_x for layer in made.layers)
     say(
         f"\nX of all layers takes {_bytes(made.x_bytes_per_token)} a token. K and V can be "
@@ -110,6 +110,10 @@ def _numbers(numbers: Sequence[int]) -> str:
     if len(numbers) > 3 and numbers[-1] - numbers[0] == len(numbers) - 1:
         return f"{len(numbers)}: {numbers[0]} to {numbers[-1]}"
     return f"{len(numbers)}: {first}{' ...' if len(numbers) > 3 else ''}"
+
+
+def _billions(count: int) -> str:
+    return f"{count / 1e9:,.2f} B"
 
 
 def _bytes(n_bytes: int) -> str:

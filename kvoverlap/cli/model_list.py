@@ -5,6 +5,8 @@ Reading all configs takes a second.
 
 from __future__ import annotations
 
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +16,7 @@ from sim.files import decode_json
 INDEX = Path(__file__).resolve().parents[2] / "data" / "models.json"
 """Written by tests/model_index.py."""
 
-COLUMNS = (
-    "family",
-    "model",
-    "parameters",
-    "active",
-    "layers",
-    "heads/kv",
-    "KV / token",
-    "X / token",
-    "runs",
-)
+COLUMNS = ("model", "params", "active", "layers", "KV", "X", "runs")
 
 
 def list_models(json: bool = False) -> None:
@@ -33,29 +25,25 @@ def list_models(json: bool = False) -> None:
     if json:
         print_json(entries)
         return
-    table(
-        "Shipped models, from their published configs", COLUMNS, list(map(_row, entries)), n_text=2
-    )
+    rows = []
+    for family, members in groupby(entries, key=itemgetter("family")):
+        rows.append((family, *[""] * (len(COLUMNS) - 1)))
+        rows += map(_row, members)
+    table("Shipped models by family, from their published configs", COLUMNS, rows)
     say(
-        "\nAll can be planned and simulated; `runs` says whether a device can run their plans.\n"
-        "`kvoverlap models NAME` shows one model; the path of a config.json works too."
+        "\nparams, active: billions of parameters, and those of one token. KV, X: KiB a token of\n"
+        "all layers. All can be planned and simulated; runs says whether a device can run their\n"
+        "plans. `kvoverlap models NAME` shows one model; the path of a config.json works too."
     )
 
 
 def _row(entry: dict[str, Any]) -> tuple[str, ...]:
     return (
-        entry["family"],
-        entry["name"],
-        billions(entry["parameters"]),
-        billions(entry["active_parameters"]),
+        f" {entry['name']}",
+        f"{entry['parameters'] / 1e9:,.4g}",
+        f"{entry['active_parameters'] / 1e9:,.4g}",
         str(entry["n_layers"]),
-        f"{entry['n_heads']}/{entry['n_kv_heads']}",
-        f"{entry['kv_bytes_per_token'] / 1024:,.4g} KiB",
-        f"{entry['n_layers'] * entry['x_bytes_per_token_and_layer'] / 1024:,.4g} KiB",
+        f"{entry['kv_bytes_per_token'] / 1024:,.4g}",
+        f"{entry['n_layers'] * entry['x_bytes_per_token_and_layer'] / 1024:,.4g}",
         "yes" if entry["runs"] else "no",
     )
-
-
-def billions(count: int) -> str:
-    """A number of parameters."""
-    return f"{count / 1e9:,.2f} B"

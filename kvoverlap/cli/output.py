@@ -13,9 +13,9 @@ import re
 import shutil
 import sys
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
 from sim.progress import Progress
@@ -30,6 +30,12 @@ PLAIN_WIDTH = 160
 
 COLUMN_GAP = 2
 STYLES = {"bold": "1", "dim": "2", "bold red": "1;31"}
+
+_NUMBER = re.compile(r"-?|[-+~<>]?\d[\d.,/]*( \S+)?")
+"""A number, with its unit or without; also a dash or nothing in its place."""
+
+_UNIT = re.compile(r"(?<=\d) (?=(?:%|[mu]?s|[KMGT]i?B(?:/s)?|[GT]FLOP/s)(?:[\s.,:;)]|$))")
+"""The space between a number and its unit."""
 
 
 class Output:
@@ -76,8 +82,6 @@ class Output:
 
 out, err = Output("stdout"), Output("stderr")
 
-_wrap = partial(textwrap.wrap, replace_whitespace=False, break_on_hyphens=False)
-
 
 def print_json(content: Any) -> None:
     """JSON on stdout."""
@@ -85,11 +89,20 @@ def print_json(content: Any) -> None:
 
 
 def say(text: str) -> None:
-    """One line of the answer; a terminal breaks it between words."""
+    """Lines of the answer; for a terminal they are broken between words."""
     if out.is_terminal:
-        lines = [_wrap(line, out.columns) or [""] for line in text.split("\n")]
+        lines = (_wrapped(line, out.columns, break_words=False) for line in text.split("\n"))
         text = "\n".join(part for parts in lines for part in parts)
     out.line(text)
+
+
+def _wrapped(text: str, width: int, break_words: bool = True) -> list[str]:
+    """Lines of at most `width` characters, at least one, with each number next to its unit."""
+    tied = _UNIT.sub("\N{NO-BREAK SPACE}", text)
+    lines = textwrap.wrap(
+        tied, width, break_long_words=break_words, break_on_hyphens=False, replace_whitespace=False
+    )
+    return [line.replace("\N{NO-BREAK SPACE}", " ") for line in lines] or [""]
 
 
 def note(text: str) -> None:
@@ -108,10 +121,8 @@ def annotate(title: str, text: str) -> None:
         sys.stderr.write(f"::error title={title}::{text}\n")
 
 
-def table(
-    title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], n_text: int = 1
-) -> None:
-    """A table whose first columns are text and whose other columns are numbers.
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table, with columns of numbers flush right.
 
     In a narrow terminal cells take several lines, or each row becomes a paragraph. No word, number
     or unit is cut.
@@ -123,25 +134,27 @@ def table(
             pairs = zip(columns[1:], cells, strict=True)
             text = ", ".join(" ".join(pair).strip() for pair in pairs if pair[1])
             for indent, part in (("", name), ("  ", text)):
-                for line in _wrap(part, max(1, out.columns - len(indent))):
+                for line in _wrapped(part, max(1, out.columns - len(indent))):
                     out.line(f"{indent}{line}")
         return
-    for line in _wrap(title, sum(widths) + COLUMN_GAP * (len(widths) - 1)):
+    for line in _wrapped(title, sum(widths) + COLUMN_GAP * (len(widths) - 1)):
         out.line(out.styled(line, "bold"))
-    for number, row in enumerate((columns, *rows)):
-        for line in _row_lines(row, widths, n_text):
-            out.line(line if number else out.styled(line, "bold"))
+    numbers = [all(map(_NUMBER.fullmatch, cells)) for cells in zip(*rows, strict=True)]
+    aligned = [str.rjust if number else str.ljust for number in numbers or [False] * len(columns)]
+    for at, row in enumerate((columns, *rows)):
+        for line in _row_lines(row, widths, aligned):
+            out.line(line if at else out.styled(line, "bold"))
 
 
-def _row_lines(row: Sequence[str], widths: Sequence[int], n_text: int) -> list[str]:
+def _row_lines(
+    row: Sequence[str], widths: Sequence[int], aligned: Sequence[Callable[[str, int], str]]
+) -> list[str]:
     """One row of a table as lines; a cell that is too wide takes several."""
-    cells = [_wrap(cell, max(1, width)) for cell, width in zip(row, widths, strict=True)]
+    cells = [_wrapped(cell, max(1, width)) for cell, width in zip(row, widths, strict=True)]
     lines = []
-    for at in range(max(1, *map(len, cells))):
-        parts = [cell[at] if at < len(cell) else "" for cell in cells]
+    for parts in zip_longest(*cells, fillvalue=""):
         padded = [
-            part.ljust(width) if position < n_text else part.rjust(width)
-            for position, (part, width) in enumerate(zip(parts, widths, strict=True))
+            align(part, width) for align, part, width in zip(aligned, parts, widths, strict=True)
         ]
         lines.append((" " * COLUMN_GAP).join(padded).rstrip())
     return lines

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import inf
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from planner.decode.lower import SCHEDULES, Split, check_size, lower, replicate
 from planner.decode.policies import baseline_split
@@ -14,7 +14,6 @@ from planner.decode.rounding import planned_steps, whole_part
 from planner.decode.split import DecodeChoice, Residency, evenly_spaced, keeps_part
 from planner.lp.costs import PiecewiseLinearCosts
 from planner.lp.memory import MemoryBudget
-from planner.lp.schedule import ScheduleLP
 from sim.cost.model import CostModel
 from sim.engine.api import simulate
 from sim.engine.launch import launch_times
@@ -27,6 +26,9 @@ from sim.graph.timeline import Timeline, earliest_schedule
 from sim.lanes import D2H, H2D
 from sim.machine.profile import HardwareProfile
 from sim.model.spec import ModelSpec
+
+if TYPE_CHECKING:
+    from planner.lp.schedule import ScheduleLP
 
 MIN_SPLIT_PROMPT = 5
 """Fewest prompt tokens of which only a part may stay resident."""
@@ -43,7 +45,7 @@ def check_workload(model: ModelSpec, workload: Workload) -> None:
         cache = "latent cache" if model.mla is not None else "cache of latents or chosen tokens"
         raise BadInput(
             f"kv_bits(={workload.kv_bits}): the {cache} of {model.name} is not modelled "
-            "quantised; leave it out."
+            "quantised; use kv_bits 16."
         )
 
 
@@ -89,7 +91,7 @@ class DecodeProblem:
         if self.hardware.memory.unified and self.workload.kv_bits is not None:
             raise BadInput(
                 f"kv_bits(={self.workload.kv_bits}): K and V are quantised in host memory, and CPU "
-                f"and GPU of {self.hardware.name} share one memory; leave it out."
+                f"and GPU of {self.hardware.name} share one memory; use kv_bits 16."
             )
 
     @cached_property
@@ -322,12 +324,12 @@ class DecodeProblem:
         if x_slot is not None:
             one_slot_bytes = self.workload.batch_size * self.model.x_token_bytes
             budget = replace(budget, staged_x_token_bytes=one_slot_bytes)
-        found = ScheduleLP(
+        found = _schedule_lp()(
             graph, self.contexts, self.costs, self.lines, budget, empty_load_waits, weights_stay
         )
         for task in graph.tasks if x_slot is not None else ():
             if task.op == "load_x" and task.slot != x_slot:
-                found.program.bound(found.tokens[task.step, task.layer], high=0.0)
+                found.tokens[task.step, task.layer].upBound = 0
         return found
 
     def _at_most(self, row: list[int], past: int) -> list[int]:
@@ -337,9 +339,19 @@ class DecodeProblem:
 
     def program_of(self, graph: TaskGraph) -> ScheduleLP:
         """The LP of a graph with all counts fixed."""
-        return ScheduleLP(graph, self.contexts, self.costs)
+        return _schedule_lp()(graph, self.contexts, self.costs)
 
     def program_of_choice(self, choice: DecodeChoice) -> ScheduleLP:
         """The LP over the planned steps with all counts fixed."""
         planned = [choice.split[step] for step in self.planned_steps]
         return self.program_of(self.shortened(planned, choice.residency))
+
+
+def _schedule_lp() -> type[ScheduleLP]:
+    """The class of LPs, imported with the first one: it loads PuLP, HiGHS and numpy.
+
+    A restore needs none of them, and they take 0.3 s.
+    """
+    from planner.lp.schedule import ScheduleLP
+
+    return ScheduleLP

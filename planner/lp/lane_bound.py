@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
+import highspy  # noqa: F401 - pulp takes an interrupt of this import for its absence
+import pulp
+
 from planner.lp.costs import SIZED_OPS, PiecewiseLinearCosts
-from planner.lp.memory import MemoryBudget
-from planner.lp.program import LinearProgram, Terms
+from planner.lp.memory import MemoryBudget, Terms
 from planner.lp.schedule import MAKESPAN_UNITS
+from planner.lp.solver import solve_to_optimum
 from sim.graph.tasks import STAGING_SLOTS
 from sim.lanes import COMPUTE, H2D
 
@@ -53,31 +56,33 @@ def lane_work_bound(
             free the slots through which they were loaded.
     """
     unit_s = max(other_compute_s, 1e-12) / MAKESPAN_UNITS
-    program = LinearProgram("lane_work")
-    makespan = program.variable("makespan")
-    program.minimise([(makespan, 1.0)])
+    problem = pulp.LpProblem("lane_work", pulp.LpMinimize)
+    makespan = problem.add_variable("makespan", 0)
+    problem.setObjective(makespan)
     work: dict[str, Terms] = {op: [] for op in SIZED_OPS}
     taken: Terms = []
     for group, ((layer, contexts, splits), n_layers) in enumerate(layers.items()):
         if budget is not None:
-            resident_kv = program.variable(f"kept_kv_{group}", 0, contexts[0])
-            resident_x = program.variable(f"kept_x_{group}", 0, contexts[0])
+            resident_kv = problem.add_variable(f"kept_kv_{group}", 0, contexts[0])
+            resident_x = problem.add_variable(f"kept_x_{group}", 0, contexts[0])
             row_bytes, unit = budget.kv_row_bytes[layer], budget.unit_bytes
             taken += [(resident_kv, n_layers * row_bytes / unit)]
             taken += [(resident_x, n_layers * budget.x_token_bytes / unit)]
         for step, past in enumerate(contexts):
             name = f"{group}_s{step}"
-            count = program.variable(f"recomputed_{name}", 0, past if splits else 0)
+            count = problem.add_variable(f"recomputed_{name}", 0, past if splits else 0)
             from_host, loaded = [(count, 1.0)], [(count, -1.0)]
             counts: dict[str, tuple[float, Terms]] = {}
             if budget is not None:
-                used_x = program.variable(f"used_x_{name}")
-                resident_now = program.variable(f"kept_kv_{name}")
-                grown = [(resident_kv, past / contexts[0]), (resident_now, -1.0)]
-                program.at_least(f"kept_{name}", grown, 0.0)
-                program.at_least(f"x_kept_{name}", [(resident_x, 1.0), (used_x, -1.0)], 0.0)
-                program.at_least(f"x_used_{name}", [(count, 1.0), (used_x, -1.0)], 0.0)
-                program.at_least(f"range_{name}", [(count, -1.0), (resident_now, -1.0)], -past)
+                used_x = problem.add_variable(f"used_x_{name}", 0)
+                resident_now = problem.add_variable(f"kept_kv_{name}", 0)
+                grown = pulp.LpAffineExpression(
+                    [(resident_kv, past / contexts[0]), (resident_now, -1.0)]
+                )
+                problem.addConstraint(grown >= 0, f"kept_{name}")
+                problem.addConstraint(resident_x - used_x >= 0, f"x_kept_{name}")
+                problem.addConstraint(count - used_x >= 0, f"x_used_{name}")
+                problem.addConstraint(past - count - resident_now >= 0, f"range_{name}")
                 from_host.append((used_x, -1.0))
                 loaded.append((resident_now, -1.0))
                 counts["recompute_resident"] = (0.0, [(used_x, 1.0)])
@@ -86,25 +91,28 @@ def lane_work_bound(
             if any(base or slope for base, slope in lines.of("dequantise", layer)):
                 counts["dequantise"] = (float(past), loaded)
             for op, (constant, terms) in counts.items():
-                time = program.variable(f"time_{op}_{name}")
+                time = problem.add_variable(f"time_{op}_{name}", 0)
                 work[op].append((time, -float(n_layers * n_batches)))
                 for number, (base, slope) in enumerate(lines.of(op, layer)):
                     scaled = [(variable, -factor * slope / unit_s) for variable, factor in terms]
+                    row = pulp.LpAffineExpression([(time, 1.0), *scaled])
                     least = (base + slope * constant) / unit_s
-                    program.at_least(f"cost_{op}_{name}_{number}", [(time, 1.0), *scaled], least)
+                    problem.addConstraint(row >= least, f"cost_{op}_{name}_{number}")
     resident: dict[str, Terms] = {H2D: [], COMPUTE: []}
     if budget is not None:
-        resident_weights = program.variable("kept_weights", 0, 1)
+        resident_weights = problem.add_variable("kept_weights", 0, 1)
         resident[H2D].append((resident_weights, other_link_s / unit_s))
         total = sum(layers.values())
         weight_bytes = (total - min(STAGING_SLOTS, total)) * budget.layer_weight_bytes
         taken.append((resident_weights, weight_bytes / budget.unit_bytes))
         free = max(0.0, budget.free_bytes) / budget.unit_bytes
-        program.at_least("memory", [(variable, -size) for variable, size in taken], -free)
+        problem.addConstraint(pulp.LpAffineExpression(taken) <= free, "memory")
     for lane, ops, other_s in (
         (H2D, LINK_OPS, other_link_s),
         (COMPUTE, COMPUTE_OPS, other_compute_s),
     ):
         terms = [*resident[lane], *(term for op in ops for term in work[op])]
-        program.at_least(f"{lane}_work", [(makespan, 1.0), *terms], other_s / unit_s)
-    return program.solve().values[makespan] * unit_s
+        row = pulp.LpAffineExpression([(makespan, 1.0), *terms])
+        problem.addConstraint(row >= other_s / unit_s, f"{lane}_work")
+    solve_to_optimum(problem)
+    return float(makespan.value()) * unit_s

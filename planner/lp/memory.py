@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import inf
+from typing import TYPE_CHECKING, TypeAlias
 
-from planner.lp.program import LinearProgram, Terms
 from sim.graph.jobs import Workload
 from sim.graph.memory import check_fits, footprint, layer_rows
 from sim.graph.tasks import TaskGraph
@@ -14,8 +14,13 @@ from sim.machine.profile import HardwareProfile, Memory
 from sim.model.kv_format import host_row_bytes
 from sim.model.spec import ModelSpec
 
+if TYPE_CHECKING:
+    import pulp
+
 Cell = tuple[int, int]
 """(step, layer)."""
+
+Terms: TypeAlias = "list[tuple[pulp.LpVariable, float]]"
 
 DEVICE_ROW, HOST_ROW = "device_memory", "host_memory"
 
@@ -107,9 +112,9 @@ class ResidentVariables:
         weights: resident part of each layer's weights, at most 1.
     """
 
-    kv: dict[int, int] = field(default_factory=dict)
-    x: dict[int, int] = field(default_factory=dict)
-    weights: dict[int, int] = field(default_factory=dict)
+    kv: dict[int, pulp.LpVariable] = field(default_factory=dict)
+    x: dict[int, pulp.LpVariable] = field(default_factory=dict)
+    weights: dict[int, pulp.LpVariable] = field(default_factory=dict)
 
 
 class MemoryRows:
@@ -125,14 +130,14 @@ class MemoryRows:
 
     def __init__(
         self,
-        program: LinearProgram,
+        problem: pulp.LpProblem,
         graph: TaskGraph,
         pasts: Sequence[int],
-        tokens: Mapping[Cell, int],
+        tokens: Mapping[Cell, pulp.LpVariable],
         resident: ResidentVariables,
         budget: MemoryBudget,
     ) -> None:
-        self._program = program
+        self._problem = problem
         self._model, self._job = graph.model, graph.workload
         self._moved_layers = len({one.layer for one in graph.tasks if one.op == "load_weights"})
         self._pasts = pasts
@@ -157,7 +162,7 @@ class MemoryRows:
 
     def _device(self) -> None:
         budget, unit = self._budget, float(self._budget.unit_bytes)
-        longest = self._program.variable("staged_x_tokens")
+        longest = self._problem.add_variable("staged_x_tokens", 0)
         for (step, layer), recomputed in self._tokens.items():
             own_x = [(self._resident.x[layer], 1.0)] if layer in self._resident.x else []
             terms = [(longest, 1.0), (recomputed, -1.0), *own_x]
@@ -179,10 +184,10 @@ class MemoryRows:
         """
         model, job, budget = self._model, self._job, self._budget
         row_bytes, unit = budget.host_kv_row_bytes, float(max(1, *budget.host_kv_row_bytes))
-        add = self._program.variable
+        add = self._problem.add_variable
         layers = [layer for layer in range(model.n_layers) if model.splits(layer)]
-        without_kv = {layer: add(f"host_without_kv_L{layer}") for layer in layers}
-        with_x = {layer: add(f"host_with_x_L{layer}") for layer in layers}
+        without_kv = {layer: add(f"host_without_kv_L{layer}", 0) for layer in layers}
+        with_x = {layer: add(f"host_with_x_L{layer}", 0) for layer in layers}
         for (step, layer), recomputed in self._tokens.items():
             if layer not in without_kv:
                 continue
@@ -209,4 +214,6 @@ class MemoryRows:
         self._row(name, [(variable, -factor) for variable, factor in taken], -free)
 
     def _row(self, name: str, terms: Terms, least: float) -> None:
-        self._program.at_least(name, terms, least)
+        from pulp import LpAffineExpression
+
+        self._problem.addConstraint(LpAffineExpression(terms) >= least, name)

@@ -13,10 +13,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import TypeVar
+
+import highspy  # noqa: F401 - pulp takes an interrupt of this import for its absence
+import pulp
 
 from planner.lp.costs import SIZED_OPS, PiecewiseLinearCosts
 from planner.lp.memory import DEVICE_ROW, Cell, MemoryBudget, MemoryRows, ResidentVariables
-from planner.lp.program import Basis, LinearProgram, Solution, Terms
+from planner.lp.solver import Basis, solve_to_optimum
 from sim.cost.model import CostModel
 from sim.engine.launch import launch_times
 from sim.graph.tasks import Task, TaskGraph
@@ -28,6 +32,8 @@ MAKESPAN_UNITS = 1e3
 _MAY_VANISH = ("load_x", "place_kv", "recompute_resident")
 _VANISH_BEHIND_PAUSE = ("load_kv", "place_kv", "recompute_resident", "recompute", "dequantise")
 """No pause is guaranteed after the first and before the second."""
+
+Key = TypeVar("Key")
 
 
 @dataclass(frozen=True)
@@ -108,10 +114,9 @@ class ScheduleLP:
         self._fixed_s = [costs.estimate(task).seconds for task in graph.tasks]
         self._unit_s = max(sum(self._fixed_s), 1e-12) / MAKESPAN_UNITS
         launched_s = launch_times(graph, costs, free_ops=self._sized)
-        self.program = LinearProgram("decode")
-        self._timed: list[tuple[int, int]] = []
-        self._names = [task.id.replace(".", "_") for task in graph.tasks]
-        add = self.program.variable
+        self.problem = pulp.LpProblem("decode", pulp.LpMinimize)
+        self._timed: dict[str, int] = {}
+        add = self.problem.add_variable
         sized = {(task.step, task.layer): task for task in graph.tasks if task.op in self._sized}
         self.tokens = {
             (step, layer): add(
@@ -132,20 +137,20 @@ class ScheduleLP:
             {layer: add(f"kept_weights_L{layer}", 0, 1) for layer in moved if weights_stay},
         )
         self._start = [
-            add(f"start_{name}", ready / self._unit_s)
-            for name, ready in zip(self._names, launched_s, strict=True)
+            add(f"start_{_name(task)}", ready / self._unit_s)
+            for task, ready in zip(graph.tasks, launched_s, strict=True)
         ]
         self._duration = {
-            at: add(f"time_{self._names[at]}")
+            at: add(f"time_{_name(task)}", 0)
             for at, task in enumerate(graph.tasks)
             if task.op in self._sized
         }
-        self.makespan = add("makespan")
-        self.program.minimise([(self.makespan, 1.0)])
+        self.makespan = add("makespan", 0)
+        self.problem.setObjective(self.makespan)
         if lines is not None:
             self._cost_rows(lines)
         if budget is not None and lines is not None:
-            MemoryRows(self.program, graph, contexts, self.tokens, self.resident, budget)
+            MemoryRows(self.problem, graph, contexts, self.tokens, self.resident, budget)
         self._order_rows()
 
     @property
@@ -166,24 +171,26 @@ class ScheduleLP:
         Raises:
             PlannerFailed: the solver stopped without an optimum.
         """
-        fastest = chosen = self.program.solve(None if start is None else start.basis)
-        makespan = fastest.values[self.makespan]
+        basis = solve_to_optimum(self.problem, None if start is None else start.basis)
+        objective_s = float(self.makespan.value()) * self._unit_s
+        weights = self._task_weights()
+        worth_s = self._memory_worth_s()
         if self.tokens and choose:
-            self.program.bound(self.makespan, high=makespan * (1 + 1e-7))
+            self.makespan.upBound = self.makespan.value() * (1 + 1e-7)
             if self.resident.weights:
-                self.program.minimise((part, -1.0) for part in self.resident.weights.values())
+                self.problem.setObjective(-pulp.lpSum(self.resident.weights.values()))
             else:
                 self._prefer_even()
-            chosen = self.program.solve(fastest.basis)
+            solve_to_optimum(self.problem, basis)
         return Relaxation(
-            makespan * self._unit_s,
-            chosen.of(self.tokens),
-            chosen.of(self.resident.kv),
-            chosen.of(self.resident.x),
-            chosen.of(self.resident.weights),
-            self._task_weights(fastest),
-            self._memory_worth_s(fastest),
-            fastest.basis,
+            objective_s,
+            _values(self.tokens),
+            _values(self.resident.kv),
+            _values(self.resident.x),
+            _values(self.resident.weights),
+            weights,
+            worth_s,
+            basis,
         )
 
     def seconds(self, at: Relaxation, costs: CostModel, lines: PiecewiseLinearCosts) -> list[float]:
@@ -195,10 +202,16 @@ class ScheduleLP:
             for task in self.graph.tasks
         ]
 
-    def _time_row(self, name: str, terms: Terms, least_s: float) -> int:
-        return self.program.at_least(name, terms, least_s / self._unit_s)
+    def _row(self, name: str, terms: list[tuple[pulp.LpVariable, float]], least: float) -> None:
+        expression = pulp.LpAffineExpression(terms)
+        self.problem.addConstraint(expression >= least, name)
 
-    def _count(self, task: Task) -> tuple[float, Terms]:
+    def _time_row(
+        self, name: str, terms: list[tuple[pulp.LpVariable, float]], least_s: float
+    ) -> None:
+        self._row(name, terms, least_s / self._unit_s)
+
+    def _count(self, task: Task) -> tuple[float, list[tuple[pulp.LpVariable, float]]]:
         """Tokens of a sized task: a constant and variables with their factors."""
         recomputed = (self.tokens[task.step, task.layer], 1.0)
         chosen = task.layer in self.resident.kv
@@ -220,16 +233,16 @@ class ScheduleLP:
             task = self.graph.tasks[at]
             constant, counts = self._count(task)
             for number, (base, slope) in enumerate(lines.of(task.op, task.layer)):
-                name = f"cost_{self._names[at]}_{number}"
+                name = f"cost_{_name(task)}_{number}"
                 scaled = [(count, -factor * slope / self._unit_s) for count, factor in counts]
-                row = self._time_row(name, [(duration, 1.0), *scaled], base + slope * constant)
-                self._timed.append((row, at))
+                self._time_row(name, [(duration, 1.0), *scaled], base + slope * constant)
+                self._timed[name] = at
 
-    def _memory_worth_s(self, at: Solution) -> float:
+    def _memory_worth_s(self) -> float:
         if self._budget is None or not self.chooses_residency:
             return 0.0
-        dual = at.duals[self.program.rows.index(DEVICE_ROW)]
-        return dual * self._unit_s / self._budget.unit_bytes
+        dual = self.problem.get_constraint_by_name(DEVICE_ROW).pi or 0.0
+        return float(dual) * self._unit_s / self._budget.unit_bytes
 
     def _order_rows(self) -> None:
         """start(task) >= end of each dep and of the task before it on its lane."""
@@ -248,7 +261,7 @@ class ScheduleLP:
                 before.add(last_on_lane[lane])
             for earlier in sorted(before):
                 pause_s = certain_pause_s(self._dispatch, tasks[earlier], task, bool(self._sized))
-                self._after(earlier, self._start[at], self._names[at], pause_s)
+                self._after(earlier, self._start[at], _name(task), pause_s)
             followed |= before
             last_on_lane[lane] = at
         for at in range(len(tasks)):
@@ -263,9 +276,11 @@ class ScheduleLP:
         rows = [self._contexts[task.step, layer] for layer in range(model.n_layers)]
         return rows[task.layer] < max(rows)
 
-    def _after(self, earlier: int, target: int, target_name: str, pause_s: float) -> None:
+    def _after(
+        self, earlier: int, target: pulp.LpVariable, target_name: str, pause_s: float
+    ) -> None:
         task = self.graph.tasks[earlier]
-        name = f"after_{self._names[earlier]}__{target_name}"
+        name = f"after_{_name(task)}__{target_name}"
         terms = [(target, 1.0), (self._start[earlier], -1.0)]
         if earlier in self._duration:
             self._time_row(name, [*terms, (self._duration[earlier], -1.0)], pause_s)
@@ -273,13 +288,14 @@ class ScheduleLP:
         seconds = self._fixed_s[earlier]
         if task.op in ("load_kv_weights", "load_weights") and task.layer in self.resident.weights:
             terms.append((self.resident.weights[task.layer], seconds / self._unit_s))
-        self._timed.append((self._time_row(name, terms, seconds + pause_s), earlier))
+        self._time_row(name, terms, seconds + pause_s)
+        self._timed[name] = earlier
 
-    def _task_weights(self, at: Solution) -> tuple[float, ...]:
+    def _task_weights(self) -> tuple[float, ...]:
         """Weight of each task: the duals of the rows that carry its time."""
         weights = [0.0] * len(self.graph.tasks)
-        for row, task in self._timed:
-            weights[task] += at.duals[row]
+        for name, at in self._timed.items():
+            weights[at] += self.problem.get_constraint_by_name(name).pi or 0.0
         return tuple(weights)
 
     def _prefer_even(self) -> None:
@@ -292,12 +308,12 @@ class ScheduleLP:
         resident = self.resident
         for kind, variables in (("", self.tokens), ("kv_", resident.kv), ("x_", resident.x)):
             for number, (before, after) in enumerate(pairwise(variables.values())):
-                change = self.program.variable(f"change_{kind}{number}")
+                change = self.problem.add_variable(f"change_{kind}{number}", 0)
                 for sign, side in ((1.0, "up"), (-1.0, "down")):
                     terms = [(change, 1.0), (after, -sign), (before, sign)]
-                    self.program.at_least(f"{side}_{kind}{number}", terms, 0.0)
-                changes.append((change, 1.0))
-        self.program.minimise(changes)
+                    self._row(f"{side}_{kind}{number}", terms, 0.0)
+                changes.append(change)
+        self.problem.setObjective(pulp.lpSum(changes))
 
 
 def certain_pause_s(dispatch: Dispatch, earlier: Task, later: Task, sized: bool) -> float:
@@ -313,3 +329,11 @@ def certain_pause_s(dispatch: Dispatch, earlier: Task, later: Task, sized: bool)
     if sized and (earlier.op in _MAY_VANISH or later.op in _VANISH_BEHIND_PAUSE):
         return 0.0
     return dispatch.gap_s
+
+
+def _values(variables: dict[Key, pulp.LpVariable]) -> dict[Key, float]:
+    return {key: float(variable.value()) for key, variable in variables.items()}
+
+
+def _name(task: Task) -> str:
+    return task.id.replace(".", "_")

@@ -52,7 +52,7 @@ def test_a_closed_or_full_output_ends_in_one_sentence_at_most(shell, verb, statu
 def test_help_loads_neither_planner_nor_engine():
     check = (
         "import sys; from kvoverlap.cli.main import main; main(['--help']);"
-        "print({'highspy', 'simpy', 'numpy', 'torch'} & set(sys.modules), file=sys.stderr)"
+        "print({'pulp', 'simpy', 'numpy', 'torch'} & set(sys.modules), file=sys.stderr)"
     )
     done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
     assert done.stderr.strip() == "set()"

@@ -85,7 +85,7 @@ def test_with_its_counts_fixed_the_lp_is_the_longest_path(model, hardware, job, 
     split = [row] * job.gen_tokens
     lp = schedule_lp(model, hardware, job)
     for (_, layer), count in lp.tokens.items():
-        lp.program.bound(count, row[layer], row[layer])
+        count.lowBound = count.upBound = row[layer]
     problem = DecodeProblem(model, hardware, job)
     path_s = problem.longest_path_s(problem.simulate(split).graph)
     assert lp.solve().objective_s == pytest.approx(path_s, rel=1e-6)
@@ -206,8 +206,9 @@ def test_a_large_model_with_many_equal_optima_gets_an_even_split():
 
 
 def test_names_are_unique_and_readable():
-    program = schedule_lp(tiny_model(), machine(), Workload(2, 8, 2)).program
-    variables, rows = program.variables, program.rows
+    problem = schedule_lp(tiny_model(), machine(), Workload(2, 8, 2)).problem
+    variables = [variable.name for variable in problem.variables()]
+    rows = [row.name for row in problem.constraints()]
     for names in (variables, rows):
         assert len(set(names)) == len(names)
         assert all(re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name) for name in names)
@@ -220,7 +221,7 @@ def test_names_are_unique_and_readable():
 
 def test_an_lp_without_a_solution_is_an_error_and_not_a_plan_of_zeros():
     lp = schedule_lp(tiny_model(), machine(), Workload(2, 8, 1))
-    lp.program.bound(lp.makespan, high=0.0)
+    lp.makespan.upBound = 0.0
     with pytest.raises(PlannerFailed, match="LP 'decode' ended 'Infeasible'"):
         lp.solve()
 

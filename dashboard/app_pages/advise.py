@@ -5,12 +5,12 @@ from __future__ import annotations
 import pandas as pd
 import streamlit as st
 
+from dashboard.asking import show_refusal
 from dashboard.controls.decode import ask_advice
 from dashboard.controls.plan import plan_downloads, show_lanes, show_memory
 from dashboard.controls.widgets import chart, headline_place, show_table
 from dashboard.figures import policy_bars
-from dashboard.questions.decode import ENGINE
-from dashboard.session import advice_for
+from dashboard.session import advice_for, timeline_of
 from dashboard.text.comparison import escaped, sentence
 from planner import DecodePlan
 from planner.advice import Advice, beyond_calibration, describe, describe_sources
@@ -43,10 +43,11 @@ def show_page() -> None:
         with controls:
             question, slo_ms = ask_advice()
             st.page_link("app_pages/your_machine.py", label="Use your own config.json or profile")
-        with headline, st.spinner("Planning"):
+        with headline:
             found = advice_for(question, slo_ms)
     except KvOverlapError as error:
-        headline.error(escaped(str(error)))
+        with headline:
+            show_refusal(error)
         return
     headline.header(found.headline, anchor=False)
     with answer:
@@ -81,7 +82,7 @@ def show_advice(found: Advice) -> None:
         plan = found.plan if chosen == OFFLOADED else found.resident
     show_memory(plan)
     st.subheader("Predicted timeline of a step", anchor=False)
-    timeline = plan.simulate(ENGINE)
+    timeline = timeline_of(plan)
     show_lanes(plan, timeline)
     plan_downloads(plan, timeline)
     st.subheader("Why, and what would help", anchor=False)

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import shlex
 from dataclasses import dataclass, replace
+from functools import cached_property
 
+from dashboard.data.machines import profile_key
 from planner import DecodePlan, Job, PlanOptions, make_plan
 from planner.advice import Advice, advise
 from sim.catalog import RECORDINGS
 from sim.engine.api import fast_engine_installed
-from sim.graph.jobs import Workload
+from sim.graph.jobs import TASKS_PER_LAYER, Workload
 from sim.lanes import D2H, H2D
 from sim.machine.links import Interference, Uplink
 from sim.machine.profile import HardwareProfile
@@ -161,6 +163,18 @@ class Question:
     def model(self) -> ModelSpec:
         """What one GPU holds, in the dtype of the machine's profile."""
         return in_dtype_of(self.whole, self.hardware, chosen=False).shard(self.tp)
+
+    @cached_property
+    def key(self) -> str:
+        """Text that is equal for equal questions."""
+        return repr(self) + profile_key(self.hardware)
+
+    @property
+    def n_tasks(self) -> int:
+        """About how many tasks the graph of the job has."""
+        job = self.workload
+        gpus = self.changes.gpus * self.tp
+        return TASKS_PER_LAYER * gpus * job.gen_tokens * job.n_batches * self.whole.n_layers
 
     def plan(self, policy: str = "lp") -> DecodePlan:
         """The answer.

@@ -1,14 +1,15 @@
 """Caches under the traffic of requests: traces, hit rates of a pool, and services with time."""
 
-from sim.service.answer import Spread, TrafficAnswer, answer, enough
+from sim.service.answer import Spread, TrafficAnswer, answer, enough, price_per_million
 from sim.service.blocks import block_bytes
 from sim.service.costs import ServiceCosts
-from sim.service.generate import Traffic, write_traffic
+from sim.service.generate import Traffic, generated_trace, write_traffic
 from sim.service.hit_rates import EVICTIONS, HitRate, HitRates, hit_rates
 from sim.service.instance import SERVICE_POLICIES, STORES, Engine
 from sim.service.loader import LOAD_ORDERS
 from sim.service.pools import TIER_EVICTIONS
 from sim.service.service import ROUTINGS, Outcome, Service
+from sim.service.settings import ServiceSettings
 from sim.service.simulate import simulate_service
 from sim.service.traces import RequestTrace, read_trace
 
@@ -26,13 +27,16 @@ __all__ = [
     "RequestTrace",
     "Service",
     "ServiceCosts",
+    "ServiceSettings",
     "Spread",
     "Traffic",
     "TrafficAnswer",
     "answer",
     "block_bytes",
     "enough",
+    "generated_trace",
     "hit_rates",
+    "price_per_million",
     "read_trace",
     "simulate_service",
     "write_traffic",

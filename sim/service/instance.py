@@ -22,7 +22,7 @@ from sim.service.traces import RequestTrace
 
 COMPUTE_ONLY, LOAD_ONLY, TWO_ENDED = "compute-only", "load-only", "two-ended"
 SERVICE_POLICIES = (COMPUTE_ONLY, LOAD_ONLY, TWO_ENDED)
-"""Restores of a hit outside GPU memory: computed anew, loaded, or both ends at once."""
+"""Restores of a hit outside GPU memory: computed again, loaded, or both ends at once."""
 
 THROUGH, ON_EVICTION = "through", "evict"
 STORES = (THROUGH, ON_EVICTION)

@@ -26,8 +26,12 @@ from sim.catalog import (
 from sim.lanes import COPY_LANES
 from sim.machine.components import JOIN, UNIFIED, ComputePart, LinkPart
 from sim.machine.profile import HardwareProfile
+from sim.model.runnable import why_not_run
 from sim.model.sheet import LayerSheet, Sheet, sheet
-from sim.model.spec import RUNNABLE_FAMILIES, ModelSpec
+from sim.model.spec import ModelSpec
+
+YES, NO, DEQUANTISED = "yes", "no", "dequant."
+"""Whether plans of a model run: as they are, not at all, or with weights in the dtype."""
 
 
 def models(
@@ -86,7 +90,7 @@ def _list_models(json: bool) -> None:
                 str(spec.n_layers),
                 f"{spec.all_rows_bytes / 1024:,.4g}",
                 f"{spec.n_layers * spec.x_token_bytes / 1024:,.4g}",
-                "yes" if spec.family in RUNNABLE_FAMILIES else "no",
+                _runs(spec),
             )
             for spec in members
         ]
@@ -94,8 +98,16 @@ def _list_models(json: bool) -> None:
     say(
         "\nparams, active: billions of parameters, and those of one token. KV, X: KiB a token of\n"
         "all layers. All can be planned and simulated; runs says whether a device can run their\n"
-        "plans. `kvoverlap models NAME` shows one model; the path of a config.json works too."
+        "plans, and dequant. if they have to be made with --dequantise. `kvoverlap models NAME`\n"
+        "shows one model; the path of a config.json works too."
     )
+
+
+def _runs(spec: ModelSpec) -> str:
+    """Whether a device can run the model's plans, as they are or with dequantised weights."""
+    if why_not_run(spec) is None:
+        return YES
+    return NO if why_not_run(spec.dequantised()) else DEQUANTISED
 
 
 def _model_entry(spec: ModelSpec) -> dict[str, Any]:
@@ -113,7 +125,8 @@ def _model_entry(spec: ModelSpec) -> dict[str, Any]:
         "x_bytes_per_token_and_layer": spec.x_token_bytes,
         "kv_bytes_per_token": spec.all_rows_bytes,
         "planned": True,
-        "runs": spec.family in RUNNABLE_FAMILIES,
+        "runs": _runs(spec) != NO,
+        "runs_dequantised": _runs(spec) == DEQUANTISED,
         "source": model_source(spec.name),
     }
 

@@ -5,9 +5,16 @@ from sim.service.blocks import block_bytes
 from sim.service.costs import ServiceCosts
 from sim.service.generate import Traffic, generated_trace, write_traffic
 from sim.service.hit_rates import EVICTIONS, HitRate, HitRates, hit_rates
-from sim.service.instance import SERVICE_POLICIES, STORES, Engine
-from sim.service.loader import LOAD_ORDERS
+from sim.service.plans import RestorePlans, SoloRestore
 from sim.service.pools import TIER_EVICTIONS
+from sim.service.scheduling import (
+    LOAD_ORDERS,
+    PLANNED,
+    PREEMPTIONS,
+    SERVICE_POLICIES,
+    STORES,
+    Engine,
+)
 from sim.service.service import ROUTINGS, Outcome, Service
 from sim.service.settings import ServiceSettings
 from sim.service.simulate import simulate_service
@@ -16,6 +23,8 @@ from sim.service.traces import RequestTrace, read_trace
 __all__ = [
     "EVICTIONS",
     "LOAD_ORDERS",
+    "PLANNED",
+    "PREEMPTIONS",
     "ROUTINGS",
     "SERVICE_POLICIES",
     "STORES",
@@ -25,9 +34,11 @@ __all__ = [
     "HitRates",
     "Outcome",
     "RequestTrace",
+    "RestorePlans",
     "Service",
     "ServiceCosts",
     "ServiceSettings",
+    "SoloRestore",
     "Spread",
     "Traffic",
     "TrafficAnswer",

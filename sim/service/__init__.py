@@ -11,11 +11,20 @@ from sim.service.pools import TIER_EVICTIONS
 from sim.service.service import ROUTINGS, Outcome, Service
 from sim.service.settings import ServiceSettings
 from sim.service.simulate import simulate_service
-from sim.service.traces import RequestTrace, read_trace
+from sim.service.timeline import (
+    PHASES,
+    RequestSpan,
+    ServiceTimeline,
+    WorkSpan,
+    packed,
+    service_timeline,
+)
+from sim.service.traces import RequestTrace, holds_requests, read_trace
 
 __all__ = [
     "EVICTIONS",
     "LOAD_ORDERS",
+    "PHASES",
     "ROUTINGS",
     "SERVICE_POLICIES",
     "STORES",
@@ -24,20 +33,26 @@ __all__ = [
     "HitRate",
     "HitRates",
     "Outcome",
+    "RequestSpan",
     "RequestTrace",
     "Service",
     "ServiceCosts",
     "ServiceSettings",
+    "ServiceTimeline",
     "Spread",
     "Traffic",
     "TrafficAnswer",
+    "WorkSpan",
     "answer",
     "block_bytes",
     "enough",
     "generated_trace",
     "hit_rates",
+    "holds_requests",
+    "packed",
     "price_per_million",
     "read_trace",
+    "service_timeline",
     "simulate_service",
     "write_traffic",
 ]

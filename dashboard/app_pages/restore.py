@@ -8,6 +8,7 @@ import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
 from dashboard.asking import show_refusal
+from dashboard.controls.plan import show_lanes
 from dashboard.controls.restore import ask_restore, ask_trace
 from dashboard.controls.traces import describe_trace, trace_csv
 from dashboard.controls.widgets import (
@@ -23,7 +24,6 @@ from dashboard.controls.widgets import (
 from dashboard.figures import (
     availability_steps,
     both_ends,
-    predicted_lanes,
     sources_by_layer,
     ttft_bars,
     ttft_curves,
@@ -36,7 +36,7 @@ from dashboard.questions.restore import (
     RestorePlans,
     RestoreQuestion,
 )
-from dashboard.runtime_gap import show_runtime_gap
+from dashboard.runtime_gap import ask_runtime, serving_runtimes, show_runtime_gap
 from dashboard.session import fast_rates, restore_plans_for, slow_rates, uploaded
 from dashboard.text.comparison import escaped, sentence
 from dashboard.text.crossovers import describe_rates
@@ -122,7 +122,10 @@ def show_asked(question: RestoreQuestion, policy: str) -> None:
         show_changes(question, answer)
         show_ends(answer, policy)
     show_policies(answer)
-    show_runtime_gap(question)
+    st.subheader("What a serving runtime leaves on the table", anchor=False)
+    where = "K and V of the prefix are in host memory, whatever the tier above."
+    if (runtime := ask_runtime(serving_runtimes(), where)) is not None:
+        show_runtime_gap(question, runtime)
     show_exports(question, policy)
 
 
@@ -161,7 +164,7 @@ def show_run(plan: RestorePlan, timeline: Timeline, name: str) -> None:
     figure = sources_by_layer(split, plan.model, plan.workload)
     chart(figure, "Token by layer: computed, projected or loaded", "layers")
     st.subheader("Its lanes over time", anchor=False)
-    chart(predicted_lanes(timeline), "Tasks of each lane over time", "lanes")
+    show_lanes(plan, timeline)
 
 
 def show_both_ends(timeline: Timeline, name: str) -> None:

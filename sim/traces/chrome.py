@@ -27,7 +27,7 @@ from sim.traces.events import (
     printable,
     step_rank,
 )
-from sim.traces.json_events import JsonEvents
+from sim.traces.json_events import Args, Event, JsonEvents
 
 NS_IN_US = 1000
 MAX_US = 2.0**63 / NS_IN_US
@@ -36,6 +36,7 @@ REPORT_EVENTS = 100_000
 _COPY, _HOST_CALL, _NOTE, _GPU_NOTE, _OPERATOR = "copy", "call", "note", "gpu note", "operator"
 _WORK = (KERNEL, _COPY, MEMSET)
 _NUMBERS = (int, float)
+_NO_ARGS = Args()
 _ROLES = {
     "kernel": KERNEL,
     "gpu_memcpy": _COPY,
@@ -81,7 +82,7 @@ class _Reader:
         self._roles = _Roles()
         self._streams: dict[int | str, str] = {}
 
-    def add(self, events: Sequence[Any]) -> None:
+    def add(self, events: Sequence[Event | None]) -> None:
         """Take what is of use from some events.
 
         Most events are calls and operators of the host, which are read here without checks of
@@ -90,82 +91,79 @@ class _Reader:
         self.n_events += len(events)
         roles, launches, host = self._roles, self.launches, self.host_us
         for event in events:
+            if event is None or event.ph != "X":
+                self._refuse(event)
+                continue
             try:
-                role = roles[event["cat"]] if event["ph"] == "X" else None
+                role = roles[event.cat]
                 if role == _HOST_CALL:
-                    launches.setdefault(event["args"]["correlation"], event["ts"])
-                    if event["name"].endswith("Synchronize"):
+                    if event.args is not None and event.args.correlation is not None:
+                        launches.setdefault(event.args.correlation, event.ts)
+                    if event.name.endswith("Synchronize"):
                         self._add_note(role, event)
                 elif role == _OPERATOR:
-                    start = event["ts"]
-                    end = start + event["dur"]
+                    start = event.ts
+                    end = start + event.dur
                     if -MAX_US < start < host[0]:
                         host[0] = start
                     if host[1] < end < MAX_US:
                         host[1] = end
-                    if event["name"].startswith("ProfilerStep"):
+                    if event.name.startswith("ProfilerStep"):
                         self._add_note(role, event)
                 elif role in _WORK:
                     self._add_work(role, event)
                 elif role:
                     self._add_note(role, event)
-                elif role is None:
-                    self._refuse(event)
-            except (KeyError, TypeError, AttributeError):
-                self._refuse(event)
+            except (TypeError, AttributeError):
+                continue
 
-    def _refuse(self, event: Any) -> None:
+    def _refuse(self, event: Event | None) -> None:
         """Count an event that could have been of use in another form."""
-        if not isinstance(event, dict):
+        if event is None:
             self.left_out["no object"] += 1
-        elif event.get("ph") in ("B", "E"):
+        elif event.ph in ("B", "E"):
             self.left_out["one half of a begin and end pair"] += 1
 
-    def _times(self, event: Mapping[str, Any]) -> tuple[int, int] | None:
+    def _times(self, event: Event) -> tuple[int, int] | None:
         """Start and end; None, with the reason counted, for an event that has none."""
-        start: Any = event.get("ts")
-        duration: Any = event.get("dur")
+        start, duration = event.ts, event.dur
         if type(start) not in _NUMBERS or type(duration) not in _NUMBERS:
             self.left_out["no number as ts or dur"] += 1
         elif not (-MAX_US < start < MAX_US and -MAX_US < duration < MAX_US):
             self.left_out["ts or dur is no time"] += 1  # also NaN
         elif duration < 0:
             self.left_out["negative duration"] += 1
-        elif not isinstance(event.get("name"), str):
+        elif not isinstance(event.name, str):
             self.left_out["no name"] += 1
         else:
             begin = round(start * NS_IN_US)
             return begin, begin + round(duration * NS_IN_US)
         return None
 
-    def _add_note(self, role: str, event: Mapping[str, Any]) -> None:
+    def _add_note(self, role: str, event: Event) -> None:
         """An annotation, or a call that waits for the GPU."""
         times = self._times(event)
         if times is None:
             return
-        name = event["name"]
         if role == _HOST_CALL:
-            if _SYNC.match(name):
+            if _SYNC.match(event.name):
                 self.syncs.append(times)
-        elif (rank := step_rank(name)) is not None:
+        elif (rank := step_rank(event.name)) is not None:
             marks = self.gpu_marks if role == _GPU_NOTE else self.marks
-            marks.setdefault(rank, []).append(StepMark(printable(name), *times))
+            marks.setdefault(rank, []).append(StepMark(printable(event.name), *times))
 
-    def _add_work(self, role: str, event: Mapping[str, Any]) -> None:
+    def _add_work(self, role: str, event: Event) -> None:
         times = self._times(event)
         if times is None:
             return
-        name, args = event["name"], event.get("args")
-        if not isinstance(args, dict):
-            args = {}
-        stream = args.get("stream")
+        args = event.args or _NO_ARGS
+        stream = args.stream
         if not isinstance(stream, int | str):
-            stream = str(event.get("tid", 0))
+            stream = str(event.tid)
             self.no_stream += 1
-        device = args.get("device", event.get("pid"))
-        size = args.get("bytes", 0)
-        kind = self._kinds.get((role, name)) or self._kind(role, name)
-        number = args.get("correlation")
+        device = event.pid if args.device is None else args.device
+        size, number = args.bytes, args.correlation
+        kind = self._kinds.get((role, event.name)) or self._kind(role, event.name)
         self.work.append(
             (
                 *times,

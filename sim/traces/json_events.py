@@ -1,8 +1,8 @@
 """The events of a Chrome trace, from a file of any size.
 
 The file is read in pieces of a megabyte, and the events of a piece are decoded together, so that
-memory holds a piece of the file and not the whole. pydantic's parser decodes them in two thirds of
-the time that the standard library takes, and in a third of that of the streaming parser ijson.
+memory holds a piece of the file and not the whole. msgspec decodes the fields that are read and
+skips the others, in a quarter of the time that a parser takes which builds every value.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pydantic_core import from_json
+import msgspec
 
 from sim.errors import BadFile
 
@@ -34,6 +34,30 @@ GZIP = b"\x1f\x8b"
 GZIP_BITS = 31
 SALVAGE_BYTES = 4
 
+
+class Args(msgspec.Struct, gc=False):
+    """Details of an event; None is a value that is not there."""
+
+    correlation: Any = None
+    stream: Any = None
+    device: Any = None
+    bytes: Any = 0
+
+
+class Event(msgspec.Struct, gc=False):
+    """What is read of an event: values as the file has them, None where it has none."""
+
+    ph: Any = None
+    cat: Any = None
+    name: Any = None
+    ts: Any = None
+    dur: Any = None
+    pid: Any = None
+    tid: Any = 0
+    args: Args | None = None
+
+
+_decode_events = msgspec.json.Decoder(list[Event]).decode
 _decode = json.JSONDecoder().raw_decode
 _skip = re.compile(r"[\s,]*").match
 _BORDER = re.compile(r"\}\s*,\s*\{")
@@ -77,9 +101,9 @@ class JsonEvents:
     def done_frac(self) -> float:
         return min(self._raw.tell() / self._size, 1.0)
 
-    def __iter__(self) -> Iterator[list[Any]]:
-        """All events, some at a time; ends early, with the reason in `broken`, where the file is
-        damaged.
+    def __iter__(self) -> Iterator[list[Event | None]]:
+        """All events, some at a time, with None for a value that is no object; ends early, with
+        the reason in `broken`, where the file is damaged.
 
         Raises:
             BadFile: it is not a trace.
@@ -98,7 +122,7 @@ class JsonEvents:
         self._at += 1
         yield from self._members()
 
-    def _members(self) -> Iterator[list[Any]]:
+    def _members(self) -> Iterator[list[Event | None]]:
         """The events inside the object of the top level."""
         found = False
         while not self.broken and self._next_char() not in ("}", ""):
@@ -125,7 +149,7 @@ class JsonEvents:
                 "profiler."
             )
 
-    def _items(self) -> Iterator[list[Any]]:
+    def _items(self) -> Iterator[list[Event | None]]:
         while (char := self._next_char()) != "]":
             if char == "":
                 self._break("")
@@ -135,14 +159,15 @@ class JsonEvents:
                 item = self._value()
                 if self.broken:
                     return
-                batch = [item]
+                batch = [_event(item)]
             yield batch
         self._at += 1
 
-    def _batch(self) -> list[Any]:
+    def _batch(self) -> list[Event | None]:
         """Many events at once, up to a place in the buffer that looks like the end of one.
 
-        Decoding proves the place right: a text that is cut inside an event is no list of values.
+        Decoding proves the place right: a text that is cut inside an event is no list of events.
+        Events of another form, such as `args` that are no object, are read one by one.
         """
         if len(self._buffer) - self._at < PIECE_BYTES // 8:
             self._refill()
@@ -154,7 +179,7 @@ class JsonEvents:
         if end == self._at:
             return []
         try:
-            batch: list[Any] = from_json(f"[{self._buffer[self._at : end]}]")
+            batch: list[Event | None] = [*_decode_events(f"[{self._buffer[self._at : end]}]")]
         except (ValueError, RecursionError):
             self._one_by_one = True
             return []
@@ -246,6 +271,20 @@ class JsonEvents:
 
     def _because(self) -> str:
         return f" ({self.broken})" if self.broken else ""
+
+
+def _event(value: Any) -> Event | None:
+    """A value as the standard library decodes it; None if it is no object."""
+    if not isinstance(value, dict):
+        return None
+    args = value.get("args")
+    fields = {name: value[name] for name in Event.__struct_fields__ if name in value}
+    known = (
+        {name: args[name] for name in Args.__struct_fields__ if name in args}
+        if isinstance(args, dict)
+        else None
+    )
+    return Event(**{**fields, "args": None if known is None else Args(**known)})
 
 
 def _salvaged(unzip: zlib._Decompress, packed: bytes) -> Iterator[bytes]:

@@ -130,6 +130,18 @@ def test_work_belongs_to_the_step_that_launched_it(tmp_path):
     assert second.measures.idle_s == 0
 
 
+def test_work_without_a_number_has_no_launch(tmp_path):
+    """A call whose number is null launched nothing in particular: the kernel is of its own time."""
+    events = [
+        step("ProfilerStep#0", 0, 50),
+        {**call(10, 5, 1), "args": {"correlation": None}},
+        step("ProfilerStep#1", 60, 50),
+        kernel(70, 20),
+    ]
+    first, second = measured(tmp_path, events).steps
+    assert (first.measures.kernel_s, second.measures.kernel_s) == (0, seconds(20))
+
+
 def test_steps_of_vllm_sglang_and_torch_and_which_of_them_count(tmp_path):
     profiler = [step(f"ProfilerStep#{number}", 100 * number, 100) for number in range(2)]
     assert [one.name for one in measured(tmp_path, [kernel(0, 9), *profiler]).steps] == [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import streamlit as st
 
-from dashboard.controls.decode import ask_machine, ask_model, ask_tp, steps
+from dashboard.controls.decode import ask_gpus, ask_machine, ask_model, steps
 from dashboard.controls.widgets import menu, name_unusable, upload_box
 from dashboard.questions.traffic import (
     CHUNK,
@@ -16,6 +16,7 @@ from dashboard.questions.traffic import (
 )
 from dashboard.session import uploaded
 from sim.errors import BadInput
+from sim.graph.jobs import UNCOMPRESSED
 from sim.service import ROUTINGS, Engine, RequestTrace, ServiceSettings, Traffic
 from sim.units import parse_sizes
 
@@ -73,7 +74,7 @@ def ask_traffic() -> TrafficQuestion:
     st.markdown("**Service**")
     model = ask_model(FIRST_MODEL)
     machine = ask_machine(FIRST_MACHINE)
-    tp = ask_tp(model)
+    tp, ep = ask_gpus(model)
     instances = int(steps("Instances", INSTANCES, 1, "instances", "{:,}", "Copies of the model."))
     routing = ROUTINGS[0] if instances == 1 else menu("Routing", ROUTINGS, key="routing")
     sizes = ask_sizes()
@@ -90,7 +91,7 @@ def ask_traffic() -> TrafficQuestion:
     ttft_ms, tpot_ms = ask_limit("TTFT (ms)", "ttft_ms"), ask_limit("TPOT (ms)", "tpot_ms")
     settings = ServiceSettings(
         engine=Engine(policy=policies[0]),
-        kv_bits=model.kv_bits or 16,
+        kv_bits=model.kv_bits or UNCOMPRESSED,
         chunk_tokens=int(chunk),
         instances=instances,
         routing=routing,
@@ -107,6 +108,7 @@ def ask_traffic() -> TrafficQuestion:
         ttft_s,
         tpot_s,
         tp,
+        ep,
     )
 
 

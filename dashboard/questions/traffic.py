@@ -159,7 +159,7 @@ class TrafficQuestion:
         settings: of the service; its engine's policy and its host cache vary.
         sizes: of the host cache of an instance, in bytes.
         ttft_slo_s, tpot_slo_s: limits that a good request keeps; None for no limit.
-        tp: GPUs of an instance.
+        tp, ep: GPUs of an instance, and of these those that hold whole experts.
     """
 
     requests: Requests
@@ -172,6 +172,7 @@ class TrafficQuestion:
     ttft_slo_s: float | None = None
     tpot_slo_s: float | None = None
     tp: int = 1
+    ep: int = 1
 
     @property
     def key(self) -> str:
@@ -188,7 +189,7 @@ class TrafficQuestion:
     @cached_property
     def model(self) -> ModelSpec:
         """What one GPU holds, in the dtype of the machine's profile."""
-        return in_dtype_of(self.whole, self.hardware, chosen=False).shard(self.tp)
+        return in_dtype_of(self.whole, self.hardware, chosen=False).shard(self.tp, self.ep)
 
     def service(self, policy: str, size: float, block_tokens: int) -> Service:
         """The service with one policy and one host cache.
@@ -249,6 +250,7 @@ class TrafficQuestion:
             "model": self.whole.name,
             "hardware": self.reference,
             "tp": self.tp if self.tp != 1 else None,
+            "ep": self.ep if self.ep != 1 else None,
             "instances": settings.instances if settings.instances != 1 else None,
             "routing": settings.routing if settings.instances != 1 else None,
             "sizes": ",".join(map(size_option, sorted(set(self.sizes)))),

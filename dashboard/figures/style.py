@@ -63,6 +63,14 @@ RESTORE_COLOUR = {
 }
 """Policies of a restore; as above, loading is blue and computing orange."""
 
+PHASE_COLOUR = {
+    "queue": "#9ca8b4",
+    "restore": OP_COLOUR["load_kv"],
+    "prefill": OP_COLOUR["recompute"],
+    "decode": OP_COLOUR["attention"],
+}
+"""Phases of a request in a service, and work of its lanes."""
+
 SPLIT_COLOUR = {"recomputed": "#d36813", "loaded": "#2577bc", "resident": "#9ba8b8"}
 
 LATE_COLOUR, EARLY_COLOUR = "#c43d0a", "#2f6fb3"

@@ -243,7 +243,7 @@ TRAFFIC: dict[str, Input] = {
     "chunk": Input(read_count, 8192, "tokens"),
     "io_chunk": Input(read_count, 128, "tokens"),
     "max_batch": Input(read_count, 256, "requests"),
-    "kv_bits": Input(one_of(KV_BITS)),
+    "kv_bits": Input(one_of(KV_BITS), UNCOMPRESSED),
     "ttft_slo": Input(read_decimal, unit="s"),
     "tpot_slo": Input(read_decimal, unit="s"),
     "gpu_hour": Input(read_decimal),

@@ -27,6 +27,8 @@ from dashboard.data.runs import (
     plan_of,
 )
 from dashboard.data.uploads import Upload
+from dashboard.figures import LaneChart, View, paired_lanes
+from dashboard.perfetto import joint_trace
 from dashboard.questions.decode import ENGINE, Question
 from dashboard.questions.points import even_split_s, grid_points, kvpr_count, split_points
 from dashboard.questions.restore import AUTO, RateSweep, RestorePlans, RestoreQuestion
@@ -157,6 +159,36 @@ def uploaded_case(name: str) -> Case:
         made.clear()
         made[id(recording)] = case_of(recording)
     return made[id(recording)]
+
+
+def case_key(case: Case) -> str:
+    """A text that differs for cases with other tasks or other times."""
+    times = [run.makespan_s for run in (case.predicted.typical, case.measured.typical)]
+    return f"{case.graph.sha256} {times}"
+
+
+@typed(st.cache_resource, max_entries=16, show_spinner=False)
+def _stored_lanes(key: str, _draw: Callable[[], LaneChart]) -> LaneChart:  # noqa: ARG001
+    return _draw()
+
+
+def case_lanes(case: Case, view: View, critical: bool, errors: bool) -> LaneChart:
+    """The cached lanes of a case: those off the critical path faded, errors outlined, or not."""
+    runs = case.predicted.typical, case.measured.typical
+    return _stored_lanes(
+        f"{case_key(case)} {view!r} {critical} {errors}",
+        lambda: paired_lanes(*runs, view, case.estimates, critical, errors),
+    )
+
+
+@typed(st.cache_resource, max_entries=4, show_spinner=False)
+def _stored_trace(key: str, _case: Case) -> bytes:  # noqa: ARG001
+    return joint_trace(_case.predicted.typical, _case.measured.typical)
+
+
+def case_trace(case: Case) -> bytes:
+    """The cached trace of both runs of a case."""
+    return _stored_trace(case_key(case), case)
 
 
 def case_plan(case: Case) -> DecodePlan:

@@ -8,6 +8,7 @@ import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
 from dashboard.asking import show_refusal
+from dashboard.controls.plan import show_lanes
 from dashboard.controls.restore import ask_restore, ask_trace
 from dashboard.controls.traces import describe_trace, trace_csv
 from dashboard.controls.widgets import (
@@ -23,7 +24,6 @@ from dashboard.controls.widgets import (
 from dashboard.figures import (
     availability_steps,
     both_ends,
-    predicted_lanes,
     sources_by_layer,
     ttft_bars,
     ttft_curves,
@@ -168,7 +168,7 @@ def show_run(plan: RestorePlan, timeline: Timeline, name: str) -> None:
     figure = sources_by_layer(split, plan.model, plan.workload)
     chart(figure, "Token by layer: computed, projected or loaded", "layers")
     st.subheader("Its lanes over time", anchor=False)
-    chart(predicted_lanes(timeline), "Tasks of each lane over time", "lanes")
+    show_lanes(plan, timeline)
 
 
 def show_both_ends(timeline: Timeline, name: str) -> None:

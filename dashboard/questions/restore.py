@@ -36,6 +36,7 @@ from sim.machine.prefill import Restore, Tier
 from sim.machine.profile import HardwareProfile
 from sim.machine.provenance import SourcedValue
 from sim.machine.what_if import in_dtype_of
+from sim.model.kv_format import KV_BITS as HOST_KV_BITS
 from sim.model.spec import ModelSpec
 from sim.progress import Progress
 
@@ -90,6 +91,7 @@ class RestoreQuestion:
         availability: available fraction of each lane, which the policies know.
         cached_data: `kv`, or `kv+x` where X is cached too.
         tp: GPUs that share the model.
+        ep: of these, GPUs that the routed experts are divided over as a whole.
     """
 
     whole: ModelSpec
@@ -100,11 +102,12 @@ class RestoreQuestion:
     availability: Availability = ALWAYS
     cached_data: str = KV
     tp: int = 1
+    ep: int = 1
 
     @property
     def model(self) -> ModelSpec:
         """What one GPU holds, in the dtype of the machine's profile."""
-        return in_dtype_of(self.whole, self.hardware, chosen=False).shard(self.tp)
+        return in_dtype_of(self.whole, self.hardware, chosen=False).shard(self.tp, self.ep)
 
     @property
     def machine(self) -> HardwareProfile:
@@ -118,8 +121,10 @@ class RestoreQuestion:
         Raises:
             KvOverlapError: the machine does not support the request or the runtime's copies.
         """
-        job = Job(self.model, self.hardware, Workload(1, self.request.cached_tokens, 1))
-        return runtime_gap(find_runtime(runtime), job, ENGINE)
+        bits = self.request.tier_kv_bits
+        kv_bits = bits if bits in HOST_KV_BITS else None
+        workload = Workload(1, self.request.cached_tokens, 1, kv_bits=kv_bits)
+        return runtime_gap(find_runtime(runtime), Job(self.model, self.hardware, workload), ENGINE)
 
     @property
     def slow_lane(self) -> str:
@@ -223,9 +228,10 @@ class RestoreQuestion:
         if asked.cached_tokens != asked.prompt_tokens - 1:
             words += ["--cached", str(asked.cached_tokens)]
         words += ["--tier", tier]
-        usual = RestoreRequest(prompt_tokens=2, cached_tokens=1)
+        usual = RestoreRequest(prompt_tokens=2, cached_tokens=1).as_asked(self.whole)
         for option, value, default in (
             ("--tp", self.tp, 1),
+            ("--ep", self.ep, 1),
             ("--chunk", asked.chunk_tokens, usual.chunk_tokens),
             ("--io-chunk", asked.io_chunk_tokens, usual.io_chunk_tokens),
             ("--gpu-share", asked.gpu_share, usual.gpu_share),

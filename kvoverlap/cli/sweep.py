@@ -62,12 +62,13 @@ def sweep(
 
     A study is a TOML file: [fixed] holds what all points share, [grid] lists to
     combine, [zip] lists to take together, [where] filters. Any option of `plan` is
-    a key (model, hardware, link_from, batch, prompt, gen, policy, schedule,
-    n_batches, gpus, tp, ep, keep, gpu_memory, host_memory, dtype, kv_bits, runtime,
-    resident_layers, copies), every rate of its --set (link.bandwidth,
-    compute.flops, ...) and every size of a model (model.n_layers, model.n_kv_heads,
-    ...); with scenario = "restore" those of `restore` (cached, tier, chunk,
-    io_chunk, gpu_share, cached_data). Values are written as on the command line.
+    a key (model, assume_like, hardware, link_from, batch, prompt, gen, policy,
+    schedule, n_batches, gpus, tp, ep, keep, gpu_memory, host_memory, dtype,
+    kv_bits, runtime, resident_layers, copies), every rate of its --set
+    (link.bandwidth, compute.flops, ...) and every size of a model (model.n_layers,
+    model.n_kv_heads, ...); with scenario = "restore" those of `restore` (cached,
+    tier, chunk, io_chunk, gpu_share, cached_data). Values are written as on the
+    command line.
 
       scenario = "decode"
       [fixed]
@@ -194,6 +195,7 @@ def _answer(asked: Study, target: Path, swept: Swept, found: Summary) -> dict[st
     return {
         "output": str(target),
         "study_sha256": asked.sha256,
+        "models": list(dict.fromkeys(one.name for one in asked.models)),
         "answered": swept.answered,
         "seconds": swept.seconds,
         **asdict(found),
@@ -206,6 +208,8 @@ def _print(asked: Study, target: Path, swept: Swept, found: Summary) -> None:
         f"{asked.title or 'study'}: {found.points:,} points in {target}, {swept.answered:,} of "
         f"them answered now in {duration_text(swept.seconds)}; {failed:,} have no answer"
     )
+    for name in dict.fromkeys(one.name for one in asked.models if one.assumed):
+        say(f"  {name}")
     for error, count in list(found.errors.items())[:MAX_LINES]:
         say(f"  {count:,} x {error}")
     if found.best is None or found.worst is None:

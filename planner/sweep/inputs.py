@@ -11,12 +11,13 @@ from planner.decode.lower import SCHEDULES
 from planner.decode.policies import fixed_tokens
 from planner.restore.planner import RESTORE_POLICIES
 from planner.restore.reproduce import link_rate
-from sim.catalog import find_hardware, find_model, find_runtime
+from sim.catalog import find_hardware, find_runtime
 from sim.errors import BadInput, UnknownName
-from sim.graph.jobs import CACHED_DATA, KV, KV_BITS
+from sim.graph.jobs import CACHED_DATA, KV, KV_BITS, UNCOMPRESSED
 from sim.lanes import TIERS
 from sim.machine.links import COPY_KINDS
 from sim.machine.what_if import RATES, rate_unit
+from sim.model.config import READERS
 from sim.model.spec import DTYPE_BYTES, MODEL_SIZES
 from sim.traces.measured import open_trace
 from sim.units import RATE_EXAMPLES, parse_bytes, parse_count, parse_rate
@@ -26,6 +27,9 @@ Reader = Callable[[str, Any], Value]
 """Converts a key's value to SI units; raises BadInput that names the key."""
 
 AUTO = "auto"
+
+AS_ASKED = 0
+"""Bits of a cache that the checkpoint of each point's model decides; no study writes it."""
 
 
 @dataclass(frozen=True)
@@ -149,7 +153,8 @@ def _restore_policy(name: str) -> None:
 
 
 MACHINE_AND_MODEL: dict[str, Input] = {
-    "model": Input(_named(find_model), REQUIRED),
+    "model": Input(read_text, REQUIRED),
+    "assume_like": Input(one_of(tuple(READERS))),
     "hardware": Input(_named(find_hardware), REQUIRED),
     "prompt": Input(read_count, REQUIRED, "tokens"),
     "dtype": Input(one_of(tuple(DTYPE_BYTES))),
@@ -174,7 +179,7 @@ DECODE: dict[str, Input] = {
     "n_batches": Input(read_count, 1),
     "gpus": Input(read_count, 1),
     "keep": Input(read_flag),
-    "kv_bits": Input(one_of((16, 8, 4)), 16),
+    "kv_bits": Input(one_of((UNCOMPRESSED, 8, 4)), UNCOMPRESSED),
     "host_memory": Input(read_bytes, unit="bytes"),
     "resident_layers": Input(read_whole, unit="layers"),
 }
@@ -186,7 +191,7 @@ RESTORE: dict[str, Input] = {
     "io_chunk": Input(read_count, 128, "tokens"),
     "cached_data": Input(one_of(CACHED_DATA), KV),
     "gpu_share": Input(read_share, 1.0),
-    "kv_bits": Input(one_of(KV_BITS), 16),
+    "kv_bits": Input(one_of(KV_BITS), UNCOMPRESSED),
     "policy": Input(_named(_restore_policy), AUTO),
 }
 SCENARIOS = {"decode": DECODE, "restore": RESTORE}

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from builders import make_plan
+from lane_bars import drawn
 from streamlit.testing.v1 import AppTest
 
 import dashboard
@@ -84,7 +85,11 @@ def test_page_shows_the_answer_and_its_figures(run_folder):
     assert app.selectbox(key="case").options == [SMALL, LARGE]
     assert app.header[0].value == comparison_summary(case)
     assert [shown.label for shown in app.metric] == [m.label for m in metrics(case.comparison)]
-    assert len(app.get("plotly_chart")) == 3
+    assert len(app.get("plotly_chart")) == 2
+    (lanes,) = drawn(app)
+    assert [end["ms"] for end in lanes["ends"]] == pytest.approx(
+        [1e3 * run.makespan_s for run in (case.predicted, case.measured)]
+    )
     assert app.dataframe[0].value["task"].tolist() == task_errors(case)["task"].tolist()[:100]
     assert [block.value for block in app.markdown] == [
         f"**{plan_again(case).bottleneck}.** All 2 cases of this run: median error 2.9 %, nine of "
@@ -122,9 +127,7 @@ def test_a_link_opens_the_view_it_was_copied_from(run_folder):
     assert app.toggle(key="path").value is True
     assert app.slider(key="layers").value == (2, 5)
     assert app.header[0].value == comparison_summary(load_case(run_folder / "cases" / LARGE))
-    lanes = json.loads(app.get("plotly_chart")[0].proto.spec)
-    title = lanes["layout"]["xaxis"]["title"]["text"]
-    assert title == "time since the first task of step 1, layers 2 to 5 (ms)"
+    assert drawn(app)[0]["axis"] == "time since the first task of step 1, layers 2 to 5 (ms)"
 
 
 @pytest.mark.usefixtures("run_folder")
@@ -133,8 +136,7 @@ def test_every_step_can_be_shown_alone():
     assert app.selectbox(key="step").options == ["all", "0", "1"]
     app.selectbox(key="step").select("1").run()
     assert not app.exception
-    figure = json.loads(app.get("plotly_chart")[0].proto.spec)
-    assert figure["layout"]["xaxis"]["title"]["text"] == "time since the first task of step 1 (ms)"
+    assert drawn(app)[0]["axis"] == "time since the first task of step 1 (ms)"
 
 
 def test_new_files_replace_what_was_cached(run_folder):

@@ -7,6 +7,7 @@ from dashboard.workers import WORKERS
 WORKERS.warm_up()  # it imports the planner while this process imports the pages
 
 from dashboard.controls.widgets import narrow_windows  # noqa: E402
+from dashboard.history import keep_history  # noqa: E402
 
 page = st.navigation(
     [
@@ -14,6 +15,7 @@ page = st.navigation(
         st.Page("app_pages/plan.py", title="Plan"),
         st.Page("app_pages/what_if.py", title="What-if"),
         st.Page("app_pages/restore.py", title="Restore"),
+        st.Page("app_pages/traffic.py", title="Traffic"),
         st.Page("app_pages/timeline.py", title="Timeline"),
         st.Page("app_pages/accuracy.py", title="Accuracy"),
         st.Page("app_pages/hardware.py", title="Hardware"),
@@ -23,4 +25,5 @@ page = st.navigation(
 )
 st.set_page_config(page_title=f"{page.title} - kvoverlap", layout="wide")
 narrow_windows()
+keep_history()
 page.run()

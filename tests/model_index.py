@@ -16,7 +16,8 @@ if __name__ == "__main__":
 from kvoverlap.cli.model_list import INDEX
 from sim.catalog import find_model, model_names, model_source
 from sim.files import write_bytes
-from sim.model.spec import RUNNABLE_FAMILIES, ModelSpec
+from sim.model.runnable import why_not_run
+from sim.model.spec import ModelSpec
 
 
 def entries() -> list[dict[str, Any]]:
@@ -27,6 +28,8 @@ def entries() -> list[dict[str, Any]]:
 
 def entry(spec: ModelSpec) -> dict[str, Any]:
     """One model as `kvoverlap models --json` prints it."""
+    as_is = why_not_run(spec) is None
+    dequantised = why_not_run(spec.dequantised()) is None
     return {
         "name": spec.name,
         "family": spec.family,
@@ -41,7 +44,8 @@ def entry(spec: ModelSpec) -> dict[str, Any]:
         "x_bytes_per_token_and_layer": spec.x_token_bytes,
         "kv_bytes_per_token": spec.all_rows_bytes,
         "planned": True,
-        "runs": spec.family in RUNNABLE_FAMILIES,
+        "runs": as_is or dequantised,
+        "runs_dequantised": dequantised and not as_is,
         "source": model_source(spec.name),
     }
 

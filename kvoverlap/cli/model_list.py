@@ -33,11 +33,13 @@ def list_models(json: bool = False) -> None:
     say(
         "\nparams, active: billions of parameters, and those of one token. KV, X: KiB a token of\n"
         "all layers. All can be planned and simulated; runs says whether a device can run their\n"
-        "plans. `kvoverlap models NAME` shows one model; the path of a config.json works too."
+        "plans, and dequant. if they have to be made with --dequantise. `kvoverlap models NAME`\n"
+        "shows one model; the path of a config.json works too."
     )
 
 
 def _row(entry: dict[str, Any]) -> tuple[str, ...]:
+    runs = "dequant." if entry["runs_dequantised"] else "yes" if entry["runs"] else "no"
     return (
         f" {entry['name']}",
         f"{entry['parameters'] / 1e9:,.4g}",
@@ -45,5 +47,5 @@ def _row(entry: dict[str, Any]) -> tuple[str, ...]:
         str(entry["n_layers"]),
         f"{entry['kv_bytes_per_token'] / 1024:,.4g}",
         f"{entry['n_layers'] * entry['x_bytes_per_token_and_layer'] / 1024:,.4g}",
-        "yes" if entry["runs"] else "no",
+        runs,
     )

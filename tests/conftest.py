@@ -16,15 +16,16 @@ providers._get_local_constants = lambda: providers._local_constants
 LONGEST = (
     "test_documents",
     "test_browser",
+    "test_sweep_kill",
     "test_golden",
     "test_dashboard_pages",
     "test_dashboard_advise",
-    "test_sweep_kill",
     "test_cli_restore_runs",
-    "test_dashboard_jobs",
-    "test_wheel",
-    "test_residency",
     "test_lp",
+    "test_residency",
+    "test_models",
+    "test_wheel",
+    "test_dashboard_jobs",
 )
 """Files whose tests take longest, in CPU time. They start first: a worker that begins one of them
 when the others are done would keep `make test` waiting."""

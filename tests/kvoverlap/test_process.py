@@ -12,6 +12,8 @@ import pytest
 COMMAND = (sys.executable, "-m", "kvoverlap")
 PLAN = ["plan", "--model", "opt-125m", "--hardware", "kvpr-a100", "--batch", "2", "--prompt", "64"]
 LIST = ["models"]
+PYTHON_STARTS = ("Fatal Python error", "Could not import runpy")
+"""What an interrupted Python says that has not reached the program; it then ends with 1."""
 
 
 @pytest.mark.parametrize("after_s", [0.2, 0.6, 1.2])
@@ -26,7 +28,7 @@ def test_ctrl_c_at_any_moment_ends_with_130_and_no_traceback(after_s):
     time.sleep(after_s)
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=30)
-    if process.returncode != -signal.SIGINT:  # Python itself had not started yet
+    if process.returncode != -signal.SIGINT and not stderr.startswith(PYTHON_STARTS):
         assert process.returncode == 130
         assert "Traceback" not in stderr
 

@@ -26,8 +26,6 @@ from planner.lp.costs import SIZED_OPS
 from planner.lp.lane_bound import Course, lane_work_bound
 from planner.lp.memory import MemoryBudget, check_any_fits
 from planner.lp.schedule import Relaxation
-from sim.engine.api import simulate
-from sim.engine.sharing import representative_machine
 from sim.errors import DoesNotFit, Infeasible
 from sim.graph.tasks import STAGING_SLOTS
 from sim.lanes import COMPUTE, H2D
@@ -54,12 +52,13 @@ class DecodePlanner:
         attended = [
             model.layer_context(at, past) if model.splits(at) else 0 for at in range(model.n_layers)
         ]
-        ends = (
+        ends = [
             lower(problem.schedule, model, problem.workload, [row], [past])
             for row in ([0] * model.n_layers, attended)
-        )
-        loaded, recomputed = (replicate(graph, problem.gpus) for graph in ends)
-        check_any_fits(loaded, recomputed, problem.hardware)
+        ]
+        if not all(map(problem.holds, ends)):
+            loaded, recomputed = (replicate(graph, problem.gpus) for graph in ends)
+            check_any_fits(loaded, recomputed, problem.hardware)
         try:
             return problem.program().solve()
         except Infeasible:  # only memory can be in the way of a schedule
@@ -154,15 +153,7 @@ class DecodePlanner:
 
     def _planned_makespan_s(self, split: Sequence[Sequence[int]], residency: Residency) -> float:
         """Simulated makespan of the planned steps; infinite if they do not fit the memory."""
-        problem = self.problem
-        graph = problem.shortened(split, residency)
-        together = replicate(graph, problem.gpus)
-        if not problem.fits(together):
-            return inf
-        seen = representative_machine(problem.hardware, problem.gpus)
-        if seen is not None:
-            return simulate(graph, seen, problem.engine).makespan_s
-        return simulate(together, problem.hardware, problem.engine).makespan_s
+        return self.problem.planned_s(split, residency)
 
     def _whole_residency(self, relaxed: Relaxation) -> Residency:
         """The LP's resident data in whole tokens, rounded down; X only of recomputed tokens."""

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pandas as pd
 import streamlit as st
 
+from dashboard.asking import show_refusal
 from dashboard.controls.widgets import menu, show_table
+from dashboard.questions.decode import Question
 from dashboard.questions.restore import RestoreQuestion
 from dashboard.session import runtime_gap_for
 from dashboard.text.comparison import escaped
@@ -13,25 +17,34 @@ from planner.advice import RuntimeGap
 from sim.catalog import find_runtime, runtime_names
 from sim.errors import KvOverlapError
 
-NONE = "none"
 
-
-def show_runtime_gap(question: RestoreQuestion) -> None:
-    """A menu of runtimes; then the times of one, of its variants and of the best schedule."""
-    st.subheader("What a serving runtime leaves on the table", anchor=False)
-    serving = [name for name in runtime_names() if find_runtime(name).serves]
-    name = menu(
+def ask_runtime(names: Sequence[str], help_text: str) -> str | None:
+    """A menu of serving runtimes; None for none of them."""
+    return menu(
         "Serving runtime",
-        [NONE, *serving],
+        [None, *names],
         key="runtime",
-        help="K and V of the prefix are in host memory, whatever the tier above.",
+        format_func=lambda name: "none" if name is None else name,
+        help=help_text,
     )
-    if name == NONE:
-        return
+
+
+def other_runtimes() -> list[str]:
+    """The runtimes that plan in their own way."""
+    return [name for name in runtime_names() if not find_runtime(name).plans_itself]
+
+
+def serving_runtimes() -> list[str]:
+    """The runtimes that load the prefix of a later request."""
+    return [name for name in other_runtimes() if find_runtime(name).serves]
+
+
+def show_runtime_gap(question: Question | RestoreQuestion, name: str) -> None:
+    """The times of a runtime, of its variants and of the best schedule."""
     try:
         gap = runtime_gap_for(question, name)
     except KvOverlapError as error:
-        st.error(escaped(str(error)))
+        show_refusal(error)
         return
     st.markdown(f"**{escaped(gap.sentence)}**")
     st.caption(escaped(f"{gap.how}."))

@@ -2,7 +2,11 @@
 
 import streamlit as st
 
-from dashboard.controls.widgets import narrow_windows
+from dashboard.workers import WORKERS
+
+WORKERS.warm_up()  # it imports the planner while this process imports the pages
+
+from dashboard.controls.widgets import narrow_windows  # noqa: E402
 
 page = st.navigation(
     [

@@ -48,9 +48,12 @@ def check_weights(kind: str, spec: ModelSpec) -> None:
         )
 
 
-def specs_to_profile(kind: str, models: Sequence[str]) -> list[ModelSpec]:
+def specs_to_profile(
+    kind: str, models: Sequence[str], assume_like: str | None = None
+) -> list[ModelSpec]:
     """The models by name; without names, the default ones whose weights fit the device."""
-    specs = [find_model(name, DEFAULT_DTYPE[kind]) for name in models or DEFAULT_MODELS[kind]]
+    names, dtype = models or DEFAULT_MODELS[kind], DEFAULT_DTYPE[kind]
+    specs = [find_model(name, dtype, assume_like) for name in names]
     if models or kind == "cpu":
         return specs
     from hw.environment import gpu_memory_bytes

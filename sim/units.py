@@ -71,6 +71,18 @@ def ms(seconds: float) -> str:
     return f"{seconds * 1e3:,.1f} ms" if abs(seconds) >= 1e-4 else f"{seconds * 1e6:,.1f} us"
 
 
+def error_text(error_frac: float) -> str:
+    """A prediction's error in words: `1.1 % too fast` where the measurement took longer."""
+    if f"{abs(error_frac):.1%}" == "0.0%":
+        return "no error in three digits"
+    return f"{percent(abs(error_frac))} too {'fast' if error_frac < 0 else 'slow'}"
+
+
+def counted(count: int, word: str) -> str:
+    """A number with its word: `1 step`, `1,024 tokens`."""
+    return f"{count:,} {word}{'' if count == 1 else 's'}"
+
+
 def percent(fraction: float, signed: bool = False) -> str:
     return f"{100 * fraction:+.1f} %" if signed else f"{100 * fraction:.1f} %"
 

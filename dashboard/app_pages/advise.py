@@ -5,12 +5,13 @@ from __future__ import annotations
 import pandas as pd
 import streamlit as st
 
+from dashboard.asking import show_refusal
 from dashboard.controls.decode import ask_advice
 from dashboard.controls.plan import plan_downloads, show_lanes, show_memory
 from dashboard.controls.widgets import chart, headline_place, show_table
 from dashboard.figures import policy_bars
-from dashboard.questions.decode import ENGINE
-from dashboard.session import advice_for
+from dashboard.runtime_gap import ask_runtime, other_runtimes, show_runtime_gap
+from dashboard.session import advice_for, timeline_of
 from dashboard.text.comparison import escaped, sentence
 from planner import DecodePlan
 from planner.advice import Advice, beyond_calibration, describe, describe_sources
@@ -42,17 +43,29 @@ def show_page() -> None:
     try:
         with controls:
             question, slo_ms = ask_advice()
+            runtime = ask_runtime(
+                other_runtimes(),
+                "What it leaves on the table beside the best schedule on this machine, and the "
+                "launch line that comes closest.",
+            )
             st.page_link("app_pages/your_machine.py", label="Use your own config.json or profile")
-        with headline, st.spinner("Planning"):
+        with headline:
             found = advice_for(question, slo_ms)
     except KvOverlapError as error:
-        headline.error(escaped(str(error)))
+        with headline:
+            show_refusal(error)
         return
     headline.header(found.headline, anchor=False)
     with answer:
         show_advice(found)
+        if runtime is None:
+            show_settings(found)
+        else:
+            st.subheader(f"What {runtime} leaves on the table", anchor=False)
+            show_runtime_gap(question, runtime)
+        show_confidence(found.plan)
         st.subheader("Command-line equivalent", anchor=False)
-        st.code(question.advise_command(slo_ms), language="bash", wrap_lines=True)
+        st.code(question.advise_command(slo_ms, runtime), language="bash", wrap_lines=True)
         st.caption("The address of this page is a link to this answer.")
 
 
@@ -66,7 +79,7 @@ def show_presets() -> None:
 
 
 def show_advice(found: Advice) -> None:
-    """The recommendation, its memory and lanes, its reasons, and settings of runtimes."""
+    """The recommendation, its memory and lanes, and its reasons."""
     plan = found.resident
     if found.plan.makespan_s > found.resident.makespan_s:
         chosen = st.segmented_control(
@@ -81,15 +94,13 @@ def show_advice(found: Advice) -> None:
         plan = found.plan if chosen == OFFLOADED else found.resident
     show_memory(plan)
     st.subheader("Predicted timeline of a step", anchor=False)
-    timeline = plan.simulate(ENGINE)
+    timeline = timeline_of(plan)
     show_lanes(plan, timeline)
     plan_downloads(plan, timeline)
     st.subheader("Why, and what would help", anchor=False)
     st.markdown(escaped(describe(found)))
     times = found.step_s_by_policy
     chart(policy_bars(times, None, "lp"), "Predicted step time of every policy", "policies", True)
-    show_settings(found)
-    show_confidence(found.plan)
 
 
 def show_settings(found: Advice) -> None:

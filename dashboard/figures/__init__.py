@@ -1,7 +1,8 @@
 """Pure functions that return plotly figures of plans, timelines and profiles."""
 
 from dashboard.figures.accuracy import errors_by_case, predicted_against_measured
-from dashboard.figures.lanes import View, paired_lanes, predicted_lanes
+from dashboard.figures.lane_chart import LaneChart
+from dashboard.figures.lanes import NamedRun, View, lanes_of, paired_lanes
 from dashboard.figures.machine import rate_curves, residual_dots, sample_residuals
 from dashboard.figures.memory import memory_bars
 from dashboard.figures.plans import (
@@ -36,8 +37,10 @@ __all__ = [
     "OP_COLOUR",
     "POLICY_COLOUR",
     "RESTORE_COLOUR",
+    "LaneChart",
     "Measure",
     "Meeting",
+    "NamedRun",
     "View",
     "availability_steps",
     "both_ends",
@@ -47,12 +50,12 @@ __all__ = [
     "errors_by_case",
     "heat_map",
     "lane_use_bars",
+    "lanes_of",
     "memory_bars",
     "paired_lanes",
     "paired_trace_lanes",
     "policy_bars",
     "predicted_against_measured",
-    "predicted_lanes",
     "rate_curves",
     "residual_dots",
     "sample_residuals",

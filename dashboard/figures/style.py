@@ -246,38 +246,18 @@ class TaskBoxes:
     middle: list[float] = field(default_factory=list)
     height: list[float] = field(default_factory=list)
     hover: list[str] = field(default_factory=list)
-    opacity: list[float] = field(default_factory=list)
-    edges: list[tuple[str, float] | None] = field(default_factory=list)
-    labels: list[str] = field(default_factory=list)
 
-    def add(
-        self,
-        times_s: tuple[float, float],
-        middle: float,
-        height: float,
-        hover: str,
-        opacity: float = 1.0,
-        edge: tuple[str, float] | None = None,
-        label: str = "",
-    ) -> None:
-        """Add a box from `times_s[0]` to `times_s[1]` with an edge of a colour and width (px).
-
-        Args:
-            label: text within the box, which is left out where it has no room.
-        """
+    def add(self, times_s: tuple[float, float], middle: float, height: float, hover: str) -> None:
+        """Add a box from `times_s[0]` to `times_s[1]`."""
         self.base_ms.append(times_s[0] * 1e3)
         self.length_ms.append((times_s[1] - times_s[0]) * 1e3)
         self.middle.append(middle)
         self.height.append(height)
         self.hover.append(hover)
-        self.opacity.append(opacity)
-        self.edges.append(edge)
-        self.labels.append(label)
 
-    def trace(self, op: str, colour: str | None = None) -> go.Bar:
-        """All boxes as one entry of the legend, by default in the colour of the operation."""
-        colour = colour or OP_COLOUR.get(op, OTHER_OP_COLOUR)
-        edges = [edge or (darker(colour), 0.5) for edge in self.edges]
+    def trace(self, op: str) -> go.Bar:
+        """All boxes as one entry of the legend."""
+        colour = OP_COLOUR.get(op, OTHER_OP_COLOUR)
         return go.Bar(
             name=op,
             orientation="h",
@@ -287,25 +267,8 @@ class TaskBoxes:
             width=self.height,
             hovertext=self.hover,
             **hover_of("%{hovertext}"),
-            **self._text(colour),
-            marker={
-                "color": colour,
-                "opacity": self.opacity,
-                "line": {"color": [c for c, _ in edges], "width": [px for _, px in edges]},
-            },
+            marker={"color": colour, "line": {"color": darker(colour), "width": 0.5}},
         )
-
-    def _text(self, colour: str) -> dict[str, object]:
-        """The labels in plotly's words; none where no box has one."""
-        if not any(self.labels):
-            return {}
-        return {
-            "text": self.labels,
-            "textposition": "inside",
-            "insidetextanchor": "middle",
-            "textangle": 0,
-            "textfont": {"color": text_colour(colour), "size": 11},
-        }
 
 
 def time_bars(

@@ -96,7 +96,7 @@ def _print(found: Advice) -> None:
         return
     say(f"\n{ABOUT_RUNTIMES}")
     settings = [(one.runtime, f"{one.setting} {one.value}", one.why) for one in found.settings]
-    table("\nSettings", ("runtime", "setting", "why"), settings, n_text=3)
+    table("\nSettings", ("runtime", "setting", "why"), settings)
     for page in dict.fromkeys(one.page for one in found.settings):
         say(f"documented at {page}")
 

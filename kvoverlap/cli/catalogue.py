@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import groupby
 from typing import Annotated, Any
 
 from cyclopts import App, Parameter
@@ -73,35 +74,27 @@ def _list_models(json: bool) -> None:
     if json:
         print_json([_model_entry(spec) for spec in specs])
         return
-    rows = [
-        (
-            spec.family,
-            spec.name,
-            _billions(spec.n_parameters),
-            _billions(spec.active_parameters),
-            str(spec.n_layers),
-            f"{spec.n_heads}/{spec.n_kv_heads}",
-            f"{spec.all_rows_bytes / 1024:,.4g} KiB",
-            f"{spec.n_layers * spec.x_token_bytes / 1024:,.4g} KiB",
-            "yes" if spec.family in RUNNABLE_FAMILIES else "no",
-        )
-        for spec in specs
-    ]
-    columns = (
-        "family",
-        "model",
-        "parameters",
-        "active",
-        "layers",
-        "heads/kv",
-        "KV / token",
-        "X / token",
-        "runs",
-    )
-    table("Shipped models, from their published configs", columns, rows, n_text=2)
+    columns = ("model", "params", "active", "layers", "KV", "X", "runs")
+    rows = []
+    for family, members in groupby(specs, key=lambda spec: spec.family):
+        rows.append((family, *[""] * (len(columns) - 1)))
+        rows += [
+            (
+                f" {spec.name}",
+                f"{spec.n_parameters / 1e9:,.4g}",
+                f"{spec.active_parameters / 1e9:,.4g}",
+                str(spec.n_layers),
+                f"{spec.all_rows_bytes / 1024:,.4g}",
+                f"{spec.n_layers * spec.x_token_bytes / 1024:,.4g}",
+                "yes" if spec.family in RUNNABLE_FAMILIES else "no",
+            )
+            for spec in members
+        ]
+    table("Shipped models by family, from their published configs", columns, rows)
     say(
-        "\nAll can be planned and simulated; `runs` says whether a device can run their plans.\n"
-        "`kvoverlap models NAME` shows one model; the path of a config.json works too."
+        "\nparams, active: billions of parameters, and those of one token. KV, X: KiB a token of\n"
+        "all layers. All can be planned and simulated; runs says whether a device can run their\n"
+        "plans. `kvoverlap models NAME` shows one model; the path of a config.json works too."
     )
 
 
@@ -149,7 +142,7 @@ def _print_sheet(made: Sheet) -> None:
         for (attention, ffn), same in groups.items()
     ]
     columns = ("layers", "attention", "FFN", "weights", "KV", "index", "state", "from X")
-    table("Layers", columns, rows, n_text=3)
+    table("Layers", columns, rows)
     projected = sum(layer.from_x for layer in made.layers)
     say(
         f"\nX of all layers takes {_bytes(made.x_bytes_per_token)} a token. K and V can be "

@@ -11,6 +11,7 @@ from cyclopts import Parameter
 
 from kvoverlap.cli.options import (
     PRINT_ONLY,
+    AssumeLike,
     Count,
     Link,
     PlanDevice,
@@ -29,7 +30,7 @@ from sim.graph.timeline import Timeline
 from sim.machine.profile import HardwareProfile
 from sim.model.spec import DTYPE_BYTES, ModelSpec
 from sim.results.recording import Recording
-from sim.units import ms, percent
+from sim.units import counted, ms, percent
 
 if TYPE_CHECKING:
     from hw.run.generate import Generated
@@ -93,9 +94,24 @@ class PlanChoice:
     ] = None
 
 
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class WeightsOptions:
+    """The checkpoint, and how its config is read."""
+
+    weights: Annotated[
+        Path,
+        Parameter(
+            help="Directory with config.json and safetensors files of a family that runs "
+            "(docs/models.md). Weights in FP8 or MXFP4 are dequantised as they are loaded."
+        ),
+    ]
+    assume_like: AssumeLike = None
+
+
 def generate(
     *,
-    weights: Path,
+    source: WeightsOptions,
     max_new_tokens: Count,
     prompt: PromptOptions = PromptOptions(),
     choice: PlanChoice = PlanChoice(),
@@ -122,15 +138,12 @@ def generate(
 
     Parameters
     ----------
-    weights
-        Directory with config.json and safetensors files of a family that runs (docs/models.md).
-        Weights in FP8 or MXFP4 are dequantised as they are loaded.
     max_new_tokens
         New tokens of each prompt, N; the plan has N - 1 steps.
     warm_ups
         Times that all steps are decoded before the measured time.
     """
-    n_new, dtype = max_new_tokens, choice.dtype
+    weights, n_new, dtype = source.weights, max_new_tokens, choice.dtype
     check_choices(choice, n_new)
     if warm_ups < 0:
         raise BadInput(f"--warm-ups(={warm_ups}) must be at least 0.")
@@ -143,7 +156,7 @@ def generate(
     from hw.run.generate import DecodeSteps
     from hw.run.generate import generate as decode
 
-    checkpoint = Checkpoint.open(weights)
+    checkpoint = Checkpoint.open(weights, source.assume_like)
     if checkpoint.stored_bits is not None:
         note(
             f"weights are stored in {checkpoint.stored_bits} bits and dequantised as they are "
@@ -243,7 +256,7 @@ def print_generation(answer: dict[str, Any]) -> None:
     if decode is not None:
         ratio = decode["step_s"] / decode["busiest_lane_step_s"]
         say(
-            f"decode {decode['tokens_per_s']:,.1f} tokens/s: {decode['steps']} step(s) in "
+            f"decode {decode['tokens_per_s']:,.1f} tokens/s: {counted(decode['steps'], 'step')} in "
             f"{ms(decode['makespan_s'])} under policy {decode['policy']}, predicted "
             f"{ms(decode['predicted_makespan_s'])} on {decode['hardware']}"
         )
@@ -328,7 +341,7 @@ def load_fitting_plan(
         )
     raise Mismatch(
         f"--plan {path} is for {what}; make the right one with: "
-        f"{plan_command(path, directory, made, wanted.dtype, job)}"
+        f"{plan_command(path, directory, made, replace(spec, dtype=wanted.dtype), job)}"
     )
 
 
@@ -338,7 +351,9 @@ def _differences(theirs: ModelSpec | Workload, ours: ModelSpec | Workload) -> li
     return [f"{name} {value} and not {wanted}" for name, value, wanted in pairs if value != wanted]
 
 
-def plan_command(path: Path, directory: Path, made: DecodePlan, dtype: str, job: Workload) -> str:
+def plan_command(
+    path: Path, directory: Path, made: DecodePlan, spec: ModelSpec, job: Workload
+) -> str:
     """The `kvoverlap plan` that makes a plan like `made` for these weights and this job."""
     policy = DEFAULT_POLICY if made.policy == "edited" else made.policy
     arguments = {
@@ -347,11 +362,13 @@ def plan_command(path: Path, directory: Path, made: DecodePlan, dtype: str, job:
         "--batch": job.batch_size,
         "--prompt": job.prompt_tokens,
         "--gen": job.gen_tokens,
-        "--dtype": dtype,
+        "--dtype": spec.dtype,
         "--policy": policy,
         "--schedule": made.schedule,
         "-o": path.with_name(f"generate-{path.name}"),
     }
+    if spec.assumed:
+        arguments["--assume-like"] = spec.family
     options = [str(text) for argument in arguments.items() for text in argument]
     return shlex.join(["kvoverlap", "plan", *options])
 

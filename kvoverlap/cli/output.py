@@ -7,6 +7,7 @@ import operator
 import os
 import re
 import sys
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -26,6 +27,12 @@ PLAIN_WIDTH = 160
 
 COLUMN_GAP = 2
 
+_NUMBER = re.compile(r"-?|[-+~<>]?\d[\d.,/]*( \S+)?")
+"""A number, with its unit or without; also a dash or nothing in its place."""
+
+_UNIT = re.compile(r"(?<=\d) (?=(?:%|[mu]?s|[KMGT]i?B(?:/s)?|[GT]FLOP/s)(?:[\s.,:;)]|$))")
+"""The space between a number and its unit."""
+
 out = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else PLAIN_WIDTH)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
@@ -36,8 +43,16 @@ def print_json(content: Any) -> None:
 
 
 def say(text: str) -> None:
-    """One line of the answer; a terminal breaks it between words."""
-    out.print(escape(text), soft_wrap=not out.is_terminal)
+    """Lines of the answer; for a terminal they are broken between words."""
+    shown = "\n".join(_wrapped(line) for line in text.split("\n")) if out.is_terminal else text
+    out.print(escape(shown))
+
+
+def _wrapped(line: str) -> str:
+    """A line broken at the width of the terminal, with each number next to its unit."""
+    tied = _UNIT.sub("\N{NO-BREAK SPACE}", line)
+    broken = textwrap.fill(tied, out.width, break_long_words=False, break_on_hyphens=False)
+    return broken.replace("\N{NO-BREAK SPACE}", " ")
 
 
 def note(text: str) -> None:
@@ -56,10 +71,8 @@ def annotate(title: str, text: str) -> None:
         sys.stderr.write(f"::error title={title}::{text}\n")
 
 
-def table(
-    title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], n_text: int = 1
-) -> None:
-    """A table whose first columns are text and whose other columns are numbers.
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table, with columns of numbers flush right.
 
     In a narrow terminal cells take several lines, or each row becomes a paragraph. No word, number
     or unit is cut.
@@ -73,8 +86,8 @@ def table(
             out.print(escape(name), Padding(escape(text), (0, 0, 0, 2)), sep="\n", soft_wrap=False)
         return
     grid = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
-    for position, (column, width) in enumerate(zip(columns, widths, strict=True)):
-        justify: JustifyMethod = "left" if position < n_text else "right"
+    for column, width, *cells in zip(columns, widths, *rows, strict=True):
+        justify: JustifyMethod = "right" if all(map(_NUMBER.fullmatch, cells)) else "left"
         grid.add_column(column, justify=justify, overflow="fold", width=width)
     for row in rows:
         grid.add_row(*(escape(cell) for cell in row))

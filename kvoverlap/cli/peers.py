@@ -25,7 +25,7 @@ from measure.other_systems import measure_other_systems
 from planner.decode.problem import check_workload
 from sim.catalog import find_hardware, find_model
 from sim.graph.jobs import Workload
-from sim.units import ms, percent
+from sim.units import counted, ms, percent
 
 
 @Parameter(name="*")
@@ -113,7 +113,7 @@ def print_other_systems(report: dict[str, Any]) -> None:
         )
     title = (
         f"{report['model']} ({report['dtype']}), other systems: batch {report['batch_size']}, "
-        f"prompt {report['prompt_tokens']}, {report['gen_tokens']} step(s), "
+        f"prompt {report['prompt_tokens']:,}, {counted(report['gen_tokens'], 'step')}, "
         f"{report['repeats']} interleaved repeats"
     )
     columns = (

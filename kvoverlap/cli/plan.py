@@ -21,7 +21,7 @@ from kvoverlap.cli.output import note, policy_table, print_json, progress, say, 
 from planner import PARTS, DecodePlan, Job, PlanOptions, choose_schedule, make_plan
 from planner.advice import beyond_calibration, describe_sources, headline
 from sim.engine.api import fast_engine_installed
-from sim.units import ms, percent
+from sim.units import counted, ms, percent
 
 LONG_JOB_LAYERS = 1000
 """Layers over all steps from which planning takes long enough to say so."""
@@ -148,8 +148,9 @@ def print_plan(made: DecodePlan) -> None:
         say(f"{made.runtime.decode_text}\n")
     say(
         f"{made.model.name} ({made.model.dtype}) on {made.hardware.name}: "
-        f"{job.n_batches} x batch {job.batch_size}, prompt {job.prompt_tokens:,}, "
-        f"{job.gen_tokens:,} step(s), policy {made.policy}, schedule {made.schedule}"
+        f"{f'{job.n_batches} x ' if job.n_batches > 1 else ''}batch {job.batch_size}, prompt "
+        f"{job.prompt_tokens:,}, {counted(job.gen_tokens, 'step')}, policy {made.policy}, "
+        f"schedule {made.schedule}"
         f"{f', tensor parallel on {tp} GPUs' if (tp := made.model.tensor_parallel) > 1 else ''}"
         f"{f', {made.jobs} jobs at once' if made.jobs > 1 else ''}"
         f"{f', KV cache in {job.kv_bits} bits' if job.kv_bits else ''}"

@@ -21,7 +21,7 @@ ERROR_COLUMNS = (
 
 def print_published(found: PublishedAccuracy) -> None:
     """Every figure with its error, then the errors by group and by source, then the reasons."""
-    table("published figures", COLUMNS, figure_rows(found), n_text=2)
+    table("published figures", COLUMNS, figure_rows(found))
     say("")
     table("by group", (*ERROR_COLUMNS, "target"), group_rows(found))
     say("")

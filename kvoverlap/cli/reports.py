@@ -9,14 +9,15 @@ from kvoverlap.cli.output import print_json, say, table
 from measure.interleave import STEADY_FRAC
 from measure.reports import worst_quantisation
 from sim.results.recording import Recording
-from sim.units import ms, percent
+from sim.units import counted, ms, percent
 
 
 def say_restore(did: Mapping[str, int], checks: Mapping[str, Any], tier: str) -> None:
     """Tokens and checks of a restore run."""
     projected = f", {did['projected_tokens']:,} projected" if did["projected_tokens"] else ""
     say(
-        f"{did['computed_tokens']:,} tokens computed{projected}, {did['loaded_tokens']:,} loaded; "
+        f"{counted(did['computed_tokens'], 'token')} computed{projected}, "
+        f"{did['loaded_tokens']:,} loaded; "
         f"the ends met at token {did['meeting_token']:,}; tier: {tier}"
     )
     say_lost(checks["recomputed_instead"])
@@ -46,6 +47,7 @@ def report_timeline(
     parts = timeline.breakdown
     lanes = {lane: timeline.busy_s(lane) for _, lane in timeline.graph.lanes}
     answer = {
+        "model": timeline.graph.model.name,
         "graph_sha256": timeline.graph.sha256,
         "makespan_s": recording.makespan_s,
         "spread_frac": recording.spread_frac,
@@ -69,16 +71,17 @@ def report_timeline(
         print_json(answer)
         return
     spread = f" (spread {percent(recording.spread_frac)} over {len(recording.runs)} runs)"
+    if timeline.graph.model.assumed:
+        say(timeline.graph.model.name)
     say(f"{what} makespan {ms(recording.makespan_s)}{spread if len(recording.runs) > 1 else ''}")
     say(
         f"= compute {ms(parts.compute_s)} + exposed copy {ms(parts.exposed_copy_s)} + idle "
         f"{ms(parts.idle_s)}; overlap {percent(timeline.overlap_frac)} of copy time"
     )
     ratio = timeline.makespan_s / timeline.busiest_lane_s
-    say(
-        f"= {ratio:.3f} x max(copy, compute) of its own tasks, "
-        f"{ms(timeline.makespan_s / timeline.graph.workload.gen_tokens)} a step"
-    )
+    steps = timeline.graph.workload.gen_tokens
+    each = f", {ms(timeline.makespan_s / steps)} a step" if steps > 1 else ""
+    say(f"= {ratio:.3f} x max(copy, compute) of its own tasks{each}")
     say_quantisation(recording.checks)
     rows = []
     for lane, busy in lanes.items():

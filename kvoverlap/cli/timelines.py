@@ -24,6 +24,7 @@ from kvoverlap.cli.output import note, print_json, progress, say, shown_frac, ta
 from kvoverlap.cli.reports import report_timeline
 from planner import DecodePlan, Job, Plan, PlanOptions, plan_split
 from sim.errors import BadInput, Mismatch
+from sim.files import document_kind
 from sim.graph.timeline import Timeline
 from sim.machine.profile import HardwareProfile
 from sim.results.compare import Comparison, compare
@@ -31,7 +32,7 @@ from sim.results.recording import Recording
 from sim.results.trace import read_trace
 from sim.traces.compare import TraceComparison, compare_with_trace
 from sim.traces.measured import MeasuredTrace, holds_trace, open_trace
-from sim.units import ms, percent
+from sim.units import error_text, ms, percent
 
 
 def simulate_verb(
@@ -119,12 +120,12 @@ def compare_verb(
     Parameters
     ----------
     predicted
-        A timeline written by `kvoverlap simulate -o`.
+        A timeline written by `kvoverlap simulate -o`, or a plan, which is simulated.
     measured
         A timeline written by `kvoverlap run -o`, or a trace of it written by `--trace`;
         or a trace of another program, or what `kvoverlap trace -o` wrote of one.
     """
-    guess = Recording.load(predicted)
+    guess = prediction_in(predicted)
     truth: Recording | MeasuredTrace = (
         opened_trace(measured, guess) if holds_trace(measured) else Recording.load(measured)
     )
@@ -142,8 +143,11 @@ def compare_verb(
     )
     passed = gate is None or abs(result.makespan_error_frac) * 100 <= gate
     if json:
-        print_json({**result.to_dict(), "passed": passed})
+        named = {"model": guess.graph.model.name}
+        print_json({**named, **result.to_dict(), "passed": passed})
     else:
+        if guess.graph.model.assumed:
+            say(guess.graph.model.name)
         if isinstance(result, Comparison):
             print_comparison(result)
         else:
@@ -151,6 +155,14 @@ def compare_verb(
         if gate is not None:
             say(f"\ngate {gate:g} %: {'passed' if passed else 'FAILED'}")
     return 0 if passed else 1
+
+
+def prediction_in(path: Path) -> Recording:
+    """A timeline in a file, or that of the plan in it."""
+    if document_kind(path) not in Plan.kinds:
+        return Recording.load(path)
+    plan = Plan.load(path)
+    return Recording("predicted", plan.hardware, (plan.simulate(),))
 
 
 def opened_trace(path: Path, guess: Recording) -> Recording | MeasuredTrace:
@@ -188,9 +200,9 @@ def print_trace_comparison(result: TraceComparison) -> None:
 
 def print_comparison(result: Comparison) -> None:
     say(
-        f"predicted {ms(result.predicted_makespan_s)}, measured {ms(result.measured_makespan_s)}, "
-        f"{percent(result.makespan_error_frac, signed=True)} "
-        f"(repeat spread {percent(result.measured_spread_frac)})"
+        f"predicted {ms(result.predicted_makespan_s)}, measured {ms(result.measured_makespan_s)}: "
+        f"{error_text(result.makespan_error_frac)} (repeats differ by "
+        f"{percent(result.measured_spread_frac)})"
     )
     say(
         f"overlap {percent(result.overlap_predicted_frac)} predicted, "
@@ -198,8 +210,9 @@ def print_comparison(result: Comparison) -> None:
         f"{ms(result.exposed_copy_predicted_s)} and {ms(result.exposed_copy_measured_s)}"
     )
     say(
-        f"given the measured task times: {percent(result.teacher_forced_error_frac, signed=True)}; "
-        f"max(copy, compute) alone: {percent(result.naive_error_frac, signed=True)}"
+        f"error of the scheduling model alone, from measured task times: "
+        f"{percent(result.teacher_forced_error_frac, signed=True)}; of the simple formula "
+        f"max(copy, compute): {percent(result.naive_error_frac, signed=True)}"
     )
     rows = [
         (

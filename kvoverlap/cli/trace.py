@@ -147,7 +147,7 @@ def print_copies(found: MeasuredTrace) -> None:
     if rows:
         stream = "GPU, stream" if several else "stream"
         columns = ("direction", "host memory", stream, "copies", "size", "time", "rate")
-        table("\nCopies", columns, rows[:MAX_ROWS], n_text=3)
+        table("\nCopies", columns, rows[:MAX_ROWS])
         say_more(len(rows))
 
 

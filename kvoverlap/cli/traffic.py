@@ -230,7 +230,7 @@ def _hit_rates(
     kv_bits: int | None,
     json: bool,
 ) -> None:
-    unit = None
+    unit = spec = None
     if model is not None:
         spec = find_model(model.model, model.dtype, model.assume_like)
         unit = block_bytes(spec, read.block_tokens, cached_kv_bits(kv_bits, spec))
@@ -238,8 +238,11 @@ def _hit_rates(
     with progress("hit rates") as bar:
         found = hit_rates(read, blocks, pool.eviction.split(","), bar)
     if json:
-        print_json(_answer(read, found, unit))
+        named = {} if spec is None else {"model": spec.name}
+        print_json(named | _answer(read, found, unit))
     else:
+        if spec is not None and spec.assumed:
+            say(spec.name)
         _print(read, found, unit)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from planner.advice.decoding import DecodeJob, Slo, best_plan, by_context, compare_with_slo
 from planner.advice.headline import headline, verdict
 from planner.advice.reuse import Reuse, reuse
-from planner.advice.runtime_gap import RuntimeGap, runtime_gap
+from planner.advice.runtime_gap import RuntimeGap, cache_bytes, runtime_gap
 from planner.advice.runtime_settings import CacheBudget, RuntimeSetting, runtime_settings
 from planner.crossovers import Interval
 from planner.decode.plan import DecodePlan, Sensitivity
@@ -21,7 +21,6 @@ from sim.graph.jobs import Workload
 from sim.graph.memory import footprint
 from sim.machine.profile import HardwareProfile
 from sim.machine.runtime import Runtime
-from sim.model.kv_format import host_row_bytes
 from sim.model.spec import ModelSpec
 from sim.results.accuracy import assess_kind, nine_of_ten
 
@@ -190,18 +189,13 @@ def advise(
     later = reuse(model, hardware, prompt, engine, workload.kv_bits)
     emulated = hardware.links.h2d.paced_bytes_per_s is not None
     settings: tuple[RuntimeSetting, ...] = ()
-    all_bytes = (
-        batch
-        * workload.max_tokens
-        * sum(host_row_bytes(model, workload.kv_bits, layer) for layer in range(model.n_layers))
-    )
     if later is not None and not emulated and not hardware.memory.unified:
         loaded = planner.problem.simulate(planner.problem.choice_of("load-all").split).graph
-        cache = CacheBudget(footprint(loaded).host_kv_bytes, all_bytes, later.least_tokens)
+        cache = CacheBudget(footprint(loaded).host_kv_bytes, cache_bytes(asked), later.least_tokens)
         settings = runtime_settings(model, hardware, cache)
     gap = None
     if runtime is not None and not runtime.plans_itself:
-        gap = runtime_gap(runtime, asked, model.tensor_parallel * all_bytes, engine)
+        gap = runtime_gap(runtime, asked, engine)
     return Advice(
         plan=plan,
         resident=resident,

@@ -20,6 +20,7 @@ from sim.catalog import hub_id
 from sim.errors import BadInput, DoesNotFit, NotMeasured
 from sim.graph.jobs import RestoreRequest, Workload
 from sim.machine.runtime import Amount, Runtime, Word
+from sim.model.kv_format import host_row_bytes
 
 DEFAULT_GPU_FRAC = 0.92
 """Default of vLLM's --gpu-memory-utilization; the docs of SGLang give about as much."""
@@ -97,13 +98,15 @@ class RuntimeGap:
         return "; ".join(parts) + "."
 
 
-def runtime_gap(
-    runtime: Runtime, job: Job[Workload], host_bytes: int, engine: str = "simpy"
-) -> RuntimeGap:
-    """What `runtime` leaves on the table.
+def cache_bytes(job: Job[Workload]) -> int:
+    """K and V of all tokens of a batch in host memory, of one GPU; windows are not applied."""
+    work, model = job.workload, job.model
+    rows = (host_row_bytes(model, work.kv_bits, layer) for layer in range(model.n_layers))
+    return work.batch_size * work.max_tokens * sum(rows)
 
-    Args:
-        host_bytes: K and V of all sequences in host memory, of all GPUs.
+
+def runtime_gap(runtime: Runtime, job: Job[Workload], engine: str = "simpy") -> RuntimeGap:
+    """What `runtime` leaves on the table, with K and V of all sequences in host memory.
 
     Raises:
         BadInput: CPU and GPU share one memory.
@@ -115,6 +118,7 @@ def runtime_gap(
             f"--runtime(={runtime.name}): CPU and GPU of {job.hardware.name} share one memory, so "
             "there is nothing to load; leave it out."
         )
+    host_bytes = job.model.tensor_parallel * cache_bytes(job)
     timed = _Restores(job, engine) if runtime.serves else _Decodes(job, engine)
     model, memory = job.model, job.hardware.memory
     kv_bytes = model.all_rows_bytes

@@ -10,7 +10,7 @@ from functools import cached_property
 from math import ceil, inf
 from operator import itemgetter
 
-from planner.decode.lower import lower, replicate
+from planner.decode.lower import replicate
 from planner.decode.policies import BASELINES
 from planner.decode.problem import DecodeProblem
 from planner.decode.rounding import (
@@ -54,9 +54,9 @@ class DecodePlanner:
         attended = [
             model.layer_context(at, past) if model.splits(at) else 0 for at in range(model.n_layers)
         ]
+        nothing = Residency.nothing(model)
         ends = (
-            lower(problem.schedule, model, problem.workload, [row], [past])
-            for row in ([0] * model.n_layers, attended)
+            problem.shortened([row], nothing, [past]) for row in ([0] * model.n_layers, attended)
         )
         loaded, recomputed = (replicate(graph, problem.gpus) for graph in ends)
         check_any_fits(loaded, recomputed, problem.hardware)
@@ -135,9 +135,14 @@ class DecodePlanner:
         simulator.
         """
         bound_s = self._uncontended.relaxation.objective_s
+        found: dict[tuple[tuple[int, ...], ...], float] = {}
 
         def makespan(shift: int) -> float:
-            return self._planned_makespan_s(whole_tokens(rows, limits, shift), residency)
+            split = whole_tokens(rows, limits, shift)
+            key = tuple(map(tuple, split))
+            if key not in found:
+                found[key] = self._planned_makespan_s(split, residency)
+            return found[key]
 
         best, best_s = 0, makespan(0)
         stride = max(1, self.problem.workload.max_tokens // 8)
@@ -159,6 +164,8 @@ class DecodePlanner:
         together = replicate(graph, problem.gpus)
         if not problem.fits(together):
             return inf
+        if problem.covers_all_steps and problem.gpus == 1:
+            return problem.simulate(split, residency).makespan_s
         seen = representative_machine(problem.hardware, problem.gpus)
         if seen is not None:
             return simulate(graph, seen, problem.engine).makespan_s

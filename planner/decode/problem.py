@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import inf
+from typing import Any
 
 from planner.decode.lower import SCHEDULES, Split, check_size, lower, replicate
 from planner.decode.policies import baseline_split
@@ -41,7 +43,7 @@ def check_workload(model: ModelSpec, workload: Workload) -> None:
         cache = "latent cache" if model.mla is not None else "cache of latents or chosen tokens"
         raise BadInput(
             f"kv_bits(={workload.kv_bits}): the {cache} of {model.name} is not modelled "
-            "quantised; leave it out."
+            "quantised; use kv_bits 16."
         )
 
 
@@ -68,6 +70,9 @@ class DecodeProblem:
     gpus: int = 1
     keep: bool = False
     engine: str = "simpy"
+    _graphs: dict[Any, TaskGraph] = field(default_factory=dict, repr=False)
+    """Lowered graphs of some steps, which are the same on every machine."""
+    _budgets: dict[Any, MemoryBudget] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         if self.schedule not in SCHEDULES:
@@ -84,7 +89,7 @@ class DecodeProblem:
         if self.hardware.memory.unified and self.workload.kv_bits is not None:
             raise BadInput(
                 f"kv_bits(={self.workload.kv_bits}): K and V are quantised in host memory, and CPU "
-                f"and GPU of {self.hardware.name} share one memory; leave it out."
+                f"and GPU of {self.hardware.name} share one memory; use kv_bits 16."
             )
 
     @cached_property
@@ -151,10 +156,15 @@ class DecodeProblem:
         residency = residency or self.least_resident
         key = (tuple(map(tuple, split)), residency)
         if key not in self._timelines:
-            graph = lower(self.schedule, self.model, self.workload, split, None, residency)
-            together = replicate(graph, self.gpus)
+            together = replicate(self._whole_graph(split, residency), self.gpus)
             self._timelines[key] = simulate(together, self.hardware, self.engine)
         return self._timelines[key]
+
+    def _whole_graph(self, split: Split, residency: Residency) -> TaskGraph:
+        """The graph of the whole job on one GPU."""
+        if self.covers_all_steps:
+            return self.shortened(split, residency)
+        return lower(self.schedule, self.model, self.workload, split, None, residency)
 
     def choice_of(self, policy: str) -> DecodeChoice:
         """The choice of a policy that needs no search; the same for all in unified memory."""
@@ -171,9 +181,16 @@ class DecodeProblem:
         timeline = self.simulate(choice.split, choice.residency)
         return timeline.makespan_s if self.fits(timeline.graph) else inf
 
-    def shortened(self, split: Split, residency: Residency) -> TaskGraph:
-        """The graph of the planned steps on one GPU."""
-        return lower(self.schedule, self.model, self.workload, split, self.contexts, residency)
+    def shortened(
+        self, split: Split, residency: Residency, contexts: Sequence[int] | None = None
+    ) -> TaskGraph:
+        """The graph of the planned steps on one GPU, or of steps with other `contexts`."""
+        past = tuple(self.contexts if contexts is None else contexts)
+        key = (tuple(map(tuple, split)), residency, past)
+        if key not in self._graphs:
+            made = lower(self.schedule, self.model, self.workload, split, past, residency)
+            self._graphs[key] = made
+        return self._graphs[key]
 
     def longest_path_s(self, graph: TaskGraph) -> float:
         """The LP's value at the graph's own token counts."""
@@ -186,12 +203,13 @@ class DecodeProblem:
 
     def budget(self, residency: Residency) -> MemoryBudget:
         """Memory left after resident data, if nothing else is recomputed."""
-        split, pasts = [residency.x_tokens], self.contexts[:1]
-        graph = lower(self.schedule, self.model, self.workload, split, pasts, residency)
         memory = self.hardware.memory
-        return MemoryBudget.left_by(
-            graph, replace(memory, host_bytes=memory.host_bytes / self.gpus)
-        )
+        memory = replace(memory, host_bytes=memory.host_bytes / self.gpus)
+        key = residency, memory
+        if key not in self._budgets:
+            graph = self.shortened([residency.x_tokens], residency, self.contexts[:1])
+            self._budgets[key] = MemoryBudget.left_by(graph, memory)
+        return self._budgets[key]
 
     @cached_property
     def everything_fits(self) -> bool:

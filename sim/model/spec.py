@@ -40,6 +40,9 @@ MAX_LAYERS = 10_000
 MAX_TENSOR_PARALLEL = 64
 """GPUs that can share a model."""
 
+ASSUMED = " (assumed "
+"""Part of the name of a model whose family is unknown, before the family that it is read as."""
+
 MAX_8BIT_STORED = 9
 """Weights of 8 bits have fewer bits than this with all their scales."""
 
@@ -258,7 +261,7 @@ class ModelSpec:
         Raises:
             BadInput: the heads or the experts cannot be divided evenly.
         """
-        routed = {one.ffn.n_routed for one in self.layers if isinstance(one.ffn, Experts)}
+        routed = self.routed_experts
         if not routed and expert_gpus > 1:
             raise BadInput(f"--ep(={expert_gpus}): {self.name} has no experts; leave it out.")
         if expert_gpus < 1 or gpus % expert_gpus:
@@ -293,6 +296,11 @@ class ModelSpec:
             layer_kinds=tuple(kind.shard(gpus, expert_gpus) for kind in self.layer_kinds),
             tensor_parallel=gpus,
         )
+
+    @property
+    def routed_experts(self) -> set[int]:
+        """Numbers of routed experts that layers have."""
+        return {one.ffn.n_routed for one in self.kinds if isinstance(one.ffn, Experts)}
 
     @property
     def tensor_parallel_sizes(self) -> list[int]:
@@ -350,6 +358,11 @@ class ModelSpec:
         """For each layer, its place in `kinds`."""
         places = {kind: at for at, kind in enumerate(self.kinds)}
         return tuple(places[layer.without_window] for layer in self.layers)
+
+    @property
+    def assumed(self) -> bool:
+        """Whether the config was read as one of another family, as `--assume-like` asks for."""
+        return ASSUMED in self.name
 
     @property
     def element_bytes(self) -> int:
@@ -447,6 +460,14 @@ class ModelSpec:
         """Whether K and V can be quantised: heads of all tokens, in every layer that has any."""
         kinds = [one.attention for one in self.kinds if one.attention.kv_size]
         return all(isinstance(one, FullAttention) and not one.chooses for one in kinds)
+
+    @property
+    def host_kv_bits(self) -> int | None:
+        """Bits of K and V in host memory that the checkpoint asks for; None for the dtype.
+
+        Latents and chosen tokens are not quantised there.
+        """
+        return self.kv_bits if self.quantises_kv else None
 
     @property
     def moves_weights(self) -> bool:

@@ -1,9 +1,9 @@
 """Caches under the traffic of requests: traces, hit rates of a pool, and services with time."""
 
-from sim.service.answer import Spread, TrafficAnswer, answer, enough
+from sim.service.answer import Spread, TrafficAnswer, answer, enough, price_per_million
 from sim.service.blocks import block_bytes
 from sim.service.costs import ServiceCosts
-from sim.service.generate import Traffic, write_traffic
+from sim.service.generate import Traffic, generated_trace, write_traffic
 from sim.service.hit_rates import EVICTIONS, HitRate, HitRates, hit_rates
 from sim.service.plans import RestorePlans, SoloRestore
 from sim.service.pools import TIER_EVICTIONS
@@ -16,6 +16,7 @@ from sim.service.scheduling import (
     Engine,
 )
 from sim.service.service import ROUTINGS, Outcome, Service
+from sim.service.settings import ServiceSettings
 from sim.service.simulate import simulate_service
 from sim.service.traces import RequestTrace, read_trace
 
@@ -36,6 +37,7 @@ __all__ = [
     "RestorePlans",
     "Service",
     "ServiceCosts",
+    "ServiceSettings",
     "SoloRestore",
     "Spread",
     "Traffic",
@@ -43,7 +45,9 @@ __all__ = [
     "answer",
     "block_bytes",
     "enough",
+    "generated_trace",
     "hit_rates",
+    "price_per_million",
     "read_trace",
     "simulate_service",
     "write_traffic",

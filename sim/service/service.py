@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import inf
 
@@ -86,6 +86,12 @@ class Service:
     def block_bytes(self, block_tokens: int) -> int:
         """Bytes of a block in a tier, of all GPUs that share the model."""
         return self.costs.block_bytes(block_tokens) * self.costs.model.tensor_parallel
+
+    def with_tiers(self, tier_bytes: Mapping[str, float | None], block_tokens: int) -> Service:
+        """The service with tiers of these bytes; one without a size is left out."""
+        one = self.block_bytes(block_tokens)
+        blocks = {name: int(size // one) for name, size in tier_bytes.items() if size}
+        return replace(self, tier_blocks=blocks)
 
     @property
     def tier_names(self) -> list[str]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from urllib.parse import parse_qs
 
 import pytest
+from lane_bars import drawn
 from streamlit.testing.v1 import AppTest
 
 import dashboard
@@ -78,15 +79,13 @@ def test_memory_lanes_and_policies_follow_the_plan_that_is_shown():
     job = Workload(256, 2000, 1)
     found = advise(find_model("opt-125m"), find_hardware("kvpr-a100"), job, DATA)
     for shown, plan in (("", found.resident), ("All of the cache is in host memory", found.plan)):
-        memory, lanes, policies = charts(show(**query, **({"shown": shown} if shown else {})))
+        app = show(**query, **({"shown": shown} if shown else {}))
+        (memory, policies), (lanes,) = charts(app), drawn(app)
         need, capacity = footprint(plan.simulated_graph()), plan.hardware.memory
         assert shares(memory) == pytest.approx(
             [need.device_bytes / capacity.job_device_bytes, need.host_bytes / capacity.host_bytes]
         )
-        ends = [
-            base + x for bar in lanes["data"] for base, x in zip(bar["base"], bar["x"], strict=True)
-        ]
-        assert max(ends) == pytest.approx(plan.makespan_s * 1e3)
+        assert lanes["ends"][0]["ms"] == pytest.approx(plan.makespan_s * 1e3)
         times = found.step_s_by_policy.values()
         assert policies["data"][0]["x"] == pytest.approx(sorted(1e3 * s for s in times))
 
@@ -113,3 +112,13 @@ def test_an_uploaded_config_is_a_model_of_the_menu():
     app.run()
     assert app.header[0].value.startswith("Keep the cache in GPU memory: ")
     assert "--model my-model.json" in command_of(app)
+
+
+@pytest.mark.parametrize("runtime", ["vllm", "llama.cpp"])
+def test_a_runtime_is_compared_as_its_command_does(runtime, capsys):
+    app = show(model="llama-3.1-8b", prompt="4,096", batch="4", runtime=runtime)
+    command = app.code[-1].value
+    assert main([*shlex.split(command)[1:], "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)["runtime"]
+    assert said["runtime"] == runtime
+    assert said["sentence"] in "".join(one.value for one in app.markdown).replace("\\", "")

@@ -133,6 +133,7 @@ def test_simulate_run_compare_pass_files_on(call, plan_file, tmp_path):
     } <= set(answer)
     assert call("compare", predicted, measured, "--gate", "0.001")[0] == 1
     assert call("compare", predicted, measured, "--gate", "1e9")[0] == 0
+    assert json.loads(call("compare", plan_file, measured, "--json")[1]) == answer
     assert call("compare", predicted, trace, "--json")[0] == 0
     with gzip.open(trace) as file:
         assert "traceEvents" in json.load(file)

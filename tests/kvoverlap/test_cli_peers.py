@@ -239,7 +239,7 @@ def test_the_verb_profiles_the_machine_where_no_profile_is_given(config, capsys,
     peers(model=config, **{**ARGUMENTS, "hardware": None}, repeats=1)
     assert asked == [("cpu", ["float32"], "this-cpu", None, False)]
     text = capsys.readouterr().out
-    assert "tiny (float32), other systems: batch 2, prompt 12, 2 step(s)" in text
+    assert "tiny (float32), other systems: batch 2, prompt 12, 2 steps" in text
     assert "transformers offloaded: not run: needs CUDA" in text
     assert "yes, 4 of 4" in text
 

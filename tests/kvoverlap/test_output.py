@@ -42,3 +42,30 @@ def test_nothing_is_cut_where_nothing_fits(monkeypatch, width):
 
 def test_a_wide_terminal_shows_a_row_a_line(monkeypatch):
     assert len(shown(monkeypatch, 160).splitlines()) == 2 + len(ROWS)
+
+
+def test_only_columns_of_numbers_are_flush_right(monkeypatch):
+    file = io.StringIO()
+    monkeypatch.setattr(output, "out", Console(file=file, width=80, soft_wrap=True))
+    rows = [("one", "1,321 GB/s", "8 of 128 experts", "-"), ("two", "9 GB/s", "dense", "2.5 %")]
+    output.table("Table", ("name", "rate", "what it is", "share"), rows)
+    assert file.getvalue().splitlines()[2:] == [
+        "one   1,321 GB/s  8 of 128 experts      -",
+        "two       9 GB/s  dense             2.5 %",
+    ]
+
+
+@pytest.mark.parametrize("width", range(20, 60))
+def test_a_terminal_keeps_a_number_on_the_line_of_its_unit(monkeypatch, width):
+    file = io.StringIO()
+    terminal = Console(
+        file=file, width=width, force_terminal=True, highlight=False, color_system=None
+    )
+    monkeypatch.setattr(output, "out", terminal)
+    text = "predicted 158.6 ms, measured 557.4 ms: 71.5 % too fast at 12 GB/s (spread 19.0 %)"
+    output.say(text)
+    lines = file.getvalue().splitlines()
+    assert " ".join(lines) == text
+    assert max(map(len, lines)) <= width
+    for whole in ("158.6 ms", "557.4 ms", "71.5 %", "12 GB/s", "19.0 %)"):
+        assert any(whole in line for line in lines)

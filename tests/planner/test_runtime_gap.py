@@ -23,7 +23,7 @@ GIB = 2**30
 
 @pytest.mark.parametrize("name", ["vllm", "lmcache", "sglang-hicache"])
 def test_the_best_schedule_is_not_slower_than_the_runtime_with_any_setting(name):
-    gap = runtime_gap(find_runtime(name), JOB, 3 * GIB, "fast")
+    gap = runtime_gap(find_runtime(name), JOB, "fast")
     times = [one.seconds for one in gap.variants]
     assert times == sorted(times)
     assert len(times) == len(find_runtime(name).variants)
@@ -34,9 +34,10 @@ def test_the_best_schedule_is_not_slower_than_the_runtime_with_any_setting(name)
 
 
 def test_a_launch_line_asks_for_the_memory_of_the_job():
-    gap = runtime_gap(find_runtime("vllm"), JOB, 3 * GIB + 1, "fast")
+    gap = runtime_gap(find_runtime("vllm"), JOB, "fast")
     assert gap.own.launch.startswith(f"vllm serve {hub_id(LLAMA)} --kv-offloading-backend native")
-    assert "--kv-offloading-size 4 --gpu-memory-utilization 0.92" in gap.own.launch
+    assert "--kv-offloading-size 1 --gpu-memory-utilization 0.92" in gap.own.launch
+    assert gap.host_bytes == 2 * 3001 * 32 * LLAMA.kv_token_bytes
     free = 0.92 * 80 * GIB - GIB - LLAMA.weight_bytes
     assert gap.pool_tokens == int(free // (32 * LLAMA.kv_token_bytes))
     assert f"--max-model-len {min(131072, gap.pool_tokens)}" in gap.own.launch
@@ -45,19 +46,19 @@ def test_a_launch_line_asks_for_the_memory_of_the_job():
 
 def test_a_batch_that_fills_the_gpu_raises_its_part_of_the_memory():
     batch = Job(LLAMA, JOB.hardware, Workload(165, 3000, 1))
-    gap = runtime_gap(find_runtime("vllm"), batch, GIB, "fast")
+    gap = runtime_gap(find_runtime("vllm"), batch, "fast")
     assert gap.gpu_frac == 0.95  # weights and cache take 96 %, and at most 95 % are asked for
 
 
 def test_gpus_that_share_the_model_are_in_the_launch_line():
     job = Job(find_model("llama-3.1-8b").shard(2), JOB.hardware, JOB.workload)
-    gap = runtime_gap(find_runtime("vllm"), job, GIB, "fast")
+    gap = runtime_gap(find_runtime("vllm"), job, "fast")
     assert gap.own.launch.endswith("--tensor-parallel-size 2")
 
 
 def test_a_runtime_that_decodes_from_host_memory_is_asked_for_a_step():
     job = Job(tiny_model(n_layers=4), machine(), Workload(2, 40, 1))
-    gap = runtime_gap(find_runtime("llama.cpp"), job, GIB)
+    gap = runtime_gap(find_runtime("llama.cpp"), job)
     (ring,) = gap.variants
     assert gap.best.seconds <= ring.seconds < gap.own.seconds
     assert ring.launch == ""  # a fork's, which no option of llama.cpp starts
@@ -67,12 +68,12 @@ def test_a_runtime_that_decodes_from_host_memory_is_asked_for_a_step():
 
 def test_variants_whose_copies_are_not_known_are_left_out_and_runtimes_refused():
     job = Job(LLAMA, find_hardware("h100-sxm+25GB/s"), JOB.workload)
-    gap = runtime_gap(find_runtime("vllm"), job, GIB, "fast")
+    gap = runtime_gap(find_runtime("vllm"), job, "fast")
     assert [one.label for one in gap.variants] == ["larger blocks"]
     with pytest.raises(NotMeasured, match="no figures of kernel copies"):
-        runtime_gap(find_runtime("lmcache"), job, GIB, "fast")
+        runtime_gap(find_runtime("lmcache"), job, "fast")
     with pytest.raises(BadInput, match="share one memory"):
-        runtime_gap(find_runtime("vllm"), Job(LLAMA, find_hardware("dgx-spark"), JOB.workload), GIB)
+        runtime_gap(find_runtime("vllm"), Job(LLAMA, find_hardware("dgx-spark"), JOB.workload))
 
 
 @pytest.mark.parametrize("name", runtime_names())
@@ -94,7 +95,7 @@ def test_advise_prints_the_gap_and_the_line_to_paste(call):
 
 
 def test_the_answer_in_json_says_what_is_left():
-    gap = runtime_gap(find_runtime("vllm"), JOB, GIB, "fast")
+    gap = runtime_gap(find_runtime("vllm"), JOB, "fast")
     answer = json.loads(json.dumps(gap.to_dict()))
     assert answer["left_s"] == pytest.approx(answer["own"]["seconds"] - answer["best"]["seconds"])
     assert answer["closest"]["launch"] == gap.closest.launch

@@ -12,12 +12,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import streamlit as st
 
+from dashboard.questions.offered import MAX_TASKS
+from dashboard.questions.remedies import Asking, remedies_for, safe
 from dashboard.text.comparison import escaped
+from dashboard.text.refusal import describe_refusal
 from dashboard.workers import WORKERS, Call, OverBudget, Task
 from sim.errors import KvOverlapError
 
@@ -29,9 +32,6 @@ LOOK_S = 0.1
 
 USUAL_S = 10.0
 """Time scale of the progress bar of a call that reports no fraction."""
-
-MAX_TASKS = 60_000
-"""Largest question that is planned in the dashboard, in tasks of its graph."""
 
 CANCELLED = "cancelled"
 
@@ -180,11 +180,37 @@ def _forget_cancelled() -> None:
     st.session_state.pop(CANCELLED, None)
 
 
-def show_refusal(error: KvOverlapError) -> None:
-    """Why there is no answer, and what leads to one."""
+def show_refusal(error: KvOverlapError, asking: Asking | None = None) -> None:
+    """Why there is no answer, and buttons with changes that lead to one.
+
+    Args:
+        asking: the refused question; without one there are no buttons.
+    """
     if isinstance(error, Cancelled):
         show_cancelled()
         return
-    st.error(escaped(str(error)))
+    st.error(escaped(describe_refusal(error)))
     if isinstance(error, TooLarge) and error.command:
         st.code(error.command, language="bash", wrap_lines=True)
+    if asking is None:
+        return
+    if isinstance(error, TooLarge):
+        smaller = min(asking.max_tasks, asking.question.n_tasks // 4)
+        asking = replace(asking, max_tasks=smaller)
+    text = "Looking for settings that have an answer"
+    try:
+        found = answer(remedies_for, asking, key=asking.key, text=text, reports=True)
+    except (TooLarge, Cancelled):
+        found = [safe(asking).remedy]
+    row = st.container(horizontal=True, vertical_alignment="center")
+    row.caption("These have an answer:", width="content")
+    for number, remedy in enumerate(found):
+        row.button(
+            escaped(remedy.label), key=f"remedy {number}", on_click=_set, args=(remedy.settings,)
+        )
+
+
+def _set(settings: dict[str, Any]) -> None:
+    """Set the controls of this page."""
+    for key in settings.keys() & st.session_state.keys():
+        st.session_state[key] = settings[key]

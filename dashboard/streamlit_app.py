@@ -7,6 +7,7 @@ from dashboard.workers import WORKERS
 WORKERS.warm_up()  # it imports the planner while this process imports the pages
 
 from dashboard.controls.widgets import narrow_windows  # noqa: E402
+from dashboard.history import keep_history  # noqa: E402
 
 page = st.navigation(
     [
@@ -24,4 +25,5 @@ page = st.navigation(
 )
 st.set_page_config(page_title=f"{page.title} - kvoverlap", layout="wide")
 narrow_windows()
+keep_history()
 page.run()

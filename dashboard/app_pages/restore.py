@@ -29,6 +29,7 @@ from dashboard.figures import (
     ttft_curves,
 )
 from dashboard.measured_restore import show_measured
+from dashboard.questions.remedies import Asking
 from dashboard.questions.restore import (
     AUTO,
     AVAILABILITY_FILE,
@@ -93,11 +94,14 @@ def show_question() -> None:
     try:
         with controls:
             question, policy = ask_restore()
-        with answer:
-            show_asked(question, policy)
     except KvOverlapError as error:
-        with answer:
-            show_refusal(error)
+        show_refusal(error)
+        return
+    with answer:
+        try:
+            show_asked(question, policy)
+        except KvOverlapError as error:
+            show_refusal(error, Asking(question, policy))
 
 
 def show_asked(question: RestoreQuestion, policy: str) -> None:

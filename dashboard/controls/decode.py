@@ -9,6 +9,7 @@ import streamlit as st
 from dashboard.controls.widgets import menu, name_unusable
 from dashboard.data.machines import FIRST_MACHINE, Machine
 from dashboard.questions.decode import AUTO, Changes, Question, both_ways_rate
+from dashboard.questions.offered import BATCHES, FIRST_N_BATCHES, GPUS, N_BATCHES, PROMPTS, STEPS
 from dashboard.questions.points import MULTIPLES
 from dashboard.session import all_machines, uploaded
 from dashboard.text.comparison import escaped
@@ -20,12 +21,6 @@ from sim.machine.profile import HardwareProfile
 from sim.model.kv_format import KV_BITS
 from sim.model.spec import ModelSpec
 
-BATCHES = (1, 2, 3, 4, 6, 7, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
-PROMPTS = (64, 128, 200, 256, 300, 384, 500, 512, 640, 768, 1000, 1024, 1280, 1536, 1792, 2000)
-LONG_PROMPTS = (2046, 2500, 3072, 4000, 6144, 8192, 12288, 16384, 24576, 32768, 65536)
-STEPS = (1, 2, 4, 8, 16, 32)
-N_BATCHES = (1, 2, 4, 8, 16)
-GPUS = (1, 2, 4, 8)
 BOTH_WAYS = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 MEMORY_GIB = (8, 16, 24, 40, 48, 80, 96, 141, 192, 288)
 AS_ASKED = 0
@@ -154,7 +149,7 @@ def _behind_link(machine: Machine) -> Machine:
 def ask_prompts() -> tuple[int, int]:
     """Batch and prompt."""
     batch = steps("Batch (sequences)", BATCHES, 32, "batch", "{:,}")
-    prompt = steps("Prompt (tokens)", (*PROMPTS, *LONG_PROMPTS), 1024, "prompt", "{:,}")
+    prompt = steps("Prompt (tokens)", PROMPTS, 1024, "prompt", "{:,}")
     return int(batch), int(prompt)
 
 
@@ -175,7 +170,7 @@ def ask_schedule() -> tuple[str, int]:
     )
     if schedule == "row":
         return schedule, 1
-    batches = steps("Batches through each layer", N_BATCHES, 4, "n_batches", "{}")
+    batches = steps("Batches through each layer", N_BATCHES, FIRST_N_BATCHES, "n_batches", "{}")
     return schedule, int(batches)
 
 

@@ -14,6 +14,7 @@ from dashboard.controls.traces import (
     trace_text,
 )
 from dashboard.controls.widgets import menu
+from dashboard.questions.offered import RESTORE_PROMPTS
 from dashboard.questions.restore import AUTO, GIB, POLICIES, RestoreQuestion
 from dashboard.text.comparison import escaped
 from planner.restore.reproduce import GBPS
@@ -26,7 +27,6 @@ from sim.machine.profile import HardwareProfile
 
 FIRST_MODEL = "longalpaca-13b"
 FIRST_RESTORE_MACHINE = "a100-80g"
-PROMPTS = (512, 1024, 2048, 4096, 8192, 12288, 16384, 24576, 32768, 49152, 65536, 98304, 131072)
 CACHED_FRACS = (0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 1.0)
 CHUNKS = (128, 256, 512, 1024, 2048, 4096)
 IO_CHUNKS = (64, 128, 256, 512, 1024)
@@ -53,7 +53,7 @@ def ask_restore() -> tuple[RestoreQuestion, str]:
     machine = ask_machine(FIRST_RESTORE_MACHINE)
     tp, ep = ask_gpus(model)
     hardware = machine.load()
-    prompt = int(steps("Prompt (tokens)", PROMPTS, 16384, "prompt", "{:,}"))
+    prompt = int(steps("Prompt (tokens)", RESTORE_PROMPTS, 16384, "prompt", "{:,}"))
     cached_frac = steps(
         "Cached part of the prompt",
         CACHED_FRACS,

@@ -105,7 +105,7 @@ Box = tuple[float, float, float, float]
 
 
 def text_colour(colour: str) -> str:
-    """White or black, whichever has more contrast on a colour (WCAG 2.2, at least 4.5)."""
+    """White or black, the one with more contrast on a colour (WCAG 2.2, at least 4.5)."""
     channels = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
     linear = [one / 12.92 if one <= 0.04045 else ((one + 0.055) / 1.055) ** 2.4 for one in channels]
     luminance = sum(part * one for part, one in zip(LUMINANCE, linear, strict=True))

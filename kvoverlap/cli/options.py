@@ -208,6 +208,13 @@ class ModelOptions:
     model: Model
     dtype: Dtype = None
     assume_like: AssumeLike = None
+    dequantise: Annotated[
+        bool,
+        Parameter(
+            help="Plan weights in --dtype, as `kvoverlap run` computes with them, and not in the "
+            "bits that they are stored in.",
+        ),
+    ] = False
     tp: Annotated[
         Count,
         Parameter(
@@ -231,6 +238,8 @@ class ModelOptions:
         """
         hardware.check_gpus(self.tp)
         found = find_model(self.model, self.dtype, self.assume_like)
+        if self.dequantise:
+            found = found.dequantised()
         fitting = match_dtype(found, hardware, chosen=self.dtype is not None)
         return fitting.shard(self.tp, self.ep)
 

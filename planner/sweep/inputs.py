@@ -172,6 +172,7 @@ MACHINE_AND_MODEL: dict[str, Input] = {
     "assume_like": Input(one_of(tuple(READERS))),
     "hardware": Input(_named(find_hardware), REQUIRED),
     "prompt": Input(read_count, REQUIRED, "tokens"),
+    "dequantise": Input(read_flag),
     "dtype": Input(one_of(tuple(DTYPE_BYTES))),
     "tp": Input(read_count, unit="GPUs"),
     "ep": Input(read_count, unit="GPUs"),

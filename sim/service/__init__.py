@@ -5,9 +5,16 @@ from sim.service.blocks import block_bytes
 from sim.service.costs import ServiceCosts
 from sim.service.generate import Traffic, generated_trace, write_traffic
 from sim.service.hit_rates import EVICTIONS, HitRate, HitRates, hit_rates
-from sim.service.instance import SERVICE_POLICIES, STORES, Engine
-from sim.service.loader import LOAD_ORDERS
+from sim.service.plans import RestorePlans, SoloRestore
 from sim.service.pools import TIER_EVICTIONS
+from sim.service.scheduling import (
+    LOAD_ORDERS,
+    PLANNED,
+    PREEMPTIONS,
+    SERVICE_POLICIES,
+    STORES,
+    Engine,
+)
 from sim.service.service import ROUTINGS, Outcome, Service
 from sim.service.settings import ServiceSettings
 from sim.service.simulate import simulate_service
@@ -25,6 +32,8 @@ __all__ = [
     "EVICTIONS",
     "LOAD_ORDERS",
     "PHASES",
+    "PLANNED",
+    "PREEMPTIONS",
     "ROUTINGS",
     "SERVICE_POLICIES",
     "STORES",
@@ -35,10 +44,12 @@ __all__ = [
     "Outcome",
     "RequestSpan",
     "RequestTrace",
+    "RestorePlans",
     "Service",
     "ServiceCosts",
     "ServiceSettings",
     "ServiceTimeline",
+    "SoloRestore",
     "Spread",
     "Traffic",
     "TrafficAnswer",

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from sim.machine.profile import HardwareProfile
 from sim.model.spec import ModelSpec
 from sim.service.costs import ServiceCosts
-from sim.service.instance import Engine
+from sim.service.scheduling import Engine
 from sim.service.service import Service
 
 

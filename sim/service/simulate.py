@@ -43,7 +43,8 @@ def simulate_service(
     router = Router(service.routing, instances)
     next_s = [inf] * len(instances)
     in_step = [False] * len(instances)
-    arrivals, n_requests, at = trace.arrival_s, len(trace), 0
+    n_requests, at, host_s = len(trace), 0, service.engine.request_s
+    arrivals = [at_s + host_s for at_s in trace.arrival_s] if host_s else trace.arrival_s
     shared = len(instances) > 1 and "net" in service.tier_names
     while True:
         now_s = min(next_s)

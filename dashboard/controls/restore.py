@@ -13,7 +13,7 @@ from dashboard.controls.traces import (
     trace_table,
     trace_text,
 )
-from dashboard.controls.widgets import menu
+from dashboard.controls.widgets import menu, switch
 from dashboard.questions.offered import RESTORE_PROMPTS
 from dashboard.questions.restore import AUTO, GIB, POLICIES, RestoreQuestion
 from dashboard.text.comparison import escaped
@@ -74,10 +74,9 @@ def ask_restore() -> tuple[RestoreQuestion, str]:
         format_func=lambda bits: names[bits],
         help="Bits of a value on the tier; fewer than 16 mean that it is quantised there.",
     )
-    has_x = st.toggle(
+    has_x = switch(
         "X is cached too",
         key="x",
-        bind="query-params",
         help="Serving runtimes store K and V. Where the attention inputs X are stored too, K and V "
         "can be projected from them.",
     )

@@ -62,18 +62,20 @@ class Asked:
     Args:
         n_tasks: about how many tasks its graphs have.
         max_tasks: more are refused.
+        unit: what is counted, if not tasks.
     """
 
     n_tasks: int
     command: str
     max_tasks: int = MAX_TASKS
+    unit: str = "tasks"
 
     def check(self) -> None:
         """Raises TooLarge if there are more tasks than `max_tasks`."""
         if self.n_tasks > self.max_tasks:
             raise TooLarge(
-                f"This question has about {self.n_tasks:,} tasks, and the dashboard plans at most "
-                f"{self.max_tasks:,}. The command line has no limit of time.",
+                f"This question has about {self.n_tasks:,} {self.unit}, and the dashboard plans at "
+                f"most {self.max_tasks:,}. The command line has no limit of time.",
                 self.command,
             )
 
@@ -131,7 +133,7 @@ def _over_budget(error: OverBudget, about: Asked | None) -> tuple[str, str]:
     text = f"This question was {error}"
     if about is None:
         return text, ""
-    size = f"It has about {about.n_tasks:,} tasks."
+    size = f"It has about {about.n_tasks:,} {about.unit}."
     return f"{text} {size} The command line has no limit of time.", about.command
 
 

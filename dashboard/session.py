@@ -34,6 +34,7 @@ from dashboard.perfetto import joint_trace
 from dashboard.questions.decode import ENGINE, Question
 from dashboard.questions.points import even_split_s, grid_points, kvpr_count, split_points
 from dashboard.questions.restore import AUTO, RateSweep, RestorePlans, RestoreQuestion
+from dashboard.questions.traffic import MAX_WORK, TrafficAnswers, TrafficQuestion
 from planner import DecodePlan, RestorePlan
 from planner.advice import Advice, RuntimeGap
 from sim.errors import KvOverlapError
@@ -43,10 +44,18 @@ from sim.machine.profile import HardwareProfile
 from sim.model.spec import ModelSpec
 from sim.results.accuracy import Accuracy, assess
 from sim.results.recording import Recording
+from sim.service import RequestTrace, ServiceTimeline
 from sim.traces.measured import MeasuredTrace
 
 Content = TypeVar(
-    "Content", HardwareProfile, DecodePlan, RestorePlan, Recording, MeasuredTrace, ModelSpec
+    "Content",
+    HardwareProfile,
+    DecodePlan,
+    RestorePlan,
+    Recording,
+    MeasuredTrace,
+    ModelSpec,
+    RequestTrace,
 )
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -338,6 +347,28 @@ def slow_rates(sweep: RateSweep) -> pd.DataFrame:
     """As `fast_rates`, by the other policies and at fewer rates."""
     question = sweep.question
     return answer(sweep.slow_points, key=question.key, about=_about(question), reports=True)
+
+
+def traffic_answers(question: TrafficQuestion) -> TrafficAnswers:
+    """A service with every policy and size of its cache.
+
+    Raises:
+        TooLarge: too many requests to simulate here.
+        KvOverlapError: the machine does not support the model.
+    """
+    command = "\n".join(question.commands)
+    about = Asked(question.work, command, MAX_WORK, "requests to simulate over all runs")
+    text = "Simulating the service"
+    return answer(question.answers, key=question.key, text=text, about=about, reports=True)
+
+
+def service_minute(
+    question: TrafficQuestion, policy: str, size: float, start_s: float
+) -> ServiceTimeline:
+    """Requests and lanes of one run in the minute from `start_s` on."""
+    asked = policy, size, start_s
+    key, text = f"{asked} {question.key}", "Simulating up to this minute"
+    return answer(question.minute, *asked, key=key, text=text, reports=True)
 
 
 def _about(question: RestoreQuestion) -> Asked:

@@ -19,6 +19,7 @@ page = st.navigation(
         st.Page("app_pages/plan.py", title="Plan"),
         st.Page("app_pages/what_if.py", title="What-if"),
         st.Page("app_pages/restore.py", title="Restore"),
+        st.Page("app_pages/traffic.py", title="Traffic"),
         st.Page("app_pages/timeline.py", title="Timeline"),
         st.Page("app_pages/accuracy.py", title="Accuracy"),
         st.Page("app_pages/hardware.py", title="Hardware"),

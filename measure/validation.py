@@ -109,7 +109,7 @@ class ValidationRequest:
         if self.scenario == "adapt" and (kind != "cpu" or len(self.prompts or (0,)) > 1):
             raise BadInput("--scenario adapt is for one of --prompts and --device cpu.")
         name = self.model or DEFAULT_MODEL[kind]
-        return kind, find_model(name, DEFAULT_DTYPE[kind], self.assume_like)
+        return kind, find_model(name, DEFAULT_DTYPE[kind], self.assume_like).dequantised()
 
 
 @dataclass(frozen=True)

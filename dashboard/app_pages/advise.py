@@ -46,8 +46,8 @@ def show_page() -> None:
             question, slo_ms = ask_advice()
             runtime = ask_runtime(
                 other_runtimes(),
-                "What it leaves on the table beside the best schedule on this machine, and the "
-                "launch line that comes closest.",
+                "What it leaves on the table compared with the best schedule on this machine, "
+                "and the launch line that comes closest.",
             )
             st.page_link("app_pages/your_machine.py", label="Use your own config.json or profile")
     except KvOverlapError as error:
@@ -127,7 +127,7 @@ def show_settings(found: Advice) -> None:
 
 
 def show_confidence(plan: DecodePlan) -> None:
-    """Where the times come from, and what lies outside the measured range."""
+    """Where the times come from, and what is outside the measured range."""
     st.subheader("How sure", anchor=False)
     st.markdown(sentence(describe_sources(plan)))
     if (outside := beyond_calibration(plan)) is not None:

@@ -22,6 +22,7 @@ WHERE_SHOWN = {
     "restore plan": ("Restore", "app_pages/restore.py", "upload", "{}"),
     "recording": ("Timeline", "app_pages/timeline.py", "run", "{} (uploaded)"),
     "trace": ("Timeline", "app_pages/timeline.py", "trace", "{}"),
+    "request trace": ("Traffic", "app_pages/traffic.py", "trace", "{} (uploaded)"),
 }
 """Page that opens a kind of file, and the control that chooses it there, with its text."""
 
@@ -75,7 +76,9 @@ def ask_request(waits: bool) -> MeasurementRequest | None:
         waits: another measurement runs, so that none can be started.
     """
     with st.form("order"):
-        name = st.text_input("Name of the run", "my-machine", help="The folder in runs/ to fill.")
+        name = st.text_input(
+            "Name of the run", "my-machine", help="The folder in runs/ to fill.", key="run_name"
+        )
         replaces = st.checkbox("Replace an earlier run of this name")
         first, second = st.columns(2)
         device = first.selectbox("Device", ["auto", "cpu", "cuda"])
@@ -103,29 +106,23 @@ def follow(job: Job) -> None:
     status = job.status
     st.progress(status.fraction, f"{job.request.name}: {('starting', *status.texts)[-1]}")
     st.caption(f"{job.elapsed_s:,.0f} s so far{time_left(job)}")
-    foreign = job.visitor != visitor()
-    if st.button("Stop"):
-        if foreign:
-            st.session_state[CONFIRMS] = True
-        else:
-            stop(job)
-    if foreign and st.session_state.get(CONFIRMS):
+    if job.visitor == visitor():
+        st.button("Stop", on_click=stop, args=(job,))
+    elif not st.session_state.get(CONFIRMS):
+        st.button("Stop", on_click=st.session_state.update, kwargs={CONFIRMS: True})
+    else:
         st.warning(f"Another visitor started {job.request.name}.")
         row = st.container(horizontal=True)
-        if row.button("Stop it anyway"):
-            stop(job)
-        if row.button("Let it run"):
-            del st.session_state[CONFIRMS]
-            st.rerun()
+        row.button("Stop it anyway", on_click=stop, args=(job,))
+        row.button("Let it run", on_click=st.session_state.update, kwargs={CONFIRMS: False})
     with st.expander("Steps so far"):
         st.code("\n".join(status.texts[-20:]) or "none", language=None)
 
 
 def stop(job: Job) -> None:
-    """End a measurement and show the form again."""
+    """End a measurement."""
     job.stop()
-    st.session_state.pop(CONFIRMS, None)
-    st.rerun()
+    st.session_state[CONFIRMS] = False
 
 
 def show_end(job: Job) -> None:
@@ -151,9 +148,9 @@ def show_uploads() -> None:
     """The uploader, the reason of a refusal, and the accepted files."""
     st.write(
         "A model's config.json, a profile (`kvoverlap profile -o`), a plan (`kvoverlap plan -o` or "
-        "`restore -o`), a recording (`kvoverlap run -o`) or a profiler's trace, plain or gzipped. "
-        "It is validated, and this server holds it until it ends, under an id in the address: a "
-        "reload and your links find it again."
+        "`restore -o`), a recording (`kvoverlap run -o`), a profiler's trace or a request trace, "
+        "plain or gzipped. It is validated, and this server holds it until it ends, under an id in "
+        "the address: a reload and your links find it again."
     )
     upload_box("Model config, profile, plan, recording or trace")
     for upload in reversed(uploads().values()):

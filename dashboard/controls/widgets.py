@@ -38,6 +38,8 @@ BARE_CHART = {"displayModeBar": False}
 MAX_ASKED = 60
 """Characters of a link's value that are shown."""
 
+REFUSED = "Refused: "
+
 T = TypeVar("T")
 
 ASKED, MEASURED, UPLOADED = "a question", "a measured case", "an uploaded plan"
@@ -52,10 +54,10 @@ NARROW = """
   .st-key-cards [data-testid="stHorizontalBlock"] { flex-wrap: wrap; }
   .st-key-cards [data-testid="stColumn"] { flex: 1 1 45%; min-width: 45%; }
   [class*="st-key-pair_"] > [data-testid="stLayoutWrapper"] > [data-testid="stHorizontalBlock"] {
-    flex-direction: column;
+    flex-direction: column; flex-wrap: nowrap;
   }
   [class*="st-key-pair_"] > [data-testid="stLayoutWrapper"] > [data-testid="stHorizontalBlock"]
-    > [data-testid="stColumn"] { width: 100%; flex: 1 1 100%; }
+    > [data-testid="stColumn"] { width: 100%; flex: 0 0 auto; }
   .st-key-headline {
     position: sticky; top: 0; z-index: 9; padding: 0.5rem 0; background: var(--st-background-color);
   }
@@ -302,28 +304,34 @@ def table_downloads(table: Callable[[], pd.DataFrame], stem: str) -> None:
         )
 
 
-def upload_box(label: str) -> None:
-    """A file uploader; says what an accepted file is, and why another is refused."""
+def upload_box(label: str) -> str | None:
+    """A file uploader; says what an accepted file is, and why another is refused.
+
+    Returns:
+        Name of a file that was accepted in this run of the page.
+    """
     file = st.file_uploader(
         label,
-        type=["json", "gz", "sqlite", "csv"],
+        type=["json", "jsonl", "gz", "sqlite", "csv"],
         max_upload_size=MAX_UPLOAD_MB,
         key="upload_file",
         label_visibility="collapsed",
     )
     if file is None:
-        return
+        return None
     read: tuple[str, Upload | str] = st.session_state.get("read_file", ("", ""))
+    new = None
     if read[0] != file.file_id:
         try:
             upload = read_upload(file.name, file.getvalue())
             keep_upload(upload, file.size)
-            read = file.file_id, upload
+            new, read = upload.name, (file.file_id, upload)
         except KvOverlapError as error:
             read = file.file_id, str(error)
         st.session_state["read_file"] = read
     found = read[1]
     if isinstance(found, str):
-        st.error(f"Refused: {escaped(found)}")
+        st.error(f"{REFUSED}{escaped(found)}")
     elif found.name in uploads():
         st.success(f"{found.name} is a {found.kind}.")
+    return new

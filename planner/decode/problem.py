@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import inf
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from planner.decode.lower import SCHEDULES, Split, check_size, lower, replicate
 from planner.decode.policies import baseline_split
@@ -14,7 +14,6 @@ from planner.decode.rounding import planned_steps, whole_part
 from planner.decode.split import DecodeChoice, Residency, evenly_spaced, keeps_part
 from planner.lp.costs import PiecewiseLinearCosts
 from planner.lp.memory import MemoryBudget
-from planner.lp.schedule import ScheduleLP
 from sim.cost.model import CostModel
 from sim.engine.api import simulate
 from sim.engine.launch import launch_times
@@ -27,6 +26,9 @@ from sim.graph.timeline import Timeline, earliest_schedule
 from sim.lanes import D2H, H2D
 from sim.machine.profile import HardwareProfile
 from sim.model.spec import ModelSpec
+
+if TYPE_CHECKING:
+    from planner.lp.schedule import ScheduleLP
 
 MIN_SPLIT_PROMPT = 5
 """Fewest prompt tokens of which only a part may stay resident."""
@@ -151,6 +153,10 @@ class DecodeProblem:
     def _timelines(self) -> dict[tuple[tuple[tuple[int, ...], ...], Residency], Timeline]:
         return {}
 
+    @cached_property
+    def _makespans_s(self) -> dict[tuple[tuple[tuple[int, ...], ...], Residency], float]:
+        return {}
+
     def simulate(self, split: Split, residency: Residency | None = None) -> Timeline:
         """The predicted timeline of the whole job; each choice is simulated once."""
         residency = residency or self.least_resident
@@ -178,8 +184,14 @@ class DecodeProblem:
 
     def makespan_s(self, choice: DecodeChoice) -> float:
         """Simulated makespan; infinite if the choice does not fit the memory."""
-        timeline = self.simulate(choice.split, choice.residency)
-        return timeline.makespan_s if self.fits(timeline.graph) else inf
+        key = (tuple(map(tuple, choice.split)), choice.residency)
+        if key not in self._makespans_s:
+            graph = self._whole_graph(choice.split, choice.residency)
+            fits = self.fits(replicate(graph, self.gpus))
+            self._makespans_s[key] = (
+                self.simulate(choice.split, choice.residency).makespan_s if fits else inf
+            )
+        return self._makespans_s[key]
 
     def shortened(
         self, split: Split, residency: Residency, contexts: Sequence[int] | None = None
@@ -312,7 +324,7 @@ class DecodeProblem:
         if x_slot is not None:
             one_slot_bytes = self.workload.batch_size * self.model.x_token_bytes
             budget = replace(budget, staged_x_token_bytes=one_slot_bytes)
-        found = ScheduleLP(
+        found = _schedule_lp()(
             graph, self.contexts, self.costs, self.lines, budget, empty_load_waits, weights_stay
         )
         for task in graph.tasks if x_slot is not None else ():
@@ -327,9 +339,19 @@ class DecodeProblem:
 
     def program_of(self, graph: TaskGraph) -> ScheduleLP:
         """The LP of a graph with all counts fixed."""
-        return ScheduleLP(graph, self.contexts, self.costs)
+        return _schedule_lp()(graph, self.contexts, self.costs)
 
     def program_of_choice(self, choice: DecodeChoice) -> ScheduleLP:
         """The LP over the planned steps with all counts fixed."""
         planned = [choice.split[step] for step in self.planned_steps]
         return self.program_of(self.shortened(planned, choice.residency))
+
+
+def _schedule_lp() -> type[ScheduleLP]:
+    """The class of LPs, imported with the first one: it loads PuLP, HiGHS and numpy.
+
+    A restore needs none of them, and they take 0.3 s.
+    """
+    from planner.lp.schedule import ScheduleLP
+
+    return ScheduleLP

@@ -238,6 +238,7 @@ def test_page_starts_follows_and_stops_a_measurement(page):
 
 def test_a_second_visitor_is_told_is_asked_before_a_stop_and_keeps_the_form(page):
     first = page(SLEEP)
+    first.text_input[1].set_value("400")
     press(first, "Start measuring")
     job = jobs().latest
     wait_until(lambda: job.status.texts)
@@ -247,14 +248,15 @@ def test_a_second_visitor_is_told_is_asked_before_a_stop_and_keeps_the_form(page
     other.switch_page("app_pages/your_machine.py").run()
     assert not other.exception
     assert next(one for one in other.button if one.label == "Start measuring").disabled
-    other.text_input[0].set_value("theirs").run()
     press(other, "Stop")
     assert job.running
+    assert len(other.text_input) == 3, "the form stays"
     press(other, "Let it run")
     press(other, "Stop")
     press(other, "Stop it anyway")
     assert job.stopped
-    assert other.text_input[0].value == "theirs"
+    first.run()
+    assert [one.value for one in first.text_input] == ["my-machine", "400", "4,7"]
 
 
 def test_an_earlier_run_is_replaced_only_where_this_is_allowed(page):

@@ -188,7 +188,7 @@ class DecodePlanner:
             return self._uncontended.lower_bound_s()
         if problem.all_resident:
             return problem.makespan_s(self.best)
-        if problem.covers_all_steps and not problem.keep:
+        if problem.covers_all_steps and not problem.keep and problem.relaxes_every_split:
             return self._lp_bound_s()
         model, job = problem.model, problem.workload
         pasts = [job.context_tokens(step) for step in range(job.gen_tokens)]

@@ -1,8 +1,8 @@
 """Response times of the dashboard in a real browser.
 
 Run with `python benchmarks/browser_times.py`; needs a system Chromium. It prints medians: from
-the click on a case of 10,000 tasks to its bars, and from the key press on a what-if slider to the
-new number and to the new curve.
+the click on a case of 20,000 tasks to its bars, the frames a second while it is zoomed, and from
+the key press on a what-if slider to the new number and to the new curve.
 """
 
 import argparse
@@ -21,9 +21,21 @@ from dashboard.data.runs import load_case
 from dashboard.figures import paired_lanes
 from sim import Workload
 
-LARGE = Workload(16, 512, 45)
+LARGE = Workload(16, 512, 90)
 SMALL = Workload(16, 128, 1)
-BARS = "document.querySelectorAll('.st-key-lanes .barlayer .point').length"
+CANVAS = ".st-key-lanes canvas.main"
+FRAMES = """async (canvas) => {
+  const { left, width, top } = canvas.getBoundingClientRect(), start = performance.now();
+  const before = canvas.state.frames;
+  for (let at = 0; at < 90; at++) {
+    const ctrlKey = true, deltaY = at < 45 ? -40 : 40;
+    const place = { clientX: left + width / 2, clientY: top + 40 };
+    canvas.dispatchEvent(new WheelEvent("wheel", { ctrlKey, deltaY, cancelable: true, ...place }));
+    await new Promise(requestAnimationFrame);
+  }
+  return (1000 * (canvas.state.frames - before)) / (performance.now() - start);
+}"""
+"""Zooms in and out with the wheel, an event a frame; drawn frames a second."""
 CURVE = "document.querySelector('.st-key-split .scatterlayer .js-line')?.getAttribute('d')"
 
 
@@ -32,17 +44,17 @@ def seconds_since(start: float) -> float:
 
 
 def time_timeline(page, address: str, small: str, large: list[str], n_bars: int) -> list[float]:
-    """Seconds from the choice of each large case in the menu to all of its bars."""
+    """Seconds from the choice of each large case in the menu to all of its bars, drawn."""
     found = []
     for name in large:
         page.goto(f"{address}/timeline?run=large&case={small}")
         resolve(page)
-        page.wait_for_function(f"() => {BARS} > 100")
+        page.locator(f"{CANVAS}[data-drawn]").wait_for()
         page.get_by_role("combobox", name="Case").click()
         option = page.get_by_role("option", name=name, exact=True)
         start = time.perf_counter()
         option.click()
-        page.wait_for_function(f"() => {BARS} >= {n_bars}", polling=20, timeout=60_000)
+        page.locator(f"{CANVAS}[data-drawn='{n_bars}']").wait_for(timeout=60_000)
         found.append(seconds_since(start))
     return found
 
@@ -73,14 +85,15 @@ def time_slider(page, address: str, repeats: int) -> tuple[list[float], list[flo
 
 
 def time_server(folder: Path, repeats: int) -> tuple[int, int, list[float]]:
-    """Tasks, bars and seconds from the files to the figure, without a browser."""
+    """Tasks, bars and seconds from the files to the data, without a browser."""
     found = []
     for _ in range(repeats):
         start = time.perf_counter()
         case = load_case(folder)
-        figure = paired_lanes(case.predicted.typical, case.measured.typical)
+        chart = paired_lanes(case.predicted.typical, case.measured.typical)
+        assert chart.encoded
         found.append(seconds_since(start))
-    return len(case.graph.tasks), sum(len(trace.x) for trace in figure.data), found
+    return len(case.graph.tasks), len(chart), found
 
 
 def main() -> None:
@@ -104,11 +117,13 @@ def main() -> None:
             page = opened.new_page(viewport={"width": 1440, "height": 900})
             first = time_timeline(page, address, cases["small"], copies, n_bars)
             again = time_timeline(page, address, cases["small"], copies, n_bars)
+            frames = [page.locator(CANVAS).evaluate(FRAMES) for _ in range(repeats)]
             numbers, curves = time_slider(page, address, repeats)
     print(f"timeline of {n_tasks:,} tasks, {n_bars:,} bars")
-    print(f"  files to figure, without a browser     {median(server):6.2f} s")
+    print(f"  files to data, without a browser       {median(server):6.2f} s")
     print(f"  click to bars, first time              {median(first):6.2f} s")
     print(f"  click to bars, case read before        {median(again):6.2f} s")
+    print(f"  zoom with the wheel                    {median(frames):6.0f} frames/s")
     print("what-if slider (opt-13b, batch 32, prompt 1024)")
     print(f"  key press to new number                {median(numbers):6.2f} s")
     print(f"  key press to new curve                 {median(curves):6.2f} s")

@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
+from dashboard.controls.lanes import draw_lanes
 from dashboard.controls.widgets import Picked, cards, chart, pair, pick_case, show_table
 from dashboard.data.runs import Case, run_stamp
 from dashboard.figures import (
@@ -98,7 +99,7 @@ def show_both_ends(case: Case) -> None:
         chart(both_ends_compared(*runs), "Tokens over time in both runs", "ends")
         return
     st.subheader("Every task, predicted above measured", anchor=False)
-    chart(paired_lanes(*runs, estimates=case.estimates), "Tasks of each lane, both runs", "lanes")
+    draw_lanes(paired_lanes(*runs, estimates=case.estimates))
 
 
 def token_table(case: Case) -> pd.DataFrame:

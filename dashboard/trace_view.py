@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import pandas as pd
 import streamlit as st
 
-from dashboard.controls.widgets import cards, chart, menu, pair, show_table, upload_box
+from dashboard.controls.lanes import draw_lanes
+from dashboard.controls.widgets import cards, menu, pair, show_table, upload_box
 from dashboard.figures import paired_trace_lanes, trace_lanes
 from dashboard.session import uploaded
 from dashboard.text.comparison import Metric, escaped
@@ -124,11 +125,10 @@ def show_lanes(trace: MeasuredTrace, step: int | None, plan: Plan | None) -> Non
         window = start_ns, start_ns + round(trace.steps[step].measures.span_s * NS)
     if plan is None:
         st.subheader("Kernels and copies by stream", anchor=False)
-        figure = trace_lanes(work, window)
+        draw_lanes(trace_lanes(work, window))
     else:
         st.subheader("Predicted above measured", anchor=False)
-        figure = paired_trace_lanes(work, window, predicted_work(plan))
-    chart(figure, "Kernels and copies over time", "trace_lanes")
+        draw_lanes(paired_trace_lanes(work, window, predicted_work(plan)))
 
 
 def predicted_work(plan: Plan) -> Sequence[GpuWork]:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import pandas as pd
 import streamlit as st
 
+from dashboard.asking import show_refusal
 from dashboard.controls.decode import ask_advice
 from dashboard.controls.plan import plan_downloads, show_lanes, show_memory
 from dashboard.controls.widgets import chart, headline_place, show_table
 from dashboard.figures import policy_bars
-from dashboard.questions.decode import ENGINE
+from dashboard.questions.remedies import LP, Asking
 from dashboard.runtime_gap import ask_runtime, other_runtimes, show_runtime_gap
-from dashboard.session import advice_for
+from dashboard.session import advice_for, timeline_of
 from dashboard.text.comparison import escaped, sentence
 from planner import DecodePlan
 from planner.advice import Advice, beyond_calibration, describe, describe_sources
@@ -45,15 +46,20 @@ def show_page() -> None:
             question, slo_ms = ask_advice()
             runtime = ask_runtime(
                 other_runtimes(),
-                "What it leaves on the table beside the best schedule on this machine, and the "
-                "launch line that comes closest.",
+                "What it leaves on the table compared with the best schedule on this machine, "
+                "and the launch line that comes closest.",
             )
             st.page_link("app_pages/your_machine.py", label="Use your own config.json or profile")
-        with headline, st.spinner("Planning"):
-            found = advice_for(question, slo_ms)
     except KvOverlapError as error:
-        headline.error(escaped(str(error)))
+        with headline:
+            show_refusal(error)
         return
+    with headline:
+        try:
+            found = advice_for(question, slo_ms)
+        except KvOverlapError as error:
+            show_refusal(error, Asking(question, LP))
+            return
     headline.header(found.headline, anchor=False)
     with answer:
         show_advice(found)
@@ -93,7 +99,7 @@ def show_advice(found: Advice) -> None:
         plan = found.plan if chosen == OFFLOADED else found.resident
     show_memory(plan)
     st.subheader("Predicted timeline of a step", anchor=False)
-    timeline = plan.simulate(ENGINE)
+    timeline = timeline_of(plan)
     show_lanes(plan, timeline)
     plan_downloads(plan, timeline)
     st.subheader("Why, and what would help", anchor=False)
@@ -121,7 +127,7 @@ def show_settings(found: Advice) -> None:
 
 
 def show_confidence(plan: DecodePlan) -> None:
-    """Where the times come from, and what lies outside the measured range."""
+    """Where the times come from, and what is outside the measured range."""
     st.subheader("How sure", anchor=False)
     st.markdown(sentence(describe_sources(plan)))
     if (outside := beyond_calibration(plan)) is not None:

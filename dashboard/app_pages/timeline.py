@@ -4,6 +4,7 @@ import re
 
 import streamlit as st
 
+from dashboard.controls.lanes import draw_lanes
 from dashboard.controls.widgets import (
     Picked,
     cards,
@@ -17,9 +18,9 @@ from dashboard.controls.widgets import (
 )
 from dashboard.data.exports import trace_bytes
 from dashboard.data.runs import Case, run_stamp
-from dashboard.figures import View, breakdown_bars, lane_use_bars, paired_lanes
-from dashboard.perfetto import joint_trace, perfetto_button
-from dashboard.session import case_plan, stored_accuracy
+from dashboard.figures import View, breakdown_bars, lane_use_bars
+from dashboard.perfetto import perfetto_button
+from dashboard.session import case_lanes, case_plan, case_trace, stored_accuracy
 from dashboard.text.comparison import (
     busy_lanes,
     compare_command,
@@ -128,7 +129,8 @@ def ask_view(case: Case) -> tuple[View, bool, bool]:
         key="errors",
         bind="query-params",
         help="Outline measured tasks whose error is over 5 % of their time and 0.1 % of the shown "
-        "time: red took longer than predicted, green less.",
+        "time: \N{BLACK UP-POINTING TRIANGLE} took longer than predicted, "
+        "\N{BLACK DOWN-POINTING TRIANGLE} less.",
     )
     view = View(
         None if step == ALL_STEPS else int(step),
@@ -142,13 +144,10 @@ def show_lanes(case: Case) -> None:
     """The paired lanes of one step or of all."""
     st.subheader("Every task, predicted above measured", anchor=False)
     view, critical, errors = ask_view(case)
-    figure = paired_lanes(
-        case.predicted.typical, case.measured.typical, view, case.estimates, critical, errors
-    )
-    chart(figure, "Tasks of each lane over time, both runs", "lanes")
+    draw_lanes(case_lanes(case, view, critical, errors))
     st.caption(
-        "Drag to zoom, double-click to reset; a click in the legend hides an operation. "
-        "Measured is the repeat whose makespan is nearest to the median."
+        "Measured is the repeat whose makespan is nearest to the median. A task and its partner in "
+        "the other run are outlined together; a gap says what the lane waits for."
     )
 
 
@@ -203,9 +202,7 @@ def show_exports(case: Case, picked: Picked) -> None:
             help="Chrome trace with every task: open it at ui.perfetto.dev",
         )
     with row:
-        perfetto_button(
-            joint_trace(case.predicted.typical, case.measured.typical), f"kvoverlap {stem}"
-        )
+        perfetto_button(case_trace(case), f"kvoverlap {stem}")
 
 
 show_page()

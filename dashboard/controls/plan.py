@@ -6,14 +6,14 @@ from collections.abc import Callable
 
 import streamlit as st
 
+from dashboard.controls.lanes import draw_lanes
 from dashboard.controls.widgets import chart
 from dashboard.data.exports import saved_bytes, trace_bytes
-from dashboard.figures import memory_bars, predicted_lanes
-from planner import DecodePlan
+from dashboard.figures import NamedRun, lanes_of, memory_bars
+from planner import DecodePlan, Plan
+from sim.cost.model import CostModel
 from sim.graph.memory import footprint
 from sim.graph.timeline import Timeline
-
-MAX_DRAWN_TASKS = 20_000
 
 
 def show_memory(plan: DecodePlan) -> None:
@@ -23,13 +23,15 @@ def show_memory(plan: DecodePlan) -> None:
     chart(figure, "Bytes in GPU and host memory", "memory", bare=True)
 
 
-def show_lanes(plan: DecodePlan, timeline: Timeline) -> None:
+def show_lanes(plan: Plan, timeline: Timeline) -> None:
     """The predicted timeline, lane by lane."""
-    tasks = len(timeline.graph.tasks)
-    if tasks > MAX_DRAWN_TASKS:
-        st.info(f"The timeline of {tasks:,} tasks is not drawn; its trace opens in Perfetto.")
-        return
-    chart(predicted_lanes(timeline), f"Predicted lanes of policy {plan.policy}", "lanes")
+    draw_lanes(lanes_of([predicted_run(plan, timeline)]))
+
+
+def predicted_run(plan: Plan, timeline: Timeline, name: str = "") -> NamedRun:
+    """A plan's predicted run with the estimates of its tasks."""
+    costs = CostModel(plan.hardware, plan.model, plan.workload)
+    return NamedRun(name, timeline, [costs.estimate(task) for task in timeline.graph.tasks])
 
 
 def plan_downloads(plan: DecodePlan, timeline: Timeline) -> None:

@@ -1,7 +1,8 @@
 """Pure functions that return plotly figures of plans, timelines and profiles."""
 
 from dashboard.figures.accuracy import errors_by_case, predicted_against_measured
-from dashboard.figures.lanes import View, paired_lanes, predicted_lanes
+from dashboard.figures.lane_chart import LaneChart
+from dashboard.figures.lanes import NamedRun, View, lanes_of, paired_lanes
 from dashboard.figures.machine import rate_curves, residual_dots, sample_residuals
 from dashboard.figures.memory import memory_bars
 from dashboard.figures.plans import (
@@ -29,6 +30,7 @@ from dashboard.figures.restores import (
 from dashboard.figures.style import BREAKDOWN_COLOUR, OP_COLOUR, POLICY_COLOUR, RESTORE_COLOUR
 from dashboard.figures.time_breakdown import breakdown_bars, lane_use_bars
 from dashboard.figures.trace_lanes import paired_trace_lanes, trace_lanes
+from dashboard.figures.traffic import hit_rate_curves, service_lanes, ttft_by_size
 
 __all__ = [
     "BREAKDOWN_COLOUR",
@@ -36,8 +38,10 @@ __all__ = [
     "OP_COLOUR",
     "POLICY_COLOUR",
     "RESTORE_COLOUR",
+    "LaneChart",
     "Measure",
     "Meeting",
+    "NamedRun",
     "View",
     "availability_steps",
     "both_ends",
@@ -46,22 +50,25 @@ __all__ = [
     "crossover_curves",
     "errors_by_case",
     "heat_map",
+    "hit_rate_curves",
     "lane_use_bars",
+    "lanes_of",
     "memory_bars",
     "paired_lanes",
     "paired_trace_lanes",
     "policy_bars",
     "predicted_against_measured",
-    "predicted_lanes",
     "rate_curves",
     "residual_dots",
     "sample_residuals",
     "sensitivity_bars",
+    "service_lanes",
     "sources_by_layer",
     "split_by_layer",
     "split_curve",
     "split_map",
     "trace_lanes",
     "ttft_bars",
+    "ttft_by_size",
     "ttft_curves",
 ]

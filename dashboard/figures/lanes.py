@@ -1,44 +1,26 @@
-"""One or two timelines of a graph, lane by lane, as bars on one axis of milliseconds.
-
-`px.timeline` would turn the times into dates. A browser draws each bar as one element, so large
-graphs merge neighbours that are too short to be seen.
-"""
+"""One or two runs, lane by lane, as bars on one axis of milliseconds."""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-import plotly.graph_objects as go
-
-from dashboard.figures.style import EARLY_COLOUR, LATE_COLOUR, TaskBoxes, style_rows
+from dashboard.figures.lane_chart import BYTES, EARLY, FADED, FLOP, LATE, Bar, LaneChart, Row
 from sim.cost.estimate import Estimate
 from sim.graph.claims import claimed
 from sim.graph.tasks import LANE_OF_OP, Task
-from sim.graph.timeline import Timeline
+from sim.graph.timeline import Timeline, Wait
 from sim.lanes import COMPUTE, LANES, TIER_LANES
 
-SOURCES = ("predicted", "measured")
+SOURCES = PREDICTED, MEASURED = "predicted", "measured"
 PAIR_PITCH = 2.4
 """Distance between lanes in rows: the two rows of one lane are 1 apart, lanes a little more."""
-
-BAR_ROWS = 0.94
-"""Height of a bar in rows."""
-
-MAX_SINGLE_BARS = 2_000
-"""Largest number of tasks that are drawn as one bar each, however short."""
-
-SHORTEST_PART = 1 / 700
-"""Shortest bar of merged neighbours as a part of the time shown: about 1.5 pixels."""
 
 NOTABLE_ERROR_FRAC = 0.05
 NOTABLE_PART = 1e-3
 """A task's time is notably off by over 5 % of itself and over a thousandth of what is shown."""
 
-FADED = 0.18
-LABELLED_PART = 0.02
-"""Shortest bar with a label, as a part of the time shown."""
+MS = 1e3
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +66,52 @@ class View:
 WHOLE = View()
 
 
+@dataclass(frozen=True)
+class NamedRun:
+    """A run with its name in the chart.
+
+    Args:
+        estimates: one for each task, for the explanation of a bar.
+    """
+
+    name: str
+    timeline: Timeline
+    estimates: Sequence[Estimate] | None = None
+
+
+def lanes_of(
+    runs: Sequence[NamedRun],
+    view: View = WHOLE,
+    critical_only: bool = False,
+    outline_errors: bool = False,
+) -> LaneChart:
+    """Runs on one time axis, each lane of the first above that of the second.
+
+    Args:
+        view: the tasks to show. Time counts in each run from the start of the first of them, so
+            that earlier tasks do not shift them.
+        critical_only: fade what is not on the run's critical path.
+        outline_errors: mark tasks of the second run whose time is notably off; both run one graph.
+    """
+    drawn = [_Drawn(run, view, critical_only) for run in runs]
+    chart = LaneChart(f"time since {view} (ms)")
+    for op in LANE_OF_OP:
+        if any(op in one.ops for one in drawn):
+            chart.kinds[op] = len(chart.kinds)
+    chart.ends = [(one.run.name, one.shown_s * MS) for one in drawn]
+    off = _notable(drawn) if outline_errors else {}
+    places: list[dict[str, int]] = [{} for _ in drawn]
+    for lane in (*LANES, *TIER_LANES):
+        for which, one in enumerate(drawn):
+            if any(lane in other.lanes for other in drawn):
+                one.add_lane(chart, lane, off if which else {}, places[which])
+    for name, at in places[0].items():
+        for other in places[1:]:
+            if name in other:
+                chart.join(at, other[name])
+    return chart
+
+
 def paired_lanes(
     predicted: Timeline,
     measured: Timeline,
@@ -91,193 +119,100 @@ def paired_lanes(
     estimates: Sequence[Estimate] | None = None,
     critical_only: bool = False,
     outline_errors: bool = True,
-) -> go.Figure:
-    """Both runs of one graph on one time axis, each lane predicted above measured.
-
-    Args:
-        view: the tasks to show. Time counts in each run from the start of the first of them, so
-            that earlier tasks do not shift them.
-        estimates: one for each task, for the hover.
-        critical_only: fade what is not on the run's critical path.
-        outline_errors: outline measured tasks whose time is notably off.
-    """
-    return _LaneFigure(
-        (predicted, measured), view, estimates, critical_only, outline_errors
-    ).figure()
+) -> LaneChart:
+    """Both runs of one graph on one time axis, each lane predicted above measured."""
+    runs = [NamedRun(PREDICTED, predicted, estimates), NamedRun(MEASURED, measured, estimates)]
+    return lanes_of(runs, view, critical_only, outline_errors)
 
 
-def predicted_lanes(predicted: Timeline, estimates: Sequence[Estimate] | None = None) -> go.Figure:
-    """A predicted run, lane by lane."""
-    return _LaneFigure((predicted,), WHOLE, estimates, False, False).figure()
+def _notable(drawn: Sequence[_Drawn]) -> dict[int, int]:
+    """The flag of every task of the second run that is notably longer or shorter."""
+    guess, truth = (one.run.timeline.duration_s for one in drawn)
+    shown_s = max(one.shown_s for one in drawn)
+    found = {}
+    for at in drawn[1].chosen:
+        late_s = truth[at] - guess[at]
+        if abs(late_s) > max(NOTABLE_ERROR_FRAC * truth[at], NOTABLE_PART * shown_s):
+            found[at] = LATE if late_s > 0 else EARLY
+    return found
 
 
-class _LaneFigure:
-    def __init__(
-        self,
-        timelines: tuple[Timeline, ...],
-        view: View,
-        estimates: Sequence[Estimate] | None,
-        critical_only: bool,
-        outline_errors: bool,
+class _Drawn:
+    """One run, its shown tasks by lane and the time that is its zero."""
+
+    def __init__(self, run: NamedRun, view: View, critical_only: bool) -> None:
+        self.run, self.device = run, view.device
+        timeline = run.timeline
+        self.tasks = tuple(claimed(timeline.graph, timeline.start_s))
+        self.chosen = view.positions(timeline.graph.tasks)
+        self.critical: Collection[int] = frozenset(timeline.critical_path) if critical_only else ()
+        self.queues: dict[str, list[int]] = {}
+        for at in self.chosen:
+            if not self.tasks[at].claim or self.tasks[at].n_tokens:  # else another did its tokens
+                self.queues.setdefault(self.tasks[at].lane, []).append(at)
+        self.ops = {self.tasks[at].op for at in self.chosen}
+        self.lanes = {self.tasks[at].lane for at in self.chosen}
+        starts = (timeline.start_s[at] for at in self.chosen)
+        self.origin_s = 0.0 if view.whole else min(starts, default=0.0)
+        ends = (timeline.end_s[at] for at in self.chosen)
+        self.shown_s = max(ends, default=self.origin_s) - self.origin_s
+
+    def add_lane(
+        self, chart: LaneChart, lane: str, off: dict[int, int], places: dict[str, int]
     ) -> None:
-        self.timelines = timelines
-        self.sources = SOURCES[: len(timelines)]
-        self.tasks = timelines[0].graph.tasks
-        self.done = tuple(claimed(run.graph, run.start_s) for run in timelines)
-        self.view = view
-        self.estimates = estimates
-        self.outline_errors = outline_errors
-        self.chosen = view.positions(self.tasks)
-        self.critical: tuple[Collection[int], ...] = ((), ())
-        if critical_only:
-            self.critical = tuple(frozenset(run.critical_path) for run in timelines)
-        used = {self.tasks[at].lane for at in self.chosen}
-        lanes = [lane for lane in (*LANES, *TIER_LANES) if lane in used]
-        self.rows = {
-            (lane, source): position * (PAIR_PITCH if len(timelines) > 1 else 1) + offset
-            for position, lane in enumerate(lanes)
-            for offset, source in enumerate(self.sources)
-        }
-        self.origins_s = [
-            0.0 if view.whole else min((run.start_s[at] for at in self.chosen), default=0.0)
-            for run in timelines
-        ]
-        self.shown_s = max(
-            (
-                run.end_s[at] - origin_s
-                for run, origin_s in zip(timelines, self.origins_s, strict=True)
-                for at in self.chosen
-            ),
-            default=0.0,
-        )
+        """A row with the tasks of a lane.
 
-    def figure(self) -> go.Figure:
-        boxes: dict[str, TaskBoxes] = {}
-        for which, source in enumerate(self.sources):
-            queues: dict[str, list[int]] = {}
-            for at in self.chosen:
-                if self.tasks[at].claim and not self.done[which][at].n_tokens:
-                    continue  # skipped: another did its tokens
-                queues.setdefault(self.tasks[at].lane, []).append(at)
-            for lane, queue in queues.items():
-                for group in self._groups(which, queue):
-                    op = self._main_op(which, group)
-                    self._add(
-                        boxes.setdefault(op, TaskBoxes()), which, self.rows[lane, source], group
-                    )
-        figure = go.Figure()
-        for op in sorted(boxes, key=list(LANE_OF_OP).index):
-            figure.add_trace(boxes[op].trace(op))
-        labels = [
-            f"{lane} {source}" if len(self.sources) > 1 else lane for lane, source in self.rows
-        ]
-        style_rows(figure, labels, list(self.rows.values()) or [0.0])
-        figure.update_layout(uniformtext={"minsize": 9, "mode": "hide"})
-        figure.update_xaxes(title=f"time since {self.view} (ms)")
-        return figure
-
-    def _groups(self, which: int, queue: Sequence[int]) -> list[list[int]]:
-        """Tasks of one lane, in one group for each bar."""
-        if len(self.chosen) <= MAX_SINGLE_BARS:
-            return [[at] for at in queue]
-        run, shortest_s = self.timelines[which], SHORTEST_PART * self.shown_s
-        groups: list[list[int]] = []
+        Args:
+            off: flags of tasks whose time is notably off.
+            places: filled with the position of the bar of every task by its id.
+        """
+        queue, timeline = self.queues.get(lane, []), self.run.timeline
+        whole_queue = timeline.graph.lanes.get((self.device, lane), [])
+        done_s = timeline.end_s[whole_queue[-1]] - self.origin_s if whole_queue else 0.0
+        unit = FLOP if lane == COMPUTE else BYTES
+        chart.add_row(Row(lane, self.run.name, unit, done_s * MS))
+        waits = {wait.at: wait for wait in timeline.waits(lane, self.device)}
         for at in queue:
-            if groups and run.end_s[at] - run.start_s[groups[-1][0]] <= shortest_s:
-                groups[-1].append(at)
-            else:
-                groups.append([at])
-        return groups
+            places[self.tasks[at].id] = chart.add(self._bar(at, waits[at], off.get(at, 0)))
 
-    def _main_op(self, which: int, group: Sequence[int]) -> str:
-        """The operation that takes most of a bar's time."""
-        if len(group) == 1:
-            return self.tasks[group[0]].op
-        spent: dict[str, float] = {}
-        for at in group:
-            op = self.tasks[at].op
-            spent[op] = spent.get(op, 0.0) + self.timelines[which].duration_s[at]
-        return max(spent, key=spent.__getitem__)
-
-    def _add(self, boxes: TaskBoxes, which: int, row: float, group: Sequence[int]) -> None:
-        run, origin_s, critical = self.timelines[which], self.origins_s[which], self.critical[which]
-        times_s = run.start_s[group[0]] - origin_s, run.end_s[group[-1]] - origin_s
-        faded = critical and not any(at in critical for at in group)
-        hover = self._task_hover if len(group) == 1 else self._group_hover
-        opacity = FADED if faded else 1.0
-        edge = self._edge(which, group)
-        label = ""
-        if times_s[1] - times_s[0] >= LABELLED_PART * self.shown_s:
-            signs = {EARLY_COLOUR: " \N{BLACK DOWN-POINTING TRIANGLE}", None: ""}
-            late = " \N{BLACK UP-POINTING TRIANGLE}"
-            label = self._main_op(which, group) + signs.get(edge and edge[0], late)
-        boxes.add(times_s, row, BAR_ROWS, hover(which, group), opacity, edge, label)
-
-    def _edge(self, which: int, group: Sequence[int]) -> tuple[str, float] | None:
-        """Colour and width (px) of the outline of a notable error, or None."""
-        if not self.outline_errors or SOURCES[which] != "measured":
-            return None
-        guess_s, truth_s = (sum(run.duration_s[at] for at in group) for run in self.timelines)
-        late_s = truth_s - guess_s
-        if abs(late_s) <= max(NOTABLE_ERROR_FRAC * truth_s, NOTABLE_PART * self.shown_s):
-            return None
-        return (LATE_COLOUR if late_s > 0 else EARLY_COLOUR), 2.0
-
-    def _task_hover(self, which: int, group: Sequence[int]) -> str:
-        at = group[0]
-        task = self.done[which][at]
-        lines = [
-            f"<b>{task.id}</b> ({SOURCES[which]})",
+    def _bar(self, at: int, wait: Wait, flag: int) -> Bar:
+        task, timeline = self.tasks[at], self.run.timeline
+        faded = FADED if self.critical and at not in self.critical else 0
+        return Bar(
+            (timeline.start_s[at] - self.origin_s) * MS,
+            timeline.duration_s[at] * MS,
+            task.op,
+            task.id,
             ", ".join(_place(task)),
-            _rate(task, self.timelines[which].duration_s[at]),
-            self._times(group),
-        ]
-        if self.estimates is not None:
-            estimate = self.estimates[at]
-            beyond = "" if estimate.in_range else ", outside the calibrated range"
-            lines.append(f"estimate from {estimate.source} figures{beyond}")
-        return "<br>".join(lines)
-
-    def _group_hover(self, which: int, group: Sequence[int]) -> str:
-        counts = Counter(self.tasks[at].op for at in group)
-        return "<br>".join(
-            [
-                f"<b>{len(group)} tasks</b> ({SOURCES[which]})",
-                f"{self.tasks[group[0]].id} to {self.tasks[group[-1]].id}",
-                ", ".join(f"{count} {op}" for op, count in counts.most_common()),
-                self._times(group),
-                *(["choose a step or layers to see each"] if len(self.sources) > 1 else []),
-            ]
+            task.flops if task.lane == COMPUTE else task.bytes,
+            faded | flag,
+            self._cause(wait.cause, task),
+            (wait.ready_s - wait.free_s) * MS,
+            (wait.start_s - wait.ready_s) * MS,
+            "" if self.run.estimates is None else _estimate(self.run.estimates[at]),
         )
 
-    def _times(self, group: Sequence[int]) -> str:
-        """Time of some tasks in each run, and the error of the prediction."""
-        seconds = [sum(run.duration_s[at] for at in group) for run in self.timelines]
-        text = ", ".join(
-            f"{source} {spent_s * 1e3:,.3f} ms"
-            for source, spent_s in zip(self.sources, seconds, strict=True)
-        )
-        if len(seconds) == 1 or seconds[1] <= 0:
-            return text
-        return f"{text}, {100 * (seconds[0] / seconds[1] - 1):+.1f} %"
+    def _cause(self, cause: int, task: Task) -> str:
+        """What a task waits for, such as `load_kv of layer 3`."""
+        if cause < 0:
+            return ""
+        other = self.tasks[cause]
+        where = f" of layer {other.layer}" if other.layer >= 0 else ""
+        when = f" in step {other.step}" if other.step != task.step else ""
+        return f"{other.op}{where}{when}"
+
+
+def _estimate(estimate: Estimate) -> str:
+    beyond = "" if estimate.in_range else ", outside the calibrated range"
+    return f"{estimate.source} figures{beyond}"
 
 
 def _place(task: Task) -> list[str]:
     """Layer, step, batch and tokens of a task."""
+    count = "1 token" if task.n_tokens == 1 else f"{task.n_tokens:,} tokens"
     return [
         *([f"layer {task.layer}"] if task.layer >= 0 else []),
         f"step {task.step}",
         *([f"batch {task.batch}"] if task.batch else []),
-        *([f"tokens {task.token_start:,} to {task.token_stop:,}"] if task.n_tokens else []),
+        *([f"{count} from {task.token_start:,}"] if task.n_tokens else []),
     ]
-
-
-def _rate(task: Task, seconds: float) -> str:
-    """Bytes or FLOP of a task, and its rate."""
-    if task.lane == COMPUTE:
-        size = f"{task.flops / 1e9:,.4g} GFLOP"
-        rate = f"{task.flops / seconds / 1e12:,.3g} TFLOP/s" if seconds > 0 else "no time"
-    else:
-        size = f"{task.bytes / 1e6:,.4g} MB"
-        rate = f"{task.bytes / seconds / 1e9:,.3g} GB/s" if seconds > 0 else "no time"
-    return f"{size} at {rate}"

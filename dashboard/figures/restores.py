@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 
 import plotly.graph_objects as go
 
-from dashboard.figures.lanes import SHORTEST_PART
 from dashboard.figures.style import (
     LATE_COLOUR,
     MUTED,
@@ -39,6 +38,9 @@ WALK_PX = 420
 LANE_COLOUR = {"compute": "#d9683c", "h2d": "#3f7fc1", "disk": "#5cc0b8", "net": "#4fb3c8"}
 MAX_BOXES = 1_500
 """Largest number of tasks that are drawn as one box each, however short."""
+
+SHORTEST_PART = 1 / 700
+"""Shortest box of merged neighbours as a part of the time shown: about 1.5 pixels."""
 
 SOURCE_COLOUR = {
     "computed": OP_COLOUR["prefill"],

@@ -63,6 +63,14 @@ RESTORE_COLOUR = {
 }
 """Policies of a restore; as above, loading is blue and computing orange."""
 
+PHASE_COLOUR = {
+    "queue": "#9ca8b4",
+    "restore": OP_COLOUR["load_kv"],
+    "prefill": OP_COLOUR["recompute"],
+    "decode": OP_COLOUR["attention"],
+}
+"""Phases of a request in a service, and work of its lanes."""
+
 SPLIT_COLOUR = {"recomputed": "#d36813", "loaded": "#2577bc", "resident": "#9ba8b8"}
 
 LATE_COLOUR, EARLY_COLOUR = "#c43d0a", "#2f6fb3"
@@ -97,7 +105,7 @@ Box = tuple[float, float, float, float]
 
 
 def text_colour(colour: str) -> str:
-    """White or black, whichever has more contrast on a colour (WCAG 2.2, at least 4.5)."""
+    """White or black, the one with more contrast on a colour (WCAG 2.2, at least 4.5)."""
     channels = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
     linear = [one / 12.92 if one <= 0.04045 else ((one + 0.055) / 1.055) ** 2.4 for one in channels]
     luminance = sum(part * one for part, one in zip(LUMINANCE, linear, strict=True))
@@ -246,38 +254,18 @@ class TaskBoxes:
     middle: list[float] = field(default_factory=list)
     height: list[float] = field(default_factory=list)
     hover: list[str] = field(default_factory=list)
-    opacity: list[float] = field(default_factory=list)
-    edges: list[tuple[str, float] | None] = field(default_factory=list)
-    labels: list[str] = field(default_factory=list)
 
-    def add(
-        self,
-        times_s: tuple[float, float],
-        middle: float,
-        height: float,
-        hover: str,
-        opacity: float = 1.0,
-        edge: tuple[str, float] | None = None,
-        label: str = "",
-    ) -> None:
-        """Add a box from `times_s[0]` to `times_s[1]` with an edge of a colour and width (px).
-
-        Args:
-            label: text within the box, which is left out where it has no room.
-        """
+    def add(self, times_s: tuple[float, float], middle: float, height: float, hover: str) -> None:
+        """Add a box from `times_s[0]` to `times_s[1]`."""
         self.base_ms.append(times_s[0] * 1e3)
         self.length_ms.append((times_s[1] - times_s[0]) * 1e3)
         self.middle.append(middle)
         self.height.append(height)
         self.hover.append(hover)
-        self.opacity.append(opacity)
-        self.edges.append(edge)
-        self.labels.append(label)
 
-    def trace(self, op: str, colour: str | None = None) -> go.Bar:
-        """All boxes as one entry of the legend, by default in the colour of the operation."""
-        colour = colour or OP_COLOUR.get(op, OTHER_OP_COLOUR)
-        edges = [edge or (darker(colour), 0.5) for edge in self.edges]
+    def trace(self, op: str) -> go.Bar:
+        """All boxes as one entry of the legend."""
+        colour = OP_COLOUR.get(op, OTHER_OP_COLOUR)
         return go.Bar(
             name=op,
             orientation="h",
@@ -287,25 +275,8 @@ class TaskBoxes:
             width=self.height,
             hovertext=self.hover,
             **hover_of("%{hovertext}"),
-            **self._text(colour),
-            marker={
-                "color": colour,
-                "opacity": self.opacity,
-                "line": {"color": [c for c, _ in edges], "width": [px for _, px in edges]},
-            },
+            marker={"color": colour, "line": {"color": darker(colour), "width": 0.5}},
         )
-
-    def _text(self, colour: str) -> dict[str, object]:
-        """The labels in plotly's words; none where no box has one."""
-        if not any(self.labels):
-            return {}
-        return {
-            "text": self.labels,
-            "textposition": "inside",
-            "insidetextanchor": "middle",
-            "textangle": 0,
-            "textfont": {"color": text_colour(colour), "size": 11},
-        }
 
 
 def time_bars(

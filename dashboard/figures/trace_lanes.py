@@ -6,16 +6,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-import plotly.graph_objects as go
-
-from dashboard.figures.lanes import (
-    BAR_ROWS,
-    MAX_SINGLE_BARS,
-    PAIR_PITCH,
-    SHORTEST_PART,
-    SOURCES,
-)
-from dashboard.figures.style import OP_COLOUR, OTHER_OP_COLOUR, TaskBoxes, style_rows
+from dashboard.figures.lane_chart import BYTES, Bar, LaneChart, Row
+from dashboard.figures.lanes import SOURCES
+from dashboard.figures.style import OP_COLOUR
 from sim.lanes import D2H, H2D
 from sim.traces.events import KERNEL, KINDS, GpuWork
 
@@ -27,37 +20,41 @@ KIND_COLOUR = {
 PAIRED = (KERNEL, H2D, D2H)
 """What a prediction has, too."""
 
-NS_IN_S = 1e9
-HOVER_CHARS = 90
+MAX_SINGLE_BARS = 40_000
+"""Largest number of events that are drawn as one bar each, however short."""
+
+SHORTEST_PART = 1 / 5000
+"""Shortest bar of merged neighbours as a part of the time shown."""
+
+NS_IN_MS = 1e6
+NAME_CHARS = 90
 
 Window = tuple[int, int]
 """Start and end of the time shown, in nanoseconds of the trace."""
 
 
-def trace_lanes(work: Sequence[GpuWork], window: Window) -> go.Figure:
+def trace_lanes(work: Sequence[GpuWork], window: Window) -> LaneChart:
     """The kernels, copies and memsets of one GPU in a window of time, a row for each stream."""
     rows: dict[tuple[str, str], list[GpuWork]] = {}
     for one in _inside(work, window):
         rows.setdefault((one.kind, one.stream), []).append(one)
     keys = sorted(rows, key=lambda key: (KINDS.index(key[0]), len(key[1]), key[1]))
-    labels = [f"{kind}, stream {stream}" for kind, stream in keys]
-    places = [float(at) for at in range(len(keys))]
-    return _figure([(rows[key], window[0]) for key in keys], labels, places, window)
+    made = [(Row(f"{kind}, stream {stream}", unit=BYTES), kind, stream) for kind, stream in keys]
+    return _chart([(row, rows[kind, stream], window[0]) for row, kind, stream in made], window)
 
 
 def paired_trace_lanes(
     work: Sequence[GpuWork], window: Window, predicted: Sequence[GpuWork]
-) -> go.Figure:
+) -> LaneChart:
     """The kernels and copies of a prediction above those of a window of a trace, from zero each."""
     shown_ns = max(window[1] - window[0], *(one.end_ns for one in predicted))
     sources = ((predicted, (0, shown_ns)), (work, window))
-    rows, labels, places = [], [], []
-    for lane, kind in enumerate(PAIRED):
-        for at, (source, (every, span)) in enumerate(zip(SOURCES, sources, strict=True)):
-            rows.append(([one for one in _inside(every, span) if one.kind == kind], span[0]))
-            labels.append(f"{kind} {source}")
-            places.append(lane * PAIR_PITCH + at)
-    return _figure(rows, labels, places, (0, shown_ns))
+    rows = []
+    for kind in PAIRED:
+        for source, (every, span) in zip(SOURCES, sources, strict=True):
+            queue = [one for one in _inside(every, span) if one.kind == kind]
+            rows.append((Row(kind, source, BYTES), queue, span[0]))
+    return _chart(rows, (0, shown_ns))
 
 
 def _inside(work: Sequence[GpuWork], window: Window) -> list[GpuWork]:
@@ -69,28 +66,23 @@ def _inside(work: Sequence[GpuWork], window: Window) -> list[GpuWork]:
     ]
 
 
-def _figure(
-    rows: Sequence[tuple[Sequence[GpuWork], int]],
-    labels: Sequence[str],
-    places: Sequence[float],
-    window: Window,
-) -> go.Figure:
+def _chart(rows: Sequence[tuple[Row, Sequence[GpuWork], int]], window: Window) -> LaneChart:
     """Rows of work, each with the time that is its zero."""
-    boxes: dict[str, TaskBoxes] = {}
-    single = sum(len(queue) for queue, _ in rows) <= MAX_SINGLE_BARS
+    chart = LaneChart("time (ms)", KIND_COLOUR)
+    single = sum(len(queue) for _, queue, _ in rows) <= MAX_SINGLE_BARS
     shortest_ns = 0.0 if single else SHORTEST_PART * (window[1] - window[0])
-    for (queue, zero_ns), place in zip(rows, places, strict=True):
+    for kind in KINDS:
+        if any(one.kind == kind for _, queue, _ in rows for one in queue):
+            chart.kinds[kind] = len(chart.kinds)
+    ends: dict[str, float] = {}
+    for row, queue, zero_ns in rows:
+        chart.add_row(row)
         for group in _groups(queue, shortest_ns):
-            times = group[0].start_ns, max(one.end_ns for one in group)
-            start_s, end_s = ((time_ns - zero_ns) / NS_IN_S for time_ns in times)
-            box = boxes.setdefault(group[0].kind, TaskBoxes())
-            box.add((start_s, end_s), place, BAR_ROWS, _hover(group))
-    figure = go.Figure()
-    for kind in sorted(boxes, key=KINDS.index):
-        figure.add_trace(boxes[kind].trace(kind, KIND_COLOUR.get(kind, OTHER_OP_COLOUR)))
-    style_rows(figure, labels, list(places) or [0.0])
-    figure.update_xaxes(title="time (ms)")
-    return figure
+            bar = _bar(group, zero_ns)
+            chart.add(bar)
+            ends[row.source] = max(ends.get(row.source, 0.0), bar.start_ms + bar.length_ms)
+    chart.ends = list(ends.items())
+    return chart
 
 
 def _groups(queue: Sequence[GpuWork], shortest_ns: float) -> list[list[GpuWork]]:
@@ -104,23 +96,21 @@ def _groups(queue: Sequence[GpuWork], shortest_ns: float) -> list[list[GpuWork]]
     return groups
 
 
-def _hover(group: Sequence[GpuWork]) -> str:
-    spent_ns = sum(one.end_ns - one.start_ns for one in group)
-    lines = [f"{spent_ns / 1e6:,.3f} ms, GPU {group[0].device}, stream {group[0].stream}"]
-    if len(group) == 1:
-        (one,) = group
-        name = one.name if len(one.name) <= HOVER_CHARS else f"{one.name[: HOVER_CHARS - 3]}..."
-        lines.insert(0, f"<b>{_inert(name)}</b>")
-        if one.bytes and spent_ns:
-            rate = f"{one.bytes / spent_ns:,.3g} GB/s"
-            lines.append(f"{one.bytes / 1e6:,.4g} MB at {rate}{one.memory and f', {one.memory}'}")
-    else:
+def _bar(group: Sequence[GpuWork], zero_ns: int) -> Bar:
+    first = group[0]
+    start_ms = (first.start_ns - zero_ns) / NS_IN_MS
+    length_ms = (max(one.end_ns for one in group) - first.start_ns) / NS_IN_MS
+    place = [f"GPU {first.device}, stream {first.stream}"]
+    name = _short(first.name)
+    if len(group) > 1:
         names = Counter(one.name for one in group).most_common(3)
-        lines.insert(0, f"<b>{len(group)} in a row</b>")
-        lines += [f"{count} {_inert(name[:HOVER_CHARS])}" for name, count in names]
-    return "<br>".join(lines)
+        name = f"{len(group)} in a row"
+        place += [f"{count} x {_short(text)}" for text, count in names]
+    elif first.memory:
+        place.append(f"{first.memory} host memory")
+    size = sum(one.bytes for one in group)
+    return Bar(start_ms, length_ms, first.kind, name, ", ".join(place), size)
 
 
-def _inert(name: str) -> str:
-    """A name of a file, with the marks that plotly reads as HTML replaced."""
-    return name.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+def _short(name: str) -> str:
+    return name if len(name) <= NAME_CHARS else f"{name[: NAME_CHARS - 3]}..."

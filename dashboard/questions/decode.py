@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import shlex
 from dataclasses import dataclass, replace
+from functools import cached_property
 
-from planner import DecodePlan, Job, PlanOptions, make_plan
+from dashboard.data.machines import profile_key
+from planner import DecodePlan, Job, PlanOptions, check_decode, make_plan
 from planner.advice import Advice, RuntimeGap, advise, runtime_gap
 from sim.catalog import RECORDINGS, find_runtime
 from sim.engine.api import fast_engine_installed
-from sim.graph.jobs import UNCOMPRESSED, Workload
+from sim.graph.jobs import TASKS_PER_LAYER, UNCOMPRESSED, Workload
 from sim.lanes import D2H, H2D
 from sim.machine.links import Interference, Uplink
 from sim.machine.profile import HardwareProfile
@@ -171,20 +173,42 @@ class Question:
         """What one GPU holds, in the dtype of the machine's profile."""
         return in_dtype_of(self.whole, self.hardware, chosen=False).shard(self.tp, self.ep)
 
+    @cached_property
+    def key(self) -> str:
+        """Text that is equal for equal questions."""
+        return repr(self) + profile_key(self.hardware)
+
+    @property
+    def n_tasks(self) -> int:
+        """About how many tasks the graph of the job has."""
+        job = self.workload
+        gpus = self.changes.gpus * self.tp
+        return TASKS_PER_LAYER * gpus * job.gen_tokens * job.n_batches * self.whole.n_layers
+
     def plan(self, policy: str = "lp") -> DecodePlan:
         """The answer.
 
         Raises:
             BadInput, DoesNotFit, PlannerFailed: as `make_plan`.
         """
-        options = PlanOptions(
+        return make_plan(self._job, self._options(policy))
+
+    def check(self, policy: str = "lp") -> None:
+        """Refuse what `plan` refuses, in a fraction of its time."""
+        check_decode(self._job, self._options(policy))
+
+    @property
+    def _job(self) -> Job[Workload]:
+        return Job(self.model, self.machine, self.workload)
+
+    def _options(self, policy: str) -> PlanOptions:
+        return PlanOptions(
             policy=policy,
             schedule=self.schedule,
             gpus=self.jobs,
             keep=self.keep,
             engine=ENGINE,
         )
-        return make_plan(Job(self.model, self.machine, self.workload), options)
 
     def advise(self, slo_ms: float | None = None) -> Advice:
         """The recommendation for one decode step.

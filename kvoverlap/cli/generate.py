@@ -246,7 +246,7 @@ def print_generation(answer: dict[str, Any]) -> None:
     for number, ids in enumerate(answer["token_ids"]):
         text = ids if answer["text"] is None else answer["text"][number]
         label = f"[{number}] " if answer["batch_size"] > 1 else ""
-        out.print(f"{label}{text}", markup=False, emoji=False)
+        out.line(f"{label}{text}")
     say(
         f"\n{answer['model']} ({answer['dtype']}) on {answer['device']}: batch "
         f"{answer['batch_size']}, prompt {answer['prompt_tokens']}, {answer['max_new_tokens']} new "

@@ -72,16 +72,6 @@ def parse_seed(name: str, text: str) -> int:
     return int(text)
 
 
-def parse_sizes(name: str, text: str) -> tuple[float, ...]:
-    """Comma-separated sizes in bytes; 0 is one too.
-
-    Raises:
-        BadInput: one is no size.
-    """
-    parts = [part.strip() for part in text.split(",")]
-    return tuple(0.0 if part == "0" else parse_bytes(name, part) for part in parts)
-
-
 def parse_decimal(name: str, text: str) -> float:
     """A decimal number in ASCII digits.
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import inf
+from typing import TYPE_CHECKING, Any
 
 from planner.decode.lower import SCHEDULES, Split, check_size, lower, replicate
 from planner.decode.policies import baseline_split
@@ -12,7 +14,6 @@ from planner.decode.rounding import planned_steps, whole_part
 from planner.decode.split import DecodeChoice, Residency, evenly_spaced, keeps_part
 from planner.lp.costs import PiecewiseLinearCosts
 from planner.lp.memory import MemoryBudget
-from planner.lp.schedule import ScheduleLP
 from sim.cost.model import CostModel
 from sim.engine.api import simulate
 from sim.engine.launch import launch_times
@@ -25,6 +26,9 @@ from sim.graph.timeline import Timeline, earliest_schedule
 from sim.lanes import D2H, H2D
 from sim.machine.profile import HardwareProfile
 from sim.model.spec import ModelSpec
+
+if TYPE_CHECKING:
+    from planner.lp.schedule import ScheduleLP
 
 MIN_SPLIT_PROMPT = 5
 """Fewest prompt tokens of which only a part may stay resident."""
@@ -68,6 +72,9 @@ class DecodeProblem:
     gpus: int = 1
     keep: bool = False
     engine: str = "simpy"
+    _graphs: dict[Any, TaskGraph] = field(default_factory=dict, repr=False)
+    """Lowered graphs of some steps, which are the same on every machine."""
+    _budgets: dict[Any, MemoryBudget] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         if self.schedule not in SCHEDULES:
@@ -176,9 +183,18 @@ class DecodeProblem:
         split, residency = choice.split, choice.residency
         key = (tuple(map(tuple, split)), residency)
         if key not in self._timelines:
-            graph = lower(self.schedule, self.model, self.workload, split, None, residency)
-            self._timelines[key] = self._simulated(graph)
+            self._timelines[key] = self._simulated(self._whole_graph(split, residency))
         return self._timelines[key]
+
+    def _whole_graph(self, split: Split, residency: Residency) -> TaskGraph:
+        """The graph of the whole job on one GPU."""
+        if self.covers_all_steps:
+            return self.shortened(split, residency)
+        key = (tuple(map(tuple, split)), residency, None)
+        if key not in self._graphs:
+            made = lower(self.schedule, self.model, self.workload, split, None, residency)
+            self._graphs[key] = made
+        return self._graphs[key]
 
     def _simulated(self, graph: TaskGraph) -> Timeline:
         """The timeline of one GPU's graph, as `timeline`."""
@@ -199,6 +215,8 @@ class DecodeProblem:
 
     def planned_s(self, split: Split, residency: Residency) -> float:
         """Simulated makespan of the planned steps; infinite if they do not fit the memory."""
+        if self.covers_all_steps:
+            return self.makespan_s(DecodeChoice([*map(list, split)], residency))
         graph = self.shortened(split, residency)
         return self._simulated(graph).makespan_s if self.fits(graph) else inf
 
@@ -214,12 +232,19 @@ class DecodeProblem:
 
     def makespan_s(self, choice: DecodeChoice) -> float:
         """Simulated makespan; infinite if the choice does not fit the memory."""
-        timeline = self.timeline(choice)
-        return timeline.makespan_s if self.fits(timeline.graph) else inf
+        fits = self.fits(self._whole_graph(choice.split, choice.residency))
+        return self.timeline(choice).makespan_s if fits else inf
 
-    def shortened(self, split: Split, residency: Residency) -> TaskGraph:
-        """The graph of the planned steps on one GPU."""
-        return lower(self.schedule, self.model, self.workload, split, self.contexts, residency)
+    def shortened(
+        self, split: Split, residency: Residency, contexts: Sequence[int] | None = None
+    ) -> TaskGraph:
+        """The graph of the planned steps on one GPU, or of steps with other `contexts`."""
+        past = tuple(self.contexts if contexts is None else contexts)
+        key = (tuple(map(tuple, split)), residency, past)
+        if key not in self._graphs:
+            made = lower(self.schedule, self.model, self.workload, split, past, residency)
+            self._graphs[key] = made
+        return self._graphs[key]
 
     def longest_path_s(self, graph: TaskGraph) -> float:
         """The LP's value at the graph's own token counts."""
@@ -232,12 +257,13 @@ class DecodeProblem:
 
     def budget(self, residency: Residency) -> MemoryBudget:
         """Memory left after resident data, if nothing else is recomputed."""
-        split, pasts = [residency.x_tokens], self.contexts[:1]
-        graph = lower(self.schedule, self.model, self.workload, split, pasts, residency)
         memory = self.hardware.memory
-        return MemoryBudget.left_by(
-            graph, replace(memory, host_bytes=memory.host_bytes / self.gpus)
-        )
+        memory = replace(memory, host_bytes=memory.host_bytes / self.gpus)
+        key = residency, memory
+        if key not in self._budgets:
+            graph = self.shortened([residency.x_tokens], residency, self.contexts[:1])
+            self._budgets[key] = MemoryBudget.left_by(graph, memory)
+        return self._budgets[key]
 
     @cached_property
     def everything_fits(self) -> bool:
@@ -344,7 +370,7 @@ class DecodeProblem:
         if x_slot is not None:
             one_slot_bytes = self.workload.batch_size * self.model.x_token_bytes
             budget = replace(budget, staged_x_token_bytes=one_slot_bytes)
-        found = ScheduleLP(
+        found = _schedule_lp()(
             graph, self.contexts, self.costs, self.lines, budget, empty_load_waits, weights_stay
         )
         for task in graph.tasks if x_slot is not None else ():
@@ -359,9 +385,19 @@ class DecodeProblem:
 
     def program_of(self, graph: TaskGraph) -> ScheduleLP:
         """The LP of a graph with all counts fixed."""
-        return ScheduleLP(graph, self.contexts, self.costs)
+        return _schedule_lp()(graph, self.contexts, self.costs)
 
     def program_of_choice(self, choice: DecodeChoice) -> ScheduleLP:
         """The LP over the planned steps with all counts fixed."""
         planned = [choice.split[step] for step in self.planned_steps]
         return self.program_of(self.shortened(planned, choice.residency))
+
+
+def _schedule_lp() -> type[ScheduleLP]:
+    """The class of LPs, imported with the first one: it loads PuLP, HiGHS and numpy.
+
+    A restore needs none of them, and they take 0.3 s.
+    """
+    from planner.lp.schedule import ScheduleLP
+
+    return ScheduleLP

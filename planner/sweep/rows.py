@@ -20,6 +20,7 @@ from planner.restore.planner import RestorePlanner, machine_of_one_gpu
 from planner.runtime import decode_machine, resident_layers, restore_machine, restore_request
 from planner.sweep.inputs import AS_ASKED, AUTO
 from planner.sweep.machines import Machine, machine_of, model_of, runtime_of
+from planner.sweep.traffic_rows import TRAFFIC_OUTPUTS, traffic_row
 from sim.cost.model import CostKey, CostModel, cost_key
 from sim.engine.api import fast_engine_installed
 from sim.errors import BadInput
@@ -70,7 +71,7 @@ RESTORE_OUTPUTS: dict[str, type] = {
     "policy_taken": str,
     **COMMON_OUTPUTS,
 }
-OUTPUTS = {"decode": DECODE_OUTPUTS, "restore": RESTORE_OUTPUTS}
+OUTPUTS = {"decode": DECODE_OUTPUTS, "restore": RESTORE_OUTPUTS, "traffic": TRAFFIC_OUTPUTS}
 """Output columns of each scenario, described in docs/studies.md."""
 
 LANES_OF_PART = {
@@ -82,7 +83,7 @@ LANES_OF_PART = {
 }
 """Lanes whose tasks get faster with a part of the machine; every copy lane for an uplink."""
 
-GOAL = {"decode": "makespan_s", "restore": "ttft_s"}
+GOAL = {"decode": "makespan_s", "restore": "ttft_s", "traffic": "ttft_p90_s"}
 """The time that a policy minimises."""
 
 
@@ -268,4 +269,8 @@ def _timeline_row(timeline: Timeline, costs: CostModel) -> Row:
     }
 
 
-ROW_OF: dict[str, Callable[[Inputs], Row]] = {"decode": decode_row, "restore": restore_row}
+ROW_OF: dict[str, Callable[[Inputs], Row]] = {
+    "decode": decode_row,
+    "restore": restore_row,
+    "traffic": traffic_row,
+}

@@ -3,7 +3,7 @@
 ::
 
     title = "..."                 # optional
-    scenario = "decode"           # or "restore"
+    scenario = "decode"           # or "restore", "traffic"
     [fixed]                       # the same at every point
     model = "opt-13b"
     [grid]                        # every combination of these
@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import product
@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from planner.sweep.filters import Filter
-from planner.sweep.inputs import AS_ASKED, REQUIRED, SCENARIOS, Input, Value
+from planner.sweep.inputs import AS_ASKED, GENERATED, REQUIRED, SCENARIOS, Input, Value
 from sim.catalog import find_hardware, find_model
 from sim.errors import BadInput, UnknownName
 from sim.files import decode_toml, naming_file, set_fields
@@ -206,8 +206,9 @@ class Study:
             [set_fields(one) for one in self.models],
             [find_hardware(str(name)).to_dict() for name in every("hardware")],
         ]
-        if "link_from" in (*self.fixed, *self.varied):
-            content += [_hash_of(Path(str(name)).read_bytes()) for name in every("link_from")]
+        for key in ("link_from", "trace"):
+            if key in (*self.fixed, *self.varied):
+                content += [_hash_of(Path(str(name)).read_bytes()) for name in every(key)]
         return _hash_of(json.dumps(content).encode())
 
 
@@ -241,6 +242,16 @@ def _check_keys(
     for key, one in inputs.items():
         if one.default == REQUIRED and key not in set_by:
             raise BadInput(f"{key} is missing; set it under [fixed], [grid] or [zip].")
+    if scenario == "traffic":
+        _check_requests(set_by)
+
+
+def _check_requests(keys: Collection[str]) -> None:
+    """Refuse a traffic study without requests, or with two kinds of them."""
+    if "trace" not in keys and "generate" not in keys:
+        raise BadInput("set trace to a file of requests, or generate to a number of them.")
+    if "trace" in keys and (extra := [key for key in ("generate", *GENERATED) if key in keys]):
+        raise BadInput(f"{extra[0]} goes with generated requests; leave it or trace out.")
 
 
 def _axis(key: str, one: Input, values: Any) -> tuple[Value, ...]:

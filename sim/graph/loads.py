@@ -42,8 +42,8 @@ class Loads:
         self._model, self._request = model, request
         self.firsts = tuple(request.first_loaded(model, layer) for layer in range(model.n_layers))
         self.first = min(self.firsts)
-        alike: dict[Attention, int] = {}
-        self._alike = [alike.setdefault(one.attention, at) for at, one in enumerate(model.layers)]
+        seen: dict[Attention, int] = {}
+        self._like = [seen.setdefault(one.attention, at) for at, one in enumerate(model.layers)]
 
     def rows(self, layer: int, layers: int, start: int, stop: int) -> LoadedRows:
         """Rows of a load of tokens [start, stop) in `layers` layers from `layer` on."""
@@ -54,9 +54,9 @@ class Loads:
         """Bytes of K and V, index keys and states of such a load."""
         rows, model, request = self.rows(layer, layers, start, stop), self._model, self._request
         bits = n_bytes = 0
-        for at, count in Counter(self._alike[at] for at in rows.layers).items():
-            attention = model.layers[at].attention
-            bits += count * request.layer_kv_bits(model, at, rows.start, rows.stop)
+        for layer, count in Counter(self._like[at] for at in rows.layers).items():
+            attention = model.layers[layer].attention
+            bits += count * request.layer_kv_bits(model, layer, rows.start, rows.stop)
             n_bytes += count * attention.index_span_elements(rows.start, rows.stop)
             if stop == request.cached_tokens:
                 n_bytes += count * attention.state_bytes(model.element_bytes)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -28,6 +28,25 @@ class Span:
     @property
     def duration_s(self) -> float:
         return self.end_s - self.start_s
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Idle time of a lane before one of its tasks, from `free_s` to `start_s`.
+
+    Args:
+        at: position of the task.
+        cause: position of the dependency that finished last, or -1 without any.
+        free_s: end of the task before it on the lane, or 0.
+        ready_s: end of the wait for `cause`; from then to `start_s` the lane is handed over
+            (pauses, and a host that is late to issue).
+    """
+
+    at: int
+    cause: int
+    free_s: float
+    ready_s: float
+    start_s: float
 
 
 @dataclass(frozen=True)
@@ -153,18 +172,23 @@ class Timeline:
             if seconds > 0:
                 idle[cause] = idle.get(cause, 0.0) + seconds
 
-        free = 0.0
-        for at in self.graph.lanes.get((device, lane), []):
-            start = self.start_s[at]
-            last = max(self.graph.dep_indices[at], key=self.end_s.__getitem__, default=-1)
-            ready = self.end_s[last] if last >= 0 else 0.0
-            ready = min(max(ready, free), start)
-            if last >= 0:
-                book(f"waits for {self.graph.tasks[last].lane}", ready - free)
-            book("hand-over", start - ready)
-            free = self.end_s[at]
-        book("drained", self.makespan_s - free)
+        for wait in self.waits(lane, device):
+            if wait.cause >= 0:
+                book(f"waits for {self.graph.tasks[wait.cause].lane}", wait.ready_s - wait.free_s)
+            book("hand-over", wait.start_s - wait.ready_s)
+        queue = self.graph.lanes.get((device, lane), [])
+        book("drained", self.makespan_s - (self.end_s[queue[-1]] if queue else 0.0))
         return idle
+
+    def waits(self, lane: str, device: int = 0) -> Iterator[Wait]:
+        """The idle time before each task of a lane, in the order of the lane."""
+        free_s = 0.0
+        for at in self.graph.lanes.get((device, lane), []):
+            start_s = self.start_s[at]
+            cause = max(self.graph.dep_indices[at], key=self.end_s.__getitem__, default=-1)
+            ready_s = self.end_s[cause] if cause >= 0 else 0.0
+            yield Wait(at, cause, free_s, min(max(ready_s, free_s), start_s), start_s)
+            free_s = self.end_s[at]
 
 
 def _lane_predecessors(graph: TaskGraph) -> list[tuple[int, ...]]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from urllib.parse import parse_qs
 
 import pytest
+from lane_bars import drawn
 from streamlit.testing.v1 import AppTest
 
 import dashboard
@@ -54,7 +55,9 @@ def test_the_page_says_what_its_command_says(query, capsys):
             words += [f"--{key}", query[key]]
         assert main(["advise", *words]) == 2
         said = " ".join(capsys.readouterr().err.split())
-        assert app.error[0].value.replace("\\", "") in said
+        reason, _, gpus = app.error[0].value.replace("\\", "").partition(" (")
+        assert reason in said
+        assert gpus == "4 GPUs hold them)."
         return
     assert main([*shlex.split(command_of(app))[1:], "--json"]) == 0
     said = json.loads(capsys.readouterr().out)
@@ -78,15 +81,13 @@ def test_memory_lanes_and_policies_follow_the_plan_that_is_shown():
     job = Workload(256, 2000, 1)
     found = advise(find_model("opt-125m"), find_hardware("kvpr-a100"), job, DATA)
     for shown, plan in (("", found.resident), ("All of the cache is in host memory", found.plan)):
-        memory, lanes, policies = charts(show(**query, **({"shown": shown} if shown else {})))
+        app = show(**query, **({"shown": shown} if shown else {}))
+        (memory, policies), (lanes,) = charts(app), drawn(app)
         need, capacity = footprint(plan.simulated_graph()), plan.hardware.memory
         assert shares(memory) == pytest.approx(
             [need.device_bytes / capacity.job_device_bytes, need.host_bytes / capacity.host_bytes]
         )
-        ends = [
-            base + x for bar in lanes["data"] for base, x in zip(bar["base"], bar["x"], strict=True)
-        ]
-        assert max(ends) == pytest.approx(plan.makespan_s * 1e3)
+        assert lanes["ends"][0]["ms"] == pytest.approx(plan.makespan_s * 1e3)
         times = found.step_s_by_policy.values()
         assert policies["data"][0]["x"] == pytest.approx(sorted(1e3 * s for s in times))
 

@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 from browser import make_run
 from builders import make_plan
+from lane_bars import drawn
 from streamlit.testing.v1 import AppTest
 
 import dashboard
@@ -24,7 +25,16 @@ from sim.machine.provenance import Samples
 from sim.units import ms
 
 APP = Path(dashboard.__file__).parent / "streamlit_app.py"
-PAGES = ("advise", "plan", "what_if", "restore", "accuracy", "hardware", "your_machine")
+PAGES = (
+    "advise",
+    "plan",
+    "what_if",
+    "restore",
+    "traffic",
+    "accuracy",
+    "hardware",
+    "your_machine",
+)
 
 
 @pytest.fixture(scope="module")
@@ -103,13 +113,13 @@ def opt_13b():
 def test_plan_page_shows_the_plan_that_the_planner_makes(opt_13b):
     app = show("plan", keep="false")
     assert ms(opt_13b.makespan_s) in app.header[0].value
-    policies, memory, lanes, worth, layers, curve = charts(app)
+    policies, memory, worth, layers, curve = charts(app)
     need, capacity = footprint(opt_13b.simulated_graph()), opt_13b.hardware.memory
     totals = [sum(shares) for shares in zip(*(bar["x"] for bar in memory["data"]), strict=True)]
     assert totals == pytest.approx(
         [need.device_bytes / capacity.job_device_bytes, need.host_bytes / capacity.host_bytes]
     )
-    assert lanes["layout"]["yaxis"]["ticktext"] == ["compute", "h2d", "d2h"]
+    assert [row["lane"] for row in drawn(app)[0]["rows"]] == ["compute", "h2d", "d2h"]
     assert policies["data"][0]["x"] == pytest.approx(
         sorted(1e3 * s for s in opt_13b.baselines.values())
     )
@@ -173,7 +183,7 @@ def test_split_slider_follows_a_shorter_prompt():
 def test_plan_of_a_measured_case():
     app = show("plan", of="a measured case", run="here", case="b4-s256-load-all")
     assert app.header[0].value.startswith("Policy load-all: ")
-    ways = charts(app)[4]
+    ways = charts(app)[3]
     assert ways["data"][0]["z"] == [[0.0] * 12] * 2, "every layer of both steps loads all"
     assert any("policy load-all" in caption.value for caption in app.caption)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from builders import make_plan
+from lane_bars import drawn
 from streamlit.testing.v1 import AppTest
 
 import dashboard
@@ -66,9 +67,9 @@ def test_page_opens_with_the_answer_of_the_shipped_machine():
     assert app.header[0].value.startswith(f"first token after {ms(plan.ttft_s)}: ")
     assert any("auto took joint" in block.value for block in app.markdown)
     assert not app.warning
-    layers, lanes, ends = charts(app)
+    layers, ends = charts(app)
     assert set(names_of(layers)) == {"computed", "projected from X", "loaded"}
-    assert lanes["layout"]["yaxis"]["ticktext"] == ["compute", "h2d", "net"]
+    assert [row["lane"] for row in drawn(app)[0]["rows"]] == ["compute", "h2d", "net"]
     assert any(name.startswith("the ends meet at token 9,088") for name in names_of(ends))
     table = app.dataframe[0].value
     assert table["policy"].tolist()[0] == "joint"

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from browser import make_restore_run, make_run
+from lane_bars import drawn
 from streamlit.testing.v1 import AppTest
 
 import dashboard
@@ -95,7 +96,7 @@ def test_a_measured_walk_is_held_against_its_prediction(runs):
 @pytest.mark.usefixtures("runs")
 def test_a_measured_restore_by_layers_is_shown_lane_by_lane():
     app = show(of="a measured case", case=f"{RESTORED}-joint")
-    lanes = charts(app)[0]["layout"]["yaxis"]["ticktext"]
+    lanes = [f"{row['lane']} {row['source']}" for row in drawn(app)[0]["rows"]]
     assert lanes == ["compute predicted", "compute measured", "h2d predicted", "h2d measured"]
     told = " ".join(block.value for block in app.markdown)
     assert "All layers of 1,024 cached tokens were computed, as predicted." in told
@@ -137,8 +138,8 @@ def test_other_pages_know_a_restore(policy):
     assert timeline.header[0].value.startswith("Predicted ")
     assert any("works longest" in block.value for block in timeline.markdown)
     assert not timeline.warning
-    boxes = {trace["name"] for trace in charts(timeline)[0]["data"]}
-    assert {"prefill", "load_x" if policy == "joint" else "load_kv"} <= boxes
+    ops = {kind["name"] for kind in drawn(timeline)[0]["kinds"]}
+    assert {"prefill", "load_x" if policy == "joint" else "load_kv"} <= ops
 
 
 @pytest.mark.usefixtures("runs")
@@ -154,8 +155,9 @@ def test_pages_over_many_cases_know_restores():
 
 
 def test_the_plan_of_a_restore_is_not_asked_of_the_linear_program(runs):
+    case = load_case(runs / "cases" / f"{RESTORED}-lp")
     with pytest.raises(BadInput, match="is a restore"):
-        plan_of(load_case(runs / "cases" / f"{RESTORED}-lp"))
+        plan_of(case.graph, case.measured.hardware, case.policy)
 
 
 def test_an_uploaded_restore_is_shown(runs, monkeypatch):

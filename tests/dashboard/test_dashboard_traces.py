@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import gzip
 import json
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 from builders import make_plan
 from kineto import d2h, gpu, h2d, kernel, step, write
+from lane_bars import bars_of, drawn, times
 from streamlit.testing.v1 import AppTest
 
 import dashboard
 import dashboard.data.uploads
 from dashboard.data.uploads import Upload, read_upload
 from dashboard.figures import paired_trace_lanes, trace_lanes
-from dashboard.figures.lanes import MAX_SINGLE_BARS
 from sim import Workload, find_hardware, find_model
 from sim.errors import BadFile
 from sim.traces.compare import work_of
@@ -43,60 +44,57 @@ def plan():
     return make_plan(find_model("opt-125m"), find_hardware("kvpr-a100"), Workload(4, 256, 1))
 
 
-def labels(figure):
-    return list(figure.layout.yaxis.ticktext)
+def rows(chart):
+    return [" ".join(filter(None, (row.lane, row.source))) for row in chart.rows]
 
 
 def test_a_trace_has_a_row_for_each_stream_and_a_bar_for_each_event(trace):
-    figure = trace_lanes(trace.events.work, trace.span_ns)
-    assert labels(figure) == [
+    chart = trace_lanes(trace.events.work, trace.span_ns)
+    assert rows(chart) == [
         *("kernel, stream 7", "kernel, stream 8", "h2d, stream 13"),
         *("d2h, stream 14", "memset, stream 7"),
     ]
-    kernels, loads, stores, sets = figure.data
-    assert [one.name for one in figure.data] == ["kernel", "h2d", "d2h", "memset"]
-    assert list(kernels.base) == pytest.approx([4, 20])
-    assert list(kernels.x) == pytest.approx([10, 10])
-    assert list(kernels.y) == [0, 1]
-    assert (loads.x[0], stores.x[0], sets.base[0]) == pytest.approx((8, 5, 31))
-    assert "52.4 GB/s, pinned" in loads.hovertext[0]
-    assert "&lt;float&gt;" in kernels.hovertext[0], "a name is no markup"
+    assert list(chart.kinds) == ["kernel", "h2d", "d2h", "memset"]
+    assert times(chart, "kernel") == [[4, 20], [10, 10]]
+    assert [times(chart, kind)[0] for kind in ("h2d", "d2h", "memset")] == [[0], [35], [31]]
+    first, *_, _ = bars_of(chart)
+    assert first["name"] == "void gemm<float>()", "the page shows names as text, not as HTML"
+    store = next(bar for bar in bars_of(chart) if bar["kind"] == "d2h")
+    assert store["place"].endswith("pageable host memory")
+    assert store["size"] == 200 << 20
 
 
 def test_a_window_starts_at_zero_and_cuts_what_reaches_out(trace):
-    figure = trace_lanes(trace.events.work, (5_000_000, 22_000_000))
-    kernels, loads = figure.data
-    assert list(kernels.base) == pytest.approx([0, 15])
-    assert list(kernels.x) == pytest.approx([9, 2])
-    assert list(loads.x) == pytest.approx([3])
+    chart = trace_lanes(trace.events.work, (5_000_000, 22_000_000))
+    assert times(chart, "kernel") == [[0, 15], [9, 2]]
+    assert times(chart, "h2d")[1] == [3]
 
 
-def test_many_short_events_become_few_bars(tmp_path):
-    events = [kernel(10 * at, 5) for at in range(MAX_SINGLE_BARS + 500)]
+def test_many_short_events_become_few_bars(tmp_path, monkeypatch):
+    module = import_module("dashboard.figures.trace_lanes")
+    monkeypatch.setattr(module, "MAX_SINGLE_BARS", 100)
+    monkeypatch.setattr(module, "SHORTEST_PART", 1 / 50)
+    events = [kernel(10 * at, 5) for at in range(500)]
     found = open_trace(write(tmp_path / "t.json", events))
-    (bars,) = trace_lanes(found.events.work, found.span_ns).data
-    assert len(bars.x) < 800
-    assert "in a row" in bars.hovertext[0]
+    bars = bars_of(trace_lanes(found.events.work, found.span_ns))
+    assert len(bars) < 60
+    assert bars[0]["name"].endswith("in a row")
 
 
 def test_a_prediction_is_drawn_above_the_trace_from_the_same_zero(trace, plan):
     predicted = work_of(plan.simulate())
-    figure = paired_trace_lanes(trace.events.work, (20_000_000, 40_000_000), predicted)
-    assert labels(figure) == [
+    chart = paired_trace_lanes(trace.events.work, (20_000_000, 40_000_000), predicted)
+    assert rows(chart) == [
         f"{kind} {source}"
         for kind in ("kernel", "h2d", "d2h")
         for source in ("predicted", "measured")
     ]
-    rows = list(figure.layout.yaxis.tickvals)
-    by_row = {
-        row: [
-            base for one in figure.data for base, y in zip(one.base, one.y, strict=True) if y == row
-        ]
-        for row in rows
+    starts = {
+        row: [bar["start"] for bar in bars_of(chart) if bar["row"] == row] for row in rows(chart)
     }
-    assert by_row[rows[1]] == pytest.approx([0]), "the kernel of the second step"
-    assert len(by_row[rows[0]]) == sum(one.kind == "kernel" for one in predicted)
-    assert by_row[rows[5]] == pytest.approx([15])
+    assert starts["kernel measured"] == [0], "the kernel of the second step"
+    assert len(starts["kernel predicted"]) == sum(one.kind == "kernel" for one in predicted)
+    assert starts["d2h measured"] == [15]
 
 
 def show(*uploaded, **query):
@@ -123,7 +121,7 @@ def test_the_page_shows_a_trace_alone(trace):
     values = {metric.label: metric.value for metric in app.metric}
     assert values["overlap, h2d"] == "50.0 %"
     assert values["overlap, d2h"] == "0.0 %"
-    assert len(app.get("plotly_chart")) == 1
+    assert len(drawn(app)) == 1
     second = show(Upload("vllm.json", trace), step="1")
     assert second.header[0].value.startswith("20.0 ms: kernels 10.0 ms")
     assert {metric.label: metric.value for metric in second.metric}["overlap, h2d"] == "no copies"
@@ -131,8 +129,8 @@ def test_the_page_shows_a_trace_alone(trace):
 
 def test_the_page_shows_a_trace_next_to_the_prediction_of_a_plan(trace, plan):
     app = show(Upload("vllm.json", trace), Upload("plan.json", plan), prediction="plan.json")
-    (spec,) = (json.loads(chart.proto.spec) for chart in app.get("plotly_chart"))
-    assert "kernel predicted" in spec["layout"]["yaxis"]["ticktext"]
+    (lanes,) = drawn(app)
+    assert {"lane": "kernel", "source": "predicted", "unit": "B", "done": 0.0} in lanes["rows"]
     assert any("measured 40.0 ms" in one.value for one in app.markdown)
 
 

@@ -4,17 +4,20 @@ from dataclasses import replace
 
 import pytest
 from builders import make_plan
+from lane_bars import bars_of, times
 
 from dashboard.figures import (
     BREAKDOWN_COLOUR,
     OP_COLOUR,
+    NamedRun,
     View,
     breakdown_bars,
     lane_use_bars,
+    lanes_of,
     paired_lanes,
 )
-from dashboard.figures.lanes import FADED, MAX_SINGLE_BARS
-from dashboard.figures.style import LATE_COLOUR, hatching, log_ticks, uncalibrated_spans
+from dashboard.figures.lane_chart import EARLY, FADED, LATE
+from dashboard.figures.style import hatching, log_ticks, uncalibrated_spans
 from planner.decode.lower import replicate
 from sim import Task, TaskGraph, Timeline, Workload, find_hardware, find_model, simulate
 from sim.cost.estimate import Estimate
@@ -52,62 +55,96 @@ def measured(graph):
     return Timeline(graph, (0.0, 0.005, 0.005, 0.011), (0.005, 0.008, 0.010, 0.014))
 
 
-def test_one_trace_per_operation_with_both_runs(predicted, measured):
-    figure = paired_lanes(predicted, measured)
-    assert [trace.name for trace in figure.data] == ["attention", "load_kv"]
-    attention, load = figure.data
-    assert list(load.base) == pytest.approx([0, 4, 0, 5])
-    assert list(load.x) == pytest.approx([4, 4, 5, 5])
-    assert list(attention.base) == pytest.approx([4, 8, 5, 11])
-    assert list(attention.x) == pytest.approx([3, 3, 3, 3])
-    assert attention.orientation == "h"
-    assert attention.marker.color == OP_COLOUR["attention"]
-
-
-def test_rows_pair_prediction_and_measurement_of_a_lane(predicted, measured):
-    figure = paired_lanes(predicted, measured)
-    names = dict(zip(figure.layout.yaxis.tickvals, figure.layout.yaxis.ticktext, strict=True))
-    assert list(names.values()) == [
-        "compute predicted",
-        "compute measured",
-        "h2d predicted",
-        "h2d measured",
+def test_each_lane_has_a_row_for_each_run_with_its_tasks_in_milliseconds(predicted, measured):
+    chart = paired_lanes(predicted, measured)
+    found = chart.document()
+    assert [(row["lane"], row["source"]) for row in found["rows"]] == [
+        ("compute", "predicted"),
+        ("compute", "measured"),
+        ("h2d", "predicted"),
+        ("h2d", "measured"),
     ]
-    attention, load = figure.data
-    assert [names[row] for row in attention.y] == ["compute predicted"] * 2 + [
-        "compute measured"
-    ] * 2
-    assert [names[row] for row in load.y] == ["h2d predicted"] * 2 + ["h2d measured"] * 2
-    top, bottom = figure.layout.yaxis.range
-    assert top > max(names) > min(names) > bottom, "the first row is drawn at the top"
+    assert times(chart, "load_kv") == [[0, 4, 0, 5], [4, 4, 5, 5]]
+    assert times(chart, "attention") == [[4, 8, 5, 11], [3, 3, 3, 3]]
+    assert [bar["row"] for bar in bars_of(chart)] == [
+        *["compute predicted"] * 2,
+        *["compute measured"] * 2,
+        *["h2d predicted"] * 2,
+        *["h2d measured"] * 2,
+    ]
+    kinds = {kind["name"]: kind["colour"] for kind in found["kinds"]}
+    assert kinds == {name: OP_COLOUR[name] for name in ("attention", "load_kv")}
+    assert found["axis"] == "time since the start of the run (ms)"
+    assert found["ends"] == [
+        {"source": "predicted", "ms": 11.0},
+        {"source": "measured", "ms": 14.0},
+    ]
 
 
-def test_axis_is_in_milliseconds_not_dates(predicted, measured):
-    figure = paired_lanes(predicted, measured)
-    assert figure.layout.xaxis.title.text == "time since the start of the run (ms)"
-    assert figure.layout.xaxis.type is None
-    assert max(
-        start + length
-        for trace in figure.data
-        for start, length in zip(trace.base, trace.x, strict=True)
-    ) == pytest.approx(measured.makespan_s * 1e3)
+def test_a_bar_knows_the_same_task_in_the_other_run(predicted, measured):
+    found = bars_of(paired_lanes(predicted, measured))
+    for at, bar in enumerate(found):
+        partner = found[bar["partner"]]
+        assert partner["name"] == bar["name"]
+        assert partner["row"] != bar["row"]
+        assert partner["partner"] == at
+    alone = bars_of(lanes_of([NamedRun("", predicted)]))
+    assert {bar["partner"] for bar in alone} == {-1}
+
+
+def test_plans_of_other_graphs_are_joined_by_the_names_of_their_tasks(graph, predicted):
+    tasks = [*graph.tasks[:3], replace(graph.tasks[3], id="s1.L0.mlp", op="mlp")]
+    other = replace(predicted, graph=replace(graph, tasks=tuple(tasks)))
+    found = bars_of(lanes_of([NamedRun("A", predicted), NamedRun("B", other)]))
+    assert {bar["name"] for bar in found if bar["partner"] < 0} == {"s1.L0.mlp", "s1.L0.attention"}
+
+
+def test_a_gap_knows_what_its_lane_waits_for(predicted, measured):
+    """Measured: 5 ms until the first load is there; 3 ms wait for the second, 1 ms of nothing."""
+    rows = {"compute measured": [], "h2d measured": [], "compute predicted": []}
+    for bar in bars_of(paired_lanes(predicted, measured)):
+        rows.setdefault(bar["row"], []).append((bar["cause"], bar["wait"], bar["pause"]))
+    assert rows["compute predicted"] == [("load_kv of layer 0", 4, 0), ("load_kv of layer 0", 1, 0)]
+    assert rows["compute measured"] == [("load_kv of layer 0", 5, 0), ("load_kv of layer 0", 2, 1)]
+    assert rows["h2d measured"][0] == ("", 0, 0)
+
+
+def test_a_cause_of_another_step_is_named_with_it(predicted):
+    load = next(
+        b for b in bars_of(lanes_of([NamedRun("", predicted)])) if b["name"] == "s1.L0.load_kv"
+    )
+    assert load["cause"] == "load_kv of layer 0 in step 0"
+
+
+def test_gaps_add_up_to_the_idle_time_by_cause(predicted, measured):
+    for source, run in (("predicted", predicted), ("measured", measured)):
+        for lane in ("compute", "h2d"):
+            found = [
+                bar
+                for bar in bars_of(paired_lanes(predicted, measured))
+                if bar["row"] == f"{lane} {source}"
+            ]
+            idle = run.idle_by_cause(lane)
+            drained = idle.pop("drained", 0.0)
+            assert sum(bar["wait"] + bar["pause"] for bar in found) == pytest.approx(
+                1e3 * sum(idle.values())
+            )
+            last = found[-1]["start"] + found[-1]["length"]
+            assert run.makespan_s * 1e3 - last == pytest.approx(1e3 * drained)
 
 
 def test_a_step_is_counted_from_its_first_task_in_each_run(predicted, measured):
-    figure = paired_lanes(predicted, measured, View(step=1))
-    attention, load = figure.data
-    assert list(load.base) == pytest.approx([0, 0])
-    assert list(load.x) == pytest.approx([4, 5])
-    assert list(attention.base) == pytest.approx([4, 6])
-    assert figure.layout.xaxis.title.text == "time since the first task of step 1 (ms)"
+    chart = paired_lanes(predicted, measured, View(step=1))
+    assert times(chart, "load_kv") == [[0, 0], [4, 5]]
+    assert times(chart, "attention")[0] == [4, 6]
+    assert chart.axis == "time since the first task of step 1 (ms)"
 
 
 def test_layers_can_be_shown_alone_and_the_axis_says_so(predicted, measured):
-    assert len(paired_lanes(predicted, measured, View(layers=(0, 0))).data) == 2
+    assert len(bars_of(paired_lanes(predicted, measured, View(layers=(0, 0))))) == 8
     empty = paired_lanes(predicted, measured, View(layers=(1, 3)))
-    assert not empty.data
-    title = empty.layout.xaxis.title.text
-    assert title == "time since the first task of layers 1 to 3 (ms)"
+    assert not bars_of(empty)
+    assert empty.axis == "time since the first task of layers 1 to 3 (ms)"
     assert str(View(1, (2, 2))) == "the first task of step 1, layer 2"
 
 
@@ -116,97 +153,57 @@ def test_of_several_gpus_one_is_shown(graph, predicted):
     late = [t + 0.1 for t in predicted.start_s], [t + 0.1 for t in predicted.end_s]
     run = Timeline(both, (*predicted.start_s, *late[0]), (*predicted.end_s, *late[1]))
     one = paired_lanes(run, run, View(device=1))
-    assert one.data[0].hovertext[0].startswith("<b>g1.s0.L0.attention</b>")
-    assert list(one.data[0].base) == pytest.approx([104, 108] * 2)
-    assert all(len(trace.x) == 4 for trace in one.data)
+    assert {bar["name"].split(".")[0] for bar in bars_of(one)} == {"g1"}
+    assert times(one, "attention")[0] == pytest.approx([104, 108] * 2)
 
 
-def test_hover_tells_the_batch_and_leaves_out_tokens_that_are_none(graph, predicted):
+def test_a_bar_tells_its_place_size_and_estimate(graph, predicted):
     first = replace(graph.tasks[0], op="load_weights", token_stop=0, batch=3)
     run = replace(predicted, graph=replace(graph, tasks=(first, *graph.tasks[1:])))
-    load = next(trace for trace in paired_lanes(run, run).data if trace.name == "load_weights")
-    assert load.hovertext[0].split("<br>")[1] == "layer 0, step 0, batch 3"
-
-
-def test_hover_tells_size_rate_and_error(predicted, measured):
-    attention, load = paired_lanes(predicted, measured).data
-    assert load.hovertext[2].split("<br>") == [
-        "<b>s0.L0.load_kv</b> (measured)",
-        "layer 0, step 0, tokens 0 to 16",
-        "4 MB at 0.8 GB/s",
-        "predicted 4.000 ms, measured 5.000 ms, -20.0 %",
-    ]
-    assert "6 GFLOP at 2 TFLOP/s" in attention.hovertext[0]
-
-
-def test_hover_tells_the_source_of_the_estimate(predicted, measured):
     estimates = [Estimate(1.0, "fitted", True)] * 3 + [Estimate(1.0, "measured", False)]
-    attention, load = paired_lanes(predicted, measured, estimates=estimates).data
-    assert load.hovertext[0].endswith("estimate from fitted figures")
-    assert attention.hovertext[1].endswith("measured figures, outside the calibrated range")
+    chart = lanes_of([NamedRun("", run, estimates)])
+    attention, last, weights, load = bars_of(chart)
+    assert weights["place"] == "layer 0, step 0, batch 3", "tokens that are none are left out"
+    assert load["place"] == "layer 0, step 1, 16 tokens from 0"
+    assert (load["size"], attention["size"]) == (4_000_000, 6_000_000_000)
+    assert [row["unit"] for row in chart.document()["rows"]] == ["FLOP", "B"]
+    assert attention["estimate"] == "fitted figures"
+    assert last["estimate"] == "measured figures, outside the calibrated range"
 
 
-def test_hover_of_a_task_without_time_divides_by_nothing(graph, predicted):
-    instant = Timeline(graph, (0.0,) * 4, (0.0,) * 4)
-    attention, _ = paired_lanes(predicted, instant).data
-    assert "6 GFLOP at no time" in attention.hovertext[2]
-    assert attention.hovertext[2].endswith("measured 0.000 ms")
-
-
-def test_outline_tells_measured_tasks_that_are_notably_off(predicted, measured):
-    attention, load = paired_lanes(predicted, measured).data
-    assert list(load.marker.line.color)[2:] == [LATE_COLOUR] * 2, "5 ms for a predicted 4"
-    assert LATE_COLOUR not in list(load.marker.line.color)[:2], "a prediction is never outlined"
-    assert LATE_COLOUR not in attention.marker.line.color
-    plain = paired_lanes(predicted, measured, outline_errors=False).data[1]
-    assert LATE_COLOUR not in plain.marker.line.color
+def test_measured_tasks_that_are_notably_off_are_marked(predicted, measured):
+    marks = {(b["row"], b["kind"]): b["flags"] for b in bars_of(paired_lanes(predicted, measured))}
+    assert marks["h2d measured", "load_kv"] == LATE, "5 ms for a predicted 4"
+    assert marks["h2d predicted", "load_kv"] == 0, "a prediction is never marked"
+    assert marks["compute measured", "attention"] == 0
+    swapped = bars_of(paired_lanes(measured, predicted))
+    assert {bar["flags"] for bar in swapped if bar["kind"] == "load_kv"} == {0, EARLY}
+    plain = bars_of(paired_lanes(predicted, measured, outline_errors=False))
+    assert {bar["flags"] for bar in plain} == {0}
 
 
 def test_what_is_off_the_critical_path_fades(graph):
     """The second load waits for nothing here, and 1 ms passes before the last task needs it."""
     run = Timeline(graph, (0.0, 0.004, 0.004, 0.008), (0.004, 0.008, 0.006, 0.011))
-    attention, load = paired_lanes(run, run, critical_only=True).data
-    assert list(load.marker.opacity) == [1.0, FADED] * 2
-    assert list(attention.marker.opacity) == [1.0] * 4
-    assert set(paired_lanes(run, run).data[1].marker.opacity) == {1.0}
+    found = bars_of(paired_lanes(run, run, critical_only=True))
+    assert {bar["name"] for bar in found if bar["flags"] & FADED} == {"s1.L0.load_kv"}
+    assert {bar["flags"] for bar in bars_of(paired_lanes(run, run))} == {0}
 
 
-@pytest.fixture
-def crowded():
-    """One 1 ms load, then 3,000 of 1 us: a thousandth of the whole each, too short to be seen."""
-    tasks = [task("s0.L0.load_kv", "h2d", 0, 0, 8)]
-    tasks += [task(f"s0.L{at}.load_x", "h2d", 0, at, 8) for at in range(1, 3001)]
+def test_the_data_of_many_tasks_is_small_and_made_fast():
+    """10,000 tasks: all are sent, and names of a task are sent once for both runs."""
+    size = 5_000
+    tasks = []
+    for at in range(size):
+        name = f"s0.L{at}"
+        tasks.append(task(f"{name}.load_kv", "h2d", 0, at, 8))
+        tasks.append(task(f"{name}.attention", "compute", 0, at, 8, (f"{name}.load_kv",)))
     graph = TaskGraph("row", find_model("opt-125m"), Workload(1, 16, 1), 2, tuple(tasks))
-    ends = [0.001, *(0.001 + 1e-6 * at for at in range(1, 3001))]
-    return Timeline(graph, (0.0, *ends[:-1]), tuple(ends))
-
-
-def test_tasks_too_short_to_be_seen_are_merged_and_keep_their_time(crowded):
-    assert len(crowded.graph.tasks) > MAX_SINGLE_BARS
-    load_x, load_kv = sorted(
-        paired_lanes(crowded, crowded).data, key=lambda trace: trace.name, reverse=True
-    )
-    assert len(load_kv.x) == 2
-    assert 2 * 400 < len(load_x.x) < 2 * 800, "about one bar for each pixel and a half"
-    assert sum(load_x.x) == pytest.approx(2 * 3.0)
-    assert "tasks</b> (predicted)" in load_x.hovertext[0]
-    assert "choose a step or layers" in load_x.hovertext[0]
-
-
-def test_few_tasks_are_never_merged(crowded):
-    figure = paired_lanes(crowded, crowded, View(layers=(1, 1500)))
-    assert len(figure.data[0].x) == 2 * 1500
-
-
-def test_a_merged_bar_has_the_colour_of_what_takes_most_of_its_time(crowded):
-    graph = crowded.graph
-    mixed = tuple(
-        replace(one, op="load_kv") if at % 3 == 2 else one for at, one in enumerate(graph.tasks)
-    )
-    run = Timeline(replace(graph, tasks=mixed), crowded.start_s, crowded.end_s)
-    bars = {trace.name: trace for trace in paired_lanes(run, run).data}
-    assert len(bars["load_x"].x) > 10 * len(bars["load_kv"].x)
-    assert "load_x, " in bars["load_x"].hovertext[5]
+    start = tuple(1e-3 * (at // 2 + at % 2) for at in range(2 * size))
+    run = Timeline(graph, start, tuple(time + 1e-3 for time in start))
+    chart = paired_lanes(run, run)
+    assert len(chart) == 4 * size
+    assert len(chart.encoded) < 120 * len(chart)
 
 
 def test_breakdown_adds_up_to_the_makespan_of_both_runs(predicted, measured):
@@ -279,5 +276,5 @@ def test_the_lanes_of_a_tier_have_rows_of_their_own():
         "two-ended",
     )
     run = simulate(plan.simulated_graph(), plan.hardware)
-    names = {text for text in paired_lanes(run, run).layout.yaxis.ticktext if text}
+    names = {row.lane for row in paired_lanes(run, run).rows}
     assert {text.split()[0] for text in names} == {"compute", "h2d", "disk"}

@@ -3,15 +3,17 @@
 import pandas as pd
 import pytest
 from builders import tiny_model
+from lane_bars import times
 
 from dashboard.figures import (
     OP_COLOUR,
     RESTORE_COLOUR,
     Meeting,
+    NamedRun,
     availability_steps,
     both_ends,
     both_ends_compared,
-    predicted_lanes,
+    lanes_of,
     sources_by_layer,
     ttft_bars,
     ttft_curves,
@@ -164,12 +166,9 @@ def test_every_token_of_every_layer_has_one_way():
 
 
 def test_lanes_of_one_run_have_one_row_each(walk):
-    figure = predicted_lanes(walk)
-    assert list(figure.layout.yaxis.ticktext) == ["compute", "h2d"]
-    loads = named(figure)["load_kv"]
-    assert list(loads.base) == [0, 2000, 4000, 6000], "skipped tasks are not drawn"
-    assert "predicted 2,000.000 ms" in loads.hovertext[0]
-    assert "measured" not in loads.hovertext[0]
+    chart = lanes_of([NamedRun("", walk)])
+    assert [row.lane for row in chart.rows] == ["compute", "h2d"]
+    assert times(chart, "load_kv")[0] == [0, 2000, 4000, 6000], "skipped tasks are not drawn"
 
 
 @pytest.fixture

@@ -9,10 +9,12 @@ import pyarrow.parquet
 import pytest
 from builders import machine
 from checkpoints import CONFIGS, save, seeded
+from model_index import entries
 
 import kvoverlap
 import kvoverlap.cli.devices
 from kvoverlap import RestoreRequest, Workload, find_model
+from kvoverlap.cli.model_list import INDEX
 from measure.validation import ValidationRequest
 from planner.sweep.rows import ROW_OF
 from planner.sweep.study import Study
@@ -27,6 +29,11 @@ FP8_CACHE = {
     "quant_algo": "FP8",
     "kv_cache_scheme": {"num_bits": 8, "type": "float"},
 }
+
+
+def test_the_index_of_models_is_what_their_configs_say():
+    """`python tests/model_index.py` rewrites it."""
+    assert json.loads(INDEX.read_text()) == entries()
 
 
 @pytest.fixture

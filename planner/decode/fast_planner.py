@@ -98,6 +98,7 @@ class ShortcutPlanner(DecodePlanner):
             or problem.gpus > 1
             or problem.schedule != "row"
             or problem.model.layer_kinds
+            or not problem.relaxes_every_split
         ):
             return None
         return self.relaxation.objective_s
@@ -137,11 +138,11 @@ class ShortcutPlanner(DecodePlanner):
     @cached_property
     def _pipeline(self) -> tuple[list[list[float]], Bound] | None:
         """Fractional counts of the planned steps, and the bound; None for other schedules, or if
-        some layer can only load."""
+        some layer can only load or has tasks that some split leaves out."""
         problem = self.problem
         if problem.schedule != "row" or problem.keep or problem.all_resident:
             return None
-        if not problem.all_layers_split:
+        if not problem.all_layers_split or not problem.relaxes_every_split:
             return None
         found, bound = self._chain(Shape).best()
         n = problem.model.n_layers

@@ -196,7 +196,7 @@ class DecodePlanner:
             return self._uncontended.lower_bound_s()
         if problem.all_resident:
             return problem.makespan_s(self.best)
-        if problem.covers_all_steps and not problem.keep:
+        if problem.covers_all_steps and not problem.keep and problem.relaxes_every_split:
             return self._lp_bound_s()
         from planner.lp.lane_bound import Course, lane_work_bound
 

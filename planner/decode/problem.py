@@ -136,6 +136,22 @@ class DecodeProblem:
         )
 
     @cached_property
+    def relaxes_every_split(self) -> bool:
+        """Whether the LP's graph has no task that some split leaves out.
+
+        In its graph every layer that splits recomputes the first row that it reads. If that is its
+        only row, nothing is left to load; if an earlier step generated it, its X has to be stored.
+        """
+        model, prompt = self.model, self.workload.prompt_tokens
+        return not any(
+            model.layer_context(layer, past) == 1
+            or (model.layer_context(layer, past) and model.first_token(layer, past) >= prompt)
+            for past in self.contexts
+            for layer in range(model.n_layers)
+            if model.splits(layer)
+        )
+
+    @cached_property
     def least_resident(self) -> Residency:
         """What stays on the device in any plan: nothing, or everything in unified memory."""
         return self._everything if self.hardware.memory.unified else Residency.nothing(self.model)

@@ -7,15 +7,16 @@ from dataclasses import replace
 
 import pytest
 from builders import examples, machine, make_plan, straight_machines, tiny_model
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from planner import Job, plan_split
+from planner.decode.fast_planner import ShortcutPlanner
 from planner.decode.lower import lower
 from planner.decode.other_systems import OTHER_SYSTEMS, other_system_graph
 from planner.decode.plan import DecodePlan
 from planner.decode.planner import DecodePlanner
-from planner.decode.policies import baseline_split
+from planner.decode.policies import BASELINES, baseline_split
 from planner.decode.problem import DecodeProblem
 from sim.cost.model import CostModel
 from sim.errors import BadFile, BadInput
@@ -28,6 +29,7 @@ from sim.model.spec import ModelSpec
 MIXED = tiny_model(sliding_window=4, full_attention_layers=(1,))
 """Layer 0 sees three past tokens and the new one, layer 1 sees everything."""
 JOB = Workload(batch_size=2, prompt_tokens=8, gen_tokens=3)
+SLOW_STORES = {"flops_per_s": 1e8, "memory_bytes_per_s": 2e8, "h2d": 5.3e6, "d2h": 1.6e6}
 
 
 @st.composite
@@ -38,6 +40,18 @@ def windowed_models(draw) -> ModelSpec:
     return tiny_model(
         n_layers=n_layers, sliding_window=window, full_attention_layers=tuple(sorted(full))
     )
+
+
+def in_chunks(model) -> ModelSpec:
+    """The model with chunks instead of windows, which its short description does not have."""
+    layers = [
+        replace(one, attention=replace(one.attention, chunked=one.attention.window is not None))
+        for one in model.layers
+    ]
+    kinds = tuple(dict.fromkeys(layers))
+    order = tuple(map(kinds.index, layers))
+    plain = replace(model, sliding_window=None, full_attention_layers=())
+    return replace(plain, layer_kinds=kinds, layer_order=order)
 
 
 @st.composite
@@ -180,6 +194,27 @@ def test_a_window_longer_than_the_text_changes_no_prediction(hardware, prompt, g
         assert ours.makespan_s == theirs.makespan_s
         assert ours.lower_bound_s == theirs.lower_bound_s
         assert footprint(ours.lower()) == footprint(theirs.lower())
+
+
+@given(windowed_models(), st.booleans(), straight_machines(), st.integers(1, 12), st.integers(1, 3))
+@example(tiny_model(n_layers=1, sliding_window=2), False, machine(**SLOW_STORES), 9, 2)
+@example(tiny_model(n_layers=1, sliding_window=3), True, machine(**SLOW_STORES), 7, 3)
+@examples(12)
+def test_no_bound_exceeds_a_baseline_or_the_plan_of_short_windows(
+    model, chunks, hardware, prompt, gen
+):
+    """Where a window begins with a generated token, the LP's graph stores an X that no plan needs.
+
+    Prompts of one token, and chunks that begin before a step, leave a layer one row to read.
+    """
+    problem = DecodeProblem(
+        in_chunks(model) if chunks else model, hardware, Workload(2, prompt, gen)
+    )
+    planner, shortcut = DecodePlanner(problem), ShortcutPlanner(problem)
+    bounds_s = [planner.lower_bound_s(), shortcut.bound_s or 0.0]
+    splits = [problem.choice_of(name).split for name in BASELINES]
+    for split in (*splits, planner.best.split, shortcut.best.split):
+        assert max(bounds_s) <= problem.simulate(split).makespan_s * (1 + 1e-9)
 
 
 @given(cases(), straight_machines())

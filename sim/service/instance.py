@@ -365,7 +365,8 @@ class Instance:
             elif tiers:
                 hits.append((one, tiers))
         for one, tiers in hits:
-            self.restorer.restore(one, tiers, self._demand(one), now_s)
+            demand = self._demand(one) if self.restorer.chooses else None
+            self.restorer.restore(one, tiers, demand, now_s)
         if hits and self.by_gain:
             self.in_turn = 0 if self.restorer.rank(self.prompts, now_s) else self.orders
 

@@ -151,8 +151,7 @@ class Instance:
         """
         loaded_s, restores = 0.0, []
         prompts = self.prompts
-        in_turn = any(one.order < self.in_turn for one in prompts)
-        if self.by_gain and not in_turn and len(prompts) > 1:
+        if self.by_gain and len(prompts) > 1 and all(one.order >= self.in_turn for one in prompts):
             prompts = sorted(prompts, key=lambda one: (one.to_compute, one.order))
         for one in prompts:
             if one.front < one.cached:

@@ -25,6 +25,7 @@ PAGES = {
     "restore-bandwidth": "restore?view=Against+bandwidth",
     "restore-availability": "restore?view=Availability&policy=two-ended",
     "restore-measured": "restore?of=a+measured+case",
+    "traffic": "traffic",
     "accuracy": "accuracy",
     "hardware": "hardware?machine=cpu-xeon-opt-125m",
     "your-machine": "your_machine",

@@ -12,12 +12,16 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import streamlit as st
+from streamlit.delta_generator import DeltaGenerator
 
+from dashboard.questions.offered import MAX_TASKS
+from dashboard.questions.remedies import Asking, remedies_for, safe
 from dashboard.text.comparison import escaped
+from dashboard.text.refusal import describe_refusal
 from dashboard.workers import WORKERS, Call, OverBudget, Task
 from sim.errors import KvOverlapError
 
@@ -30,10 +34,7 @@ LOOK_S = 0.1
 USUAL_S = 10.0
 """Time scale of the progress bar of a call that reports no fraction."""
 
-MAX_TASKS = 60_000
-"""Largest question that is planned in the dashboard, in tasks of its graph."""
-
-CANCELLED = "cancelled"
+CANCELLED, PLACE = "cancelled", "progress_place"
 
 T = TypeVar("T")
 
@@ -61,18 +62,20 @@ class Asked:
     Args:
         n_tasks: about how many tasks its graphs have.
         max_tasks: more are refused.
+        unit: what is counted, if not tasks.
     """
 
     n_tasks: int
     command: str
     max_tasks: int = MAX_TASKS
+    unit: str = "tasks"
 
     def check(self) -> None:
         """Raises TooLarge if there are more tasks than `max_tasks`."""
         if self.n_tasks > self.max_tasks:
             raise TooLarge(
-                f"This question has about {self.n_tasks:,} tasks, and the dashboard plans at most "
-                f"{self.max_tasks:,}. The command line has no limit of time.",
+                f"This question has about {self.n_tasks:,} {self.unit}, and the dashboard plans at "
+                f"most {self.max_tasks:,}. The command line has no limit of time.",
                 self.command,
             )
 
@@ -84,6 +87,7 @@ def answer(
     text: str = "Planning",
     about: Asked | None = None,
     reports: bool = False,
+    place: DeltaGenerator | None = None,
 ) -> T:
     """What `function(*arguments)` returns, computed in another process or cached.
 
@@ -95,6 +99,7 @@ def answer(
         text: what the progress bar says until the function reports something else.
         about: its size, which is checked first, and its command.
         reports: pass a `sim.progress.Progress` as `progress`.
+        place: of the progress bar; by default the top of the page, and in a fragment needed.
 
     Raises:
         TooLarge: `about` has too many tasks, or the budget is used up.
@@ -109,7 +114,7 @@ def answer(
     task = WORKERS.join(Call(function, arguments, whole_key, reports))
     try:
         if not task.ended.is_set():
-            _wait(task, text)
+            _wait(task, text, place or st.session_state.get(PLACE) or st.empty())
     finally:
         WORKERS.leave(task)
     try:
@@ -128,14 +133,18 @@ def _over_budget(error: OverBudget, about: Asked | None) -> tuple[str, str]:
     text = f"This question was {error}"
     if about is None:
         return text, ""
-    size = f"It has about {about.n_tasks:,} tasks."
+    size = f"It has about {about.n_tasks:,} {about.unit}."
     return f"{text} {size} The command line has no limit of time.", about.command
 
 
-def _wait(task: Task, text: str) -> None:
+def reserve_place() -> None:
+    """Make room for progress bars at the top of a page, so that the last answer stays below it."""
+    st.session_state[PLACE] = st.container(key="progress").empty()
+
+
+def _wait(task: Task, text: str, place: DeltaGenerator) -> None:
     """Wait for a task. Every update of the page ends the wait if its visitor asked for another run
     or left."""
-    place = st.empty()
     waited_s, bar = 0.0, None
     while not task.ended.wait(LOOK_S):
         waited_s += LOOK_S
@@ -178,11 +187,37 @@ def _forget_cancelled() -> None:
     st.session_state.pop(CANCELLED, None)
 
 
-def show_refusal(error: KvOverlapError) -> None:
-    """Why there is no answer, and what leads to one."""
+def show_refusal(error: KvOverlapError, asking: Asking | None = None) -> None:
+    """Why there is no answer, and buttons with changes that lead to one.
+
+    Args:
+        asking: the refused question; without one there are no buttons.
+    """
     if isinstance(error, Cancelled):
         show_cancelled()
         return
-    st.error(escaped(str(error)))
+    st.error(escaped(describe_refusal(error)))
     if isinstance(error, TooLarge) and error.command:
         st.code(error.command, language="bash", wrap_lines=True)
+    if asking is None:
+        return
+    if isinstance(error, TooLarge):
+        smaller = min(asking.max_tasks, asking.question.n_tasks // 4)
+        asking = replace(asking, max_tasks=smaller)
+    text = "Looking for settings that have an answer"
+    try:
+        found = answer(remedies_for, asking, key=asking.key, text=text, reports=True)
+    except (TooLarge, Cancelled):
+        found = [safe(asking).remedy]
+    row = st.container(horizontal=True, vertical_alignment="center")
+    row.caption("These have an answer:", width="content")
+    for number, remedy in enumerate(found):
+        row.button(
+            escaped(remedy.label), key=f"remedy {number}", on_click=_set, args=(remedy.settings,)
+        )
+
+
+def _set(settings: dict[str, Any]) -> None:
+    """Set the controls of this page."""
+    for key in settings.keys() & st.session_state.keys():
+        st.session_state[key] = settings[key]

@@ -109,7 +109,7 @@ class ValidationRequest:
         if self.scenario == "adapt" and (kind != "cpu" or len(self.prompts or (0,)) > 1):
             raise BadInput("--scenario adapt is for one of --prompts and --device cpu.")
         name = self.model or DEFAULT_MODEL[kind]
-        return kind, find_model(name, DEFAULT_DTYPE[kind], self.assume_like)
+        return kind, find_model(name, DEFAULT_DTYPE[kind], self.assume_like).dequantised()
 
 
 @dataclass(frozen=True)
@@ -145,6 +145,12 @@ def validate(request: ValidationRequest, progress: Progress) -> Validation:
     kind, spec = request.resolve()
     prompts = request.prompts or DEFAULT_PROMPTS[request.scenario][kind]
     decodes = request.scenario == "decode"
+    longest = max(prompts) + (request.gen_tokens if decodes else 0)
+    if longest > spec.max_positions:
+        raise BadInput(
+            f"--prompts(={max(prompts)}): {spec.name} has {spec.max_positions:,} positions; lower "
+            "it."
+        )
     jobs = [
         Workload(batch, prompt, request.gen_tokens, request.n_batches, request.kv_bits)
         for prompt in prompts

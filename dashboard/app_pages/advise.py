@@ -10,6 +10,7 @@ from dashboard.controls.decode import ask_advice
 from dashboard.controls.plan import plan_downloads, show_lanes, show_memory
 from dashboard.controls.widgets import chart, headline_place, show_table
 from dashboard.figures import policy_bars
+from dashboard.questions.remedies import LP, Asking
 from dashboard.runtime_gap import ask_runtime, other_runtimes, show_runtime_gap
 from dashboard.session import advice_for, timeline_of
 from dashboard.text.comparison import escaped, sentence
@@ -45,16 +46,20 @@ def show_page() -> None:
             question, slo_ms = ask_advice()
             runtime = ask_runtime(
                 other_runtimes(),
-                "What it leaves on the table beside the best schedule on this machine, and the "
-                "launch line that comes closest.",
+                "What it leaves on the table compared with the best schedule on this machine, "
+                "and the launch line that comes closest.",
             )
             st.page_link("app_pages/your_machine.py", label="Use your own config.json or profile")
-        with headline:
-            found = advice_for(question, slo_ms)
     except KvOverlapError as error:
         with headline:
             show_refusal(error)
         return
+    with headline:
+        try:
+            found = advice_for(question, slo_ms)
+        except KvOverlapError as error:
+            show_refusal(error, Asking(question, LP))
+            return
     headline.header(found.headline, anchor=False)
     with answer:
         show_advice(found)
@@ -122,7 +127,7 @@ def show_settings(found: Advice) -> None:
 
 
 def show_confidence(plan: DecodePlan) -> None:
-    """Where the times come from, and what lies outside the measured range."""
+    """Where the times come from, and what is outside the measured range."""
     st.subheader("How sure", anchor=False)
     st.markdown(sentence(describe_sources(plan)))
     if (outside := beyond_calibration(plan)) is not None:

@@ -17,6 +17,7 @@ from dashboard.controls.widgets import (
     show_split_curve,
 )
 from dashboard.figures import policy_bars, sensitivity_bars, split_by_layer, split_map
+from dashboard.questions.remedies import Asking
 from dashboard.session import (
     case_plan,
     even_split_time,
@@ -46,7 +47,7 @@ def show_page() -> None:
             if picked is not None:
                 show_plan(case_plan(picked.case))
         else:
-            name = st.selectbox("Plan", list(plans), key="upload")
+            name = menu("Plan", list(plans), key="upload")
             show_plan(plans[name])
     except KvOverlapError as error:
         show_refusal(error)
@@ -55,18 +56,15 @@ def show_page() -> None:
 def show_asked() -> None:
     """Controls, and the plan for them."""
     controls, answer = st.columns([1, 2.8], gap="large")
-    try:
-        with controls:
-            question = ask_question(changeable=False)
-            policy = menu("Policy", POLICIES, key="policy")
-        with answer:
-            plan = plan_for(question, policy)
-    except KvOverlapError as error:
-        with answer:
-            show_refusal(error)
-        return
+    with controls:
+        question = ask_question(changeable=False)
+        policy = menu("Policy", POLICIES, key="policy")
     with answer:
-        show_plan(plan)
+        try:
+            show_plan(plan_for(question, policy))
+        except KvOverlapError as error:
+            show_refusal(error, Asking(question, policy))
+            return
         st.subheader("Command-line equivalent", anchor=False)
         show_command(question, policy)
 

@@ -18,6 +18,7 @@ from dashboard.controls.widgets import (
     chart,
     choose_subject,
     choose_view,
+    menu,
     show_table,
     table_downloads,
 )
@@ -29,6 +30,7 @@ from dashboard.figures import (
     ttft_curves,
 )
 from dashboard.measured_restore import show_measured
+from dashboard.questions.remedies import Asking
 from dashboard.questions.restore import (
     AUTO,
     AVAILABILITY_FILE,
@@ -79,7 +81,7 @@ def show_page() -> None:
 
 def show_uploaded(plans: Mapping[str, RestorePlan]) -> None:
     """An uploaded plan, simulated again."""
-    name = st.selectbox("Plan", list(plans), key="upload")
+    name = menu("Plan", list(plans), key="upload")
     plan = plans[name]
     show_plan(plan)
     show_run(plan, plan.simulate(), plan.policy)
@@ -93,11 +95,14 @@ def show_question() -> None:
     try:
         with controls:
             question, policy = ask_restore()
-        with answer:
-            show_asked(question, policy)
     except KvOverlapError as error:
-        with answer:
-            show_refusal(error)
+        show_refusal(error)
+        return
+    with answer:
+        try:
+            show_asked(question, policy)
+        except KvOverlapError as error:
+            show_refusal(error, Asking(question, policy))
 
 
 def show_asked(question: RestoreQuestion, policy: str) -> None:

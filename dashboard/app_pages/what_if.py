@@ -25,6 +25,7 @@ from dashboard.questions.points import (
     recomputed_frac,
     without_axes,
 )
+from dashboard.questions.remedies import LP, Asking
 from dashboard.session import even_splits, plan_for, sweep_of
 from dashboard.text.comparison import Metric, escaped, sentence
 from planner import DecodePlan
@@ -43,15 +44,17 @@ def show_page() -> None:
     try:
         with controls:
             question = ask_question(changeable=True)
-        with answer:
+    except KvOverlapError as error:
+        show_refusal(error)
+        return
+    with answer:
+        try:
             plan = plan_for(question)
             show_answer(plan)
             show_view(question, plan)
-    except KvOverlapError as error:
-        with answer:
-            show_refusal(error)
-        return
-    with answer:
+        except KvOverlapError as error:
+            show_refusal(error, Asking(question, LP, shares=False))
+            return
         st.subheader("Command-line equivalent", anchor=False)
         show_command(question)
 

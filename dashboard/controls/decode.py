@@ -6,9 +6,11 @@ from collections.abc import Sequence
 
 import streamlit as st
 
-from dashboard.controls.widgets import menu, name_unusable
+from dashboard import links
+from dashboard.controls.widgets import menu, name_unusable, switch
 from dashboard.data.machines import FIRST_MACHINE, Machine
 from dashboard.questions.decode import AUTO, Changes, Question, both_ways_rate
+from dashboard.questions.offered import BATCHES, FIRST_N_BATCHES, GPUS, N_BATCHES, PROMPTS, STEPS
 from dashboard.questions.points import MULTIPLES
 from dashboard.session import all_machines, uploaded
 from dashboard.text.comparison import escaped
@@ -20,12 +22,6 @@ from sim.machine.profile import HardwareProfile
 from sim.model.kv_format import KV_BITS
 from sim.model.spec import ModelSpec
 
-BATCHES = (1, 2, 3, 4, 6, 7, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
-PROMPTS = (64, 128, 200, 256, 300, 384, 500, 512, 640, 768, 1000, 1024, 1280, 1536, 1792, 2000)
-LONG_PROMPTS = (2046, 2500, 3072, 4000, 6144, 8192, 12288, 16384, 24576, 32768, 65536)
-STEPS = (1, 2, 4, 8, 16, 32)
-N_BATCHES = (1, 2, 4, 8, 16)
-GPUS = (1, 2, 4, 8)
 BOTH_WAYS = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 MEMORY_GIB = (8, 16, 24, 40, 48, 80, 96, 141, 192, 288)
 AS_ASKED = 0
@@ -76,11 +72,10 @@ def ask_question(changeable: bool) -> Question:
     job = ask_job()
     schedule, n_batches = ask_schedule()
     kv_bits = ask_kv_bits(model)
-    keep = st.toggle(
+    keep = switch(
         "Keep in GPU memory what fits (off: every step moves all, as in KVPR)",
         value=not changeable,
         key="keep",
-        bind="query-params",
         help="K, V, X and, in the column schedule, weights stay in GPU memory as far as they fit.",
     )
     tp, ep = ask_gpus(model)
@@ -154,7 +149,7 @@ def _behind_link(machine: Machine) -> Machine:
 def ask_prompts() -> tuple[int, int]:
     """Batch and prompt."""
     batch = steps("Batch (sequences)", BATCHES, 32, "batch", "{:,}")
-    prompt = steps("Prompt (tokens)", (*PROMPTS, *LONG_PROMPTS), 1024, "prompt", "{:,}")
+    prompt = steps("Prompt (tokens)", PROMPTS, 1024, "prompt", "{:,}")
     return int(batch), int(prompt)
 
 
@@ -175,7 +170,7 @@ def ask_schedule() -> tuple[str, int]:
     )
     if schedule == "row":
         return schedule, 1
-    batches = steps("Batches through each layer", N_BATCHES, 4, "n_batches", "{}")
+    batches = steps("Batches through each layer", N_BATCHES, FIRST_N_BATCHES, "n_batches", "{}")
     return schedule, int(batches)
 
 
@@ -245,17 +240,18 @@ def steps(
     meaning: str | None = None,
 ) -> float:
     """A slider over given values; the link of the page shows the same text."""
-    asked = st.query_params.get(key)
+    asked, texts = links.asked(key), [text.format(one) for one in options]
     chosen: float = st.select_slider(
         label,
         options,
-        value=value,
+        value=options[links.default_of(key, texts, options.index(value))],
         key=key,
         bind="query-params",
         format_func=text.format,
         help=meaning,
     )
-    name_unusable(label, key, asked, [text.format(one) for one in options], text.format(chosen))
+    links.record(key, text.format(chosen))
+    name_unusable(label, key, asked, texts, text.format(chosen))
     return chosen
 
 
@@ -265,11 +261,13 @@ def _multiple(label: str, base: float, unit: str, key: str) -> float:
     def text(multiple: float) -> str:
         return f"{base * multiple:.4g} {unit}"
 
-    asked = st.query_params.get(key)
+    asked, texts = links.asked(key), [text(one) for one in MULTIPLES]
+    usual = MULTIPLES[links.default_of(key, texts, MULTIPLES.index(1.0))]
     chosen: float = st.select_slider(
-        label, MULTIPLES, value=1.0, key=key, bind="query-params", format_func=text
+        label, MULTIPLES, value=usual, key=key, bind="query-params", format_func=text
     )
-    name_unusable(label, key, asked, [text(one) for one in MULTIPLES], text(chosen))
+    links.record(key, text(chosen))
+    name_unusable(label, key, asked, texts, text(chosen))
     return chosen
 
 

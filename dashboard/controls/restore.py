@@ -13,7 +13,8 @@ from dashboard.controls.traces import (
     trace_table,
     trace_text,
 )
-from dashboard.controls.widgets import menu
+from dashboard.controls.widgets import menu, switch
+from dashboard.questions.offered import RESTORE_PROMPTS
 from dashboard.questions.restore import AUTO, GIB, POLICIES, RestoreQuestion
 from dashboard.text.comparison import escaped
 from planner.restore.reproduce import GBPS
@@ -26,7 +27,6 @@ from sim.machine.profile import HardwareProfile
 
 FIRST_MODEL = "longalpaca-13b"
 FIRST_RESTORE_MACHINE = "a100-80g"
-PROMPTS = (512, 1024, 2048, 4096, 8192, 12288, 16384, 24576, 32768, 49152, 65536, 98304, 131072)
 CACHED_FRACS = (0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 1.0)
 CHUNKS = (128, 256, 512, 1024, 2048, 4096)
 IO_CHUNKS = (64, 128, 256, 512, 1024)
@@ -38,8 +38,8 @@ TIER_NAMES = {
     "ssd": "on the machine's SSD",
     "net": "behind the machine's network",
 }
-TRACE = "trace"
-"""In the address and in the visitor's session."""
+TRACE, EDITED = "trace", "edited_trace"
+"""The trace in the address, and in the visitor's session."""
 
 
 def ask_restore() -> tuple[RestoreQuestion, str]:
@@ -53,7 +53,7 @@ def ask_restore() -> tuple[RestoreQuestion, str]:
     machine = ask_machine(FIRST_RESTORE_MACHINE)
     tp, ep = ask_gpus(model)
     hardware = machine.load()
-    prompt = int(steps("Prompt (tokens)", PROMPTS, 16384, "prompt", "{:,}"))
+    prompt = int(steps("Prompt (tokens)", RESTORE_PROMPTS, 16384, "prompt", "{:,}"))
     cached_frac = steps(
         "Cached part of the prompt",
         CACHED_FRACS,
@@ -74,10 +74,9 @@ def ask_restore() -> tuple[RestoreQuestion, str]:
         format_func=lambda bits: names[bits],
         help="Bits of a value on the tier; fewer than 16 mean that it is quantised there.",
     )
-    has_x = st.toggle(
+    has_x = switch(
         "X is cached too",
         key="x",
-        bind="query-params",
         help="Serving runtimes store K and V. Where the attention inputs X are stored too, K and V "
         "can be projected from them.",
     )
@@ -146,9 +145,9 @@ def ask_trace(question: RestoreQuestion, usual_s: float) -> Availability:
     Raises:
         BadInput: the edited table holds no trace.
     """
-    if TRACE not in st.session_state:
-        st.session_state[TRACE] = {"version": 0, "base": _trace_of_address()}
-    kept = st.session_state[TRACE]
+    if EDITED not in st.session_state:
+        st.session_state[EDITED] = {"version": 0, "base": _trace_of_address()}
+    kept = st.session_state[EDITED]
     row = st.container(horizontal=True, vertical_alignment="center")
     offered = {f"{lane} drops": example_trace(usual_s, lane) for lane in question.lanes}
     for label, trace in {**offered, "Whole machine": ALWAYS}.items():

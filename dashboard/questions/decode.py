@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from dashboard.data.machines import profile_key
-from planner import DecodePlan, Job, PlanOptions, make_plan
+from planner import DecodePlan, Job, PlanOptions, check_decode, make_plan
 from planner.advice import Advice, RuntimeGap, advise, runtime_gap
 from sim.catalog import RECORDINGS, find_runtime
 from sim.engine.api import fast_engine_installed
@@ -191,14 +191,24 @@ class Question:
         Raises:
             BadInput, DoesNotFit, PlannerFailed: as `make_plan`.
         """
-        options = PlanOptions(
+        return make_plan(self._job, self._options(policy))
+
+    def check(self, policy: str = "lp") -> None:
+        """Refuse what `plan` refuses, in a fraction of its time."""
+        check_decode(self._job, self._options(policy))
+
+    @property
+    def _job(self) -> Job[Workload]:
+        return Job(self.model, self.machine, self.workload)
+
+    def _options(self, policy: str) -> PlanOptions:
+        return PlanOptions(
             policy=policy,
             schedule=self.schedule,
             gpus=self.jobs,
             keep=self.keep,
             engine=ENGINE,
         )
-        return make_plan(Job(self.model, self.machine, self.workload), options)
 
     def advise(self, slo_ms: float | None = None) -> Advice:
         """The recommendation for one decode step.

@@ -34,6 +34,7 @@ WARM = (
     "highspy",
     "dashboard.questions.points",
     "dashboard.questions.restore",
+    "dashboard.questions.traffic",
 )
 """Modules that are imported before the first call."""
 

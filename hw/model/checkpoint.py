@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -91,7 +91,7 @@ class Checkpoint:
                 f"{directory} holds no config.json; give the directory of one Hugging Face model."
             )
         described = load_model_config(directory, directory.resolve().name, assume_like)
-        model = replace(described, weight_bits=None, module_bits=None)
+        model = described.dequantised()
         tensors, bits = _stored_tensors(directory), described.weight_bits
         found = cls(directory, model, tensors, bits, _block(directory / "config.json"))
         read: set[str] = set()

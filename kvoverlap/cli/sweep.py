@@ -75,7 +75,7 @@ def sweep(
     combine, [zip] lists to take together, [where] filters. Any option of `plan` is
     a key (model, assume_like, hardware, link_from, batch, prompt, gen, policy,
     schedule, n_batches, gpus, tp, ep, keep, gpu_memory, host_memory, dtype,
-    kv_bits, runtime, resident_layers, copies), every rate of its --set
+    dequantise, kv_bits, runtime, resident_layers, copies), every rate of its --set
     (link.bandwidth, compute.flops, ...) and every size of a model (model.n_layers,
     model.n_kv_heads, ...); with scenario = "restore" those of `restore` (cached,
     tier, chunk, io_chunk, gpu_share, cached_data); with "traffic" those of

@@ -18,7 +18,6 @@ from kvoverlap.cli.options import (
     OutputFile,
     Seed,
     cached_kv_bits,
-    parse_sizes,
     parsed_by,
 )
 from kvoverlap.cli.output import note, print_json, progress, say, table
@@ -35,7 +34,7 @@ from sim.service import (
     read_trace,
     write_traffic,
 )
-from sim.units import percent
+from sim.units import parse_sizes, percent
 
 SMALLEST_POOL = 64
 """Blocks of the smallest pool if no size is given; the next ones are twice as large."""

@@ -9,6 +9,7 @@ from dataclasses import replace
 from functools import cached_property
 from math import ceil, inf
 from operator import itemgetter
+from typing import TYPE_CHECKING
 
 from planner.decode.lower import replicate
 from planner.decode.policies import BASELINES
@@ -23,14 +24,14 @@ from planner.decode.rounding import (
 )
 from planner.decode.split import DecodeChoice, Residency
 from planner.lp.costs import SIZED_OPS
-from planner.lp.lane_bound import Course, lane_work_bound
 from planner.lp.memory import MemoryBudget, check_any_fits
 from planner.lp.schedule import Relaxation
-from sim.engine.api import simulate
-from sim.engine.sharing import representative_machine
 from sim.errors import DoesNotFit, Infeasible
 from sim.graph.tasks import STAGING_SLOTS
 from sim.lanes import COMPUTE, H2D
+
+if TYPE_CHECKING:
+    from planner.lp.schedule import Relaxation
 
 REFINED_ABOVE = 1e-3
 """Relative distance between simulated makespan and lower bound above which shifts are tried."""
@@ -55,11 +56,12 @@ class DecodePlanner:
             model.layer_context(at, past) if model.splits(at) else 0 for at in range(model.n_layers)
         ]
         nothing = Residency.nothing(model)
-        ends = (
+        ends = [
             problem.shortened([row], nothing, [past]) for row in ([0] * model.n_layers, attended)
-        )
-        loaded, recomputed = (replicate(graph, problem.gpus) for graph in ends)
-        check_any_fits(loaded, recomputed, problem.hardware)
+        ]
+        if not all(map(problem.holds, ends)):
+            loaded, recomputed = (replicate(graph, problem.gpus) for graph in ends)
+            check_any_fits(loaded, recomputed, problem.hardware)
         try:
             return problem.program().solve()
         except Infeasible:  # only memory can be in the way of a schedule
@@ -159,17 +161,7 @@ class DecodePlanner:
 
     def _planned_makespan_s(self, split: Sequence[Sequence[int]], residency: Residency) -> float:
         """Simulated makespan of the planned steps; infinite if they do not fit the memory."""
-        problem = self.problem
-        graph = problem.shortened(split, residency)
-        together = replicate(graph, problem.gpus)
-        if not problem.fits(together):
-            return inf
-        if problem.covers_all_steps and problem.gpus == 1:
-            return problem.simulate(split, residency).makespan_s
-        seen = representative_machine(problem.hardware, problem.gpus)
-        if seen is not None:
-            return simulate(graph, seen, problem.engine).makespan_s
-        return simulate(together, problem.hardware, problem.engine).makespan_s
+        return self.problem.planned_s(split, residency)
 
     def _whole_residency(self, relaxed: Relaxation) -> Residency:
         """The LP's resident data in whole tokens, rounded down; X only of recomputed tokens."""
@@ -206,6 +198,8 @@ class DecodePlanner:
             return problem.makespan_s(self.best)
         if problem.covers_all_steps and not problem.keep:
             return self._lp_bound_s()
+        from planner.lp.lane_bound import Course, lane_work_bound
+
         model, job = problem.model, problem.workload
         pasts = [job.context_tokens(step) for step in range(job.gen_tokens)]
         courses = Counter(

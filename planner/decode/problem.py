@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import inf
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from planner.decode.lower import SCHEDULES, Split, check_size, lower, replicate
 from planner.decode.policies import baseline_split
@@ -14,11 +14,10 @@ from planner.decode.rounding import planned_steps, whole_part
 from planner.decode.split import DecodeChoice, Residency, evenly_spaced, keeps_part
 from planner.lp.costs import PiecewiseLinearCosts
 from planner.lp.memory import MemoryBudget
-from planner.lp.schedule import ScheduleLP
 from sim.cost.model import CostModel
 from sim.engine.api import simulate
 from sim.engine.launch import launch_times
-from sim.engine.sharing import streaming_share
+from sim.engine.sharing import representative_machine, streaming_share
 from sim.errors import BadInput, DoesNotFit, UnknownName
 from sim.graph.jobs import Workload
 from sim.graph.memory import Footprint, check_fits, footprint
@@ -27,6 +26,9 @@ from sim.graph.timeline import Timeline, earliest_schedule
 from sim.lanes import D2H, H2D
 from sim.machine.profile import HardwareProfile
 from sim.model.spec import ModelSpec
+
+if TYPE_CHECKING:
+    from planner.lp.schedule import ScheduleLP
 
 MIN_SPLIT_PROMPT = 5
 """Fewest prompt tokens of which only a part may stay resident."""
@@ -151,20 +153,56 @@ class DecodeProblem:
     def _timelines(self) -> dict[tuple[tuple[tuple[int, ...], ...], Residency], Timeline]:
         return {}
 
-    def simulate(self, split: Split, residency: Residency | None = None) -> Timeline:
-        """The predicted timeline of the whole job; each choice is simulated once."""
-        residency = residency or self.least_resident
+    @cached_property
+    def seen(self) -> HardwareProfile | None:
+        """The machine as seen by one of the GPUs; None if their uplinks differ."""
+        alone = self.gpus == 1
+        return self.hardware if alone else representative_machine(self.hardware, self.gpus)
+
+    def timeline(self, choice: DecodeChoice) -> Timeline:
+        """The timeline of one GPU if all do the same at the same times, else of all.
+
+        Each choice is simulated once.
+        """
+        split, residency = choice.split, choice.residency
         key = (tuple(map(tuple, split)), residency)
         if key not in self._timelines:
-            together = replicate(self._whole_graph(split, residency), self.gpus)
-            self._timelines[key] = simulate(together, self.hardware, self.engine)
+            self._timelines[key] = self._simulated(self._whole_graph(split, residency))
         return self._timelines[key]
 
     def _whole_graph(self, split: Split, residency: Residency) -> TaskGraph:
         """The graph of the whole job on one GPU."""
         if self.covers_all_steps:
             return self.shortened(split, residency)
-        return lower(self.schedule, self.model, self.workload, split, None, residency)
+        key = (tuple(map(tuple, split)), residency, None)
+        if key not in self._graphs:
+            made = lower(self.schedule, self.model, self.workload, split, None, residency)
+            self._graphs[key] = made
+        return self._graphs[key]
+
+    def _simulated(self, graph: TaskGraph) -> Timeline:
+        """The timeline of one GPU's graph, as `timeline`."""
+        if self.seen is not None:
+            return simulate(graph, self.seen, self.engine)
+        return simulate(replicate(graph, self.gpus), self.hardware, self.engine)
+
+    def simulate(self, split: Split, residency: Residency | None = None) -> Timeline:
+        """The predicted timeline of the whole job on all GPUs."""
+        one = self.timeline(DecodeChoice([*map(list, split)], residency or self.least_resident))
+        gpus = self.alike(one.graph)
+        whole = replicate(one.graph, gpus)
+        return one if gpus == 1 else Timeline(whole, one.start_s * gpus, one.end_s * gpus)
+
+    def alike(self, graph: TaskGraph) -> int:
+        """GPUs that a graph of one of them stands for; 1 if it is of all."""
+        return self.gpus // graph.n_devices
+
+    def planned_s(self, split: Split, residency: Residency) -> float:
+        """Simulated makespan of the planned steps; infinite if they do not fit the memory."""
+        if self.covers_all_steps:
+            return self.makespan_s(DecodeChoice([*map(list, split)], residency))
+        graph = self.shortened(split, residency)
+        return self._simulated(graph).makespan_s if self.fits(graph) else inf
 
     def choice_of(self, policy: str) -> DecodeChoice:
         """The choice of a policy that needs no search; the same for all in unified memory."""
@@ -178,8 +216,8 @@ class DecodeProblem:
 
     def makespan_s(self, choice: DecodeChoice) -> float:
         """Simulated makespan; infinite if the choice does not fit the memory."""
-        timeline = self.simulate(choice.split, choice.residency)
-        return timeline.makespan_s if self.fits(timeline.graph) else inf
+        fits = self.fits(self._whole_graph(choice.split, choice.residency))
+        return self.timeline(choice).makespan_s if fits else inf
 
     def shortened(
         self, split: Split, residency: Residency, contexts: Sequence[int] | None = None
@@ -219,11 +257,15 @@ class DecodeProblem:
         return not limited and budget.max_staged_tokens >= self.workload.max_tokens
 
     def fits(self, graph: TaskGraph) -> bool:
-        """Whether the machine has the memory of a graph of this job."""
-        if self.everything_fits and not self.keep and not self.all_resident:
-            return True
+        """Whether the machine has the memory of a graph of this job, of one or of all GPUs."""
+        usual = self.everything_fits and not self.keep and not self.all_resident
+        return usual or self.holds(graph)
+
+    def holds(self, graph: TaskGraph) -> bool:
+        """Whether memory holds a graph, of one or of all GPUs, by its own footprint."""
         need, memory = footprint(graph), self.hardware.memory
-        return need.device_bytes <= memory.job_device_bytes and need.host_bytes <= memory.host_bytes
+        host_bytes = need.host_bytes * self.alike(graph)
+        return need.device_bytes <= memory.job_device_bytes and host_bytes <= memory.host_bytes
 
     def check_fits(self, graph: TaskGraph) -> Footprint:
         """The memory footprint of a graph that fits the machine.
@@ -312,7 +354,7 @@ class DecodeProblem:
         if x_slot is not None:
             one_slot_bytes = self.workload.batch_size * self.model.x_token_bytes
             budget = replace(budget, staged_x_token_bytes=one_slot_bytes)
-        found = ScheduleLP(
+        found = _schedule_lp()(
             graph, self.contexts, self.costs, self.lines, budget, empty_load_waits, weights_stay
         )
         for task in graph.tasks if x_slot is not None else ():
@@ -327,9 +369,19 @@ class DecodeProblem:
 
     def program_of(self, graph: TaskGraph) -> ScheduleLP:
         """The LP of a graph with all counts fixed."""
-        return ScheduleLP(graph, self.contexts, self.costs)
+        return _schedule_lp()(graph, self.contexts, self.costs)
 
     def program_of_choice(self, choice: DecodeChoice) -> ScheduleLP:
         """The LP over the planned steps with all counts fixed."""
         planned = [choice.split[step] for step in self.planned_steps]
         return self.program_of(self.shortened(planned, choice.residency))
+
+
+def _schedule_lp() -> type[ScheduleLP]:
+    """The class of LPs, imported with the first one: it loads PuLP, HiGHS and numpy.
+
+    A restore needs none of them, and they take 0.3 s.
+    """
+    from planner.lp.schedule import ScheduleLP
+
+    return ScheduleLP

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import chain
 from math import inf
-from typing import Any
+from typing import NamedTuple
 
 import highspy
 import pulp
@@ -19,6 +19,13 @@ _STATUS = {
 }
 
 
+class Basis(NamedTuple):
+    """The variables, by name, and the rows that determine an optimum: HiGHS's status of each."""
+
+    variables: dict[str, highspy.HighsBasisStatus]
+    rows: list[highspy.HighsBasisStatus]
+
+
 class _Highs(pulp.HiGHS):  # type: ignore[misc]
     """HiGHS for programs of real variables, with a given start basis.
 
@@ -28,7 +35,7 @@ class _Highs(pulp.HiGHS):  # type: ignore[misc]
     bound.
     """
 
-    def __init__(self, basis: Any) -> None:
+    def __init__(self, basis: Basis | None) -> None:
         super().__init__(msg=False)
         self._basis = basis
 
@@ -39,7 +46,7 @@ class _Highs(pulp.HiGHS):  # type: ignore[misc]
         solver.setOptionValue("presolve", "off")
         solver.passModel(_model(lp.objective, columns, rows))
         if self._basis is not None:
-            solver.setBasis(self._basis)
+            solver.setBasis(_start(self._basis, columns, rows))
         solver.run()
         found = solver.getSolution()
         for variable, value in zip(columns, list(found.col_value), strict=True):
@@ -50,6 +57,19 @@ class _Highs(pulp.HiGHS):  # type: ignore[misc]
         status: int = _STATUS.get(solver.getModelStatus(), pulp.LpStatusNotSolved)
         lp.assignStatus(status)
         return status
+
+
+def _start(
+    basis: Basis, columns: list[pulp.LpVariable], rows: list[pulp.LpConstraint]
+) -> highspy.HighsBasis:
+    """A basis as HiGHS holds it; variables and rows that it does not have are new."""
+    start = highspy.HighsBasis()
+    start.valid = True
+    new = highspy.HighsBasisStatus.kLower
+    start.col_status = [basis.variables.get(one.name, new) for one in columns]
+    added = len(rows) - len(basis.rows)
+    start.row_status = [*basis.rows, *[highspy.HighsBasisStatus.kBasic] * added]
+    return start
 
 
 def _model(
@@ -78,11 +98,12 @@ def _model(
     return model
 
 
-def solve_to_optimum(problem: pulp.LpProblem, basis: Any = None) -> Any:
+def solve_to_optimum(problem: pulp.LpProblem, basis: Basis | None = None) -> Basis:
     """Solve a linear program; its variables and constraints then hold values and duals.
 
     Args:
-        basis: where to start, as this function returned it for a program of the same shape.
+        basis: where to start, as this function returned it for a program of the same shape, or for
+            this one with fewer variables and rows.
 
     Returns:
         The basis of the optimum.
@@ -97,4 +118,6 @@ def solve_to_optimum(problem: pulp.LpProblem, basis: Any = None) -> Any:
             f"the LP {problem.name!r} ended {pulp.LpStatus[status]!r} instead of optimal; report "
             "the plan's inputs as a defect."
         )
-    return problem.solverModel.getBasis()
+    found = problem.solverModel.getBasis()
+    names = (one.name for one in problem.variables())
+    return Basis(dict(zip(names, found.col_status, strict=True)), list(found.row_status))

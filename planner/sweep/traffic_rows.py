@@ -9,6 +9,7 @@ from planner.restore.service import make_service
 from planner.sweep.machines import machine_of, model_of
 from planner.sweep.traces import generated_requests, request_trace
 from sim.errors import BadInput
+from sim.graph.jobs import UNCOMPRESSED
 from sim.service import (
     Engine,
     RequestTrace,
@@ -69,7 +70,7 @@ def traffic_row(values: Mapping[str, Any]) -> dict[str, Any]:
             max_batch=values["max_batch"],
         ),
         tier_bytes={tier: values[key] for tier, key in TIER_INPUTS.items() if values[key]},
-        kv_bits=values.get("kv_bits", model.kv_bits or 16),
+        kv_bits=values["kv_bits"] or model.kv_bits or UNCOMPRESSED,
         chunk_tokens=values["chunk"],
         io_chunk_tokens=values["io_chunk"],
         eviction=values["cache_eviction"],
@@ -83,6 +84,7 @@ def traffic_row(values: Mapping[str, Any]) -> dict[str, Any]:
     prices = values.get("gpu_hour"), values.get("gb_month")
     return {
         **_latencies(found),
+        "kv_bits": settings.kv_bits,
         "requests": found.requests,
         "rejected": found.rejected,
         "preemptions": found.preemptions,

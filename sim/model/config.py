@@ -132,7 +132,7 @@ def model_from_config(
 
     Args:
         assume_like: as in `load_model_config`; the model's name then says so.
-        quantised: how the weights are stored, from a file beside the config.
+        quantised: how the weights are stored, from a file next to the config.
 
     Raises:
         BadFile: names the field that is absent, or holds what is not supported.

@@ -46,12 +46,6 @@ ASSUMED = " (assumed "
 MAX_8BIT_STORED = 9
 """Weights of 8 bits have fewer bits than this with all their scales."""
 
-RUNNABLE_FAMILIES = (
-    *("opt", "llama", "mistral", "qwen2", "qwen3"),
-    *("mixtral", "qwen2_moe", "qwen3_moe", "gemma2", "gemma3_text", "gpt_oss", "deepseek_v3"),
-)
-"""Families that there are device kernels for; the others can be planned and simulated."""
-
 UNCOUNTED_EMBEDDINGS = ("deepseek", "glm", "gpt_oss", "kimi", "mimo", "minimax", "nemotron", "step")
 """Starts of families whose published active parameters leave out the embedding of the tokens."""
 
@@ -71,6 +65,9 @@ class Llama3RopeScaling:
 @dataclass(frozen=True, slots=True)
 class MixtureOfExperts:
     """MLPs of which each token passes through a few: routed ones it chooses, shared ones always.
+
+    `Experts` describes one layer and is what everything else computes with. This description of all
+    layers stays because plan files hold it as `moe`, and graph hashes are of that text.
 
     Args:
         n_routed_experts: experts to choose from.
@@ -488,6 +485,15 @@ class ModelSpec:
     def x_token_bytes(self) -> int:
         """Bytes of the attention input X of one token in one layer."""
         return self.hidden_size * self.element_bytes
+
+    @property
+    def has_stored_weights(self) -> bool:
+        """Whether weights are stored in fewer bits than `dtype`, or with scales."""
+        return self.weight_bits is not None or self.module_bits is not None
+
+    def dequantised(self) -> ModelSpec:
+        """The model with weights in its dtype, as device kernels compute with them."""
+        return replace(self, weight_bits=None, module_bits=None, activation_bits=None)
 
     @property
     def bits(self) -> ModuleBits:

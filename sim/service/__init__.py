@@ -18,11 +18,20 @@ from sim.service.scheduling import (
 from sim.service.service import ROUTINGS, Outcome, Service
 from sim.service.settings import ServiceSettings
 from sim.service.simulate import simulate_service
-from sim.service.traces import RequestTrace, read_trace
+from sim.service.timeline import (
+    PHASES,
+    RequestSpan,
+    ServiceTimeline,
+    WorkSpan,
+    packed,
+    service_timeline,
+)
+from sim.service.traces import RequestTrace, holds_requests, read_trace
 
 __all__ = [
     "EVICTIONS",
     "LOAD_ORDERS",
+    "PHASES",
     "PLANNED",
     "PREEMPTIONS",
     "ROUTINGS",
@@ -33,22 +42,28 @@ __all__ = [
     "HitRate",
     "HitRates",
     "Outcome",
+    "RequestSpan",
     "RequestTrace",
     "RestorePlans",
     "Service",
     "ServiceCosts",
     "ServiceSettings",
+    "ServiceTimeline",
     "SoloRestore",
     "Spread",
     "Traffic",
     "TrafficAnswer",
+    "WorkSpan",
     "answer",
     "block_bytes",
     "enough",
     "generated_trace",
     "hit_rates",
+    "holds_requests",
+    "packed",
     "price_per_million",
     "read_trace",
+    "service_timeline",
     "simulate_service",
     "write_traffic",
 ]

@@ -24,6 +24,7 @@ PAGES = (
     "Plan",
     "What-if",
     "Restore",
+    "Traffic",
     "Timeline",
     "Accuracy",
     "Hardware",
@@ -171,6 +172,23 @@ def test_a_moved_slider_changes_the_number_and_the_address(page, address):
     assert page.locator("h2").first.inner_text() == after, "the address is a link to the view"
 
 
+def test_back_returns_to_the_earlier_settings_also_of_another_page(page, address):
+    visit(page, f"{address}/plan?model=opt-125m&batch=4&prompt=256")
+    slider = page.get_by_role("slider", name="Batch (sequences)")
+    slider.focus()
+    page.keyboard.press("ArrowRight")
+    page.wait_for_url("**batch=6*")
+    resolve(page)
+    page.get_by_role("link", name="What-if", exact=True).click()
+    arrive(page, "What-if")
+    page.wait_for_url("**what_if*batch=6*")
+    for batch in (6, 4):
+        page.go_back()
+        page.wait_for_url(f"**/plan?*batch={batch}*")
+        page.get_by_text(f"batch {batch},").first.wait_for()
+        resolve(page)
+
+
 def test_an_edited_trace_changes_the_answer_and_the_address(page, address):
     visit(page, f"{address}/restore?view=Availability&prompt=4,096&policy=two-ended")
     adaptation = page.get_by_text("with the trace known in advance").first
@@ -254,8 +272,37 @@ def test_a_bad_file_is_refused_in_a_sentence_and_a_good_one_is_shown(page, addre
     good = folder / "runs" / "demo" / "cases" / "b2-s128-lp" / "measured.json.gz"
     upload.set_input_files(good)
     page.get_by_text("measured.json.gz is a recording.").wait_for()
-    page.get_by_role("link", name="Shown in Timeline").click()
+    page.get_by_role("link", name="Open in Timeline").click()
     arrive(page, "Timeline")
     chosen = page.get_by_role("combobox", name="Run").input_value()
     assert chosen == "measured.json.gz (uploaded)"
     assert page.locator("h2").first.inner_text().startswith("Predicted ")
+
+
+def test_an_uploaded_trace_of_requests_is_simulated_and_fits_a_phone(page, address):
+    visit(page, f"{address}/traffic?model=llama-3.1-8b&sizes=0,4GB&policies=load-only")
+    page.get_by_text("Upload a request trace").click()
+    lines = (f"{at},{2000 + 300 * at},30,chat{at % 2}" for at in range(12))
+    text = "\n".join(["arrival_s,prompt_tokens,gen_tokens,prefix_group", *lines])
+    page.locator("input[type=file]").set_input_files(
+        {"name": "mine.csv", "mimeType": "text/csv", "buffer": text.encode()}
+    )
+    page.get_by_text("12 requests in 11 s").wait_for()
+    resolve(page)
+    assert page.get_by_role("combobox", name="Requests").input_value() == "mine.csv (uploaded)"
+    page.locator(".st-key-service .barlayer .point path").first.wait_for(state="attached")
+    command = page.get_by_test_id("stCode").inner_text()
+    assert command.startswith("kvoverlap traffic mine.csv --model llama-3.1-8b")
+    sizes = page.get_by_role("textbox", name="Sizes of the host cache")
+    sizes.fill("0,8GB")
+    sizes.press("Enter")
+    page.wait_for_url("**sizes=0*8GB*")
+    page.wait_for_function(
+        "() => document.querySelector('[data-testid=stCode]').innerText.includes('0,8GB')",
+        polling=POLLING_MS,
+    )
+    page.set_viewport_size({"width": 390, "height": 844})
+    resolve(page)
+    main = page.get_by_test_id("stMain")
+    assert main.evaluate("one => one.scrollWidth") <= 390
+    page.set_viewport_size({"width": 1440, "height": 900})

@@ -9,15 +9,18 @@ import pyarrow.parquet
 import pytest
 from builders import machine
 from checkpoints import CONFIGS, save, seeded
+from model_index import entries
 
 import kvoverlap
 import kvoverlap.cli.devices
 from kvoverlap import RestoreRequest, Workload, find_model
+from kvoverlap.cli.model_list import INDEX
 from measure.validation import ValidationRequest
 from planner.sweep.rows import ROW_OF
 from planner.sweep.study import Study
 from sim.catalog import DATA
 from sim.model.kv_format import QuantisedRow
+from sim.model.runnable import why_not_run
 
 LLAMA = json.loads((DATA / "models" / "llama-3.1-8b.json").read_text()) | {"num_hidden_layers": 2}
 JOB = ("--hardware", "h100", "--prompt", 256)
@@ -26,6 +29,11 @@ FP8_CACHE = {
     "quant_algo": "FP8",
     "kv_cache_scheme": {"num_bits": 8, "type": "float"},
 }
+
+
+def test_the_index_of_models_is_what_their_configs_say():
+    """`python tests/model_index.py` rewrites it."""
+    assert json.loads(INDEX.read_text()) == entries()
 
 
 @pytest.fixture
@@ -247,5 +255,28 @@ def test_the_list_has_each_models_source_and_whether_it_runs(call):
     assert len(listed) > 40
     assert all(one["source"].startswith("https://huggingface.co/") for one in listed.values())
     assert all(one["planned"] for one in listed.values())
-    assert listed["qwen3-8b"]["runs"]
-    assert not listed["kimi-k3"]["runs"]
+    runs = {name: (one["runs"], one["runs_dequantised"]) for name, one in listed.items()}
+    assert runs["qwen3-8b"] == (True, False)
+    assert runs["gpt-oss-20b"] == runs["deepseek-v3"] == (True, True)
+    assert runs["kimi-k3"] == (False, False)
+    for name, (some, dequantised) in runs.items():
+        model = find_model(name)
+        assert (why_not_run(model) is None) == (some and not dequantised)
+        assert (why_not_run(model.dequantised()) is None) == some
+
+
+def test_stored_weights_are_refused_by_a_run_and_run_dequantised(call, config, tmp_path):
+    small = {"hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}
+    small |= {"intermediate_size": 96, "vocab_size": 128, "rope_scaling": None, "dtype": "float32"}
+    path, plan, where = config(**small), tmp_path / "plan.json", tmp_path / "cpu.json"
+    stored = config(**small, quantization_config={"quant_method": "fp8"})
+    machine(h2d=4e7, d2h=4e7, dtype="float32", name="cpu").save(where)
+    job = ("--hardware", where, "--batch", 2, "--prompt", 20, "-o", plan)
+    assert call("plan", "--model", stored, *job)[0] == 0
+    status, _, stderr = call("run", plan, "--device", "cpu", "--repeats", 1)
+    assert (status, "plan it with --dequantise" in stderr) == (2, True)
+    answer = json.loads(call("plan", "--model", stored, *job, "--dequantise", "--json")[1])
+    assert call("run", plan, "--device", "cpu", "--repeats", 1)[0] == 0
+    path.write_text(json.dumps({**json.loads(path.read_text()), "quantization_config": None}))
+    plain = json.loads(call("plan", "--model", path, *job, "--json")[1])
+    assert answer["graph_sha256"] == plain["graph_sha256"]

@@ -149,6 +149,8 @@ class RestoreCosts:
                 _Part(self.model.kind_of[one], self.model.span(one))
                 for one in range(layer, layer + layers)
             )
+        if not any(part.span.window for part in self._parts[key]):
+            return self._parts[key]
         found: Counter[_Part] = Counter()
         for part, count in self._parts[key].items():
             window = part.span.window

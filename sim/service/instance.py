@@ -151,8 +151,7 @@ class Instance:
         """
         loaded_s, restores = 0.0, []
         prompts = self.prompts
-        in_turn = any(one.order < self.in_turn for one in prompts)
-        if self.by_gain and not in_turn and len(prompts) > 1:
+        if self.by_gain and len(prompts) > 1 and all(one.order >= self.in_turn for one in prompts):
             prompts = sorted(prompts, key=lambda one: (one.to_compute, one.order))
         for one in prompts:
             if one.front < one.cached:
@@ -365,7 +364,8 @@ class Instance:
             elif tiers:
                 hits.append((one, tiers))
         for one, tiers in hits:
-            self.restorer.restore(one, tiers, self._demand(one), now_s)
+            demand = self._demand(one) if self.restorer.chooses else None
+            self.restorer.restore(one, tiers, demand, now_s)
         if hits and self.by_gain:
             self.in_turn = 0 if self.restorer.rank(self.prompts, now_s) else self.orders
 

@@ -65,6 +65,11 @@ class Restorer:
         self._tiers, self.loader, self._plans = tiers, loader, plans
         self.contention = Contention()
 
+    @property
+    def chooses(self) -> bool:
+        """Whether what is loaded depends on who else is there."""
+        return self._engine.policy != LOAD_ONLY or self._engine.by_layer
+
     def usable(self, n_tokens: int) -> int:
         """Of so many cached tokens, those that a later token can go on from.
 
@@ -116,7 +121,7 @@ class Restorer:
 
         Args:
             tiers: that hold its blocks.
-            demand: None if the request has the instance to itself.
+            demand: None if the request has the instance to itself, or if nothing is to be chosen.
         """
         policy, engine = self._engine.policy, self._engine
         own_s = self._costs.chunk_load_s(one.lanes[0]) / self._costs.io_chunk_tokens
@@ -124,7 +129,7 @@ class Restorer:
         self.contention.restored(own_s)
         one.ready_s += self._costs.lookup_s
         one.layered = engine.by_layer or policy in ("layer-wise", "joint")
-        if policy == LOAD_ONLY and not engine.by_layer:
+        if not self.chooses:
             self._load(one, one.front)
             return
         if demand is None and self.loader.idle(now_s):

@@ -6,8 +6,12 @@ from dashboard.workers import WORKERS
 
 WORKERS.warm_up()  # it imports the planner while this process imports the pages
 
+from dashboard.asking import reserve_place  # noqa: E402
+from dashboard.banner import show_banner  # noqa: E402
 from dashboard.controls.widgets import narrow_windows  # noqa: E402
 from dashboard.history import keep_history  # noqa: E402
+from dashboard.links import read_link, write_link  # noqa: E402
+from dashboard.session import restore_uploads, write_uploads  # noqa: E402
 
 page = st.navigation(
     [
@@ -26,4 +30,10 @@ page = st.navigation(
 st.set_page_config(page_title=f"{page.title} - kvoverlap", layout="wide")
 narrow_windows()
 keep_history()
+reserve_place()
+read_link(page.title)
+show_banner()
+restore_uploads()
 page.run()
+write_link()
+write_uploads()

@@ -47,7 +47,7 @@ def show_page() -> None:
             if picked is not None:
                 show_plan(case_plan(picked.case))
         else:
-            name = st.selectbox("Plan", list(plans), key="upload")
+            name = menu("Plan", list(plans), key="upload")
             show_plan(plans[name])
     except KvOverlapError as error:
         show_refusal(error)

@@ -18,6 +18,7 @@ from dashboard.controls.widgets import (
     chart,
     choose_subject,
     choose_view,
+    menu,
     show_table,
     table_downloads,
 )
@@ -80,7 +81,7 @@ def show_page() -> None:
 
 def show_uploaded(plans: Mapping[str, RestorePlan]) -> None:
     """An uploaded plan, simulated again."""
-    name = st.selectbox("Plan", list(plans), key="upload")
+    name = menu("Plan", list(plans), key="upload")
     plan = plans[name]
     show_plan(plan)
     show_run(plan, plan.simulate(), plan.policy)

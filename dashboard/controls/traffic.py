@@ -59,6 +59,7 @@ INSTANCES = (1, 2, 3, 4, 6, 8, 12, 16)
 CHUNKS = (512, 1024, 2048, 4096, 8192, 16384)
 FIRST_SIZES = (0.0, 16e9, 32e9, 64e9, 128e9)
 MAX_SIZES = 12
+FIRST_POLICIES = ("load-only", "two-ended")
 SIZES, POLICY_SET = "sizes", "policies"
 """In the address."""
 
@@ -195,11 +196,12 @@ def ask_policies() -> tuple[str, ...]:
         "Restores of a hit",
         POLICIES,
         selection_mode="multi",
-        default=list(POLICIES),
+        default=list(FIRST_POLICIES),
         key=POLICY_SET,
         bind="query-params",
         help="load-only loads every cached token. two-ended is Cake: it computes from the front "
-        "and loads from the back until both meet.",
+        "and loads from the back until both meet. lp, layer-wise and joint are "
+        "planned, which takes longer.",
     )
     found = tuple(policy for policy in POLICIES if policy in chosen) or POLICIES[:1]
     unknown = [one for text in asked for one in text.split(",") if one not in POLICIES]

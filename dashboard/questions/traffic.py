@@ -13,12 +13,12 @@ from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 
 from dashboard.data.machines import profile_key
+from planner.restore.service import make_service
 from sim.machine.profile import HardwareProfile
 from sim.machine.what_if import in_dtype_of
 from sim.model.spec import ModelSpec
 from sim.progress import Part, Progress, Silent
 from sim.service import (
-    PLANNED,
     SERVICE_POLICIES,
     Engine,
     RequestTrace,
@@ -34,7 +34,7 @@ from sim.service import (
     simulate_service,
 )
 
-POLICIES = tuple(policy for policy in SERVICE_POLICIES if policy not in ("compute-only", *PLANNED))
+POLICIES = tuple(policy for policy in SERVICE_POLICIES if policy != "compute-only")
 """Policies that use the cache; computing every hit is a cache of size 0."""
 
 GENERATED_FILE = "trace.jsonl.gz"
@@ -192,18 +192,15 @@ class TrafficQuestion:
         """What one GPU holds, in the dtype of the machine's profile."""
         return in_dtype_of(self.whole, self.hardware, chosen=False).shard(self.tp, self.ep)
 
-    def service(self, policy: str, size: float, block_tokens: int) -> Service:
-        """The service with one policy and one host cache.
+    def service(self, policy: str, block_tokens: int) -> Service:
+        """The service with one policy and no host cache yet.
 
         Raises:
             KvOverlapError: the machine does not support the model.
         """
-        settings = replace(
-            self.settings,
-            engine=replace(self.settings.engine, policy=policy),
-            tier_bytes={**self.settings.tier_bytes, "dram": size},
-        )
-        return settings.service(self.model, self.hardware, block_tokens)
+        engine = replace(self.settings.engine, policy=policy)
+        settings = replace(self.settings, engine=engine)
+        return make_service(settings, self.model, self.hardware, block_tokens)
 
     def answers(self, progress: Progress | None = None) -> TrafficAnswers:
         """Every policy with each size; without a cache all policies are the same.
@@ -217,8 +214,9 @@ class TrafficQuestion:
         asked = [(policy, size) for policy in self.policies for size in sizes]
         apart = [one for one in asked if one[1] or one[0] == self.policies[0]]
         runs: dict[tuple[str, float], TrafficAnswer] = {}
+        services = {one: self.service(one, trace.block_tokens) for one in self.policies}
         for at, (policy, size) in enumerate(apart):
-            service = self.service(policy, size, trace.block_tokens)
+            service = services[policy].with_tiers({"dram": size}, trace.block_tokens)
             text = f"{policy} with {size_text(size)}, run {at + 1} of {len(apart)}"
             part = Part(report, text, at / len(apart), 1 / len(apart))
             outcome = simulate_service(service, trace, part)
@@ -240,7 +238,8 @@ class TrafficQuestion:
     ) -> ServiceTimeline:
         """Requests and lanes in the minute that begins `start_s` after the first arrival."""
         trace = self.requests.trace()
-        service = self.service(policy, size, trace.block_tokens)
+        service = self.service(policy, trace.block_tokens)
+        service = service.with_tiers({"dram": size}, trace.block_tokens)
         first_s = min(trace.arrival_s) + start_s
         return service_timeline(service, trace, first_s, first_s + 60.0, progress)
 

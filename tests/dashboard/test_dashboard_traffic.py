@@ -9,9 +9,8 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 import dashboard
-from dashboard.controls.traffic import EXAMPLES
+from dashboard.controls.traffic import EXAMPLES, FIRST_POLICIES
 from dashboard.data.uploads import read_upload
-from dashboard.questions.traffic import POLICIES
 from dashboard.session import UPLOADS
 from kvoverlap.cli.main import main
 from sim.errors import BadFile
@@ -92,7 +91,7 @@ def test_the_commands_shown_give_the_numbers_shown(query, capsys):
             assert shown["goodput (%)"] == pytest.approx(100 * run["goodput"]["fraction"])
             assert shown["arrivals over served"] == pytest.approx(run["arrivals_over_served"])
     policies = [answer["policy"] for answer in told]
-    assert policies == query.get("policies", ",".join(POLICIES)).split(",")
+    assert policies == query.get("policies", ",".join(FIRST_POLICIES)).split(",")
     ttft, hits, service = charts(app)
     assert [one["name"] for one in ttft["data"]] == [*policies, "more does not pay"]
     sizes = [0, 8e9, 32e9]

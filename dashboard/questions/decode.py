@@ -13,6 +13,7 @@ from functools import cached_property
 from dashboard.data.machines import profile_key
 from planner import DecodePlan, Job, PlanOptions, check_decode, make_plan
 from planner.advice import Advice, RuntimeGap, advise, runtime_gap
+from planner.sweep import DecodeTimes, decode_times
 from sim.catalog import RECORDINGS, find_runtime
 from sim.engine.api import fast_engine_installed
 from sim.graph.jobs import TASKS_PER_LAYER, UNCOMPRESSED, Workload
@@ -192,6 +193,14 @@ class Question:
             BadInput, DoesNotFit, PlannerFailed: as `make_plan`.
         """
         return make_plan(self._job, self._options(policy))
+
+    def times(self) -> DecodeTimes:
+        """Makespans of all policies, in a fraction of the time of `plan`.
+
+        Raises:
+            BadInput, DoesNotFit, PlannerFailed: as `make_plan`.
+        """
+        return decode_times(self._job, self._options("lp"))
 
     def check(self, policy: str = "lp") -> None:
         """Refuse what `plan` refuses, in a fraction of its time."""

@@ -9,11 +9,11 @@ from __future__ import annotations
 import shlex
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 from dashboard.data.machines import profile_key
 from planner import DecodePlan, Job, PlanOptions, check_decode, make_plan
 from planner.advice import Advice, RuntimeGap, advise, runtime_gap
-from planner.sweep import DecodeTimes, decode_times
 from sim.catalog import RECORDINGS, find_runtime
 from sim.engine.api import fast_engine_installed
 from sim.graph.jobs import TASKS_PER_LAYER, UNCOMPRESSED, Workload
@@ -23,6 +23,9 @@ from sim.machine.profile import HardwareProfile
 from sim.machine.what_if import RATES, in_dtype_of, rate_unit, with_memory, with_rate
 from sim.model.spec import ModelSpec
 from sim.units import parse_bytes, parse_rate
+
+if TYPE_CHECKING:
+    from planner.sweep import DecodeTimes
 
 AUTO = "auto"
 """The schedule with more tokens a second."""
@@ -200,6 +203,8 @@ class Question:
         Raises:
             BadInput, DoesNotFit, PlannerFailed: as `make_plan`.
         """
+        from planner.sweep import decode_times
+
         return decode_times(self._job, self._options("lp"))
 
     def check(self, policy: str = "lp") -> None:

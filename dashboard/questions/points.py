@@ -6,13 +6,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from math import log2
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from dashboard.questions.decode import ENGINE, Question
 from planner import DecodePlan, StepSplit, baseline_split
-from planner.sweep import DecodeTimes
 from sim.cost.model import CostModel
 from sim.engine.api import simulate
 from sim.errors import KvOverlapError
@@ -20,6 +19,9 @@ from sim.graph.tasks import TaskGraph
 from sim.machine.what_if import RATES, rate_unit
 from sim.progress import Progress
 from sim.units import parse_rate
+
+if TYPE_CHECKING:
+    from planner.sweep import DecodeTimes
 
 MAX_POINTS = 33
 FEWEST_POINTS = 9

@@ -6,12 +6,14 @@ the key press on a what-if slider to the new number and to the new curve.
 """
 
 import argparse
+import os
 import shutil
 import sys
 import tempfile
 import time
 from pathlib import Path
 from statistics import median
+from threading import Thread
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))
 
@@ -37,6 +39,84 @@ FRAMES = """async (canvas) => {
 }"""
 """Zooms in and out with the wheel, an event a frame; drawn frames a second."""
 CURVE = "document.querySelector('.st-key-split .scatterlayer .js-line')?.getAttribute('d')"
+
+
+LIMITS_S = {
+    "first answer": 4.0,
+    "control": 1.0,
+    "sweep": 2.0,
+    "map": 3.0,
+}
+TICKS = os.sysconf("SC_CLK_TCK")
+
+
+class CpuWatch:
+    """CPU seconds of the children of this process and their children, looked at all the time.
+
+    The largest value of each process counts, so that a process that has ended counts too.
+    """
+
+    LOOK_S = 0.05
+
+    def __init__(self) -> None:
+        self._ticks: dict[int, int] = {}
+        Thread(target=self._watch, daemon=True).start()
+
+    def _watch(self) -> None:
+        while True:
+            self.look()
+            time.sleep(self.LOOK_S)
+
+    def look(self) -> float:
+        """CPU seconds so far of the server: of processes that run a module of the dashboard."""
+        for entry in Path("/proc").iterdir():
+            if not entry.name.isdigit():
+                continue
+            try:
+                command = (entry / "cmdline").read_bytes()
+                if b"streamlit" not in command and b"dashboard.workers" not in command:
+                    continue
+                fields = (entry / "stat").read_text().rpartition(")")[2].split()
+            except OSError:
+                continue
+            key = int(entry.name)
+            self._ticks[key] = max(self._ticks.get(key, 0), int(fields[11]) + int(fields[12]))
+        return sum(self._ticks.values()) / TICKS
+
+
+def report(name: str, limit: str, seconds: float, cpu_s: float) -> None:
+    """One line: the time, its limit, and the CPU seconds."""
+    most_s = LIMITS_S[limit]
+    verdict = f"limit {most_s:g} s {'holds' if seconds <= most_s else 'MISSED'}"
+    print(f"  {name:<38} {seconds:6.2f} s  ({verdict}; CPU {cpu_s:.2f} s)", flush=True)
+
+
+def time_first_answer(opened, folder: Path, watch: CpuWatch) -> None:
+    """The first page of a fresh server, as its first visitor sees it."""
+    cpu_s = watch.look()
+    with serve(folder) as address:
+        page = opened.new_page(viewport={"width": 1440, "height": 900})
+        start = time.perf_counter()
+        page.goto(address)
+        page.wait_for_selector("h2", timeout=180_000)
+        report(
+            "first answer of a fresh server",
+            "first answer",
+            seconds_since(start),
+            watch.look() - cpu_s,
+        )
+        page.close()
+
+
+def time_sweeps(page, address: str, watch: CpuWatch) -> None:
+    """From the choice of a view or of an input to the end of the page's script."""
+    page.goto(f"{address}/what_if?model=opt-6.7b")
+    resolve(page)
+    for name, limit, key in (("Crossover", "sweep", "x"), ("Map of two inputs", "map", "map")):
+        cpu_s, start = watch.look(), time.perf_counter()
+        page.get_by_role("radio", name=name, exact=True).click()
+        page.locator(f".st-key-{key} .main-svg").first.wait_for(state="attached", timeout=120_000)
+        report(f"choice of {name} to its chart", limit, seconds_since(start), watch.look() - cpu_s)
 
 
 def seconds_since(start: float) -> float:
@@ -113,19 +193,25 @@ def main() -> None:
         for copy in copies:
             shutil.copytree(case, case.with_name(copy))
         n_tasks, n_bars, server = time_server(case, repeats)
+        watch = CpuWatch()
+        with browser() as opened:
+            time_first_answer(opened, Path(name), watch)
         with serve(Path(name)) as address, browser() as opened:
             page = opened.new_page(viewport={"width": 1440, "height": 900})
             first = time_timeline(page, address, cases["small"], copies, n_bars)
             again = time_timeline(page, address, cases["small"], copies, n_bars)
             frames = [page.locator(CANVAS).evaluate(FRAMES) for _ in range(repeats)]
+            cpu_s = watch.look()
             numbers, curves = time_slider(page, address, repeats)
+            slider_cpu_s = (watch.look() - cpu_s) / repeats
+            time_sweeps(page, address, watch)
     print(f"timeline of {n_tasks:,} tasks, {n_bars:,} bars")
     print(f"  files to data, without a browser       {median(server):6.2f} s")
     print(f"  click to bars, first time              {median(first):6.2f} s")
     print(f"  click to bars, case read before        {median(again):6.2f} s")
     print(f"  zoom with the wheel                    {median(frames):6.0f} frames/s")
     print("what-if slider (opt-13b, batch 32, prompt 1024)")
-    print(f"  key press to new number                {median(numbers):6.2f} s")
+    report("key press to new number", "control", median(numbers), slider_cpu_s)
     print(f"  key press to new curve                 {median(curves):6.2f} s")
 
 

@@ -56,6 +56,25 @@ def serve(folder: Path) -> Iterator[str]:
             process.wait(10)
 
 
+def worker_processes(address: str) -> list[int]:
+    """Processes that compute answers for the server at an address."""
+    port = address.rpartition(":")[2].encode()
+    commands, parents = {}, {}
+    for entry in Path("/proc").iterdir():
+        try:
+            commands[entry.name] = (entry / "cmdline").read_bytes()
+            parents[entry.name] = (entry / "stat").read_text().rpartition(")")[2].split()[1]
+        except OSError:
+            continue
+    forks = {one for one, text in commands.items() if b"dashboard.workers.fork_server" in text}
+    return [
+        int(one)
+        for one in forks
+        if (parent := parents.get(one)) in forks
+        and port in commands.get(parents.get(parent, ""), b"").split(b"\0")
+    ]
+
+
 def _wait_for(address: str, process: subprocess.Popen[bytes]) -> None:
     until = time.monotonic() + START_S
     while time.monotonic() < until and process.poll() is None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import shlex
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 from dashboard.data.machines import profile_key
 from planner import DecodePlan, Job, PlanOptions, check_decode, make_plan
@@ -22,6 +23,9 @@ from sim.machine.profile import HardwareProfile
 from sim.machine.what_if import RATES, in_dtype_of, rate_unit, with_memory, with_rate
 from sim.model.spec import ModelSpec
 from sim.units import parse_bytes, parse_rate
+
+if TYPE_CHECKING:
+    from planner.sweep import DecodeTimes
 
 AUTO = "auto"
 """The schedule with more tokens a second."""
@@ -192,6 +196,16 @@ class Question:
             BadInput, DoesNotFit, PlannerFailed: as `make_plan`.
         """
         return make_plan(self._job, self._options(policy))
+
+    def times(self) -> DecodeTimes:
+        """Makespans of all policies, in a fraction of the time of `plan`.
+
+        Raises:
+            BadInput, DoesNotFit, PlannerFailed: as `make_plan`.
+        """
+        from planner.sweep import decode_times
+
+        return decode_times(self._job, self._options("lp"))
 
     def check(self, policy: str = "lp") -> None:
         """Refuse what `plan` refuses, in a fraction of its time."""

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from math import log2
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -19,6 +19,9 @@ from sim.graph.tasks import TaskGraph
 from sim.machine.what_if import RATES, rate_unit
 from sim.progress import Progress
 from sim.units import parse_rate
+
+if TYPE_CHECKING:
+    from planner.sweep import DecodeTimes
 
 MAX_POINTS = 33
 FEWEST_POINTS = 9
@@ -153,12 +156,12 @@ def grid_points(question: Question, names: Sequence[str], progress: Progress) ->
         for axis, setting in zip(axes, settings, strict=True):
             asked = axis.ask(asked, setting)
         try:
-            plan = asked.plan()
+            times = asked.times()
         except KvOverlapError:
             pass
         else:
             place = dict(zip("xy", (axis.shown(asked) for axis in axes), strict=False))
-            rows.append({**place, **_row(asked, plan)})
+            rows.append({**place, **_row(asked, times)})
         progress(f"Planned {number} of {len(values)} points", number / len(values))
     return pd.DataFrame(rows)
 
@@ -168,10 +171,11 @@ def even_split_s(plan: DecodePlan, tokens: int) -> float:
     return simulate(even_split(plan, tokens), plan.hardware, ENGINE).makespan_s
 
 
-def _row(question: Question, plan: DecodePlan) -> dict[str, object]:
+def _row(question: Question, times: DecodeTimes) -> dict[str, object]:
     shown = {axis.title: axis.shown(question) for axis in AXES}
-    makespans = {f"{name}_s": seconds for name, seconds in plan.baselines.items()}
-    extreme_s = min(plan.baselines["load-all"], plan.baselines["recompute-all"])
+    makespans = {f"{name}_s": seconds for name, seconds in times.makespans_s.items()}
+    lp_s, load_s = times.makespans_s["lp"], times.makespans_s["load-all"]
+    extreme_s = min(load_s, times.makespans_s["recompute-all"])
     return {
         "model": question.whole.name,
         "machine": question.reference,
@@ -179,11 +183,11 @@ def _row(question: Question, plan: DecodePlan) -> dict[str, object]:
         **shown,
         "decode steps": question.workload.gen_tokens,
         **makespans,
-        "lp_of_load_all": plan.makespan_s / plan.baselines["load-all"],
-        "lp_of_best_extreme": plan.makespan_s / extreme_s,
-        "recomputed_frac": recomputed_frac(plan.steps),
-        "in_range": plan.out_of_range_tasks == 0,
-        "bottleneck": plan.bottleneck,
+        "lp_of_load_all": lp_s / load_s,
+        "lp_of_best_extreme": lp_s / extreme_s,
+        "recomputed_frac": recomputed_frac(times.steps),
+        "in_range": times.out_of_range_tasks == 0,
+        "bottleneck": times.bottleneck,
     }
 
 

@@ -1,6 +1,7 @@
 """Studies: a file of many planning questions, computed in parallel into one table."""
 
 from planner.sweep.checkpoints import Checkpoints
+from planner.sweep.decode_times import DecodeTimes, decode_times
 from planner.sweep.runner import Estimate, Swept, cores, estimate, run_sweep
 from planner.sweep.study import Study
 from planner.sweep.summary import Crossover, Summary, summarize
@@ -10,12 +11,14 @@ __all__ = [
     "EXECUTORS",
     "Checkpoints",
     "Crossover",
+    "DecodeTimes",
     "Estimate",
     "Study",
     "Summary",
     "Swept",
     "cores",
     "dask",
+    "decode_times",
     "estimate",
     "local",
     "run_sweep",

@@ -31,6 +31,18 @@ class Machine:
     hardware: HardwareProfile
     nudged: Mapping[str, HardwareProfile]
 
+    @classmethod
+    def of(cls, hardware: HardwareProfile) -> Machine:
+        """A machine with its faster variants."""
+        nudged = {}
+        for part in PARTS:
+            if part == HOST and hardware.links.host is None:
+                continue
+            if part == "uplink" and not hardware.uplinks:
+                continue
+            nudged[part] = hardware.with_faster(part, 1 + NUDGE)
+        return cls(hardware, nudged)
+
     def changed(self, change: Callable[[HardwareProfile], HardwareProfile]) -> Machine:
         """The machine and its faster variants with a change."""
         return Machine(
@@ -61,14 +73,7 @@ def _machine(pairs: Pairs) -> Machine:
     tier = values.get("tier", TIERS[0])
     if tier not in TIERS:
         hardware = behind_link(hardware, link_rate("tier", tier))
-    nudged = {}
-    for part in PARTS:
-        if part == HOST and hardware.links.host is None:
-            continue
-        if part == "uplink" and not hardware.uplinks:
-            continue
-        nudged[part] = hardware.with_faster(part, 1 + NUDGE)
-    return Machine(hardware, nudged)
+    return Machine.of(hardware)
 
 
 @lru_cache(maxsize=64)

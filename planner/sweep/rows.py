@@ -131,7 +131,7 @@ def _decode_row(
     counts = sorted(choice.split[0])
     past = sum(model.layer_context(layer, job.prompt_tokens) for layer in range(model.n_layers))
     kept = sum(choice.residency.kv_tokens)
-    part, saves_frac = _bottleneck(planner, machine, policy, timeline)
+    part, saves_frac = bottleneck_of(planner, machine, policy, timeline)
     return {
         "kv_bits": job.kv_bits or UNCOMPRESSED,
         "makespan_s": timeline.makespan_s,
@@ -165,7 +165,7 @@ def _timeline(problem: DecodeProblem, policy: str, choice: DecodeChoice) -> Time
     return simulate_other_system(problem, policy, choice.residency)
 
 
-def _bottleneck(
+def bottleneck_of(
     planner: ShortcutPlanner, machine: Machine, policy: str, timeline: Timeline
 ) -> tuple[str, float]:
     """The part of the machine whose 10 % increase saves most, and the saved fraction.

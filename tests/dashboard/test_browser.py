@@ -4,11 +4,21 @@ import base64
 import gzip
 import json
 import os
+import time
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from browser import POLLING_MS, browser, chromium, make_restore_run, make_run, resolve, serve
+from browser import (
+    POLLING_MS,
+    browser,
+    chromium,
+    make_restore_run,
+    make_run,
+    resolve,
+    serve,
+    worker_processes,
+)
 
 from sim import Recording, Workload, read_trace
 
@@ -187,6 +197,21 @@ def test_back_returns_to_the_earlier_settings_also_of_another_page(page, address
         page.wait_for_url(f"**/plan?*batch={batch}*")
         page.get_by_text(f"batch {batch},").first.wait_for()
         resolve(page)
+
+
+def test_a_long_question_can_be_cancelled_and_ends_with_its_tab(visitor, address):
+    link = f"{address}/what_if?model=opt-13b&schedule=column&n_batches=8&gen=32&batch=4&keep=true"
+    with watched(visitor) as (made, _):
+        made.goto(link)
+        made.get_by_role("button", name="Cancel").click()
+        made.get_by_text("Cancelled. Change a control, or ask again.").wait_for()
+        made.get_by_role("button", name="Ask again").click()
+        made.get_by_role("button", name="Cancel").wait_for()
+        assert worker_processes(address)
+    until = time.monotonic() + TIMEOUT_MS / 1e3
+    while worker_processes(address):
+        assert time.monotonic() < until
+        time.sleep(0.1)
 
 
 def test_an_edited_trace_changes_the_answer_and_the_address(page, address):

@@ -26,7 +26,7 @@ PAGES = {
     "restore-availability": "restore?view=Availability&policy=two-ended",
     "restore-measured": "restore?of=a+measured+case",
     "accuracy": "accuracy",
-    "hardware": "hardware?machine=cpu-xeon-opt-125m",
+    "machines": "machines?machine=cpu-xeon-opt-125m",
     "your-machine": "your_machine",
 }
 SIZES = {"wide": (1440, 900), "tall": (820, 1180)}

@@ -3,6 +3,12 @@
 import streamlit as st
 
 from dashboard.controls.widgets import narrow_windows
+from dashboard.text.glossary import PAGE_TERMS, explained
+from dashboard.tour import show_tour
+from sim.files import VERSION
+
+ABOUT = f"""**kvoverlap {VERSION}**: what to keep, load and compute again when a KV cache does not
+fit the GPU. The page *Glossary* spells out every short term."""
 
 page = st.navigation(
     [
@@ -12,11 +18,17 @@ page = st.navigation(
         st.Page("app_pages/restore.py", title="Restore"),
         st.Page("app_pages/timeline.py", title="Timeline"),
         st.Page("app_pages/accuracy.py", title="Accuracy"),
-        st.Page("app_pages/hardware.py", title="Hardware"),
+        st.Page("app_pages/machines.py", title="Machines"),
         st.Page("app_pages/your_machine.py", title="Your machine"),
+        st.Page("app_pages/glossary.py", title="Glossary"),
     ],
     position="top",
 )
-st.set_page_config(page_title=f"{page.title} - kvoverlap", layout="wide")
+st.set_page_config(
+    page_title=f"{page.title} - kvoverlap", layout="wide", menu_items={"About": ABOUT}
+)
 narrow_windows()
+show_tour(page.title)
 page.run()
+if page.title in PAGE_TERMS:
+    st.caption(explained(PAGE_TERMS[page.title]))

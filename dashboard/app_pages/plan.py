@@ -3,6 +3,7 @@
 import pandas as pd
 import streamlit as st
 
+from dashboard.controls.compare import compare_plans
 from dashboard.controls.decode import ask_question
 from dashboard.controls.plan import plan_downloads, show_lanes, show_memory
 from dashboard.controls.widgets import (
@@ -10,8 +11,10 @@ from dashboard.controls.widgets import (
     MEASURED,
     chart,
     choose_subject,
+    headline_place,
     menu,
     pick_case,
+    question_columns,
     show_command,
     show_split_curve,
 )
@@ -38,9 +41,12 @@ def show_page() -> None:
         elif kind == MEASURED:
             picked = pick_case(restores=False)
             if picked is not None:
-                show_plan(case_plan(picked.case))
+                plan = case_plan(picked.case)
+                show_headline(plan)
+                show_plan(plan)
         else:
             name = st.selectbox("Plan", list(plans), key="upload")
+            show_headline(plans[name])
             show_plan(plans[name])
     except KvOverlapError as error:
         st.error(str(error))
@@ -48,27 +54,35 @@ def show_page() -> None:
 
 def show_asked() -> None:
     """Controls, and the plan for them."""
-    controls, answer = st.columns([1, 2.8], gap="large")
+    head = headline_place()
+    controls, answer = question_columns()
     try:
         with controls:
             question = ask_question(changeable=False)
             policy = menu("Policy", POLICIES, key="policy")
-        with answer, st.spinner("Planning"):
+        with head, st.spinner("Planning"):
             plan = plan_for(question, policy)
     except KvOverlapError as error:
-        answer.error(escaped(str(error)))
+        head.error(escaped(str(error)))
         return
+    with head:
+        show_headline(plan)
     with answer:
+        compare_plans(question, policy, plan)
         show_plan(plan)
         st.subheader("Command-line equivalent", anchor=False)
         show_command(question, policy)
 
 
+def show_headline(plan: DecodePlan) -> None:
+    """What to do and how long a step takes."""
+    st.header(headline(plan), anchor=False)
+
+
 def show_plan(plan: DecodePlan) -> None:
     """The plan as text, against other policies, as a map, and against even splits."""
-    st.header(headline(plan), anchor=False)
     st.caption(describe_plan(plan))
-    st.markdown(f"**{plan.bottleneck}**")
+    st.markdown(f"**{sentence(plan.bottleneck)}**")
     if (outside := beyond_calibration(plan)) is not None:
         st.warning(sentence(outside))
     st.subheader("Against every other policy", anchor=False)

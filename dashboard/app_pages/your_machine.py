@@ -13,7 +13,7 @@ from sim.errors import KvOverlapError
 DEFAULT_MODEL = "the device's default"
 REFRESH_S = 2.0
 WHERE_SHOWN = {
-    "profile": ("Advise, Plan, What-if and Hardware, as a machine", "app_pages/hardware.py"),
+    "profile": ("Advise, Plan, What-if and Machines, as a machine", "app_pages/machines.py"),
     "model config": ("Advise, Plan, What-if and Restore, as a model", "app_pages/advise.py"),
     "plan": ("Plan, as an uploaded plan", "app_pages/plan.py"),
     "restore plan": ("Restore, as an uploaded plan", "app_pages/restore.py"),

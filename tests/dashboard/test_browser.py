@@ -26,8 +26,9 @@ PAGES = (
     "Restore",
     "Timeline",
     "Accuracy",
-    "Hardware",
+    "Machines",
     "Your machine",
+    "Glossary",
 )
 CANVAS = ".st-key-lanes canvas.main[data-drawn]"
 TIMEOUT_MS = 90_000

@@ -25,6 +25,7 @@ PAGES = {
     "restore-bandwidth": "restore?view=Against+bandwidth",
     "restore-availability": "restore?view=Availability&policy=two-ended",
     "restore-measured": "restore?of=a+measured+case",
+    "traffic": "traffic",
     "accuracy": "accuracy",
     "machines": "machines?machine=cpu-xeon-opt-125m",
     "your-machine": "your_machine",

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import pandas as pd
 import streamlit as st
 
+from dashboard.asking import show_refusal
 from dashboard.controls.widgets import menu, show_table
 from dashboard.questions.decode import Question
 from dashboard.questions.restore import RestoreQuestion
@@ -43,7 +44,7 @@ def show_runtime_gap(question: Question | RestoreQuestion, name: str) -> None:
     try:
         gap = runtime_gap_for(question, name)
     except KvOverlapError as error:
-        st.error(escaped(str(error)))
+        show_refusal(error)
         return
     st.markdown(f"**{escaped(gap.sentence)}**")
     st.caption(escaped(f"{gap.how}."))

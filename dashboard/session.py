@@ -1,14 +1,18 @@
-"""State that pages share: cached plans and cases, uploads, and the running measurement."""
+"""State that pages share: plans and cases, uploads, and the running measurement.
+
+Plans, sweeps and simulations are answers of `dashboard.asking`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import pandas as pd
 import streamlit as st
 
+from dashboard.asking import Asked, answer
 from dashboard.data import runs as run_folders
 from dashboard.data.jobs import Jobs
 from dashboard.data.machines import Machine, find_machines, profile_key
@@ -25,28 +29,36 @@ from dashboard.data.runs import (
 from dashboard.data.uploads import Upload
 from dashboard.figures import LaneChart, View, paired_lanes
 from dashboard.perfetto import joint_trace
-from dashboard.questions.decode import Question
-from dashboard.questions.points import kvpr_count, split_points
-from dashboard.questions.restore import Report, RestorePlans, RestoreQuestion
+from dashboard.questions.decode import ENGINE, Question
+from dashboard.questions.points import even_split_s, grid_points, kvpr_count, split_points
+from dashboard.questions.restore import AUTO, RateSweep, RestorePlans, RestoreQuestion
+from dashboard.questions.traffic import MAX_WORK, TrafficAnswers, TrafficQuestion
 from planner import DecodePlan, RestorePlan
 from planner.advice import Advice, RuntimeGap
 from sim.errors import KvOverlapError
 from sim.graph.jobs import RestoreRequest
+from sim.graph.timeline import Timeline
 from sim.machine.profile import HardwareProfile
 from sim.model.spec import ModelSpec
 from sim.results.accuracy import Accuracy, assess
 from sim.results.recording import Recording
+from sim.service import RequestTrace, ServiceTimeline
 from sim.traces.measured import MeasuredTrace
 
 Content = TypeVar(
-    "Content", HardwareProfile, DecodePlan, RestorePlan, Recording, MeasuredTrace, ModelSpec
+    "Content",
+    HardwareProfile,
+    DecodePlan,
+    RestorePlan,
+    Recording,
+    MeasuredTrace,
+    ModelSpec,
+    RequestTrace,
 )
 F = TypeVar("F", bound=Callable[..., Any])
 
 UPLOADS = "uploads"
 MAX_UPLOADS = 8
-MAX_RESTORES = 16
-"""Cached restore answers of each visitor."""
 
 
 def typed(decorator: Any, **options: Any) -> Callable[[F], F]:
@@ -158,11 +170,6 @@ def uploaded_case(name: str) -> Case:
     return made[id(recording)]
 
 
-@typed(st.cache_resource, max_entries=64, show_spinner="Planning the case again")
-def _stored_plan(sha256: str, policy: str, _case: Case) -> DecodePlan:  # noqa: ARG001
-    return plan_of(_case)
-
-
 def case_key(case: Case) -> str:
     """A text that differs for cases with other tasks or other times."""
     times = [run.makespan_s for run in (case.predicted.typical, case.measured.typical)]
@@ -194,84 +201,129 @@ def case_trace(case: Case) -> bytes:
 
 
 def case_plan(case: Case) -> DecodePlan:
-    """The cached plan of a case.
+    """The plan of a case.
 
     Raises:
         KvOverlapError: this version cannot plan it.
     """
-    machine = profile_key(case.measured.hardware)
-    return _stored_plan(case.graph.sha256 + machine, case.policy, case)
+    graph, machine = case.graph, case.measured.hardware
+    key = f"{graph.sha256} {case.policy} {profile_key(machine)}"
+    about = Asked(len(graph.tasks), "")
+    return answer(plan_of, graph, machine, case.policy, key=key, about=about)
 
 
-@typed(
-    st.cache_resource,
-    max_entries=1024,
-    show_spinner=False,
-    hash_funcs={HardwareProfile: profile_key},
-)
 def plan_for(question: Question, policy: str = "lp") -> DecodePlan:
-    """The cached plan of a question.
+    """The plan of a question.
 
     Raises:
         KvOverlapError: the model or the machine does not support the job.
     """
-    return question.plan(policy)
+    about = Asked(question.n_tasks, question.command(policy))
+    return answer(question.plan, policy, key=f"{policy} {question.key}", about=about)
 
 
-@typed(
-    st.cache_resource,
-    max_entries=256,
-    show_spinner=False,
-    hash_funcs={HardwareProfile: profile_key},
-)
 def advice_for(question: Question, slo_ms: float | None = None) -> Advice:
-    """The cached recommendation for a question.
+    """The recommendation for a question.
 
     Raises:
         KvOverlapError: the model or the machine does not support the job.
     """
-    return question.advise(slo_ms)
+    about = Asked(question.n_tasks, question.advise_command(slo_ms))
+    return answer(question.advise, slo_ms, key=f"{slo_ms} {question.key}", about=about)
 
 
-@typed(st.cache_data, max_entries=64, show_spinner="Simulating splits")
-def _stored_even_splits(machine: str, sha256: str, _plan: DecodePlan) -> pd.DataFrame:  # noqa: ARG001
-    return split_points(_plan, [kvpr_count(_plan)])
+def timeline_of(plan: DecodePlan) -> Timeline:
+    """The predicted timeline of a plan."""
+    return answer(plan.simulate, ENGINE, key=_plan_key(plan), text="Simulating the plan")
 
 
 def even_splits(plan: DecodePlan) -> pd.DataFrame:
-    """The cached makespans of a plan's job over the tokens that every layer recomputes."""
-    return _stored_even_splits(profile_key(plan.hardware), plan.graph_sha256, plan)
+    """The makespans of a plan's job over the tokens that every layer recomputes."""
+    counts = [kvpr_count(plan)]
+    return answer(split_points, plan, counts, key=_plan_key(plan), text="Simulating splits")
+
+
+def even_split_time(plan: DecodePlan, tokens: int) -> float:
+    """Makespan of a plan's job in which every layer recomputes `tokens`, in seconds."""
+    key = f"{tokens} {_plan_key(plan)}"
+    return answer(even_split_s, plan, tokens, key=key, text="Simulating the split")
+
+
+def _plan_key(plan: DecodePlan) -> str:
+    return f"{plan.graph_sha256} {profile_key(plan.hardware)}"
+
+
+def sweep_of(question: Question, names: Sequence[str]) -> pd.DataFrame:
+    """The plans over one input of a question or two, named as in `AXES`.
+
+    Raises:
+        TooLarge, Cancelled: as `dashboard.asking.answer`.
+    """
+    key = f"{[*names]} {question.key}"
+    about = Asked(question.n_tasks, question.command())
+    return answer(grid_points, question, names, key=key, about=about, reports=True)
 
 
 jobs: Callable[[], Jobs] = st.cache_resource(Jobs, show_spinner=False)
 """The measurements of this server, shared by all visitors."""
 
 
-@typed(
-    st.cache_resource,
-    max_entries=64,
-    show_spinner="Comparing with the runtime",
-    hash_funcs={HardwareProfile: profile_key},
-)
 def runtime_gap_for(question: Question | RestoreQuestion, runtime: str) -> RuntimeGap:
-    """What a runtime leaves on the table for a question, cached.
+    """What a runtime leaves on the table for a question.
 
     Raises:
         KvOverlapError: the machine does not support the request or the runtime's copies.
     """
-    return question.gap(runtime)
+    key, text = f"{runtime} {question.key}", "Comparing with the runtime"
+    if isinstance(question, RestoreQuestion):
+        about = _about(question)
+    else:
+        about = Asked(question.n_tasks, question.advise_command(runtime=runtime))
+    return answer(question.gap, runtime, key=key, text=text, about=about)
 
 
-def restore_plans_for(question: RestoreQuestion, report: Report) -> RestorePlans:
-    """Plans of every policy for a question, cached for this visitor.
+def restore_plans_for(question: RestoreQuestion) -> RestorePlans:
+    """Plans of every policy for a question.
 
     Raises:
         KvOverlapError: the model or the machine does not support the request.
     """
-    cached: dict[tuple[str, str], RestorePlans] = st.session_state.setdefault("restores", {})
-    key = (repr(question), profile_key(question.hardware))
-    if key not in cached:
-        cached[key] = question.answer(report)
-        while len(cached) > MAX_RESTORES:
-            del cached[next(iter(cached))]
-    return cached[key]
+    return answer(question.answer, key=question.key, about=_about(question), reports=True)
+
+
+def fast_rates(sweep: RateSweep) -> pd.DataFrame:
+    """Time to first token over the rate of the tier, by the policies that plan fast."""
+    question = sweep.question
+    return answer(sweep.fast_points, key=question.key, about=_about(question), reports=True)
+
+
+def slow_rates(sweep: RateSweep) -> pd.DataFrame:
+    """As `fast_rates`, by the other policies and at fewer rates."""
+    question = sweep.question
+    return answer(sweep.slow_points, key=question.key, about=_about(question), reports=True)
+
+
+def traffic_answers(question: TrafficQuestion) -> TrafficAnswers:
+    """A service with every policy and size of its cache.
+
+    Raises:
+        TooLarge: too many requests to simulate here.
+        KvOverlapError: the machine does not support the model.
+    """
+    command = "\n".join(question.commands)
+    about = Asked(question.work, command, MAX_WORK, "requests to simulate over all runs")
+    text = "Simulating the service"
+    return answer(question.answers, key=question.key, text=text, about=about, reports=True)
+
+
+def service_minute(
+    question: TrafficQuestion, policy: str, size: float, start_s: float
+) -> ServiceTimeline:
+    """Requests and lanes of one run in the minute from `start_s` on."""
+    asked = policy, size, start_s
+    key, text = f"{asked} {question.key}", "Simulating up to this minute"
+    return answer(question.minute, *asked, key=key, text=text, reports=True)
+
+
+def _about(question: RestoreQuestion) -> Asked:
+    return Asked(question.n_tasks, question.command(AUTO))

@@ -2,10 +2,15 @@
 
 import streamlit as st
 
-from dashboard.controls.widgets import narrow_windows
-from dashboard.text.glossary import PAGE_TERMS, explained
-from dashboard.tour import show_tour
-from sim.files import VERSION
+from dashboard.workers import WORKERS
+
+WORKERS.warm_up()  # it imports the planner while this process imports the pages
+
+from dashboard.controls.widgets import narrow_windows  # noqa: E402
+from dashboard.history import keep_history  # noqa: E402
+from dashboard.text.glossary import PAGE_TERMS, explained  # noqa: E402
+from dashboard.tour import show_tour  # noqa: E402
+from sim.files import VERSION  # noqa: E402
 
 ABOUT = f"""**kvoverlap {VERSION}**: what to keep, load and compute again when a KV cache does not
 fit the GPU. The page *Glossary* spells out every short term."""
@@ -16,6 +21,7 @@ page = st.navigation(
         st.Page("app_pages/plan.py", title="Plan"),
         st.Page("app_pages/what_if.py", title="What-if"),
         st.Page("app_pages/restore.py", title="Restore"),
+        st.Page("app_pages/traffic.py", title="Traffic"),
         st.Page("app_pages/timeline.py", title="Timeline"),
         st.Page("app_pages/accuracy.py", title="Accuracy"),
         st.Page("app_pages/machines.py", title="Machines"),
@@ -28,6 +34,7 @@ st.set_page_config(
     page_title=f"{page.title} - kvoverlap", layout="wide", menu_items={"About": ABOUT}
 )
 narrow_windows()
+keep_history()
 show_tour(page.title)
 page.run()
 if page.title in PAGE_TERMS:

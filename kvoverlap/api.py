@@ -72,8 +72,11 @@ def plan(
     """The plan of a decode job, already simulated.
 
     Args:
-        model: a name from `model_names()`, the path of a config.json, or a `ModelSpec`.
+        model: a name from `model_names()`, the path of a config.json, or a `ModelSpec`, such as
+            `find_model(path, assume_like="llama")` for a family that is not known.
         hardware: a name from `hardware_names()`, DEVICE+LINK, the path of a profile, or a profile.
+        workload: without `kv_bits`, the cache has the bits that the checkpoint asks for; for the
+            model's dtype instead, pass `dataclasses.replace(model, kv_bits=None)`.
         policy: `lp`, `kvpr`, `load-all`, `recompute-all`, `resident`, `fixed:<tokens>`,
             `hf-offloaded` or `flexgen`.
         schedule: `row` (weights resident), `column` (weights come from host memory), or `auto`
@@ -89,7 +92,8 @@ def plan(
 
     options = PlanOptions(policy=policy, schedule=schedule, gpus=gpus, keep=keep, engine=engine)
     machine = _hardware(hardware)
-    return make_plan(Job(_model(model, machine), machine, workload), options)
+    spec = _model(model, machine)
+    return make_plan(Job(spec, machine, workload.as_asked(spec)), options)
 
 
 def restore(
@@ -107,6 +111,8 @@ def restore(
 
     Args:
         model, hardware, engine: as for `plan`.
+        request: with 16 `tier_kv_bits`, the cache has the bits that the checkpoint asks for, as for
+            `plan`.
         policy: `compute-only`, `load-only`, `two-ended`, `lp`, `layer-wise`, `joint`, or `auto`,
             the fastest of them.
         availability: available fraction of each lane over time.
@@ -128,7 +134,8 @@ def restore(
         cached_data=cached_data,
     )
     machine = _hardware(hardware)
-    return make_plan(Job(_model(model, machine), machine, request), options)
+    spec = _model(model, machine)
+    return make_plan(Job(spec, machine, request.as_asked(spec)), options)
 
 
 def advise(
@@ -143,7 +150,7 @@ def advise(
 
     Args:
         model, hardware: as for `plan`.
-        workload: one batch and one decode step.
+        workload: one batch and one decode step; its `kv_bits` as for `plan`.
         slo_s: limit of a decode step in seconds.
         recordings: folder of recordings whose errors say how sure the answer is; by default the
             shipped ones.
@@ -155,7 +162,8 @@ def advise(
 
     machine = _hardware(hardware)
     folder = RECORDINGS if recordings is None else Path(recordings)
-    return make_advice(_model(model, machine), machine, workload, folder, slo_s)
+    spec = _model(model, machine)
+    return make_advice(spec, machine, workload.as_asked(spec), folder, slo_s)
 
 
 def sweep(study: str | Path, output: str | Path, *, workers: int | None = None) -> pa.Table:

@@ -48,9 +48,15 @@ def check_weights(kind: str, spec: ModelSpec) -> None:
         )
 
 
-def specs_to_profile(kind: str, models: Sequence[str]) -> list[ModelSpec]:
-    """The models by name; without names, the default ones whose weights fit the device."""
-    specs = [find_model(name, DEFAULT_DTYPE[kind]) for name in models or DEFAULT_MODELS[kind]]
+def specs_to_profile(
+    kind: str, models: Sequence[str], assume_like: str | None = None
+) -> list[ModelSpec]:
+    """The models by name; without names, the default ones whose weights fit the device.
+
+    Weights are in the dtype that the device computes with.
+    """
+    names, dtype = models or DEFAULT_MODELS[kind], DEFAULT_DTYPE[kind]
+    specs = [find_model(name, dtype, assume_like).dequantised() for name in names]
     if models or kind == "cpu":
         return specs
     from hw.environment import gpu_memory_bytes

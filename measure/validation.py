@@ -66,6 +66,7 @@ class ValidationRequest:
         batches: batch sizes of decodes.
         link: pace of the cpu device's emulated link, such as `0.4GB/s`.
         minutes: time limit; None for the scenario's default.
+        assume_like: family to read a config of an unknown family as.
     """
 
     scenario: str = "decode"
@@ -81,6 +82,7 @@ class ValidationRequest:
     link: str | None = None
     seed: int = 0
     minutes: float | None = None
+    assume_like: str | None = None
 
     def resolve(self) -> tuple[str, ModelSpec]:
         """The kind of device and the model.
@@ -106,7 +108,8 @@ class ValidationRequest:
                 raise BadInput(f"--{option}(={value}) is for decodes; leave it out of restores.")
         if self.scenario == "adapt" and (kind != "cpu" or len(self.prompts or (0,)) > 1):
             raise BadInput("--scenario adapt is for one of --prompts and --device cpu.")
-        return kind, find_model(self.model or DEFAULT_MODEL[kind], DEFAULT_DTYPE[kind])
+        name = self.model or DEFAULT_MODEL[kind]
+        return kind, find_model(name, DEFAULT_DTYPE[kind], self.assume_like).dequantised()
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Chooses what to load and what to recompute, and turns the choice into a task graph."""
 
 from planner.decode.lower import SCHEDULES, lower
-from planner.decode.make import choose_schedule, plan_split
+from planner.decode.make import check_decode, choose_schedule, plan_split
 from planner.decode.plan import DecodePlan
 from planner.decode.policies import POLICIES, baseline_split
 from planner.decode.sensitivity import PART_NAMES
@@ -22,6 +22,7 @@ __all__ = [
     "RestorePlan",
     "StepSplit",
     "baseline_split",
+    "check_decode",
     "choose_schedule",
     "lower",
     "make_plan",

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 from uuid import uuid4
 
 from sim.errors import BadFile, BadInput
+from sim.exact import Inexact, builder
 
 if TYPE_CHECKING:
     from pydantic import ConfigDict, TypeAdapter
@@ -310,6 +311,15 @@ def parse(kind: type[T], data: Any, where: str) -> T:
     Raises:
         BadFile: names `where`, the first offending key and the rule it breaks.
     """
+    try:
+        exact: T = builder(cast(Hashable, kind))(data)
+        return exact
+    except (Inexact, BadInput, ArithmeticError, ValueError):
+        return _parse_leniently(kind, data, where)
+
+
+def _parse_leniently(kind: type[T], data: Any, where: str) -> T:
+    """As `parse`, with the conversions and messages of pydantic."""
     from pydantic import ValidationError
 
     try:

@@ -66,6 +66,16 @@ def parse_bytes(name: str, text: str) -> float:
     return float(match[1]) * (_BINARY[match[2].upper()] if match[3] else _DECIMAL[match[2]])
 
 
+def parse_sizes(name: str, text: str) -> tuple[float, ...]:
+    """Comma-separated sizes in bytes; 0 is one too.
+
+    Raises:
+        BadInput: one is no size.
+    """
+    parts = [part.strip() for part in text.split(",")]
+    return tuple(0.0 if part == "0" else parse_bytes(name, part) for part in parts)
+
+
 def ms(seconds: float) -> str:
     """Milliseconds, or microseconds below a tenth of one."""
     return f"{seconds * 1e3:,.1f} ms" if abs(seconds) >= 1e-4 else f"{seconds * 1e6:,.1f} us"

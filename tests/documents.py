@@ -15,7 +15,7 @@ A document is one session: its commands run in order, in an empty folder with `d
     kvoverlap plan ...        runs, and has to succeed; its output is not shown
 
 Commands that measure, need minutes or read what those wrote, and those of a workflow (yaml), are
-parsed and do not run. Prose of an output is wrapped at 100 columns.
+parsed and do not run; a sweep with `--jobs 1` runs. Prose of an output is wrapped at 100 columns.
 """
 
 from __future__ import annotations
@@ -72,7 +72,8 @@ def parse(command: str) -> None:
 
 def does_run(command: str) -> bool:
     verb = command.split()[0]
-    return "--help" in command or "--dry-run" in command or verb not in PARSED_ONLY
+    short = any(option in command for option in ("--help", "--dry-run", "--jobs 1"))
+    return short or verb not in PARSED_ONLY
 
 
 @contextmanager

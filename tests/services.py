@@ -11,11 +11,30 @@ from restores import figure
 from sim.lanes import DISK, NET
 from sim.machine.prefill import Prefill, Restore, Tier
 from sim.machine.profile import HardwareProfile
-from sim.service import Engine, RequestTrace, Service, ServiceCosts
+from sim.service import (
+    SERVICE_POLICIES,
+    Engine,
+    RequestTrace,
+    Service,
+    ServiceCosts,
+    SoloRestore,
+)
 
 BLOCK = 8
 BLOCK_BYTES = 64 * BLOCK
 """K and V of one block in both layers of `tiny_model`."""
+
+
+ENGINE = ("store", "inclusive", "preemption", "by_layer", "request_s", "decode_s")
+
+
+class RoundPlans:
+    """Plans of round numbers, which no machine has."""
+
+    def solo(self, prompt: int, cached: int, tier: str) -> SoloRestore:
+        load_s = cached * (1e-4 if tier == "dram" else 1e-3)
+        busy = (("compute", 1e-5 * prompt), ("h2d", load_s))
+        return SoloRestore(load_s + 1e-5 * prompt, busy, load_s, 64 * cached, prompt - cached)
 
 
 def with_blocks(hardware: HardwareProfile, costs_of, blocks: int) -> HardwareProfile:
@@ -44,9 +63,7 @@ def tiny_service(
     model = tiny_model(max_positions=4096)
     tiers = options.pop("tiers", {"dram": 64})
     engine = {
-        name: options.pop(name)
-        for name in ("store", "inclusive", "max_batch", "load_order")
-        if name in options
+        name: options.pop(name) for name in (*ENGINE, "max_batch", "load_order") if name in options
     }
 
     free_copies = options.pop("free_copies", False)
@@ -88,7 +105,8 @@ def services(draw) -> Service:
         net=draw(rate),
     )
     return tiny_service(
-        policy=draw(st.sampled_from(["compute-only", "load-only", "two-ended"])),
+        policy=draw(st.sampled_from(SERVICE_POLICIES)),
+        plans=RoundPlans(),
         gpu_blocks=draw(st.sampled_from([12, 16, 40])),
         hardware=hardware,
         tiers={name: draw(sizes) for name in ("dram", "ssd", "net")},
@@ -98,6 +116,10 @@ def services(draw) -> Service:
         inclusive=draw(st.booleans()),
         load_order=draw(st.sampled_from(["fcfs", "gain"])),
         max_batch=draw(st.sampled_from([1, 3, 9])),
+        preemption=draw(st.sampled_from(["recompute", "swap"])),
+        by_layer=draw(st.sampled_from([False, False, True])),
+        request_s=draw(st.sampled_from([0.0, 0.0019])),
+        decode_s=draw(st.sampled_from([0.0, 0.0003])),
         instances=draw(st.sampled_from([1, 1, 2, 3])),
         routing=draw(st.sampled_from(["round-robin", "least-loaded", "prefix-aware"])),
     )

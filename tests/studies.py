@@ -15,6 +15,18 @@ RESTORE = {
     "fixed": {"model": "longalpaca-7b", "hardware": "a100-80g", "prompt": "4K"},
     "grid": {"tier": ["1GB/s", "8GB/s"], "policy": ["load-only", "compute-only"]},
 }
+TRAFFIC = {
+    "scenario": "traffic",
+    "fixed": {
+        "model": "llama-3.1-8b",
+        "hardware": "h100-sxm+pcie5-x16",
+        "gpu_memory": "22GB",
+        "generate": 60,
+        "rate": 2,
+        "seed": 3,
+    },
+    "grid": {"policy": ["load-only", "two-ended"], "host_cache": [0, "8GB", "16GB"]},
+}
 
 
 def toml(study: dict[str, Any]) -> str:

@@ -7,14 +7,16 @@ from dataclasses import replace
 import pandas as pd
 import streamlit as st
 
+from dashboard.asking import show_refusal
 from dashboard.controls.compare import compare_plans
 from dashboard.controls.decode import ask_advice
 from dashboard.controls.plan import plan_downloads, show_lanes, show_memory
 from dashboard.controls.widgets import chart, headline_place, question_columns, show_table
 from dashboard.figures import policy_bars
-from dashboard.questions.decode import ENGINE, Question
+from dashboard.questions.decode import Question
+from dashboard.questions.remedies import LP, Asking
 from dashboard.runtime_gap import ask_runtime, other_runtimes, show_runtime_gap
-from dashboard.session import advice_for
+from dashboard.session import advice_for, timeline_of
 from dashboard.text.comparison import escaped, sentence
 from dashboard.tour import offer_tour
 from planner import DecodePlan
@@ -49,15 +51,20 @@ def show_page() -> None:
             question, slo_ms = ask_advice()
             runtime = ask_runtime(
                 other_runtimes(),
-                "What it leaves on the table beside the best schedule on this machine, and the "
-                "launch line that comes closest.",
+                "What it leaves on the table compared with the best schedule on this machine, "
+                "and the launch line that comes closest.",
             )
             st.page_link("app_pages/your_machine.py", label="Use your own config.json or profile")
-        with headline, st.spinner("Planning"):
-            found = advice_for(question, slo_ms)
     except KvOverlapError as error:
-        headline.error(escaped(str(error)))
+        with headline:
+            show_refusal(error)
         return
+    with headline:
+        try:
+            found = advice_for(question, slo_ms)
+        except KvOverlapError as error:
+            show_refusal(error, Asking(question, LP))
+            return
     headline.header(found.headline, anchor=False)
     with answer:
         show_advice(question, found)
@@ -101,7 +108,7 @@ def show_advice(question: Question, found: Advice) -> None:
     compare_plans(replace(question, keep=kept), "lp", plan)
     show_memory(plan)
     st.subheader("Predicted timeline of a step", anchor=False)
-    timeline = plan.simulate(ENGINE)
+    timeline = timeline_of(plan)
     show_lanes(plan, timeline)
     plan_downloads(plan, timeline)
     st.subheader("Why, and what would help", anchor=False)
@@ -129,7 +136,7 @@ def show_settings(found: Advice) -> None:
 
 
 def show_confidence(plan: DecodePlan) -> None:
-    """Where the times come from, and what lies outside the measured range."""
+    """Where the times come from, and what is outside the measured range."""
     st.subheader("How sure", anchor=False)
     st.markdown(sentence(describe_sources(plan)))
     if (outside := beyond_calibration(plan)) is not None:

@@ -3,6 +3,7 @@
 import pandas as pd
 import streamlit as st
 
+from dashboard.asking import show_refusal
 from dashboard.controls.compare import compare_plans
 from dashboard.controls.decode import ask_question
 from dashboard.controls.plan import plan_downloads, show_lanes, show_memory
@@ -19,13 +20,19 @@ from dashboard.controls.widgets import (
     show_split_curve,
 )
 from dashboard.figures import policy_bars, sensitivity_bars, split_by_layer, split_map
-from dashboard.questions.decode import ENGINE
-from dashboard.questions.points import even_split
-from dashboard.session import case_plan, even_splits, plan_for, typed, uploaded
-from dashboard.text.comparison import describe_plan, escaped, sentence
+from dashboard.questions.remedies import Asking
+from dashboard.session import (
+    case_plan,
+    even_split_time,
+    even_splits,
+    plan_for,
+    timeline_of,
+    typed,
+    uploaded,
+)
+from dashboard.text.comparison import describe_plan, sentence
 from planner import POLICIES, DecodePlan
 from planner.advice import beyond_calibration, headline
-from sim.engine.api import simulate
 from sim.errors import KvOverlapError
 from sim.units import ms, percent
 
@@ -49,23 +56,22 @@ def show_page() -> None:
             show_headline(plans[name])
             show_plan(plans[name])
     except KvOverlapError as error:
-        st.error(str(error))
+        show_refusal(error)
 
 
 def show_asked() -> None:
     """Controls, and the plan for them."""
     head = headline_place()
     controls, answer = question_columns()
-    try:
-        with controls:
-            question = ask_question(changeable=False)
-            policy = menu("Policy", POLICIES, key="policy")
-        with head, st.spinner("Planning"):
-            plan = plan_for(question, policy)
-    except KvOverlapError as error:
-        head.error(escaped(str(error)))
-        return
+    with controls:
+        question = ask_question(changeable=False)
+        policy = menu("Policy", POLICIES, key="policy")
     with head:
+        try:
+            plan = plan_for(question, policy)
+        except KvOverlapError as error:
+            show_refusal(error, Asking(question, policy))
+            return
         show_headline(plan)
     with answer:
         compare_plans(question, policy, plan)
@@ -106,7 +112,7 @@ def show_run(plan: DecodePlan) -> None:
     st.subheader("Memory", anchor=False)
     show_memory(plan)
     st.subheader("Predicted timeline", anchor=False)
-    timeline = plan.simulate(ENGINE)
+    timeline = timeline_of(plan)
     show_lanes(plan, timeline)
     plan_downloads(plan, timeline)
 
@@ -150,8 +156,7 @@ def show_chosen_split(plan: DecodePlan, points: pd.DataFrame) -> None:
         key="tokens",
         bind="query-params",
     )
-    graph = even_split(plan, tokens)
-    chosen_s = simulate(graph, plan.hardware, ENGINE).makespan_s
+    chosen_s = even_split_time(plan, tokens)
     lp_s = plan.baselines["lp"]
     st.markdown(
         f"**{tokens:,} tokens: {ms(chosen_s)}**, {percent(chosen_s / lp_s - 1, signed=True)} "

@@ -7,6 +7,7 @@ import pandas as pd
 import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
+from dashboard.asking import show_refusal
 from dashboard.controls.compare import compare_restores
 from dashboard.controls.plan import show_lanes
 from dashboard.controls.restore import ask_foresight, ask_restore, ask_trace
@@ -23,7 +24,6 @@ from dashboard.controls.widgets import (
     show_table,
     table_downloads,
 )
-from dashboard.data.machines import profile_key
 from dashboard.figures import (
     availability_steps,
     both_ends,
@@ -32,6 +32,7 @@ from dashboard.figures import (
     ttft_curves,
 )
 from dashboard.measured_restore import show_measured
+from dashboard.questions.remedies import Asking
 from dashboard.questions.restore import (
     AUTO,
     AVAILABILITY_FILE,
@@ -40,7 +41,7 @@ from dashboard.questions.restore import (
     RestoreQuestion,
 )
 from dashboard.runtime_gap import ask_runtime, serving_runtimes, show_runtime_gap
-from dashboard.session import restore_plans_for, uploaded
+from dashboard.session import fast_rates, restore_plans_for, slow_rates, uploaded
 from dashboard.text.comparison import escaped, sentence
 from dashboard.text.crossovers import describe_rates
 from dashboard.text.restore import (
@@ -83,7 +84,7 @@ def show_page() -> None:
         else:
             show_uploaded(plans)
     except KvOverlapError as error:
-        st.error(escaped(str(error)))
+        show_refusal(error)
 
 
 def show_uploaded(plans: Mapping[str, RestorePlan]) -> None:
@@ -104,22 +105,30 @@ def show_question() -> None:
     try:
         with controls:
             question, policy = ask_restore()
-        with answer:
-            show_asked(question, policy, headline)
     except KvOverlapError as error:
-        headline.error(escaped(str(error)))
+        with headline:
+            show_refusal(error)
+        return
+    with answer:
+        try:
+            show_asked(question, policy, headline)
+        except KvOverlapError as error:
+            with headline:
+                show_refusal(error, Asking(question, policy))
 
 
 def show_asked(question: RestoreQuestion, policy: str, headline: DeltaGenerator) -> None:
     """The answer, then the chosen view."""
     head, progress = st.container(), st.container()
     view = choose_view([ENDS, RATES, CHANGES])
-    answer = planned(question, progress)
+    with progress:
+        answer = restore_plans_for(question)
     if view == CHANGES:
         st.subheader("Availability of the machine during the restore", anchor=False)
         trace = ask_trace(question, answer.plans["two-ended"].ttft_s)
         question = replace(question, availability=trace, foresight=ask_foresight())
-        answer = planned(question, progress)
+        with progress:
+            answer = restore_plans_for(question)
     headline.header(restore_summary(answer.plans[policy]), anchor=False)
     with head:
         show_plan(answer.plans[policy])
@@ -137,14 +146,6 @@ def show_asked(question: RestoreQuestion, policy: str, headline: DeltaGenerator)
     if (runtime := ask_runtime(serving_runtimes(), where)) is not None:
         show_runtime_gap(question, runtime)
     show_exports(question, policy)
-
-
-def planned(question: RestoreQuestion, place: DeltaGenerator) -> RestorePlans:
-    """Every policy's plan, with a progress bar."""
-    bar = place.empty()
-    answer = restore_plans_for(question, bar.progress)
-    bar.empty()
-    return answer
 
 
 def show_plan(plan: RestorePlan) -> None:
@@ -234,22 +235,11 @@ def show_curves(sweep: RateSweep, points: pd.DataFrame, key: str) -> None:
 
 
 def swept(sweep: RateSweep, place: DeltaGenerator) -> pd.DataFrame:
-    """The points of a sweep, with a bar and the first curves while they are planned."""
-    key = (repr(sweep.question), profile_key(sweep.question.hardware))
-    kept = st.session_state.setdefault("restore_sweeps", {})
-    if key not in kept:
-        bar = st.progress(0.0, "Planning every rate")
-        points = pd.DataFrame()
-        for done, points in sweep.points():
-            bar.progress(done, f"Planned at {len(points)} rates")
-            if done == sweep.quick_frac:
-                with place:
-                    show_curves(sweep, points, "first_rates")
-        bar.empty()
-        kept.clear()
-        kept[key] = points
-    found: pd.DataFrame = kept[key]
-    return found
+    """The points of a sweep; the first curves are drawn while the others are planned."""
+    fast = fast_rates(sweep)
+    with place:
+        show_curves(sweep, fast, "first_rates")
+    return fast.merge(slow_rates(sweep), on="gib_per_s", how="left")
 
 
 def show_changes(question: RestoreQuestion, answer: RestorePlans) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import pandas as pd
 import streamlit as st
 
+from dashboard.asking import show_refusal
 from dashboard.controls.compare import compare_plans
 from dashboard.controls.decode import ask_question
 from dashboard.controls.widgets import (
@@ -19,17 +20,16 @@ from dashboard.controls.widgets import (
     show_table,
     table_downloads,
 )
-from dashboard.data.machines import profile_key
 from dashboard.figures import MEASURES, crossover_curves, heat_map
 from dashboard.questions.decode import Question
 from dashboard.questions.points import (
     AXES,
     Axis,
-    grid_points,
     recomputed_frac,
     without_axes,
 )
-from dashboard.session import even_splits, plan_for
+from dashboard.questions.remedies import LP, Asking
+from dashboard.session import even_splits, plan_for, sweep_of
 from dashboard.text.comparison import Metric, escaped, sentence
 from planner import DecodePlan
 from planner.advice import beyond_calibration, describe_sources
@@ -48,17 +48,25 @@ def show_page() -> None:
     try:
         with controls:
             question = ask_question(changeable=True)
-        with head, st.spinner("Planning"):
-            plan = plan_for(question)
     except KvOverlapError as error:
-        head.error(escaped(str(error)))
+        with head:
+            show_refusal(error)
         return
     with head:
+        try:
+            plan = plan_for(question)
+        except KvOverlapError as error:
+            show_refusal(error, Asking(question, LP, shares=False))
+            return
         show_headline(plan)
     with answer:
         show_answer(plan)
         compare_plans(question, "lp", plan)
-        show_view(question, plan)
+        try:
+            show_view(question, plan)
+        except KvOverlapError as error:
+            show_refusal(error, Asking(question, LP, shares=False))
+            return
         st.subheader("Command-line equivalent", anchor=False)
         show_command(question)
 
@@ -131,7 +139,7 @@ def show_crossover(question: Question) -> pd.DataFrame | None:
     """Every policy over one input."""
     name = menu("Input to vary", AXIS_NAMES, key="over")
     axis = _axis(name)
-    points = swept(question, [axis])
+    points = swept(question, [name])
     if points is None:
         return None
     chart(crossover_curves(points, axis.title, axis.shown(question)), "Makespan of policies", "x")
@@ -150,12 +158,15 @@ def show_map(question: Question) -> pd.DataFrame | None:
     up = menu("y axis", rest, index=len(rest) - 2, key="up", column=columns[1])
     labels = [measure.label for measure in MEASURES]
     label = menu("Colour", labels, key="show", column=columns[2])
-    axes = [_axis(across).coarse, _axis(up).coarse]
-    points = swept(question, axes)
+    points = swept(question, [across, up])
     if points is None:
         return None
     measure = MEASURES[labels.index(label)]
-    chart(heat_map(points, measure, axes[0].title, axes[1].title), "Map over two inputs", "map")
+    chart(
+        heat_map(points, measure, _axis(across).title, _axis(up).title),
+        "Map over two inputs",
+        "map",
+    )
     return points
 
 
@@ -163,19 +174,9 @@ def _axis(name: str) -> Axis:
     return AXES[AXIS_NAMES.index(name)]
 
 
-def swept(question: Question, axes: Sequence[Axis]) -> pd.DataFrame | None:
-    """The points of a sweep, with a progress bar; None if no point fits."""
-    key = (repr(question), profile_key(question.hardware), *(axis for axis in axes))
-    kept = st.session_state.setdefault("sweeps", {})
-    if key not in kept:
-        bar = st.progress(0.0, "Planning every point")
-        rows: list[dict[str, object]] = []
-        for done, rows in grid_points(question, axes, plan_for):
-            bar.progress(done, f"Planned {len(rows)} points")
-        bar.empty()
-        kept.clear()
-        kept[key] = pd.DataFrame(rows)
-    points: pd.DataFrame = kept[key]
+def swept(question: Question, names: Sequence[str]) -> pd.DataFrame | None:
+    """The points of a sweep over the named inputs; None if no point fits."""
+    points = sweep_of(question, names)
     if points.empty:
         st.info("No point of this sweep fits the model and the machine.")
         return None

@@ -19,6 +19,7 @@ WHERE_SHOWN = {
     "restore plan": ("Restore, as an uploaded plan", "app_pages/restore.py"),
     "recording": ("Timeline, as a run", "app_pages/timeline.py"),
     "trace": ("Timeline, as a profiler's trace", "app_pages/timeline.py"),
+    "request trace": ("Traffic, as requests", "app_pages/traffic.py"),
 }
 
 
@@ -111,8 +112,8 @@ def show_uploads() -> None:
     """The uploader, the reason of a refusal, and the accepted files."""
     st.write(
         "A model's config.json, a profile (`kvoverlap profile -o`), a plan (`kvoverlap plan -o` or "
-        "`restore -o`), a recording (`kvoverlap run -o`) or a profiler's trace, plain or gzipped. "
-        "It is validated and stored for this browser session only."
+        "`restore -o`), a recording (`kvoverlap run -o`), a profiler's trace or a request trace, "
+        "plain or gzipped. It is validated and stored for this browser session only."
     )
     upload_box("Model config, profile, plan, recording or trace")
     for upload in reversed(uploads().values()):

@@ -14,7 +14,7 @@ from dashboard.controls.plan import predicted_run, show_memory
 from dashboard.controls.widgets import pair, show_table
 from dashboard.data.runs import Case, case_stamp
 from dashboard.figures import NamedRun, lanes_of
-from dashboard.questions.decode import ENGINE, Question
+from dashboard.questions.decode import Question
 from dashboard.questions.pinned import (
     differences,
     question_text,
@@ -29,6 +29,7 @@ from dashboard.session import (
     plan_for,
     restore_plans_for,
     stored_case,
+    timeline_of,
     uploaded,
 )
 from dashboard.text.compare import (
@@ -117,7 +118,7 @@ def compare_plans(question: Question, policy: str, plan: DecodePlan) -> None:
         _head(text, present, {A: headline(other), B: headline(plan)})
         st.markdown(f"**{verdict(step_s(other), step_s(plan), 'a step')}**")
         show_table(side_by_side(plan_rows(other, a_price), plan_rows(plan, b_price)))
-        runs = [predicted_run(one, one.simulate(ENGINE), name) for name, one in _named(other, plan)]
+        runs = [predicted_run(one, timeline_of(one), name) for name, one in _named(other, plan)]
         draw_lanes(lanes_of(runs), "compared")
         for column, (name, one) in zip(pair("memories"), _named(other, plan), strict=True):
             with column:
@@ -131,16 +132,13 @@ def compare_restores(question: RestoreQuestion, policy: str, answer: RestorePlan
     text = pin_row(RESTORE, present)
     if text is None:
         return
-    bar = st.empty()
     try:
         asked, chosen = read_restore(text, _model, _machine)
-        other = restore_plans_for(asked, bar.progress)
+        other = restore_plans_for(asked)
         a, b = other.plans[chosen], answer.plans[policy]
     except (KvOverlapError, KeyError) as error:
         st.error(f"A has no answer: {escaped(str(error))}")
         return
-    finally:
-        bar.empty()
     with st.container(border=True):
         _head(text, present, {A: restore_summary(a), B: restore_summary(b)})
         st.markdown(f"**{verdict(a.ttft_s, b.ttft_s, 'to the first token')}**")

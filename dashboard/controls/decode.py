@@ -9,25 +9,23 @@ import streamlit as st
 from dashboard.controls.widgets import menu, name_unusable
 from dashboard.data.machines import FIRST_MACHINE, Machine
 from dashboard.questions.decode import AUTO, Changes, Question, both_ways_rate
+from dashboard.questions.offered import BATCHES, FIRST_N_BATCHES, GPUS, N_BATCHES, PROMPTS, STEPS
 from dashboard.questions.points import MULTIPLES
 from dashboard.session import all_machines, uploaded
 from dashboard.text.comparison import escaped
 from dashboard.text.machine import describe_machine
 from planner import SCHEDULES
 from sim.catalog import find_model, link_names, model_names
-from sim.graph.jobs import Workload
+from sim.graph.jobs import UNCOMPRESSED, Workload
 from sim.machine.profile import HardwareProfile
 from sim.model.kv_format import KV_BITS
 from sim.model.spec import ModelSpec
 
-BATCHES = (1, 2, 3, 4, 6, 7, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
-PROMPTS = (64, 128, 200, 256, 300, 384, 500, 512, 640, 768, 1000, 1024, 1280, 1536, 1792, 2000)
-LONG_PROMPTS = (2046, 2500, 3072, 4000, 6144, 8192, 12288, 16384, 24576, 32768, 65536)
-STEPS = (1, 2, 4, 8, 16, 32)
-N_BATCHES = (1, 2, 4, 8, 16)
-GPUS = (1, 2, 4, 8)
 BOTH_WAYS = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 MEMORY_GIB = (8, 16, 24, 40, 48, 80, 96, 141, 192, 288)
+AS_ASKED = 0
+"""Entry of a menu of bits."""
+
 AS_PROFILED = "as profiled"
 FIRST_ADVISED, FIRST_ADVISED_MACHINE = "llama-3.1-8b", "h100-sxm+pcie5-x16"
 
@@ -43,8 +41,8 @@ def ask_advice() -> tuple[Question, float | None]:
     hardware = machine.load()
     st.caption(escaped(describe_machine(hardware)))
     batch, prompt = ask_prompts()
-    tp = ask_tp(model)
-    kv_bits = ask_kv_bits()
+    tp, ep = ask_gpus(model)
+    kv_bits = ask_kv_bits(model)
     slo_ms: float | None = st.number_input(
         "Limit of a decode step (ms)",
         min_value=0.1,
@@ -56,7 +54,7 @@ def ask_advice() -> tuple[Question, float | None]:
         "the largest batch that meets it.",
     )
     workload = Workload(batch, prompt, 1, kv_bits=kv_bits)
-    return Question(model, hardware, machine.reference, workload, tp=tp), slo_ms
+    return Question(model, hardware, machine.reference, workload, tp=tp, ep=ep), slo_ms
 
 
 def ask_question(changeable: bool) -> Question:
@@ -72,7 +70,7 @@ def ask_question(changeable: bool) -> Question:
     machine = ask_machine(FIRST_MACHINE)
     job = ask_job()
     schedule, n_batches = ask_schedule()
-    kv_bits = ask_kv_bits()
+    kv_bits = ask_kv_bits(model)
     keep = st.toggle(
         "Keep in GPU memory what fits (off: every step moves all, as in KVPR)",
         value=not changeable,
@@ -80,7 +78,7 @@ def ask_question(changeable: bool) -> Question:
         bind="query-params",
         help="K, V, X and, in the column schedule, weights stay in GPU memory as far as they fit.",
     )
-    tp = 1 if changeable else ask_tp(model)
+    tp, ep = ask_gpus(model)
     hardware = machine.load()
     changes = Changes()
     if changeable:
@@ -88,7 +86,8 @@ def ask_question(changeable: bool) -> Question:
         changes = ask_changes(hardware)
         st.caption(escaped(f"{hardware.name}: {hardware.description}"))
     workload = Workload(*job, n_batches, kv_bits)
-    return Question(model, hardware, machine.reference, workload, schedule, changes, keep, tp)
+    reference = machine.reference
+    return Question(model, hardware, reference, workload, schedule, changes, keep, tp, ep)
 
 
 def ask_model(first: str) -> ModelSpec:
@@ -99,16 +98,27 @@ def ask_model(first: str) -> ModelSpec:
     return own[chosen] if chosen in own else find_model(chosen)
 
 
-def ask_tp(model: ModelSpec) -> int:
-    """GPUs that share the model, of those that its heads can be divided over."""
+def ask_gpus(model: ModelSpec) -> tuple[int, int]:
+    """GPUs that share the model, and of these the GPUs that hold whole experts."""
     sizes = [n for n in model.tensor_parallel_sizes if n in GPUS]
-    return menu(
+    tp = menu(
         "GPUs that share the model",
         [1, *sizes],
         key="tp",
         help="Tensor parallelism: every GPU holds, computes and loads its part of each layer, and "
         "attention and MLP end with an all-reduce. Predicted, not run.",
     )
+    experts = model.routed_experts
+    if tp == 1 or not experts:
+        return tp, 1
+    ep = menu(
+        "GPUs that the experts are divided over",
+        [n for n in GPUS if tp % n == 0 and not any(count % n for count in experts)],
+        key="ep",
+        help="Expert parallelism: every GPU holds whole routed experts, one part in so many. "
+        "1: every GPU holds a part of each expert.",
+    )
+    return tp, ep
 
 
 def ask_machine(first: str) -> Machine:
@@ -139,7 +149,7 @@ def _behind_link(machine: Machine) -> Machine:
 def ask_prompts() -> tuple[int, int]:
     """Batch and prompt."""
     batch = steps("Batch (sequences)", BATCHES, 32, "batch", "{:,}")
-    prompt = steps("Prompt (tokens)", (*PROMPTS, *LONG_PROMPTS), 1024, "prompt", "{:,}")
+    prompt = steps("Prompt (tokens)", PROMPTS, 1024, "prompt", "{:,}")
     return int(batch), int(prompt)
 
 
@@ -160,19 +170,24 @@ def ask_schedule() -> tuple[str, int]:
     )
     if schedule == "row":
         return schedule, 1
-    batches = steps("Batches through each layer", N_BATCHES, 4, "n_batches", "{}")
+    batches = steps("Batches through each layer", N_BATCHES, FIRST_N_BATCHES, "n_batches", "{}")
     return schedule, int(batches)
 
 
-def ask_kv_bits() -> int | None:
-    """The format of the KV cache in host memory."""
-    return menu(
+def ask_kv_bits(model: ModelSpec) -> int | None:
+    """The format of the KV cache in host memory; by default what the checkpoint asks for."""
+    asked = model.host_kv_bits
+    names = {UNCOMPRESSED: "as computed", **{bits: f"{bits} bits" for bits in KV_BITS}}
+    if asked is not None:
+        names = {AS_ASKED: f"{asked} bits, as the checkpoint asks for", **names}
+    bits = menu(
         "KV cache in host memory",
-        [None, *KV_BITS],
+        list(names),
         key="kv_bits",
-        format_func=lambda bits: "as computed" if bits is None else f"{bits} bits",
+        format_func=lambda one: names[one],
         help="A quantised cache is faster to load and must be dequantised on the device.",
     )
+    return {AS_ASKED: asked, UNCOMPRESSED: None}.get(bits, bits)
 
 
 def ask_changes(hardware: HardwareProfile) -> Changes:
@@ -193,8 +208,8 @@ def ask_changes(hardware: HardwareProfile) -> Changes:
                 1,
                 "gpus",
                 "{}",
-                "Number of GPUs, each with such a job, that share one link of this rate max-min "
-                "fairly. A profile that has switches uses its own.",
+                "Number of GPUs, each with such a job or a part of it, that share one link of this "
+                "rate max-min fairly. A profile that has switches uses its own.",
             )
         ),
         both_ways=_optional(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import streamlit as st
 
-from dashboard.controls.decode import ask_machine, ask_model, ask_tp, steps
+from dashboard.controls.decode import AS_ASKED, ask_gpus, ask_machine, ask_model, steps
 from dashboard.controls.traces import (
     START,
     example_trace,
@@ -14,11 +14,12 @@ from dashboard.controls.traces import (
     trace_text,
 )
 from dashboard.controls.widgets import menu
+from dashboard.questions.offered import RESTORE_PROMPTS
 from dashboard.questions.restore import AUTO, GIB, POLICIES, RestoreQuestion
 from dashboard.text.comparison import escaped
 from planner.restore.reproduce import GBPS
 from sim.errors import KvOverlapError
-from sim.graph.jobs import KV, KV_AND_X, KV_BITS, RestoreRequest
+from sim.graph.jobs import KV, KV_AND_X, KV_BITS, UNCOMPRESSED, RestoreRequest
 from sim.lanes import LANE_OF_TIER
 from sim.machine.availability import ALWAYS, Availability
 from sim.machine.prefill import Restore
@@ -26,7 +27,6 @@ from sim.machine.profile import HardwareProfile
 
 FIRST_MODEL = "longalpaca-13b"
 FIRST_RESTORE_MACHINE = "a100-80g"
-PROMPTS = (512, 1024, 2048, 4096, 8192, 12288, 16384, 24576, 32768, 49152, 65536, 98304, 131072)
 CACHED_FRACS = (0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 1.0)
 CHUNKS = (128, 256, 512, 1024, 2048, 4096)
 IO_CHUNKS = (64, 128, 256, 512, 1024)
@@ -51,9 +51,9 @@ def ask_restore() -> tuple[RestoreQuestion, str]:
     """
     model = ask_model(FIRST_MODEL)
     machine = ask_machine(FIRST_RESTORE_MACHINE)
-    tp = ask_tp(model)
+    tp, ep = ask_gpus(model)
     hardware = machine.load()
-    prompt = int(steps("Prompt (tokens)", PROMPTS, 16384, "prompt", "{:,}"))
+    prompt = int(steps("Prompt (tokens)", RESTORE_PROMPTS, 16384, "prompt", "{:,}"))
     cached_frac = steps(
         "Cached part of the prompt",
         CACHED_FRACS,
@@ -64,11 +64,14 @@ def ask_restore() -> tuple[RestoreQuestion, str]:
         "new token.",
     )
     tier, link = ask_tier(hardware)
+    names = {bits: f"{bits} bits" for bits in sorted(KV_BITS, reverse=True)}
+    if model.kv_bits is not None:
+        names = {AS_ASKED: f"{model.kv_bits} bits, as the checkpoint asks for", **names}
     kv_bits = menu(
         "Cached K and V",
-        sorted(KV_BITS, reverse=True),
+        list(names),
         key="kv_bits",
-        format_func=lambda bits: f"{bits} bits",
+        format_func=lambda bits: names[bits],
         help="Bits of a value on the tier; fewer than 16 mean that it is quantised there.",
     )
     has_x = st.toggle(
@@ -97,11 +100,11 @@ def ask_restore() -> tuple[RestoreQuestion, str]:
         chunk_tokens=int(chunk),
         io_chunk_tokens=int(io_chunk),
         gpu_share=share,
-        tier_kv_bits=kv_bits,
+        tier_kv_bits=kv_bits or model.kv_bits or UNCOMPRESSED,
     )
     data = KV_AND_X if has_x else KV
-    made = RestoreQuestion(model, hardware, machine.reference, request, link, ALWAYS, data, tp)
-    return made, policy
+    asked = (model, hardware, machine.reference, request, link)
+    return RestoreQuestion(*asked, cached_data=data, tp=tp, ep=ep), policy
 
 
 def ask_tier(hardware: HardwareProfile) -> tuple[str, float | None]:

@@ -36,6 +36,8 @@ BARE_CHART = {"displayModeBar": False}
 MAX_ASKED = 60
 """Characters of a link's value that are shown."""
 
+REFUSED = "Refused: "
+
 T = TypeVar("T")
 
 ASKED, MEASURED, UPLOADED = "a question", "a measured case", "an uploaded plan"
@@ -49,10 +51,10 @@ NARROW = """
   .st-key-cards [data-testid="stHorizontalBlock"] { flex-wrap: wrap; }
   .st-key-cards [data-testid="stColumn"] { flex: 1 1 45%; min-width: 45%; }
   [class*="st-key-pair_"] > [data-testid="stLayoutWrapper"] > [data-testid="stHorizontalBlock"] {
-    flex-direction: column;
+    flex-direction: column; flex-wrap: nowrap;
   }
   [class*="st-key-pair_"] > [data-testid="stLayoutWrapper"] > [data-testid="stHorizontalBlock"]
-    > [data-testid="stColumn"] { width: 100%; flex: 1 1 100%; }
+    > [data-testid="stColumn"] { width: 100%; flex: 0 0 auto; }
   [data-testid="stLayoutWrapper"]:has(> .st-key-headline) {
     position: sticky; top: 3rem; z-index: 9; padding: 0.5rem 0; backdrop-filter: blur(12px);
     background: color-mix(in srgb, Canvas 92%, transparent);
@@ -296,21 +298,35 @@ def table_downloads(table: Callable[[], pd.DataFrame], stem: str) -> None:
         )
 
 
-def upload_box(label: str) -> None:
-    """A file uploader; says what an accepted file is, and why another is refused."""
+def upload_box(label: str) -> str | None:
+    """A file uploader; says what an accepted file is, and why another is refused.
+
+    Returns:
+        Name of a file that was accepted in this run of the page.
+    """
     file = st.file_uploader(
         label,
-        type=["json", "gz", "sqlite", "csv"],
+        type=["json", "jsonl", "gz", "sqlite", "csv"],
         max_upload_size=MAX_UPLOAD_MB,
         key="upload_file",
         label_visibility="collapsed",
     )
     if file is None:
-        return
-    try:
-        upload = read_upload(file.name, file.getvalue())
-    except KvOverlapError as error:
-        st.error(f"Refused: {escaped(str(error))}")
-        return
-    keep_upload(upload)
-    st.success(f"{upload.name} is a {upload.kind}.")
+        return None
+    known: dict[str, str] = st.session_state.setdefault("upload_texts", {})
+    new = None
+    if file.file_id not in known:
+        try:
+            upload = read_upload(file.name, file.getvalue())
+            keep_upload(upload)
+            new, text = upload.name, f"{upload.name} is a {upload.kind}."
+        except KvOverlapError as error:
+            text = f"{REFUSED}{escaped(str(error))}"
+        known.clear()
+        known[file.file_id] = text
+    text = known[file.file_id]
+    if text.startswith(REFUSED):
+        st.error(text)
+    else:
+        st.success(text)
+    return new

@@ -24,6 +24,7 @@ from sim.files import read_text
 from sim.graph.jobs import RestoreRequest
 from sim.graph.tasks import TaskGraph
 from sim.machine.availability import ALWAYS, Availability
+from sim.machine.profile import HardwareProfile
 from sim.results.accuracy import CASE, CASES, MEASURED, RecordedCase
 from sim.results.compare import Comparison, compare
 from sim.results.recording import Recording
@@ -203,23 +204,22 @@ def split_of(graph: TaskGraph) -> list[list[int]]:
     return split
 
 
-def plan_of(case: Case) -> DecodePlan:
-    """The plan of a case, with its bound, baselines and bottleneck computed again.
+def plan_of(graph: TaskGraph, hardware: HardwareProfile, policy: str) -> DecodePlan:
+    """The plan of a recorded graph, with its bound, baselines and bottleneck computed again.
 
     Raises:
         KvOverlapError: this version cannot plan such a graph.
     """
-    graph, hardware = case.graph, case.measured.hardware
-    if case.restores:
+    if graph.workload.kind == RestoreRequest.kind:
         raise BadInput("this is a restore: the page Restore shows it.")
     job = Job(graph.model, hardware, graph.workload)
     gpus = 1 + max(task.device for task in graph.tasks)
     options = PlanOptions(schedule=graph.schedule, gpus=gpus)
-    if case.policy != UNKNOWN_POLICY:
-        plan = make_plan(job, replace(options, policy=case.policy))
+    if policy != UNKNOWN_POLICY:
+        plan = make_plan(job, replace(options, policy=policy))
         if plan.graph_sha256 == graph.sha256:
             return plan
     if gpus > 1:
         raise BadInput(f"this version makes another plan for {gpus} GPUs than the recorded one.")
     made = plan_split(job, split_of(graph), options=options)
-    return replace(made, policy=f"{case.policy}, as recorded")
+    return replace(made, policy=f"{policy}, as recorded")

@@ -22,6 +22,7 @@ from sim.machine.profile import HardwareProfile
 from sim.model.config import load_model_config
 from sim.model.spec import ModelSpec
 from sim.results.recording import Recording
+from sim.service import RequestTrace, holds_requests, read_trace
 from sim.traces.measured import KIND as TRACE_KIND
 from sim.traces.measured import MeasuredTrace, holds_trace, open_trace
 from sim.units import ms
@@ -33,12 +34,12 @@ MAX_TASKS = 200_000
 MAX_TOKENS = 16_000_000
 ADVICE = (
     "kvoverlap profile, plan, restore, run and trace write files that can be shown here, and a "
-    "model's config.json and profilers' traces are read"
+    "model's config.json, request traces and profilers' traces are read"
 )
 
-Content = HardwareProfile | Plan | Recording | MeasuredTrace | ModelSpec
+Content = HardwareProfile | Plan | Recording | MeasuredTrace | ModelSpec | RequestTrace
 
-CONFIG = "model config"
+CONFIG, REQUESTS = "model config", "request trace"
 
 KINDS: dict[str, tuple[str, type[Content], Callable[[Path], Content]]] = {
     "hardware-profile": ("profile", HardwareProfile, HardwareProfile.load),
@@ -46,6 +47,7 @@ KINDS: dict[str, tuple[str, type[Content], Callable[[Path], Content]]] = {
     "restore-plan": ("restore plan", RestorePlan, RestorePlan.load),
     "timeline": ("recording", Recording, Recording.load),
     TRACE_KIND: ("trace", MeasuredTrace, open_trace),
+    REQUESTS: (REQUESTS, RequestTrace, lambda path: read_trace(path, skip_bad=True)),
     CONFIG: (CONFIG, ModelSpec, lambda path: load_model_config(path, path.name)),
 }
 """Name on the page, class and reader of each kind of document."""
@@ -84,6 +86,13 @@ class Upload:
                     f"{trace.events.format}, {len(trace.events.work):,} kernels and copies, "
                     f"{len(trace.steps):,} steps, {ms(trace.measures.span_s)}"
                 )
+            case RequestTrace() as requests:
+                times = requests.arrival_s
+                return (
+                    f"{len(requests):,} requests in {max(times) - min(times):,.0f} s, "
+                    f"{requests.unique_blocks:,} different blocks of {requests.block_tokens} "
+                    f"tokens, {requests.skipped:,} bad lines left out"
+                )
             case plan:
                 return (
                     f"{plan.model.name}, {describe_job(plan.workload)}, policy {plan.policy}, "
@@ -103,7 +112,7 @@ def read_upload(name: str, payload: bytes) -> Upload:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / name
         path.write_bytes(text)
-        kind = TRACE_KIND if holds_trace(path) else _kind(name, text)
+        kind = _kind_of(path, text)
         if kind not in KINDS:
             raise BadFile(f"{name} holds {kind}, which cannot be shown; {ADVICE}.")
         try:
@@ -176,6 +185,12 @@ def unpacked(name: str, payload: bytes) -> bytes:
     if not unzip.eof:
         raise BadFile(f"{name} ends too early; upload it again.")
     return text
+
+
+def _kind_of(path: Path, text: bytes) -> str:
+    if holds_requests(path):
+        return REQUESTS
+    return TRACE_KIND if holds_trace(path) else _kind(path.name, text)
 
 
 def _kind(name: str, text: bytes) -> str:

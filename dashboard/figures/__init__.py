@@ -30,6 +30,7 @@ from dashboard.figures.restores import (
 from dashboard.figures.style import BREAKDOWN_COLOUR, OP_COLOUR, POLICY_COLOUR, RESTORE_COLOUR
 from dashboard.figures.time_breakdown import breakdown_bars, lane_use_bars
 from dashboard.figures.trace_lanes import paired_trace_lanes, trace_lanes
+from dashboard.figures.traffic import hit_rate_curves, service_lanes, ttft_by_size
 
 __all__ = [
     "BREAKDOWN_COLOUR",
@@ -49,6 +50,7 @@ __all__ = [
     "crossover_curves",
     "errors_by_case",
     "heat_map",
+    "hit_rate_curves",
     "lane_use_bars",
     "lanes_of",
     "memory_bars",
@@ -60,11 +62,13 @@ __all__ = [
     "residual_dots",
     "sample_residuals",
     "sensitivity_bars",
+    "service_lanes",
     "sources_by_layer",
     "split_by_layer",
     "split_curve",
     "split_map",
     "trace_lanes",
     "ttft_bars",
+    "ttft_by_size",
     "ttft_curves",
 ]

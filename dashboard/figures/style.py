@@ -63,6 +63,14 @@ RESTORE_COLOUR = {
 }
 """Policies of a restore; as above, loading is blue and computing orange."""
 
+PHASE_COLOUR = {
+    "queue": "#9ca8b4",
+    "restore": OP_COLOUR["load_kv"],
+    "prefill": OP_COLOUR["recompute"],
+    "decode": OP_COLOUR["attention"],
+}
+"""Phases of a request in a service, and work of its lanes."""
+
 SPLIT_COLOUR = {"recomputed": "#d36813", "loaded": "#2577bc", "resident": "#9ba8b8"}
 
 LATE_COLOUR, EARLY_COLOUR = "#c43d0a", "#2f6fb3"
@@ -97,7 +105,7 @@ Box = tuple[float, float, float, float]
 
 
 def text_colour(colour: str) -> str:
-    """White or black, whichever has more contrast on a colour (WCAG 2.2, at least 4.5)."""
+    """White or black, the one with more contrast on a colour (WCAG 2.2, at least 4.5)."""
     channels = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
     linear = [one / 12.92 if one <= 0.04045 else ((one + 0.055) / 1.055) ** 2.4 for one in channels]
     luminance = sum(part * one for part, one in zip(LUMINANCE, linear, strict=True))

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import shlex
 from dataclasses import dataclass, replace
+from functools import cached_property
 
-from planner import DecodePlan, Job, PlanOptions, make_plan
+from dashboard.data.machines import profile_key
+from planner import DecodePlan, Job, PlanOptions, check_decode, make_plan
 from planner.advice import Advice, RuntimeGap, advise, runtime_gap
 from sim.catalog import RECORDINGS, find_runtime
 from sim.engine.api import fast_engine_installed
-from sim.graph.jobs import Workload
+from sim.graph.jobs import TASKS_PER_LAYER, UNCOMPRESSED, Workload
 from sim.lanes import D2H, H2D
 from sim.machine.links import Interference, Uplink
 from sim.machine.profile import HardwareProfile
@@ -39,8 +41,8 @@ class Changes:
 
     Args:
         link, flops, hbm: multiples of a rate.
-        gpus: devices, each with a job, that share one link; a profile that has uplinks for so
-            many devices uses its own.
+        gpus: devices that share one link, each with a job or a part of one; a profile that has
+            uplinks for so many devices uses its own.
         both_ways: rate of one copy direction while the other one works, 1 for no loss.
         device_gib: memory of a device.
     """
@@ -70,16 +72,16 @@ class Changes:
         """The value of `--gpu-memory`."""
         return None if self.device_gib is None else f"{self.device_gib:g}GiB"
 
-    def beyond_options(self, hardware: HardwareProfile) -> bool:
+    def beyond_options(self, hardware: HardwareProfile, tp: int) -> bool:
         """Whether no option describes the changes, so that the command needs a profile."""
-        return self.both_ways is not None or self._lacks_uplinks(hardware)
+        return self.both_ways is not None or self._lacks_uplinks(hardware, tp)
 
-    def _lacks_uplinks(self, hardware: HardwareProfile) -> bool:
+    def _lacks_uplinks(self, hardware: HardwareProfile, tp: int) -> bool:
         reached = {device for uplink in hardware.uplinks for device in uplink.devices}
-        return self.gpus > 1 and not set(range(self.gpus)) <= reached
+        return self.gpus > 1 and not set(range(max(self.gpus, tp))) <= reached
 
-    def apply(self, hardware: HardwareProfile) -> HardwareProfile:
-        """The changed machine."""
+    def apply(self, hardware: HardwareProfile, tp: int = 1) -> HardwareProfile:
+        """The changed machine, for jobs on `tp` GPUs each."""
         changed = hardware
         for setting in self.settings(hardware):
             key, _, text = setting.partition("=")
@@ -89,15 +91,17 @@ class Changes:
         if self.both_ways is not None:
             entries = _both_ways(changed.interference, self.both_ways)
             changed = replace(changed, interference=entries)
-        if self._lacks_uplinks(hardware):
-            links = changed.links
-            switch = Uplink(
-                "one switch for all",
-                tuple(range(self.gpus)),
-                links.h2d.bytes_per_s,
-                links.d2h.bytes_per_s,
+        if self._lacks_uplinks(hardware, tp):
+            rates = changed.links.h2d.bytes_per_s, changed.links.d2h.bytes_per_s
+            firsts = range(0, max(self.gpus, tp), self.gpus)
+            groups = [tuple(range(first, first + self.gpus)) for first in firsts]
+            names = (
+                ["one switch for all"]
+                if len(groups) == 1
+                else [f"switch of GPUs {group[0]} to {group[-1]}" for group in groups]
             )
-            changed = replace(changed, uplinks=(switch,))
+            switches = (Uplink(*pair, *rates) for pair in zip(names, groups, strict=True))
+            changed = replace(changed, uplinks=tuple(switches))
         return changed
 
     def __str__(self) -> str:
@@ -137,6 +141,7 @@ class Question:
         reference: the machine on the command line, a shipped name or a path.
         keep: whether the LP may keep K, V, X and weights in free GPU memory.
         tp: GPUs that share the model.
+        ep: of these, GPUs that the routed experts are divided over as a whole.
     """
 
     whole: ModelSpec
@@ -147,20 +152,38 @@ class Question:
     changes: Changes = Changes()
     keep: bool = False
     tp: int = 1
+    ep: int = 1
 
     @property
     def machine(self) -> HardwareProfile:
-        return self.changes.apply(self.hardware)
+        return self.changes.apply(self.hardware, self.tp)
+
+    @property
+    def jobs(self) -> int:
+        """Jobs that share the link: one for each GPU, or for as many as share the model."""
+        return max(1, self.changes.gpus // self.tp)
 
     @property
     def needs_profile(self) -> bool:
         """Whether the command needs the changed machine as a file."""
-        return self.changes.beyond_options(self.hardware)
+        return self.changes.beyond_options(self.hardware, self.tp)
 
     @property
     def model(self) -> ModelSpec:
         """What one GPU holds, in the dtype of the machine's profile."""
-        return in_dtype_of(self.whole, self.hardware, chosen=False).shard(self.tp)
+        return in_dtype_of(self.whole, self.hardware, chosen=False).shard(self.tp, self.ep)
+
+    @cached_property
+    def key(self) -> str:
+        """Text that is equal for equal questions."""
+        return repr(self) + profile_key(self.hardware)
+
+    @property
+    def n_tasks(self) -> int:
+        """About how many tasks the graph of the job has."""
+        job = self.workload
+        gpus = self.changes.gpus * self.tp
+        return TASKS_PER_LAYER * gpus * job.gen_tokens * job.n_batches * self.whole.n_layers
 
     def plan(self, policy: str = "lp") -> DecodePlan:
         """The answer.
@@ -168,14 +191,24 @@ class Question:
         Raises:
             BadInput, DoesNotFit, PlannerFailed: as `make_plan`.
         """
-        options = PlanOptions(
+        return make_plan(self._job, self._options(policy))
+
+    def check(self, policy: str = "lp") -> None:
+        """Refuse what `plan` refuses, in a fraction of its time."""
+        check_decode(self._job, self._options(policy))
+
+    @property
+    def _job(self) -> Job[Workload]:
+        return Job(self.model, self.machine, self.workload)
+
+    def _options(self, policy: str) -> PlanOptions:
+        return PlanOptions(
             policy=policy,
             schedule=self.schedule,
-            gpus=self.changes.gpus,
+            gpus=self.jobs,
             keep=self.keep,
             engine=ENGINE,
         )
-        return make_plan(Job(self.model, self.machine, self.workload), options)
 
     def advise(self, slo_ms: float | None = None) -> Advice:
         """The recommendation for one decode step.
@@ -200,12 +233,12 @@ class Question:
 
     def command(self, policy: str = "lp") -> str:
         """The command that gives the same plan; it may need the downloaded profile."""
-        job, changes = self.workload, self.changes
+        job = self.workload
         words = [*self._words("plan"), "--gen", str(job.gen_tokens)]
         if self.schedule != "row":
             words += ["--schedule", self.schedule, "--n-batches", str(job.n_batches)]
-        if changes.gpus != 1:
-            words += ["--gpus", str(changes.gpus)]
+        if self.jobs != 1:
+            words += ["--gpus", str(self.jobs)]
         if policy != "lp":
             words += ["--policy", policy]
         if self.keep != (policy == "lp"):
@@ -229,10 +262,12 @@ class Question:
             *("--hardware", CHANGED_PROFILE if self.needs_profile else self.reference),
             *("--batch", str(job.batch_size), "--prompt", str(job.prompt_tokens)),
         ]
-        if job.kv_bits is not None:
-            words += ["--kv-bits", str(job.kv_bits)]
+        if job.kv_bits != self.whole.host_kv_bits:
+            words += ["--kv-bits", str(job.kv_bits or UNCOMPRESSED)]
         if self.tp != 1:
             words += ["--tp", str(self.tp)]
+        if self.ep != 1:
+            words += ["--ep", str(self.ep)]
         if not self.needs_profile:
             for setting in changes.settings(self.hardware):
                 words += ["--set", setting]

@@ -31,7 +31,7 @@ JOB = {
     "n_batches": int,
     "kv_bits": int,
 }
-PLAN = {"schedule": str, "tp": int}
+PLAN = {"schedule": str, "tp": int, "ep": int}
 CHANGES = {
     "link": float,
     "flops": float,
@@ -49,7 +49,7 @@ REQUEST = {
     "gpu_share": float,
     "tier_kv_bits": int,
 }
-RESTORE = {"link_bytes_per_s": float, "cached_data": str, "tp": int}
+RESTORE = {"link_bytes_per_s": float, "cached_data": str, "tp": int, "ep": int}
 """Fields of the questions and how their texts are read; None is left out."""
 
 NAMES = {
@@ -62,6 +62,7 @@ NAMES = {
     "kv_bits": "KV cache in host memory (bits)",
     "schedule": "Schedule",
     "tp": "GPUs that share the model",
+    "ep": "GPUs that the experts are divided over",
     "keep": "Keep in GPU memory what fits",
     POLICY: "Policy",
     "link": "Link, times the profile's",

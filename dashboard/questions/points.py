@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from math import log2
@@ -17,6 +17,7 @@ from sim.engine.api import simulate
 from sim.errors import KvOverlapError
 from sim.graph.tasks import TaskGraph
 from sim.machine.what_if import RATES, rate_unit
+from sim.progress import Progress
 from sim.units import parse_rate
 
 MAX_POINTS = 33
@@ -131,31 +132,40 @@ AXES = (
     _count_axis("prompt", "prompt (tokens)", "prompt_tokens", PROMPTS),
 )
 
-Planner = Callable[[Question], DecodePlan]
+
+def axes_of(names: Sequence[str]) -> list[Axis]:
+    """The axes of a sweep; two make a map, which has fewer values of each."""
+    found = [next(axis for axis in AXES if axis.name == name) for name in names]
+    return found if len(found) == 1 else [axis.coarse for axis in found]
 
 
-def grid_points(
-    question: Question, axes: Sequence[Axis], planner: Planner
-) -> Iterator[tuple[float, list[dict[str, object]]]]:
-    """Plan all values of the axes; yields the finished fraction and the rows after each.
+def grid_points(question: Question, names: Sequence[str], progress: Progress) -> pd.DataFrame:
+    """The plans of all values of the named axes.
 
     Jobs that do not fit are left out. A row has `x`, with two axes `y`, the inputs, the makespan of
     every policy and the fraction that the LP recomputes.
     """
     rows: list[dict[str, object]] = []
+    axes = axes_of(names)
     values = list(product(*(axis.settings for axis in axes)))
     for number, settings in enumerate(values, start=1):
         asked = question
         for axis, setting in zip(axes, settings, strict=True):
             asked = axis.ask(asked, setting)
         try:
-            plan = planner(asked)
+            plan = asked.plan()
         except KvOverlapError:
             pass
         else:
             place = dict(zip("xy", (axis.shown(asked) for axis in axes), strict=False))
             rows.append({**place, **_row(asked, plan)})
-        yield number / len(values), rows
+        progress(f"Planned {number} of {len(values)} points", number / len(values))
+    return pd.DataFrame(rows)
+
+
+def even_split_s(plan: DecodePlan, tokens: int) -> float:
+    """Makespan of a plan's job in which every layer recomputes `tokens` in every step."""
+    return simulate(even_split(plan, tokens), plan.hardware, ENGINE).makespan_s
 
 
 def _row(question: Question, plan: DecodePlan) -> dict[str, object]:

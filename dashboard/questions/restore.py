@@ -6,12 +6,13 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 import pandas as pd
 
+from dashboard.data.machines import profile_key
 from dashboard.questions.decode import ENGINE
 from planner import Job
 from planner.advice import RuntimeGap, runtime_gap
@@ -36,7 +37,9 @@ from sim.machine.prefill import Restore, Tier
 from sim.machine.profile import HardwareProfile
 from sim.machine.provenance import SourcedValue
 from sim.machine.what_if import in_dtype_of
+from sim.model.kv_format import KV_BITS as HOST_KV_BITS
 from sim.model.spec import ModelSpec
+from sim.progress import Progress
 
 AUTO = "auto"
 POLICIES = tuple(policy for policy in RESTORE_POLICIES if policy != AUTO)
@@ -52,9 +55,6 @@ MIN_GIB, OCTAVES = 0.5, 7
 
 FEW_TASKS, MANY_TASKS = 600, 2000
 """Tasks up to which the fast engine does not pay, and up to which a sweep is fast."""
-
-Report = Callable[[float, str], None]
-"""Called with the finished fraction of the work and the next step."""
 
 
 def request_of(graph: TaskGraph) -> RestoreRequest:
@@ -94,6 +94,7 @@ class RestoreQuestion:
             machine and run under it.
         cached_data: `kv`, or `kv+x` where X is cached too.
         tp: GPUs that share the model.
+        ep: of these, GPUs that the routed experts are divided over as a whole.
     """
 
     whole: ModelSpec
@@ -105,11 +106,12 @@ class RestoreQuestion:
     cached_data: str = KV
     tp: int = 1
     foresight: bool = False
+    ep: int = 1
 
     @property
     def model(self) -> ModelSpec:
         """What one GPU holds, in the dtype of the machine's profile."""
-        return in_dtype_of(self.whole, self.hardware, chosen=False).shard(self.tp)
+        return in_dtype_of(self.whole, self.hardware, chosen=False).shard(self.tp, self.ep)
 
     @property
     def machine(self) -> HardwareProfile:
@@ -123,8 +125,10 @@ class RestoreQuestion:
         Raises:
             KvOverlapError: the machine does not support the request or the runtime's copies.
         """
-        job = Job(self.model, self.hardware, Workload(1, self.request.cached_tokens, 1))
-        return runtime_gap(find_runtime(runtime), job, ENGINE)
+        bits = self.request.tier_kv_bits
+        kv_bits = bits if bits in HOST_KV_BITS else None
+        workload = Workload(1, self.request.cached_tokens, 1, kv_bits=kv_bits)
+        return runtime_gap(find_runtime(runtime), Job(self.model, self.hardware, workload), ENGINE)
 
     @property
     def slow_lane(self) -> str:
@@ -150,6 +154,11 @@ class RestoreQuestion:
     @property
     def _restore(self) -> Restore:
         return self.machine.restore or Restore()
+
+    @cached_property
+    def key(self) -> str:
+        """Text that is equal for equal questions."""
+        return repr(self) + profile_key(self.hardware)
 
     @property
     def n_tasks(self) -> int:
@@ -192,7 +201,7 @@ class RestoreQuestion:
         made.check_fits()
         return made
 
-    def answer(self, report: Report) -> RestorePlans:
+    def answer(self, progress: Progress) -> RestorePlans:
         """Plan by every policy.
 
         Raises:
@@ -200,11 +209,11 @@ class RestoreQuestion:
         """
         planner = self.planner()
         for at, policy in enumerate(POLICIES):
-            report(at / (len(POLICIES) + 1), f"Planning {policy}")
+            progress(f"Planning {policy}", at / (len(POLICIES) + 1))
             planner.choice(policy)
         adaptation = None
         if self.availability.steps:
-            report(len(POLICIES) / (len(POLICIES) + 1), "Following the trace")
+            progress("Following the trace", len(POLICIES) / (len(POLICIES) + 1))
             adaptation = adapt(replace(self, foresight=True).planner())
         return RestorePlans(
             {name: plan_choice(planner, name, adaptation) for name in RESTORE_POLICIES},
@@ -225,9 +234,10 @@ class RestoreQuestion:
         if asked.cached_tokens != asked.prompt_tokens - 1:
             words += ["--cached", str(asked.cached_tokens)]
         words += ["--tier", tier]
-        usual = RestoreRequest(prompt_tokens=2, cached_tokens=1)
+        usual = RestoreRequest(prompt_tokens=2, cached_tokens=1).as_asked(self.whole)
         for option, value, default in (
             ("--tp", self.tp, 1),
+            ("--ep", self.ep, 1),
             ("--chunk", asked.chunk_tokens, usual.chunk_tokens),
             ("--io-chunk", asked.io_chunk_tokens, usual.io_chunk_tokens),
             ("--gpu-share", asked.gpu_share, usual.gpu_share),
@@ -270,31 +280,25 @@ class RateSweep:
         """The present rate in GiB/s."""
         return self.question.bytes_per_s / GIB
 
-    @property
-    def quick_frac(self) -> float:
-        """Fraction of the work after which the policies of `SWEPT` are planned at all rates."""
-        quick = len(self.rates)
-        return quick / (quick + SLOWER * len(self.coarse_rates))
+    def fast_points(self, progress: Progress) -> pd.DataFrame:
+        """Time to first token by the policies of `SWEPT` at all rates.
 
-    def points(self) -> Iterator[tuple[float, pd.DataFrame]]:
-        """The finished fraction of the work and the table so far, after each rate.
-
-        Columns `gib_per_s` and `<policy>_s`, empty if a policy was not planned.
+        Columns `gib_per_s` and `<policy>_s`.
         """
-        rows: dict[float, dict[str, float]] = {}
-        rest = tuple(policy for policy in POLICIES if policy not in SWEPT)
-        work: list[tuple[float, tuple[str, ...], int]] = [
-            *((rate, SWEPT, 1) for rate in self.rates),
-            *((rate, rest, SLOWER) for rate in self.coarse_rates),
-        ]
-        total, done = sum(weight for *_, weight in work), 0
-        for rate, policies, weight in work:
+        return self._points(self.rates, SWEPT, progress)
+
+    def slow_points(self, progress: Progress) -> pd.DataFrame:
+        """As `fast_points`, by the other policies at `coarse_rates`."""
+        rest = [policy for policy in POLICIES if policy not in SWEPT]
+        return self._points(self.coarse_rates, rest, progress)
+
+    def _points(
+        self, rates: Sequence[float], policies: Sequence[str], progress: Progress
+    ) -> pd.DataFrame:
+        rows = []
+        for done, rate in enumerate(rates):
+            progress(f"Planned {done} of {len(rates)} rates", done / len(rates))
             planner = self.question.at_rate(rate * GIB).planner()
-            row = rows.setdefault(rate, {"gib_per_s": rate})
-            row |= {f"{policy}_s": planner.choice(policy).ttft_s for policy in policies}
-            done += weight
-            yield done / total, pd.DataFrame([rows[key] for key in sorted(rows)])
-
-
-SLOWER = 8
-"""Planning time of the other policies over that of `SWEPT`, roughly."""
+            times = {f"{policy}_s": planner.choice(policy).ttft_s for policy in policies}
+            rows.append({"gib_per_s": rate, **times})
+        return pd.DataFrame(rows)

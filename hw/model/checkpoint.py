@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -70,8 +70,11 @@ class Checkpoint:
     block: Block | None = None
 
     @classmethod
-    def open(cls, directory: Path) -> Checkpoint:
+    def open(cls, directory: Path, assume_like: str | None = None) -> Checkpoint:
         """Read the config and every header, and check that they describe the same model.
+
+        Args:
+            assume_like: family to read a config of an unknown family as.
 
         Raises:
             BadFile: no such directory, no config, no safetensors, a missing, corrupt or truncated
@@ -87,8 +90,8 @@ class Checkpoint:
             raise BadFile(
                 f"{directory} holds no config.json; give the directory of one Hugging Face model."
             )
-        described = load_model_config(directory, directory.resolve().name)
-        model = replace(described, weight_bits=None, module_bits=None)
+        described = load_model_config(directory, directory.resolve().name, assume_like)
+        model = described.dequantised()
         tensors, bits = _stored_tensors(directory), described.weight_bits
         found = cls(directory, model, tensors, bits, _block(directory / "config.json"))
         read: set[str] = set()

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from sim.errors import BadInput
 from sim.model.layers import Experts as ExpertSizes
-from sim.model.spec import RUNNABLE_FAMILIES, ModelSpec
+from sim.model.runnable import why_not_run
+from sim.model.spec import ModelSpec
 
 TORCH_DTYPE = {
     "float32": torch.float32,
@@ -169,29 +170,10 @@ def check_runnable(model: ModelSpec, device_kind: str = "cpu") -> None:
     """Refuse a model that is divided over GPUs, or that there are no kernels for.
 
     Raises:
-        BadInput: says so, or names the families that can run.
+        BadInput: says so, or names what can run.
     """
-    if model.tensor_parallel > 1:
-        raise BadInput(
-            f"the plan is for {model.tensor_parallel} GPUs that share {model.name} (--tp), which "
-            "can be planned and simulated but not run: a run needs one GPU."
-        )
-    if model.family not in RUNNABLE_FAMILIES:
-        raise BadInput(
-            f"{model.name} is of family {model.family}, which can be planned and simulated but not "
-            f"run; families that run: {', '.join(RUNNABLE_FAMILIES)}."
-        )
-    if model.not_run:
-        raise BadInput(
-            f"{model.name} has {' and '.join(model.not_run)}, which no device kernel computes; it "
-            "can be planned and simulated but not run."
-        )
-    if model.weight_bits is not None or model.module_bits is not None:
-        raise BadInput(
-            f"{model.name} is planned with weights in {model.weight_bits or 'fewer'} bits, and a "
-            f"run computes with {model.dtype} ones; take quantization_config out of its "
-            "config.json to plan what a run does."
-        )
+    if (reason := why_not_run(model)) is not None:
+        raise BadInput(reason)
     has_experts = any(isinstance(layer.ffn, ExpertSizes) for layer in model.groups)
     if device_kind == "cuda" and has_experts and model.dtype != "bfloat16":
         raise BadInput(

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from itertools import groupby
 from typing import Annotated, Any
 
 from cyclopts import App, Parameter
 
 from kvoverlap.cli.import_profile import aiconfigurator
+from kvoverlap.cli.model_list import list_models
 from kvoverlap.cli.options import AssumeLike, Count, Json
 from kvoverlap.cli.output import print_json, say, table
 from sim.catalog import (
@@ -20,14 +20,11 @@ from sim.catalog import (
     find_model,
     hardware_names,
     link_names,
-    model_names,
-    model_source,
 )
 from sim.lanes import COPY_LANES
 from sim.machine.components import JOIN, UNIFIED, ComputePart, LinkPart
 from sim.machine.profile import HardwareProfile
 from sim.model.sheet import LayerSheet, Sheet, sheet
-from sim.model.spec import RUNNABLE_FAMILIES, ModelSpec
 
 
 def models(
@@ -60,62 +57,13 @@ def models(
       kvoverlap models ./config.json --context 128K --kv-bits 8 --json
     """
     if model is None:
-        _list_models(json)
+        list_models(json)
         return
     made = sheet(find_model(model, assume_like=assume_like), context, kv_bits)
     if json:
         print_json(asdict(made))
         return
     _print_sheet(made)
-
-
-def _list_models(json: bool) -> None:
-    specs = sorted(map(find_model, model_names()), key=lambda spec: (spec.family, spec.name))
-    if json:
-        print_json([_model_entry(spec) for spec in specs])
-        return
-    columns = ("model", "params", "active", "layers", "KV", "X", "runs")
-    rows = []
-    for family, members in groupby(specs, key=lambda spec: spec.family):
-        rows.append((family, *[""] * (len(columns) - 1)))
-        rows += [
-            (
-                f" {spec.name}",
-                f"{spec.n_parameters / 1e9:,.4g}",
-                f"{spec.active_parameters / 1e9:,.4g}",
-                str(spec.n_layers),
-                f"{spec.all_rows_bytes / 1024:,.4g}",
-                f"{spec.n_layers * spec.x_token_bytes / 1024:,.4g}",
-                "yes" if spec.family in RUNNABLE_FAMILIES else "no",
-            )
-            for spec in members
-        ]
-    table("Shipped models by family, from their published configs", columns, rows)
-    say(
-        "\nparams, active: billions of parameters, and those of one token. KV, X: KiB a token of\n"
-        "all layers. All can be planned and simulated; runs says whether a device can run their\n"
-        "plans. `kvoverlap models NAME` shows one model; the path of a config.json works too."
-    )
-
-
-def _model_entry(spec: ModelSpec) -> dict[str, Any]:
-    return {
-        "name": spec.name,
-        "family": spec.family,
-        "parameters": spec.n_parameters,
-        "active_parameters": spec.active_parameters,
-        "n_layers": spec.n_layers,
-        "hidden_size": spec.hidden_size,
-        "n_heads": spec.n_heads,
-        "n_kv_heads": spec.n_kv_heads,
-        "kv_bytes_per_token_and_layer": max(one.attention.kv_size for one in spec.layers)
-        * spec.element_bytes,
-        "x_bytes_per_token_and_layer": spec.x_token_bytes,
-        "kv_bytes_per_token": spec.all_rows_bytes,
-        "planned": True,
-        "runs": spec.family in RUNNABLE_FAMILIES,
-        "source": model_source(spec.name),
-    }
 
 
 def _print_sheet(made: Sheet) -> None:

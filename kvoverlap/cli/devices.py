@@ -7,6 +7,7 @@ from pathlib import Path
 
 from kvoverlap.cli.options import (
     PRINT_ONLY,
+    AssumeLike,
     Device,
     Json,
     Link,
@@ -37,6 +38,7 @@ def profile(
     output: NewFile,
     device: Device = "auto",
     model: tuple[str, ...] = (),
+    assume_like: AssumeLike = None,
     link: Link = None,
     check: bool = False,
     json: Json = False,
@@ -66,15 +68,20 @@ def profile(
     from hw import resolve_device
 
     kind = resolve_device(device)
-    specs = specs_to_profile(kind, model)
+    specs = specs_to_profile(kind, model, assume_like)
     with progress("profile") as steps:
         made = measure_profile(kind, specs, output.name.partition(".")[0], link, steps)
     made.save(output)
     errors = leave_one_out(made) if check else ()
     if json:
-        print_json({**made.to_dict(), "checks": [asdict(kind) for kind in errors]})
+        names = [spec.name for spec in specs]
+        checks = [asdict(kind) for kind in errors]
+        print_json({**made.to_dict(), "models": names, "checks": checks})
         return
     print_profile(made)
+    for spec in specs:
+        if spec.assumed:
+            say(f"shapes of {spec.name}")
     if check:
         say("")
         print_table_errors(errors)

@@ -7,12 +7,9 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from rich.markup import escape
-from rich.table import Table
-
 from kvoverlap.cli.options import OutputFile
 from kvoverlap.cli.output import annotate, print_json, progress, say
-from kvoverlap.cli.output import out as console
+from kvoverlap.cli.output import out as standard_output
 from measure.doctor_decodes import number_checks
 from sim.files import write_json
 
@@ -85,6 +82,10 @@ def run_checks(kind: str, quick: bool = False) -> list[Check]:
 
 def print_checks(kind: str, seconds: float, checks: Sequence[Check]) -> None:
     """A table of the measurements, then the advice, then the count of each status."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    console = standard_output.console()
     grid = Table(
         title=f"This machine as a {kind} device",
         title_justify="left",

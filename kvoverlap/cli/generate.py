@@ -11,6 +11,7 @@ from cyclopts import Parameter
 
 from kvoverlap.cli.options import (
     PRINT_ONLY,
+    AssumeLike,
     Count,
     Link,
     PlanDevice,
@@ -32,6 +33,7 @@ from sim.results.recording import Recording
 from sim.units import counted, ms, percent
 
 if TYPE_CHECKING:
+    from hw.model.checkpoint import Checkpoint
     from hw.run.generate import Generated
 
 AUTO = "auto"
@@ -93,9 +95,24 @@ class PlanChoice:
     ] = None
 
 
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class WeightsOptions:
+    """The checkpoint, and how its config is read."""
+
+    weights: Annotated[
+        Path,
+        Parameter(
+            help="Directory with config.json and safetensors files of a family that runs "
+            "(docs/models.md). Weights in FP8 or MXFP4 are dequantised as they are loaded."
+        ),
+    ]
+    assume_like: AssumeLike = None
+
+
 def generate(
     *,
-    weights: Path,
+    source: WeightsOptions,
     max_new_tokens: Count,
     prompt: PromptOptions = PromptOptions(),
     choice: PlanChoice = PlanChoice(),
@@ -122,15 +139,12 @@ def generate(
 
     Parameters
     ----------
-    weights
-        Directory with config.json and safetensors files of a family that runs (docs/models.md).
-        Weights in FP8 or MXFP4 are dequantised as they are loaded.
     max_new_tokens
         New tokens of each prompt, N; the plan has N - 1 steps.
     warm_ups
         Times that all steps are decoded before the measured time.
     """
-    n_new, dtype = max_new_tokens, choice.dtype
+    weights, n_new, dtype = source.weights, max_new_tokens, choice.dtype
     check_choices(choice, n_new)
     if warm_ups < 0:
         raise BadInput(f"--warm-ups(={warm_ups}) must be at least 0.")
@@ -143,7 +157,7 @@ def generate(
     from hw.run.generate import DecodeSteps
     from hw.run.generate import generate as decode
 
-    checkpoint = Checkpoint.open(weights)
+    checkpoint = Checkpoint.open(weights, source.assume_like)
     if checkpoint.stored_bits is not None:
         note(
             f"weights are stored in {checkpoint.stored_bits} bits and dequantised as they are "
@@ -161,7 +175,7 @@ def generate(
         if choice.plan == AUTO:
             made = plan_on_the_spot(checkpoint.model, job, choice, device, link)
         else:
-            made = load_fitting_plan(Path(choice.plan), weights, checkpoint.model, job, dtype)
+            made = load_fitting_plan(Path(choice.plan), checkpoint, job, dtype)
         spec, kind = made.model, device_for(made.hardware, device)
     steps = None
     if made is not None:
@@ -232,7 +246,7 @@ def print_generation(answer: dict[str, Any]) -> None:
     for number, ids in enumerate(answer["token_ids"]):
         text = ids if answer["text"] is None else answer["text"][number]
         label = f"[{number}] " if answer["batch_size"] > 1 else ""
-        out.print(f"{label}{text}", markup=False, emoji=False)
+        out.line(f"{label}{text}")
     say(
         f"\n{answer['model']} ({answer['dtype']}) on {answer['device']}: batch "
         f"{answer['batch_size']}, prompt {answer['prompt_tokens']}, {answer['max_new_tokens']} new "
@@ -301,7 +315,7 @@ def plan_on_the_spot(
 
 
 def load_fitting_plan(
-    path: Path, directory: Path, spec: ModelSpec, job: Workload, dtype: str | None
+    path: Path, checkpoint: Checkpoint, job: Workload, dtype: str | None
 ) -> DecodePlan:
     """Read a plan and check that it is one for these weights and this job.
 
@@ -311,12 +325,13 @@ def load_fitting_plan(
         Mismatch: names what differs and the command that makes the right plan.
     """
     made = DecodePlan.load(path)
-    if made.model.weight_bits is not None:
+    if made.model.has_stored_weights:
         raise Mismatch(
-            f"--plan {path} is for weights in {made.model.weight_bits} bits, which are dequantised "
-            f"to {made.model.dtype} when they are loaded; leave --plan out to plan for that."
+            f"--plan {path} is for weights in {made.model.weight_bits or 'fewer'} bits, which are "
+            f"dequantised to {made.model.dtype} when they are loaded; plan them with --dequantise, "
+            "or leave --plan out."
         )
-    wanted = replace(spec, name=made.model.name, dtype=dtype or made.model.dtype)
+    wanted = replace(checkpoint.model, name=made.model.name, dtype=dtype or made.model.dtype)
     differing = _differences(made.model, wanted) + _differences(made.workload, job)
     if not differing:
         return made
@@ -328,7 +343,7 @@ def load_fitting_plan(
         )
     raise Mismatch(
         f"--plan {path} is for {what}; make the right one with: "
-        f"{plan_command(path, directory, made, wanted.dtype, job)}"
+        f"{plan_command(path, checkpoint, made, wanted.dtype, job)}"
     )
 
 
@@ -338,11 +353,13 @@ def _differences(theirs: ModelSpec | Workload, ours: ModelSpec | Workload) -> li
     return [f"{name} {value} and not {wanted}" for name, value, wanted in pairs if value != wanted]
 
 
-def plan_command(path: Path, directory: Path, made: DecodePlan, dtype: str, job: Workload) -> str:
+def plan_command(
+    path: Path, checkpoint: Checkpoint, made: DecodePlan, dtype: str, job: Workload
+) -> str:
     """The `kvoverlap plan` that makes a plan like `made` for these weights and this job."""
     policy = DEFAULT_POLICY if made.policy == "edited" else made.policy
     arguments = {
-        "--model": directory.resolve() / "config.json",
+        "--model": checkpoint.directory.resolve() / "config.json",
         "--hardware": _hardware_argument(made.hardware),
         "--batch": job.batch_size,
         "--prompt": job.prompt_tokens,
@@ -352,8 +369,11 @@ def plan_command(path: Path, directory: Path, made: DecodePlan, dtype: str, job:
         "--schedule": made.schedule,
         "-o": path.with_name(f"generate-{path.name}"),
     }
+    if checkpoint.model.assumed:
+        arguments["--assume-like"] = checkpoint.model.family
+    stored = [] if checkpoint.stored_bits is None else ["--dequantise"]
     options = [str(text) for argument in arguments.items() for text in argument]
-    return shlex.join(["kvoverlap", "plan", *options])
+    return shlex.join(["kvoverlap", "plan", *options, *stored])
 
 
 def _hardware_argument(hardware: HardwareProfile) -> str:

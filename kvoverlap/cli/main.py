@@ -11,13 +11,15 @@ import gc
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from cyclopts import App, CycloptsError, Parameter
-
-from kvoverlap.cli.output import err, fail, out
-from sim.errors import KvOverlapError
+from kvoverlap.cli.output import fail, out
+from kvoverlap.cli.verbs import ABOUT, EPILOGUE, VERBS, overview
+from sim.errors import BadInput, KvOverlapError
 from sim.files import VERSION
+
+if TYPE_CHECKING:
+    from cyclopts import App
 
 GARBAGE_THRESHOLD = 200_000
 """A long job has a million small objects that live until the end. Garbage collection among them
@@ -32,90 +34,6 @@ EXTRA_OF = {
 }
 """The extra that installs a package which a verb imports."""
 
-VERBS = {
-    "accuracy": (
-        "accuracy:accuracy",
-        "Predict every recording again and show the error of every case.",
-    ),
-    "advise": (
-        "advise:advise_verb",
-        "Recommend what to do with a KV cache: keep it, load, recompute, or split.",
-    ),
-    "compare": (
-        "timelines:compare_verb",
-        "Compare a predicted and a measured timeline of the same graph, task by task.",
-    ),
-    "doctor": (
-        "doctor:doctor",
-        "Check this machine before you trust a number measured on it.",
-    ),
-    "generate": (
-        "generate:generate",
-        "Continue prompts with a real model, greedily, under a plan.",
-    ),
-    "hardware": (
-        "catalogue:hardware_app",
-        "List shipped machines, devices and links, or show every figure of one.",
-    ),
-    "models": (
-        "catalogue:models",
-        "List the shipped models by family, or show what one model takes.",
-    ),
-    "peers": (
-        "peers:peers",
-        "Compare other systems with our plans on one job: step time, GB/s, tokens.",
-    ),
-    "plan": (
-        "plan:plan",
-        "Decide what to keep, load and recompute, and predict how long decoding takes.",
-    ),
-    "profile": (
-        "devices:profile",
-        "Measure this machine and write a hardware profile to plan with.",
-    ),
-    "record": (
-        "record:record",
-        "Record this machine: measure held-out plans, restores and other systems.",
-    ),
-    "reproduce": (
-        "reproduce:reproduce",
-        "Predict published two-ended restores, row by row, and show the error.",
-    ),
-    "restore": (
-        "restore:restore",
-        "Decide how to restore a cached prefix, and predict the time to the first token.",
-    ),
-    "run": (
-        "devices:run",
-        "Run a plan on a device with real tensors and measure when each task ran.",
-    ),
-    "simulate": (
-        "timelines:simulate_verb",
-        "Predict the timeline of a plan: when every load, recomputation and layer runs.",
-    ),
-    "sweep": (
-        "sweep:sweep",
-        "Plan every point of a study, in parallel, and write one table.",
-    ),
-    "trace": (
-        "trace:trace",
-        "Measure overlap in the trace of any program: copies, kernels, idle time.",
-    ),
-    "traffic": (
-        "traffic:traffic",
-        "Show what a KV cache brings under the requests of a trace, or generate one.",
-    ),
-    "validate": (
-        "validate:validate",
-        "Measure the prediction errors on this machine: the whole loop in one command.",
-    ),
-}
-"""Module in `kvoverlap.cli` and function of each verb, and its line in `kvoverlap --help`.
-
-Only the module of the verb that runs is imported. A test compares the lines with the functions'
-docstrings.
-"""
-
 
 def shown_default(value: Any) -> str | None:
     """Default as help shows it; None hides a default that says nothing."""
@@ -124,21 +42,16 @@ def shown_default(value: Any) -> str | None:
 
 def command_line(arguments: Sequence[str]) -> App:
     """The parser of `arguments`, which loads the verb that they name."""
+    from cyclopts import App, Parameter
+
     app = App(
         name="kvoverlap",
-        help=(
-            "Decide what to load and what to recompute when a KV cache does not fit the GPU.\n\n"
-            "It predicts the timeline, runs the identical plan, and compares the two."
-        ),
+        help=ABOUT,
         version=VERSION,
-        help_epilogue=(
-            "Start with `kvoverlap validate`: the whole loop on this machine. Then plan ->\n"
-            "simulate -> run -> compare; each reads the file that the previous one wrote."
-        ),
+        help_epilogue=EPILOGUE,
         help_format="plaintext",
         default_parameter=Parameter(negative="", show_default=shown_default),
-        console=out,
-        error_console=err,
+        console=out.console() if {"--help", "-h"} & set(arguments) else None,
         suppress_keyboard_interrupt=False,
     )
     for verb, (place, line) in VERBS.items():
@@ -146,6 +59,34 @@ def command_line(arguments: Sequence[str]) -> App:
         short = {} if verb in arguments else {"help": line}
         app.command(f"kvoverlap.cli.{place}", name=verb, **short)
     return app
+
+
+def answer_at_once(arguments: Sequence[str]) -> bool:
+    """Print the overview or the list of models, without loading a parser; False for other verbs."""
+    if list(arguments) in ([], ["--help"], ["-h"]):
+        out.line(overview(out.columns))
+    elif list(arguments) == ["models"]:
+        from kvoverlap.cli.model_list import list_models
+
+        list_models()
+    else:
+        return False
+    return True
+
+
+def parse_and_run(arguments: Sequence[str]) -> Any:
+    """What the verb returns.
+
+    Raises:
+        BadInput: there is no such verb or option, or a value is not of its type.
+    """
+    app = command_line(arguments)
+    from cyclopts import CycloptsError
+
+    try:
+        return app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
+    except CycloptsError as error:
+        raise BadInput(" ".join(str(error).split()) + " Try `kvoverlap --help`.") from None
 
 
 def main(
@@ -159,13 +100,8 @@ def main(
     gc.set_threshold(GARBAGE_THRESHOLD)
     given = sys.argv[1:] if arguments is None else list(arguments)
     try:
-        result = command_line(given)(
-            given, exit_on_error=False, print_error=False, result_action="return_value"
-        )
+        result = None if answer_at_once(given) else parse_and_run(given)
         sys.stdout.flush()
-    except CycloptsError as error:
-        fail(" ".join(str(error).split()) + " Try `kvoverlap --help`.")
-        return 2
     except KvOverlapError as error:
         fail(str(error))
         return 2

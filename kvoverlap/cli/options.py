@@ -72,16 +72,6 @@ def parse_seed(name: str, text: str) -> int:
     return int(text)
 
 
-def parse_sizes(name: str, text: str) -> tuple[float, ...]:
-    """Comma-separated sizes in bytes; 0 is one too.
-
-    Raises:
-        BadInput: one is no size.
-    """
-    parts = [part.strip() for part in text.split(",")]
-    return tuple(0.0 if part == "0" else parse_bytes(name, part) for part in parts)
-
-
 def parse_decimal(name: str, text: str) -> float:
     """A decimal number in ASCII digits.
 
@@ -218,6 +208,13 @@ class ModelOptions:
     model: Model
     dtype: Dtype = None
     assume_like: AssumeLike = None
+    dequantise: Annotated[
+        bool,
+        Parameter(
+            help="Plan weights in --dtype, as `kvoverlap run` computes with them, and not in the "
+            "bits that they are stored in.",
+        ),
+    ] = False
     tp: Annotated[
         Count,
         Parameter(
@@ -241,6 +238,8 @@ class ModelOptions:
         """
         hardware.check_gpus(self.tp)
         found = find_model(self.model, self.dtype, self.assume_like)
+        if self.dequantise:
+            found = found.dequantised()
         fitting = match_dtype(found, hardware, chosen=self.dtype is not None)
         return fitting.shard(self.tp, self.ep)
 

@@ -1,4 +1,8 @@
-"""Everything the command prints: results on stdout, progress and notes on stderr."""
+"""Everything the command prints: results on stdout, progress and notes on stderr.
+
+Text and tables are written here, without rich: loading it takes as long as a short answer. rich
+draws progress bars and the help of a verb.
+"""
 
 from __future__ import annotations
 
@@ -6,26 +10,26 @@ import json
 import operator
 import os
 import re
+import shutil
 import sys
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
-
-from rich.console import Console, JustifyMethod
-from rich.markup import escape
-from rich.padding import Padding
-from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
-from rich.progress import Progress as Bar
-from rich.table import Table
+from itertools import zip_longest
+from typing import TYPE_CHECKING, Any
 
 from sim.progress import Progress
 from sim.units import ms, percent
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress as Bar
 
 PLAIN_WIDTH = 160
 """Columns of tables that go to a file or a pipe."""
 
 COLUMN_GAP = 2
+STYLES = {"bold": "1", "dim": "2", "bold red": "1;31"}
 
 _NUMBER = re.compile(r"-?|[-+~<>]?\d[\d.,/]*( \S+)?")
 """A number, with its unit or without; also a dash or nothing in its place."""
@@ -33,8 +37,50 @@ _NUMBER = re.compile(r"-?|[-+~<>]?\d[\d.,/]*( \S+)?")
 _UNIT = re.compile(r"(?<=\d) (?=(?:%|[mu]?s|[KMGT]i?B(?:/s)?|[GT]FLOP/s)(?:[\s.,:;)]|$))")
 """The space between a number and its unit."""
 
-out = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else PLAIN_WIDTH)
-err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+class Output:
+    """Standard output or standard error, as they are when something is written.
+
+    Args:
+        name: in `sys`.
+        width: columns, instead of those of the terminal or of a file.
+    """
+
+    def __init__(self, name: str, width: int | None = None) -> None:
+        self._name = name
+        self.width = width
+
+    @property
+    def is_terminal(self) -> bool:
+        return bool(getattr(sys, self._name).isatty())
+
+    @property
+    def columns(self) -> int:
+        if self.width is not None:
+            return self.width
+        return shutil.get_terminal_size().columns if self.is_terminal else PLAIN_WIDTH
+
+    def line(self, text: str) -> None:
+        """Write text and a line end at once, so that lines of several processes do not mix."""
+        stream = getattr(sys, self._name)
+        stream.write(f"{text}\n")
+        stream.flush()
+
+    def styled(self, text: str, style: str) -> str:
+        """The text in a style, where a terminal shows it."""
+        plain = not self.is_terminal or os.environ.get("NO_COLOR")
+        return text if plain else f"\x1b[{STYLES[style]}m{text}\x1b[0m"
+
+    def console(self) -> Console:
+        """The same place for rich."""
+        from rich.console import Console
+
+        width = None if self.is_terminal and self.width is None else self.columns
+        error = self._name == "stderr"
+        return Console(stderr=error, highlight=False, soft_wrap=True, width=width)
+
+
+out, err = Output("stdout"), Output("stderr")
 
 
 def print_json(content: Any) -> None:
@@ -44,25 +90,29 @@ def print_json(content: Any) -> None:
 
 def say(text: str) -> None:
     """Lines of the answer; for a terminal they are broken between words."""
-    shown = "\n".join(_wrapped(line) for line in text.split("\n")) if out.is_terminal else text
-    out.print(escape(shown))
+    if out.is_terminal:
+        lines = (_wrapped(line, out.columns, break_words=False) for line in text.split("\n"))
+        text = "\n".join(part for parts in lines for part in parts)
+    out.line(text)
 
 
-def _wrapped(line: str) -> str:
-    """A line broken at the width of the terminal, with each number next to its unit."""
-    tied = _UNIT.sub("\N{NO-BREAK SPACE}", line)
-    broken = textwrap.fill(tied, out.width, break_long_words=False, break_on_hyphens=False)
-    return broken.replace("\N{NO-BREAK SPACE}", " ")
+def _wrapped(text: str, width: int, break_words: bool = True) -> list[str]:
+    """Lines of at most `width` characters, at least one, with each number next to its unit."""
+    tied = _UNIT.sub("\N{NO-BREAK SPACE}", text)
+    lines = textwrap.wrap(
+        tied, width, break_long_words=break_words, break_on_hyphens=False, replace_whitespace=False
+    )
+    return [line.replace("\N{NO-BREAK SPACE}", " ") for line in lines] or [""]
 
 
 def note(text: str) -> None:
     """A hint on stderr."""
-    err.print(f"[dim]note:[/dim] {escape(text)}")
+    err.line(f"{err.styled('note:', 'dim')} {text}")
 
 
 def fail(text: str) -> None:
     """Why the command failed, on stderr."""
-    err.print(f"[bold red]error:[/bold red] {escape(text)}")
+    err.line(f"{err.styled('error:', 'bold red')} {text}")
 
 
 def annotate(title: str, text: str) -> None:
@@ -77,21 +127,37 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> 
     In a narrow terminal cells take several lines, or each row becomes a paragraph. No word, number
     or unit is cut.
     """
-    widths = _column_widths(list(zip(columns, *rows, strict=True)), out.width)
+    widths = _column_widths(list(zip(columns, *rows, strict=True)), out.columns)
     if widths is None:
-        out.print(f"[bold]{escape(title)}[/bold]")
+        out.line(out.styled(title, "bold"))
         for name, *cells in rows:
             pairs = zip(columns[1:], cells, strict=True)
             text = ", ".join(" ".join(pair).strip() for pair in pairs if pair[1])
-            out.print(escape(name), Padding(escape(text), (0, 0, 0, 2)), sep="\n", soft_wrap=False)
+            for indent, part in (("", name), ("  ", text)):
+                for line in _wrapped(part, max(1, out.columns - len(indent))):
+                    out.line(f"{indent}{line}")
         return
-    grid = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
-    for column, width, *cells in zip(columns, widths, *rows, strict=True):
-        justify: JustifyMethod = "right" if all(map(_NUMBER.fullmatch, cells)) else "left"
-        grid.add_column(column, justify=justify, overflow="fold", width=width)
-    for row in rows:
-        grid.add_row(*(escape(cell) for cell in row))
-    out.print(grid, soft_wrap=False)
+    for line in _wrapped(title, sum(widths) + COLUMN_GAP * (len(widths) - 1)):
+        out.line(out.styled(line, "bold"))
+    numbers = [all(map(_NUMBER.fullmatch, cells)) for cells in zip(*rows, strict=True)]
+    aligned = [str.rjust if number else str.ljust for number in numbers or [False] * len(columns)]
+    for at, row in enumerate((columns, *rows)):
+        for line in _row_lines(row, widths, aligned):
+            out.line(line if at else out.styled(line, "bold"))
+
+
+def _row_lines(
+    row: Sequence[str], widths: Sequence[int], aligned: Sequence[Callable[[str, int], str]]
+) -> list[str]:
+    """One row of a table as lines; a cell that is too wide takes several."""
+    cells = [_wrapped(cell, max(1, width)) for cell, width in zip(row, widths, strict=True)]
+    lines = []
+    for parts in zip_longest(*cells, fillvalue=""):
+        padded = [
+            align(part, width) for align, part, width in zip(aligned, parts, widths, strict=True)
+        ]
+        lines.append((" " * COLUMN_GAP).join(padded).rstrip())
+    return lines
 
 
 def shown_frac(fraction: float | None) -> str:
@@ -147,7 +213,7 @@ class _Lines:
     def __call__(self, text: str, done: float | None = None) -> None:  # noqa: ARG002
         if text not in self._seen:
             self._seen.add(text)
-            err.print(f"{self._title}: {text}")
+            err.line(f"{self._title}: {text}")
 
     def note(self, text: str) -> None:
         note(text)
@@ -176,11 +242,14 @@ def progress(title: str) -> Iterator[Progress]:
     if not err.is_terminal:
         yield _Lines(title)
         return
+    from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress as Bar
+
     columns = (
         SpinnerColumn(),
         TextColumn("{task.description}"),
         BarColumn(),
         TimeElapsedColumn(),
     )
-    with Bar(*columns, console=err, transient=True) as bar:
+    with Bar(*columns, console=err.console(), transient=True) as bar:
         yield _OnBar(title, bar)

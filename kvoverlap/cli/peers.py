@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from cyclopts import Parameter
@@ -72,10 +72,10 @@ def peers(
     machine = None if hardware is None else find_hardware(hardware)
     made_for = "none" if machine is None else machine.device_kind
     kind = resolve_device(made_for if device == "auto" and made_for != "none" else device)
-    spec = find_model(model, None, assume_like)
+    spec = find_model(model, None, assume_like).dequantised()
     check_workload(spec, workload)
     if machine is None:
-        spec = find_model(model, DEFAULT_DTYPE[kind], assume_like)
+        spec = replace(spec, dtype=DEFAULT_DTYPE[kind])
         with progress("profile") as steps:
             machine = measure_profile(kind, [spec], f"this-{kind}", None, steps, DECODES)
     elif kind != made_for:

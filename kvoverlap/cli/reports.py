@@ -47,6 +47,7 @@ def report_timeline(
     parts = timeline.breakdown
     lanes = {lane: timeline.busy_s(lane) for _, lane in timeline.graph.lanes}
     answer = {
+        "model": timeline.graph.model.name,
         "graph_sha256": timeline.graph.sha256,
         "makespan_s": recording.makespan_s,
         "spread_frac": recording.spread_frac,
@@ -70,6 +71,8 @@ def report_timeline(
         print_json(answer)
         return
     spread = f" (spread {percent(recording.spread_frac)} over {len(recording.runs)} runs)"
+    if timeline.graph.model.assumed:
+        say(timeline.graph.model.name)
     say(f"{what} makespan {ms(recording.makespan_s)}{spread if len(recording.runs) > 1 else ''}")
     say(
         f"= compute {ms(parts.compute_s)} + exposed copy {ms(parts.exposed_copy_s)} + idle "

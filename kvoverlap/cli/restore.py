@@ -27,7 +27,7 @@ from sim.engine.serving import OtherRequest, read_others, serve
 from sim.errors import BadInput
 from sim.lanes import TIERS
 from sim.machine.availability import ALWAYS, Availability
-from sim.units import ms
+from sim.units import counted, ms
 
 LONG_CHUNKS = 256
 """I/O chunks of a prompt from which planning under a trace takes longer than the fast engine takes
@@ -173,14 +173,13 @@ def _print(made: RestorePlan) -> None:
     projected = f", project {made.projected_tokens:,} from X" if made.projected_tokens else ""
     bits = request.tier_kv_bits
     in_bits = f" in {bits} bits" if bits != UNQUANTISED else ""
-    tokens = "token" if made.computed_tokens == 1 else "tokens"
     loaded = f"load {made.loaded_tokens:,}{in_bits}"
-    say(f"compute {made.computed_tokens:,} {tokens}{projected}, {loaded}")
+    say(f"compute {counted(made.computed_tokens, 'token')}{projected}, {loaded}")
     if made.x_bytes:
         kv_bytes = request.kv_bytes(made.model)
         say(
-            f"X of {request.cached_tokens:,} tokens takes {made.x_bytes / 2**30:.1f} GiB beside "
-            f"{kv_bytes / 2**30:.1f} GiB of K and V"
+            f"X of {request.cached_tokens:,} tokens takes {made.x_bytes / 2**30:.1f} GiB, its K "
+            f"and V {kv_bytes / 2**30:.1f} GiB"
         )
     say(f"first token after {ms(made.ttft_s)}")
     if made.unforeseen_s is not None and made.foreseen_s is not None:

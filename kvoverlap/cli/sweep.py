@@ -26,6 +26,17 @@ STUDIES = DATA / "studies"
 NEEDED = ("joblib", "pyarrow")
 MAX_LINES = 12
 PROCESSES_PER_CORE = 4
+FASTEST = "Most and fewest tokens a second"
+SHOWN = {
+    "decode": (FASTEST, ("makespan_s", "tokens_per_s", "overlap_frac", "bottleneck")),
+    "restore": (FASTEST, ("ttft_s", "tokens_per_s", "overlap_frac", "bottleneck")),
+    "traffic": (
+        "Lowest and highest p90 of TTFT",
+        ("ttft_p90_s", "tpot_p90_s", "hit_frac", "goodput_frac", "overloaded", "bottleneck"),
+    ),
+}
+"""Title and outputs of the table of the best and the worst point, by scenario."""
+
 QUIET_S, LIVELY_S = 10.0, 0.5
 """Seconds between two reports of progress: to a file, and to a terminal."""
 
@@ -62,12 +73,14 @@ def sweep(
 
     A study is a TOML file: [fixed] holds what all points share, [grid] lists to
     combine, [zip] lists to take together, [where] filters. Any option of `plan` is
-    a key (model, hardware, link_from, batch, prompt, gen, policy, schedule,
-    n_batches, gpus, tp, ep, keep, gpu_memory, host_memory, dtype, kv_bits, runtime,
-    resident_layers, copies), every rate of its --set (link.bandwidth,
-    compute.flops, ...) and every size of a model (model.n_layers, model.n_kv_heads,
-    ...); with scenario = "restore" those of `restore` (cached, tier, chunk,
-    io_chunk, gpu_share, cached_data). Values are written as on the command line.
+    a key (model, assume_like, hardware, link_from, batch, prompt, gen, policy,
+    schedule, n_batches, gpus, tp, ep, keep, gpu_memory, host_memory, dtype,
+    dequantise, kv_bits, runtime, resident_layers, copies), every rate of its --set
+    (link.bandwidth, compute.flops, ...) and every size of a model (model.n_layers,
+    model.n_kv_heads, ...); with scenario = "restore" those of `restore` (cached,
+    tier, chunk, io_chunk, gpu_share, cached_data); with "traffic" those of
+    `traffic` (trace, or generate with rate, turns, ...; host_cache, ssd_cache,
+    policy, instances, ...). Values are written as on the command line.
 
       scenario = "decode"
       [fixed]
@@ -83,8 +96,9 @@ def sweep(
 
     Each row of the Parquet table holds a point's inputs in SI units, its outputs
     (makespan_s or ttft_s, tokens_per_s, overlap, exposed copy, split, bottleneck,
-    memory, whether the profile's range holds), an error where it has no answer, and
-    which version answered which study.
+    memory, whether the profile's range holds; of traffic hit rates, TTFT and time
+    per token at p50, p90 and p99, goodput, overload), an error where it has no
+    answer, and which version answered which study.
 
     OUTPUT.parts holds finished points until the table is complete. If a sweep is
     stopped or killed, the same command with --resume computes the remaining points.
@@ -194,6 +208,7 @@ def _answer(asked: Study, target: Path, swept: Swept, found: Summary) -> dict[st
     return {
         "output": str(target),
         "study_sha256": asked.sha256,
+        "models": list(dict.fromkeys(one.name for one in asked.models)),
         "answered": swept.answered,
         "seconds": swept.seconds,
         **asdict(found),
@@ -206,16 +221,18 @@ def _print(asked: Study, target: Path, swept: Swept, found: Summary) -> None:
         f"{asked.title or 'study'}: {found.points:,} points in {target}, {swept.answered:,} of "
         f"them answered now in {duration_text(swept.seconds)}; {failed:,} have no answer"
     )
+    for name in dict.fromkeys(one.name for one in asked.models if one.assumed):
+        say(f"  {name}")
     for error, count in list(found.errors.items())[:MAX_LINES]:
         say(f"  {count:,} x {error}")
     if found.best is None or found.worst is None:
         return
     say("")
-    goal = "makespan_s" if asked.scenario == "decode" else "ttft_s"
-    shown = [*asked.axes, goal, "tokens_per_s", "overlap_frac", "bottleneck"]
+    title, outputs = SHOWN[asked.scenario]
+    shown = [*asked.axes, *outputs]
     columns = (("best", found.best), ("worst", found.worst))
     rows = [(key, *(_cell(key, row[key]) for _, row in columns)) for key in shown]
-    table("Most and fewest tokens a second", ("", *(name for name, _ in columns)), rows)
+    table(title, ("", *(name for name, _ in columns)), rows)
     if found.crossovers:
         say("")
         _print_crossovers(found.crossovers)
@@ -247,6 +264,8 @@ def _cell(key: str, value: Any) -> str:
     if isinstance(value, float):
         if key.endswith("bandwidth"):
             return _rate(value)
+        if key.endswith("_cache"):
+            return f"{value / 1e9:,.4g} GB"
         if key.endswith("memory"):
             return f"{value / 2**30:.4g} GiB"
         if key.endswith("_s"):

@@ -143,8 +143,11 @@ def compare_verb(
     )
     passed = gate is None or abs(result.makespan_error_frac) * 100 <= gate
     if json:
-        print_json({**result.to_dict(), "passed": passed})
+        named = {"model": guess.graph.model.name}
+        print_json({**named, **result.to_dict(), "passed": passed})
     else:
+        if guess.graph.model.assumed:
+            say(guess.graph.model.name)
         if isinstance(result, Comparison):
             print_comparison(result)
         else:

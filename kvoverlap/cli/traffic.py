@@ -18,7 +18,6 @@ from kvoverlap.cli.options import (
     OutputFile,
     Seed,
     cached_kv_bits,
-    parse_sizes,
     parsed_by,
 )
 from kvoverlap.cli.output import note, print_json, progress, say, table
@@ -35,7 +34,7 @@ from sim.service import (
     read_trace,
     write_traffic,
 )
-from sim.units import percent
+from sim.units import parse_sizes, percent
 
 SMALLEST_POOL = 64
 """Blocks of the smallest pool if no size is given; the next ones are twice as large."""
@@ -230,7 +229,7 @@ def _hit_rates(
     kv_bits: int | None,
     json: bool,
 ) -> None:
-    unit = None
+    unit = spec = None
     if model is not None:
         spec = find_model(model.model, model.dtype, model.assume_like)
         unit = block_bytes(spec, read.block_tokens, cached_kv_bits(kv_bits, spec))
@@ -238,8 +237,11 @@ def _hit_rates(
     with progress("hit rates") as bar:
         found = hit_rates(read, blocks, pool.eviction.split(","), bar)
     if json:
-        print_json(_answer(read, found, unit))
+        named = {} if spec is None else {"model": spec.name}
+        print_json(named | _answer(read, found, unit))
     else:
+        if spec is not None and spec.assumed:
+            say(spec.name)
         _print(read, found, unit)
 
 

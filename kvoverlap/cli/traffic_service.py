@@ -24,10 +24,12 @@ from sim.service import (
     RequestTrace,
     Service,
     ServiceCosts,
+    ServiceSettings,
     Spread,
     TrafficAnswer,
     answer,
     enough,
+    price_per_million,
     simulate_service,
 )
 from sim.units import ms, percent
@@ -38,7 +40,6 @@ NO_OFFLOAD, FREE_COPIES = "no offload", "free copies"
 The second is no bound: other copy times admit and route requests in other orders.
 """
 
-HOURS_A_MONTH = 730.0
 LONG_S = 10.0
 """Times from which on are printed in seconds."""
 
@@ -101,10 +102,8 @@ class ServiceOptions:
 
     def of(self, model: ModelSpec, hardware: HardwareProfile, block_tokens: int) -> Service:
         """The service, with its tiers in blocks."""
-        bits = cached_kv_bits(self.kv_bits, model)
-        costs = ServiceCosts(model, hardware, self.chunk, self.io_chunk, bits)
-        service = Service(
-            costs=costs,
+        tiers = {"dram": self.host_cache, "ssd": self.ssd_cache, "net": self.net_cache}
+        settings = ServiceSettings(
             engine=Engine(
                 policy=self.policy,
                 load_order=self.load_order,
@@ -112,33 +111,18 @@ class ServiceOptions:
                 inclusive=not self.exclusive,
                 max_batch=self.max_batch,
             ),
+            tier_bytes={name: size for name, size in tiers.items() if size},
+            kv_bits=cached_kv_bits(self.kv_bits, model),
+            chunk_tokens=self.chunk,
+            io_chunk_tokens=self.io_chunk,
             eviction=self.cache_eviction,
             instances=self.instances,
             routing=self.routing,
         )
-        sizes = {"dram": self.host_cache, "ssd": self.ssd_cache, "net": self.net_cache}
-        return with_tiers(service, block_tokens, sizes)
-
-    def price_per_million(
-        self, found: TrafficAnswer, gpus: int, cached_bytes: float
-    ) -> float | None:
-        """Price of a million generated tokens; None without prices or tokens."""
-        priced = self.gpu_hour is not None or self.gb_month is not None
-        if not priced or not found.output_tokens_per_s:
-            return None
-        hourly = gpus * (self.gpu_hour or 0.0)
-        hourly += cached_bytes / 1e9 * (self.gb_month or 0.0) / HOURS_A_MONTH
-        return hourly / (found.output_tokens_per_s * 3600) * 1e6
+        return settings.service(model, hardware, block_tokens)
 
 
 ONE_INSTANCE = ServiceOptions()
-
-
-def with_tiers(service: Service, block_tokens: int, sizes: dict[str, float | None]) -> Service:
-    """The service with tiers of these bytes."""
-    one = service.block_bytes(block_tokens)
-    blocks = {name: int(size // one) for name, size in sizes.items() if size}
-    return replace(service, tier_blocks=blocks)
 
 
 def serve_trace(
@@ -169,7 +153,7 @@ def serve_trace(
     if output is not None:
         chosen = outcomes[service.engine.policy if sizes is None else list(outcomes)[-1]]
         write_bytes(output, _table_of(chosen))
-    price = _prices(options, service, outcomes, found)
+    price = _prices(options, outcomes, found)
     if json:
         print_json(_answer(trace, service, found, price, sizes))
         return
@@ -219,20 +203,12 @@ def _size(n_bytes: float) -> str:
 
 
 def _prices(
-    options: ServiceOptions,
-    service: Service,
-    outcomes: dict[str, Outcome],
-    found: dict[str, TrafficAnswer],
+    options: ServiceOptions, outcomes: dict[str, Outcome], found: dict[str, TrafficAnswer]
 ) -> dict[str, float]:
-    gpus = service.instances * service.costs.model.tensor_parallel
     prices = {}
     for name, one in outcomes.items():
-        block = (
-            service.costs.block_bytes(one.trace.block_tokens) * service.costs.model.tensor_parallel
-        )
-        tiers = one.service.tier_blocks.get("dram", 0) if one.service.tier_names else 0
-        cached = service.instances * block * tiers
-        if (price := options.price_per_million(found[name], gpus, cached)) is not None:
+        price = price_per_million(one, found[name], options.gpu_hour, options.gb_month)
+        if price is not None:
             prices[name] = price
     return prices
 

@@ -8,7 +8,16 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from kvoverlap.cli.options import THIS_DEVICE, Count, Counts, DeviceOptions, Gate, Json, Repeats
+from kvoverlap.cli.options import (
+    THIS_DEVICE,
+    AssumeLike,
+    Count,
+    Counts,
+    DeviceOptions,
+    Gate,
+    Json,
+    Repeats,
+)
 from kvoverlap.cli.output import print_json, progress, say
 from kvoverlap.cli.reports import print_adaptation_report, print_decode_report, print_restore_report
 from measure.validation import ValidationRequest, check_out_folder
@@ -31,6 +40,7 @@ class Cases:
         str | None,
         Parameter(help="Architecture to validate with; default opt-125m on cpu, opt-6.7b on cuda."),
     ] = None
+    assume_like: AssumeLike = None
     prompts: Annotated[Counts, Parameter(help="Comma-separated prompt lengths.")] = None
     batches: Annotated[Counts, Parameter(help="Comma-separated batch sizes.")] = None
     gen: Annotated[Count, Parameter(help="Decode steps of every case.")] = 2
@@ -113,6 +123,7 @@ def validate(
         machine.link,
         machine.seed,
         minutes,
+        cases.assume_like,
     )
     request.resolve()
     if out is not None:

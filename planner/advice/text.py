@@ -132,7 +132,7 @@ def describe_reuse(found: Reuse, prompt_tokens: int) -> str:
             f"loading is faster from {least:,} tokens" if least > 1 else "loading is always faster"
         )
     guessed = (
-        "; the profile has no times of prefill attention, so the matmul rate stands in"
+        "; the profile has no times of prefill attention, so the matmul rate is used"
         if found.guessed
         else ""
     )

@@ -55,6 +55,26 @@ def plan_decode(job: Job[Workload], options: PlanOptions) -> DecodePlan:
     return _done_by(runtime, _choice_plan(planner, policy, choice))
 
 
+def check_decode(job: Job[Workload], options: PlanOptions) -> None:
+    """Refuse a job that `plan_decode` refuses, without bounds, baselines and sensitivities."""
+    policy = LP if options.policy is None else options.policy
+    if options.schedule == AUTO:
+        fitting_schedules(
+            job.workload,
+            lambda schedule, workload: check_decode(
+                replace(job, workload=workload), replace(options, schedule=schedule)
+            ),
+        )
+    elif policy in RUNTIME_SYSTEMS:
+        plan_decode(job, options)
+    else:
+        check_policy(policy)
+        planner = DecodePlanner(_problem(job, options))
+        problem = planner.problem
+        choice = planner.best if policy == LP else problem.choice_of(policy)
+        problem.check_fits(problem.simulate(choice.split, choice.residency).graph)
+
+
 def _done_by(runtime: Runtime | None, plan: DecodePlan) -> DecodePlan:
     """The plan as a runtime's, which offers no other way than its own."""
     if runtime is None or runtime.plans_itself:

@@ -57,8 +57,8 @@ def other_system_graph(
         )
     if workload.kv_bits is not None:
         raise BadInput(
-            f"policy {policy!r} keeps K and V in the model's dtype; leave out "
-            f"kv_bits(={workload.kv_bits})."
+            f"policy {policy!r} keeps K and V in the model's dtype; "
+            f"kv_bits(={workload.kv_bits}) must be 16."
         )
     if policy in OTHER_SYSTEMS:
         kind = _FlexGen if policy == "flexgen" else _HfOffloaded

@@ -9,8 +9,9 @@ from dataclasses import replace
 from functools import cached_property
 from math import ceil, inf
 from operator import itemgetter
+from typing import TYPE_CHECKING
 
-from planner.decode.lower import lower, replicate
+from planner.decode.lower import replicate
 from planner.decode.policies import BASELINES
 from planner.decode.problem import DecodeProblem
 from planner.decode.rounding import (
@@ -23,14 +24,15 @@ from planner.decode.rounding import (
 )
 from planner.decode.split import DecodeChoice, Residency
 from planner.lp.costs import SIZED_OPS
-from planner.lp.lane_bound import Course, lane_work_bound
 from planner.lp.memory import MemoryBudget, check_any_fits
-from planner.lp.schedule import Relaxation
 from sim.engine.api import simulate
 from sim.engine.sharing import representative_machine
 from sim.errors import DoesNotFit, Infeasible
 from sim.graph.tasks import STAGING_SLOTS
 from sim.lanes import COMPUTE, H2D
+
+if TYPE_CHECKING:
+    from planner.lp.schedule import Relaxation
 
 REFINED_ABOVE = 1e-3
 """Relative distance between simulated makespan and lower bound above which shifts are tried."""
@@ -54,9 +56,9 @@ class DecodePlanner:
         attended = [
             model.layer_context(at, past) if model.splits(at) else 0 for at in range(model.n_layers)
         ]
+        nothing = Residency.nothing(model)
         ends = (
-            lower(problem.schedule, model, problem.workload, [row], [past])
-            for row in ([0] * model.n_layers, attended)
+            problem.shortened([row], nothing, [past]) for row in ([0] * model.n_layers, attended)
         )
         loaded, recomputed = (replicate(graph, problem.gpus) for graph in ends)
         check_any_fits(loaded, recomputed, problem.hardware)
@@ -135,9 +137,14 @@ class DecodePlanner:
         simulator.
         """
         bound_s = self._uncontended.relaxation.objective_s
+        found: dict[tuple[tuple[int, ...], ...], float] = {}
 
         def makespan(shift: int) -> float:
-            return self._planned_makespan_s(whole_tokens(rows, limits, shift), residency)
+            split = whole_tokens(rows, limits, shift)
+            key = tuple(map(tuple, split))
+            if key not in found:
+                found[key] = self._planned_makespan_s(split, residency)
+            return found[key]
 
         best, best_s = 0, makespan(0)
         stride = max(1, self.problem.workload.max_tokens // 8)
@@ -155,6 +162,8 @@ class DecodePlanner:
     def _planned_makespan_s(self, split: Sequence[Sequence[int]], residency: Residency) -> float:
         """Simulated makespan of the planned steps; infinite if they do not fit the memory."""
         problem = self.problem
+        if problem.covers_all_steps and problem.gpus == 1:
+            return problem.makespan_s(DecodeChoice(list(map(list, split)), residency))
         graph = problem.shortened(split, residency)
         together = replicate(graph, problem.gpus)
         if not problem.fits(together):
@@ -199,6 +208,8 @@ class DecodePlanner:
             return problem.makespan_s(self.best)
         if problem.covers_all_steps and not problem.keep:
             return self._lp_bound_s()
+        from planner.lp.lane_bound import Course, lane_work_bound
+
         model, job = problem.model, problem.workload
         pasts = [job.context_tokens(step) for step in range(job.gen_tokens)]
         courses = Counter(

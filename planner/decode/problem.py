@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import inf
+from typing import TYPE_CHECKING, Any
 
 from planner.decode.lower import SCHEDULES, Split, check_size, lower, replicate
 from planner.decode.policies import baseline_split
@@ -12,7 +14,6 @@ from planner.decode.rounding import planned_steps, whole_part
 from planner.decode.split import DecodeChoice, Residency, evenly_spaced, keeps_part
 from planner.lp.costs import PiecewiseLinearCosts
 from planner.lp.memory import MemoryBudget
-from planner.lp.schedule import ScheduleLP
 from sim.cost.model import CostModel
 from sim.engine.api import simulate
 from sim.engine.launch import launch_times
@@ -25,6 +26,9 @@ from sim.graph.timeline import Timeline, earliest_schedule
 from sim.lanes import D2H, H2D
 from sim.machine.profile import HardwareProfile
 from sim.model.spec import ModelSpec
+
+if TYPE_CHECKING:
+    from planner.lp.schedule import ScheduleLP
 
 MIN_SPLIT_PROMPT = 5
 """Fewest prompt tokens of which only a part may stay resident."""
@@ -41,7 +45,7 @@ def check_workload(model: ModelSpec, workload: Workload) -> None:
         cache = "latent cache" if model.mla is not None else "cache of latents or chosen tokens"
         raise BadInput(
             f"kv_bits(={workload.kv_bits}): the {cache} of {model.name} is not modelled "
-            "quantised; leave it out."
+            "quantised; use kv_bits 16."
         )
 
 
@@ -68,6 +72,9 @@ class DecodeProblem:
     gpus: int = 1
     keep: bool = False
     engine: str = "simpy"
+    _graphs: dict[Any, TaskGraph] = field(default_factory=dict, repr=False)
+    """Lowered graphs of some steps, which are the same on every machine."""
+    _budgets: dict[Any, MemoryBudget] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         if self.schedule not in SCHEDULES:
@@ -84,7 +91,7 @@ class DecodeProblem:
         if self.hardware.memory.unified and self.workload.kv_bits is not None:
             raise BadInput(
                 f"kv_bits(={self.workload.kv_bits}): K and V are quantised in host memory, and CPU "
-                f"and GPU of {self.hardware.name} share one memory; leave it out."
+                f"and GPU of {self.hardware.name} share one memory; use kv_bits 16."
             )
 
     @cached_property
@@ -146,15 +153,24 @@ class DecodeProblem:
     def _timelines(self) -> dict[tuple[tuple[tuple[int, ...], ...], Residency], Timeline]:
         return {}
 
+    @cached_property
+    def _makespans_s(self) -> dict[tuple[tuple[tuple[int, ...], ...], Residency], float]:
+        return {}
+
     def simulate(self, split: Split, residency: Residency | None = None) -> Timeline:
         """The predicted timeline of the whole job; each choice is simulated once."""
         residency = residency or self.least_resident
         key = (tuple(map(tuple, split)), residency)
         if key not in self._timelines:
-            graph = lower(self.schedule, self.model, self.workload, split, None, residency)
-            together = replicate(graph, self.gpus)
+            together = replicate(self._whole_graph(split, residency), self.gpus)
             self._timelines[key] = simulate(together, self.hardware, self.engine)
         return self._timelines[key]
+
+    def _whole_graph(self, split: Split, residency: Residency) -> TaskGraph:
+        """The graph of the whole job on one GPU."""
+        if self.covers_all_steps:
+            return self.shortened(split, residency)
+        return lower(self.schedule, self.model, self.workload, split, None, residency)
 
     def choice_of(self, policy: str) -> DecodeChoice:
         """The choice of a policy that needs no search; the same for all in unified memory."""
@@ -168,12 +184,25 @@ class DecodeProblem:
 
     def makespan_s(self, choice: DecodeChoice) -> float:
         """Simulated makespan; infinite if the choice does not fit the memory."""
-        timeline = self.simulate(choice.split, choice.residency)
-        return timeline.makespan_s if self.fits(timeline.graph) else inf
+        key = (tuple(map(tuple, choice.split)), choice.residency)
+        if key not in self._makespans_s:
+            graph = self._whole_graph(choice.split, choice.residency)
+            fits = self.fits(replicate(graph, self.gpus))
+            self._makespans_s[key] = (
+                self.simulate(choice.split, choice.residency).makespan_s if fits else inf
+            )
+        return self._makespans_s[key]
 
-    def shortened(self, split: Split, residency: Residency) -> TaskGraph:
-        """The graph of the planned steps on one GPU."""
-        return lower(self.schedule, self.model, self.workload, split, self.contexts, residency)
+    def shortened(
+        self, split: Split, residency: Residency, contexts: Sequence[int] | None = None
+    ) -> TaskGraph:
+        """The graph of the planned steps on one GPU, or of steps with other `contexts`."""
+        past = tuple(self.contexts if contexts is None else contexts)
+        key = (tuple(map(tuple, split)), residency, past)
+        if key not in self._graphs:
+            made = lower(self.schedule, self.model, self.workload, split, past, residency)
+            self._graphs[key] = made
+        return self._graphs[key]
 
     def longest_path_s(self, graph: TaskGraph) -> float:
         """The LP's value at the graph's own token counts."""
@@ -186,12 +215,13 @@ class DecodeProblem:
 
     def budget(self, residency: Residency) -> MemoryBudget:
         """Memory left after resident data, if nothing else is recomputed."""
-        split, pasts = [residency.x_tokens], self.contexts[:1]
-        graph = lower(self.schedule, self.model, self.workload, split, pasts, residency)
         memory = self.hardware.memory
-        return MemoryBudget.left_by(
-            graph, replace(memory, host_bytes=memory.host_bytes / self.gpus)
-        )
+        memory = replace(memory, host_bytes=memory.host_bytes / self.gpus)
+        key = residency, memory
+        if key not in self._budgets:
+            graph = self.shortened([residency.x_tokens], residency, self.contexts[:1])
+            self._budgets[key] = MemoryBudget.left_by(graph, memory)
+        return self._budgets[key]
 
     @cached_property
     def everything_fits(self) -> bool:
@@ -294,7 +324,7 @@ class DecodeProblem:
         if x_slot is not None:
             one_slot_bytes = self.workload.batch_size * self.model.x_token_bytes
             budget = replace(budget, staged_x_token_bytes=one_slot_bytes)
-        found = ScheduleLP(
+        found = _schedule_lp()(
             graph, self.contexts, self.costs, self.lines, budget, empty_load_waits, weights_stay
         )
         for task in graph.tasks if x_slot is not None else ():
@@ -309,9 +339,19 @@ class DecodeProblem:
 
     def program_of(self, graph: TaskGraph) -> ScheduleLP:
         """The LP of a graph with all counts fixed."""
-        return ScheduleLP(graph, self.contexts, self.costs)
+        return _schedule_lp()(graph, self.contexts, self.costs)
 
     def program_of_choice(self, choice: DecodeChoice) -> ScheduleLP:
         """The LP over the planned steps with all counts fixed."""
         planned = [choice.split[step] for step in self.planned_steps]
         return self.program_of(self.shortened(planned, choice.residency))
+
+
+def _schedule_lp() -> type[ScheduleLP]:
+    """The class of LPs, imported with the first one: it loads PuLP, HiGHS and numpy.
+
+    A restore needs none of them, and they take 0.3 s.
+    """
+    from planner.lp.schedule import ScheduleLP
+
+    return ScheduleLP

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING, TypeAlias
 
 from planner.decode.plan import Sensitivity
 from planner.decode.problem import DecodeProblem
 from planner.lp.costs import SIZED_OPS
-from planner.lp.schedule import Relaxation, ScheduleLP
 from sim.lanes import COPY_LANES, HOST
+
+if TYPE_CHECKING:
+    from planner.lp.schedule import Relaxation, ScheduleLP
 
 PARTS = {
     "h2d": ("h2d link", "bandwidth"),
@@ -43,7 +46,7 @@ MORE, NUDGE = 0.1, 1e-3
 MIN_SAVING_FRAC = 5e-4
 """If no part saves more, two in series limit the schedule, such as a link and its switch."""
 
-Program = Callable[[DecodeProblem], ScheduleLP]
+Program: TypeAlias = "Callable[[DecodeProblem], ScheduleLP]"
 """Builds the LP in question for the job on one machine or another."""
 
 

@@ -1,1 +1,1 @@
-import highspy  # noqa: F401 - pulp, which imports it too, takes an interrupt of that for its absence
+"""Linear programs of decode schedules: costs, rows of time and memory, bounds."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
+import highspy  # noqa: F401 - pulp takes an interrupt of this import for its absence
 import pulp
 
 from planner.lp.costs import SIZED_OPS, PiecewiseLinearCosts

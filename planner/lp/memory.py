@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import inf
-
-import pulp
+from typing import TYPE_CHECKING, TypeAlias
 
 from sim.graph.jobs import Workload
 from sim.graph.memory import check_fits, footprint, layer_rows
@@ -15,10 +14,13 @@ from sim.machine.profile import HardwareProfile, Memory
 from sim.model.kv_format import host_row_bytes
 from sim.model.spec import ModelSpec
 
+if TYPE_CHECKING:
+    import pulp
+
 Cell = tuple[int, int]
 """(step, layer)."""
 
-Terms = list[tuple[pulp.LpVariable, float]]
+Terms: TypeAlias = "list[tuple[pulp.LpVariable, float]]"
 
 DEVICE_ROW, HOST_ROW = "device_memory", "host_memory"
 
@@ -212,4 +214,6 @@ class MemoryRows:
         self._row(name, [(variable, -factor) for variable, factor in taken], -free)
 
     def _row(self, name: str, terms: Terms, least: float) -> None:
-        self._problem.addConstraint(pulp.LpAffineExpression(terms) >= least, name)
+        from pulp import LpAffineExpression
+
+        self._problem.addConstraint(LpAffineExpression(terms) >= least, name)

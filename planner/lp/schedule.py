@@ -13,13 +13,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, TypeVar
+from typing import TypeVar
 
+import highspy  # noqa: F401 - pulp takes an interrupt of this import for its absence
 import pulp
 
 from planner.lp.costs import SIZED_OPS, PiecewiseLinearCosts
 from planner.lp.memory import DEVICE_ROW, Cell, MemoryBudget, MemoryRows, ResidentVariables
-from planner.lp.solver import solve_to_optimum
+from planner.lp.solver import Basis, solve_to_optimum
 from sim.cost.model import CostModel
 from sim.engine.launch import launch_times
 from sim.graph.tasks import Task, TaskGraph
@@ -48,7 +49,7 @@ class Relaxation:
         task_weights: derivative of the makespan with respect to the seconds of each task of the
             LP's graph, from the duals: 1 on the critical path, 0 for a task with slack.
         memory_worth_s: seconds saved per further byte of device memory, from the dual of its row.
-        basis: the solver's basis at the optimum, a warm start for the same LP on a similar machine.
+        basis: a start for the same LP on a similar machine; None if no LP was solved.
     """
 
     objective_s: float
@@ -58,7 +59,7 @@ class Relaxation:
     resident_weights: dict[int, float]
     task_weights: tuple[float, ...]
     memory_worth_s: float
-    basis: Any
+    basis: Basis | None
 
     def count(self, task: Task, past: int) -> float:
         """Tokens of a sized task at the optimum."""
@@ -180,7 +181,7 @@ class ScheduleLP:
                 self.problem.setObjective(-pulp.lpSum(self.resident.weights.values()))
             else:
                 self._prefer_even()
-            solve_to_optimum(self.problem)
+            solve_to_optimum(self.problem, basis)
         return Relaxation(
             objective_s,
             _values(self.tokens),

@@ -11,13 +11,16 @@ from planner.decode.lower import SCHEDULES
 from planner.decode.policies import fixed_tokens
 from planner.restore.planner import RESTORE_POLICIES
 from planner.restore.reproduce import link_rate
-from sim.catalog import find_hardware, find_model, find_runtime
+from planner.sweep.traces import request_trace
+from sim.catalog import find_hardware, find_runtime
 from sim.errors import BadInput, UnknownName
-from sim.graph.jobs import CACHED_DATA, KV, KV_BITS
+from sim.graph.jobs import CACHED_DATA, KV, KV_BITS, UNCOMPRESSED
 from sim.lanes import TIERS
 from sim.machine.links import COPY_KINDS
 from sim.machine.what_if import RATES, rate_unit
+from sim.model.config import READERS
 from sim.model.spec import DTYPE_BYTES, MODEL_SIZES
+from sim.service import LOAD_ORDERS, ROUTINGS, SERVICE_POLICIES, STORES, TIER_EVICTIONS
 from sim.traces.measured import open_trace
 from sim.units import RATE_EXAMPLES, parse_bytes, parse_count, parse_rate
 
@@ -26,6 +29,9 @@ Reader = Callable[[str, Any], Value]
 """Converts a key's value to SI units; raises BadInput that names the key."""
 
 AUTO = "auto"
+
+AS_ASKED = 0
+"""Bits of a cache that the checkpoint of each point's model decides; no study writes it."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +115,19 @@ def read_flag(key: str, value: Any) -> bool:
     return value
 
 
+def read_size(key: str, value: Any) -> float:
+    """A size in bytes; 0 is one too."""
+    return 0.0 if value in (0, "0") and not isinstance(value, bool) else read_bytes(key, value)
+
+
+def read_decimal(key: str, value: Any) -> float:
+    """A finite number of at least 0."""
+    number = _number(key, value)
+    if not 0 <= number < math.inf:
+        raise BadInput(f"{key}(={value!r}) must be a number of at least 0.")
+    return number
+
+
 def one_of(known: Collection[str | int]) -> Reader:
     def read(key: str, value: Any) -> Value:
         if isinstance(value, bool) or not isinstance(value, str | int) or value not in known:
@@ -149,9 +168,11 @@ def _restore_policy(name: str) -> None:
 
 
 MACHINE_AND_MODEL: dict[str, Input] = {
-    "model": Input(_named(find_model), REQUIRED),
+    "model": Input(read_text, REQUIRED),
+    "assume_like": Input(one_of(tuple(READERS))),
     "hardware": Input(_named(find_hardware), REQUIRED),
     "prompt": Input(read_count, REQUIRED, "tokens"),
+    "dequantise": Input(read_flag),
     "dtype": Input(one_of(tuple(DTYPE_BYTES))),
     "tp": Input(read_count, unit="GPUs"),
     "ep": Input(read_count, unit="GPUs"),
@@ -174,7 +195,7 @@ DECODE: dict[str, Input] = {
     "n_batches": Input(read_count, 1),
     "gpus": Input(read_count, 1),
     "keep": Input(read_flag),
-    "kv_bits": Input(one_of((16, 8, 4)), 16),
+    "kv_bits": Input(one_of((UNCOMPRESSED, 8, 4)), UNCOMPRESSED),
     "host_memory": Input(read_bytes, unit="bytes"),
     "resident_layers": Input(read_whole, unit="layers"),
 }
@@ -186,7 +207,46 @@ RESTORE: dict[str, Input] = {
     "io_chunk": Input(read_count, 128, "tokens"),
     "cached_data": Input(one_of(CACHED_DATA), KV),
     "gpu_share": Input(read_share, 1.0),
-    "kv_bits": Input(one_of(KV_BITS), 16),
+    "kv_bits": Input(one_of(KV_BITS), UNCOMPRESSED),
     "policy": Input(_named(_restore_policy), AUTO),
 }
-SCENARIOS = {"decode": DECODE, "restore": RESTORE}
+GENERATED: dict[str, Input] = {
+    "rate": Input(read_decimal, unit="requests/s"),
+    "burstiness": Input(read_decimal),
+    "turns": Input(read_decimal, unit="requests"),
+    "think": Input(read_decimal, unit="s"),
+    "agents": Input(read_decimal),
+    "system_prompts": Input(read_count),
+    "system_tokens": Input(read_count, unit="tokens"),
+    "new_tokens": Input(read_count, unit="tokens"),
+    "output_tokens": Input(read_count, unit="tokens"),
+    "seed": Input(read_whole),
+}
+"""How requests are generated, as the options of `traffic --generate`."""
+
+TRAFFIC: dict[str, Input] = {
+    **{key: one for key, one in MACHINE_AND_MODEL.items() if key not in ("prompt", "runtime")},
+    "trace": Input(_named(request_trace)),
+    "generate": Input(read_count, unit="requests"),
+    **GENERATED,
+    "block_tokens": Input(read_count, unit="tokens"),
+    "host_cache": Input(read_size, 0.0, "bytes"),
+    "ssd_cache": Input(read_size, 0.0, "bytes"),
+    "net_cache": Input(read_size, 0.0, "bytes"),
+    "policy": Input(one_of(SERVICE_POLICIES), "load-only"),
+    "load_order": Input(one_of(LOAD_ORDERS), "fcfs"),
+    "cache_eviction": Input(one_of(TIER_EVICTIONS), "lru"),
+    "store": Input(one_of(STORES), "through"),
+    "exclusive": Input(read_flag, False),
+    "instances": Input(read_count, 1),
+    "routing": Input(one_of(ROUTINGS), "round-robin"),
+    "chunk": Input(read_count, 8192, "tokens"),
+    "io_chunk": Input(read_count, 128, "tokens"),
+    "max_batch": Input(read_count, 256, "requests"),
+    "kv_bits": Input(one_of(KV_BITS), UNCOMPRESSED),
+    "ttft_slo": Input(read_decimal, unit="s"),
+    "tpot_slo": Input(read_decimal, unit="s"),
+    "gpu_hour": Input(read_decimal),
+    "gb_month": Input(read_decimal),
+}
+SCENARIOS = {"decode": DECODE, "restore": RESTORE, "traffic": TRAFFIC}

@@ -89,12 +89,14 @@ def model_of(values: Mapping[str, Any], hardware: HardwareProfile) -> ModelSpec:
         BadInput: inconsistent sizes, or a dtype of another element size.
     """
     sizes = tuple((size, values[key]) for size in MODEL_SIZES if (key := f"model.{size}") in values)
-    spec = _model(values["model"], values.get("dtype"), sizes)
+    spec = _model(values["model"], values.get("dtype"), values.get("assume_like"), sizes)
+    if values.get("dequantise", False):
+        spec = spec.dequantised()
     return in_dtype_of(spec, hardware, chosen="dtype" in values).shard(
         values.get("tp", 1), values.get("ep", 1)
     )
 
 
 @lru_cache(maxsize=64)
-def _model(name: str, dtype: str | None, sizes: Pairs) -> ModelSpec:
-    return replace(find_model(name, dtype), **dict(sizes))
+def _model(name: str, dtype: str | None, like: str | None, sizes: Pairs) -> ModelSpec:
+    return replace(find_model(name, dtype, like), **dict(sizes))

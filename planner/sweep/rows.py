@@ -18,16 +18,18 @@ from planner.decode.split import DecodeChoice
 from planner.restore.plan import token_counts
 from planner.restore.planner import RestorePlanner, machine_of_one_gpu
 from planner.runtime import decode_machine, resident_layers, restore_machine, restore_request
-from planner.sweep.inputs import AUTO
+from planner.sweep.inputs import AS_ASKED, AUTO
 from planner.sweep.machines import Machine, machine_of, model_of, runtime_of
+from planner.sweep.traffic_rows import TRAFFIC_OUTPUTS, traffic_row
 from sim.cost.model import CostKey, CostModel, cost_key
 from sim.engine.api import fast_engine_installed
 from sim.errors import BadInput
-from sim.graph.jobs import RestoreRequest, Workload
+from sim.graph.jobs import UNCOMPRESSED, RestoreRequest, Workload
 from sim.graph.tasks import Task
 from sim.graph.timeline import Timeline
 from sim.lanes import COMPUTE, COPY_LANES, D2H, H2D, HOST, NET, TIERS
 from sim.machine.provenance import weakest
+from sim.model.spec import ModelSpec
 
 ENGINE = "fast" if fast_engine_installed() else "simpy"
 
@@ -69,7 +71,7 @@ RESTORE_OUTPUTS: dict[str, type] = {
     "policy_taken": str,
     **COMMON_OUTPUTS,
 }
-OUTPUTS = {"decode": DECODE_OUTPUTS, "restore": RESTORE_OUTPUTS}
+OUTPUTS = {"decode": DECODE_OUTPUTS, "restore": RESTORE_OUTPUTS, "traffic": TRAFFIC_OUTPUTS}
 """Output columns of each scenario, described in docs/studies.md."""
 
 LANES_OF_PART = {
@@ -81,7 +83,7 @@ LANES_OF_PART = {
 }
 """Lanes whose tasks get faster with a part of the machine; every copy lane for an uplink."""
 
-GOAL = {"decode": "makespan_s", "restore": "ttft_s"}
+GOAL = {"decode": "makespan_s", "restore": "ttft_s", "traffic": "ttft_p90_s"}
 """The time that a policy minimises."""
 
 
@@ -92,22 +94,25 @@ def decode_row(values: Inputs) -> Row:
         KvOverlapError: as `planner.make_plan`.
     """
     machine = machine_of(values)
+    model = model_of(values, machine.hardware)
+    bits = values["kv_bits"] if values["kv_bits"] != AS_ASKED else model.host_kv_bits
     job = Workload(
         values["batch"],
         values["prompt"],
         values["gen"],
         values["n_batches"],
-        None if values["kv_bits"] == 16 else values["kv_bits"],
+        None if bits == UNCOMPRESSED else bits,
     )
     if values["schedule"] != AUTO:
-        return _decode_row(values, machine, values["schedule"], job)
-    rows, _ = fitting_schedules(job, partial(_decode_row, values, machine))
+        return _decode_row(values, machine, model, values["schedule"], job)
+    rows, _ = fitting_schedules(job, partial(_decode_row, values, machine, model))
     return max(rows.values(), key=lambda row: row["tokens_per_s"])
 
 
-def _decode_row(values: Inputs, machine: Machine, schedule: str, job: Workload) -> Row:
+def _decode_row(
+    values: Inputs, machine: Machine, model: ModelSpec, schedule: str, job: Workload
+) -> Row:
     policy, jobs, runtime = values["policy"], values["gpus"], runtime_of(values)
-    model = model_of(values, machine.hardware)
     if runtime is not None:
         machine = machine.changed(lambda one: decode_machine(runtime, one, model, job))
         policy = runtime.decode.value if policy == LP else policy
@@ -128,6 +133,7 @@ def _decode_row(values: Inputs, machine: Machine, schedule: str, job: Workload) 
     kept = sum(choice.residency.kv_tokens)
     part, saves_frac = _bottleneck(planner, machine, policy, timeline)
     return {
+        "kv_bits": job.kv_bits or UNCOMPRESSED,
         "makespan_s": timeline.makespan_s,
         "lower_bound_s": planner.bound_s if policy == LP else None,
         "h2d_bytes_per_s": hardware.links.h2d.bytes_per_s,
@@ -214,7 +220,7 @@ def restore_row(values: Inputs) -> Row:
         chunk_tokens=values["chunk"],
         io_chunk_tokens=values["io_chunk"],
         gpu_share=values["gpu_share"],
-        tier_kv_bits=values["kv_bits"],
+        tier_kv_bits=values["kv_bits"] or model.kv_bits or UNCOMPRESSED,
     )
     policy, by_layer, runtime = values["policy"], False, runtime_of(values)
     if runtime is not None:
@@ -237,6 +243,7 @@ def restore_row(values: Inputs) -> Row:
     counts = token_counts(timeline, request)
     del counts["meeting_token"]
     return {
+        "kv_bits": request.tier_kv_bits,
         "ttft_s": choice.ttft_s,
         "compute_only_s": planner.choice("compute-only").ttft_s,
         "load_only_s": planner.choice("load-only").ttft_s,
@@ -262,4 +269,8 @@ def _timeline_row(timeline: Timeline, costs: CostModel) -> Row:
     }
 
 
-ROW_OF: dict[str, Callable[[Inputs], Row]] = {"decode": decode_row, "restore": restore_row}
+ROW_OF: dict[str, Callable[[Inputs], Row]] = {
+    "decode": decode_row,
+    "restore": restore_row,
+    "traffic": traffic_row,
+}

@@ -158,6 +158,8 @@ def run_sweep(
     checkpoints = Checkpoints(study, output)
     if resume and checkpoints.is_complete():
         return Swept(pq.read_table(output), 0, time.perf_counter() - start_s)
+    report = progress or Silent()
+    report("timing a few points")
     expected = estimate(study, checkpoints, workers)
     checkpoints.begin(resume)
     done = checkpoints.done()
@@ -167,7 +169,6 @@ def run_sweep(
         max(1, expected.missing // (MIN_BATCHES * workers)),
     )
     finished, run_s, prior = len(done), time.perf_counter(), PRIOR_FRAC * expected.missing
-    report = progress or Silent()
     report(_left(finished, expected.points, expected.seconds), finished / expected.points)
     with checkpoints.discarded_if_empty():
         for batch, payload in executor(_batches(study, checkpoints.columns, done, size)):

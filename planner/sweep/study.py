@@ -3,7 +3,7 @@
 ::
 
     title = "..."                 # optional
-    scenario = "decode"           # or "restore"
+    scenario = "decode"           # or "restore", "traffic"
     [fixed]                       # the same at every point
     model = "opt-13b"
     [grid]                        # every combination of these
@@ -22,8 +22,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import product
 from math import prod
@@ -31,10 +31,11 @@ from pathlib import Path
 from typing import Any
 
 from planner.sweep.filters import Filter
-from planner.sweep.inputs import REQUIRED, SCENARIOS, Input, Value
+from planner.sweep.inputs import AS_ASKED, GENERATED, REQUIRED, SCENARIOS, Input, Value
 from sim.catalog import find_hardware, find_model
 from sim.errors import BadInput, UnknownName
 from sim.files import decode_toml, naming_file, set_fields
+from sim.model.spec import ModelSpec
 
 MAX_POINTS = 10_000_000
 """Limit before filters."""
@@ -127,7 +128,26 @@ class Study:
                 f"grid: {study.n_combinations:,} combinations are more than the {MAX_POINTS:,} a "
                 "study may have; split it."
             )
+        table = next(name for name in ("fixed", "grid", "zip") if "model" in tables[name])
+        try:
+            asks = any(one.kv_bits is not None for one in study.models)
+        except BadInput as error:
+            raise BadInput(f"{table}.model: {error}") from None
+        if asks and "kv_bits" not in {**fixed, **varied}:
+            return replace(study, fixed={**study.fixed, "kv_bits": AS_ASKED})
         return study
+
+    @cached_property
+    def models(self) -> tuple[ModelSpec, ...]:
+        """The models of all points, as their configs describe them."""
+        pair = ("model", "assume_like")
+        names, families = (self.varied.get(key) or (self.fixed.get(key),) for key in pair)
+        together = {*pair} <= {*self.zipped}
+        pairs = zip(names, families, strict=True) if together else product(names, families)
+        return tuple(
+            find_model(str(name), assume_like=None if family is None else str(family))
+            for name, family in pairs
+        )
 
     @property
     def n_combinations(self) -> int:
@@ -183,11 +203,12 @@ class Study:
             self.scenario,
             *([*part.items()] for part in (self.fixed, self.grid, self.zipped)),
             [one.text for one in self.filters],
-            [set_fields(find_model(str(name))) for name in every("model")],
+            [set_fields(one) for one in self.models],
             [find_hardware(str(name)).to_dict() for name in every("hardware")],
         ]
-        if "link_from" in (*self.fixed, *self.varied):
-            content += [_hash_of(Path(str(name)).read_bytes()) for name in every("link_from")]
+        for key in ("link_from", "trace"):
+            if key in (*self.fixed, *self.varied):
+                content += [_hash_of(Path(str(name)).read_bytes()) for name in every(key)]
         return _hash_of(json.dumps(content).encode())
 
 
@@ -221,6 +242,16 @@ def _check_keys(
     for key, one in inputs.items():
         if one.default == REQUIRED and key not in set_by:
             raise BadInput(f"{key} is missing; set it under [fixed], [grid] or [zip].")
+    if scenario == "traffic":
+        _check_requests(set_by)
+
+
+def _check_requests(keys: Collection[str]) -> None:
+    """Refuse a traffic study without requests, or with two kinds of them."""
+    if "trace" not in keys and "generate" not in keys:
+        raise BadInput("set trace to a file of requests, or generate to a number of them.")
+    if "trace" in keys and (extra := [key for key in ("generate", *GENERATED) if key in keys]):
+        raise BadInput(f"{extra[0]} goes with generated requests; leave it or trace out.")
 
 
 def _axis(key: str, one: Input, values: Any) -> tuple[Value, ...]:

@@ -23,6 +23,9 @@ LINK_AXES = ("link.bandwidth", "link.h2d.bandwidth", "tier")
 SPLITTING = ("lp", "kvpr", "two-ended", "layer-wise", "joint", AUTO)
 """Policies that may load and recompute. Crossovers are those of the other policies."""
 
+FASTEST = "tokens_per_s", (max, min)
+"""A column, and which of its values are the best and the worst."""
+
 Sides = Mapping[str, tuple[float, str]]
 """Seconds and bottleneck of each policy at one rate; without an axis `policy` under one name."""
 
@@ -53,7 +56,8 @@ class Crossover:
 class Summary:
     """Args:
     errors: number of failed points by error.
-    best, worst: varied inputs and outputs of the rows with the most and fewest tokens a second.
+    best, worst: varied inputs and outputs of the rows with the most and fewest tokens a second; of
+        a traffic study, with the lowest and highest p90 of TTFT.
     """
 
     points: int
@@ -66,9 +70,10 @@ class Summary:
 def summarize(study: Study, table: pa.Table) -> Summary:
     """The summary of a sweep's table."""
     errors = table.column(ERROR).to_pylist()
-    rates = table.column("tokens_per_s").to_pylist()
     valid = [at for at, error in enumerate(errors) if not error]
-    best, worst = (pick(valid, key=rates.__getitem__, default=None) for pick in (max, min))
+    column, picks = (GOAL["traffic"], (min, max)) if study.scenario == "traffic" else FASTEST
+    ranks = table.column(column).to_pylist()
+    best, worst = (pick(valid, key=ranks.__getitem__, default=None) for pick in picks)
     return Summary(
         table.num_rows,
         dict(Counter(filter(None, errors)).most_common()),

@@ -71,13 +71,16 @@ class RestoreCosts:
         return self._link_copy(task)
 
     def _link_copy(self, task: Task) -> Estimate:
-        """Time of a copy over the link; a CUDA device copies the rows of each layer by one call."""
-        if self._hardware.device_kind != "cuda":
-            return self.operations.copy(task.lane, task.bytes)
-        link = self._hardware.links.of(task.lane)
+        """Time of a copy over the link."""
         rows = self.loads.rows(task.layer, task.layers, task.token_start, task.token_stop)
-        layers = len(rows.layers)
-        one_s, inside = link.copy_s(task.bytes / layers)
+        return self.link_copy(task.lane, task.bytes, len(rows.layers))
+
+    def link_copy(self, lane: str, n_bytes: int, layers: int) -> Estimate:
+        """Time of a copy of rows of several layers; a CUDA device copies each layer by one call."""
+        if self._hardware.device_kind != "cuda":
+            return self.operations.copy(lane, n_bytes)
+        link = self._hardware.links.of(lane)
+        one_s, inside = link.copy_s(n_bytes / layers)
         return Estimate(self.dispatch.copy_task_s + layers * one_s, link.source, inside)
 
     def launch_s(self, task: Task) -> float:  # noqa: ARG002
@@ -210,12 +213,17 @@ class RestoreCosts:
         for part, count in self._parts_of(0, layers, stop).items():
             estimates = [one for at in prompts for one in self._prefill_attention(*at, 1.0, part)]
             if decoding:
-                window = part.span.window
-                keys = ceil(context if window is None else min(context, window))
-                attention = self.model.kinds[part.kind].attention
-                estimates.append(self.operations.kernel(DecodeAttention(decoding, keys, attention)))
+                estimates += self._decode_attention(decoding, context, part)
             work_s += count * sum(one.seconds for one in estimates)
         return self.dispatch.compute_task_s + max(work_s, self._launch_s(0, layers))
+
+    def _decode_attention(self, decoding: int, context: float, part: _Part) -> list[Estimate]:
+        """Attention of requests that decode one token each, and its choice of rows."""
+        window = part.span.window
+        keys = ceil(context if window is None else min(context, window))
+        launched = kernels("attention", 1, keys, self.model, decoding, kind=part.kind)
+        attending = [one for one in launched if isinstance(one, DecodeAttention | IndexScores)]
+        return [self.operations.kernel(kernel) for kernel in attending]
 
     @property
     def _weight_speedup(self) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 from sim.errors import BadInput, UnknownName
@@ -48,13 +48,23 @@ class Workload:
         """Past tokens whose KV step `step` needs: the prompt and everything generated before."""
         return self.prompt_tokens + step
 
+    def as_asked(self, model: ModelSpec) -> Workload:
+        """The job with the cache in the bits that the model's checkpoint asks for.
+
+        A job that sets bits is unchanged.
+        """
+        return self if self.kv_bits is not None else replace(self, kv_bits=model.host_kv_bits)
+
     @property
     def max_tokens(self) -> int:
         """Tokens per sequence once the last step has appended its own."""
         return self.prompt_tokens + self.gen_tokens
 
 
-KV_BITS = (3, 4, 8, 16)
+UNCOMPRESSED = 16
+"""Bits of an element of K and V on a tier where they are in the model's dtype."""
+
+KV_BITS = (3, 4, 8, UNCOMPRESSED)
 
 MAX_TASKS = 1_000_000
 """Largest graph that is planned; a plan simulates its graph several times."""
@@ -103,7 +113,7 @@ class RestoreRequest(Workload):
     chunk_tokens: int = 512
     io_chunk_tokens: int = 128
     gpu_share: float = 1.0
-    tier_kv_bits: int = 16
+    tier_kv_bits: int = UNCOMPRESSED
 
     def __post_init__(self) -> None:
         Workload.__post_init__(self)
@@ -125,6 +135,11 @@ class RestoreRequest(Workload):
         if self.tier_kv_bits not in KV_BITS:
             raise BadInput(f"tier_kv_bits(={self.tier_kv_bits}) must be one of 3, 4, 8, 16.")
 
+    def as_asked(self, model: ModelSpec) -> RestoreRequest:
+        if self.tier_kv_bits != UNCOMPRESSED or model.kv_bits is None:
+            return self
+        return replace(self, tier_kv_bits=model.kv_bits)
+
     @property
     def step_tokens(self) -> int:
         """Tokens of this request in a step: its part of the budget, at least one."""
@@ -137,7 +152,7 @@ class RestoreRequest(Workload):
 
     def kv_element_bits(self, model: ModelSpec) -> int:
         """Bits of an element of K and V on the tier."""
-        return self.tier_kv_bits if self.tier_kv_bits < 16 else 8 * model.element_bytes
+        return self.tier_kv_bits if self.tier_kv_bits < UNCOMPRESSED else 8 * model.element_bytes
 
     def first_loaded(self, model: ModelSpec, layer: int) -> int:
         """First cached token of `layer` that the restored prefix needs, at the start of a chunk.

@@ -10,9 +10,11 @@ loads its state as a whole, with the last chunk; only computing all cached token
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import NamedTuple
 
 from sim.graph.jobs import RestoreRequest
+from sim.model.attention import Attention
 from sim.model.spec import ModelSpec
 
 
@@ -40,6 +42,8 @@ class Loads:
         self._model, self._request = model, request
         self.firsts = tuple(request.first_loaded(model, layer) for layer in range(model.n_layers))
         self.first = min(self.firsts)
+        seen: dict[Attention, int] = {}
+        self._like = [seen.setdefault(one.attention, at) for at, one in enumerate(model.layers)]
 
     def rows(self, layer: int, layers: int, start: int, stop: int) -> LoadedRows:
         """Rows of a load of tokens [start, stop) in `layers` layers from `layer` on."""
@@ -49,11 +53,11 @@ class Loads:
     def kv_bytes(self, layer: int, layers: int, start: int, stop: int) -> int:
         """Bytes of K and V, index keys and states of such a load."""
         rows, model, request = self.rows(layer, layers, start, stop), self._model, self._request
-        bits = sum(request.layer_kv_bits(model, at, rows.start, rows.stop) for at in rows.layers)
-        if not model.layer_kinds:
-            return bits // 8
-        attentions = [model.layers[at].attention for at in rows.layers]
-        n_bytes = sum(one.index_span_elements(rows.start, rows.stop) for one in attentions)
-        if stop == request.cached_tokens:
-            n_bytes += sum(one.state_bytes(model.element_bytes) for one in attentions)
-        return max(1, bits // 8 + n_bytes)
+        bits = n_bytes = 0
+        for layer, count in Counter(self._like[at] for at in rows.layers).items():
+            attention = model.layers[layer].attention
+            bits += count * request.layer_kv_bits(model, layer, rows.start, rows.stop)
+            n_bytes += count * attention.index_span_elements(rows.start, rows.stop)
+            if stop == request.cached_tokens:
+                n_bytes += count * attention.state_bytes(model.element_bytes)
+        return max(1, bits // 8 + n_bytes) if model.layer_kinds else bits // 8

@@ -14,7 +14,7 @@ from sim.model.attention import FullAttention, MultiHeadLatent
 from sim.model.layers import Dense, Experts, Layer
 from sim.model.readers import dense, hybrid, sparse
 from sim.model.readers.fields import Config, Description
-from sim.model.spec import MixtureOfExperts, ModelSpec
+from sim.model.spec import ASSUMED, MixtureOfExperts, ModelSpec
 from sim.model.stored import activation_bits, kv_bits, module_bits
 
 Reader = Callable[[Config], Description]
@@ -132,7 +132,7 @@ def model_from_config(
 
     Args:
         assume_like: as in `load_model_config`; the model's name then says so.
-        quantised: how the weights are stored, from a file beside the config.
+        quantised: how the weights are stored, from a file next to the config.
 
     Raises:
         BadFile: names the field that is absent, or holds what is not supported.
@@ -140,7 +140,7 @@ def model_from_config(
     text = language_part(config)
     family, reader, assumed = _reader(config, text, assume_like)
     if assumed:
-        name = f"{name} (assumed {family})"
+        name = f"{name}{ASSUMED}{family})"
     kind = _short(text.get("model_type")) if not assumed else family
     given = Config({**text, "model_type": kind}, DEFAULTS.get(kind, {}), {"model_type"})
     given.size("hidden_size")

@@ -40,14 +40,11 @@ MAX_LAYERS = 10_000
 MAX_TENSOR_PARALLEL = 64
 """GPUs that can share a model."""
 
+ASSUMED = " (assumed "
+"""Part of the name of a model whose family is unknown, before the family that it is read as."""
+
 MAX_8BIT_STORED = 9
 """Weights of 8 bits have fewer bits than this with all their scales."""
-
-RUNNABLE_FAMILIES = (
-    *("opt", "llama", "mistral", "qwen2", "qwen3"),
-    *("mixtral", "qwen2_moe", "qwen3_moe", "gemma2", "gemma3_text", "gpt_oss", "deepseek_v3"),
-)
-"""Families that there are device kernels for; the others can be planned and simulated."""
 
 UNCOUNTED_EMBEDDINGS = ("deepseek", "glm", "gpt_oss", "kimi", "mimo", "minimax", "nemotron", "step")
 """Starts of families whose published active parameters leave out the embedding of the tokens."""
@@ -68,6 +65,9 @@ class Llama3RopeScaling:
 @dataclass(frozen=True, slots=True)
 class MixtureOfExperts:
     """MLPs of which each token passes through a few: routed ones it chooses, shared ones always.
+
+    `Experts` describes one layer and is what everything else computes with. This description of all
+    layers stays because plan files hold it as `moe`, and graph hashes are of that text.
 
     Args:
         n_routed_experts: experts to choose from.
@@ -258,7 +258,7 @@ class ModelSpec:
         Raises:
             BadInput: the heads or the experts cannot be divided evenly.
         """
-        routed = {one.ffn.n_routed for one in self.layers if isinstance(one.ffn, Experts)}
+        routed = self.routed_experts
         if not routed and expert_gpus > 1:
             raise BadInput(f"--ep(={expert_gpus}): {self.name} has no experts; leave it out.")
         if expert_gpus < 1 or gpus % expert_gpus:
@@ -293,6 +293,11 @@ class ModelSpec:
             layer_kinds=tuple(kind.shard(gpus, expert_gpus) for kind in self.layer_kinds),
             tensor_parallel=gpus,
         )
+
+    @property
+    def routed_experts(self) -> set[int]:
+        """Numbers of routed experts that layers have."""
+        return {one.ffn.n_routed for one in self.kinds if isinstance(one.ffn, Experts)}
 
     @property
     def tensor_parallel_sizes(self) -> list[int]:
@@ -350,6 +355,11 @@ class ModelSpec:
         """For each layer, its place in `kinds`."""
         places = {kind: at for at, kind in enumerate(self.kinds)}
         return tuple(places[layer.without_window] for layer in self.layers)
+
+    @property
+    def assumed(self) -> bool:
+        """Whether the config was read as one of another family, as `--assume-like` asks for."""
+        return ASSUMED in self.name
 
     @property
     def element_bytes(self) -> int:
@@ -449,6 +459,14 @@ class ModelSpec:
         return all(isinstance(one, FullAttention) and not one.chooses for one in kinds)
 
     @property
+    def host_kv_bits(self) -> int | None:
+        """Bits of K and V in host memory that the checkpoint asks for; None for the dtype.
+
+        Latents and chosen tokens are not quantised there.
+        """
+        return self.kv_bits if self.quantises_kv else None
+
+    @property
     def moves_weights(self) -> bool:
         """Whether a schedule may load weights layer by layer: all layers have the same."""
         return not self.layer_kinds and self.moe is None
@@ -467,6 +485,15 @@ class ModelSpec:
     def x_token_bytes(self) -> int:
         """Bytes of the attention input X of one token in one layer."""
         return self.hidden_size * self.element_bytes
+
+    @property
+    def has_stored_weights(self) -> bool:
+        """Whether weights are stored in fewer bits than `dtype`, or with scales."""
+        return self.weight_bits is not None or self.module_bits is not None
+
+    def dequantised(self) -> ModelSpec:
+        """The model with weights in its dtype, as device kernels compute with them."""
+        return replace(self, weight_bits=None, module_bits=None, activation_bits=None)
 
     @property
     def bits(self) -> ModuleBits:

@@ -16,6 +16,9 @@ PAYS_FRAC = 0.05
 """More cache pays while the 90th percentile of TTFT is this much above the best of all sizes."""
 
 
+HOURS_A_MONTH = 730.0
+
+
 @dataclass(frozen=True, slots=True)
 class Spread:
     """Mean and percentiles, in seconds."""
@@ -143,3 +146,21 @@ def enough(sizes: Sequence[float], p90_s: Sequence[float]) -> float:
         for size, seconds in zip(sizes, p90_s, strict=True)
         if seconds <= (1 + PAYS_FRAC) * best
     )
+
+
+def price_per_million(
+    outcome: Outcome, found: TrafficAnswer, gpu_hour: float | None, gb_month: float | None
+) -> float | None:
+    """Price of a million generated tokens; None without prices or tokens.
+
+    Args:
+        gpu_hour, gb_month: price of a GPU for an hour, and of a GB of host cache for a month.
+    """
+    if (gpu_hour is None and gb_month is None) or not found.output_tokens_per_s:
+        return None
+    service = outcome.service
+    blocks = service.tier_blocks.get("dram", 0) if service.tier_names else 0
+    cached_bytes = blocks * service.block_bytes(outcome.trace.block_tokens)
+    hourly = service.costs.model.tensor_parallel * (gpu_hour or 0.0)
+    hourly += cached_bytes / 1e9 * (gb_month or 0.0) / HOURS_A_MONTH
+    return service.instances * hourly / (found.output_tokens_per_s * 3600) * 1e6

@@ -7,19 +7,17 @@ as `kvoverlap restore` says.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cached_property
 
 from sim.cost.restore import RestoreCosts
-from sim.engine.sharing import crossing_s, representative_machine
+from sim.engine.sharing import representative_machine
 from sim.errors import BadInput, DoesNotFit
 from sim.graph.jobs import RestoreRequest
-from sim.graph.loads import Loads
 from sim.graph.memory import activation_bytes
-from sim.graph.tasks import Task
-from sim.lanes import D2H, H2D
+from sim.lanes import H2D
 from sim.machine.profile import HardwareProfile
 from sim.model.spec import ModelSpec
 from sim.service.blocks import block_bytes
+from sim.service.copies import CopyCosts
 
 STRAIGHT = 1e-12
 """Relative error up to which times between two numbers of tokens count as a straight line."""
@@ -35,6 +33,7 @@ class ServiceCosts:
         io_chunk_tokens: tokens of one copy.
         kv_bits: of a cached value outside GPU memory.
         free_copies: copies take no time, which bounds what any order of them can reach.
+        with_x: X is stored with K and V, so that a plan may project from it.
 
     Raises:
         BadInput: the GPUs' uplinks have different rates.
@@ -48,12 +47,8 @@ class ServiceCosts:
         io_chunk_tokens: int,
         kv_bits: int = 16,
         free_copies: bool = False,
+        with_x: bool = False,
     ) -> None:
-        if model.layer_kinds:
-            raise BadInput(
-                f"traffic has no costs for {model.name}, whose layers are of several kinds; choose "
-                "a model whose layers are alike, or ask `kvoverlap restore` about one request."
-            )
         hardware.check_gpus(model.tensor_parallel)
         seen = representative_machine(hardware, model.tensor_parallel)
         if seen is None:
@@ -69,13 +64,13 @@ class ServiceCosts:
             kv_bits,
         )
         self._request = self.request(model.max_positions, model.max_positions - 1)
-        row_bits = self._request.kv_element_bits(model)
-        self._row_bits = model.layers[0].attention.row_size * row_bits
+        self.with_x = with_x
         self._costs = RestoreCosts(seen, model, self._request)
         self._matmuls = _Straight(self._costs.matmuls_s, chunk_tokens)
         self._heads_s: dict[int, float] = {0: 0.0}
-        self._copies: dict[tuple[str, int, int], float] = {}
-        self._loads_of: dict[int, Loads] = {}
+        speed = self._copies_cost
+        self.copies = CopyCosts(self._costs, seen, self._request, with_x, speed)
+        self._prefill_ends_s = [0.0]
         self._decodes: dict[int, _Straight] = {}
 
     def request(self, prompt: int, cached: int, tier: str = "dram") -> RestoreRequest:
@@ -122,59 +117,25 @@ class ServiceCosts:
     def _decode_s(self, decoding: int, context: int) -> float:
         return self.step_s([], decoding, context, decoding)
 
-    @cached_property
-    def _windowed(self) -> bool:
-        return any(self.model.window(layer) is not None for layer in range(self.model.n_layers))
+    def prefill_s(self, n_tokens: int) -> float:
+        """Time to compute the first tokens of a prompt, in steps of the whole budget."""
+        size, ends = self.chunk_tokens, self._prefill_ends_s
+        steps, rest = divmod(n_tokens, size)
+        while len(ends) <= steps + 1:
+            start = (len(ends) - 1) * size
+            ends.append(ends[-1] + self.step_s([(start, size)], 0, 0, 0))
+        return ends[steps] + (ends[steps + 1] - ends[steps]) * rest / size
 
-    def _loads(self, cached: int) -> Loads:
-        if cached not in self._loads_of:
-            self._loads_of[cached] = Loads(self.model, self.request(cached + 1, cached))
-        return self._loads_of[cached]
-
-    def first_needed(self, cached: int) -> int:
-        """First of `cached` tokens that any layer still needs."""
-        return self._loads(cached).first if self._windowed else 0
-
-    def rows(self, start: int, stop: int, cached: int) -> int:
-        """Tokens, summed over layers, that a load of [start, stop) of `cached` tokens moves."""
-        layers = self.model.n_layers
-        if not self._windowed:
-            return layers * (stop - start)
-        return self._loads(cached).rows(0, layers, start, stop).n_rows
-
-    def load_s(self, lane: str, n_tokens: int, n_rows: int) -> float:
-        """Time of one copy of `n_rows` rows, of `n_tokens` tokens, on a lane towards the GPU."""
-        key = (lane, n_tokens, n_rows)
-        if key not in self._copies:
-            n_bytes = n_rows * self._row_bits // 8
-            if lane == H2D:
-                layers = self.model.n_layers
-                task = Task(
-                    "load", "load_kv", lane, 0, 0, 0, n_tokens, -1, n_bytes, 0, layers=layers
-                )
-                seconds = self._costs.estimate(task).seconds
-                seconds = max(seconds, crossing_s(task, self.hardware.uplinks))
-            else:
-                seconds = self._costs.copy_s(lane, n_bytes)
-            self._copies[key] = self._copies_cost * seconds
-        return self._copies[key]
-
-    def store_s(self, block_tokens: int) -> float:
-        """Time to copy one block from GPU memory to the host."""
-        return self._copies_cost * self._costs.copy_s(D2H, self.block_bytes(block_tokens))
-
-    def spill_s(self, lane: str, block_tokens: int) -> float:
-        """Time to write one block to the tier of a lane, at the rate it is read with."""
-        return self._copies_cost * self._costs.copy_s(lane, self.block_bytes(block_tokens))
+    def chunk_load_s(self, lane: str | None) -> float:
+        """Time in which one more chunk of a long prefix arrives, over the slower of its lanes."""
+        size = self.io_chunk_tokens
+        moved = self.copies.chunk(0, size, 2 * size)
+        lanes = [H2D] if lane is None else [lane, H2D]
+        return max(self.copies.load_s(name, *moved) for name in lanes)
 
     def block_bytes(self, block_tokens: int) -> int:
         """Bytes of one block of one GPU, as cached outside GPU memory."""
-        all_gpus = block_bytes(self.model, block_tokens, self.kv_bits)
-        return all_gpus // self.model.tensor_parallel
-
-    def bytes_of_rows(self, rows: int) -> int:
-        """Bytes of tokens, summed over layers, of all GPUs that share the model."""
-        return self.model.tensor_parallel * (rows * self._row_bits // 8)
+        return self.copies.block_bytes(block_tokens)
 
     def gpu_blocks(self, block_tokens: int, max_batch: int) -> int:
         """Blocks of K and V in GPU memory, besides the weights and the activations of a step.
@@ -185,7 +146,7 @@ class ServiceCosts:
         model, memory = self.model, self.hardware.memory
         workspace = self.chunk_tokens * activation_bytes(model) + 4 * model.vocab_size * max_batch
         free = memory.job_device_bytes - model.weight_bytes - workspace
-        one = model.n_layers * model.kv_token_bytes * block_tokens
+        one = block_bytes(model, block_tokens) // model.tensor_parallel
         if free < one:
             raise DoesNotFit(
                 f"{model.name}: weights take {model.weight_bytes / 2**30:.1f} GiB and a step "

@@ -20,7 +20,7 @@ from pathlib import Path
 from sim.errors import BadInput
 from sim.files import write_chunks
 from sim.progress import Progress, Silent
-from sim.service.traces import MAX_PROMPT_TOKENS, MOONCAKE_BLOCK
+from sim.service.traces import MAX_PROMPT_TOKENS, MOONCAKE_BLOCK, RequestTrace
 
 MAX_CONTEXT_TOKENS = 131_072
 """A session ends before its prompt would be longer."""
@@ -164,12 +164,26 @@ class _Generator:
         return self.next_id - 1
 
 
+def _requests(asked: Traffic) -> Iterator[tuple[int, int, int, list[int]]]:
+    """Arrival in ms, prompt, output and block ids of each request, in order of arrival."""
+    for arrival_s, prompt, output, ids in islice(_Generator(asked).requests(), asked.requests):
+        yield round(arrival_s * 1e3), prompt, output, ids
+
+
+def generated_trace(asked: Traffic) -> RequestTrace:
+    """The trace in memory, equal to what `read_trace` reads of the written file."""
+    trace = RequestTrace(MOONCAKE_BLOCK)
+    for arrival_ms, prompt, output, ids in _requests(asked):
+        trace.add(arrival_ms / 1e3, prompt, output, ids)
+    return trace
+
+
 def generated_lines(asked: Traffic) -> Iterator[str]:
     """The lines of the trace, in order of arrival."""
-    for arrival_s, prompt, output, ids in islice(_Generator(asked).requests(), asked.requests):
+    for arrival_ms, prompt, output, ids in _requests(asked):
         yield json.dumps(
             {
-                "timestamp": round(arrival_s * 1e3),
+                "timestamp": arrival_ms,
                 "input_length": prompt,
                 "output_length": output,
                 "hash_ids": ids,

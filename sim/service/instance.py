@@ -1,78 +1,28 @@
-"""One instance: GPU memory, its queue, and what each engine step works on.
+"""One instance: its queue, and what each engine step works on.
 
 A step has a budget of tokens: first a token for each decoding request, then prompts in the order of
-admission, then the cached tokens that restores compute (the order of Cake, arXiv 2410.03065). A
-request is admitted when its whole prompt finds room in GPU memory; blocks that no admitted request
-uses stay there as a cache until room is needed. If decoding requests outgrow the memory, the one
-admitted last gives its blocks back and is computed again.
+admission (or by gain, the one with the fewest tokens to compute first), then the cached tokens that
+restores compute (the order of Cake, arXiv 2410.03065). A request is admitted when its whole prompt
+finds room in GPU memory. If decoding requests outgrow the memory, the one admitted last gives its
+blocks back, and is computed again or copied to the host and back.
 """
 
 from __future__ import annotations
 
 import heapq
-from array import array
-from collections import OrderedDict, deque
-from dataclasses import dataclass, field
+from collections import deque
 from math import inf
 
+from sim.lanes import COMPUTE, D2H
 from sim.service.costs import ServiceCosts
-from sim.service.loader import FCFS, Active, Loader
+from sim.service.gpu_memory import GpuMemory
+from sim.service.journal import GPU, Journal
+from sim.service.loader import Active
+from sim.service.plans import SoloRestore
 from sim.service.pools import NextUse, Tier
+from sim.service.restores import Demand, Others, Restorer
+from sim.service.scheduling import GAIN, LOAD_ONLY, ON_EVICTION, SWAP, THROUGH, Engine
 from sim.service.traces import RequestTrace
-
-COMPUTE_ONLY, LOAD_ONLY, TWO_ENDED = "compute-only", "load-only", "two-ended"
-SERVICE_POLICIES = (COMPUTE_ONLY, LOAD_ONLY, TWO_ENDED)
-"""Restores of a hit outside GPU memory: computed anew, loaded, or both ends at once."""
-
-THROUGH, ON_EVICTION = "through", "evict"
-STORES = (THROUGH, ON_EVICTION)
-"""When a block is copied to the host: once it is computed, or when GPU memory evicts it."""
-
-GPU = "gpu"
-
-
-@dataclass
-class Journal:
-    """What happened to each request; times are infinite until they are known.
-
-    Args:
-        hits: tokens found in each tier, by its name.
-        computed: tokens that steps computed, recomputed ones too.
-    """
-
-    admitted_s: array[float]
-    first_s: array[float]
-    finish_s: array[float]
-    computed: array[int]
-    hits: dict[str, array[int]]
-    preemptions: int = 0
-    rejected: list[int] = field(default_factory=list)
-
-    @classmethod
-    def of(cls, n_requests: int, tiers: list[str]) -> Journal:
-        admitted, first, finish = (array("d", [inf]) * n_requests for _ in range(3))
-        hits = {name: array("q", [0]) * n_requests for name in (GPU, *tiers)}
-        return cls(admitted, first, finish, array("q", [0]) * n_requests, hits)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Engine:
-    """How an instance schedules.
-
-    Args:
-        policy: of `SERVICE_POLICIES`.
-        store: of `STORES`.
-        inclusive: a lower tier holds what the tier above it holds, too; otherwise it gets what that
-            tier evicts.
-        load_order: of `LOAD_ORDERS`.
-        max_batch: admitted requests at a time.
-    """
-
-    policy: str
-    load_order: str = FCFS
-    store: str = THROUGH
-    inclusive: bool = True
-    max_batch: int = 256
 
 
 class Instance:
@@ -89,22 +39,20 @@ class Instance:
         engine: Engine,
         tiers: list[Tier],
         journal: Journal,
-        loader: Loader,
+        restorer: Restorer,
         next_use: NextUse | None = None,
     ) -> None:
         self.next_use = next_use
         self.trace, self.costs, self.engine = trace, costs, engine
         self.tiers, self.journal = tiers, journal
         self.block = trace.block_tokens
-        self.gpu_blocks = costs.gpu_blocks(self.block, engine.max_batch)
-        self.free = self.gpu_blocks
-        self.users: dict[int, int] = {}
-        """Admitted requests that use each block of a prompt in GPU memory."""
-        self.idle: OrderedDict[int, None] = OrderedDict()
-        """Blocks in GPU memory that no request uses, the next to leave first."""
-        self.loader = loader
-        self.store_block_s = costs.store_s(self.block)
+        self.memory = GpuMemory(costs.gpu_blocks(self.block, engine.max_batch))
+        self.restorer, self.loader = restorer, restorer.loader
+        self.store_block_s = costs.copies.store_s(self.block)
+        self.swap_block_s = costs.copies.swap_s(self.block)
         self.store_free_s = 0.0
+        self.stalled_s = 0.0
+        """End of copies out of GPU memory that the next step waits for."""
         self.queue: deque[Active] = deque()
         self.prompts: list[Active] = []
         self.decoding: dict[int, Active] = {}
@@ -114,7 +62,11 @@ class Instance:
         self.ends: list[tuple[int, int, int, Active]] = []
         self.step: list[tuple[Active, int]] = []
         self.orders = 0
-        self.busy_s = {"compute": 0.0, "d2h": 0.0}
+        self.by_gain = engine.load_order == GAIN
+        """Whether prompts with the fewest tokens to compute come first..."""
+        self.in_turn = 0
+        """...except while one of the first so many admitted waits, for whom it was no gain."""
+        self.busy_s = {COMPUTE: 0.0, D2H: 0.0}
 
     def arrive(self, request: int) -> None:
         """Queue a request, or reject it if it cannot fit even alone."""
@@ -123,9 +75,10 @@ class Instance:
         prompt = self.trace.prompt_tokens[request]
         output = max(1, self.trace.output_tokens[request])
         too_long = prompt + output > self.costs.model.max_positions
-        if too_long or self._blocks(prompt + output) > self.gpu_blocks:
+        if too_long or self._blocks(prompt + output) > self.memory.blocks:
             self.journal.rejected.append(request)
             return
+        self.restorer.contention.arrived(self.trace.arrival_s[request])
         path = list(self.trace.path(request)[: self._blocks(prompt)])
         self.queue.append(Active(request, prompt, output, path))
 
@@ -146,13 +99,10 @@ class Instance:
         """Tokens of a request's longest prefix in GPU memory or any tier."""
         count = 0
         for node in self.trace.path(request):
-            if not self._in_gpu(node) and not any(node in tier for tier in self.tiers):
+            if node not in self.memory and not any(node in tier for tier in self.tiers):
                 break
             count += 1
         return min(count * self.block, self.trace.prompt_tokens[request])
-
-    def _in_gpu(self, node: int) -> bool:
-        return node in self.users or node in self.idle
 
     def settle(self, now_s: float) -> None:
         """Put into the tiers what has been written by now."""
@@ -169,34 +119,110 @@ class Instance:
         self.loader.advance(now_s)
         self._grow(now_s)
         self._admit(now_s)
+        self.step = []
+        if self.prompts and (solo := self.prompts[0].solo) is not None:
+            return self._solo(self.prompts[0], solo, now_s)
         left = self.costs.chunk_tokens - len(self.decoding)
         parts: list[tuple[int, int]] = []
-        self.step = []
-        restores: list[Active] = []
-        for one in self.prompts:
-            if one.front < one.cached:
-                if not one.claimed or one.load_end_s > now_s:
-                    if one.stop is None and not one.claimed:
-                        restores.append(one)
-                    continue
-                one.front = one.cached
-            if left > 0:
-                left -= self._take(one, min(left, one.total - one.front), parts)
-        for one in restores:
-            if left <= 0:
-                break
-            left -= self._take(one, min(left, one.back - one.front), parts)
+        left, loaded_s = self._prompts(now_s, left, parts)
         count = len(self.decoding)
         if not parts and not count:
+            self._load_the_rest()
             return None
         if parts:
             sampled = count + sum(one.front == one.total for one, _ in self.step)
             seconds = self.costs.step_s(parts, count, self._context(), sampled)
+            last_s = seconds / self.costs.model.n_layers
+            seconds = max(seconds, loaded_s - now_s + last_s)
+            self.restorer.contention.computed(seconds)
         else:
             low, _, first_s, slope = self.costs.decode_line(count, self._context())
             seconds = first_s + slope * (self._context() - low)
-        self.busy_s["compute"] += seconds
-        return seconds
+        if count:
+            seconds += self.engine.decode_s
+        self.busy_s[COMPUTE] += seconds
+        return max(0.0, self.stalled_s - now_s) + seconds
+
+    def _prompts(self, now_s: float, left: int, parts: list[tuple[int, int]]) -> tuple[int, float]:
+        """Fill a step with prompts, then restores.
+
+        Returns:
+            Tokens left of the budget, and the end of the loads that the step follows.
+        """
+        loaded_s, restores = 0.0, []
+        prompts = self.prompts
+        in_turn = any(one.order < self.in_turn for one in prompts)
+        if self.by_gain and not in_turn and len(prompts) > 1:
+            prompts = sorted(prompts, key=lambda one: (one.to_compute, one.order))
+        for one in prompts:
+            if one.front < one.cached:
+                if one.stop is not None and one.front < one.stop:
+                    if left > 0:
+                        left -= self._take(one, min(left, one.stop - one.front), parts)
+                    continue
+                if not one.claimed or one.load_end_s > now_s:
+                    if not self._follows(one):
+                        restores.append(one)
+                        continue
+                    loaded_s = max(loaded_s, self._follow(one, left))
+                else:
+                    one.front = one.cached
+            if left > 0 and one.front >= one.cached:
+                left -= self._take(one, min(left, one.total - one.front), parts)
+        for one in sorted(restores, key=lambda one: one.order):
+            if left <= 0:
+                break
+            if one.layered:
+                if self._in_time(one, min(left, one.total - one.cached), now_s):
+                    loaded_s = max(loaded_s, self._follow(one, left))
+                    left -= self._take(one, min(left, one.total - one.front), parts)
+            elif one.stop is None and not one.claimed:
+                count = min(left, one.back - one.front)
+                if self.restorer.computing_pays(one, count, self._others(), now_s):
+                    left -= self._take(one, count, parts)
+        return left, loaded_s
+
+    def _others(self) -> Others:
+        """Who waits for a step besides the restores whose loads have not all begun."""
+        ends = [one.load_end_s for one in self.prompts if one.front < one.cached and one.claimed]
+        return Others(self.load == 1, len(self.step) + len(self.queue), ends)
+
+    def _follows(self, one: Active) -> bool:
+        """Whether a step waits for the loads of a restore, layer by layer."""
+        return one.layered and self.engine.policy == LOAD_ONLY
+
+    def _follow(self, one: Active, left: int) -> float:
+        """Let a step that has room begin before a restore's loads end; returns their end."""
+        if left <= 0:
+            return 0.0
+        self.loader.commit(one)
+        one.front = one.cached
+        return one.load_end_s
+
+    def _in_time(self, one: Active, n_tokens: int, now_s: float) -> bool:
+        """Whether the layers' loads arrive before a step gets to them, or it is all there is."""
+        if not self.step and not self.decoding:
+            return True
+        if not one.claimed:
+            return False
+        costs, layers = self.costs, self.costs.model.n_layers
+        step_s = costs.prefill_s(one.cached + n_tokens) - costs.prefill_s(one.cached)
+        return one.load_end_s - now_s <= step_s * (layers - 1) / layers
+
+    def _load_the_rest(self) -> None:
+        """With nothing else to do, restores for which computing does not pay only load."""
+        for one in self.prompts:
+            if one.stop is None:
+                one.stop = one.front
+
+    def _solo(self, one: Active, solo: SoloRestore, now_s: float) -> float:
+        """A step that is a whole restore as it was planned; returns its seconds."""
+        self.loader.book(solo, now_s)
+        self.step = [(one, solo.computed_tokens)]
+        self.journal.computed[one.request] += solo.computed_tokens
+        one.front, one.solo = one.total, None
+        self.restorer.contention.computed(solo.ttft_s)
+        return solo.ttft_s
 
     def _context(self) -> int:
         """Mean number of tokens that the decoding requests attend to, rounded up."""
@@ -215,7 +241,7 @@ class Instance:
         count, context = len(self.decoding), self._context()
         steps, first = self.decode_steps, self.decode_steps
         events = [heap[0][0] for heap in (self.ends, self.grows) if heap]
-        last = min(events) - 1
+        last, host_s = min(events) - 1, self.engine.decode_s
         low = high = -1
         busy_s = 0.0
         while steps < last and end_s < until_s:
@@ -223,12 +249,12 @@ class Instance:
             context += 1
             if not low <= context <= high:
                 low, high, first_s, slope = self.costs.decode_line(count, context)
-            seconds = first_s + slope * (context - low)
+            seconds = first_s + slope * (context - low) + host_s
             busy_s += seconds
             end_s += seconds
         self.decode_steps = steps
         self.context_sum += count * (steps - first)
-        self.busy_s["compute"] += busy_s
+        self.busy_s[COMPUTE] += busy_s
         return end_s
 
     def _take(self, one: Active, n_tokens: int, parts: list[tuple[int, int]]) -> int:
@@ -269,34 +295,14 @@ class Instance:
 
     def _finish(self, one: Active, now_s: float) -> None:
         self.journal.finish_s[one.request] = now_s
-        self._release(one)
-
-    def _release(self, one: Active) -> None:
-        """Give a request's blocks back; those of its prompt stay until room is needed."""
-        for node in reversed(one.path[: one.shared]):
-            self.users[node] -= 1
-            if not self.users[node]:
-                del self.users[node]
-                self.idle[node] = None
-        self.free += one.private
-        one.shared = one.private = 0
+        self.memory.release(one)
 
     def _first_token(self, one: Active, now_s: float) -> None:
         """A prompt is complete: its blocks can be shared and stored, and it decodes."""
         journal = self.journal
         if journal.first_s[one.request] == inf:
             journal.first_s[one.request] = now_s
-        for node in one.path[one.shared :]:
-            one.private -= 1
-            if node in self.users:
-                self.users[node] += 1
-                self.free += 1
-                continue
-            if node in self.idle:
-                del self.idle[node]
-                self.free += 1
-            self.users[node] = 1
-        one.shared = len(one.path)
+        self.memory.share(one)
         if self.engine.store == THROUGH and self.tiers:
             self._store([node for node in one.path if not self.tiers[0].expects(node)], now_s)
         if one.left == 1:
@@ -309,112 +315,97 @@ class Instance:
         grow = -one.total % self.block
         heapq.heappush(self.grows, (one.since + grow, one.order, one.epoch, one))
 
-    def _store(self, nodes: list[int], now_s: float) -> None:
-        """Copy blocks to the first tier over the link back, one prompt after another."""
-        seconds = len(nodes) * self.store_block_s
-        self.busy_s["d2h"] += seconds
-        self.store_free_s = max(self.store_free_s, now_s) + seconds
-        self.tiers[0].write(nodes[::-1], self.store_free_s)
-
     def _grow(self, now_s: float) -> None:
         """A new block for each decoding request whose last one is full."""
         while self.grows and self.grows[0][0] <= self.decode_steps:
             at, order, epoch, one = heapq.heappop(self.grows)
             if one.epoch != epoch or order not in self.decoding:
                 continue
-            while not self._make_room(1, now_s):
+            while (victims := self.memory.grow(one)) is None:
                 last = self.decoding[max(self.decoding)]
-                self._preempt(last)
+                self._preempt(last, now_s)
                 if last is one:
                     break
             else:
-                self.free -= 1
-                one.private += 1
+                self._evicted(victims, now_s)
                 heapq.heappush(self.grows, (at + self.block, order, epoch, one))
 
-    def _preempt(self, one: Active) -> None:
-        """Take a decoding request's memory; it computes its tokens again when there is room."""
+    def _preempt(self, one: Active, now_s: float) -> None:
+        """Take a decoding request's memory; it is computed or loaded when there is room again."""
         self._leave(one)
-        self._release(one)
+        self.memory.release(one)
         self.journal.preemptions += 1
         generated = self.decode_steps - one.since + 1
         one.total += generated
         one.left -= generated
         one.epoch += 1
         self.queue.appendleft(one)
+        if self.engine.preemption == SWAP:
+            one.swapped = True
+            self._to_host(self._blocks(one.total - 1) * self.swap_block_s, now_s)
+            self.stalled_s = self.store_free_s
 
-    def _make_room(self, blocks: int, now_s: float) -> bool:
-        """Evict unused blocks until `blocks` are free; False if that is impossible."""
-        if self.free + len(self.idle) < blocks:
-            return False
-        victims = []
-        while self.free < blocks:
-            victims.append(self.idle.popitem(last=False)[0])
-            self.free += 1
+    def _to_host(self, seconds: float, now_s: float) -> None:
+        """Copies over the link back, after those that it has still to do."""
+        self.busy_s[D2H] += seconds
+        self.store_free_s = max(self.store_free_s, now_s) + seconds
+
+    def _store(self, nodes: list[int], now_s: float) -> None:
+        """Copy blocks to the first tier, one prompt after another."""
+        self._to_host(len(nodes) * self.store_block_s, now_s)
+        self.tiers[0].write(nodes[::-1], self.store_free_s)
+
+    def _evicted(self, victims: list[int], now_s: float) -> None:
+        """Store what has left GPU memory, if that is when it is stored."""
         if victims and self.engine.store == ON_EVICTION and self.tiers:
             new = [node for node in victims if not self.tiers[0].expects(node)]
             self._store(new[::-1], now_s)
-        return True
 
     def _admit(self, now_s: float) -> None:
+        """Give requests of the queue their memory, and decide what of their hits is loaded."""
+        hits = []
         while self.queue and len(self.prompts) + len(self.decoding) < self.engine.max_batch:
             one = self.queue[0]
-            path = one.path
-            found = 0
-            while found < len(path) and self._in_gpu(path[found]):
-                found += 1
-            held = [node for node in path[:found] if node in self.idle]
-            need = self._blocks(one.total) - found
-            if self.free + len(self.idle) - len(held) < need:
-                return
+            victims = self.memory.admit(one, self._blocks(one.total))
+            if victims is None:
+                break
             self.queue.popleft()
-            for node in held:
-                del self.idle[node]
-            for node in path[:found]:
-                self.users[node] = self.users.get(node, 0) + 1
-            self._make_room(need, now_s)
-            self.free -= need
-            one.shared, one.private = found, need
-            self._plan(one, now_s)
+            self._evicted(victims, now_s)
+            tiers = self._look_up(one, now_s)
+            self.prompts.append(one)
+            if one.swapped:
+                self.restorer.swap_in(one)
+            elif tiers:
+                hits.append((one, tiers))
+        for one, tiers in hits:
+            self.restorer.restore(one, tiers, self._demand(one), now_s)
+        if hits and self.by_gain:
+            self.in_turn = 0 if self.restorer.rank(self.prompts, now_s) else self.orders
 
-    def _plan(self, one: Active, now_s: float) -> None:
-        """Decide what an admitted request loads and computes."""
-        journal, block, last = self.journal, self.block, one.total - 1
+    def _look_up(self, one: Active, now_s: float) -> list[str]:
+        """Find an admitted request's prefix; returns the tiers that hold what is not on the GPU."""
+        journal, last = self.journal, one.total - 1
         prompt = self.trace.prompt_tokens[one.request]
-        one.front = one.back = one.cached = min(one.shared * block, prompt, last)
-        one.stop, one.first_block, one.lanes = one.front, one.shared, []
-        one.load_end_s = one.ready_s = now_s
+        one.front = self.restorer.usable(min(one.shared * self.block, prompt, last))
         one.order = self.orders
         self.orders += 1
-        first_time = journal.admitted_s[one.request] == inf
-        if first_time:
+        found = self.restorer.find(one, prompt, now_s)
+        if journal.admitted_s[one.request] == inf:
             journal.admitted_s[one.request] = now_s
             journal.hits[GPU][one.request] = one.front
-        if self.engine.policy != COMPUTE_ONLY:
-            self._find(one, first_time)
-        self.prompts.append(one)
+            for name, n_tokens in found:
+                journal.hits[name][one.request] += n_tokens
+        return [name for name, _ in found]
 
-    def _find(self, one: Active, first_time: bool) -> None:
-        """Queue the loads of the cached blocks that follow those in GPU memory."""
-        block, last = self.block, one.total - 1
-        for tier in self.tiers:
-            tier.pool.touch(one.path[: one.shared])
-        at, end = one.shared, one.front
-        for node in one.path[one.shared :]:
-            holder = next((tier for tier in self.tiers if node in tier), None)
-            stop = min((at + 1) * block, self.trace.prompt_tokens[one.request], last)
-            if holder is None or stop <= end:
-                break
-            one.lanes.append(holder.lane)
-            if first_time:
-                self.journal.hits[holder.name][one.request] += stop - end
-            at, end = at + 1, stop
-        if end == one.front:
-            return
-        for tier in self.tiers:
-            tier.pool.touch(one.path[one.shared : at])
-        one.cached = one.back = end
-        one.stop = None if self.engine.policy == TWO_ENDED else one.front
-        one.first_needed = max(self.costs.first_needed(end), one.front)
-        one.ready_s += self.costs.lookup_s
-        self.loader.queue.append(one)
+    def _demand(self, one: Active) -> Demand | None:
+        """Who else wants the GPU; None if nobody does."""
+        if len(self.prompts) == 1 and not self.decoding and not self.queue:
+            return None
+        costs = self.costs
+        ahead_s = sum(
+            costs.prefill_s(other.total) - costs.prefill_s(other.total - other.to_compute)
+            for other in self.prompts
+            if other.order < one.order
+        )
+        behind = sum(other.order > one.order for other in self.prompts)
+        return Demand(ahead_s, behind + len(self.queue))

@@ -1,10 +1,10 @@
 """The loads of an instance's restores: chunk after chunk, the last tokens of a restore first.
 
-Which restore gets the link next: the first admitted (`fcfs`, as Cake does), or the one with the
-fewest tokens left to load (`gain`): a second of the link brings its first token closest.
+Which restore gets the link next: the first admitted (`fcfs`, as Cake does), or in an order that is
+forecast to bring first tokens earlier (`gain`, see `sim/service/forecast.py`).
 
 Both legs of a copy, from the tier into host memory and from there to the GPU, are in series; the
-second leg of one chunk overlaps the first leg of the next.
+second leg of one chunk overlaps the first leg of the next ones, as far as staging has room.
 """
 
 from __future__ import annotations
@@ -15,6 +15,11 @@ from math import inf
 
 from sim.lanes import H2D
 from sim.service.costs import ServiceCosts
+from sim.service.plans import SoloRestore
+from sim.service.scheduling import FCFS
+
+STAGING_CHUNKS = 4
+"""Chunks that host memory holds between a tier and the GPU."""
 
 
 @dataclass(slots=True, eq=False)
@@ -31,6 +36,10 @@ class Active:
         stop: loads go no further than this token; None where compute and loads meet.
         lanes: of each block from the first loaded one on, the lane before the link to the GPU.
         load_end_s: end of the last copy that has begun.
+        layered: a step may begin before the loads end, and follows them through the layers.
+        swapped: K and V of all tokens but the last are in host memory.
+        solo: what its plan says if it has the instance to itself.
+        rank: its turn on the link if that is not by admission.
     """
 
     request: int
@@ -51,6 +60,10 @@ class Active:
     private: int = 0
     since: int = 0
     order: int = 0
+    layered: bool = False
+    swapped: bool = False
+    solo: SoloRestore | None = None
+    rank: int = 0
 
     @property
     def claimed(self) -> bool:
@@ -62,9 +75,13 @@ class Active:
         """The token that loads go down to, as things stand."""
         return self.front if self.stop is None else self.stop
 
-
-FCFS, GAIN = "fcfs", "gain"
-LOAD_ORDERS = (FCFS, GAIN)
+    @property
+    def to_compute(self) -> int:
+        """Tokens that steps have to compute before the next token."""
+        if self.front >= self.cached:
+            return self.total - self.front
+        own = 0 if self.stop is None else max(0, self.stop - self.front)
+        return self.total - self.cached + own
 
 
 class Loader:
@@ -75,15 +92,21 @@ class Loader:
         self.queue: deque[Active] = deque()
         self.next_s = 0.0
         """When the next chunk may start."""
-        self._end_s = 0.0
+        self._link_ends_s = deque([0.0], maxlen=STAGING_CHUNKS)
+        """Of the copies to the GPU; the first one frees a place for the next chunk."""
         self.busy_s: dict[str, float] = {H2D: 0.0}
-        self.loaded_rows = 0
-        """Tokens, summed over layers, that were copied to the GPU."""
+        self.loaded_bytes = 0
+        """Copied to one GPU."""
 
     def advance(self, now_s: float) -> None:
         """Start every chunk whose turn comes before `now_s`, while no front moves."""
         while (start_s := self.next_start_s()) < now_s:
             self.start(start_s)
+
+    def commit(self, one: Active) -> None:
+        """Start chunks ahead of time until each of a restore's tokens is claimed."""
+        while not one.claimed:
+            self.start(self.next_start_s())
 
     def next_start_s(self) -> float:
         """When the next chunk starts if no front moves until then; infinite if none is left."""
@@ -91,12 +114,16 @@ class Loader:
             self.queue.popleft()
         return max(self.next_s, self.queue[0].ready_s) if self.queue else inf
 
+    def idle(self, now_s: float) -> bool:
+        """Whether nothing is being copied, nor waits for it."""
+        return self.next_start_s() == inf and max(self.next_s, self._link_ends_s[-1]) <= now_s
+
     def chosen(self, start_s: float) -> Active:
         """The restore whose chunk starts next."""
         if self._order == FCFS:
             return self.queue[0]
         ready = (one for one in self.queue if one.ready_s <= start_s and not one.claimed)
-        return min(ready, key=lambda one: (one.back - one.low, one.order))
+        return min(ready, key=lambda one: (one.rank, one.order))
 
     def end_s(self, now_s: float) -> float:
         """When an idle instance should look again: at the end of a load, or before it.
@@ -111,6 +138,24 @@ class Loader:
             self.start(start_s)
         return start_s
 
+    def wait_s(self, now_s: float) -> float:
+        """About how long a restore that comes now waits for the link."""
+        left = sum(
+            (one.back - one.low) * self._costs.chunk_load_s(one.lanes[0])
+            for one in self.queue
+            if not one.claimed
+        )
+        return max(0.0, self.next_s - now_s) + left / self._costs.io_chunk_tokens
+
+    def book(self, solo: SoloRestore, now_s: float) -> None:
+        """The copies of a planned restore that has the instance to itself."""
+        if solo.link_end_s:
+            self.next_s = now_s + solo.link_end_s
+            self._link_ends_s.append(self.next_s)
+        for lane, seconds in solo.busy_s:
+            self.busy_s[lane] = self.busy_s.get(lane, 0.0) + seconds
+        self.loaded_bytes += solo.loaded_bytes
+
     def start(self, start_s: float) -> None:
         """Claim and copy the last chunk that nobody has, of the chosen restore."""
         one, costs = self.chosen(start_s), self._costs
@@ -124,17 +169,17 @@ class Loader:
             if one.lanes[block] != lane:
                 begin = (one.first_block + block + 1) * self._block_tokens
                 break
-        rows = costs.rows(begin, one.back, one.cached)
-        tokens = one.back - begin
-        link_s = costs.load_s(H2D, tokens, rows)
+        n_bytes, layers = costs.copies.chunk(begin, one.back, one.cached)
+        link_s = costs.copies.load_s(H2D, n_bytes, layers)
         ready_s = start_s
         if lane is not None:
-            leg_s = costs.load_s(lane, tokens, rows)
+            leg_s = costs.copies.load_s(lane, n_bytes, layers)
             self.busy_s[lane] = self.busy_s.get(lane, 0.0) + leg_s
             ready_s += leg_s
-        self._end_s = max(ready_s, self._end_s) + link_s
-        self.next_s = self._end_s if lane is None else ready_s
+        end_s = max(ready_s, self._link_ends_s[-1]) + link_s
+        self._link_ends_s.append(end_s)
+        self.next_s = end_s if lane is None else max(ready_s, self._link_ends_s[0])
         self.busy_s[H2D] += link_s
-        self.loaded_rows += rows
-        one.load_end_s = self._end_s
+        self.loaded_bytes += n_bytes
+        one.load_end_s = end_s
         one.back = begin if begin > one.first_needed else low

@@ -55,7 +55,7 @@ class _Run:
         """What each idle engine waits for."""
         self.loaders = [self.env.event() for _ in instances]
         for request, arrival_s in enumerate(trace.arrival_s):
-            self.env.process(self._arrival(request, arrival_s))
+            self.env.process(self._arrival(request, arrival_s + service.engine.request_s))
         for number in range(len(instances)):
             self.env.process(self._engine(number))
             self.env.process(self._loader(number))

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import inf
 
 from sim.errors import BadInput, UnknownName
 from sim.lanes import LANE_OF_TIER, TIERS
 from sim.service.costs import ServiceCosts
-from sim.service.instance import (
+from sim.service.instance import Instance
+from sim.service.journal import Journal
+from sim.service.loader import Loader
+from sim.service.plans import RestorePlans
+from sim.service.pools import TIER_EVICTIONS, NextUse, Pool, Tier
+from sim.service.restores import Restorer
+from sim.service.scheduling import (
     COMPUTE_ONLY,
+    LOAD_ORDERS,
+    PLANNED,
+    PREEMPTIONS,
     SERVICE_POLICIES,
     STORES,
     Engine,
-    Instance,
-    Journal,
 )
-from sim.service.loader import LOAD_ORDERS, Loader
-from sim.service.pools import TIER_EVICTIONS, NextUse, Pool, Tier
 from sim.service.traces import RequestTrace
 
 ROUND_ROBIN, LEAST_LOADED, PREFIX_AWARE = "round-robin", "least-loaded", "prefix-aware"
@@ -40,6 +45,8 @@ class Service:
         eviction: of `TIER_EVICTIONS`, in every tier. GPU memory evicts by last use.
         instances: copies of the model.
         routing: of `ROUTINGS`.
+        plans: of restores that have an instance to themselves, for policies that are planned and
+            for loads by layer.
 
     Raises:
         UnknownName: no such policy, store, eviction, routing or tier.
@@ -52,18 +59,22 @@ class Service:
     eviction: str = "lru"
     instances: int = 1
     routing: str = ROUND_ROBIN
+    plans: RestorePlans | None = None
 
     def __post_init__(self) -> None:
         for kind, name, known in (
             ("policy", self.engine.policy, SERVICE_POLICIES),
             ("store", self.engine.store, STORES),
             ("order of loads", self.engine.load_order, LOAD_ORDERS),
+            ("preemption", self.engine.preemption, PREEMPTIONS),
             ("eviction", self.eviction, TIER_EVICTIONS),
             ("routing", self.routing, ROUTINGS),
             *(("tier", name, TIERS) for name in self.tier_blocks),
         ):
             if name not in known:
                 raise UnknownName(kind, name, known)
+        if self.engine.policy in PLANNED and self.plans is None:
+            raise BadInput(f"policy {self.engine.policy} needs plans; give the service some.")
         if not 1 <= self.instances <= 1024:
             raise BadInput(f"instances(={self.instances}) must be from 1 to 1,024.")
         if not 1 <= self.engine.max_batch < self.costs.chunk_tokens:
@@ -75,6 +86,12 @@ class Service:
     def block_bytes(self, block_tokens: int) -> int:
         """Bytes of a block in a tier, of all GPUs that share the model."""
         return self.costs.block_bytes(block_tokens) * self.costs.model.tensor_parallel
+
+    def with_tiers(self, tier_bytes: Mapping[str, float | None], block_tokens: int) -> Service:
+        """The service with tiers of these bytes; one without a size is left out."""
+        one = self.block_bytes(block_tokens)
+        blocks = {name: int(size // one) for name, size in tier_bytes.items() if size}
+        return replace(self, tier_blocks=blocks)
 
     @property
     def tier_names(self) -> list[str]:
@@ -94,14 +111,15 @@ class Service:
         for _ in range(self.instances):
             tiers = [shared.get(name) or self._tier(name, trace, uses) for name in self.tier_names]
             loads = loader(self.costs, trace.block_tokens, self.engine.load_order)
-            parts = (self.costs, self.engine, tiers, journal, loads, uses)
+            asked = (self.costs, self.engine, trace.block_tokens, tiers, loads, self.plans)
+            parts = (self.costs, self.engine, tiers, journal, Restorer(*asked), uses)
             made.append(Instance(trace, *parts))
         return made, journal
 
     def _tier(self, name: str, trace: RequestTrace, uses: NextUse | None) -> Tier:
         lane = LANE_OF_TIER.get(name)
         block = trace.block_tokens
-        write_s = self.costs.spill_s(lane, block) if lane is not None else 0.0
+        write_s = self.costs.copies.spill_s(lane, block) if lane is not None else 0.0
         pool = Pool(self.tier_blocks[name], self.eviction, uses)
         return Tier(name, pool, lane, write_s)
 
@@ -170,9 +188,9 @@ class Outcome:
             unread[tier.name] += tier.pool.never_read
             if tier.lane is not None:
                 busy[f"{tier.lane}, writing"] = busy.get(f"{tier.lane}, writing", 0) + tier.busy_s
-        rows = sum(one.loader.loaded_rows for one in instances)
-        loaded = service.costs.bytes_of_rows(rows)
-        gpu_blocks = instances[0].gpu_blocks
+        loaded = sum(one.loader.loaded_bytes for one in instances)
+        loaded *= service.costs.model.tensor_parallel
+        gpu_blocks = instances[0].memory.blocks
         return cls(trace, service, journal, gpu_blocks, busy, loaded, stored, unread)
 
     @cached_property

@@ -19,6 +19,7 @@ import json
 import zlib
 from array import array
 from collections.abc import Iterator
+from itertools import islice
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ MAX_LINE = 2**26
 """Characters of the longest line that is read."""
 
 REPORT_LINES = 50_000
+FIRST_LINES = 8
 REQUIRED = ("arrival_s", "prompt_tokens", "gen_tokens")
 OPTIONAL = ("prefix_group", "prefix_tokens")
 ROOT = 0
@@ -180,6 +182,16 @@ def read_trace(
     except (OSError, EOFError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise BadFile(f"cannot read {path}: {reason}; name a trace, plain or gzip.") from None
+
+
+def holds_requests(path: Path | str) -> bool:
+    """Whether a file looks like a request trace, by its first lines."""
+    try:
+        first = list(islice(_text_lines(path), FIRST_LINES))
+    except (OSError, EOFError, zlib.error):
+        return False
+    header = [cell.strip() for cell in first[0].split(",")] if first else []
+    return set(REQUIRED) <= {*header} or any('"hash_ids"' in line for line in first)
 
 
 def _text_lines(path: Path | str) -> Iterator[str]:

@@ -220,7 +220,7 @@ class _Reader:
         if self.no_stream:
             found.append(
                 f"{self.no_stream:,} GPU event{'s have' if self.no_stream > 1 else ' has'} no "
-                "args.stream: the thread stands for the stream."
+                "args.stream: the thread is taken as the stream."
             )
         unnamed = sum(one[4] == OTHER_COPY for one in self.work)
         if unnamed:

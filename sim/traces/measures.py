@@ -140,7 +140,7 @@ class Busy:
         self.any = _joined(self.working, union(parts.get(OTHER, ())))
 
     def measures(self, start_ns: float, end_ns: float, hiding: Busy | None = None) -> Measures:
-        """Seconds over the span from start to end, in which all of this lies.
+        """Seconds over the span from start to end, that holds all of this.
 
         Args:
             hiding: all work of the GPU, whose kernels hide these copies; by default this is all.

@@ -24,6 +24,7 @@ PAGES = (
     "Plan",
     "What-if",
     "Restore",
+    "Traffic",
     "Timeline",
     "Accuracy",
     "Machines",
@@ -260,3 +261,32 @@ def test_a_bad_file_is_refused_in_a_sentence_and_a_good_one_is_shown(page, addre
     chosen = page.get_by_role("combobox", name="Run").input_value()
     assert chosen == "measured.json.gz (uploaded)"
     assert page.locator("h2").first.inner_text().startswith("Predicted ")
+
+
+def test_an_uploaded_trace_of_requests_is_simulated_and_fits_a_phone(page, address):
+    visit(page, f"{address}/traffic?model=llama-3.1-8b&sizes=0,4GB&policies=load-only")
+    page.get_by_text("Upload a request trace").click()
+    lines = (f"{at},{2000 + 300 * at},30,chat{at % 2}" for at in range(12))
+    text = "\n".join(["arrival_s,prompt_tokens,gen_tokens,prefix_group", *lines])
+    page.locator("input[type=file]").set_input_files(
+        {"name": "mine.csv", "mimeType": "text/csv", "buffer": text.encode()}
+    )
+    page.get_by_text("12 requests in 11 s").wait_for()
+    resolve(page)
+    assert page.get_by_role("combobox", name="Requests").input_value() == "mine.csv (uploaded)"
+    page.locator(".st-key-service .barlayer .point path").first.wait_for(state="attached")
+    command = page.get_by_test_id("stCode").inner_text()
+    assert command.startswith("kvoverlap traffic mine.csv --model llama-3.1-8b")
+    sizes = page.get_by_role("textbox", name="Sizes of the host cache")
+    sizes.fill("0,8GB")
+    sizes.press("Enter")
+    page.wait_for_url("**sizes=0*8GB*")
+    page.wait_for_function(
+        "() => document.querySelector('[data-testid=stCode]').innerText.includes('0,8GB')",
+        polling=POLLING_MS,
+    )
+    page.set_viewport_size({"width": 390, "height": 844})
+    resolve(page)
+    main = page.get_by_test_id("stMain")
+    assert main.evaluate("one => one.scrollWidth") <= 390
+    page.set_viewport_size({"width": 1440, "height": 900})

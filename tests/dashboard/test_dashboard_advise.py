@@ -55,7 +55,9 @@ def test_the_page_says_what_its_command_says(query, capsys):
             words += [f"--{key}", query[key]]
         assert main(["advise", *words]) == 2
         said = " ".join(capsys.readouterr().err.split())
-        assert app.error[0].value.replace("\\", "") in said
+        reason, _, gpus = app.error[0].value.replace("\\", "").partition(" (")
+        assert reason in said
+        assert gpus == "4 GPUs hold them)."
         return
     assert main([*shlex.split(command_of(app))[1:], "--json"]) == 0
     said = json.loads(capsys.readouterr().out)

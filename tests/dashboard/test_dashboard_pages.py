@@ -25,7 +25,16 @@ from sim.machine.provenance import Samples
 from sim.units import ms
 
 APP = Path(dashboard.__file__).parent / "streamlit_app.py"
-PAGES = ("advise", "plan", "what_if", "restore", "accuracy", "machines", "your_machine")
+PAGES = (
+    "advise",
+    "plan",
+    "what_if",
+    "restore",
+    "traffic",
+    "accuracy",
+    "machines",
+    "your_machine",
+)
 
 
 @pytest.fixture(scope="module")

@@ -155,8 +155,9 @@ def test_pages_over_many_cases_know_restores():
 
 
 def test_the_plan_of_a_restore_is_not_asked_of_the_linear_program(runs):
+    case = load_case(runs / "cases" / f"{RESTORED}-lp")
     with pytest.raises(BadInput, match="is a restore"):
-        plan_of(load_case(runs / "cases" / f"{RESTORED}-lp"))
+        plan_of(case.graph, case.measured.hardware, case.policy)
 
 
 def test_an_uploaded_restore_is_shown(runs, monkeypatch):

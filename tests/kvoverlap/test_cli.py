@@ -4,7 +4,6 @@ import gzip
 import json
 
 import pytest
-from rich.console import Console
 
 from kvoverlap.cli import output
 
@@ -259,7 +258,7 @@ def test_one_machine_is_shown_with_the_source_of_each_figure(call):
 
 
 def test_the_list_of_hardware_is_whole_in_80_columns(call, monkeypatch):
-    monkeypatch.setattr(output, "out", Console(highlight=False, soft_wrap=True, width=80))
+    monkeypatch.setattr(output, "out", output.Output("stdout", 80))
     text = call("hardware")[1]
     assert "…" not in text
     assert max(map(len, text.splitlines()[:-3])) <= 80

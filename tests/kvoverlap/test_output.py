@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import io
+from contextlib import redirect_stdout
 
 import pytest
-from rich.console import Console
 
 from kvoverlap.cli import output
 
@@ -16,10 +16,15 @@ ROWS = [
 HEADER = ("device", "decode attention", "with its usual link")
 
 
-def shown(monkeypatch, width, rows=ROWS):
-    file = io.StringIO()
-    monkeypatch.setattr(output, "out", Console(file=file, width=width, soft_wrap=True))
-    output.table("Devices", HEADER, rows)
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def shown(monkeypatch, width, rows=ROWS, header=HEADER):
+    monkeypatch.setattr(output, "out", output.Output("stdout", width))
+    with redirect_stdout(io.StringIO()) as file:
+        output.table("Devices", header, rows)
     return file.getvalue()
 
 
@@ -44,12 +49,19 @@ def test_a_wide_terminal_shows_a_row_a_line(monkeypatch):
     assert len(shown(monkeypatch, 160).splitlines()) == 2 + len(ROWS)
 
 
+def test_a_terminal_shows_titles_and_headers_in_bold(monkeypatch):
+    monkeypatch.setattr(output, "out", output.Output("stdout", 80))
+    for no_colour, bold in (("", 2), ("1", 0)):
+        monkeypatch.setenv("NO_COLOR", no_colour)
+        with redirect_stdout(Terminal()) as file:
+            output.table("Devices", HEADER, ROWS)
+        assert file.getvalue().count("\x1b[1m") == bold
+
+
 def test_only_columns_of_numbers_are_flush_right(monkeypatch):
-    file = io.StringIO()
-    monkeypatch.setattr(output, "out", Console(file=file, width=80, soft_wrap=True))
     rows = [("one", "1,321 GB/s", "8 of 128 experts", "-"), ("two", "9 GB/s", "dense", "2.5 %")]
-    output.table("Table", ("name", "rate", "what it is", "share"), rows)
-    assert file.getvalue().splitlines()[2:] == [
+    text = shown(monkeypatch, 80, rows, ("name", "rate", "what it is", "share"))
+    assert text.splitlines()[2:] == [
         "one   1,321 GB/s  8 of 128 experts      -",
         "two       9 GB/s  dense             2.5 %",
     ]
@@ -57,13 +69,10 @@ def test_only_columns_of_numbers_are_flush_right(monkeypatch):
 
 @pytest.mark.parametrize("width", range(20, 60))
 def test_a_terminal_keeps_a_number_on_the_line_of_its_unit(monkeypatch, width):
-    file = io.StringIO()
-    terminal = Console(
-        file=file, width=width, force_terminal=True, highlight=False, color_system=None
-    )
-    monkeypatch.setattr(output, "out", terminal)
+    monkeypatch.setattr(output, "out", output.Output("stdout", width))
     text = "predicted 158.6 ms, measured 557.4 ms: 71.5 % too fast at 12 GB/s (spread 19.0 %)"
-    output.say(text)
+    with redirect_stdout(Terminal()) as file:
+        output.say(text)
     lines = file.getvalue().splitlines()
     assert " ".join(lines) == text
     assert max(map(len, lines)) <= width

@@ -13,7 +13,7 @@ from types import ModuleType
 
 import pyarrow.parquet as pq
 import pytest
-from studies import SMALL, toml
+from studies import SMALL, TRAFFIC, toml
 
 from planner.sweep import Checkpoints, Study, dask, local, run_sweep
 from sim.errors import BadInput
@@ -28,23 +28,45 @@ MANY = {
 }
 
 
+MANY_SERVICES = {
+    **TRAFFIC,
+    "grid": {
+        "policy": ["load-only", "two-ended"],
+        "host_cache": [0, "8GB", "12GB", "16GB"],
+        "link.h2d.bandwidth": ["2GB/s", "55GB/s"],
+    },
+}
+
+
+def table_of(study, tmp_path_factory):
+    """The table of a sweep that nothing interrupts."""
+    output = tmp_path_factory.mktemp("whole") / "t.parquet"
+    return run_sweep(Study.of(study), output, local(1), 1).table
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """The table of a sweep that nothing interrupts."""
-    return run_sweep(
-        Study.of(MANY), tmp_path_factory.mktemp("whole") / "t.parquet", local(1), 1
-    ).table
+    return table_of(MANY, tmp_path_factory)
 
 
 def test_a_killed_and_resumed_sweep_gives_the_same_table(whole, tmp_path, call):
+    resumed_after_kill(MANY, whole, tmp_path, call, jobs=2)
+
+
+def test_a_killed_sweep_of_services_gives_the_same_table(tmp_path_factory, tmp_path, call):
+    whole = table_of(MANY_SERVICES, tmp_path_factory)
+    resumed_after_kill(MANY_SERVICES, whole, tmp_path, call, jobs=1)
+
+
+def resumed_after_kill(asked, whole, tmp_path, call, jobs):
     study, output = tmp_path / "study.toml", tmp_path / "out.parquet"
-    study.write_text(toml(MANY))
+    study.write_text(toml(asked))
     root = Path(__file__).resolve().parents[2]
     arguments = ["sweep", str(study), "-o", str(output)]
-    command = [sys.executable, "-m", "kvoverlap", *arguments, "--jobs", "2"]
+    command = [sys.executable, "-m", "kvoverlap", *arguments, "--jobs", str(jobs)]
     environment = {**os.environ, "PYTHONPATH": str(root)}
     running = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE)
-    checkpoints = Checkpoints(Study.of(MANY), output)
+    checkpoints = Checkpoints(Study.of(asked), output)
     wait_until(lambda: len(list(checkpoints.folder.glob("part-*.parquet"))) >= 3)
     running.send_signal(signal.SIGKILL)
     running.communicate()

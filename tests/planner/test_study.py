@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from studies import RESTORE, SMALL, toml
+from studies import RESTORE, SMALL, TRAFFIC, toml
 
 from planner.sweep.filters import Filter
 from planner.sweep.study import Study
@@ -60,7 +60,7 @@ def test_identity_is_that_of_questions_not_of_titles():
     ("change", "sentence"),
     [
         ({"gird": {}}, "key 'gird' is unknown; did you mean 'grid'?"),
-        ({"scenario": "prefill"}, "scenario(='prefill') must be one of decode, restore."),
+        ({"scenario": "prefill"}, "scenario(='prefill') must be one of decode, restore, traffic."),
         ({"grid": {"polciy": ["lp"]}}, "input of scenario 'decode', 'polciy' is unknown; did"),
         ({"grid": {"policy": []}}, "grid.policy is an empty list"),
         ({"grid": {"policy": "lp"}}, "grid.policy(='lp') must be a list"),
@@ -133,3 +133,29 @@ def test_a_runtime_may_be_named_for_a_study_that_names_none(tmp_path):
     path.write_text(toml({**RESTORE, "fixed": {**RESTORE["fixed"], "runtime": "lmcache"}}))
     with pytest.raises(BadFile, match=r"--runtime\(=vllm\): the study names runtimes"):
         Study.load(path, "vllm")
+
+
+def test_traffic_is_of_a_trace_or_generated(tmp_path):
+    trace = tmp_path / "trace.csv"
+    trace.write_text("arrival_s,prompt_tokens,gen_tokens\n0,700,3\n1,900,2\n")
+    requests = ("generate", "rate", "seed")
+    given = {key: one for key, one in TRAFFIC["fixed"].items() if key not in requests}
+    study = Study.of({**TRAFFIC, "fixed": {**given, "trace": str(trace)}})
+    (first, *_) = study.points()
+    values = dict(zip(study.inputs, first, strict=True))
+    assert (values["trace"], values["host_cache"], values["chunk"]) == (str(trace), 0.0, 8192)
+    before = study.sha256
+    trace.write_text("arrival_s,prompt_tokens,gen_tokens\n0,700,3\n1,900,3\n")
+    assert Study.of({**TRAFFIC, "fixed": {**given, "trace": str(trace)}}).sha256 != before
+    trace.write_text("arrival_s,prompt_tokens,gen_tokens\n0,700,3\n1,nine,3\n")
+    for fixed, sentence in [
+        (given, "set trace to a file of requests, or generate to a number of them"),
+        ({**given, "trace": str(tmp_path)}, "fixed.trace: cannot read"),
+        ({**given, "trace": str(trace)}, "line 3: prompt_tokens(='nine') must be a whole"),
+        ({**given, "generate": 9, "trace": "x.csv"}, "generate goes with generated requests"),
+        ({**given, "generate": 9, "rate": -1}, "fixed.rate(=-1) must be a number of at least 0"),
+        ({**given, "generate": 9, "prompt": 4}, "'prompt' is unknown"),
+    ]:
+        with pytest.raises(BadInput) as caught:
+            Study.of({**TRAFFIC, "fixed": fixed})
+        assert sentence in str(caught.value)

@@ -10,7 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from builders import make_plan
-from studies import RESTORE, SMALL, toml
+from golden.freeze import call as call_in
+from studies import RESTORE, SMALL, TRAFFIC, toml
 
 from planner.restore import behind_link
 from planner.sweep import Checkpoints, Study, estimate, local, run_sweep, summarize
@@ -72,6 +73,49 @@ def test_a_restore_row_equals_the_restore_plan(tmp_path):
         assert row["ttft_s"] == pytest.approx(plan.ttft_s)
         assert row["load_only_s"] == pytest.approx(plan.load_only_s)
         assert row["computed_tokens"] + row["projected_tokens"] + row["loaded_tokens"] == 4096
+
+
+def test_a_traffic_row_equals_the_command(tmp_path):
+    fixed = {**TRAFFIC["fixed"], "ttft_slo": 0.2, "gpu_hour": 2.5, "gb_month": 2}
+    rows = swept({**TRAFFIC, "fixed": fixed}, tmp_path).to_pylist()
+    assert [(row["policy"], row["host_cache"]) for row in rows] == [
+        (policy, size) for policy in ("load-only", "two-ended") for size in (0, 8e9, 16e9)
+    ]
+    call_in("traffic --generate 60 --rate 2 --seed 3 -o trace.jsonl", tmp_path)
+    service = "--model llama-3.1-8b --hardware h100-sxm+pcie5-x16 --gpu-memory 22GB"
+    options = "--sizes 0,8GB,16GB --ttft-slo 0.2 --gpu-hour 2.5 --gb-month 2 --json"
+    for policy in ("load-only", "two-ended"):
+        command = f"traffic trace.jsonl {service} --policy {policy} {options}"
+        status, out, err = call_in(command, tmp_path)
+        assert status == 0, err
+        mine = [row for row in rows if row["policy"] == policy]
+        for row, run in zip(mine, json.loads(out)["runs"], strict=True):
+            assert row["error"] == ""
+            assert [row[f"ttft_{at}_s"] for at in run["ttft_s"]] == [*run["ttft_s"].values()]
+            assert row["tpot_p90_s"] == run["tpot_s"]["p90"]
+            assert row["hit_frac"] == sum(run["hit_rate"].values())
+            assert row["hit_dram_frac"] == run["hit_rate"].get("dram", 0.0)
+            assert row["goodput_frac"] == run["goodput"]["fraction"]
+            assert row["price_per_million_tokens"] == run["price_per_million_tokens"]
+            assert row["busy_h2d_frac"] == run["busy"].get("h2d", 0.0)
+    assert rows[2]["hit_dram_frac"] > rows[1]["hit_dram_frac"] > rows[0]["hit_dram_frac"] == 0
+
+
+def test_the_best_service_has_the_lowest_p90(tmp_path):
+    study = Study.of(TRAFFIC)
+    table = swept(TRAFFIC, tmp_path)
+    found = summarize(study, table)
+    p90 = table.column("ttft_p90_s").to_pylist()
+    assert (found.best["ttft_p90_s"], found.worst["ttft_p90_s"]) == (min(p90), max(p90))
+
+
+def test_points_that_serve_nothing_say_why(tmp_path):
+    fixed = {**TRAFFIC["fixed"], "generate": 3, "system_tokens": "128K", "new_tokens": "8K"}
+    small = {**TRAFFIC, "fixed": fixed, "grid": {"gpu_memory": ["22GB", "1GB"]}}
+    del small["fixed"]["gpu_memory"]
+    rows = swept(small, tmp_path).to_pylist()
+    assert "all 3 requests are too long for the GPU memory" in rows[0]["error"]
+    assert "leaves no block for K and V" in rows[1]["error"]
 
 
 def test_a_failed_point_has_an_error_and_the_others_have_outputs(tmp_path):

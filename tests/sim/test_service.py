@@ -16,6 +16,7 @@ from restores import step_machine
 from services import BLOCK, request_traces, service_machine, services, tiny_service, with_blocks
 
 from planner.restore import RestorePlanner
+from planner.restore.service import plans_of
 from sim.catalog import find_hardware, find_model
 from sim.errors import BadInput, DoesNotFit, UnknownName
 from sim.machine.what_if import with_rate
@@ -47,11 +48,14 @@ def test_the_loop_gives_the_times_of_the_reference(service, trace):
     assert fast.stored_blocks == slow.stored_blocks
 
 
-def hit_ttft_s(costs, policy, tier, prompt, cached_blocks, block_tokens=512):
+def hit_ttft_s(costs, policy, tier, prompt, cached_blocks, block_tokens=512, engine=None):
     """Time to first token of the only request, whose first blocks are in one tier."""
     trace = RequestTrace(block_tokens)
     trace.add(0.0, prompt, 1, [*range(-(-prompt // block_tokens))])
-    service = Service(costs=costs, engine=Engine(policy=policy), tier_blocks={tier: 10**6})
+    engine = engine or Engine(policy=policy)
+    service = Service(
+        costs=costs, engine=engine, tier_blocks={tier: 10**6}, plans=plans_of(costs, engine)
+    )
     (one,), journal = service.build(trace)
     for at in one.tiers:
         at.pool.put([*trace.path(0)][:cached_blocks], [])
@@ -67,20 +71,34 @@ def hit_ttft_s(costs, policy, tier, prompt, cached_blocks, block_tokens=512):
     return journal.first_s[0]
 
 
-@pytest.mark.parametrize("policy", ["compute-only", "load-only", "two-ended"])
+HITS = [
+    ("h100-sxm+pcie5-x16", "llama-3.1-70b-fp8", 4, "dram"),
+    ("h100-sxm+pcie5-x16", "llama-3.1-8b", 1, "net"),
+    ("h100", "mistral-7b-v0.1", 1, "ssd"),
+    ("h100-sxm+pcie5-x16", "gpt-oss-20b", 1, "dram"),
+    ("h100-sxm+pcie5-x16", "deepseek-v2-lite", 1, "net"),
+    ("h200+pcie5-x16", "qwen3.5-27b", 1, "dram"),
+]
+"""Layers alike, windows, experts with windows, latents, and states kept with each block."""
+
+
 @pytest.mark.parametrize(
-    ("machine", "model", "tp", "tier"),
+    ("hit", "policy"),
     [
-        ("h100-sxm+pcie5-x16", "llama-3.1-70b-fp8", 4, "dram"),
-        ("h100-sxm+pcie5-x16", "llama-3.1-8b", 1, "net"),
-        ("h100", "mistral-7b-v0.1", 1, "ssd"),
+        *((hit, policy) for hit in HITS for policy in ("compute-only", "load-only", "two-ended")),
+        *((hit, "lp") for hit in HITS[:2]),
+        (HITS[4], "layer-wise"),
+        (HITS[0], "joint"),
     ],
 )
-def test_a_single_hit_takes_as_long_as_its_restore(machine, model, tp, tier, policy):
+def test_a_single_hit_takes_as_long_as_its_restore(hit, policy):
+    machine, model, tp, tier = hit
     spec = find_model(model).shard(tp)
     costs = ServiceCosts(spec, find_hardware(machine), 512, 128)
-    for prompt, blocks in ((5000, 8), (8192, 16)):
+    for prompt, blocks in ((5000, 8), (4608, 9)):
         cached = min(512 * blocks, prompt - 1)
+        if spec.state_bytes:
+            cached = cached // 512 * 512
         request = costs.request(prompt, cached, tier)
         restored = RestorePlanner(spec, costs.hardware, request).choice(policy).ttft_s
         found = hit_ttft_s(costs, policy, tier, prompt, blocks)
@@ -129,7 +147,7 @@ def test_the_number_of_waiting_requests_obeys_littles_law():
     assert waiting == pytest.approx(len(arrivals) / end_s * mean_wait_s, rel=0.25)
 
 
-FIELDS = ("costs", "engine", "tier_blocks", "eviction", "instances", "routing")
+FIELDS = ("costs", "engine", "tier_blocks", "eviction", "instances", "routing", "plans")
 
 
 class Watched(Service):
@@ -154,8 +172,8 @@ def test_blocks_and_tokens_are_conserved(service, trace):
     outcome = simulate_service(watched, trace)
     journal, prompts = outcome.journal, outcome.trace.prompt_tokens
     for one in watched.made:
-        assert not one.users
-        assert one.free + len(one.idle) == one.gpu_blocks
+        assert not one.memory.users
+        assert one.memory.free + len(one.memory.idle) == one.memory.blocks
         assert all(len(tier.pool) <= tier.pool.blocks for tier in one.tiers)
     hits = [sum(by[at] for by in journal.hits.values()) for at in range(len(trace))]
     for at in outcome.served:
@@ -163,7 +181,7 @@ def test_blocks_and_tokens_are_conserved(service, trace):
         assert hits[at] + journal.computed[at] >= prompts[at]
     for name, blocks in outcome.stored_blocks.items():
         assert outcome.unread_blocks[name] <= blocks
-    if service.engine.policy != "two-ended" and not journal.preemptions:
+    if service.engine.policy in ("compute-only", "load-only") and not journal.preemptions:
         computed = sum(prompts[at] - hits[at] for at in outcome.served)
         assert sum(journal.computed) == computed
         loaded = sum(sum(hit) for name, hit in journal.hits.items() if name != "gpu")

@@ -1,0 +1,316 @@
+"""Changes of a refused question that lead to an answer, each tried before it is offered.
+
+A decode is tried with one step over as many tokens, which needs the same memory and is planned
+fast. A restore is tried by its memory and by one policy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from time import monotonic
+from typing import Any
+
+from dashboard.questions.decode import Changes, Question
+from dashboard.questions.offered import (
+    BATCHES,
+    FIRST_N_BATCHES,
+    GPUS,
+    MAX_TASKS,
+    PROMPTS,
+    RESTORE_PROMPTS,
+    STEPS,
+)
+from dashboard.questions.restore import RestoreQuestion
+from sim.catalog import find_hardware, find_model
+from sim.errors import KvOverlapError
+from sim.progress import Progress
+
+MAX_REMEDIES = 3
+ENOUGH_S, LIMIT_S = 3.0, 12.0
+"""Seconds after which no more changes are tried: with some found, and with none."""
+
+SAFE_MODEL, SAFE_MACHINE = "opt-6.7b", "kvpr-a100"
+"""The last remedy sets them."""
+
+LP = "lp"
+
+
+@dataclass(frozen=True, slots=True)
+class Remedy:
+    """A change that leads to an answer.
+
+    Args:
+        label: of its button.
+        settings: values of controls, by their keys.
+    """
+
+    label: str
+    settings: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Asking:
+    """A question, the policy asked, and the changes that led to it.
+
+    Args:
+        question: a `Question` or a `RestoreQuestion`.
+        shares: whether the page offers to share the model between GPUs.
+        max_tasks: largest question that is planned.
+    """
+
+    question: Any
+    policy: str
+    shares: bool = True
+    max_tasks: int = MAX_TASKS
+    labels: tuple[str, ...] = ()
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def key(self) -> str:
+        """Text that is equal for equal questions."""
+        return f"{self.policy} {self.shares} {self.max_tasks} {self.question.key}"
+
+    def to(self, label: str, question: Any, **settings: Any) -> Asking:
+        """With one more change."""
+        return replace(
+            self,
+            question=question,
+            policy=settings.get("policy", self.policy),
+            labels=(*self.labels, label),
+            settings={**self.settings, **settings},
+        )
+
+    @property
+    def remedy(self) -> Remedy:
+        text = ", ".join(self.labels)
+        return Remedy(text[:1].upper() + text[1:], self.settings)
+
+    @cached_property
+    def answered(self) -> bool:
+        """Whether the question has an answer."""
+        if self.question.n_tasks > self.max_tasks:
+            return False
+        try:
+            if isinstance(self.question, RestoreQuestion):
+                self.question.planner().choice("load-only")
+            else:
+                one_step(self.question).check(self.policy)
+        except KvOverlapError:
+            return False
+        return True
+
+
+def one_step(question: Question) -> Question:
+    """A question of one step whose last token is that of a longer one."""
+    job = question.workload
+    longest = job.prompt_tokens + job.gen_tokens - 1
+    return replace(question, workload=replace(job, prompt_tokens=longest, gen_tokens=1))
+
+
+def remedies_for(asking: Asking, progress: Progress) -> list[Remedy]:
+    """At least one change of a refused question that leads to an answer, small changes first."""
+    began_s = monotonic()
+    found: list[Remedy] = []
+    changes = restore_changes if isinstance(asking.question, RestoreQuestion) else decode_changes
+    for one in changes(asking):
+        progress(f"Looking for settings that have an answer: {', '.join(one.labels)}")
+        if one.answered:
+            found.append(one.remedy)
+        spent_s = monotonic() - began_s
+        if len(found) == MAX_REMEDIES or spent_s > (ENOUGH_S if found else LIMIT_S):
+            break
+    return found or [safe(asking).remedy]
+
+
+def decode_changes(asking: Asking) -> Iterator[Asking]:
+    """Single changes, then all that simplify the question, then smaller jobs, then another one."""
+    yield from _simpler(asking)
+    yield from _smaller(asking)
+    simple = asking
+    for make in (_shorter, _plain_cache, _row, _own_policy, _one_gpu, _whole_memory, _short_job):
+        simple = next(make(simple), simple)
+    if simple is not asking:
+        yield simple
+        yield from _smaller(simple)
+    yield safe(asking)
+
+
+def _simpler(asking: Asking) -> Iterator[Asking]:
+    for make in (_shorter, _plain_cache, _row, _own_policy, _one_gpu, _whole_memory, _short_job):
+        yield from make(asking)
+
+
+def _shorter(asking: Asking) -> Iterator[Asking]:
+    """The longest prompt that the model has positions for."""
+    question = asking.question
+    job, most = question.workload, question.whole.max_positions
+    if job.max_tokens > most:
+        for prompt in below(PROMPTS, most - job.gen_tokens + 1)[:1]:
+            label = f"prompt {prompt:,} (the model has {most:,} positions)"
+            yield asking.to(label, _with_job(question, prompt_tokens=prompt), prompt=prompt)
+
+
+def _plain_cache(asking: Asking) -> Iterator[Asking]:
+    if asking.question.workload.kv_bits is not None:
+        yield asking.to("cache as computed", _with_job(asking.question, kv_bits=None), kv_bits=None)
+
+
+def _row(asking: Asking) -> Iterator[Asking]:
+    if asking.question.schedule != "row":
+        plain = replace(_with_job(asking.question, n_batches=1), schedule="row")
+        yield asking.to("row schedule", plain, schedule="row")
+
+
+def _own_policy(asking: Asking) -> Iterator[Asking]:
+    if asking.policy != LP:
+        yield asking.to("policy lp", asking.question, policy=LP)
+
+
+def _one_gpu(asking: Asking) -> Iterator[Asking]:
+    changes = asking.question.changes
+    if changes.gpus > 1:
+        one = replace(asking.question, changes=replace(changes, gpus=1))
+        yield asking.to("one GPU per switch", one, gpus=1)
+
+
+def _whole_memory(asking: Asking) -> Iterator[Asking]:
+    changes = asking.question.changes
+    if changes.device_gib is not None:
+        whole = replace(asking.question, changes=replace(changes, device_gib=None))
+        yield asking.to("GPU memory as profiled", whole, memory=None)
+
+
+def _short_job(asking: Asking) -> Iterator[Asking]:
+    """As many decode steps, or as few batches, as the dashboard plans."""
+    question = asking.question
+    if question.n_tasks <= asking.max_tasks:
+        return
+    for steps in below(STEPS, question.workload.gen_tokens):
+        fewer = _with_job(question, gen_tokens=steps)
+        if fewer.n_tasks <= asking.max_tasks:
+            yield asking.to(f"{steps} decode steps", fewer, gen=steps)
+            return
+
+
+def _smaller(asking: Asking) -> Iterator[Asking]:
+    """Changes that need less memory of each GPU or of the host."""
+    question = asking.question
+    sizes = [n for n in question.whole.tensor_parallel_sizes if n in GPUS and n > question.tp]
+    if asking.shares:
+        shared = (
+            asking.to(f"{n} GPUs share the model", replace(question, tp=n), tp=n) for n in sizes
+        )
+        yield from first_answered(list(shared))
+        if question.tp > 1:
+            yield asking.to("one GPU", replace(question, tp=1), tp=1)
+    batches = below(BATCHES, question.workload.batch_size)
+    fewer = [asking.to(f"batch {n}", _with_job(question, batch_size=n), batch=n) for n in batches]
+    yield from first_answered(fewer)
+    if question.workload.kv_bits is None and question.whole.quantises_kv:
+        yield asking.to("8-bit cache", _with_job(question, kv_bits=8), kv_bits=8)
+    if question.schedule == "row" and question.whole.moves_weights:
+        moved = replace(_with_job(question, n_batches=FIRST_N_BATCHES), schedule="column")
+        yield asking.to("column schedule", moved, schedule="column", n_batches=FIRST_N_BATCHES)
+    prompts = below(PROMPTS, question.workload.prompt_tokens)
+    shorter = [
+        asking.to(f"prompt {n:,}", _with_job(question, prompt_tokens=n), prompt=n) for n in prompts
+    ]
+    yield from first_answered(shorter)
+
+
+def restore_changes(asking: Asking) -> Iterator[Asking]:
+    """Single changes of a restore, then another job."""
+    question = asking.question
+    request, most = question.request, question.whole.max_positions
+    prompts = below(RESTORE_PROMPTS, request.prompt_tokens)
+    if request.prompt_tokens > most:
+        prompts = below(RESTORE_PROMPTS, most + 1)
+    sizes = [n for n in question.whole.tensor_parallel_sizes if n in GPUS and n > question.tp]
+    yield from first_answered(
+        [asking.to(f"{n} GPUs share the model", replace(question, tp=n), tp=n) for n in sizes]
+    )
+    frac = request.cached_tokens / request.prompt_tokens
+    why = f" (the model has {most:,} positions)" if request.prompt_tokens > most else ""
+    shorter = []
+    for n in prompts:
+        cached = min(n - 1, max(1, round(frac * n)))
+        asked = replace(request, prompt_tokens=n, cached_tokens=cached)
+        shorter.append(asking.to(f"prompt {n:,}{why}", replace(question, request=asked), prompt=n))
+    yield from first_answered(shorter)
+    if question.tp > 1:
+        yield asking.to("one GPU", replace(question, tp=1), tp=1)
+    usual = replace(request, chunk_tokens=512, io_chunk_tokens=512, gpu_share=1.0)
+    if usual != request:
+        label = "chunks of 512 tokens, the whole GPU"
+        yield asking.to(label, replace(question, request=usual), chunk=512, io_chunk=512, share=1.0)
+    yield safe(asking)
+
+
+def safe(asking: Asking) -> Asking:
+    """Another model on another machine, with a short prompt, which has an answer."""
+    model, machine = find_model(SAFE_MODEL), find_hardware(SAFE_MACHINE)
+    question = asking.question
+    names = {"model": SAFE_MODEL, "hardware": SAFE_MACHINE}
+    label = f"{SAFE_MODEL} on {SAFE_MACHINE}"
+    blank = replace(asking, settings={}, labels=())
+    if isinstance(question, RestoreQuestion):
+        request = replace(question.request, prompt_tokens=1024, cached_tokens=1023, tier="dram")
+        plain = replace(
+            question,
+            whole=model,
+            hardware=machine,
+            reference=SAFE_MACHINE,
+            request=request,
+            link_bytes_per_s=None,
+            tp=1,
+        )
+        settings: dict[str, Any] = {"prompt": 1024, "cached": 1.0, "tier": "dram", "tp": 1}
+        return blank.to(label, plain, **names, **settings)
+    job = replace(
+        question.workload, batch_size=8, prompt_tokens=512, gen_tokens=1, n_batches=1, kv_bits=None
+    )
+    plain_one = replace(
+        question,
+        whole=model,
+        hardware=machine,
+        reference=SAFE_MACHINE,
+        workload=job,
+        schedule="row",
+        changes=Changes(),
+        tp=1,
+    )
+    settings = {
+        "batch": 8,
+        "prompt": 512,
+        "gen": 1,
+        "schedule": "row",
+        "kv_bits": None,
+        "policy": LP,
+        "gpus": 1,
+        "memory": None,
+        "tp": 1,
+    }
+    return blank.to(label, plain_one, **names, **settings)
+
+
+def first_answered(asked: Sequence[Asking]) -> Iterator[Asking]:
+    """The first of some changes, from large to small, that has an answer, found by bisection."""
+    low, high = 0, len(asked)
+    while low < high:
+        middle = (low + high) // 2
+        if asked[middle].answered:
+            high = middle
+        else:
+            low = middle + 1
+    yield from asked[low : low + 1]
+
+
+def below(values: Sequence[int], most: int) -> list[int]:
+    """The values under `most`, the largest first."""
+    return sorted((value for value in values if value < most), reverse=True)
+
+
+def _with_job(question: Question, **values: Any) -> Question:
+    return replace(question, workload=replace(question.workload, **values))

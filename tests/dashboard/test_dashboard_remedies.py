@@ -1,0 +1,126 @@
+"""Refusals in the pages' own terms, each with buttons that lead to an answer."""
+
+from dataclasses import replace
+from random import Random
+
+import pytest
+from random_links import random_link, try_link
+
+from dashboard.questions.decode import Changes, Question
+from dashboard.questions.offered import BATCHES
+from dashboard.questions.remedies import LP, Asking, decode_changes, remedies_for, safe
+from dashboard.questions.restore import RestoreQuestion
+from dashboard.text.refusal import NO_PLAN, describe_refusal
+from sim.catalog import find_hardware, find_model
+from sim.errors import BadInput, DoesNotFit, KvOverlapError, PlannerFailed
+from sim.graph.jobs import RestoreRequest, Workload
+from sim.progress import Silent
+
+
+@pytest.fixture(autouse=True)
+def unhurried(monkeypatch):
+    """A slow machine tries as many changes as a fast one."""
+    monkeypatch.setattr("dashboard.questions.remedies.ENOUGH_S", 1e3)
+    monkeypatch.setattr("dashboard.questions.remedies.LIMIT_S", 1e3)
+
+
+def question(model="opt-13b", machine="kvpr-a100", batch=32, prompt=1024, **more):
+    job = Workload(batch, prompt, 1)
+    return Question(find_model(model), find_hardware(machine), machine, job, **more)
+
+
+def labels(asking):
+    return [remedy.label for remedy in remedies_for(asking, Silent())]
+
+
+def test_the_batch_offered_is_the_largest_that_has_an_answer():
+    asked = question(batch=256, prompt=2000)
+    smaller = [
+        remedy
+        for remedy in remedies_for(Asking(asked, "load-all", shares=False), Silent())
+        if "batch" in remedy.settings
+    ]
+    fewer = smaller[0].settings["batch"]
+    larger = BATCHES[BATCHES.index(fewer) + 1]
+    replace(asked, workload=Workload(fewer, 2000, 1)).check("load-all")
+    with pytest.raises(DoesNotFit):
+        replace(asked, workload=Workload(larger, 2000, 1)).check("load-all")
+
+
+def test_a_prompt_over_the_positions_of_the_model_becomes_the_longest_on_offer():
+    asked = question("opt-125m", prompt=8192, batch=1)
+    first = next(decode_changes(Asking(asked, LP)))
+    assert first.answered
+    first = first.remedy
+    assert first.settings == {"prompt": 2046}
+    assert first.label == "Prompt 2,046 (the model has 2,048 positions)"
+
+
+def test_a_policy_with_a_schedule_of_its_own_becomes_the_row_schedule():
+    asked = question(model="opt-125m", schedule="column", batch=2, prompt=64)
+    assert labels(Asking(asked, "hf-offloaded"))[:2] == ["Row schedule", "Policy lp"]
+
+
+def test_a_question_of_too_many_tasks_becomes_one_of_fewer_steps():
+    job = Workload(1, 128, 32, 16)
+    asked = replace(question("opt-125m"), workload=job, schedule="column", changes=Changes(gpus=8))
+    assert asked.n_tasks == 4 * 8 * 32 * 16 * 12
+    changes = decode_changes(Asking(asked, LP, shares=False, max_tasks=30_000))
+    fewer = next(one for one in changes if "gen" in one.settings)
+    assert fewer.settings == {"gen": 4}
+    assert fewer.question.n_tasks == asked.n_tasks // 8
+
+
+@pytest.mark.parametrize("restores", [False, True])
+def test_the_last_remedy_has_an_answer(restores):
+    asked = question("llama-3.1-405b", "cpu-xeon-opt-125m")
+    if restores:
+        request = RestoreRequest(prompt_tokens=131072, cached_tokens=131071, tier="net")
+        asked = RestoreQuestion(asked.whole, asked.hardware, asked.reference, request)
+    assert safe(Asking(asked, LP)).answered
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (
+            BadInput(
+                "prompt_tokens + gen_tokens (=8193) must be at most the 2048 positions of opt-13b; "
+                "lower --prompt or --gen."
+            ),
+            "prompt and decode steps together (8193 tokens) must be at most the 2048 positions of "
+            "opt-13b.",
+        ),
+        (
+            BadInput("kv_bits(=8): the latent cache of m is not modelled quantised; leave it out."),
+            "A KV cache of 8 bits: the latent cache of m is not modelled quantised.",
+        ),
+        (
+            BadInput("policy 'flexgen' has a schedule of its own; leave --schedule at row."),
+            "policy 'flexgen' has a schedule of its own.",
+        ),
+        (
+            DoesNotFit(
+                "m does not fit on one GPU of h: weights take 80 of 40 GiB (2 GPUs hold them: "
+                "--tp 2); choose a smaller model or dtype."
+            ),
+            "m does not fit on one GPU of h: weights take 80 of 40 GiB (2 GPUs hold them).",
+        ),
+        (
+            PlannerFailed("the LP ended 'Infeasible'; report the plan's inputs as a defect."),
+            NO_PLAN,
+        ),
+        (KvOverlapError("file.json is empty."), "file.json is empty."),
+    ],
+)
+def test_a_refusal_has_no_words_of_the_command_line(error, text):
+    assert describe_refusal(error).lower() == text.lower()
+
+
+@pytest.mark.parametrize("seed", [4, 5, 8])
+def test_random_settings_have_an_answer_or_a_button_that_leads_to_one(seed):
+    page, query = random_link(Random(seed))  # noqa: S311
+    small = {"model": "opt-125m", "gen": "1", "batch": "2"}
+    tried = try_link(page, {**query, **small})
+    assert tried.refusal is not None
+    assert tried.fault is None, tried

@@ -160,7 +160,7 @@ def chart(figure: Figure, alt: str, key: str, bare: bool = False) -> None:
     """A figure in the theme of the page; on phones a finger on it scrolls the page."""
     if on_phone():
         bare = True
-        figure.update_layout(dragmode=False, legend={"font": {"size": 10}})
+        figure.update_layout(dragmode=False, legend={"font": {"size": 10}, "xref": "container"})
     st.plotly_chart(figure, config=BARE_CHART if bare else CHART, alt=alt, key=key)
 
 

@@ -5,12 +5,15 @@ RUN_READY := $(VENV)/.ready-run
 DEV_READY := $(VENV)/.ready-dev
 DOCS_READY := $(VENV)/.ready-docs
 
-.PHONY: run test soak lint dashboard docs bench clean
+.PHONY: run test tests soak lint dashboard docs bench clean
 
 run: $(RUN_READY)  ## profile this machine, plan, predict, run and compare; results in runs/latest
 	$(BIN)/kvoverlap validate --device auto --out runs/latest
 
-test: lint  ## style, types, import arrows, then every test
+test: $(DEV_READY)  ## style, types, import arrows and every test, side by side: mypy uses one core
+	@$(MAKE) --no-print-directory --jobs=2 lint tests
+
+tests: $(DEV_READY)  ## every test, the longest files first
 	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 soak: lint  ## every property test with ten times the examples, other ones in every run

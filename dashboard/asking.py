@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import streamlit as st
+from streamlit.delta_generator import DeltaGenerator
 
 from dashboard.questions.offered import MAX_TASKS
 from dashboard.questions.remedies import Asking, remedies_for, safe
@@ -33,7 +34,7 @@ LOOK_S = 0.1
 USUAL_S = 10.0
 """Time scale of the progress bar of a call that reports no fraction."""
 
-CANCELLED = "cancelled"
+CANCELLED, PLACE = "cancelled", "progress_place"
 
 T = TypeVar("T")
 
@@ -86,6 +87,7 @@ def answer(
     text: str = "Planning",
     about: Asked | None = None,
     reports: bool = False,
+    place: DeltaGenerator | None = None,
 ) -> T:
     """What `function(*arguments)` returns, computed in another process or cached.
 
@@ -97,6 +99,7 @@ def answer(
         text: what the progress bar says until the function reports something else.
         about: its size, which is checked first, and its command.
         reports: pass a `sim.progress.Progress` as `progress`.
+        place: of the progress bar; by default the top of the page, and in a fragment needed.
 
     Raises:
         TooLarge: `about` has too many tasks, or the budget is used up.
@@ -111,7 +114,7 @@ def answer(
     task = WORKERS.join(Call(function, arguments, whole_key, reports))
     try:
         if not task.ended.is_set():
-            _wait(task, text)
+            _wait(task, text, place or st.session_state.get(PLACE) or st.empty())
     finally:
         WORKERS.leave(task)
     try:
@@ -134,10 +137,14 @@ def _over_budget(error: OverBudget, about: Asked | None) -> tuple[str, str]:
     return f"{text} {size} The command line has no limit of time.", about.command
 
 
-def _wait(task: Task, text: str) -> None:
+def reserve_place() -> None:
+    """Make room for progress bars at the top of a page, so that the last answer stays below it."""
+    st.session_state[PLACE] = st.container(key="progress").empty()
+
+
+def _wait(task: Task, text: str, place: DeltaGenerator) -> None:
     """Wait for a task. Every update of the page ends the wait if its visitor asked for another run
     or left."""
-    place = st.empty()
     waited_s, bar = 0.0, None
     while not task.ended.wait(LOOK_S):
         waited_s += LOOK_S

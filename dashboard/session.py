@@ -5,6 +5,7 @@ Plans, sweeps and simulations are answers of `dashboard.asking`.
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -26,6 +27,7 @@ from dashboard.data.runs import (
     load_case,
     plan_of,
 )
+from dashboard.data.upload_store import STORE
 from dashboard.data.uploads import Upload
 from dashboard.figures import LaneChart, View, paired_lanes
 from dashboard.perfetto import joint_trace
@@ -57,7 +59,7 @@ Content = TypeVar(
 )
 F = TypeVar("F", bound=Callable[..., Any])
 
-UPLOADS = "uploads"
+UPLOADS, UPLOAD_IDS, FILES = "uploads", "upload_ids", "files"
 MAX_UPLOADS = 8
 
 
@@ -69,17 +71,52 @@ def typed(decorator: Any, **options: Any) -> Callable[[F], F]:
 
 def uploads() -> dict[str, Upload]:
     """Accepted files of this visitor by name, newest last."""
+    st.session_state.setdefault(UPLOAD_IDS, {})
     found: dict[str, Upload] = st.session_state.setdefault(UPLOADS, {})
     return found
 
 
-def keep_upload(upload: Upload) -> None:
-    """Store an accepted file; beyond `MAX_UPLOADS` the oldest is dropped."""
-    stored = uploads()
-    stored.pop(upload.name, None)
-    stored[upload.name] = upload
-    while len(stored) > MAX_UPLOADS:
-        del stored[next(iter(stored))]
+def keep_upload(upload: Upload, size: int) -> None:
+    """Store an accepted file of `size` bytes; beyond `MAX_UPLOADS` the oldest is dropped."""
+    if upload.name in uploads():
+        remove_upload(upload.name)
+    uploads()[upload.name] = upload
+    st.session_state[UPLOAD_IDS][upload.name] = STORE.add(upload, size)
+    while len(uploads()) > MAX_UPLOADS:
+        remove_upload(next(iter(uploads())))
+
+
+def remove_upload(name: str) -> None:
+    """Forget a file, on the server too."""
+    uploads().pop(name, None)
+    STORE.remove(st.session_state[UPLOAD_IDS].pop(name, ""))
+
+
+def restore_uploads() -> None:
+    """Take the files that the address names from the server; says how many it has lost."""
+    if UPLOADS in st.session_state:
+        return
+    found = uploads()
+    asked = list(filter(None, st.query_params.get(FILES, "").split(",")))[:MAX_UPLOADS]
+    for key in asked:
+        upload = STORE.get(key)
+        if upload is not None:
+            found[upload.name] = upload
+            st.session_state[UPLOAD_IDS][upload.name] = key
+    if lost := len(asked) - len(found):
+        st.warning(
+            f"{lost} uploaded {'file' if lost == 1 else 'files'} of this link are no longer on "
+            "this server; upload them again on the page Your machine."
+        )
+
+
+def write_uploads() -> None:
+    """Write the ids of this visitor's files into the address."""
+    ids = ",".join(st.session_state.get(UPLOAD_IDS, {}).values())
+    if not ids:
+        st.query_params.pop(FILES, None)
+    elif st.query_params.get(FILES) != ids:
+        st.query_params[FILES] = ids
 
 
 def uploaded(kind: type[Content]) -> dict[str, Content]:
@@ -244,9 +281,12 @@ def even_splits(plan: DecodePlan) -> pd.DataFrame:
 
 
 def even_split_time(plan: DecodePlan, tokens: int) -> float:
-    """Makespan of a plan's job in which every layer recomputes `tokens`, in seconds."""
-    key = f"{tokens} {_plan_key(plan)}"
-    return answer(even_split_s, plan, tokens, key=key, text="Simulating the split")
+    """Makespan of a plan's job in which every layer recomputes `tokens`, in seconds.
+
+    A fragment may call it.
+    """
+    key, text = f"{tokens} {_plan_key(plan)}", "Simulating the split"
+    return answer(even_split_s, plan, tokens, key=key, text=text, place=st.empty())
 
 
 def _plan_key(plan: DecodePlan) -> str:
@@ -262,6 +302,12 @@ def sweep_of(question: Question, names: Sequence[str]) -> pd.DataFrame:
     key = f"{[*names]} {question.key}"
     about = Asked(question.n_tasks, question.command())
     return answer(grid_points, question, names, key=key, about=about, reports=True)
+
+
+def visitor() -> str:
+    """A name of this visitor, for as long as the page is open."""
+    name: str = st.session_state.setdefault("visitor", secrets.token_hex(8))
+    return name
 
 
 jobs: Callable[[], Jobs] = st.cache_resource(Jobs, show_spinner=False)

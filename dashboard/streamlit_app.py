@@ -6,8 +6,12 @@ from dashboard.workers import WORKERS
 
 WORKERS.warm_up()  # it imports the planner while this process imports the pages
 
+from dashboard.asking import reserve_place  # noqa: E402
+from dashboard.banner import show_banner  # noqa: E402
 from dashboard.controls.widgets import narrow_windows  # noqa: E402
 from dashboard.history import keep_history  # noqa: E402
+from dashboard.links import read_link, write_link  # noqa: E402
+from dashboard.session import restore_uploads, write_uploads  # noqa: E402
 from dashboard.text.glossary import PAGE_TERMS, explained  # noqa: E402
 from dashboard.tour import show_tour  # noqa: E402
 from sim.files import VERSION  # noqa: E402
@@ -35,7 +39,13 @@ st.set_page_config(
 )
 narrow_windows()
 keep_history()
+reserve_place()
 show_tour(page.title)
+read_link(page.title)
+show_banner()
+restore_uploads()
 page.run()
 if page.title in PAGE_TERMS:
     st.caption(explained(PAGE_TERMS[page.title]))
+write_link()
+write_uploads()

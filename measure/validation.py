@@ -145,6 +145,12 @@ def validate(request: ValidationRequest, progress: Progress) -> Validation:
     kind, spec = request.resolve()
     prompts = request.prompts or DEFAULT_PROMPTS[request.scenario][kind]
     decodes = request.scenario == "decode"
+    longest = max(prompts) + (request.gen_tokens if decodes else 0)
+    if longest > spec.max_positions:
+        raise BadInput(
+            f"--prompts(={max(prompts)}): {spec.name} has {spec.max_positions:,} positions; lower "
+            "it."
+        )
     jobs = [
         Workload(batch, prompt, request.gen_tokens, request.n_batches, request.kv_bits)
         for prompt in prompts

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
+from typing import ClassVar
 
 from builders import machine, tiny_model
 from hypothesis import strategies as st
@@ -18,6 +19,7 @@ from sim.service import (
     Service,
     ServiceCosts,
     SoloRestore,
+    simulate_service,
 )
 
 BLOCK = 8
@@ -78,6 +80,35 @@ def tiny_service(
         tier_blocks=tiers,
         **options,
     )
+
+
+class Watched(Service):
+    """A service whose tiers hold blocks at the start, and whose instances can be looked at."""
+
+    held: ClassVar[dict[int, int]] = {}
+
+    def build(self, trace, *loader):
+        made = super().build(trace, *loader)
+        object.__setattr__(self, "made", made[0])
+        for request, blocks in self.held.items():
+            for tier in made[0][0].tiers:
+                tier.pool.put([*trace.path(request)][:blocks], [])
+        return made
+
+
+def warm(service: Service, held: dict[int, int]) -> Watched:
+    """The service with the first blocks of some requests in the tiers of its first instance."""
+    made = Watched(**{one.name: getattr(service, one.name) for one in fields(Service)})
+    object.__setattr__(made, "held", held)
+    return made
+
+
+def hit_ttft_s(service: Service, prompt: int, blocks: int, block_tokens: int = 512) -> float:
+    """Time to first token of the only request, whose first blocks are in the tiers."""
+    trace = RequestTrace(block_tokens)
+    trace.add(0.0, prompt, 1, [*range(-(-prompt // block_tokens))])
+    outcome = simulate_service(warm(service, {0: blocks}), trace)
+    return outcome.journal.first_s[0]
 
 
 @st.composite

@@ -52,7 +52,7 @@ def show_page() -> None:
                 show_headline(plan)
                 show_plan(plan)
         else:
-            name = st.selectbox("Plan", list(plans), key="upload")
+            name = menu("Plan", list(plans), key="upload")
             show_headline(plans[name])
             show_plan(plans[name])
     except KvOverlapError as error:

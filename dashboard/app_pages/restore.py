@@ -20,6 +20,7 @@ from dashboard.controls.widgets import (
     choose_subject,
     choose_view,
     headline_place,
+    menu,
     question_columns,
     show_table,
     table_downloads,
@@ -89,7 +90,7 @@ def show_page() -> None:
 
 def show_uploaded(plans: Mapping[str, RestorePlan]) -> None:
     """An uploaded plan, simulated again."""
-    name = st.selectbox("Plan", list(plans), key="upload")
+    name = menu("Plan", list(plans), key="upload")
     plan = plans[name]
     st.header(restore_summary(plan), anchor=False)
     show_plan(plan)

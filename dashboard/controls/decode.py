@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import streamlit as st
 
-from dashboard.controls.widgets import menu, name_unusable
+from dashboard import links
+from dashboard.controls.widgets import menu, name_unusable, switch
 from dashboard.data.machines import FIRST_MACHINE, Machine
 from dashboard.questions.decode import AUTO, Changes, Question, both_ways_rate
 from dashboard.questions.offered import BATCHES, FIRST_N_BATCHES, GPUS, N_BATCHES, PROMPTS, STEPS
@@ -71,11 +72,10 @@ def ask_question(changeable: bool) -> Question:
     job = ask_job()
     schedule, n_batches = ask_schedule()
     kv_bits = ask_kv_bits(model)
-    keep = st.toggle(
+    keep = switch(
         "Keep in GPU memory what fits (off: every step moves all, as in KVPR)",
         value=not changeable,
         key="keep",
-        bind="query-params",
         help="K, V, X and, in the column schedule, weights stay in GPU memory as far as they fit.",
     )
     tp, ep = ask_gpus(model)
@@ -240,17 +240,18 @@ def steps(
     meaning: str | None = None,
 ) -> float:
     """A slider over given values; the link of the page shows the same text."""
-    asked = st.query_params.get(key)
+    asked, texts = links.asked(key), [text.format(one) for one in options]
     chosen: float = st.select_slider(
         label,
         options,
-        value=value,
+        value=options[links.default_of(key, texts, options.index(value))],
         key=key,
         bind="query-params",
         format_func=text.format,
         help=meaning,
     )
-    name_unusable(label, key, asked, [text.format(one) for one in options], text.format(chosen))
+    links.record(key, text.format(chosen))
+    name_unusable(label, key, asked, texts, text.format(chosen))
     return chosen
 
 
@@ -260,11 +261,13 @@ def _multiple(label: str, base: float, unit: str, key: str) -> float:
     def text(multiple: float) -> str:
         return f"{base * multiple:.4g} {unit}"
 
-    asked = st.query_params.get(key)
+    asked, texts = links.asked(key), [text(one) for one in MULTIPLES]
+    usual = MULTIPLES[links.default_of(key, texts, MULTIPLES.index(1.0))]
     chosen: float = st.select_slider(
-        label, MULTIPLES, value=1.0, key=key, bind="query-params", format_func=text
+        label, MULTIPLES, value=usual, key=key, bind="query-params", format_func=text
     )
-    name_unusable(label, key, asked, [text(one) for one in MULTIPLES], text(chosen))
+    links.record(key, text(chosen))
+    name_unusable(label, key, asked, texts, text(chosen))
     return chosen
 
 

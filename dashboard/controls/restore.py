@@ -13,7 +13,7 @@ from dashboard.controls.traces import (
     trace_table,
     trace_text,
 )
-from dashboard.controls.widgets import menu
+from dashboard.controls.widgets import menu, switch
 from dashboard.questions.offered import RESTORE_PROMPTS
 from dashboard.questions.restore import AUTO, GIB, POLICIES, RestoreQuestion
 from dashboard.text.comparison import escaped
@@ -38,8 +38,8 @@ TIER_NAMES = {
     "ssd": "on the machine's SSD",
     "net": "behind the machine's network",
 }
-TRACE = "trace"
-"""In the address and in the visitor's session."""
+TRACE, EDITED = "trace", "edited_trace"
+"""The trace in the address, and in the visitor's session."""
 
 
 def ask_restore() -> tuple[RestoreQuestion, str]:
@@ -74,10 +74,9 @@ def ask_restore() -> tuple[RestoreQuestion, str]:
         format_func=lambda bits: names[bits],
         help="Bits of a value on the tier; fewer than 16 mean that it is quantised there.",
     )
-    has_x = st.toggle(
+    has_x = switch(
         "X is cached too",
         key="x",
-        bind="query-params",
         help="Serving runtimes store K and V. Where the attention inputs X are stored too, K and V "
         "can be projected from them.",
     )
@@ -146,9 +145,9 @@ def ask_trace(question: RestoreQuestion, usual_s: float) -> Availability:
     Raises:
         BadInput: the edited table holds no trace.
     """
-    if TRACE not in st.session_state:
-        st.session_state[TRACE] = {"version": 0, "base": _trace_of_address()}
-    kept = st.session_state[TRACE]
+    if EDITED not in st.session_state:
+        st.session_state[EDITED] = {"version": 0, "base": _trace_of_address()}
+    kept = st.session_state[EDITED]
     row = st.container(horizontal=True, vertical_alignment="center")
     offered = {f"{lane} drops": example_trace(usual_s, lane) for lane in question.lanes}
     for label, trace in {**offered, "Whole machine": ALWAYS}.items():

@@ -11,9 +11,10 @@ import streamlit as st
 from plotly.graph_objects import Figure
 from streamlit.delta_generator import DeltaGenerator
 
+from dashboard import links
 from dashboard.data.exports import csv_bytes, parquet_bytes, saved_bytes
 from dashboard.data.runs import OWN_RUNS, Case, Run, case_stamp
-from dashboard.data.uploads import MAX_UPLOAD_MB, read_upload
+from dashboard.data.uploads import MAX_UPLOAD_MB, Upload, read_upload
 from dashboard.figures import split_curve
 from dashboard.questions.decode import CHANGED_PROFILE, Question
 from dashboard.questions.points import kvpr_count
@@ -25,6 +26,7 @@ from dashboard.session import (
     stored_case,
     uploaded_case,
     uploaded_recordings,
+    uploads,
 )
 from dashboard.text.comparison import Metric, escaped
 from planner import DecodePlan
@@ -47,6 +49,7 @@ RESTORE_RUN = ("kvoverlap validate --scenario restore --out runs/restores",)
 """Commands that measure a run to show."""
 
 NARROW = """
+.st-key-progress { position: sticky; top: 0; z-index: 99; background: var(--st-background-color); }
 @media (max-width: 1000px) {
   .st-key-cards [data-testid="stHorizontalBlock"] { flex-wrap: wrap; }
   .st-key-cards [data-testid="stColumn"] { flex: 1 1 45%; min-width: 45%; }
@@ -78,15 +81,31 @@ class Picked:
 
 
 def menu(
-    label: str, options: Sequence[T], *, key: str, column: DeltaGenerator | None = None, **more: Any
+    label: str,
+    options: Sequence[T],
+    *,
+    key: str,
+    column: DeltaGenerator | None = None,
+    index: int = 0,
+    **more: Any,
 ) -> T:
     """The entry chosen from a menu, which is part of the page's link; `more` as for Streamlit."""
     place = st if column is None else column
-    asked = st.query_params.get(key)
-    chosen: T = place.selectbox(label, options, key=key, bind="query-params", **more)
-    text = more.get("format_func", str)
-    name_unusable(label, key, asked, [text(one) for one in options], text(chosen))
+    asked, text = links.asked(key), more.get("format_func", str)
+    texts = [text(one) for one in options]
+    first = links.default_of(key, texts, index)
+    chosen: T = place.selectbox(label, options, index=first, key=key, bind="query-params", **more)
+    links.record(key, text(chosen))
+    name_unusable(label, key, asked, texts, text(chosen))
     return chosen
+
+
+def switch(label: str, *, key: str, value: bool = False, **more: Any) -> bool:
+    """An on-off control, which is part of the page's link; `more` as for Streamlit."""
+    first = bool(links.default_of(key, ["false", "true"], value))
+    on: bool = st.toggle(label, first, key=key, bind="query-params", **more)
+    links.record(key, str(on).lower())
+    return on
 
 
 def name_unusable(
@@ -114,12 +133,13 @@ def choose_subject(label: str, uploads: Collection[str]) -> str:
     kind: str = st.segmented_control(
         label,
         kinds,
-        default=ASKED,
+        default=kinds[links.default_of("of", kinds, 0)],
         required=True,
         key="of",
         bind="query-params",
         label_visibility="collapsed",
     )
+    links.record("of", kind)
     return kind
 
 
@@ -169,12 +189,13 @@ def choose_view(views: Sequence[str]) -> str:
     view: str = st.segmented_control(
         "View",
         list(views),
-        default=views[0],
+        default=views[links.default_of("view", views, 0)],
         required=True,
         key="view",
         bind="query-params",
         label_visibility="collapsed",
     )
+    links.record("view", view)
     return view
 
 
@@ -245,7 +266,9 @@ def pick_case(about: str = "", restores: bool | None = None) -> Picked | None:
     run = runs[chosen]
     name = menu("Case", cases_of(run, restores), key="case", column=right)
     folder = run.case_folder(name)
-    return Picked(run, name, stored_case(folder, case_stamp(folder)))
+    case = stored_case(folder, case_stamp(folder))
+    links.check_graph(case.graph.sha256, f"{name} of run {run.label}")
+    return Picked(run, name, case)
 
 
 def show_invitation(commands: Sequence[str] = DECODE_RUN) -> None:
@@ -313,20 +336,19 @@ def upload_box(label: str) -> str | None:
     )
     if file is None:
         return None
-    known: dict[str, str] = st.session_state.setdefault("upload_texts", {})
+    read: tuple[str, Upload | str] = st.session_state.get("read_file", ("", ""))
     new = None
-    if file.file_id not in known:
+    if read[0] != file.file_id:
         try:
             upload = read_upload(file.name, file.getvalue())
-            keep_upload(upload)
-            new, text = upload.name, f"{upload.name} is a {upload.kind}."
+            keep_upload(upload, file.size)
+            new, read = upload.name, (file.file_id, upload)
         except KvOverlapError as error:
-            text = f"{REFUSED}{escaped(str(error))}"
-        known.clear()
-        known[file.file_id] = text
-    text = known[file.file_id]
-    if text.startswith(REFUSED):
-        st.error(text)
-    else:
-        st.success(text)
+            read = file.file_id, str(error)
+        st.session_state["read_file"] = read
+    found = read[1]
+    if isinstance(found, str):
+        st.error(f"{REFUSED}{escaped(found)}")
+    elif found.name in uploads():
+        st.success(f"{found.name} is a {found.kind}.")
     return new

@@ -28,6 +28,10 @@ STOP_S = 5.0
 """Grace before a process that ignores the request to end is killed."""
 
 MAX_OUTPUT_BYTES = 2**20
+MAX_NAME = 61
+
+LEAST_DONE = 0.05
+"""Finished fraction from which the time left is estimated."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +42,7 @@ class MeasurementRequest:
         name: of the folder in `runs`.
         prompts, batches: comma-separated, as on the command line.
         model: a shipped name; None for the device's default.
+        replaces: whether an earlier run of this name may be replaced.
     """
 
     name: str
@@ -46,16 +51,23 @@ class MeasurementRequest:
     batches: str
     repeats: int
     model: str | None = None
+    replaces: bool = False
 
     def to_dict(self, runs: Path) -> dict[str, Any]:
         """The request as `measure.child` reads it.
 
         Raises:
-            BadInput: the name is not a folder name, or a count is not a whole number above 0.
+            BadInput: the name is not a folder name, or that of a run that must not be replaced; or
+                a count is not a whole number above 0.
         """
-        if not re.fullmatch(r"\w[\w.-]{0,60}", self.name):
+        if not re.fullmatch(rf"\w[\w.-]{{0,{MAX_NAME - 1}}}", self.name):
             raise BadInput(
-                f"name(={self.name}) must be of letters, digits, '-', '_' and '.', without spaces."
+                f"name(={self.name}) must be of letters, digits, '-', '_' and '.', without spaces, "
+                f"and have at most {MAX_NAME} characters."
+            )
+        if (runs / self.name).exists() and not self.replaces:
+            raise BadInput(
+                f"There is a run {self.name} already; give another name, or allow its replacement."
             )
         return {
             "out": str(runs / self.name),
@@ -69,11 +81,16 @@ class MeasurementRequest:
 
 @dataclass
 class Job:
-    """One started measurement; its output goes to a file, so that it never waits for a reader."""
+    """One started measurement; its output goes to a file, so that it never waits for a reader.
+
+    Args:
+        visitor: who started it; another one is asked before it is stopped.
+    """
 
     request: MeasurementRequest
     process: subprocess.Popen[bytes]
     output: IO[bytes]
+    visitor: str = ""
     started_s: float = field(default_factory=monotonic)
     ended_s: float | None = None
     stopped: bool = False
@@ -89,6 +106,12 @@ class Job:
     @property
     def elapsed_s(self) -> float:
         return (self.ended_s or monotonic()) - self.started_s
+
+    @property
+    def left_s(self) -> float | None:
+        """Estimated seconds to its end; None until enough of it is done."""
+        done = self.status.fraction
+        return self.elapsed_s * (1 - done) / done if done >= LEAST_DONE else None
 
     @property
     def status(self) -> Status:
@@ -128,7 +151,12 @@ class Jobs:
         self._lock = Lock()
         atexit.register(self.stop)
 
-    def start(self, request: MeasurementRequest, runs: Path) -> Job:
+    @property
+    def running(self) -> Job | None:
+        """The measurement that runs now."""
+        return self.latest if self.latest is not None and self.latest.running else None
+
+    def start(self, request: MeasurementRequest, runs: Path, visitor: str = "") -> Job:
         """Start a measurement in the current folder.
 
         Raises:
@@ -148,7 +176,7 @@ class Jobs:
                 stderr=subprocess.DEVNULL,
                 start_new_session=True,
             )
-            self.latest = Job(request, process, output)
+            self.latest = Job(request, process, output, visitor)
             return self.latest
 
     def stop(self) -> None:

@@ -200,11 +200,12 @@ def _smaller(asking: Asking) -> Iterator[Asking]:
     sizes = [n for n in question.whole.tensor_parallel_sizes if n in GPUS and n > question.tp]
     if asking.shares:
         shared = (
-            asking.to(f"{n} GPUs share the model", replace(question, tp=n), tp=n) for n in sizes
+            asking.to(f"{n} GPUs share the model", replace(question, tp=n, ep=1), tp=n, ep=1)
+            for n in sizes
         )
         yield from first_answered(list(shared))
         if question.tp > 1:
-            yield asking.to("one GPU", replace(question, tp=1), tp=1)
+            yield _shared(asking, 1)
     batches = below(BATCHES, question.workload.batch_size)
     fewer = [asking.to(f"batch {n}", _with_job(question, batch_size=n), batch=n) for n in batches]
     yield from first_answered(fewer)
@@ -229,7 +230,10 @@ def restore_changes(asking: Asking) -> Iterator[Asking]:
         prompts = below(RESTORE_PROMPTS, most + 1)
     sizes = [n for n in question.whole.tensor_parallel_sizes if n in GPUS and n > question.tp]
     yield from first_answered(
-        [asking.to(f"{n} GPUs share the model", replace(question, tp=n), tp=n) for n in sizes]
+        [
+            asking.to(f"{n} GPUs share the model", replace(question, tp=n, ep=1), tp=n, ep=1)
+            for n in sizes
+        ]
     )
     frac = request.cached_tokens / request.prompt_tokens
     why = f" (the model has {most:,} positions)" if request.prompt_tokens > most else ""
@@ -240,12 +244,17 @@ def restore_changes(asking: Asking) -> Iterator[Asking]:
         shorter.append(asking.to(f"prompt {n:,}{why}", replace(question, request=asked), prompt=n))
     yield from first_answered(shorter)
     if question.tp > 1:
-        yield asking.to("one GPU", replace(question, tp=1), tp=1)
+        yield _shared(asking, 1)
     usual = replace(request, chunk_tokens=512, io_chunk_tokens=512, gpu_share=1.0)
     if usual != request:
         label = "chunks of 512 tokens, the whole GPU"
         yield asking.to(label, replace(question, request=usual), chunk=512, io_chunk=512, share=1.0)
     yield safe(asking)
+
+
+def _shared(asking: Asking, gpus: int) -> Asking:
+    label = "one GPU" if gpus == 1 else f"{gpus} GPUs share the model"
+    return asking.to(label, replace(asking.question, tp=gpus, ep=1), tp=gpus, ep=1)
 
 
 def safe(asking: Asking) -> Asking:
@@ -265,8 +274,9 @@ def safe(asking: Asking) -> Asking:
             request=request,
             link_bytes_per_s=None,
             tp=1,
+            ep=1,
         )
-        settings: dict[str, Any] = {"prompt": 1024, "cached": 1.0, "tier": "dram", "tp": 1}
+        settings: dict[str, Any] = {"prompt": 1024, "cached": 1.0, "tier": "dram", "tp": 1, "ep": 1}
         return blank.to(label, plain, **names, **settings)
     job = replace(
         question.workload, batch_size=8, prompt_tokens=512, gen_tokens=1, n_batches=1, kv_bits=None
@@ -280,6 +290,7 @@ def safe(asking: Asking) -> Asking:
         schedule="row",
         changes=Changes(),
         tp=1,
+        ep=1,
     )
     settings = {
         "batch": 8,
@@ -291,6 +302,7 @@ def safe(asking: Asking) -> Asking:
         "gpus": 1,
         "memory": None,
         "tp": 1,
+        "ep": 1,
     }
     return blank.to(label, plain_one, **names, **settings)
 

@@ -18,6 +18,7 @@ from sim.machine.what_if import in_dtype_of
 from sim.model.spec import ModelSpec
 from sim.progress import Part, Progress, Silent
 from sim.service import (
+    PLANNED,
     SERVICE_POLICIES,
     Engine,
     RequestTrace,
@@ -33,7 +34,7 @@ from sim.service import (
     simulate_service,
 )
 
-POLICIES = tuple(policy for policy in SERVICE_POLICIES if policy != "compute-only")
+POLICIES = tuple(policy for policy in SERVICE_POLICIES if policy not in ("compute-only", *PLANNED))
 """Policies that use the cache; computing every hit is a cache of size 0."""
 
 GENERATED_FILE = "trace.jsonl.gz"

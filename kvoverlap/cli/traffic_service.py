@@ -11,14 +11,18 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from kvoverlap.cli.options import Bytes, CachedKvBits, Count, Decimal, cached_kv_bits
+from kvoverlap.cli.options import Bytes, CachedKvBits, Count, Decimal, Runtime, cached_kv_bits
 from kvoverlap.cli.output import print_json, progress, say, table
-from sim.errors import BadInput
+from planner.restore.service import make_service
+from sim.catalog import find_runtime
+from sim.errors import BadInput, UnknownName
 from sim.files import write_bytes
+from sim.graph.jobs import CACHED_DATA, KV, KV_AND_X
 from sim.machine.profile import HardwareProfile
 from sim.model.spec import ModelSpec
 from sim.progress import Part, Progress
 from sim.service import (
+    PLANNED,
     Engine,
     Outcome,
     RequestTrace,
@@ -57,13 +61,25 @@ class ServiceOptions:
         Bytes | None, Parameter(help="Storage across the network that all instances share.")
     ] = None
     policy: Annotated[
-        str, Parameter(help="How a hit outside GPU memory is restored: load-only or two-ended.")
+        str,
+        Parameter(
+            help="How a hit outside GPU memory is restored: load-only, two-ended, lp, layer-wise, "
+            "joint or compute-only, as `kvoverlap restore` has them."
+        ),
     ] = "load-only"
+    runtime: Runtime = None
+    cached_data: Annotated[
+        str,
+        Parameter(
+            help="What is stored of a block. kv: K and V, as serving runtimes do. kv+x: the "
+            "attention inputs X too, from which layer-wise and joint may project K and V."
+        ),
+    ] = KV
     load_order: Annotated[
         str,
         Parameter(
-            help="Which restore gets the link next: fcfs, the first admitted; gain, the one with "
-            "the fewest tokens left to load."
+            help="Who gets the link and the GPU next: fcfs, the first admitted; gain, who needs "
+            "the least of them, unless that delays the slowest tenth."
         ),
     ] = "fcfs"
     cache_eviction: Annotated[
@@ -76,6 +92,13 @@ class ServiceOptions:
             "memory evicts it."
         ),
     ] = "through"
+    preemption: Annotated[
+        str,
+        Parameter(
+            help="If GPU memory runs out while requests decode, the last one admitted is computed "
+            "again (recompute) or copied to the host and back (swap)."
+        ),
+    ] = "recompute"
     exclusive: Annotated[
         bool,
         Parameter(help="A tier gets what the tier above it evicts, not all that is stored there."),
@@ -102,6 +125,8 @@ class ServiceOptions:
 
     def of(self, model: ModelSpec, hardware: HardwareProfile, block_tokens: int) -> Service:
         """The service, with its tiers in blocks."""
+        if self.cached_data not in CACHED_DATA:
+            raise UnknownName("cached data", self.cached_data, CACHED_DATA)
         tiers = {"dram": self.host_cache, "ssd": self.ssd_cache, "net": self.net_cache}
         settings = ServiceSettings(
             engine=Engine(
@@ -110,7 +135,9 @@ class ServiceOptions:
                 store=self.store,
                 inclusive=not self.exclusive,
                 max_batch=self.max_batch,
+                preemption=self.preemption,
             ),
+            with_x=self.cached_data == KV_AND_X,
             tier_bytes={name: size for name, size in tiers.items() if size},
             kv_bits=cached_kv_bits(self.kv_bits, model),
             chunk_tokens=self.chunk,
@@ -119,7 +146,8 @@ class ServiceOptions:
             instances=self.instances,
             routing=self.routing,
         )
-        return settings.service(model, hardware, block_tokens)
+        runtime = None if self.runtime is None else find_runtime(self.runtime)
+        return make_service(settings, model, hardware, block_tokens, runtime)
 
 
 ONE_INSTANCE = ServiceOptions()
@@ -142,16 +170,19 @@ def serve_trace(
     if output is not None and not find_spec("pyarrow"):
         raise BadInput("-o writes Parquet, which needs pyarrow: pip install 'kvoverlap[sweep]'.")
     service = options.of(model, hardware, trace.block_tokens)
+    plain = service
+    if service.costs.with_x:
+        plain = replace(options, cached_data=KV).of(model, hardware, trace.block_tokens)
     with progress("traffic") as bar:
         if sizes is None:
-            outcomes = _policies(service, trace, bar)
+            outcomes = _policies(service, plain, trace, bar)
         else:
             outcomes = _by_size(service, trace, sizes, bar)
     found = {
         name: answer(one, options.ttft_slo, options.tpot_slo) for name, one in outcomes.items()
     }
     if output is not None:
-        chosen = outcomes[service.engine.policy if sizes is None else list(outcomes)[-1]]
+        chosen = outcomes[_run_name(service) if sizes is None else list(outcomes)[-1]]
         write_bytes(output, _table_of(chosen))
     price = _prices(options, outcomes, found)
     if json:
@@ -162,22 +193,33 @@ def serve_trace(
         say(f"\nrequests written to {output}")
 
 
-def _policies(service: Service, trace: RequestTrace, bar: Progress) -> dict[str, Outcome]:
-    """Outcomes of the service, and of what it is compared with."""
-    engine, costs = service.engine, service.costs
+def _policies(
+    service: Service, plain: Service, trace: RequestTrace, bar: Progress
+) -> dict[str, Outcome]:
+    """Outcomes of the service, and of what it is compared with.
+
+    Args:
+        plain: the service if it stores K and V only, as the policies do that project nothing.
+    """
+    engine, costs = plain.engine, plain.costs
     free = ServiceCosts(
         costs.model, costs.hardware, costs.chunk_tokens, costs.io_chunk_tokens, costs.kv_bits, True
     )
+    loads = replace(engine, policy="load-only", by_layer=False)
     runs = {
-        NO_OFFLOAD: replace(service, engine=replace(engine, policy="compute-only")),
-        "load-only": replace(service, engine=replace(engine, policy="load-only")),
-        engine.policy: service,
-        FREE_COPIES: replace(service, costs=free, engine=replace(engine, policy="load-only")),
+        NO_OFFLOAD: replace(plain, engine=replace(loads, policy="compute-only")),
+        "load-only": replace(plain, engine=loads),
+        _run_name(service): service,
+        FREE_COPIES: replace(plain, costs=free, engine=loads),
     }
     runs.pop("compute-only", None)
     if not service.tier_blocks:
-        runs = {engine.policy: service}
+        runs = {_run_name(service): service}
     return _run(runs, trace, bar)
+
+
+def _run_name(service: Service) -> str:
+    return "by layer" if service.engine.by_layer else service.engine.policy
 
 
 def _by_size(
@@ -237,6 +279,7 @@ def _answer(
         "tp": costs.model.tensor_parallel,
         "instances": service.instances,
         "policy": service.engine.policy,
+        "cached_data": KV_AND_X if costs.with_x else KV,
         "requests": len(trace),
         "skipped_lines": trace.skipped,
         "block_tokens": trace.block_tokens,
@@ -278,6 +321,9 @@ def _print(
         f"blocks of {trace.block_tokens} tokens, {one / 1e6:,.1f} MB: GPU memory {blocks:,}"
         f"{', ' if tiers else ''}{', '.join(tiers)} of each instance"
     )
+    if service.engine.policy in PLANNED:
+        stored = "K, V and X" if costs.with_x else "K and V, and so projects nothing from X"
+        say(f"{service.engine.policy} stores {stored}")
     for name, run in found.items():
         if run.overloaded:
             say(f"overload, {name}: {run.arrivals_over_served:.2f} requests arrive for each served")

@@ -164,8 +164,9 @@ def _problem(job: Job[Workload], options: PlanOptions) -> DecodeProblem:
 def _choice_plan(planner: DecodePlanner, policy: str, choice: DecodeChoice) -> DecodePlan:
     """The plan of a split with its resident data."""
     problem = planner.problem
-    timeline = problem.simulate(choice.split, choice.residency)
-    problem.check_fits(timeline.graph)
+    timeline = problem.timeline(choice)
+    if not problem.holds(timeline.graph):
+        problem.check_fits(replicate(timeline.graph, problem.alike(timeline.graph)))
     if policy == "lp":
         worth = sensitivities(problem, DecodeProblem.program, planner.relaxation)
     else:
@@ -215,9 +216,14 @@ def _plan(
     lp_objective_s: float,
     worth: tuple[Sensitivity, ...],
 ) -> DecodePlan:
-    """The plan with its bound and the makespan of every policy."""
-    problem, graph, best = planner.problem, timeline.graph, planner.best
-    estimates = [problem.costs.estimate(task) for task in graph.tasks]
+    """The plan with its bound and the makespan of every policy.
+
+    Args:
+        timeline: of all GPUs, or of one if all do the same.
+    """
+    problem, best = planner.problem, planner.best
+    gpus = problem.alike(timeline.graph)
+    estimates = [problem.costs.estimate(task) for task in timeline.graph.tasks]
     return DecodePlan(
         policy=policy,
         schedule=problem.schedule,
@@ -236,8 +242,8 @@ def _plan(
         sensitivities=worth,
         bottleneck=bottleneck(worth),
         source=weakest(*(estimate.source for estimate in estimates)),
-        out_of_range_tasks=sum(not estimate.in_range for estimate in estimates),
-        graph_sha256=graph.sha256,
+        out_of_range_tasks=gpus * sum(not estimate.in_range for estimate in estimates),
+        graph_sha256=replicate(timeline.graph, gpus).sha256,
         gpus=problem.gpus,
         resident_x_tokens=choice.residency.x_tokens if any(choice.residency.x_tokens) else (),
         resident_weight_layers=choice.residency.weight_layers,
@@ -246,7 +252,7 @@ def _plan(
 
 
 def _simulated_s(problem: DecodeProblem, choice: DecodeChoice) -> float:
-    return problem.simulate(choice.split, choice.residency).makespan_s
+    return problem.timeline(choice).makespan_s
 
 
 def _offloaded(planner: DecodePlanner) -> Offloaded:
@@ -273,12 +279,11 @@ def _other_systems(problem: DecodeProblem) -> dict[str, float]:
     for policy in ("resident", *other_systems):
         with suppress(DoesNotFit, NotMeasured):
             if policy == "resident":
-                choice = problem.choice_of(policy)
-                timeline = problem.simulate(choice.split, choice.residency)
+                timeline = problem.timeline(problem.choice_of(policy))
             else:
                 timeline = simulate_other_system(problem, policy)
-            problem.check_fits(timeline.graph)
-            found[policy] = timeline.makespan_s
+            if problem.holds(timeline.graph):
+                found[policy] = timeline.makespan_s
     return found
 
 

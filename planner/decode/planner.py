@@ -25,8 +25,7 @@ from planner.decode.rounding import (
 from planner.decode.split import DecodeChoice, Residency
 from planner.lp.costs import SIZED_OPS
 from planner.lp.memory import MemoryBudget, check_any_fits
-from sim.engine.api import simulate
-from sim.engine.sharing import representative_machine
+from planner.lp.schedule import Relaxation
 from sim.errors import DoesNotFit, Infeasible
 from sim.graph.tasks import STAGING_SLOTS
 from sim.lanes import COMPUTE, H2D
@@ -57,11 +56,12 @@ class DecodePlanner:
             model.layer_context(at, past) if model.splits(at) else 0 for at in range(model.n_layers)
         ]
         nothing = Residency.nothing(model)
-        ends = (
+        ends = [
             problem.shortened([row], nothing, [past]) for row in ([0] * model.n_layers, attended)
-        )
-        loaded, recomputed = (replicate(graph, problem.gpus) for graph in ends)
-        check_any_fits(loaded, recomputed, problem.hardware)
+        ]
+        if not all(map(problem.holds, ends)):
+            loaded, recomputed = (replicate(graph, problem.gpus) for graph in ends)
+            check_any_fits(loaded, recomputed, problem.hardware)
         try:
             return problem.program().solve()
         except Infeasible:  # only memory can be in the way of a schedule
@@ -161,17 +161,7 @@ class DecodePlanner:
 
     def _planned_makespan_s(self, split: Sequence[Sequence[int]], residency: Residency) -> float:
         """Simulated makespan of the planned steps; infinite if they do not fit the memory."""
-        problem = self.problem
-        if problem.covers_all_steps and problem.gpus == 1:
-            return problem.makespan_s(DecodeChoice(list(map(list, split)), residency))
-        graph = problem.shortened(split, residency)
-        together = replicate(graph, problem.gpus)
-        if not problem.fits(together):
-            return inf
-        seen = representative_machine(problem.hardware, problem.gpus)
-        if seen is not None:
-            return simulate(graph, seen, problem.engine).makespan_s
-        return simulate(together, problem.hardware, problem.engine).makespan_s
+        return self.problem.planned_s(split, residency)
 
     def _whole_residency(self, relaxed: Relaxation) -> Residency:
         """The LP's resident data in whole tokens, rounded down; X only of recomputed tokens."""

@@ -17,7 +17,7 @@ from planner.lp.memory import MemoryBudget
 from sim.cost.model import CostModel
 from sim.engine.api import simulate
 from sim.engine.launch import launch_times
-from sim.engine.sharing import streaming_share
+from sim.engine.sharing import representative_machine, streaming_share
 from sim.errors import BadInput, DoesNotFit, UnknownName
 from sim.graph.jobs import Workload
 from sim.graph.memory import Footprint, check_fits, footprint
@@ -154,23 +154,55 @@ class DecodeProblem:
         return {}
 
     @cached_property
-    def _makespans_s(self) -> dict[tuple[tuple[tuple[int, ...], ...], Residency], float]:
-        return {}
+    def seen(self) -> HardwareProfile | None:
+        """The machine as seen by one of the GPUs; None if their uplinks differ."""
+        alone = self.gpus == 1
+        return self.hardware if alone else representative_machine(self.hardware, self.gpus)
 
-    def simulate(self, split: Split, residency: Residency | None = None) -> Timeline:
-        """The predicted timeline of the whole job; each choice is simulated once."""
-        residency = residency or self.least_resident
+    def timeline(self, choice: DecodeChoice) -> Timeline:
+        """The timeline of one GPU if all do the same at the same times, else of all.
+
+        Each choice is simulated once.
+        """
+        split, residency = choice.split, choice.residency
         key = (tuple(map(tuple, split)), residency)
         if key not in self._timelines:
-            together = replicate(self._whole_graph(split, residency), self.gpus)
-            self._timelines[key] = simulate(together, self.hardware, self.engine)
+            self._timelines[key] = self._simulated(self._whole_graph(split, residency))
         return self._timelines[key]
 
     def _whole_graph(self, split: Split, residency: Residency) -> TaskGraph:
         """The graph of the whole job on one GPU."""
         if self.covers_all_steps:
             return self.shortened(split, residency)
-        return lower(self.schedule, self.model, self.workload, split, None, residency)
+        key = (tuple(map(tuple, split)), residency, None)
+        if key not in self._graphs:
+            made = lower(self.schedule, self.model, self.workload, split, None, residency)
+            self._graphs[key] = made
+        return self._graphs[key]
+
+    def _simulated(self, graph: TaskGraph) -> Timeline:
+        """The timeline of one GPU's graph, as `timeline`."""
+        if self.seen is not None:
+            return simulate(graph, self.seen, self.engine)
+        return simulate(replicate(graph, self.gpus), self.hardware, self.engine)
+
+    def simulate(self, split: Split, residency: Residency | None = None) -> Timeline:
+        """The predicted timeline of the whole job on all GPUs."""
+        one = self.timeline(DecodeChoice([*map(list, split)], residency or self.least_resident))
+        gpus = self.alike(one.graph)
+        whole = replicate(one.graph, gpus)
+        return one if gpus == 1 else Timeline(whole, one.start_s * gpus, one.end_s * gpus)
+
+    def alike(self, graph: TaskGraph) -> int:
+        """GPUs that a graph of one of them stands for; 1 if it is of all."""
+        return self.gpus // graph.n_devices
+
+    def planned_s(self, split: Split, residency: Residency) -> float:
+        """Simulated makespan of the planned steps; infinite if they do not fit the memory."""
+        if self.covers_all_steps:
+            return self.makespan_s(DecodeChoice([*map(list, split)], residency))
+        graph = self.shortened(split, residency)
+        return self._simulated(graph).makespan_s if self.fits(graph) else inf
 
     def choice_of(self, policy: str) -> DecodeChoice:
         """The choice of a policy that needs no search; the same for all in unified memory."""
@@ -184,14 +216,8 @@ class DecodeProblem:
 
     def makespan_s(self, choice: DecodeChoice) -> float:
         """Simulated makespan; infinite if the choice does not fit the memory."""
-        key = (tuple(map(tuple, choice.split)), choice.residency)
-        if key not in self._makespans_s:
-            graph = self._whole_graph(choice.split, choice.residency)
-            fits = self.fits(replicate(graph, self.gpus))
-            self._makespans_s[key] = (
-                self.simulate(choice.split, choice.residency).makespan_s if fits else inf
-            )
-        return self._makespans_s[key]
+        fits = self.fits(self._whole_graph(choice.split, choice.residency))
+        return self.timeline(choice).makespan_s if fits else inf
 
     def shortened(
         self, split: Split, residency: Residency, contexts: Sequence[int] | None = None
@@ -231,11 +257,15 @@ class DecodeProblem:
         return not limited and budget.max_staged_tokens >= self.workload.max_tokens
 
     def fits(self, graph: TaskGraph) -> bool:
-        """Whether the machine has the memory of a graph of this job."""
-        if self.everything_fits and not self.keep and not self.all_resident:
-            return True
+        """Whether the machine has the memory of a graph of this job, of one or of all GPUs."""
+        usual = self.everything_fits and not self.keep and not self.all_resident
+        return usual or self.holds(graph)
+
+    def holds(self, graph: TaskGraph) -> bool:
+        """Whether memory holds a graph, of one or of all GPUs, by its own footprint."""
         need, memory = footprint(graph), self.hardware.memory
-        return need.device_bytes <= memory.job_device_bytes and need.host_bytes <= memory.host_bytes
+        host_bytes = need.host_bytes * self.alike(graph)
+        return need.device_bytes <= memory.job_device_bytes and host_bytes <= memory.host_bytes
 
     def check_fits(self, graph: TaskGraph) -> Footprint:
         """The memory footprint of a graph that fits the machine.

@@ -17,6 +17,7 @@ from sim.graph.jobs import RestoreRequest
 from sim.graph.loads import Loads
 from sim.graph.tasks import LANE_OF_OP, Task, TaskGraph
 from sim.lanes import DISK, LANE_OF_TIER
+from sim.model.attention import Span
 from sim.model.operations import compute_flops, prefill_attention_flops, product_flops
 from sim.model.spec import ModelSpec
 
@@ -73,6 +74,8 @@ def split_graph(model: ModelSpec, request: RestoreRequest, split: RestoreSplit) 
 
 
 Range = tuple[int, int]
+Part = tuple[int, Span]
+"""Kind and span of a layer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +100,8 @@ class _Lowering:
         self.tier_lane = LANE_OF_TIER.get(request.tier)
         self.tasks: list[Task] = []
         self.staged: list[str] = []
+        self._parts: dict[tuple[int, int], tuple[tuple[Part, int], ...]] = {}
+        self._part_flops: dict[tuple[Part, int, int], int] = {}
         kinds = range(len(model.kinds))
         self.product_flops = [product_flops(model, kind) for kind in kinds]
         self.project_flops = [compute_flops("recompute", 1, 1, model, 1, kind) for kind in kinds]
@@ -170,17 +175,29 @@ class _Lowering:
                 self.prefill(_Block(start, stop, layer), (arrived,) if arrived else ())
 
     def prefill(self, block: _Block, deps: tuple[str, ...] = (), claim: str = "") -> None:
-        model, flops = self.model, 0
-        layers = range(block.layer, block.layer + block.layers)
-        parts = Counter((model.kind_of[layer], model.span(layer)) for layer in layers)
-        for (kind, span), count in parts.items():
-            attention = model.kinds[kind].attention
-            one = prefill_attention_flops(attention, block.start, block.n_tokens, span)
-            flops += count * (block.n_tokens * self.product_flops[kind] + one)
+        flops = self._prefill_flops(block)
         name = f"prefill.{block.start}"
         if block.layers < self.model.n_layers:
             name = f"L{block.layer}.{name}"
         self._add(name, "prefill", block, deps=deps, flops=flops, claim=claim)
+
+    def _prefill_flops(self, block: _Block) -> int:
+        """FLOPs of a prefill; layers of one kind and span have the same, which are counted once."""
+        where = block.layer, block.layers
+        if where not in self._parts:
+            layers = range(block.layer, block.layer + block.layers)
+            counted = Counter((self.model.kind_of[at], self.model.span(at)) for at in layers)
+            self._parts[where] = tuple(counted.items())
+        flops = 0
+        for part, count in self._parts[where]:
+            key = part, block.start, block.stop
+            if key not in self._part_flops:
+                kind, span = part
+                attention = self.model.kinds[kind].attention
+                scores = prefill_attention_flops(attention, block.start, block.n_tokens, span)
+                self._part_flops[key] = block.n_tokens * self.product_flops[kind] + scores
+            flops += count * self._part_flops[key]
+        return flops
 
     def project(self, block: _Block, loaded: str) -> None:
         """K and V of tokens from their X."""

@@ -1,4 +1,4 @@
-"""Plans of the restores in a service, and the engine of a runtime that serves."""
+"""Services whose restores are planned, or done as a runtime does them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from sim.lanes import COMPUTE, H2D
 from sim.machine.profile import HardwareProfile
 from sim.machine.runtime import Runtime
 from sim.model.spec import ModelSpec
-from sim.service import PLANNED, Engine, ServiceCosts, SoloRestore
+from sim.service import PLANNED, Engine, Service, ServiceCosts, ServiceSettings, SoloRestore
+
+LOAD_ONLY = "load-only"
 
 
 class ServicePlans:
@@ -70,28 +72,40 @@ def plans_of(costs: ServiceCosts, engine: Engine) -> ServicePlans | None:
     return None
 
 
-def runtime_service(
-    runtime: Runtime, hardware: HardwareProfile, model: ModelSpec, engine: Engine
-) -> tuple[HardwareProfile, Engine]:
-    """The machine as a runtime drives it, and the engine with the runtime's order of loads.
+def make_service(
+    settings: ServiceSettings,
+    model: ModelSpec,
+    hardware: HardwareProfile,
+    block_tokens: int,
+    runtime: Runtime | None = None,
+) -> Service:
+    """The service of some settings, with the plans that its policy needs.
 
-    Host time around a request is the engine's, because it uses no GPU.
+    Args:
+        model: one GPU's part.
+        block_tokens: of the trace.
+        runtime: does the loads, with its copies, token budget and host time. That around a request
+            uses no GPU and delays only the request.
 
     Raises:
         BadInput: the runtime serves no prefixes.
+        KvOverlapError: as `ServiceSettings.service`.
     """
-    if not runtime.serves:
-        raise BadInput(
-            f"--runtime {runtime.name} keeps no cache of prefixes for later requests; use vllm, "
-            "lmcache or sglang-hicache."
+    if runtime is not None:
+        if not runtime.serves and not runtime.plans_itself:
+            raise BadInput(
+                f"--runtime {runtime.name} keeps no cache of prefixes for later requests; use "
+                "vllm, lmcache or sglang-hicache."
+            )
+        engine = replace(
+            settings.engine,
+            policy=settings.engine.policy if runtime.plans_itself else LOAD_ONLY,
+            by_layer=runtime.restore.value == "by-layer",
+            request_s=runtime.request_s.value,
+            decode_s=runtime.step_s.value,
         )
-    at_once = replace(runtime.request_s, value=0.0)
-    driven = restore_machine(replace(runtime, request_s=at_once), hardware, model)
-    policy = engine.policy if runtime.plans_itself else "load-only"
-    return driven, replace(
-        engine,
-        policy=policy,
-        by_layer=runtime.restore.value == "by-layer",
-        request_s=runtime.request_s.value,
-        decode_s=runtime.step_s.value,
-    )
+        budget = int(runtime.step_tokens.value) or settings.chunk_tokens
+        settings = replace(settings, engine=engine, chunk_tokens=budget)
+        at_once = replace(runtime, request_s=replace(runtime.request_s, value=0.0))
+        hardware = restore_machine(at_once, hardware, model)
+    return settings.service(model, hardware, block_tokens, plans_of)

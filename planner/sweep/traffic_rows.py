@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from planner.restore.service import make_service
 from planner.sweep.machines import machine_of, model_of
 from planner.sweep.traces import generated_requests, request_trace
 from sim.errors import BadInput
@@ -76,7 +77,7 @@ def traffic_row(values: Mapping[str, Any]) -> dict[str, Any]:
         instances=values["instances"],
         routing=values["routing"],
     )
-    service = settings.service(model, hardware, trace.block_tokens)
+    service = make_service(settings, model, hardware, trace.block_tokens)
     outcome = simulate_service(service, trace)
     found = answer(outcome, values.get("ttft_slo"), values.get("tpot_slo"))
     block = service.block_bytes(trace.block_tokens)

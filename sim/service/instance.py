@@ -21,7 +21,7 @@ from sim.service.loader import Active
 from sim.service.plans import SoloRestore
 from sim.service.pools import NextUse, Tier
 from sim.service.restores import Demand, Others, Restorer
-from sim.service.scheduling import GAIN, LOAD_ONLY, ON_EVICTION, SWAP, THROUGH, Engine
+from sim.service.scheduling import GAIN, ON_EVICTION, SWAP, THROUGH, Engine
 from sim.service.traces import RequestTrace
 
 
@@ -161,7 +161,7 @@ class Instance:
                         left -= self._take(one, min(left, one.stop - one.front), parts)
                     continue
                 if not one.claimed or one.load_end_s > now_s:
-                    if not self._follows(one):
+                    if not self.restorer.follows(one):
                         restores.append(one)
                         continue
                     loaded_s = max(loaded_s, self._follow(one, left))
@@ -173,7 +173,8 @@ class Instance:
             if left <= 0:
                 break
             if one.layered:
-                if self._in_time(one, min(left, one.total - one.cached), now_s):
+                only = not self.step and not self.decoding
+                if only or self.restorer.in_time(one, left, now_s):
                     loaded_s = max(loaded_s, self._follow(one, left))
                     left -= self._take(one, min(left, one.total - one.front), parts)
             elif one.stop is None and not one.claimed:
@@ -187,10 +188,6 @@ class Instance:
         ends = [one.load_end_s for one in self.prompts if one.front < one.cached and one.claimed]
         return Others(self.load == 1, len(self.step) + len(self.queue), ends)
 
-    def _follows(self, one: Active) -> bool:
-        """Whether a step waits for the loads of a restore, layer by layer."""
-        return one.layered and self.engine.policy == LOAD_ONLY
-
     def _follow(self, one: Active, left: int) -> float:
         """Let a step that has room begin before a restore's loads end; returns their end."""
         if left <= 0:
@@ -198,16 +195,6 @@ class Instance:
         self.loader.commit(one)
         one.front = one.cached
         return one.load_end_s
-
-    def _in_time(self, one: Active, n_tokens: int, now_s: float) -> bool:
-        """Whether the layers' loads arrive before a step gets to them, or it is all there is."""
-        if not self.step and not self.decoding:
-            return True
-        if not one.claimed:
-            return False
-        costs, layers = self.costs, self.costs.model.n_layers
-        step_s = costs.prefill_s(one.cached + n_tokens) - costs.prefill_s(one.cached)
-        return one.load_end_s - now_s <= step_s * (layers - 1) / layers
 
     def _load_the_rest(self) -> None:
         """With nothing else to do, restores for which computing does not pay only load."""

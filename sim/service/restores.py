@@ -189,24 +189,26 @@ class Restorer:
         one.layered = False
 
     def _meet(self, one: Active, demand: Demand | None, now_s: float) -> None:
-        """Both ends, but all computed if even then all requests wait less than for the link."""
-        if demand is not None:
-            hit = one.cached - one.front
-            if self._cost_s(one, hit, demand, now_s) < self._cost_s(one, 0, demand, now_s):
-                self._compute(one)
-                return
-        self._load(one, None)
+        """Both ends, but all computed if no part of it is worth the wait for the link."""
+        if demand is not None and self._best_count(one, demand, now_s) == one.cached - one.front:
+            self._compute(one)
+        else:
+            self._load(one, None)
 
     def _split(self, one: Active, demand: Demand, now_s: float) -> None:
         """The first tokens computed, as many as delay all requests least; the others loaded."""
-        hit = one.cached - one.front
-        parts = range(PARTS + 1) if self._engine.policy != "layer-wise" else (0, PARTS)
-        counts = [hit * part // PARTS for part in parts]
-        best = min(counts, key=lambda count: self._cost_s(one, count, demand, now_s))
-        if best == hit:
+        best = self._best_count(one, demand, now_s)
+        if best == one.cached - one.front:
             self._compute(one)
         else:
             self._load(one, one.front + best)
+
+    def _best_count(self, one: Active, demand: Demand, now_s: float) -> int:
+        """How many tokens of a hit to compute so that all requests wait least."""
+        hit = one.cached - one.front
+        parts = range(PARTS + 1) if self._engine.policy != "layer-wise" else (0, PARTS)
+        counts = [hit * part // PARTS for part in parts]
+        return min(counts, key=lambda count: self._cost_s(one, count, demand, now_s))
 
     def _cost_s(self, one: Active, count: int, demand: Demand, now_s: float) -> float:
         """Time to the first token if `count` cached tokens are computed, and of others' delay."""
@@ -255,6 +257,19 @@ class Restorer:
         step = min(left, self._costs.chunk_tokens)
         step_s = self._costs.prefill_s(one.front + step) - self._costs.prefill_s(one.front)
         return left > 0 and self.loader.wait_s(now_s) > step_s
+
+    def follows(self, one: Active) -> bool:
+        """Whether a step waits for the loads of a restore, layer by layer."""
+        return one.layered and self._engine.policy == LOAD_ONLY
+
+    def in_time(self, one: Active, room: int, now_s: float) -> bool:
+        """Whether the loads of each layer arrive before a step with so much room gets to it."""
+        if not one.claimed:
+            return False
+        costs, layers = self._costs, self._costs.model.n_layers
+        stop = min(one.total, one.cached + room)
+        step_s = costs.prefill_s(stop) - costs.prefill_s(one.cached)
+        return one.load_end_s - now_s <= step_s * (layers - 1) / layers
 
     def _token_s(self, one: Active) -> float:
         """Time in which one more token of a restore arrives."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from sim.machine.profile import HardwareProfile
 from sim.model.spec import ModelSpec
 from sim.service.costs import ServiceCosts
+from sim.service.plans import RestorePlans
 from sim.service.scheduling import Engine
 from sim.service.service import Service
 
@@ -21,6 +23,7 @@ class ServiceSettings:
         kv_bits: of a cached value outside GPU memory.
         chunk_tokens, io_chunk_tokens: of an engine step, and of one load.
         eviction, instances, routing: as `Service` has them.
+        with_x: X is stored with K and V.
     """
 
     engine: Engine
@@ -31,23 +34,33 @@ class ServiceSettings:
     eviction: str = "lru"
     instances: int = 1
     routing: str = "round-robin"
+    with_x: bool = False
 
-    def service(self, model: ModelSpec, hardware: HardwareProfile, block_tokens: int) -> Service:
+    def service(
+        self,
+        model: ModelSpec,
+        hardware: HardwareProfile,
+        block_tokens: int,
+        plans_of: Callable[[ServiceCosts, Engine], RestorePlans | None] | None = None,
+    ) -> Service:
         """The service on a machine, with its tiers in blocks.
 
         Args:
             model: one GPU's part.
             block_tokens: of the trace.
+            plans_of: makes the plans of the policies that need some.
 
         Raises:
             KvOverlapError: as `ServiceCosts` and `Service`.
         """
         chunks = self.chunk_tokens, self.io_chunk_tokens
+        costs = ServiceCosts(model, hardware, *chunks, self.kv_bits, with_x=self.with_x)
         service = Service(
-            costs=ServiceCosts(model, hardware, *chunks, self.kv_bits),
+            costs=costs,
             engine=self.engine,
             eviction=self.eviction,
             instances=self.instances,
             routing=self.routing,
+            plans=plans_of(costs, self.engine) if plans_of is not None else None,
         )
         return service.with_tiers(self.tier_bytes, block_tokens)

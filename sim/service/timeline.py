@@ -12,6 +12,7 @@ from sim.progress import Progress
 from sim.service.costs import ServiceCosts
 from sim.service.instance import Instance
 from sim.service.loader import Active, Loader
+from sim.service.plans import SoloRestore
 from sim.service.service import Service
 from sim.service.simulate import simulate_service
 from sim.service.traces import RequestTrace
@@ -129,12 +130,13 @@ class Watch:
         if start_s > self.end_s:
             raise _Past
         computed = dict.fromkeys((RESTORE, PREFILL), 0)
+        booked_s = self.loaders[number].take_booked_s()
         for one, n_tokens in instance.step:
-            restores = one.front - n_tokens < one.cached
+            restores = booked_s is not None or one.front - n_tokens < one.cached
             computed[RESTORE if restores else PREFILL] += n_tokens
             self.instance_of[one.request] = number
             if restores:
-                self.restored(one, end_s)
+                self.restored(one, end_s if booked_s is None else booked_s)
         kind = max(computed, key=computed.__getitem__) if instance.step else DECODE
         tokens, decoding = sum(computed.values()), len(instance.decoding)
         self.add(WorkSpan(number, COMPUTE, kind, start_s, end_s, tokens, decoding))
@@ -180,6 +182,21 @@ class _NotedLoader(Loader):
 
     watch: Watch
     number: int
+    booked_s: float | None = None
+    """End of the copies of a planned restore, whose step is yet to be noted."""
+
+    def take_booked_s(self) -> float | None:
+        booked_s, self.booked_s = self.booked_s, None
+        return booked_s
+
+    def book(self, solo: SoloRestore, now_s: float) -> None:
+        super().book(solo, now_s)
+        self.booked_s = now_s + solo.link_end_s
+        for lane, seconds in solo.busy_s:
+            if lane != COMPUTE and seconds:
+                begin_s = self.booked_s - seconds if lane == H2D else now_s
+                span = WorkSpan(self.number, lane, RESTORE, begin_s, begin_s + seconds, 0)
+                self.watch.add(span)
 
     def start(self, start_s: float) -> None:
         one, before = self.chosen(start_s), dict(self.busy_s)

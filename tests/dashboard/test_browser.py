@@ -173,6 +173,23 @@ def test_a_moved_slider_changes_the_number_and_the_address(page, address):
     assert page.locator("h2").first.inner_text() == after, "the address is a link to the view"
 
 
+def test_back_returns_to_the_earlier_settings_also_of_another_page(page, address):
+    visit(page, f"{address}/plan?model=opt-125m&batch=4&prompt=256")
+    slider = page.get_by_role("slider", name="Batch (sequences)")
+    slider.focus()
+    page.keyboard.press("ArrowRight")
+    page.wait_for_url("**batch=6*")
+    resolve(page)
+    page.get_by_role("link", name="What-if", exact=True).click()
+    arrive(page, "What-if")
+    page.wait_for_url("**what_if*batch=6*")
+    for batch in (6, 4):
+        page.go_back()
+        page.wait_for_url(f"**/plan?*batch={batch}*")
+        page.get_by_text(f"batch {batch},").first.wait_for()
+        resolve(page)
+
+
 def test_an_edited_trace_changes_the_answer_and_the_address(page, address):
     visit(page, f"{address}/restore?view=Availability&prompt=4,096&policy=two-ended")
     adaptation = page.get_by_text("with the trace known in advance").first
@@ -256,7 +273,7 @@ def test_a_bad_file_is_refused_in_a_sentence_and_a_good_one_is_shown(page, addre
     good = folder / "runs" / "demo" / "cases" / "b2-s128-lp" / "measured.json.gz"
     upload.set_input_files(good)
     page.get_by_text("measured.json.gz is a recording.").wait_for()
-    page.get_by_role("link", name="Shown in Timeline").click()
+    page.get_by_role("link", name="Open in Timeline").click()
     arrive(page, "Timeline")
     chosen = page.get_by_role("combobox", name="Run").input_value()
     assert chosen == "measured.json.gz (uploaded)"

@@ -21,11 +21,14 @@ from builders import (
 from hypothesis import given
 from hypothesis import strategies as st
 
+import planner.decode.make
+import planner.decode.planner
+import planner.decode.problem
 from measure.run import run
 from planner import DecodePlan
-from planner.decode.lower import lower
+from planner.decode.lower import lower, replicate
 from planner.restore import RestorePlanner, machine_of_one_gpu
-from sim import find_hardware, find_model
+from sim import find_hardware, find_model, simulate
 from sim.errors import BadInput, DoesNotFit
 from sim.graph.jobs import RestoreRequest, Workload
 from sim.machine.all_reduce import AllReduce, AllReduceTable
@@ -201,3 +204,24 @@ def test_refusals():
     uneven = machine(uplinks=(Uplink("a", (0,), 1e3, 1e3), Uplink("b", (1,), 2e3, 2e3)))
     with pytest.raises(BadInput, match="uplinks of different rates"):
         make_plan(SIZED.shard(2), uneven, RestoreRequest(prompt_tokens=9, cached_tokens=8))
+
+
+@pytest.mark.parametrize("uplinks", [(), (Uplink("switch", tuple(range(4)), 3e9, 3e9),)])
+def test_gpus_that_do_the_same_are_simulated_once_with_the_times_of_all(uplinks, monkeypatch):
+    """The graph of all four is built for the plan's hash only."""
+    hardware = replace(machine(h2d=2e9, d2h=2e9), uplinks=uplinks)
+    sizes = []
+
+    def counted(graph, devices):
+        sizes.append(devices)
+        return replicate(graph, devices)
+
+    for module in (planner.decode.make, planner.decode.problem, planner.decode.planner):
+        monkeypatch.setattr(module, "replicate", counted)
+    job = Workload(2, 40, 2, kv_bits=8)  # no other system keeps a cache in 8 bits
+    plan = make_plan(SIZED.shard(4), hardware, job, keep=True)
+    assert sizes.count(4) == 1
+    whole = plan.lower()
+    assert (whole.n_devices, whole.sha256) == (4, plan.graph_sha256)
+    assert simulate(whole, hardware).makespan_s == pytest.approx(plan.makespan_s, rel=1e-12)
+    assert plan.simulate().makespan_s == pytest.approx(plan.makespan_s, rel=1e-12)

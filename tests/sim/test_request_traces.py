@@ -6,15 +6,24 @@ import gzip
 import json
 import random
 from contextlib import suppress
+from math import inf
 from statistics import fmean
 
 import pytest
 from builders import examples
 from hypothesis import given
 from hypothesis import strategies as st
+from services import BLOCK, tiny_service
 
 from sim.errors import BadFile, BadInput
-from sim.service import Traffic, read_trace, write_traffic
+from sim.service import (
+    RequestTrace,
+    Traffic,
+    hit_rates,
+    read_trace,
+    simulate_service,
+    write_traffic,
+)
 from sim.service.generate import generated_lines
 
 MOONCAKE = (
@@ -104,17 +113,96 @@ def test_a_bad_line_is_named_or_counted(tmp_path, line, sentence):
     assert (len(trace), trace.skipped) == (6, 1)
 
 
-def test_a_thousand_malformed_lines_are_counted(tmp_path):
-    chance, file = random.Random(1), tmp_path / "trace.jsonl"  # noqa: S311
-    good = MOONCAKE.splitlines()[0].encode()
-    lines = []
-    for _ in range(1000):
-        at = chance.randrange(len(good))
-        lines.append(good[:at] + chance.randbytes(3).replace(b"\n", b"") + good[at + 1 :])
-    file.write_bytes(b"\n".join([good, *lines]))
-    trace = read_trace(file, skip_bad=True)
-    assert len(trace) + trace.skipped >= 1001
-    assert trace.skipped > 900
+CSV_HEADER = "arrival_s,prompt_tokens,gen_tokens,prefix_group,prefix_tokens"
+CSV_LINE = "1.5,900,7,chat,512"
+ODD_VALUES = (
+    "",
+    "-1",
+    "1e999",
+    "NaN",
+    "null",
+    "[]",
+    "{}",
+    '"x"',
+    "true",
+    "9" * 400,
+    "0x10",
+    "\x00",
+)
+
+
+def mutated(good: str, chance: random.Random) -> str:
+    """A line with one thing wrong, or none."""
+    at, kind = chance.randrange(len(good)), chance.randrange(6)
+    if kind == 0:
+        return good[:at]
+    if kind == 1:
+        return good[:at] + chance.choice(ODD_VALUES) + good[at:]
+    if kind == 2:
+        return good[:at] + good[at + 1 :]
+    if kind == 3:
+        odd = chance.randbytes(3).decode("latin-1").replace("\n", "")
+        return good[:at] + odd + good[at + 1 :]
+    parts = good.split(",")
+    place = chance.randrange(len(parts))
+    if kind == 4:
+        name, colon, _ = parts[place].rpartition(":")
+        parts[place] = name + colon + chance.choice(ODD_VALUES)
+    else:
+        parts.pop(place)
+    return ",".join(parts)
+
+
+@pytest.mark.parametrize(
+    ("name", "first", "good"),
+    [
+        ("trace.jsonl", MOONCAKE.splitlines()[0], MOONCAKE.splitlines()[1]),
+        ("trace.csv", f"{CSV_HEADER}\n{CSV_LINE}", CSV_LINE),
+    ],
+    ids=["jsonl", "csv"],
+)
+def test_each_of_a_thousand_malformed_lines_is_named_or_counted(tmp_path, name, first, good):
+    chance, file = random.Random(1), tmp_path / name  # noqa: S311
+
+    def read(lines, skip_bad=False):
+        file.write_text("\n".join([first, *lines]), encoding="utf-8")
+        return read_trace(file, skip_bad=skip_bad)
+
+    lines = [mutated(good, chance) for _ in range(500)]
+    bad, n_good = [], 0
+    for number, line in enumerate(lines, start=2 + first.count("\n")):
+        try:
+            n_good += len(read([line])) - 1
+        except BadFile:
+            bad.append(number)
+    assert len(bad) > 250
+    with pytest.raises(BadFile, match=rf"{name}, line {bad[0]}: .* --skip-bad leaves it out"):
+        read(lines)
+    trace = read(lines, skip_bad=True)
+    assert (len(trace), trace.skipped) == (1 + n_good, len(bad))
+
+
+@examples(40)
+@given(
+    st.lists(
+        st.tuples(
+            st.floats(0, 3), st.integers(1, 120), st.integers(0, 9), st.lists(st.integers(0, 2))
+        ),
+        min_size=1,
+        max_size=12,
+    )
+)
+def test_whatever_is_read_can_be_served(requests):
+    """Block ids may be more or fewer than a prompt has blocks, and arrivals in any order."""
+    trace = RequestTrace(BLOCK)
+    for arrival_s, prompt, output, ids in requests:
+        trace.add(arrival_s, prompt, output, ids)
+    for policy in ("load-only", "two-ended"):
+        outcome = simulate_service(tiny_service(policy, gpu_blocks=12), trace)
+        assert len(outcome.served) + len(outcome.journal.rejected) == len(trace)
+        assert all(outcome.journal.finish_s[at] < inf for at in outcome.served)
+    rates = hit_rates(trace, [1, 4, 100])
+    assert all(0 <= one.hit_rate <= rates.ceiling <= 1 for one in rates.rates)
 
 
 @examples(60)

@@ -13,7 +13,16 @@ from builders import examples, tiny_model
 from hypothesis import given
 from hypothesis import strategies as st
 from restores import step_machine
-from services import BLOCK, request_traces, service_machine, services, tiny_service, with_blocks
+from services import (
+    BLOCK,
+    hit_ttft_s,
+    request_traces,
+    service_machine,
+    services,
+    tiny_service,
+    warm,
+    with_blocks,
+)
 
 from planner.restore import RestorePlanner
 from planner.restore.service import plans_of
@@ -48,29 +57,6 @@ def test_the_loop_gives_the_times_of_the_reference(service, trace):
     assert fast.stored_blocks == slow.stored_blocks
 
 
-def hit_ttft_s(costs, policy, tier, prompt, cached_blocks, block_tokens=512, engine=None):
-    """Time to first token of the only request, whose first blocks are in one tier."""
-    trace = RequestTrace(block_tokens)
-    trace.add(0.0, prompt, 1, [*range(-(-prompt // block_tokens))])
-    engine = engine or Engine(policy=policy)
-    service = Service(
-        costs=costs, engine=engine, tier_blocks={tier: 10**6}, plans=plans_of(costs, engine)
-    )
-    (one,), journal = service.build(trace)
-    for at in one.tiers:
-        at.pool.put([*trace.path(0)][:cached_blocks], [])
-    one.arrive(0)
-    now_s = 0.0
-    while journal.finish_s[0] == inf:
-        seconds = one.begin(now_s)
-        if seconds is None:
-            now_s = one.wake_s(now_s)
-        else:
-            now_s += seconds
-            one.end(now_s)
-    return journal.first_s[0]
-
-
 HITS = [
     ("h100-sxm+pcie5-x16", "llama-3.1-70b-fp8", 4, "dram"),
     ("h100-sxm+pcie5-x16", "llama-3.1-8b", 1, "net"),
@@ -101,7 +87,10 @@ def test_a_single_hit_takes_as_long_as_its_restore(hit, policy):
             cached = cached // 512 * 512
         request = costs.request(prompt, cached, tier)
         restored = RestorePlanner(spec, costs.hardware, request).choice(policy).ttft_s
-        found = hit_ttft_s(costs, policy, tier, prompt, blocks)
+        engine = Engine(policy=policy)
+        plans = plans_of(costs, engine)
+        service = Service(costs=costs, engine=engine, tier_blocks={tier: 10**6}, plans=plans)
+        found = hit_ttft_s(service, prompt, blocks)
         assert found == pytest.approx(restored, rel=1e-9)
 
 
@@ -147,28 +136,10 @@ def test_the_number_of_waiting_requests_obeys_littles_law():
     assert waiting == pytest.approx(len(arrivals) / end_s * mean_wait_s, rel=0.25)
 
 
-FIELDS = ("costs", "engine", "tier_blocks", "eviction", "instances", "routing", "plans")
-
-
-class Watched(Service):
-    """A service whose tiers may hold blocks at the start, and whose instances can be looked at."""
-
-    held = 0
-    all_held = False
-
-    def build(self, trace, *loader):
-        made = super().build(trace, *loader)
-        object.__setattr__(self, "made", made[0])
-        for tier in made[0][0].tiers:
-            tier.pool.put([*trace.path(0)][: self.held], [])
-            tier.pool.put(range(1, self.all_held * trace.unique_blocks + 1), [])
-        return made
-
-
 @examples(15)
 @given(services(), request_traces())
 def test_blocks_and_tokens_are_conserved(service, trace):
-    watched = Watched(**{name: getattr(service, name) for name in FIELDS})
+    watched = warm(service, {})
     outcome = simulate_service(watched, trace)
     journal, prompts = outcome.journal, outcome.trace.prompt_tokens
     for one in watched.made:
@@ -249,9 +220,8 @@ def test_two_ends_beat_loading_among_other_requests():
     for policy in ("load-only", "two-ended"):
         costs = ServiceCosts(spec, hardware, 512, 128)
         service = Service(costs=costs, engine=Engine(policy=policy), tier_blocks={"dram": 64})
-        warm = Watched(**{name: getattr(service, name) for name in FIELDS})
-        object.__setattr__(warm, "held", 32)
-        ttft_s[policy] = simulate_service(warm, trace).journal.first_s[0]
+        held = warm(service, {0: 32})
+        ttft_s[policy] = simulate_service(held, trace).journal.first_s[0]
     assert ttft_s["load-only"] == pytest.approx(1.5, rel=0.02)
     assert ttft_s["two-ended"] / ttft_s["load-only"] <= 1.19 / 1.50
 
@@ -265,10 +235,9 @@ def burst(order, blocks, policy="load-only"):
     hardware = service_machine(1e-4, 1e6, h2d=2e4)
     options = {"max_batch": 20, "chunk": 64, "load_order": order}
     service = tiny_service(policy, 4000, hardware=hardware, tiers={"dram": 4000}, **options)
-    warm = Watched(**{name: getattr(service, name) for name in FIELDS})
-    object.__setattr__(warm, "all_held", True)
-    first_s = simulate_service(warm, trace).journal.first_s
-    assert [*reference_outcome(warm, trace).journal.first_s] == pytest.approx([*first_s], rel=1e-9)
+    held = warm(service, dict(enumerate(blocks)))
+    first_s = simulate_service(held, trace).journal.first_s
+    assert [*reference_outcome(held, trace).journal.first_s] == pytest.approx([*first_s], rel=1e-9)
     return fmean(first_s)
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from itertools import pairwise
 
 import pytest
-from hypothesis import given, settings
+from builders import examples
+from hypothesis import given
 from services import BLOCK, request_traces, service_machine, services, tiny_service
 
 from sim.service import (
@@ -21,7 +22,7 @@ def whole(service, trace):
     return service_timeline(service, trace, 0.0, 1e9)
 
 
-@settings(max_examples=30)
+@examples(20)
 @given(services(), request_traces())
 def test_phases_and_work_add_up_to_the_times_of_the_service(service, trace):
     outcome = simulate_service(service, trace)
@@ -39,9 +40,12 @@ def test_phases_and_work_add_up_to_the_times_of_the_service(service, trace):
         assert [name for name, _, _ in one.phases] == [
             name for name in PHASES if name in {name for name, _, _ in one.phases}
         ]
-    for lane in ("compute", "h2d"):
-        busy_s = sum(one.end_s - one.start_s for one in found.work if one.lane == lane)
-        assert busy_s == pytest.approx(outcome.busy_s[lane], abs=1e-9)
+    shown_s = dict.fromkeys(("compute", "h2d"), 0.0)
+    for one in found.work:
+        if one.lane in shown_s:
+            shown_s[one.lane] += one.end_s - one.start_s
+    assert shown_s["h2d"] == pytest.approx(outcome.busy_s["h2d"], abs=1e-9)
+    assert shown_s["compute"] >= outcome.busy_s["compute"] - 1e-9  # a step may wait for copies
 
 
 def test_a_hit_is_restored_then_the_rest_is_computed():

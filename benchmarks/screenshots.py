@@ -1,4 +1,4 @@
-"""Screenshots of every page in light and dark, wide and tall, for docs/img.
+"""Screenshots of every page in light and dark, on a screen and on a phone, for docs/img.
 
 Run with `python benchmarks/screenshots.py`; needs a system Chromium and a run or a recording.
 """
@@ -7,6 +7,7 @@ import argparse
 import sys
 from io import BytesIO
 from pathlib import Path
+from urllib.parse import quote
 
 from PIL import Image
 
@@ -15,10 +16,17 @@ sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))
 from browser import browser, chromium, resolve, serve
 
 ROOT = Path(__file__).resolve().parent.parent
+PINNED = (
+    "model=opt-13b&hardware=kvpr-a100&batch_size=32&prompt_tokens=1024&gen_tokens=1&n_batches=1"
+    "&schedule=row&tp=1&ep=1&keep=true&policy=lp"
+)
+"""The answer that the page Plan compares with its own."""
+
 PAGES = {
     "advise": "?model=opt-13b&hardware=kvpr-a100",
     "timeline": "timeline",
     "plan": "plan",
+    "compare": f"plan?batch=64&a={quote(PINNED)}",
     "what-if": "what_if?view=Crossover",
     "restore": "restore?policy=two-ended",
     "restore-layers": "restore",
@@ -27,10 +35,14 @@ PAGES = {
     "restore-measured": "restore?of=a+measured+case",
     "traffic": "traffic",
     "accuracy": "accuracy",
-    "hardware": "hardware?machine=cpu-xeon-opt-125m",
+    "machines": "machines?machine=cpu-xeon-opt-125m",
     "your-machine": "your_machine",
 }
-SIZES = {"wide": (1440, 900), "tall": (820, 1180)}
+SHOWN = {"timeline": ".st-key-lanes .table", "compare": ".st-key-compared .table"}
+"""What a page is scrolled to, if not its top."""
+
+SIZES = {"wide": (1440, 900), "phone": (390, 844)}
+PHONE = "Mozilla/5.0 (Linux; Android 14) AppleWebKit/537.36 Chrome/130.0 Mobile Safari/537.36"
 MAX_BYTES = 200_000
 
 
@@ -57,11 +69,15 @@ def main() -> None:
         for theme in ("light", "dark"):
             for size, (width, height) in SIZES.items():
                 view = {"width": width, "height": height}
-                page = opened.new_page(viewport=view, color_scheme=theme)
+                agent = PHONE if size == "phone" else None
+                page = opened.new_page(viewport=view, color_scheme=theme, user_agent=agent)
+                page.set_default_timeout(90_000)
                 for name in options.only:
                     path = PAGES[name]
                     page.goto(f"{address}/{path}{'&' if '?' in path else '?'}{run}")
                     resolve(page)
+                    if name in SHOWN:
+                        page.locator(SHOWN[name]).scroll_into_view_if_needed()
                     page.wait_for_timeout(800)
                     target = options.out / f"{name}-{theme}-{size}.png"
                     target.write_bytes(small_png(page.screenshot()))

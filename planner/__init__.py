@@ -4,7 +4,7 @@ from planner.decode.lower import SCHEDULES, lower
 from planner.decode.make import check_decode, choose_schedule, plan_split
 from planner.decode.plan import DecodePlan
 from planner.decode.policies import POLICIES, baseline_split
-from planner.decode.sensitivity import PARTS
+from planner.decode.sensitivity import PART_NAMES
 from planner.decode.split import StepSplit
 from planner.job import Job, PlanOptions
 from planner.make import make_plan
@@ -12,7 +12,7 @@ from planner.plan_file import Plan
 from planner.restore.plan import RestorePlan
 
 __all__ = [
-    "PARTS",
+    "PART_NAMES",
     "POLICIES",
     "SCHEDULES",
     "DecodePlan",

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pandas as pd
 import streamlit as st
 
 from dashboard.asking import show_refusal
+from dashboard.controls.compare import compare_plans
 from dashboard.controls.decode import ask_advice
 from dashboard.controls.plan import plan_downloads, show_lanes, show_memory
-from dashboard.controls.widgets import chart, headline_place, show_table
+from dashboard.controls.widgets import chart, headline_place, question_columns, show_table
 from dashboard.figures import policy_bars
+from dashboard.questions.decode import Question
 from dashboard.questions.remedies import LP, Asking
 from dashboard.runtime_gap import ask_runtime, other_runtimes, show_runtime_gap
 from dashboard.session import advice_for, timeline_of
 from dashboard.text.comparison import escaped, sentence
+from dashboard.tour import offer_tour
 from planner import DecodePlan
 from planner.advice import Advice, beyond_calibration, describe, describe_sources
 from planner.advice.text import ABOUT_RUNTIMES
@@ -40,7 +45,7 @@ def show_page() -> None:
     st.markdown(ABOUT)
     show_presets()
     headline = headline_place()
-    controls, answer = st.columns([1, 2.8], gap="large")
+    controls, answer = question_columns()
     try:
         with controls:
             question, slo_ms = ask_advice()
@@ -62,7 +67,7 @@ def show_page() -> None:
             return
     headline.header(found.headline, anchor=False)
     with answer:
-        show_advice(found)
+        show_advice(question, found)
         if runtime is None:
             show_settings(found)
         else:
@@ -77,13 +82,15 @@ def show_page() -> None:
 def show_presets() -> None:
     """Links that set the controls."""
     row = st.container(horizontal=True, vertical_alignment="center")
+    with row:
+        offer_tour()
     row.caption("Try", width="content")
     for name, values in PRESETS.items():
         query = dict(zip(("model", "hardware", "batch", "prompt"), values, strict=True))
         row.page_link("app_pages/advise.py", label=name, query_params=query)
 
 
-def show_advice(found: Advice) -> None:
+def show_advice(question: Question, found: Advice) -> None:
     """The recommendation, its memory and lanes, and its reasons."""
     plan = found.resident
     if found.plan.makespan_s > found.resident.makespan_s:
@@ -97,6 +104,8 @@ def show_advice(found: Advice) -> None:
             label_visibility="collapsed",
         )
         plan = found.plan if chosen == OFFLOADED else found.resident
+    kept = plan is found.resident
+    compare_plans(replace(question, keep=kept), "lp", plan)
     show_memory(plan)
     st.subheader("Predicted timeline of a step", anchor=False)
     timeline = timeline_of(plan)

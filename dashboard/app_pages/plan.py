@@ -4,6 +4,7 @@ import pandas as pd
 import streamlit as st
 
 from dashboard.asking import show_refusal
+from dashboard.controls.compare import compare_plans
 from dashboard.controls.decode import ask_question
 from dashboard.controls.plan import plan_downloads, show_lanes, show_memory
 from dashboard.controls.widgets import (
@@ -11,8 +12,10 @@ from dashboard.controls.widgets import (
     MEASURED,
     chart,
     choose_subject,
+    headline_place,
     menu,
     pick_case,
+    question_columns,
     show_command,
     show_split_curve,
 )
@@ -45,9 +48,12 @@ def show_page() -> None:
         elif kind == MEASURED:
             picked = pick_case(restores=False)
             if picked is not None:
-                show_plan(case_plan(picked.case))
+                plan = case_plan(picked.case)
+                show_headline(plan)
+                show_plan(plan)
         else:
             name = menu("Plan", list(plans), key="upload")
+            show_headline(plans[name])
             show_plan(plans[name])
     except KvOverlapError as error:
         show_refusal(error)
@@ -55,25 +61,34 @@ def show_page() -> None:
 
 def show_asked() -> None:
     """Controls, and the plan for them."""
-    controls, answer = st.columns([1, 2.8], gap="large")
+    head = headline_place()
+    controls, answer = question_columns()
     with controls:
         question = ask_question(changeable=False)
         policy = menu("Policy", POLICIES, key="policy")
-    with answer:
+    with head:
         try:
-            show_plan(plan_for(question, policy))
+            plan = plan_for(question, policy)
         except KvOverlapError as error:
             show_refusal(error, Asking(question, policy))
             return
+        show_headline(plan)
+    with answer:
+        compare_plans(question, policy, plan)
+        show_plan(plan)
         st.subheader("Command-line equivalent", anchor=False)
         show_command(question, policy)
 
 
+def show_headline(plan: DecodePlan) -> None:
+    """What to do and how long a step takes."""
+    st.header(headline(plan), anchor=False)
+
+
 def show_plan(plan: DecodePlan) -> None:
     """The plan as text, against other policies, as a map, and against even splits."""
-    st.header(headline(plan), anchor=False)
     st.caption(describe_plan(plan))
-    st.markdown(f"**{plan.bottleneck}**")
+    st.markdown(f"**{sentence(plan.bottleneck)}**")
     if (outside := beyond_calibration(plan)) is not None:
         st.warning(sentence(outside))
     st.subheader("Against every other policy", anchor=False)

@@ -8,8 +8,9 @@ import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
 from dashboard.asking import show_refusal
+from dashboard.controls.compare import compare_restores
 from dashboard.controls.plan import show_lanes
-from dashboard.controls.restore import ask_restore, ask_trace
+from dashboard.controls.restore import ask_foresight, ask_restore, ask_trace
 from dashboard.controls.traces import describe_trace, trace_csv
 from dashboard.controls.widgets import (
     ASKED,
@@ -18,7 +19,9 @@ from dashboard.controls.widgets import (
     chart,
     choose_subject,
     choose_view,
+    headline_place,
     menu,
+    question_columns,
     show_table,
     table_downloads,
 )
@@ -62,6 +65,12 @@ from sim.units import ms
 ENDS, RATES, CHANGES = "Both ends", "Against bandwidth", "Availability"
 
 
+KNOWN = {
+    True: "below know the trace in advance.",
+    False: "below were planned for the whole machine, and run under the trace.",
+}
+
+
 def show_page() -> None:
     """A choice of restores, then the restore."""
     st.caption("A prompt with a cached prefix: compute it, load it, or do both until they meet.")
@@ -83,6 +92,7 @@ def show_uploaded(plans: Mapping[str, RestorePlan]) -> None:
     """An uploaded plan, simulated again."""
     name = menu("Plan", list(plans), key="upload")
     plan = plans[name]
+    st.header(restore_summary(plan), anchor=False)
     show_plan(plan)
     show_run(plan, plan.simulate(), plan.policy)
     st.subheader("Every policy", anchor=False)
@@ -91,21 +101,24 @@ def show_uploaded(plans: Mapping[str, RestorePlan]) -> None:
 
 def show_question() -> None:
     """Controls on the left, the answer on the right."""
-    controls, answer = st.columns([1, 2.8], gap="large")
+    headline = headline_place()
+    controls, answer = question_columns()
     try:
         with controls:
             question, policy = ask_restore()
     except KvOverlapError as error:
-        show_refusal(error)
+        with headline:
+            show_refusal(error)
         return
     with answer:
         try:
-            show_asked(question, policy)
+            show_asked(question, policy, headline)
         except KvOverlapError as error:
-            show_refusal(error, Asking(question, policy))
+            with headline:
+                show_refusal(error, Asking(question, policy))
 
 
-def show_asked(question: RestoreQuestion, policy: str) -> None:
+def show_asked(question: RestoreQuestion, policy: str, headline: DeltaGenerator) -> None:
     """The answer, then the chosen view."""
     head, progress = st.container(), st.container()
     view = choose_view([ENDS, RATES, CHANGES])
@@ -114,11 +127,13 @@ def show_asked(question: RestoreQuestion, policy: str) -> None:
     if view == CHANGES:
         st.subheader("Availability of the machine during the restore", anchor=False)
         trace = ask_trace(question, answer.plans["two-ended"].ttft_s)
-        question = replace(question, availability=trace)
+        question = replace(question, availability=trace, foresight=ask_foresight())
         with progress:
             answer = restore_plans_for(question)
+    headline.header(restore_summary(answer.plans[policy]), anchor=False)
     with head:
         show_plan(answer.plans[policy])
+        compare_restores(question, policy, answer)
     if view == ENDS:
         show_ends(answer, policy)
     elif view == RATES:
@@ -135,8 +150,7 @@ def show_asked(question: RestoreQuestion, policy: str) -> None:
 
 
 def show_plan(plan: RestorePlan) -> None:
-    """Time to first token against loading only and computing only, and the reason."""
-    st.header(restore_summary(plan), anchor=False)
+    """The request, the reason of the answer, and its cards."""
     st.caption(describe_restore(plan))
     st.markdown(f"**{escaped(plan.reason)}**")
     if (outside := beyond_calibration(plan)) is not None:
@@ -238,7 +252,7 @@ def show_changes(question: RestoreQuestion, answer: RestorePlans) -> None:
     what = describe_trace(trace).capitalize()
     st.markdown(
         f"{what}: **{describe_adaptation(plan.adaptation)}** The answer above and the policies "
-        "below know the trace in advance."
+        + KNOWN[question.foresight]
     )
     figure = availability_steps(trace, question.lanes, plan.adaptation.stale_s)
     chart(figure, "Available part of each lane over time", "available", bare=True)

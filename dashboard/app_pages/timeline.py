@@ -4,6 +4,7 @@ import re
 
 import streamlit as st
 
+from dashboard.controls.compare import compare_cases
 from dashboard.controls.lanes import draw_lanes
 from dashboard.controls.widgets import (
     Picked,
@@ -28,6 +29,7 @@ from dashboard.text.comparison import (
     describe_case,
     metrics,
     run_accuracy,
+    sentence,
     task_errors,
 )
 from dashboard.trace_view import show_traces
@@ -61,6 +63,8 @@ def show_runs() -> None:
         st.warning(f"{folder} has no report: its measurement is running or was interrupted.")
     case = picked.case
     summary = show_answer(case)
+    if picked.run is not None:
+        compare_cases(picked.run.label, picked.name, case)
     show_lanes(case)
     show_time_breakdown(case)
     show_worst_tasks(case, picked)
@@ -83,7 +87,7 @@ def describe_bottleneck(case: Case) -> str:
     if case.restores:
         return busy_lanes(case)
     try:
-        return f"**{case_plan(case).bottleneck}.**"
+        return f"**{sentence(case_plan(case).bottleneck)}**"
     except KvOverlapError as error:
         return f"The bottleneck of this plan is unknown: {error}"
 

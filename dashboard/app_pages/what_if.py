@@ -6,12 +6,15 @@ import pandas as pd
 import streamlit as st
 
 from dashboard.asking import show_refusal
+from dashboard.controls.compare import compare_plans
 from dashboard.controls.decode import ask_question
 from dashboard.controls.widgets import (
     cards,
     chart,
     choose_view,
+    headline_place,
     menu,
+    question_columns,
     show_command,
     show_split_curve,
     show_table,
@@ -40,17 +43,26 @@ AXIS_NAMES = [axis.name for axis in AXES]
 def show_page() -> None:
     """Controls on the left, the answer on the right."""
     st.caption("Change the job or the machine, and the plan is made again.")
-    controls, answer = st.columns([1, 2.8], gap="large")
+    head = headline_place()
+    controls, answer = question_columns()
     try:
         with controls:
             question = ask_question(changeable=True)
     except KvOverlapError as error:
-        show_refusal(error)
+        with head:
+            show_refusal(error)
         return
-    with answer:
+    with head:
         try:
             plan = plan_for(question)
-            show_answer(plan)
+        except KvOverlapError as error:
+            show_refusal(error, Asking(question, LP, shares=False))
+            return
+        show_headline(plan)
+    with answer:
+        show_answer(plan)
+        compare_plans(question, "lp", plan)
+        try:
             show_view(question, plan)
         except KvOverlapError as error:
             show_refusal(error, Asking(question, LP, shares=False))
@@ -59,16 +71,20 @@ def show_page() -> None:
         show_command(question)
 
 
-def show_answer(plan: DecodePlan) -> None:
-    """The LP's makespan, that of every policy, and the limiting part of the machine."""
-    base_s = plan.baselines["load-all"]
+def show_headline(plan: DecodePlan) -> None:
+    """The LP's makespan, its rate, and how much it recomputes."""
     share = percent(recomputed_frac(plan.steps))
     rate = f"{plan.tokens_per_s:,.4g} tokens/s"
     st.header(
         f"{ms(plan.makespan_s)}, {rate}, {share} recomputed",
         anchor=False,
     )
-    found = f"{escaped(plan.hardware.no_link_note)} {plan.bottleneck}".strip()
+
+
+def show_answer(plan: DecodePlan) -> None:
+    """The makespan of every policy, and the limiting part of the machine."""
+    base_s = plan.baselines["load-all"]
+    found = f"{escaped(plan.hardware.no_link_note)} {sentence(plan.bottleneck)}".strip()
     st.markdown(
         f"**{found}** {sentence(describe_sources(plan))} The address of this page is a "
         "link to this view."

@@ -16,7 +16,7 @@ DEFAULT_MODEL = "the device's default"
 REFRESH_S = 2.0
 CONFIRMS = "confirms_stop"
 WHERE_SHOWN = {
-    "profile": ("Hardware", "app_pages/hardware.py", "machine", "{} (uploaded)"),
+    "profile": ("Machines", "app_pages/machines.py", "machine", "{} (uploaded)"),
     "model config": ("Advise", "app_pages/advise.py", "model", "{} (uploaded)"),
     "plan": ("Plan", "app_pages/plan.py", "upload", "{}"),
     "restore plan": ("Restore", "app_pages/restore.py", "upload", "{}"),

@@ -16,11 +16,11 @@ from sim.graph.memory import footprint
 from sim.graph.timeline import Timeline
 
 
-def show_memory(plan: DecodePlan) -> None:
+def show_memory(plan: DecodePlan, key: str = "memory") -> None:
     """What the plan puts in GPU and host memory, against their capacity."""
     need = footprint(plan.simulated_graph())
     figure = memory_bars(need, plan.hardware.memory)
-    chart(figure, "Bytes in GPU and host memory", "memory", bare=True)
+    chart(figure, "Bytes in GPU and host memory", key, bare=True)
 
 
 def show_lanes(plan: Plan, timeline: Timeline) -> None:

@@ -119,7 +119,7 @@ def ask_tier(hardware: HardwareProfile) -> tuple[str, float | None]:
     if tier != OWN_LINK:
         return tier, None
     rate = steps("Rate of the link", LINKS_GIB, 4.0, "rate", "{:g} GiB/s")
-    st.caption(f"{rate * GIB / GBPS:g} Gbps, as published restore measurements count them.")
+    st.caption(f"= {rate * GIB / GBPS:g} Gbps (1 Gbps = 2^30 bits/s, as in Cake's paper)")
     return "net", rate * GIB
 
 
@@ -172,6 +172,17 @@ def ask_trace(question: RestoreQuestion, usual_s: float) -> Availability:
     if kept["base"] is not None:
         st.query_params[TRACE] = trace_text(trace)
     return trace
+
+
+def ask_foresight() -> bool:
+    """Whether the policies know the trace."""
+    return st.toggle(
+        "The policies know this in advance",
+        key="foresight",
+        bind="query-params",
+        help="Off: they plan for the whole machine and run under the trace. On: the plan is the "
+        "best one for the trace, which nobody knows beforehand.",
+    )
 
 
 def _trace_of_address() -> Availability | None:

@@ -58,8 +58,9 @@ NARROW = """
   }
   [class*="st-key-pair_"] > [data-testid="stLayoutWrapper"] > [data-testid="stHorizontalBlock"]
     > [data-testid="stColumn"] { width: 100%; flex: 0 0 auto; }
-  .st-key-headline {
-    position: sticky; top: 0; z-index: 9; padding: 0.5rem 0; background: var(--st-background-color);
+  [data-testid="stLayoutWrapper"]:has(> .st-key-headline) {
+    position: sticky; top: 3rem; z-index: 9; padding: 0.5rem 0; backdrop-filter: blur(12px);
+    background: color-mix(in srgb, Canvas 92%, transparent);
   }
   .st-key-headline h2 { font-size: 1.15rem; line-height: 1.35; }
 }
@@ -169,12 +170,17 @@ def show_split_curve(
     at_kvpr = points.loc[points["tokens"] == kvpr, "makespan_s"]
     if len(at_kvpr):
         marks = {"kvpr": (float(kvpr), float(at_kvpr.iloc[0])), **marks}
-    levels = {"lp": plan.baselines["lp"], "no split is faster": plan.lower_bound_s}
+    levels = {"lp": plan.baselines["lp"]}
+    if plan.gpus == 1:
+        levels["no split is faster"] = plan.lower_bound_s
     chart(split_curve(points, marks, levels), "Makespan over recomputed tokens", "split")
 
 
 def chart(figure: Figure, alt: str, key: str, bare: bool = False) -> None:
-    """A figure in the theme of the page."""
+    """A figure in the theme of the page; on phones a finger on it scrolls the page."""
+    if on_phone():
+        bare = True
+        figure.update_layout(dragmode=False, legend={"font": {"size": 10}, "xref": "container"})
     st.plotly_chart(figure, config=BARE_CHART if bare else CHART, alt=alt, key=key)
 
 
@@ -196,6 +202,17 @@ def choose_view(views: Sequence[str]) -> str:
 def narrow_windows() -> None:
     """In narrow windows, put cards two by two and pairs in one column."""
     st.html(f"<style>{NARROW}</style>")
+
+
+def on_phone() -> bool:
+    """Whether the visitor's browser says that it is a phone's."""
+    return "Mobi" in st.context.headers.get("User-Agent", "")
+
+
+def question_columns() -> tuple[DeltaGenerator, DeltaGenerator]:
+    """Room for the controls of a question, and for its answer; on phones the first is a drawer."""
+    left, answer = st.columns([1, 2.8], gap="large")
+    return (left.expander("Change the question") if on_phone() else left), answer
 
 
 def headline_place() -> DeltaGenerator:

@@ -24,7 +24,7 @@ from dashboard.figures.style import (
     uncalibrated_spans,
     vertical_line,
 )
-from planner import PARTS, StepSplit
+from planner import PART_NAMES, StepSplit
 from planner.decode.plan import Sensitivity
 from sim.units import ms, percent
 
@@ -136,7 +136,7 @@ def sensitivity_bars(sensitivities: Sequence[Sensitivity]) -> go.Figure:
                 cliponaxis=False,
             )
         )
-    labels = [" ".join(PARTS[one.part]) for one in sensitivities]
+    labels = [" ".join(PART_NAMES[one.part]) for one in sensitivities]
     style_rows(figure, labels, rows)
     figure.update_layout(barmode="group", bargap=0.25)
     figure.update_xaxes(title="part of the makespan saved (%)")

@@ -62,6 +62,7 @@ function paint(state) {
   context.beginPath();
   context.rect(layout.left, 0, layout.right - layout.left, layout.axis);
   context.clip();
+  paintLate(context, state);
   model.queues.forEach((queue, row) => paintRow(context, state, queue, layout.rows[row]));
   if (state.gap) paintGap(context, state);
   paintMarked(context, state);
@@ -212,6 +213,16 @@ function paintMarked(context, state) {
   }
 }
 
+// The time between the ends of two runs.
+function paintLate(context, { model, view, layout }) {
+  const xs = model.ends.map((one) => xOf(view, layout, one.ms));
+  if (xs.length < 2) return;
+  context.globalAlpha = 0.16;
+  context.fillStyle = xs[1] > xs[0] ? LATE_COLOUR : EARLY_COLOUR;
+  context.fillRect(Math.min(...xs), TOP - 4, Math.abs(xs[1] - xs[0]), layout.axis - TOP + 4);
+  context.globalAlpha = 1;
+}
+
 // Where each run ends, and by how much they differ.
 function paintEnds(context, { model, view, layout, theme }) {
   const xs = model.ends.map((one) => xOf(view, layout, one.ms));
@@ -220,13 +231,6 @@ function paintEnds(context, { model, view, layout, theme }) {
   context.fillStyle = theme.text;
   context.strokeStyle = theme.text;
   context.lineWidth = 1;
-  if (xs.length > 1) {
-    context.globalAlpha = 0.22;
-    context.fillStyle = xs[1] > xs[0] ? LATE_COLOUR : EARLY_COLOUR;
-    context.fillRect(Math.min(...xs), TOP - 4, Math.abs(xs[1] - xs[0]), layout.axis - TOP + 4);
-    context.globalAlpha = 1;
-    context.fillStyle = theme.text;
-  }
   xs.forEach((x, at) => {
     context.setLineDash(at ? [] : [3, 3]);
     context.beginPath();

@@ -35,6 +35,10 @@ export default function ({ parentElement, data }) {
     state.listening.observe(state.canvas);
     listen(state);
     state.table.addEventListener("toggle", () => fillTable(state));
+    window.addEventListener("popstate", () => {
+      state.view = zoomOfAddress(state.model);
+      request(state);
+    });
   }
   request(state);
   return () => state.listening.disconnect();

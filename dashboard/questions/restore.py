@@ -20,6 +20,7 @@ from planner.restore import (
     RESTORE_POLICIES,
     RestorePlan,
     RestorePlanner,
+    UnforeseenPlanner,
     adapt,
     behind_link,
     machine_of_one_gpu,
@@ -69,15 +70,15 @@ def request_of(graph: TaskGraph) -> RestoreRequest:
 
 @dataclass(frozen=True)
 class RestorePlans:
-    """Every policy's plan of one question with its predicted run, `auto` among them."""
+    """Every policy's plan of one question with its predicted run, `auto` among them.
+
+    Args:
+        fastest: the policy that `auto` chose.
+    """
 
     plans: dict[str, RestorePlan]
     timelines: dict[str, Timeline]
-
-    @property
-    def fastest(self) -> str:
-        """The policy that `auto` chose."""
-        return min(POLICIES, key=lambda policy: self.plans[policy].ttft_s)
+    fastest: str
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,9 @@ class RestoreQuestion:
         whole: a shipped model, or one of an uploaded config, whose name is its file.
         reference: the machine on the command line, a shipped name or a path.
         link_bytes_per_s: rate of the link to the cached prefix; None for the rate of the profile.
-        availability: available fraction of each lane, which the policies know.
+        availability: available fraction of each lane over time.
+        foresight: whether the policies know the trace in advance; else they plan for the whole
+            machine and run under it.
         cached_data: `kv`, or `kv+x` where X is cached too.
         tp: GPUs that share the model.
         ep: of these, GPUs that the routed experts are divided over as a whole.
@@ -102,6 +105,7 @@ class RestoreQuestion:
     availability: Availability = ALWAYS
     cached_data: str = KV
     tp: int = 1
+    foresight: bool = False
     ep: int = 1
 
     @property
@@ -185,7 +189,8 @@ class RestoreQuestion:
         Raises:
             DoesNotFit: the device cannot hold the weights and the K and V of the prompt.
         """
-        made = RestorePlanner(
+        unforeseen = self.availability.steps and not self.foresight
+        made = (UnforeseenPlanner if unforeseen else RestorePlanner)(
             self.model,
             machine_of_one_gpu(self.machine, self.model),
             self.request,
@@ -209,10 +214,11 @@ class RestoreQuestion:
         adaptation = None
         if self.availability.steps:
             progress("Following the trace", len(POLICIES) / (len(POLICIES) + 1))
-            adaptation = adapt(planner)
+            adaptation = adapt(replace(self, foresight=True).planner())
         return RestorePlans(
             {name: plan_choice(planner, name, adaptation) for name in RESTORE_POLICIES},
             {name: planner.choice(name).timeline for name in RESTORE_POLICIES},
+            planner.fastest(),
         )
 
     def command(self, policy: str) -> str:
@@ -242,7 +248,7 @@ class RestoreQuestion:
         ):
             if value != default:
                 words += [option, str(value)]
-        if self.availability.steps:
+        if self.availability.steps and self.foresight:
             words.append("--foresight")
         return shlex.join(words)
 

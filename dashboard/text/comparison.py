@@ -19,6 +19,9 @@ from sim.results.accuracy import MEASURED, Accuracy
 from sim.results.compare import Comparison
 from sim.units import ms, percent
 
+OPTIMAL_FRAC = 5e-4
+"""A plan is as fast as its lower bound if the difference is shown as 0.0 %."""
+
 
 @dataclass(frozen=True, slots=True)
 class Metric:
@@ -194,14 +197,18 @@ def describe_plan(plan: DecodePlan) -> str:
     bound = ""
     if plan.gpus == 1 and 0 < plan.lower_bound_s <= plan.makespan_s:
         gap = plan.makespan_s / plan.lower_bound_s - 1
-        bound = f"; {percent(gap)} above {ms(plan.lower_bound_s)}, which no split can beat"
-    spread = f"From {split[0]:,} to {split[-1]:,} tokens a layer"
+        bound = (
+            f"No split can be faster than {ms(plan.lower_bound_s)}: this is {percent(gap)} more."
+        )
+        if gap < OPTIMAL_FRAC:
+            bound = f"This is optimal: no split can be faster than {ms(plan.lower_bound_s)}."
+    spread = f"Layers recompute {split[0]:,} to {split[-1]:,} tokens."
     if split[0] == split[-1]:
-        spread = f"{split[0]:,} tokens in every layer"
+        spread = f"Every layer recomputes {split[0]:,} tokens."
     kept = f" {sentence(words)}" if (words := plan.residency.describe()) else ""
     return (
         f"{escaped(plan.model.name)} ({plan.model.dtype}), {describe_job(plan.workload)}, schedule "
         f"{plan.schedule}, policy {plan.policy}, on "
-        f"{escaped(plan.hardware.name)}, {ms(plan.makespan_s)}. {spread} are recomputed{bound}."
+        f"{escaped(plan.hardware.name)}, {ms(plan.makespan_s)}. {spread} {bound}"
         f"{kept} {sentence(describe_sources(plan))}"
     )

@@ -18,7 +18,7 @@ from kvoverlap.cli.options import (
     installed_engine,
 )
 from kvoverlap.cli.output import note, policy_table, print_json, progress, say, table
-from planner import PARTS, DecodePlan, Job, PlanOptions, choose_schedule, make_plan
+from planner import PART_NAMES, DecodePlan, Job, PlanOptions, choose_schedule, make_plan
 from planner.advice import beyond_calibration, describe_sources, headline
 from sim.engine.api import fast_engine_installed
 from sim.units import counted, ms, percent
@@ -178,7 +178,7 @@ def print_plan(made: DecodePlan) -> None:
     say("")
     worth = sorted(made.sensitivities, key=lambda one: -one.saved_frac)
     rows = [
-        (f"{PARTS[one.part][0]}, 10 % more {PARTS[one.part][1]}", percent(one.saved_frac))
+        (f"{PART_NAMES[one.part][0]}, 10 % more {PART_NAMES[one.part][1]}", percent(one.saved_frac))
         for one in worth
     ]
     table("What would help", ("part", "saves"), rows)

@@ -8,7 +8,7 @@ from planner.advice.advice import Advice, Evidence
 from planner.advice.reuse import Reuse
 from planner.advice.runtime_settings import VLLM_MEMORY_FRAC
 from planner.advice.task_times import describe_sources
-from planner.decode.sensitivity import MIN_SAVING_FRAC, PARTS
+from planner.decode.sensitivity import MIN_SAVING_FRAC, PART_NAMES
 from planner.decode.ways import LOAD, NO_ROOM, RECOMPUTE, RESIDENT, SPLIT
 from sim.units import ms, percent
 
@@ -89,7 +89,7 @@ def _upgrade(advice: Advice) -> str:
     upgrade = advice.best_upgrade
     if upgrade.saved_frac < MIN_SAVING_FRAC:
         return "No single part of the machine limits: 10 % more of any one saves less than 0.05 %."
-    name, what = PARTS[upgrade.part]
+    name, what = PART_NAMES[upgrade.part]
     return f"The best upgrade is the {name}: 10 % more {what} saves {percent(upgrade.saved_frac)}."
 
 

@@ -25,6 +25,21 @@ PARTS = {
 }
 """Name and unit of each part of a machine that may be faster or larger."""
 
+SERIES = "h2d+uplink"
+"""A link and the switch behind it, which a copy passes one after the other."""
+
+PART_NAMES = {**PARTS, SERIES: ("h2d link and its switch", "bandwidth of both")}
+"""Of everything that a `Sensitivity` is of."""
+
+SPELLED_OUT = {
+    "h2d": "host-to-GPU link is",
+    "d2h": "GPU-to-host link is",
+    "flops": "GPU's arithmetic is",
+    "host": "copying within the host is",
+    SERIES: "host-to-GPU link and its switch together are",
+}
+"""Subjects of the sentence on the bottleneck, where they differ from the names."""
+
 MORE, NUDGE = 0.1, 1e-3
 """Relative increase of a part, and the step of its finite difference."""
 
@@ -47,8 +62,10 @@ def sensitivities(
     lp = program(problem)
     now = solved or lp.solve(choose=False)
     seconds = lp.seconds(now, problem.costs, problem.lines)
-    found = []
-    for part in PARTS:
+    found: list[Sensitivity] = []
+    for part in (*PARTS, SERIES):
+        if part == SERIES and not _in_series(problem, found):
+            continue
         if part == "uplink" and not problem.hardware.uplinks:
             continue
         if problem.hardware.memory.unified and part in COPY_LANES:
@@ -57,7 +74,7 @@ def sensitivities(
             continue
         if part == HOST and (0, HOST) not in lp.graph.lanes:
             continue
-        nudged = replace(problem, hardware=problem.hardware.with_faster(part, 1 + NUDGE))
+        nudged = _faster(problem, part, 1 + NUDGE)
         later = lp.seconds(now, nudged.costs, nudged.lines)
         gained_s = sum(
             weight * (before - after)
@@ -69,11 +86,24 @@ def sensitivities(
         if part != "memory" and gained_s == 0.0 and not _resized(lp, seconds, later):
             resolved_s = 0.0
         else:
-            faster = replace(problem, hardware=problem.hardware.with_faster(part, 1 + MORE))
-            again = program(faster)
+            again = program(_faster(problem, part, 1 + MORE))
             resolved_s = now.objective_s - again.solve(choose=False, start=now).objective_s
         found.append(Sensitivity(part, by_duals_s / now.objective_s, resolved_s / now.objective_s))
     return tuple(found)
+
+
+def _in_series(problem: DecodeProblem, found: Sequence[Sensitivity]) -> bool:
+    """Whether a faster link alone saves nothing, nor a faster switch."""
+    alone = [one.saved_frac for one in found if one.part in SERIES.split("+")]
+    return bool(problem.hardware.uplinks) and max(alone, default=1.0) < MIN_SAVING_FRAC
+
+
+def _faster(problem: DecodeProblem, part: str, factor: float) -> DecodeProblem:
+    """The same job on a machine with a part, or with several joined by `+`, that is faster."""
+    hardware = problem.hardware
+    for name in part.split("+"):
+        hardware = hardware.with_faster(name, factor)
+    return replace(problem, hardware=hardware)
 
 
 def _resized(lp: ScheduleLP, before_s: Sequence[float], after_s: Sequence[float]) -> bool:
@@ -93,5 +123,7 @@ def bottleneck(sensitivities: Sequence[Sensitivity]) -> str:
     most = max(sensitivities, key=lambda one: one.saved_frac)
     if most.saved_frac < MIN_SAVING_FRAC:
         return "no single part limits: 10 % more of any one saves next to nothing"
-    name, what = PARTS[most.part]
-    return f"{name} limits: 10 % more {what} saves {100 * most.saved_frac:.1f} %"
+    saves = f"saves {100 * most.saved_frac:.1f} %"
+    name, what = PART_NAMES[most.part]
+    subject = SPELLED_OUT.get(most.part, f"{name} is")
+    return f"the {subject} the bottleneck: 10 % more {what} {saves}"

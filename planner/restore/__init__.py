@@ -1,7 +1,12 @@
 """Restoring a cached prefix: what to compute, what to load, and how that becomes a task graph."""
 
 from planner.restore.plan import RestorePlan, plan_choice
-from planner.restore.planner import RESTORE_POLICIES, RestorePlanner, machine_of_one_gpu
+from planner.restore.planner import (
+    RESTORE_POLICIES,
+    RestorePlanner,
+    UnforeseenPlanner,
+    machine_of_one_gpu,
+)
 from planner.restore.replanning import Adaptation, Change, Replanner, adapt
 from planner.restore.reproduce import (
     behind_link,
@@ -20,6 +25,7 @@ __all__ = [
     "RestorePlan",
     "RestorePlanner",
     "RestoreSplit",
+    "UnforeseenPlanner",
     "adapt",
     "behind_link",
     "error_summary",

@@ -37,8 +37,9 @@ PAGES = (
     "Traffic",
     "Timeline",
     "Accuracy",
-    "Hardware",
+    "Machines",
     "Your machine",
+    "Glossary",
 )
 CANVAS = ".st-key-lanes canvas.main[data-drawn]"
 TIMEOUT_MS = 90_000

@@ -46,6 +46,7 @@ def bars(case):
 def opened(folder):
     with serve(folder) as address, browser() as chrome:
         page = chrome.new_page(viewport={"width": 1280, "height": 1000})
+        page.set_default_timeout(90_000)
         faults = []
         page.on("pageerror", lambda error: faults.append(str(error)))
         yield page, f"{address}/timeline?run=demo&case={CASE}"

@@ -22,6 +22,7 @@ from dashboard.text.comparison import (
     comparison_summary,
     describe_case,
     metrics,
+    sentence,
     task_errors,
 )
 from sim import Recording, Timeline, Workload, find_hardware, find_model, simulate
@@ -92,8 +93,8 @@ def test_page_shows_the_answer_and_its_figures(run_folder):
     )
     assert app.dataframe[0].value["task"].tolist() == task_errors(case)["task"].tolist()[:100]
     assert [block.value for block in app.markdown] == [
-        f"**{plan_again(case).bottleneck}.** All 2 cases of this run: median error 2.9 %, nine of "
-        "ten within 2.9 %."
+        f"**{sentence(plan_again(case).bottleneck)}** All 2 cases of this run: median error 2.9 %, "
+        "nine of ten within 2.9 %."
     ]
     assert app.code[0].value == compare_command(Path("runs/latest/cases") / SMALL)
     assert len(app.get("download_button")) == 4

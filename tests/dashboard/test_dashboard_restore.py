@@ -91,7 +91,7 @@ QUERIES = [
         "tier": "in host memory",
     },
     {"view": "Availability", "trace": DROP, "policy": "two-ended"},
-    {"view": "Availability", "policy": "compute-only"},
+    {"view": "Availability", "trace": DROP, "policy": "lp", "foresight": "true"},
 ]
 
 

@@ -149,7 +149,7 @@ def test_pages_over_many_cases_know_restores():
     assert "fixed split" not in names_of(charts(accuracy)[0])
     plan = page("plan", of="a measured case")
     assert "No run to show yet" in plan.header[0].value, "there is no decode"
-    residuals = page("hardware", machine="profile of run restores").dataframe[-1].value
+    residuals = page("machines", machine="profile of run restores").dataframe[-1].value
     assert {"prefill", "load_kv"} <= set(residuals["operation"])
     assert residuals["median error (%)"].abs().max() < 5, "tasks done in part do not count"
 

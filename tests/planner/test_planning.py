@@ -142,9 +142,9 @@ def test_a_baseline_plan_has_the_makespan_it_is_listed_with(policy):
 @pytest.mark.parametrize(
     ("hardware", "limit"),
     [
-        (machine(h2d=1e3), "h2d link limits: 10 % more bandwidth"),
-        (machine(d2h=1e2), "d2h link limits: 10 % more bandwidth"),
-        (machine(flops_per_s=1e3), "compute limits: 10 % more FLOP/s"),
+        (machine(h2d=1e3), "the host-to-GPU link is the bottleneck: 10 % more bandwidth"),
+        (machine(d2h=1e2), "the GPU-to-host link is the bottleneck: 10 % more bandwidth"),
+        (machine(flops_per_s=1e3), "the GPU's arithmetic is the bottleneck: 10 % more FLOP/s"),
     ],
 )
 def test_the_lane_that_holds_everything_up_is_named_with_its_worth(hardware, limit):

@@ -144,9 +144,14 @@ def test_the_plan_changes_when_the_neighbour_streams():
 def test_behind_a_switch_it_is_the_switch_that_limits():
     hardware, model = find_hardware("kvpr-a100-4gpu"), find_model("opt-6.7b")
     plan = make_plan(model, hardware, Workload(32, 1024, 1), "load-all", gpus=2)
-    assert plan.bottleneck.startswith("shared uplink limits: 10 % more bandwidth saves 9.")
+    assert plan.bottleneck.startswith(
+        "the shared uplink is the bottleneck: 10 % more bandwidth saves 9."
+    )
     alone = make_plan(model, hardware, Workload(32, 1024, 1), "load-all")
-    assert alone.bottleneck.startswith("no single part limits")  # link and port are equally fast
+    assert alone.bottleneck.startswith(
+        "the host-to-GPU link and its switch together are the bottleneck: 10 % more bandwidth of "
+        "both saves 9."
+    ), "link and switch are equally fast"
 
 
 def test_host_memory_must_hold_the_cache_of_all():

@@ -13,15 +13,18 @@ from dashboard.data.runs import Run, case_stamp, run_stamp
 from dashboard.figures import rate_curves, residual_dots, sample_residuals
 from dashboard.session import all_machines, stored_case, typed
 from dashboard.text.comparison import escaped
+from dashboard.text.machine import machine_table
 from sim.errors import KvOverlapError
 from sim.machine.profile import HardwareProfile
 
 NOTHING = "nothing"
+GALLERY_PX = 320
 
 
 def show_page() -> None:
     """Menus of a machine and of another to compare it with, then both."""
     machines = {machine.label: machine for machine in all_machines()}
+    show_gallery(list(machines.values()))
     labels = list(machines)
     profiled = [at for at, machine in enumerate(machines.values()) if machine.run is not None]
     left, right, rest = st.columns([2, 2, 2], vertical_alignment="bottom")
@@ -44,6 +47,17 @@ def show_page() -> None:
             show_residuals(run_tasks(chosen.run))
     except KvOverlapError as error:
         st.error(str(error))
+
+
+def show_gallery(machines: Sequence[Machine]) -> None:
+    """Every machine with its rates, memory, link, source, and whether it was measured."""
+    st.subheader(f"All {len(machines)} machines", anchor=False)
+    formats = dict.fromkeys(("TFLOP/s", "memory GB/s", "memory GiB", "link GB/s"), "%.4g")
+    meanings = {
+        "TFLOP/s": "Rate of large matrix products, as the profile has it.",
+        "link GB/s": "From host memory to GPU memory; empty where both share one memory.",
+    }
+    show_table(machine_table(machines), formats, meanings, height=GALLERY_PX)
 
 
 def show_profile(profile: HardwareProfile) -> None:

@@ -329,6 +329,8 @@ def test_an_uploaded_trace_of_requests_is_simulated_and_fits_a_phone(page, addre
     )
     page.set_viewport_size({"width": 390, "height": 844})
     resolve(page)
-    main = page.get_by_test_id("stMain")
-    assert main.evaluate("one => one.scrollWidth") <= 390
+    page.wait_for_function(
+        "() => document.querySelector('[data-testid=stMain]').scrollWidth <= 390",
+        polling=POLLING_MS,
+    )
     page.set_viewport_size({"width": 1440, "height": 900})

@@ -90,14 +90,14 @@ def test_a_link_to_another_graph_of_the_same_name_is_told():
 def test_files_of_an_address_survive_a_reload_until_they_are_removed():
     key = STORE.add(PROFILE, 10)
     link = {"machine": "mine.json (uploaded)", "files": key}
-    app = show("hardware", **link)
+    app = show("machines", **link)
     assert app.selectbox(key="machine").value == "mine.json (uploaded)"
     assert address(app)["files"] == key
     app = show("your_machine", files=key)
     app.button(key="remove mine.json").click().run()
     assert not app.exception
     assert "files" not in address(app)
-    (told,) = [text for text in warnings(show("hardware", **link)) if "on this server" in text]
+    (told,) = [text for text in warnings(show("machines", **link)) if "on this server" in text]
     assert told.startswith("1 uploaded file of this link")
 
 

@@ -85,7 +85,7 @@ def test_text_answer_names_bound_bottleneck_and_policies(call, plan_file):
     assert "overlap" in stdout
     arguments = "plan --model opt-13b --hardware kvpr-a100 --batch 32 --prompt 1K"
     stdout = call(*arguments.split())[1]
-    for word in ("load-all", "recompute-all", "kvpr", "no split can beat", "limits"):
+    for word in ("load-all", "recompute-all", "kvpr", "no split can beat", "bottleneck"):
         assert word in stdout
 
 

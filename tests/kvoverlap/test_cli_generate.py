@@ -304,7 +304,7 @@ def test_the_printed_answer_has_ids_times_and_memory(case, call, files):
     for pattern in (
         r"batch 2, prompt 20, 7 new tokens",
         r"prefill [\d.,]+ ms",
-        r"decode [\d.,]+ tokens/s: 6 step\(s\)",
+        r"decode [\d.,]+ tokens/s: 6 steps",
         r"[\d.]+ x max\(copy, compute\)",
         r"exposed copy [\d.]+ [mu]s, overlap [\d.]+ %",
         r"memory: device [\d.]+ MiB \(planned\)",

@@ -25,8 +25,8 @@ def test_the_times_are_those_of_the_plan(workload, options):
     assert {"lp", "kvpr", "load-all", "recompute-all", "resident"} == set(times.makespans_s)
     assert times.steps == plan.steps
     assert times.out_of_range_tasks == plan.out_of_range_tasks
-    part = {"h2d": "h2d link", "hbm": "device memory"}[times.bottleneck]
-    assert plan.bottleneck.startswith(part)
+    part = {"h2d": "host-to-GPU link", "hbm": "device memory"}[times.bottleneck]
+    assert plan.bottleneck.startswith(f"the {part} is the bottleneck")
 
 
 def test_a_job_that_has_no_plan_has_no_times():

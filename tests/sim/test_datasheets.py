@@ -281,7 +281,7 @@ def test_changes_that_unified_memory_has_no_place_for_are_refused(spark):
         find_hardware("h200+unified")
     with pytest.raises(BadInput, match="use policy resident"):
         make_plan(Job(model, spark, Workload(4, 512, 1)), PlanOptions(policy="hf-offloaded"))
-    with pytest.raises(BadInput, match="share one memory; leave it out"):
+    with pytest.raises(BadInput, match="share one memory; use kv_bits 16"):
         make_plan(Job(model, spark, Workload(4, 512, 1, kv_bits=8)))
     with pytest.raises(BadInput, match="dgx-spark has one GPU"):
         make_plan(Job(model, spark, Workload(4, 512, 1)), PlanOptions(gpus=2))

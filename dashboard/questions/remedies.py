@@ -25,6 +25,7 @@ from dashboard.questions.offered import (
 from dashboard.questions.restore import RestoreQuestion
 from sim.catalog import find_hardware, find_model
 from sim.errors import KvOverlapError
+from sim.graph.jobs import UNCOMPRESSED
 from sim.progress import Progress
 
 MAX_REMEDIES = 3
@@ -154,7 +155,9 @@ def _shorter(asking: Asking) -> Iterator[Asking]:
 
 def _plain_cache(asking: Asking) -> Iterator[Asking]:
     if asking.question.workload.kv_bits is not None:
-        yield asking.to("cache as computed", _with_job(asking.question, kv_bits=None), kv_bits=None)
+        yield asking.to(
+            "cache as computed", _with_job(asking.question, kv_bits=None), kv_bits=UNCOMPRESSED
+        )
 
 
 def _row(asking: Asking) -> Iterator[Asking]:
@@ -297,7 +300,7 @@ def safe(asking: Asking) -> Asking:
         "prompt": 512,
         "gen": 1,
         "schedule": "row",
-        "kv_bits": None,
+        "kv_bits": UNCOMPRESSED,
         "policy": LP,
         "gpus": 1,
         "memory": None,

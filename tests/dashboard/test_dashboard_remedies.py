@@ -124,3 +124,10 @@ def test_random_settings_have_an_answer_or_a_button_that_leads_to_one(seed):
     tried = try_link(page, {**query, **small})
     assert tried.refusal is not None
     assert tried.fault is None, tried
+
+
+def test_a_quantised_cache_that_a_policy_lacks_becomes_one_as_computed():
+    query = {"model": "opt-125m", "batch": "2", "kv_bits": "4 bits", "policy": "hf-offloaded"}
+    tried = try_link("plan", query)
+    assert tried.refusal is not None
+    assert tried.fault is None, tried

@@ -64,12 +64,16 @@ def kvpr_count(plan: DecodePlan) -> int:
 def even_split(plan: DecodePlan, tokens: int) -> TaskGraph:
     """The graph of a plan's job in which every layer recomputes `tokens` in every step.
 
-    Resident K and V stay resident, and X of the recomputed tokens.
+    Resident K and V stay resident, and X of the recomputed tokens. A layer whose K and V are no
+    projection of X recomputes none.
     """
+    splits = [plan.model.splits(layer) for layer in range(plan.model.n_layers)]
     steps = []
     for step in plan.steps:
         moved = [sum(pair) for pair in zip(step.recomputed_tokens, step.loaded_tokens, strict=True)]
-        recomputed = tuple(min(tokens, count) for count in moved)
+        recomputed = tuple(
+            min(tokens, count) if may else 0 for count, may in zip(moved, splits, strict=True)
+        )
         loaded = tuple(a - b for a, b in zip(moved, recomputed, strict=True))
         steps.append(replace(step, recomputed_tokens=recomputed, loaded_tokens=loaded))
     kept_x = tuple(min(tokens, count) for count in plan.resident_x_tokens)

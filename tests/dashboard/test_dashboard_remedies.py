@@ -134,6 +134,6 @@ def test_a_quantised_cache_that_a_policy_lacks_becomes_one_as_computed():
 
 
 def test_layers_that_no_split_can_divide_have_a_page_too():
-    query = {"model": "deepseek-v4-flash", "hardware": "mi300x+pcie5-x16", "batch": "2"}
-    tried = try_link("plan", {**query, "tp": "8", "prompt": "512"})
+    query = {"model": "deepseek-v4-pro", "hardware": "mi300x+pcie5-x16", "batch": "48"}
+    tried = try_link("plan", {**query, "tp": "8", "prompt": "1,536", "keep": "false"})
     assert tried.refusal is None, tried

@@ -1,16 +1,14 @@
 """An answer pinned as A next to the present one, B, and the text that holds A in the address."""
 
-from pathlib import Path
 from urllib.parse import parse_qsl, urlencode
 
 import pytest
+from apptest import show
 from browser import make_run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lane_bars import drawn
-from streamlit.testing.v1 import AppTest
 
-import dashboard
 from dashboard.questions.decode import Changes, Question
 from dashboard.questions.pinned import (
     differences,
@@ -27,19 +25,8 @@ from sim.errors import BadInput
 from sim.graph.jobs import RestoreRequest
 from sim.machine.availability import Availability, Step
 
-APP = Path(dashboard.__file__).parent / "streamlit_app.py"
 MODEL, MACHINE = find_model("opt-125m"), find_hardware("kvpr-a100")
 SMALL = {"model": "opt-125m", "hardware": "kvpr-a100", "batch": "4", "prompt": "256"}
-
-
-def show(name, **query):
-    app = AppTest.from_file(APP, default_timeout=60)
-    app.switch_page(f"app_pages/{name}.py")
-    for key, value in query.items():
-        app.query_params[key] = value
-    app.run()
-    assert not app.exception, app.exception
-    return app
 
 
 def captions(app):

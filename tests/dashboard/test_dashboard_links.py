@@ -1,18 +1,14 @@
 """Addresses: they hold every input, the version and the graph, and the visitor's files."""
 
-from pathlib import Path
-
 import pytest
+from apptest import show
 from browser import make_run
-from streamlit.testing.v1 import AppTest
 
-import dashboard
 from dashboard.data.upload_store import STORE, UploadStore
 from dashboard.data.uploads import Upload
 from sim import Workload, find_hardware
 from sim.files import VERSION
 
-APP = Path(dashboard.__file__).parent / "streamlit_app.py"
 PROFILE = Upload("mine.json", find_hardware("kvpr-a100"))
 CASE = "b2-s128-lp"
 
@@ -28,16 +24,6 @@ def folder(tmp_path_factory):
 def site(folder, monkeypatch):
     monkeypatch.chdir(folder)
     monkeypatch.setattr("dashboard.data.runs.SHIPPED_RUNS", folder / "shipped")
-
-
-def show(page, **query):
-    app = AppTest.from_file(APP, default_timeout=60)
-    app.switch_page(f"app_pages/{page}.py")
-    for key, value in query.items():
-        app.query_params[key] = value
-    app.run()
-    assert not app.exception, app.exception
-    return app
 
 
 def address(app):

@@ -9,12 +9,11 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from apptest import show
 from browser import make_run
 from builders import make_plan
 from lane_bars import drawn
-from streamlit.testing.v1 import AppTest
 
-import dashboard
 from dashboard.data.exports import csv_bytes, parquet_bytes, saved_bytes
 from dashboard.questions.decode import Changes
 from kvoverlap.cli.main import main
@@ -24,7 +23,6 @@ from sim.machine.curves import Curve
 from sim.machine.provenance import Samples
 from sim.units import ms
 
-APP = Path(dashboard.__file__).parent / "streamlit_app.py"
 PAGES = (
     "advise",
     "plan",
@@ -50,16 +48,6 @@ def runs(made_runs, monkeypatch):
     monkeypatch.chdir(made_runs)
     monkeypatch.setattr("dashboard.data.runs.SHIPPED_RUNS", made_runs / "shipped")
     return made_runs / "runs"
-
-
-def show(page, **query):
-    app = AppTest.from_file(APP, default_timeout=60)
-    app.switch_page(f"app_pages/{page}.py")
-    for key, value in query.items():
-        app.query_params[key] = value
-    app.run()
-    assert not app.exception, app.exception
-    return app
 
 
 def told(app):

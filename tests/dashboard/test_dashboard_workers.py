@@ -8,9 +8,9 @@ from operator import truediv
 from pathlib import Path
 
 import pytest
+from apptest import APP, show
 from streamlit.testing.v1 import AppTest
 
-import dashboard
 from dashboard.asking import CANCELLED, Asked, TooLarge, key_of, progress_of
 from dashboard.questions.decode import Question
 from dashboard.questions.restore import RestoreQuestion
@@ -19,7 +19,6 @@ from sim.catalog import find_hardware, find_model
 from sim.errors import UnknownName
 from sim.graph.jobs import RestoreRequest, Workload
 
-APP = Path(dashboard.__file__).parent / "streamlit_app.py"
 LONG = Call(time.sleep, (60,), "sleep")
 FROZE = {
     "model": "llama-3.1-70b-fp8",
@@ -167,16 +166,6 @@ def test_a_size_is_refused_above_its_limit():
     Asked(10, "", 10).check()
     with pytest.raises(TooLarge, match="about 11 tasks, and the dashboard plans at most 10"):
         Asked(11, "", 10).check()
-
-
-def show(page, **query):
-    app = AppTest.from_file(APP, default_timeout=60)
-    app.switch_page(f"app_pages/{page}.py")
-    for key, value in query.items():
-        app.query_params[key] = value
-    app.run()
-    assert not app.exception, app.exception
-    return app
 
 
 def test_a_question_that_is_too_large_says_its_size_and_its_command():

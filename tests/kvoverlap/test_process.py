@@ -65,10 +65,25 @@ def test_a_closed_or_full_output_ends_in_one_sentence_at_most(shell, verb, statu
     assert len(done.stderr.splitlines()) <= (1 if says else 0) + done.stderr.count("note:")
 
 
-def test_help_loads_neither_planner_nor_engine():
+SMALL = ["--model", "opt-125m", "--hardware", "kvpr-a100", "--prompt", "64"]
+FILES = {"gzip", "tomllib", "pydantic", "rich", "torch", "pyarrow"}
+LP = {"pulp", "highspy", "numpy"}
+
+
+@pytest.mark.parametrize(
+    ("line", "unneeded"),
+    [
+        (["--help"], FILES | LP | {"simpy", "cyclopts", "planner", "sim.model.spec"}),
+        (["models"], FILES | LP | {"simpy", "cyclopts", "planner", "statistics"}),
+        (["restore", *SMALL], FILES | LP | {"planner.decode", "statistics"}),
+        (["plan", *SMALL, "--batch", "2"], FILES | {"planner.restore.plan", "planner.advice"}),
+        (["advise", *SMALL, "--batch", "2"], {"torch", "pyarrow", "pydantic", "rich"}),
+    ],
+)
+def test_a_verb_loads_only_what_it_needs(line, unneeded):
     check = (
-        "import sys; from kvoverlap.cli.main import main; main(['--help']);"
-        "print({'pulp', 'simpy', 'numpy', 'torch'} & set(sys.modules), file=sys.stderr)"
+        f"import sys; from kvoverlap.cli.main import main; main({line});"
+        f"print('loaded', *{unneeded} & set(sys.modules), file=sys.stderr)"
     )
     done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
-    assert done.stderr.strip() == "set()"
+    assert done.stderr.splitlines()[-1] == "loaded"

@@ -7,9 +7,10 @@ from math import ceil, inf
 from planner.advice.advice import Advice, Evidence
 from planner.advice.reuse import Reuse
 from planner.advice.runtime_settings import VLLM_MEMORY_FRAC
-from planner.advice.task_times import describe_sources
-from planner.decode.sensitivity import MIN_SAVING_FRAC, PART_NAMES
+from planner.decode.sensitivity import MIN_SAVING_FRAC
 from planner.decode.ways import LOAD, NO_ROOM, RECOMPUTE, RESIDENT, SPLIT
+from planner.parts import PART_NAMES
+from planner.task_times import describe_sources
 from sim.units import ms, percent
 
 WAY = {

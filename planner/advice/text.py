@@ -91,7 +91,10 @@ def _upgrade(advice: Advice) -> str:
     if upgrade.saved_frac < MIN_SAVING_FRAC:
         return "No single part of the machine limits: 10 % more of any one saves less than 0.05 %."
     name, what = PART_NAMES[upgrade.part]
-    return f"The best upgrade is the {name}: 10 % more {what} saves {percent(upgrade.saved_frac)}."
+    where = "The" if advice.plan.hardware.memory.unified else "For a cache in host memory the"
+    return (
+        f"{where} best upgrade is the {name}: 10 % more {what} saves {percent(upgrade.saved_frac)}."
+    )
 
 
 def _crossover(advice: Advice) -> str:

@@ -220,7 +220,7 @@ def test_the_best_upgrade_is_the_largest_sensitivity_of_the_plan():
     found = advise(tiny_model(), machine(h2d=1e6, flops_per_s=1e12), JOB, NOWHERE)
     assert found.best_upgrade.part == "h2d"
     assert found.best_upgrade == max(found.plan.sensitivities, key=lambda one: one.saved_frac)
-    assert "best upgrade is the h2d link" in describe(found)
+    assert "the best upgrade is the h2d link" in describe(found)
 
 
 def test_loading_a_prefix_wins_from_the_length_on_that_restores_say():

@@ -86,7 +86,7 @@ def test_a_plan_says_how_long_a_machine_looks_for_the_prefix():
     """Cake's machines need 100 ms; a composed machine has no such time."""
     model, job = find_model("longalpaca-7b"), RestoreRequest(prompt_tokens=1024, cached_tokens=1000)
     notes = {
-        name: make_plan(Job(model, find_hardware(name), job), PlanOptions("load-only")).notes
+        name: make_plan(Job(model, find_hardware(name), job), PlanOptions(policy="load-only")).notes
         for name in ("h100", "h100-sxm+pcie5-x16")
     }
     assert notes == {

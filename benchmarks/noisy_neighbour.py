@@ -13,6 +13,7 @@ import os
 import random
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -65,17 +66,22 @@ def validate(minutes: str) -> dict[str, Any]:
     begun_s = time.monotonic()
     first_s = float("nan")
     command = [*VALIDATE, "--minutes", minutes]
-    with subprocess.Popen(  # noqa: S603 - no outside input
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
+    # The report is longer than a pipe holds, and is written while stderr is still being read.
+    with (
+        tempfile.TemporaryFile("w+") as answer_file,
+        subprocess.Popen(  # noqa: S603 - no outside input
+            command, stdout=answer_file, stderr=subprocess.PIPE, text=True
+        ) as process,
+    ):
         assert process.stderr is not None
-        assert process.stdout is not None
         said = []
         for line in process.stderr:
             said.append(line)
             if line.startswith("note:") and "measured" in line and first_s != first_s:
                 first_s = time.monotonic() - begun_s
-        answer = process.stdout.read()
+        process.wait()
+        answer_file.seek(0)
+        answer = answer_file.read()
     if not answer:
         sys.exit("".join(said))
     report = json.loads(answer)

@@ -14,15 +14,19 @@ of these functions. They call the packages `sim` (model, machine, graph, engines
 `hw` (devices) and `measure`, which can be imported too.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from __future__ import annotations
 
+TYPE_CHECKING = False  # loading `typing` would keep the command from expecting Ctrl-C
 if TYPE_CHECKING:
+    from typing import Any
+
     from kvoverlap.api import *  # noqa: F403
 
 
 def __getattr__(name: str) -> Any:
     """A name of `kvoverlap.api`, which is loaded at its first use: `--help` starts without it."""
+    import importlib
+
     if name == "__version__":
         return importlib.import_module("sim.files").VERSION
     if name.startswith("_") and name != "__all__":

@@ -13,7 +13,7 @@ from sim.machine.profile import HardwareProfile
 from sim.units import percent
 
 MIN_JUDGED_FRAC = 0.75
-"""Fraction of the cases that need `MIN_REPEATS` steady runs before the machine is judged."""
+"""Fraction of the cases that have to be judged before the machine is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +73,13 @@ class Judgement:
 
     @property
     def is_judged(self) -> bool:
-        """Whether enough of the runs were steady to call the error an error."""
-        return sum(run.is_steady for run in self.runs) >= MIN_REPEATS
+        """Whether enough runs were steady, and agree well enough to call the error an error.
+
+        Speed that changes within a run leaves no trace in the samples around it, but in the
+        errors: those of one plan then differ from run to run.
+        """
+        steady = sum(run.is_steady for run in self.runs)
+        return steady >= MIN_REPEATS and self.spread_frac <= STEADY_FRAC
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +129,6 @@ def why_not_judged(
     return (
         f"This machine is too unsteady to judge: the same matmul varied by "
         f"{percent(spread_frac(matmuls))}, other processes had {percent(lost_frac)} of the compute "
-        f"core, and {judged} of {n_cases} cases had {MIN_REPEATS} steady runs. Close other "
-        f"programs and run it again."
+        f"core, and {judged} of {n_cases} cases had {MIN_REPEATS} steady runs and errors within "
+        f"{percent(STEADY_FRAC)} of each other. Close other programs and run it again."
     )

@@ -1,30 +1,14 @@
 """Chooses what to load and what to recompute, and turns the choice into a task graph."""
 
-from planner.decode.lower import SCHEDULES, lower
-from planner.decode.make import check_decode, choose_schedule, plan_split
-from planner.decode.plan import DecodePlan
-from planner.decode.policies import POLICIES, baseline_split
-from planner.decode.sensitivity import PART_NAMES
-from planner.decode.split import StepSplit
-from planner.job import Job, PlanOptions
-from planner.make import make_plan
-from planner.plan_file import Plan
-from planner.restore.plan import RestorePlan
+import importlib
+from typing import TYPE_CHECKING, Any
 
-__all__ = [
-    "PART_NAMES",
-    "POLICIES",
-    "SCHEDULES",
-    "DecodePlan",
-    "Job",
-    "Plan",
-    "PlanOptions",
-    "RestorePlan",
-    "StepSplit",
-    "baseline_split",
-    "check_decode",
-    "choose_schedule",
-    "lower",
-    "make_plan",
-    "plan_split",
-]
+if TYPE_CHECKING:
+    from planner.api import *  # noqa: F403
+
+
+def __getattr__(name: str) -> Any:
+    """A name of `planner.api`, which is loaded at its first use: a restore needs no LP."""
+    if name.startswith("_") and name != "__all__":
+        raise AttributeError(f"module 'planner' has no attribute {name!r}")
+    return getattr(importlib.import_module("planner.api"), name)

@@ -20,7 +20,6 @@ uses kvoverlap as a library catches `KvOverlapError` or the branch it can act on
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 
 
@@ -37,6 +36,8 @@ class UnknownName(BadInput):
 
     def __init__(self, kind: str, name: str, known: Iterable[str], hint: str = "") -> None:
         known = sorted(known)
+        import difflib  # only a wrong name needs it
+
         close = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.5)
         parts = [f"did you mean {close[0]!r}?"] if close else []
         if not close or len(known) <= 6:

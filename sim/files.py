@@ -1,24 +1,21 @@
-"""Reading and writing the program's own JSON files: versioned, atomic, gzip by name."""
+"""Reading and writing the program's own JSON files: versioned, atomic, gzip by name.
+
+Readers of other formats are imported where they are used: most commands need none of them.
+"""
 
 from __future__ import annotations
 
-import csv
 import errno
-import gzip
 import io
 import json
 import os
 import select
-import tomllib
-import zlib
 from collections.abc import Hashable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from functools import cache
 from pathlib import Path
-from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any, TypeVar, cast
-from uuid import uuid4
 
 from sim.errors import BadFile, BadInput
 from sim.exact import Inexact, builder
@@ -82,6 +79,8 @@ def check_writable(name: str, text: str) -> Path:
     Raises:
         BadFile: a folder, a path below a file, or an unwritable place.
     """
+    from tempfile import TemporaryFile
+
     path = Path(text)
     try:
         if not text or path.is_dir():
@@ -108,6 +107,8 @@ def _write_in_place(path: Path, chunks: Iterable[bytes]) -> None:
 
 
 def _replace(path: Path, chunks: Iterable[bytes]) -> None:
+    from uuid import uuid4
+
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name[:200]}.{uuid4().hex}")
     try:
@@ -131,7 +132,11 @@ def write_json(path: Path | str, kind: str, content: dict[str, Any]) -> None:
     }
     text = json.dumps(document, indent=None if str(path).endswith(".gz") else 1, allow_nan=False)
     payload = text.encode() + b"\n"
-    write_bytes(path, gzip.compress(payload, mtime=0) if str(path).endswith(".gz") else payload)
+    if str(path).endswith(".gz"):
+        import gzip
+
+        payload = gzip.compress(payload, mtime=0)
+    write_bytes(path, payload)
 
 
 def read_text(path: Path | str) -> str:
@@ -147,8 +152,7 @@ def read_text(path: Path | str) -> str:
                 _wait_for_writer(path, file.fileno())
             payload = file.read(MAX_FILE_BYTES + 1)
         if payload[:2] == b"\x1f\x8b":
-            with gzip.open(io.BytesIO(payload)) as unpacked:
-                payload = unpacked.read(MAX_FILE_BYTES + 1)
+            payload = _unpacked(payload)
         if len(payload) > MAX_FILE_BYTES:
             raise BadFile(
                 f"{path} holds more than {MAX_FILE_BYTES // 2**20} MiB; it is not a file of ours."
@@ -156,8 +160,20 @@ def read_text(path: Path | str) -> str:
         return payload.decode("utf-8-sig")
     except FileNotFoundError:
         raise BadFile(f"{path} does not exist; check the path.") from None
-    except (OSError, EOFError, ValueError, zlib.error) as error:
+    except (OSError, EOFError, ValueError) as error:
         raise BadFile(f"{path} cannot be read ({error}); it is corrupt or not ours.") from None
+
+
+def _unpacked(payload: bytes) -> bytes:
+    """The start of a gzipped payload, as far as a reader may need it."""
+    import gzip
+    import zlib
+
+    try:
+        with gzip.open(io.BytesIO(payload)) as unpacked:
+            return unpacked.read(MAX_FILE_BYTES + 1)
+    except zlib.error as error:
+        raise ValueError(str(error)) from error
 
 
 def _open_without_waiting(path: str, flags: int) -> int:
@@ -197,6 +213,8 @@ def decode_toml(path: Path | str) -> dict[str, Any]:
     Raises:
         BadFile: unreadable, or not TOML.
     """
+    import tomllib
+
     try:
         return tomllib.loads(read_text(path))
     except BadFile:
@@ -211,6 +229,8 @@ def decode_csv(path: Path | str) -> list[dict[str, str]]:
     Raises:
         BadFile: unreadable, no rows, a column given twice, or a row of another length.
     """
+    import csv
+
     try:
         header, *rows = csv.reader(read_text(path).splitlines(), strict=True)
     except (csv.Error, ValueError):

@@ -2,21 +2,37 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 from streamlit.testing.v1 import AppTest
 
 import dashboard
+from dashboard.data.uploads import Upload
+from dashboard.session import UPLOADS
 
 APP = Path(dashboard.__file__).parent / "streamlit_app.py"
 
 
-def show(page: str, /, **query: str) -> AppTest:
-    """A page after its script has run, with these values in its address."""
-    app = AppTest.from_file(APP, default_timeout=60)
+def unopened(page: str, /, *uploads: Upload, **query: str | list[str]) -> AppTest:
+    """A page whose script has not run, with uploaded files and values in its address."""
+    app = AppTest.from_file(APP, default_timeout=120)
     app.switch_page(f"app_pages/{page}.py")
+    if uploads:
+        app.session_state[UPLOADS] = {upload.name: upload for upload in uploads}
     for key, value in query.items():
         app.query_params[key] = value
-    app.run()
+    return app
+
+
+def show(page: str, /, *uploads: Upload, **query: str | list[str]) -> AppTest:
+    """A page after its script has run, with uploaded files and values in its address."""
+    app = unopened(page, *uploads, **query).run()
     assert not app.exception, app.exception
     return app
+
+
+def charts(app: AppTest) -> list[Any]:
+    """The Plotly figures of a page."""
+    return [json.loads(chart.proto.spec) for chart in app.get("plotly_chart")]

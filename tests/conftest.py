@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import gc
+import os
 
 import pytest
 from hypothesis.internal.conjecture import providers
 
 from kvoverlap.cli.main import main
+
+# The operations of tiny models are too short for a second thread, which would spin between them.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # Hypothesis draws some values from constants in the modules that are imported, so that the examples
 # of a test would depend on which tests ran before it in the same process.

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import plotly.graph_objects as go
 
 from dashboard.figures.style import (
-    LATE_COLOUR,
+    ALERT_COLOUR,
     MUTED,
     POLICY_COLOUR,
     RESTORE_COLOUR,
@@ -72,7 +72,7 @@ def _dots(policy: str, group: Sequence[CaseAccuracy]) -> go.Scatter:
         color=COLOURS.get(policy, MUTED),
         size=10,
         line={
-            "color": ["white" if case.passed else LATE_COLOUR for case in group],
+            "color": ["white" if case.passed else ALERT_COLOUR for case in group],
             "width": [1 if case.passed else 3 for case in group],
         },
     )
@@ -122,7 +122,7 @@ def errors_by_case(cases: Sequence[CaseAccuracy]) -> go.Figure:
         [100 * case.makespan_error_frac for case in cases],
         rows,
         "%{hovertext}",
-        color=[OURS_COLOUR if case.passed else LATE_COLOUR for case in cases],
+        color=[OURS_COLOUR if case.passed else ALERT_COLOUR for case in cases],
         size=9,
     )
     ours.hovertext = [_hover(case) for case in cases]

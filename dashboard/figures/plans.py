@@ -8,7 +8,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from dashboard.figures.style import (
-    LATE_COLOUR,
+    ALERT_COLOUR,
     MUTED,
     POLICY_COLOUR,
     SHARE_SCALE,
@@ -184,7 +184,7 @@ def split_curve(
                 [count],
                 [seconds * 1e3],
                 f"{name}: %{{x:,}} tokens, %{{y:,.1f}} ms",
-                color=POLICY_COLOUR.get(name, LATE_COLOUR),
+                color=POLICY_COLOUR.get(name, ALERT_COLOUR),
                 size=12,
                 symbol="circle" if name in POLICY_COLOUR else "diamond",
                 line={"color": "white", "width": 1.5},

@@ -11,8 +11,8 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from dashboard.figures.style import (
+    ALERT_COLOUR,
     GAIN_SCALE,
-    LATE_COLOUR,
     POLICY_COLOUR,
     RESTORE_COLOUR,
     SHARE_SCALE,
@@ -33,7 +33,7 @@ Y_MARGIN = 1.15
 HEADROOM = 2.5
 """Top of the axis over the slowest two-ended restore; slower policies are cut off."""
 
-CROSS = {"symbol": "x", "size": 11, "color": LATE_COLOUR}
+CROSS = {"symbol": "x", "size": 11, "color": ALERT_COLOUR}
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import plotly.graph_objects as go
 
 from dashboard.figures.style import (
-    LATE_COLOUR,
+    ALERT_COLOUR,
     MUTED,
     OP_COLOUR,
     RESTORE_COLOUR,
@@ -201,7 +201,7 @@ def _present(timeline: Timeline) -> Iterable[go.Scatter]:
 
 def _meeting_mark(meeting: Meeting, what: str, symbol: str) -> go.Scatter:
     name = f"{what} at token {meeting.token:,}, {ms(meeting.at_s)}"
-    edge = LATE_COLOUR if symbol.endswith("open") else "white"
+    edge = ALERT_COLOUR if symbol.endswith("open") else "white"
     return dots(
         name,
         [meeting.at_s * 1e3],
@@ -209,7 +209,7 @@ def _meeting_mark(meeting: Meeting, what: str, symbol: str) -> go.Scatter:
         name,
         symbol=symbol,
         size=15,
-        color=LATE_COLOUR,
+        color=ALERT_COLOUR,
         line={"color": edge, "width": 1},
     )
 
@@ -223,7 +223,7 @@ def _name_meeting(figure: go.Figure, meeting: Meeting, timeline: Timeline) -> No
         text=f"meet at token {meeting.token:,}",
         ax=0 if high else -50,
         ay=80 if high else -60,
-        arrowcolor=LATE_COLOUR,
+        arrowcolor=ALERT_COLOUR,
         arrowwidth=1.5,
         standoff=9,
     )
@@ -280,7 +280,7 @@ def sources_by_layer(split: RestoreSplit, model: ModelSpec, request: RestoreRequ
 
 def ttft_bars(times_s: Mapping[str, float], base: str) -> go.Figure:
     """Times to first token in the order given, each with its ratio to that of `base`."""
-    colours = [LATE_COLOUR if name == base else RESTORE_COLOUR["lp"] for name in times_s]
+    colours = [ALERT_COLOUR if name == base else RESTORE_COLOUR["lp"] for name in times_s]
     return time_bars(times_s, base, colours, "time to first token (ms)")
 
 

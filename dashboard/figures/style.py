@@ -73,8 +73,8 @@ PHASE_COLOUR = {
 
 SPLIT_COLOUR = {"recomputed": "#d36813", "loaded": "#2577bc", "resident": "#9ba8b8"}
 
-LATE_COLOUR, EARLY_COLOUR = "#c43d0a", "#2f6fb3"
-"""Longer or shorter than predicted; a sign in the label says the same."""
+ALERT_COLOUR = "#c43d0a"
+"""What needs attention, such as a case out of tolerance; a label says the same."""
 
 MUTED = "#8a96a0"
 """Grid-like marks that must be visible on white and on near-black."""

@@ -27,7 +27,6 @@ from hw.environment import (
 LIBRARIES = ("numpy", "pulp", "highspy", "simpy", "transformers")
 DISTRIBUTION = "kvoverlap"
 NODES = Path("/sys/devices/system/node")
-MEMINFO = Path("/proc/meminfo")
 
 SLOW_REASONS = (
     "hardware slowdown",

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from sim.errors import Mismatch
 
-FP8_DTYPES = ("F8_E4M3", "F8_E5M2")
 BLOCKS, EXPONENTS = "_blocks", "_scales"
 """Ends of the names of a tensor in MXFP4 and of its exponents; both are bytes."""
 

@@ -14,7 +14,7 @@ from kvoverlap.cli.output import annotate, markdown_table, print_json, progress,
 from kvoverlap.cli.published import print_published, published_markdown
 from planner.published import assess_published
 from planner.published.accuracy import PublishedAccuracy
-from sim.catalog import RECORDINGS
+from sim.catalog import RECORDINGS, find_hardware
 from sim.errors import BadInput
 from sim.files import write_bytes
 from sim.results.accuracy import Accuracy, assess
@@ -39,6 +39,7 @@ COLUMNS = (
 def accuracy(
     *,
     recordings: Annotated[Path, Parameter(show_default=False)] = RECORDINGS,
+    hardware: str | None = None,
     gate: bool = False,
     published: Annotated[bool, Parameter(negative="")] = False,
     markdown: OutputFile | None = None,
@@ -54,12 +55,17 @@ def accuracy(
       kvoverlap accuracy
       kvoverlap accuracy --gate --markdown accuracy.md
       kvoverlap accuracy --recordings runs/latest --json
+      kvoverlap accuracy --recordings data/recordings/h100-pcie5 \\
+          --hardware h100-sxm+pcie5-x16
       kvoverlap accuracy --published --gate
 
     Parameters
     ----------
     recordings
         A recording, or a folder of several; by default the shipped ones.
+    hardware
+        Predict with this machine, by name or path, instead of the one that was profiled with each
+        recording: how far off is a machine that nobody measured?
     gate
         Exit with status 1 unless every case is within its tolerance.
     published
@@ -75,8 +81,13 @@ def accuracy(
                 f"--recordings(={recordings}) are measured runs and --published are figures of "
                 "others; give one of them."
             )
+        if hardware is not None:
+            raise BadInput(
+                f"--hardware(={hardware}) predicts recordings, and the figures of --published name "
+                "their machines; give one of them."
+            )
         return _published(gate, markdown, json)
-    found = assess(recordings)
+    found = assess(recordings, None if hardware is None else find_hardware(hardware))
     _write_markdown(as_markdown(found), markdown)
     return _report(found, faults(found), lambda: print_accuracy(found), gate, json)
 

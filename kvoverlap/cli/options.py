@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter, Token
 
@@ -32,9 +32,10 @@ from sim.machine.what_if import (
     with_rate,
 )
 from sim.model.spec import ModelSpec
-from sim.results.recording import Recording
-from sim.results.trace import write_trace
 from sim.units import parse_bytes, parse_count, parse_counts, parse_rate
+
+if TYPE_CHECKING:
+    from sim.results.recording import Recording
 
 
 def parsed_by(parse: Callable[[str, str], Any]) -> Callable[[Any, Sequence[Token]], Any]:
@@ -471,6 +472,8 @@ class TimelineOutput:
         if self.output is not None:
             recording.save(self.output)
         if self.trace is not None:
+            from sim.results.trace import write_trace
+
             write_trace(recording.typical, self.trace, recording.source)
 
 

@@ -10,7 +10,6 @@ import json
 import operator
 import os
 import re
-import shutil
 import sys
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -58,7 +57,11 @@ class Output:
     def columns(self) -> int:
         if self.width is not None:
             return self.width
-        return shutil.get_terminal_size().columns if self.is_terminal else PLAIN_WIDTH
+        if not self.is_terminal:
+            return PLAIN_WIDTH
+        import shutil  # loads three compressors
+
+        return shutil.get_terminal_size().columns
 
     def line(self, text: str) -> None:
         """Write text and a line end at once, so that lines of several processes do not mix."""

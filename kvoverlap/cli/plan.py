@@ -18,8 +18,12 @@ from kvoverlap.cli.options import (
     installed_engine,
 )
 from kvoverlap.cli.output import note, policy_table, print_json, progress, say, table
-from planner import PART_NAMES, DecodePlan, Job, PlanOptions, choose_schedule, make_plan
-from planner.advice import beyond_calibration, describe_sources, headline
+from planner.decode.headline import headline
+from planner.decode.make import choose_schedule, plan_decode
+from planner.decode.plan import DecodePlan
+from planner.job import Job, PlanOptions
+from planner.parts import PART_NAMES
+from planner.task_times import beyond_calibration, describe_sources
 from sim.engine.api import fast_engine_installed
 from sim.units import counted, ms, percent
 
@@ -128,7 +132,7 @@ def plan(
             made, reason = choose_schedule(asked, options)
             note(reason)
         else:
-            made = make_plan(asked, options)
+            made = plan_decode(asked, options)
     if output is not None:
         made.save(output)
     if json:

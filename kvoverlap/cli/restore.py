@@ -19,11 +19,11 @@ from kvoverlap.cli.options import (
     installed_engine,
 )
 from kvoverlap.cli.output import policy_table, print_json, say, table
-from planner import Job, PlanOptions, RestorePlan, make_plan
-from planner.advice import beyond_calibration, describe_sources
-from planner.restore import Adaptation, behind_link, link_rate
+from planner.job import Job, PlanOptions
+from planner.restore.plan import RestorePlan, plan_restore
+from planner.restore.replanning import Adaptation
+from planner.task_times import beyond_calibration, describe_sources
 from sim.engine.api import fast_engine_installed
-from sim.engine.serving import OtherRequest, read_others, serve
 from sim.errors import BadInput
 from sim.lanes import TIERS
 from sim.machine.availability import ALWAYS, Availability
@@ -102,6 +102,8 @@ def restore(
             raise BadInput(
                 f"--tier(={job.tier}) must be {', '.join(TIERS)}, a rate such as 4GiB/s, or Gbps."
             )
+        from planner.restore.reproduce import behind_link, link_rate
+
         hardware = behind_link(hardware, link_rate("--tier", job.tier))
     spec = model.load(hardware)
     request = job.request(spec)
@@ -119,8 +121,8 @@ def restore(
         cached_data=job.cached_data,
         runtime=machine.serving,
     )
-    made = make_plan(Job(spec, hardware, request), options)
-    served = None if load.others is None else _serve(made, read_others(load.others))
+    made = plan_restore(Job(spec, hardware, request), options)
+    served = None if load.others is None else _serve(made, load.others)
     if output is not None:
         made.save(output)
     if json:
@@ -133,8 +135,11 @@ def restore(
         say(f"\nplan written to {output}; next: kvoverlap simulate {output}")
 
 
-def _serve(made: RestorePlan, others: tuple[OtherRequest, ...]) -> dict[str, Any]:
+def _serve(made: RestorePlan, requests: Path) -> dict[str, Any]:
     """TTFT of the restore, and TTFT and TPOT of the other requests with and without it."""
+    from sim.engine.serving import read_others, serve
+
+    others = read_others(requests)
     request = made.workload
     if request.gpu_share < 1:
         raise BadInput(

@@ -199,7 +199,7 @@ def _print_estimate(asked: Study, found: Estimate, json: bool) -> None:
     listed = ", ".join(f"{key} ({len(values)})" for key, values in axes.items()) or "none"
     say(f"{asked.title or 'study'}: {found.points:,} points; axes: {listed}")
     say(
-        f"{found.missing:,} to do at {ms(found.point_s)} each on one core: about "
+        f"{found.missing:,} to do at {ms(found.point_s)} each on one core: the sweep takes about "
         f"{duration_text(found.seconds)}"
     )
 

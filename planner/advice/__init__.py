@@ -2,13 +2,13 @@
 
 from planner.advice.advice import Advice, Evidence, advise
 from planner.advice.decoding import Slo
-from planner.advice.headline import headline
 from planner.advice.reuse import Reuse
 from planner.advice.runtime_gap import RuntimeGap, runtime_gap
 from planner.advice.runtime_settings import RuntimeSetting
-from planner.advice.task_times import beyond_calibration, describe_sources
 from planner.advice.text import describe
 from planner.crossovers import Interval
+from planner.decode.headline import headline
+from planner.task_times import beyond_calibration, describe_sources
 
 __all__ = [
     "Advice",

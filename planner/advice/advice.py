@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from planner.advice.decoding import DecodeJob, Slo, best_plan, by_context, compare_with_slo
-from planner.advice.headline import headline, verdict
 from planner.advice.reuse import Reuse, reuse
 from planner.advice.runtime_gap import RuntimeGap, cache_bytes, runtime_gap
 from planner.advice.runtime_settings import CacheBudget, RuntimeSetting, runtime_settings
 from planner.crossovers import Interval
+from planner.decode.headline import headline, verdict
 from planner.decode.plan import DecodePlan, Sensitivity
 from planner.decode.ways import Ways
 from planner.job import Job, PlanOptions

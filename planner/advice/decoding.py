@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from planner.crossovers import Interval, intervals, largest
+from planner.decode.fast_planner import ShortcutPlanner
 from planner.decode.plan import DecodePlan
 from planner.decode.planner import DecodePlanner
 from planner.decode.problem import DecodeProblem
-from planner.decode.ways import Ways, best_step
+from planner.decode.ways import SPLIT, Ways, best_step
 from planner.job import Job, PlanOptions
 from planner.make import make_plan
 from sim.errors import BadInput, DoesNotFit
@@ -88,7 +89,13 @@ def by_context(job: DecodeJob) -> tuple[Interval, ...]:
     """The verdict at each context length, with the cache in host memory."""
 
     def verdict(tokens: int) -> str:
-        return Ways.of(job.planner(tokens)).verdict
+        planner = job.planner(tokens)
+        bound_s = ShortcutPlanner(planner.problem).pipeline_bound_s
+        if bound_s is not None:  # a split that saves too little even at the bound needs no LP
+            at_bound = Ways.of(planner, bound_s).verdict
+            if at_bound != SPLIT:
+                return at_bound
+        return Ways.of(planner).verdict
 
     max_tokens = job.model.max_positions - 1
     return intervals(verdict, min(MIN_TOKENS, max_tokens), max_tokens)

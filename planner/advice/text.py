@@ -7,9 +7,10 @@ from math import ceil, inf
 from planner.advice.advice import Advice, Evidence
 from planner.advice.reuse import Reuse
 from planner.advice.runtime_settings import VLLM_MEMORY_FRAC
-from planner.advice.task_times import describe_sources
-from planner.decode.sensitivity import MIN_SAVING_FRAC, PART_NAMES
+from planner.decode.sensitivity import MIN_SAVING_FRAC
 from planner.decode.ways import LOAD, NO_ROOM, RECOMPUTE, RESIDENT, SPLIT
+from planner.parts import PART_NAMES
+from planner.task_times import describe_sources
 from sim.units import ms, percent
 
 WAY = {
@@ -90,7 +91,10 @@ def _upgrade(advice: Advice) -> str:
     if upgrade.saved_frac < MIN_SAVING_FRAC:
         return "No single part of the machine limits: 10 % more of any one saves less than 0.05 %."
     name, what = PART_NAMES[upgrade.part]
-    return f"The best upgrade is the {name}: 10 % more {what} saves {percent(upgrade.saved_frac)}."
+    where = "The" if advice.plan.hardware.memory.unified else "For a cache in host memory the"
+    return (
+        f"{where} best upgrade is the {name}: 10 % more {what} saves {percent(upgrade.saved_frac)}."
+    )
 
 
 def _crossover(advice: Advice) -> str:

@@ -88,6 +88,14 @@ class ShortcutPlanner(DecodePlanner):
         return "shortcut" if self._shortcut_holds else "lp"
 
     @property
+    def pipeline_bound_s(self) -> float | None:
+        """Lower bound on the makespan of any split, without an LP; None where there is none."""
+        job = self.problem
+        if self._pipeline is None or not job.covers_all_steps or job.gpus > 1:
+            return None
+        return self._pipeline[1].seconds
+
+    @property
     def bound_s(self) -> float | None:
         """Lower bound on the makespan if the search found one, else None."""
         problem = self.problem

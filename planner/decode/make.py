@@ -168,7 +168,7 @@ def _choice_plan(planner: DecodePlanner, policy: str, choice: DecodeChoice) -> D
     if not problem.holds(timeline.graph):
         problem.check_fits(replicate(timeline.graph, problem.alike(timeline.graph)))
     if policy == "lp":
-        worth = sensitivities(problem, DecodeProblem.program, planner.relaxation)
+        worth = sensitivities(problem, DecodeProblem.program, (planner.program, planner.relaxation))
     else:
         worth = sensitivities(problem, lambda other: other.program_of_choice(choice))
     if problem.covers_all_steps:

@@ -25,13 +25,12 @@ from planner.decode.rounding import (
 from planner.decode.split import DecodeChoice, Residency
 from planner.lp.costs import SIZED_OPS
 from planner.lp.memory import MemoryBudget, check_any_fits
-from planner.lp.schedule import Relaxation
 from sim.errors import DoesNotFit, Infeasible
 from sim.graph.tasks import STAGING_SLOTS
 from sim.lanes import COMPUTE, H2D
 
 if TYPE_CHECKING:
-    from planner.lp.schedule import Relaxation
+    from planner.lp.schedule import Relaxation, ScheduleLP
 
 REFINED_ABOVE = 1e-3
 """Relative distance between simulated makespan and lower bound above which shifts are tried."""
@@ -42,6 +41,11 @@ class DecodePlanner:
 
     def __init__(self, problem: DecodeProblem) -> None:
         self.problem = problem
+
+    @cached_property
+    def program(self) -> ScheduleLP:
+        """The LP over the planned steps."""
+        return self.problem.program()
 
     @cached_property
     def relaxation(self) -> Relaxation:
@@ -63,7 +67,7 @@ class DecodePlanner:
             loaded, recomputed = (replicate(graph, problem.gpus) for graph in ends)
             check_any_fits(loaded, recomputed, problem.hardware)
         try:
-            return problem.program().solve()
+            return self.program.solve()
         except Infeasible:  # only memory can be in the way of a schedule
             raise DoesNotFit(
                 f"{model.name} has no split for which {problem.hardware.name} has both host and "

@@ -9,36 +9,11 @@ from typing import TYPE_CHECKING, TypeAlias
 from planner.decode.plan import Sensitivity
 from planner.decode.problem import DecodeProblem
 from planner.lp.costs import SIZED_OPS
+from planner.parts import PART_NAMES, PARTS, SERIES, SPELLED_OUT
 from sim.lanes import COPY_LANES, HOST
 
 if TYPE_CHECKING:
     from planner.lp.schedule import Relaxation, ScheduleLP
-
-PARTS = {
-    "h2d": ("h2d link", "bandwidth"),
-    "d2h": ("d2h link", "bandwidth"),
-    "flops": ("compute", "FLOP/s"),
-    "hbm": ("device memory", "HBM bandwidth"),
-    "host": ("host copying", "bandwidth"),
-    "uplink": ("shared uplink", "bandwidth"),
-    "memory": ("GPU memory size", "bytes"),
-}
-"""Name and unit of each part of a machine that may be faster or larger."""
-
-SERIES = "h2d+uplink"
-"""A link and the switch behind it, which a copy passes one after the other."""
-
-PART_NAMES = {**PARTS, SERIES: ("h2d link and its switch", "bandwidth of both")}
-"""Of everything that a `Sensitivity` is of."""
-
-SPELLED_OUT = {
-    "h2d": "host-to-GPU link is",
-    "d2h": "GPU-to-host link is",
-    "flops": "GPU's arithmetic is",
-    "host": "copying within the host is",
-    SERIES: "host-to-GPU link and its switch together are",
-}
-"""Subjects of the sentence on the bottleneck, where they differ from the names."""
 
 MORE, NUDGE = 0.1, 1e-3
 """Relative increase of a part, and the step of its finite difference."""
@@ -51,16 +26,19 @@ Program: TypeAlias = "Callable[[DecodeProblem], ScheduleLP]"
 
 
 def sensitivities(
-    problem: DecodeProblem, program: Program, solved: Relaxation | None = None
+    problem: DecodeProblem, program: Program, solved: tuple[ScheduleLP, Relaxation] | None = None
 ) -> tuple[Sensitivity, ...]:
     """Savings by 10 % more of each part of the machine, over the planned steps.
 
     Args:
         program: the LP, with free or fixed counts.
-        solved: its optimum, if known.
+        solved: it on this machine and its optimum, if known.
     """
-    lp = program(problem)
-    now = solved or lp.solve(choose=False)
+    if solved is None:
+        lp = program(problem)
+        now = lp.solve(choose=False)
+    else:
+        lp, now = solved
     seconds = lp.seconds(now, problem.costs, problem.lines)
     found: list[Sensitivity] = []
     for part in (*PARTS, SERIES):

@@ -38,9 +38,11 @@ class _Highs(pulp.HiGHS):  # type: ignore[misc]
     def __init__(self, basis: Basis | None) -> None:
         super().__init__(msg=False)
         self._basis = basis
+        self.columns: list[pulp.LpVariable] = []
 
     def actualSolve(self, lp: pulp.LpProblem) -> int:  # noqa: N802 - PuLP's name
         columns, rows = lp.variables(), lp.constraints()
+        self.columns = columns
         solver = highspy.Highs()  # type: ignore[no-untyped-call]
         solver.setOptionValue("output_flag", False)
         solver.setOptionValue("presolve", "off")
@@ -111,7 +113,8 @@ def solve_to_optimum(problem: pulp.LpProblem, basis: Basis | None = None) -> Bas
     Raises:
         PlannerFailed: the solver stopped without an optimum; Infeasible where there is none.
     """
-    status = problem.solve(_Highs(basis))
+    solver = _Highs(basis)
+    status = problem.solve(solver)
     if status != pulp.LpStatusOptimal:
         failure = Infeasible if status == pulp.LpStatusInfeasible else PlannerFailed
         raise failure(
@@ -119,5 +122,5 @@ def solve_to_optimum(problem: pulp.LpProblem, basis: Basis | None = None) -> Bas
             "the plan's inputs as a defect."
         )
     found = problem.solverModel.getBasis()
-    names = (one.name for one in problem.variables())
+    names = (one.name for one in solver.columns)
     return Basis(dict(zip(names, found.col_status, strict=True)), list(found.row_status))

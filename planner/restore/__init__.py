@@ -1,37 +1,14 @@
 """Restoring a cached prefix: what to compute, what to load, and how that becomes a task graph."""
 
-from planner.restore.plan import RestorePlan, plan_choice
-from planner.restore.planner import (
-    RESTORE_POLICIES,
-    RestorePlanner,
-    UnforeseenPlanner,
-    machine_of_one_gpu,
-)
-from planner.restore.replanning import Adaptation, Change, Replanner, adapt
-from planner.restore.reproduce import (
-    behind_link,
-    error_summary,
-    link_rate,
-    read_cases,
-    reproduce_case,
-)
-from planner.restore.split import RestoreSplit
+import importlib
+from typing import TYPE_CHECKING, Any
 
-__all__ = [
-    "RESTORE_POLICIES",
-    "Adaptation",
-    "Change",
-    "Replanner",
-    "RestorePlan",
-    "RestorePlanner",
-    "RestoreSplit",
-    "UnforeseenPlanner",
-    "adapt",
-    "behind_link",
-    "error_summary",
-    "link_rate",
-    "machine_of_one_gpu",
-    "plan_choice",
-    "read_cases",
-    "reproduce_case",
-]
+if TYPE_CHECKING:
+    from planner.restore.api import *  # noqa: F403
+
+
+def __getattr__(name: str) -> Any:
+    """A name of `planner.restore.api`, which is loaded at its first use: not all are needed."""
+    if name.startswith("_") and name != "__all__":
+        raise AttributeError(f"module 'planner.restore' has no attribute {name!r}")
+    return getattr(importlib.import_module("planner.restore.api"), name)

@@ -12,8 +12,8 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
-from math import inf
-from statistics import fmean
+from math import fsum, inf
+from operator import mul
 
 from sim.cost.restore import RestoreCosts
 from sim.graph.jobs import RestoreRequest
@@ -66,7 +66,7 @@ class Rates:
 
         def layer_s(start: int, n_tokens: int) -> float:
             each = [costs.prefill(start, n_tokens, 1, one).seconds for one in examples.values()]
-            return fmean(each, parts)
+            return fsum(map(mul, each, parts)) / fsum(parts)
 
         self.step_s = [layer_s(start, stop - start) for start, stop in pairwise(self.stops)]
         self.step_sum_s: list[float] = [0.0, *accumulate(self.step_s)]

@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
-from planner.decode.sensitivity import NUDGE, PARTS
+from planner.decode.sensitivity import NUDGE
+from planner.parts import PARTS
 from planner.restore.reproduce import behind_link, link_rate
 from sim.catalog import find_hardware, find_model, find_runtime
 from sim.lanes import HOST, TIERS

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean, stdev
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from planner.sweep.batch import Batch, point_row
+from planner.sweep.batch import Batch
 from planner.sweep.checkpoints import Checkpoints
 from planner.sweep.study import Point, Study
+from planner.sweep.timing import estimate
 from planner.sweep.workers import Executor
-from sim.errors import BadInput
 from sim.progress import Progress, Silent
 from sim.units import duration_text
 
@@ -28,42 +25,9 @@ MAX_IN_BATCH = 500
 MIN_BATCHES = 8
 """Minimum for each worker, so that no worker idles long at the end."""
 
-MIN_SAMPLES, MAX_SAMPLES, POINTS_PER_SAMPLE = 3, 256, 8
-"""Points that are timed before a sweep: one of so many, within these limits."""
-
-SURE_SAMPLES, SURE_FRAC = 32, 0.1
-"""Sampling ends at this number of samples, or later, if the mean's standard error is as small."""
-
-SAMPLING_S, SAMPLING_FRAC = 2.0, 0.05
-"""Sampling takes about this long at most, or this fraction of the sweep. Points that need the LP
-are few and long, so that a short sample misses them."""
-
-WORKER_START_S = 3.0
-"""About the time from the start of a worker process to its first point: imports."""
-
 PRIOR_FRAC = 0.1
 """Part of the points that the estimate stands for when the time left is updated; the first batches
 alone tell little."""
-
-GOLDEN = (5**0.5 - 1) / 2
-"""Multiples of it, modulo 1, are spread evenly, however many there are."""
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """The expected time of a sweep.
-
-    Args:
-        points: after filters.
-        missing: points that are not finished.
-        point_s: mean seconds of a point on one core, from samples.
-        seconds: of all missing points on all workers, with reading machines and models.
-    """
-
-    points: int
-    missing: int
-    point_s: float
-    seconds: float
 
 
 @dataclass(frozen=True)
@@ -80,59 +44,30 @@ class Swept:
     seconds: float
 
 
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+class Clock:
+    """The time that a point of a running sweep takes, with all workers at work.
 
-
-def estimate(study: Study, checkpoints: Checkpoints, workers: int) -> Estimate:
-    """Count the points of the study and the unfinished ones, and time a few.
-
-    Raises:
-        BadInput: no point passes the filters, or a filter cannot be evaluated.
+    Args:
+        expected_s: the time before anything was measured.
+        prior: points that it stands for.
     """
-    points = sum(1 for _ in study.points())
-    if not points:
-        raise BadInput("where: no point passes the filters; relax one.")
-    missing = 0 if checkpoints.is_complete() else points - len(checkpoints.done())
-    point_s, setup_s = _sampled_seconds(study, points, workers)
-    start_s = setup_s + (WORKER_START_S if workers > 1 else 0.0)
-    run_s = missing * point_s / workers + (start_s if missing else 0.0)
-    return Estimate(points, missing, point_s, run_s)
 
+    def __init__(self, expected_s: float, prior: float) -> None:
+        self._expected_s, self._prior = expected_s, prior
+        self._points, self._begun_s, self._now_s = 0, 0.0, 0.0
 
-def _sampled_seconds(study: Study, points: int, workers: int) -> tuple[float, float]:
-    """Mean seconds of a point, and seconds that every worker spends once on machines and models.
+    def book(self, points: int, now_s: float) -> None:
+        """Count finished points; the first ones mark the end of the workers' start."""
+        if not self._points:
+            self._begun_s = now_s - points * self._expected_s
+        self._points += points
+        self._now_s = now_s
 
-    Points across the study are timed, until the mean is known well or sampling took long.
-    """
-    most = min(MAX_SAMPLES, max(MIN_SAMPLES, points // POINTS_PER_SAMPLE))
-    order = list(dict.fromkeys(int(points * (at * GOLDEN % 1.0)) for at in range(most)))
-    wanted = set(order)
-    chosen = {at: point for at, point in enumerate(study.points()) if at in wanted}
-    taken_s: list[float] = []
-    setup_s, known = 0.0, set()
-    for at in order:
-        values = dict(zip(study.inputs, chosen[at], strict=True))
-        subject = (values.get("model"), values.get("hardware"))
-        first_s = 0.0 if subject in known else _seconds(study, values)
-        known.add(subject)
-        taken_s.append(_seconds(study, values))
-        setup_s += max(0.0, first_s - taken_s[-1])
-        mean_s, spent_s = fmean(taken_s), sum(taken_s)
-        if len(taken_s) >= SURE_SAMPLES:
-            error_s = stdev(taken_s) / len(taken_s) ** 0.5
-            if error_s <= SURE_FRAC * mean_s:
-                break
-        if spent_s > max(SAMPLING_S, SAMPLING_FRAC * points * mean_s / workers):
-            break
-    return mean_s, setup_s
-
-
-def _seconds(study: Study, values: dict[str, Any]) -> float:
-    start_s = time.perf_counter()
-    point_row(study.scenario, values)
-    return time.perf_counter() - start_s
+    @property
+    def pace_s(self) -> float:
+        """Seconds of a point."""
+        measured_s = self._now_s - self._begun_s
+        return (self._prior * self._expected_s + measured_s) / (self._prior + self._points)
 
 
 def run_sweep(
@@ -163,20 +98,21 @@ def run_sweep(
     expected = estimate(study, checkpoints, workers)
     checkpoints.begin(resume)
     done = checkpoints.done()
+    batch_points = BATCH_S / max(expected.pace_s * workers, 1e-6)
     size = min(
-        max(1, round(BATCH_S / max(expected.point_s, 1e-6))),
+        max(1, round(batch_points)),
         MAX_IN_BATCH,
         max(1, expected.missing // (MIN_BATCHES * workers)),
     )
-    finished, run_s, prior = len(done), time.perf_counter(), PRIOR_FRAC * expected.missing
-    report(_left(finished, expected.points, expected.seconds), finished / expected.points)
+    finished = len(done)
+    clock = Clock(expected.pace_s, PRIOR_FRAC * expected.missing)
+    report(_left(finished, expected.points, expected.left_s), finished / expected.points)
     with checkpoints.discarded_if_empty():
         for batch, payload in executor(_batches(study, checkpoints.columns, done, size)):
             checkpoints.save(batch.first, batch.last, payload)
             finished += len(batch.points)
-            took_s, answered = time.perf_counter() - run_s, finished - len(done)
-            pace_s = (PRIOR_FRAC * expected.seconds + took_s) / (prior + answered)
-            left_s = (expected.points - finished) * pace_s
+            clock.book(len(batch.points), time.perf_counter())
+            left_s = (expected.points - finished) * clock.pace_s
             report(_left(finished, expected.points, left_s), finished / expected.points)
     table = checkpoints.merge(expected.points)
     return Swept(table, finished - len(done), time.perf_counter() - start_s)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -208,6 +207,8 @@ def _reader(
                 f"--assume-like {assume_like}: must be one of {', '.join(sorted(READERS))}."
             )
         return assume_like, READERS[assume_like], True
+    import difflib  # only a wrong name needs it
+
     near = difflib.get_close_matches(inner, READERS, 1, 0.3)
     nearest = f"the nearest known one is {near[0]!r}; " if near else ""
     raise BadFile(

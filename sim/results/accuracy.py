@@ -2,13 +2,14 @@
 
 A recording is a folder with `cases/<case>/`, each holding `measured.json.gz` (graph, machine and
 measured timelines) and `case.json` (policy, tolerance). Predictions are not stored: every
-assessment simulates the recorded graph on the recorded machine with the engine of today.
+assessment simulates the recorded graph with the engine of today, on the recorded machine or on
+another description of it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import combinations
 from math import ceil
 from pathlib import Path
@@ -19,6 +20,7 @@ from sim.engine.api import simulate
 from sim.errors import BadFile, BadInput, KvOverlapError
 from sim.files import STRICT_KEYS, parse, read_json, set_fields, write_json
 from sim.machine.profile import HardwareProfile
+from sim.model.spec import DTYPE_BYTES
 from sim.results.compare import compare
 from sim.results.recording import Recording
 from sim.units import ms, percent
@@ -227,8 +229,11 @@ def case_folders(root: Path) -> list[Path]:
     return folders
 
 
-def assess(root: Path) -> Accuracy:
+def assess(root: Path, machine: HardwareProfile | None = None) -> Accuracy:
     """Accuracy of today's predictions of every recorded case under `root`.
+
+    Args:
+        machine: predicts instead of the machine that was profiled with each recording.
 
     Raises:
         BadFile: `root` holds no case.
@@ -236,7 +241,7 @@ def assess(root: Path) -> Accuracy:
     cases, unreadable = [], []
     for folder in case_folders(root):
         try:
-            cases.append(assess_case(folder))
+            cases.append(assess_case(folder, machine))
         except KvOverlapError as error:
             unreadable.append(str(error))
     return Accuracy(tuple(cases), tuple(unreadable))
@@ -259,15 +264,28 @@ def assess_kind(root: Path, device_kind: str) -> Accuracy:
     return Accuracy(tuple(cases), tuple(unreadable))
 
 
-def assess_case(folder: Path) -> CaseAccuracy:
+def assess_case(folder: Path, machine: HardwareProfile | None = None) -> CaseAccuracy:
     """Accuracy of today's prediction of one recorded case.
+
+    Args:
+        machine: as for `assess`.
 
     Raises:
         BadFile: a file of the case is absent, unreadable or inconsistent.
+        BadInput: `machine` has rates for elements of another size than the case was recorded in.
     """
     case, measured = RecordedCase.load(folder), Recording.load(folder / MEASURED)
     graph = measured.graph
-    guess = Recording("predicted", measured.hardware, (simulate(graph, measured.hardware),))
+    if machine is None:
+        machine = measured.hardware
+    else:
+        case = replace(case, missed_overlap_frac=None, missed_because="")
+    if DTYPE_BYTES[machine.dtype] != DTYPE_BYTES[graph.model.dtype]:
+        raise BadInput(
+            f"{folder} was recorded in {graph.model.dtype}, and {machine.name} has rates for "
+            f"{machine.dtype}; name a machine for elements of the same size."
+        )
+    guess = Recording("predicted", machine, (simulate(graph, machine),))
     result = compare(guess, measured)
     name = f"{folder.parent.parent.name}/{folder.name}"
     overlap_points = 100 * (result.overlap_predicted_frac - result.overlap_measured_frac)

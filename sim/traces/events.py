@@ -85,10 +85,6 @@ class TraceEvents:
     graph_sha256: str | None = None
     faults: tuple[str, ...] = ()
 
-    @property
-    def device_numbers(self) -> list[int]:
-        return sorted({one.device for one in self.work})
-
 
 def printable(name: str) -> str:
     """A name of a trace on one line, with a question mark for what no terminal can show."""

@@ -12,9 +12,8 @@ import pytest
 from dashboard.figures.memory import MEMORY_COLOUR
 from dashboard.figures.restores import SOURCE_COLOUR
 from dashboard.figures.style import (
+    ALERT_COLOUR,
     BREAKDOWN_COLOUR,
-    EARLY_COLOUR,
-    LATE_COLOUR,
     MUTED,
     OP_COLOUR,
     PHASE_COLOUR,
@@ -67,7 +66,7 @@ NEIGHBOURS = {
     "phases": PHASE_COLOUR,
     "memory": MEMORY_COLOUR,
     "sources": SOURCE_COLOUR,
-    "errors": {"late": LATE_COLOUR, "early": EARLY_COLOUR},
+    "accuracy": {"within tolerance": POLICY_COLOUR["lp"], "out of it": ALERT_COLOUR},
 }
 
 

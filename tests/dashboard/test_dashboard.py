@@ -9,11 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from apptest import show
 from builders import make_plan
 from lane_bars import drawn
-from streamlit.testing.v1 import AppTest
 
-import dashboard
 from dashboard.data.exports import trace_bytes
 from dashboard.data.runs import Run, case_of, case_stamp, find_runs, load_case, plan_of, split_of
 from dashboard.perfetto import MEASURED_PID_SHIFT, joint_trace
@@ -30,7 +29,6 @@ from sim.errors import BadFile, BadInput
 from sim.files import write_json
 from sim.results.accuracy import RecordedCase
 
-APP = Path(dashboard.__file__).parent / "streamlit_app.py"
 LARGE, SMALL = "b8-s512-lp", "b4-s512-lp"
 
 
@@ -65,23 +63,13 @@ def run_folder(made_run, tmp_path, monkeypatch):
     return Path(shutil.copytree(made_run, tmp_path / "runs" / "latest"))
 
 
-def show(**query):
-    app = AppTest.from_file(APP, default_timeout=60)
-    app.switch_page("app_pages/timeline.py")
-    for key, value in query.items():
-        app.query_params[key] = value
-    app.run()
-    assert not app.exception, app.exception
-    return app
-
-
 def plan_again(case):
     return plan_of(case.graph, case.measured.hardware, case.policy)
 
 
 def test_page_shows_the_answer_and_its_figures(run_folder):
     case = load_case(run_folder / "cases" / SMALL)
-    app = show()
+    app = show("timeline")
     assert app.selectbox(key="run").options == ["latest"]
     assert app.selectbox(key="case").options == [SMALL, LARGE]
     assert app.header[0].value == comparison_summary(case)
@@ -103,7 +91,7 @@ def test_page_shows_the_answer_and_its_figures(run_folder):
 
 
 def test_another_case_gives_another_answer(run_folder):
-    app = show()
+    app = show("timeline")
     before = app.header[0].value
     app.selectbox(key="case").select(LARGE).run()
     assert not app.exception
@@ -114,7 +102,7 @@ def test_another_case_gives_another_answer(run_folder):
 def test_another_run_brings_its_own_cases(run_folder):
     other = shutil.copytree(run_folder, run_folder.with_name("other"))
     (other / "cases" / LARGE).rename(other / "cases" / "renamed")
-    app = show(run="latest", case=LARGE)
+    app = show("timeline", run="latest", case=LARGE)
     app.selectbox(key="run").select("other").run()
     assert not app.exception
     assert app.selectbox(key="case").options == [SMALL, "renamed"]
@@ -122,7 +110,7 @@ def test_another_run_brings_its_own_cases(run_folder):
 
 
 def test_a_link_opens_the_view_it_was_copied_from(run_folder):
-    app = show(case=LARGE, step="1", path="true", layers=["2", "5"])
+    app = show("timeline", case=LARGE, step="1", path="true", layers=["2", "5"])
     assert app.selectbox(key="case").value == LARGE
     assert app.selectbox(key="step").value == "1"
     assert app.toggle(key="path").value is True
@@ -133,7 +121,7 @@ def test_a_link_opens_the_view_it_was_copied_from(run_folder):
 
 @pytest.mark.usefixtures("run_folder")
 def test_every_step_can_be_shown_alone():
-    app = show()
+    app = show("timeline")
     assert app.selectbox(key="step").options == ["all", "0", "1"]
     app.selectbox(key="step").select("1").run()
     assert not app.exception
@@ -141,7 +129,7 @@ def test_every_step_can_be_shown_alone():
 
 
 def test_new_files_replace_what_was_cached(run_folder):
-    app = show()
+    app = show("timeline")
     before = app.header[0].value
     path = run_folder / "cases" / SMALL / "measured.json.gz"
     measured = Recording.load(path)
@@ -154,7 +142,7 @@ def test_new_files_replace_what_was_cached(run_folder):
 def test_without_runs_the_page_says_how_to_make_one(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("dashboard.data.runs.SHIPPED_RUNS", tmp_path / "shipped")
-    app = show()
+    app = show("timeline")
     assert [block.value for block in app.code] == [
         "make run",
         "kvoverlap validate --out runs/latest",
@@ -176,7 +164,7 @@ def test_an_unusable_file_is_told_in_one_sentence(run_folder, name, content):
     path.unlink()
     if content is not None:
         path.write_bytes(content)
-    app = show()
+    app = show("timeline")
     assert len(app.error) == 1
     assert name in app.error[0].value
     assert "\n" not in app.error[0].value
@@ -195,7 +183,7 @@ def test_policy_of_a_case_comes_from_what_stands_beside_the_measurement(run_fold
     assert load_case(folder).policy == "lp", "the plan says it too"
     (folder / "plan.json").unlink()
     assert load_case(folder).policy == "unknown"
-    assert show().header[0].value == comparison_summary(case)
+    assert show("timeline").header[0].value == comparison_summary(case)
 
 
 def test_the_plan_of_a_case_is_found_again_with_or_without_its_policy(run_folder):
@@ -217,12 +205,12 @@ def test_a_prediction_is_no_measurement(run_folder):
 
 def test_a_run_without_cases_or_report_says_so(run_folder):
     (run_folder / "report.json").unlink()
-    assert "has no report" in show().warning[0].value
+    assert "has no report" in show("timeline").warning[0].value
     (run_folder / "recording.json").touch()
-    assert not show().warning, "a shipped recording is finished"
+    assert not show("timeline").warning, "a shipped recording is finished"
     shutil.rmtree(run_folder / "cases")
     (run_folder / "cases").mkdir()
-    assert "is empty" in show().error[0].value
+    assert "is empty" in show("timeline").error[0].value
 
 
 def test_own_runs_come_newest_first_and_shipped_ones_last(tmp_path):

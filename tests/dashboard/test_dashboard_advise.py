@@ -2,14 +2,12 @@
 
 import json
 import shlex
-from pathlib import Path
 from urllib.parse import parse_qs
 
 import pytest
+from apptest import charts, show
 from lane_bars import drawn
-from streamlit.testing.v1 import AppTest
 
-import dashboard
 from dashboard.data.uploads import read_upload
 from kvoverlap.cli.main import main
 from planner.advice import advise
@@ -17,21 +15,10 @@ from sim import Workload, find_hardware, find_model
 from sim.catalog import DATA
 from sim.graph.memory import footprint
 
-APP = Path(dashboard.__file__).parent / "streamlit_app.py"
-
 
 @pytest.fixture(autouse=True)
 def nothing_measured(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-
-
-def show(**query):
-    app = AppTest.from_file(APP, default_timeout=60)
-    for key, value in query.items():
-        app.query_params[key] = value
-    app.run()
-    assert not app.exception, app.exception
-    return app
 
 
 def command_of(app):
@@ -48,7 +35,7 @@ SETTINGS = [
 
 @pytest.mark.parametrize("query", SETTINGS, ids=lambda query: "-".join(query.values()))
 def test_the_page_says_what_its_command_says(query, capsys):
-    app = show(**query)
+    app = show("advise", **query)
     if not app.header:
         words = ["--batch", "32", "--prompt", "1024"]
         for key in ("model", "hardware"):
@@ -67,10 +54,6 @@ def test_the_page_says_what_its_command_says(query, capsys):
         assert any(f" {met} the limit of " in block.value for block in app.markdown)
 
 
-def charts(app):
-    return [json.loads(chart.proto.spec) for chart in app.get("plotly_chart")]
-
-
 def shares(memory):
     """Part of GPU and host memory that is filled."""
     return [sum(parts) for parts in zip(*(bar["x"] for bar in memory["data"]), strict=True)]
@@ -81,7 +64,7 @@ def test_memory_lanes_and_policies_follow_the_plan_that_is_shown():
     job = Workload(256, 2000, 1)
     found = advise(find_model("opt-125m"), find_hardware("kvpr-a100"), job, DATA)
     for shown, plan in (("", found.resident), ("All of the cache is in host memory", found.plan)):
-        app = show(**query, **({"shown": shown} if shown else {}))
+        app = show("advise", **query, **({"shown": shown} if shown else {}))
         (memory, policies), (lanes,) = charts(app), drawn(app)
         need, capacity = footprint(plan.simulated_graph()), plan.hardware.memory
         assert shares(memory) == pytest.approx(
@@ -93,7 +76,7 @@ def test_memory_lanes_and_policies_follow_the_plan_that_is_shown():
 
 
 def test_every_link_to_begin_with_names_values_that_are_on_offer():
-    app = show(model="opt-125m")
+    app = show("advise", model="opt-125m")
     links = [link.proto for link in app.get("page_link")]
     presets = [parse_qs(link.query_string) for link in links if link.query_string]
     assert len(presets) == 3
@@ -109,16 +92,14 @@ def test_an_uploaded_config_is_a_model_of_the_menu():
     upload = read_upload("my-model.json", payload)
     assert upload.kind == "model config"
     assert upload.summary.startswith("28 layers, 0.6 billion parameters")
-    app = AppTest.from_file(APP, default_timeout=60)
-    app.session_state["uploads"] = {upload.name: upload}
-    app.run()
+    app = show("advise", upload)
     assert app.header[0].value.startswith("Keep the cache in GPU memory: ")
     assert "--model my-model.json" in command_of(app)
 
 
 @pytest.mark.parametrize("runtime", ["vllm", "llama.cpp"])
 def test_a_runtime_is_compared_as_its_command_does(runtime, capsys):
-    app = show(model="llama-3.1-8b", prompt="4,096", batch="4", runtime=runtime)
+    app = show("advise", model="llama-3.1-8b", prompt="4,096", batch="4", runtime=runtime)
     command = app.code[-1].value
     assert main([*shlex.split(command)[1:], "--json"]) == 0
     said = json.loads(capsys.readouterr().out)["runtime"]

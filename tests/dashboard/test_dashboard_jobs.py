@@ -9,10 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from streamlit.testing.v1 import AppTest
+from apptest import show
 from tiny import CONFIG
 
-import dashboard
 import dashboard.data.jobs
 from dashboard.data.jobs import Jobs, MeasurementRequest
 from dashboard.session import jobs
@@ -20,7 +19,6 @@ from measure.child import COMMAND, read_status
 from measure.validation import ValidationRequest
 from sim.errors import BadInput
 
-APP = Path(dashboard.__file__).parent / "streamlit_app.py"
 REQUEST = MeasurementRequest("here", "cpu", "300,500", "4,7", 2)
 
 TALK = """
@@ -202,16 +200,13 @@ def page(tmp_path, monkeypatch, play):
     """The page with a measurement played by a script."""
     monkeypatch.setattr("dashboard.data.runs.SHIPPED_RUNS", tmp_path / "shipped")
 
-    def show(script):
+    def play_and_show(script):
         jobs.clear()
         made = play(script)
         monkeypatch.setattr(jobs(), "command", made.command)
-        app = AppTest.from_file(APP, default_timeout=60)
-        app.switch_page("app_pages/your_machine.py").run()
-        assert not app.exception
-        return app
+        return show("your_machine")
 
-    yield show
+    yield play_and_show
     jobs().stop()
     if jobs().latest is not None:
         jobs().latest.output.close()
@@ -242,7 +237,7 @@ def test_a_second_visitor_is_told_is_asked_before_a_stop_and_keeps_the_form(page
     press(first, "Start measuring")
     job = jobs().latest
     wait_until(lambda: job.status.texts)
-    other = AppTest.from_file(APP, default_timeout=60).run()
+    other = show("advise")
     told = [block.value for block in other.info]
     assert told[0].startswith("The measurement my-machine runs on this machine: 40% done, about ")
     other.switch_page("app_pages/your_machine.py").run()

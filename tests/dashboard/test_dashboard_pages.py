@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from apptest import show
+from apptest import charts, show
 from browser import make_run
 from builders import make_plan
 from lane_bars import drawn
@@ -53,10 +53,6 @@ def runs(made_runs, monkeypatch):
 def told(app):
     """All text of a page without the marks that make Markdown inert."""
     return " ".join(block.value for block in app.markdown).replace("\\", "")
-
-
-def charts(app):
-    return [json.loads(chart.proto.spec) for chart in app.get("plotly_chart")]
 
 
 @pytest.mark.parametrize("page", PAGES)

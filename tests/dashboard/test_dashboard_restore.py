@@ -6,11 +6,10 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from apptest import charts, show
 from builders import make_plan
 from lane_bars import drawn
-from streamlit.testing.v1 import AppTest
 
-import dashboard
 from dashboard.controls.traces import (
     describe_trace,
     example_trace,
@@ -28,7 +27,6 @@ from sim.graph.jobs import RestoreRequest
 from sim.machine.availability import ALWAYS, Availability, Step
 from sim.units import ms
 
-APP = Path(dashboard.__file__).parent / "streamlit_app.py"
 SMALL = {"model": "longalpaca-7b", "prompt": "4,096"}
 DROP = "0.1:net=0.25;0.4:compute=0.5"
 
@@ -37,20 +35,6 @@ DROP = "0.1:net=0.25;0.4:compute=0.5"
 def nothing_measured(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("dashboard.data.runs.SHIPPED_RUNS", tmp_path / "shipped")
-
-
-def show(**query):
-    app = AppTest.from_file(APP, default_timeout=60)
-    app.switch_page("app_pages/restore.py")
-    for key, value in query.items():
-        app.query_params[key] = value
-    app.run()
-    assert not app.exception, app.exception
-    return app
-
-
-def charts(app):
-    return [json.loads(chart.proto.spec) for chart in app.get("plotly_chart")]
 
 
 def names_of(figure):
@@ -63,7 +47,7 @@ def test_page_opens_with_the_answer_of_the_shipped_machine():
         find_model("longalpaca-13b"), find_hardware("a100-80g"), "a100-80g", request, 4 * GIB
     )
     plan = make_plan(question.model, question.machine, request)
-    app = show()
+    app = show("restore")
     assert app.header[0].value.startswith(f"first token after {ms(plan.ttft_s)}: ")
     assert any("auto took joint" in block.value for block in app.markdown)
     assert not app.warning
@@ -97,7 +81,7 @@ QUERIES = [
 
 @pytest.mark.parametrize("query", QUERIES)
 def test_the_command_shown_gives_the_answer_shown(query, capsys):
-    app = show(**{**SMALL, **query})
+    app = show("restore", **{**SMALL, **query})
     words = shlex.split(app.code[-1].value)
     assert words[0] == "kvoverlap"
     if "--availability" in words:
@@ -128,7 +112,7 @@ def test_the_command_shown_gives_the_answer_shown(query, capsys):
     ],
 )
 def test_what_cannot_be_restored_is_told_in_the_planners_words(query, sentence):
-    app = show(**query)
+    app = show("restore", **query)
     assert len(app.error) == 1
     assert sentence in app.error[0].value
     assert not app.header
@@ -137,7 +121,10 @@ def test_what_cannot_be_restored_is_told_in_the_planners_words(query, sentence):
 def test_a_link_that_asks_for_what_is_not_offered_opens_as_usual():
     odd = {"rate": "7 parsecs", "prompt": "-3", "cached": "250%", "policy": "magic"}
     odd |= {"tier": "on the moon", "share": "", "kv_bits": "17 bits", "view": "nonsense"}
-    assert show(**odd).header[0].value == show(trace="0.1:net=0.5").header[0].value
+    assert (
+        show("restore", **odd).header[0].value
+        == show("restore", trace="0.1:net=0.5").header[0].value
+    )
 
 
 @pytest.mark.parametrize(
@@ -158,7 +145,7 @@ def test_what_is_no_trace_is_refused_in_one_sentence(trace, sentence):
 
 
 def test_a_link_with_no_trace_in_it_says_so_and_shows_the_example():
-    app = show(view="Availability", trace="half of it", **SMALL)
+    app = show("restore", view="Availability", trace="half of it", **SMALL)
     assert len(app.error) == 1
     assert "must be spelt as in" in app.error[0].value
     assert app.header
@@ -166,17 +153,17 @@ def test_a_link_with_no_trace_in_it_says_so_and_shows_the_example():
 
 
 def test_moved_controls_answer_as_the_link_to_that_view_does():
-    app = show(**SMALL)
+    app = show("restore", **SMALL)
     app.select_slider(key="rate").set_value(16.0).run()
     app.selectbox(key="policy").select("two-ended").run()
     assert not app.exception
-    linked = show(**SMALL, rate="16 GiB/s", policy="two-ended")
+    linked = show("restore", **SMALL, rate="16 GiB/s", policy="two-ended")
     assert app.header[0].value == linked.header[0].value
     assert "--tier 16GiB/s" in app.code[-1].value
 
 
 def test_every_rate_is_planned_and_the_crossings_are_told():
-    app = show(**SMALL, view="Against bandwidth", rate="6 GiB/s")
+    app = show("restore", **SMALL, view="Against bandwidth", rate="6 GiB/s")
     (figure,) = charts(app)
     assert set(POLICIES) <= set(names_of(figure))
     assert "set now: 6 GiB/s" in names_of(figure)
@@ -187,13 +174,13 @@ def test_every_rate_is_planned_and_the_crossings_are_told():
     assert joint["gib_per_s"].tolist() == [0.5, 1, 2, 4, 6, 8, 16, 32, 64]
     others = joint[[f"{policy}_s" for policy in POLICIES if policy != "joint"]].min(axis=1)
     assert (joint["joint_s"] <= others * 1.01).all()
-    at_six = show(**SMALL, rate="6 GiB/s", policy="lp")
+    at_six = show("restore", **SMALL, rate="6 GiB/s", policy="lp")
     here = points.set_index("gib_per_s").loc[6.0]
     assert at_six.header[0].value.startswith(f"first token after {ms(here['lp_s'])}: ")
 
 
 def test_a_drop_makes_the_plan_stale_and_claims_do_without_one():
-    app = show(view="Availability", trace="0.1:net=0.25", **SMALL)
+    app = show("restore", view="Availability", trace="0.1:net=0.25", **SMALL)
     told = " ".join(block.value for block in app.markdown)
     assert "From 0.1 s on 25 % of net: " in told
     available, adapting = charts(app)[:2]
@@ -206,7 +193,7 @@ def test_a_drop_makes_the_plan_stale_and_claims_do_without_one():
 
 
 def test_buttons_fill_in_a_trace_and_take_it_away():
-    app = show(view="Availability", **SMALL)
+    app = show("restore", view="Availability", **SMALL)
     assert "trace" not in app.query_params, "the example is no part of the link"
     app.button(key="trace compute drops").click().run()
     assert not app.exception
@@ -276,15 +263,17 @@ def test_the_example_drops_the_lane_within_the_run():
 
 
 def test_unknown_figures_of_a_machine_are_said():
-    app = show(model="opt-125m", hardware="kvpr-a100", tier="in host memory", prompt="2,048")
+    app = show(
+        "restore", model="opt-125m", hardware="kvpr-a100", tier="in host memory", prompt="2,048"
+    )
     assert "prefill attention was not measured" in app.warning[0].value
     composed = {"hardware": "h200+pcie5-x16", "model": "llama-3.1-8b", "prompt": "2,048"}
-    partly = show(tier="in host memory", **composed)
+    partly = show("restore", tier="in host memory", **composed)
     assert "the rate of the nearest sample is used" in partly.warning[0].value
 
 
 def test_a_runtime_is_compared_with_the_best_schedule():
-    app = show(model="llama-3.1-8b", prompt="4,096", runtime="vllm")
+    app = show("restore", model="llama-3.1-8b", prompt="4,096", runtime="vllm")
     text = [block.value for block in app.markdown]
     (found,) = [one for one in text if "first token of a later request" in one]
     assert found.startswith("**vllm")
@@ -296,5 +285,5 @@ def test_a_runtime_is_compared_with_the_best_schedule():
 
 
 def test_a_runtime_whose_copies_are_not_known_says_so():
-    app = show(**SMALL, runtime="lmcache")
+    app = show("restore", **SMALL, runtime="lmcache")
     assert any("no figures of kernel copies" in one.value for one in app.error)

@@ -2,14 +2,12 @@
 
 import json
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
+from apptest import charts, show
 from browser import make_restore_run, make_run
 from lane_bars import drawn
-from streamlit.testing.v1 import AppTest
 
-import dashboard
 from dashboard.data.runs import case_of, load_case, plan_of
 from dashboard.data.uploads import Upload, read_upload
 from dashboard.text.comparison import comparison_summary
@@ -19,7 +17,6 @@ from sim.errors import BadFile, BadInput
 from sim.machine.availability import Availability, Step
 from sim.units import ms
 
-APP = Path(dashboard.__file__).parent / "streamlit_app.py"
 RESTORED = "s2048-dram-8000MBps"
 
 
@@ -27,24 +24,6 @@ RESTORED = "s2048-dram-8000MBps"
 def nothing_shipped(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("dashboard.data.runs.SHIPPED_RUNS", tmp_path / "shipped")
-
-
-def page(name, **query):
-    app = AppTest.from_file(APP, default_timeout=60)
-    app.switch_page(f"app_pages/{name}.py")
-    for key, value in query.items():
-        app.query_params[key] = value
-    app.run()
-    assert not app.exception, app.exception
-    return app
-
-
-def show(**query):
-    return page("restore", **query)
-
-
-def charts(app):
-    return [json.loads(chart.proto.spec) for chart in app.get("plotly_chart")]
 
 
 def names_of(figure):
@@ -64,17 +43,17 @@ def runs(measured, monkeypatch):
 
 
 def test_without_a_measured_restore_the_page_says_how_to_make_one(tmp_path):
-    app = show(of="a measured case")
+    app = show("restore", of="a measured case")
     assert [block.value for block in app.code] == [
         "kvoverlap validate --scenario restore --out runs/restores"
     ]
     make_run(tmp_path / "runs" / "decodes", [Workload(2, 64, 1)])
-    assert "No run to show yet" in show(of="a measured case").header[0].value
+    assert "No run to show yet" in show("restore", of="a measured case").header[0].value
 
 
 def test_a_measured_walk_is_held_against_its_prediction(runs):
     case = load_case(runs / "cases" / f"{RESTORED}-two-ended")
-    app = show(of="a measured case", case=f"{RESTORED}-two-ended")
+    app = show("restore", of="a measured case", case=f"{RESTORED}-two-ended")
     assert app.header[0].value == comparison_summary(case)
     told = " ".join(block.value for block in app.markdown)
     assert "The ends met at token 1,664, as predicted." in told
@@ -95,7 +74,7 @@ def test_a_measured_walk_is_held_against_its_prediction(runs):
 
 @pytest.mark.usefixtures("runs")
 def test_a_measured_restore_by_layers_is_shown_lane_by_lane():
-    app = show(of="a measured case", case=f"{RESTORED}-joint")
+    app = show("restore", of="a measured case", case=f"{RESTORED}-joint")
     lanes = [f"{row['lane']} {row['source']}" for row in drawn(app)[0]["rows"]]
     assert lanes == ["compute predicted", "compute measured", "h2d predicted", "h2d measured"]
     told = " ".join(block.value for block in app.markdown)
@@ -115,18 +94,18 @@ def test_a_run_under_a_trace_is_predicted_under_it_and_losses_are_told(tmp_path)
     traced = load_case(case)
     assert traced.availability == trace
     assert traced.predicted.makespan_s > usual.predicted.makespan_s
-    app = show(of="a measured case")
+    app = show("restore", of="a measured case")
     assert [block.value for block in app.warning] == [
         "Tokens 1,920 to 2,000 were computed instead of loaded in 2 layers\\: checksum differs"
     ]
     (case / "plan.json").unlink()
-    assert "its file does not contain" in show(of="a measured case").warning[1].value
+    assert "its file does not contain" in show("restore", of="a measured case").warning[1].value
 
 
 def test_an_unreadable_restore_is_told_in_one_sentence(tmp_path):
     folder = make_restore_run(tmp_path / "runs" / "broken", ["lp"])
     (folder / "cases" / f"{RESTORED}-lp" / "plan.json").write_text("{")
-    app = show(of="a measured case")
+    app = show("restore", of="a measured case")
     assert len(app.error) == 1
     assert "plan.json" in app.error[0].value
 
@@ -134,7 +113,7 @@ def test_an_unreadable_restore_is_told_in_one_sentence(tmp_path):
 @pytest.mark.parametrize("policy", ["two-ended", "lp", "joint"])
 @pytest.mark.usefixtures("runs")
 def test_other_pages_know_a_restore(policy):
-    timeline = page("timeline", case=f"{RESTORED}-{policy}", layers=["2", "5"])
+    timeline = show("timeline", case=f"{RESTORED}-{policy}", layers=["2", "5"])
     assert timeline.header[0].value.startswith("Predicted ")
     assert any("works longest" in block.value for block in timeline.markdown)
     assert not timeline.warning
@@ -144,12 +123,12 @@ def test_other_pages_know_a_restore(policy):
 
 @pytest.mark.usefixtures("runs")
 def test_pages_over_many_cases_know_restores():
-    accuracy = page("accuracy")
+    accuracy = show("accuracy")
     assert len(accuracy.dataframe[0].value) == 3
     assert "fixed split" not in names_of(charts(accuracy)[0])
-    plan = page("plan", of="a measured case")
+    plan = show("plan", of="a measured case")
     assert "No run to show yet" in plan.header[0].value, "there is no decode"
-    residuals = page("machines", machine="profile of run restores").dataframe[-1].value
+    residuals = show("machines", machine="profile of run restores").dataframe[-1].value
     assert {"prefill", "load_kv"} <= set(residuals["operation"])
     assert residuals["median error (%)"].abs().max() < 5, "tasks done in part do not count"
 
@@ -160,24 +139,22 @@ def test_the_plan_of_a_restore_is_not_asked_of_the_linear_program(runs):
         plan_of(case.graph, case.measured.hardware, case.policy)
 
 
-def test_an_uploaded_restore_is_shown(runs, monkeypatch):
+def test_an_uploaded_restore_is_shown(runs):
     measured = Recording.load(runs / "cases" / f"{RESTORED}-two-ended" / "measured.json.gz")
     upload = Upload("mine.json.gz", measured)
     assert upload.summary.startswith("opt-125m, 2,000 of 2,048 tokens cached (dram)")
-    monkeypatch.setattr("dashboard.session.uploads", lambda: {upload.name: upload})
-    app = show(of="a measured case")
+    app = show("restore", upload, of="a measured case")
     assert app.selectbox(key="run").value == "mine.json.gz (uploaded)"
     assert app.header[0].value == comparison_summary(case_of(measured))
 
 
 @pytest.mark.parametrize("policy", ["two-ended", "joint"])
-def test_an_uploaded_restore_plan_is_shown(runs, policy, monkeypatch):
+def test_an_uploaded_restore_plan_is_shown(runs, policy):
     payload = (runs / "cases" / f"{RESTORED}-{policy}" / "plan.json").read_bytes()
     upload = read_upload("mine.json", payload)
     assert upload.kind == "restore plan"
     assert upload.summary.endswith(f"policy {policy}, on kvpr-a100")
-    monkeypatch.setattr("dashboard.session.uploads", lambda: {upload.name: upload})
-    app = show(of="an uploaded plan")
+    app = show("restore", upload, of="an uploaded plan")
     assert app.header[0].value.startswith(f"first token after {ms(upload.content.ttft_s)}: ")
     times = charts(app)[-1]["data"][0]["x"]
     assert times == pytest.approx([1e3 * s for s in upload.content.baselines.values()])

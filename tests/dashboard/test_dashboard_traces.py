@@ -5,15 +5,13 @@ from __future__ import annotations
 import gzip
 import json
 from importlib import import_module
-from pathlib import Path
 
 import pytest
+from apptest import show
 from builders import make_plan
 from kineto import d2h, gpu, h2d, kernel, step, write
 from lane_bars import bars_of, drawn, times
-from streamlit.testing.v1 import AppTest
 
-import dashboard
 import dashboard.data.uploads
 from dashboard.data.uploads import Upload, read_upload
 from dashboard.figures import paired_trace_lanes, trace_lanes
@@ -22,7 +20,7 @@ from sim.errors import BadFile
 from sim.traces.compare import work_of
 from sim.traces.measured import open_trace
 
-APP = Path(dashboard.__file__).parent / "streamlit_app.py"
+TRACE = {"view": "a profiler's trace"}
 EVENTS = [
     step("step[prefill bs=1 toks=512]", 0, 20_000),
     h2d(0, 8000, 400 << 20),
@@ -97,38 +95,32 @@ def test_a_prediction_is_drawn_above_the_trace_from_the_same_zero(trace, plan):
     assert starts["d2h measured"] == [15]
 
 
-def show(*uploaded, **query):
-    app = AppTest.from_file(APP, default_timeout=60)
-    app.session_state["uploads"] = {one.name: one for one in uploaded}
-    app.switch_page("app_pages/timeline.py")
-    app.query_params["view"] = "a profiler's trace"
-    for key, value in query.items():
-        app.query_params[key] = value
-    app.run()
-    assert not app.exception, app.exception
-    return app
-
-
 def test_the_page_invites_to_upload_a_trace():
-    app = show()
+    app = show("timeline", **TRACE)
     assert app.header[0].value == "No trace to show yet"
     assert app.get("file_uploader")
 
 
 def test_the_page_shows_a_trace_alone(trace):
-    app = show(Upload("vllm.json", trace))
+    app = show("timeline", Upload("vllm.json", trace), **TRACE)
     assert app.header[0].value == "40.0 ms: kernels 20.0 ms, exposed copy 9.0 ms, idle 10.0 ms"
     values = {metric.label: metric.value for metric in app.metric}
     assert values["overlap, h2d"] == "50.0 %"
     assert values["overlap, d2h"] == "0.0 %"
     assert len(drawn(app)) == 1
-    second = show(Upload("vllm.json", trace), step="1")
+    second = show("timeline", Upload("vllm.json", trace), **TRACE, step="1")
     assert second.header[0].value.startswith("20.0 ms: kernels 10.0 ms")
     assert {metric.label: metric.value for metric in second.metric}["overlap, h2d"] == "no copies"
 
 
 def test_the_page_shows_a_trace_next_to_the_prediction_of_a_plan(trace, plan):
-    app = show(Upload("vllm.json", trace), Upload("plan.json", plan), prediction="plan.json")
+    app = show(
+        "timeline",
+        Upload("vllm.json", trace),
+        Upload("plan.json", plan),
+        **TRACE,
+        prediction="plan.json",
+    )
     (lanes,) = drawn(app)
     assert {"lane": "kernel", "source": "predicted", "unit": "B", "done": 0.0} in lanes["rows"]
     assert any("measured 40.0 ms" in one.value for one in app.markdown)
@@ -136,7 +128,9 @@ def test_the_page_shows_a_trace_next_to_the_prediction_of_a_plan(trace, plan):
 
 def test_a_partial_trace_says_so_on_the_page(tmp_path):
     found = open_trace(write(tmp_path / "t.json", [kernel(0, 5), kernel(9, -1)]))
-    assert "negative duration" in show(Upload("t.json", found)).warning[0].value
+    assert (
+        "negative duration" in show("timeline", Upload("t.json", found), **TRACE).warning[0].value
+    )
 
 
 def test_traces_are_accepted_as_uploads(tmp_path, trace):

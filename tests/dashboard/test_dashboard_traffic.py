@@ -6,16 +6,13 @@ import shlex
 from pathlib import Path
 
 import pytest
-from streamlit.testing.v1 import AppTest
+from apptest import charts, show
 
-import dashboard
 from dashboard.controls.traffic import EXAMPLES, FIRST_POLICIES
 from dashboard.data.uploads import read_upload
-from dashboard.session import UPLOADS
 from kvoverlap.cli.main import main
 from sim.errors import BadFile
 
-APP = Path(dashboard.__file__).parent / "streamlit_app.py"
 SMALL = {
     "trace": "generated with your settings",
     "requests": "100",
@@ -32,22 +29,6 @@ CSV = "arrival_s,prompt_tokens,gen_tokens,prefix_group\n" + "".join(
 def nothing_measured(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("dashboard.data.runs.SHIPPED_RUNS", tmp_path / "shipped")
-
-
-def show(upload=None, **query):
-    app = AppTest.from_file(APP, default_timeout=120)
-    app.switch_page("app_pages/traffic.py")
-    if upload is not None:
-        app.session_state[UPLOADS] = {upload.name: upload}
-    for key, value in query.items():
-        app.query_params[key] = value
-    app.run()
-    assert not app.exception, app.exception
-    return app
-
-
-def charts(app):
-    return [json.loads(chart.proto.spec) for chart in app.get("plotly_chart")]
 
 
 def rows_of(app):
@@ -74,7 +55,7 @@ QUERIES = [
 
 @pytest.mark.parametrize("query", QUERIES)
 def test_the_commands_shown_give_the_numbers_shown(query, capsys):
-    app = show(**{**SMALL, **query})
+    app = show("traffic", **{**SMALL, **query})
     assert not app.error
     commands = app.code[-1].value.split("\n")
     made, *told = told_by(commands, capsys)
@@ -104,13 +85,15 @@ def test_the_commands_shown_give_the_numbers_shown(query, capsys):
 
 
 def test_the_example_names_the_size_that_is_enough():
-    app = show()
+    app = show("traffic")
     assert "of host cache is enough: p90 of TTFT" in app.header[0].value
     assert app.selectbox(key="trace").options == [*EXAMPLES, SMALL["trace"]]
 
 
 def test_overload_is_said_first(capsys):
-    app = show(**{**SMALL, "rate": "8", "model": "llama-3.1-8b", "hardware": "l4+pcie4-x16"})
+    app = show(
+        "traffic", **{**SMALL, "rate": "8", "model": "llama-3.1-8b", "hardware": "l4+pcie4-x16"}
+    )
     assert app.header[0].value.startswith("Overload: ")
     assert "Requests arrive faster than they are served in every run" in app.warning[0].value
     commands = app.code[-1].value.split("\n")
@@ -124,7 +107,7 @@ def test_an_uploaded_trace_is_shown_with_its_command(capsys):
     upload = read_upload("mine.csv.gz", gzip.compress(payload.encode()))
     assert upload.kind == "request trace"
     assert upload.summary.startswith("20 requests in 19 s")
-    app = show(upload, sizes="0,4GB", policies="load-only", model="llama-3.1-8b")
+    app = show("traffic", upload, sizes="0,4GB", policies="load-only", model="llama-3.1-8b")
     said = " ".join(one.value for one in app.caption).replace("\\", "")
     assert "20 requests (1 bad line left out) in 19 s" in said
     Path("mine.csv.gz").write_bytes(gzip.compress(payload.encode()))
@@ -153,12 +136,12 @@ def test_a_file_without_a_request_is_refused_with_its_name():
     ],
 )
 def test_what_cannot_be_answered_says_why(query, sentence):
-    app = show(**{**SMALL, **query})
+    app = show("traffic", **{**SMALL, **query})
     assert sentence in app.error[0].value.replace("\\", "")
 
 
 def test_values_of_a_link_that_are_not_on_offer_are_named():
-    app = show(**{**SMALL, "trace": "mooncake", "rate": "0.75", "policies": "swap"})
+    app = show("traffic", **{**SMALL, "trace": "mooncake", "rate": "0.75", "policies": "swap"})
     told = " ".join(one.value for one in app.warning).replace("\\", "")
     assert "Requests mooncake, which is not on offer; showing chat." in told
     assert "Restores of a hit swap, which is not on offer; showing" in told

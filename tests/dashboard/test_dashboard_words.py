@@ -3,24 +3,12 @@
 from pathlib import Path
 
 import pytest
-from streamlit.testing.v1 import AppTest
+from apptest import show
 
-import dashboard
 from dashboard.text.glossary import PAGE_TERMS, TERMS
 from dashboard.tour import STOPS
 
-APP = Path(dashboard.__file__).parent / "streamlit_app.py"
 GLOSSARY = Path(__file__).parents[2] / "docs" / "glossary.md"
-
-
-def show(name="advise", **query):
-    app = AppTest.from_file(APP, default_timeout=60)
-    app.switch_page(f"app_pages/{name}.py")
-    for key, value in query.items():
-        app.query_params[key] = value
-    app.run()
-    assert not app.exception, app.exception
-    return app
 
 
 def test_every_term_of_a_page_is_in_both_glossaries():
@@ -50,7 +38,7 @@ def test_the_tour_goes_through_five_pages_and_ends():
 
 
 def test_the_tour_starts_on_the_landing_page():
-    app = show(model="opt-125m", hardware="kvpr-a100", batch="4", prompt="256")
+    app = show("advise", model="opt-125m", hardware="kvpr-a100", batch="4", prompt="256")
     app.button(key="start_tour").click().run()
     assert not app.exception
     assert any("1 of 5" in block.value for block in app.markdown)

@@ -8,8 +8,7 @@ from operator import truediv
 from pathlib import Path
 
 import pytest
-from apptest import APP, show
-from streamlit.testing.v1 import AppTest
+from apptest import show, unopened
 
 from dashboard.asking import CANCELLED, Asked, TooLarge, key_of, progress_of
 from dashboard.questions.decode import Question
@@ -179,10 +178,7 @@ def test_a_question_that_is_too_large_says_its_size_and_its_command():
 
 def test_a_cancelled_question_is_asked_again_at_the_press_of_a_button():
     query = {"model": "opt-125m", "batch": "3", "prompt": "200"}
-    app = AppTest.from_file(APP, default_timeout=60)
-    app.switch_page("app_pages/plan.py")
-    for key, value in query.items():
-        app.query_params[key] = value
+    app = unopened("plan", **query)
     question = Question(
         find_model("opt-125m"),
         find_hardware("kvpr-a100"),

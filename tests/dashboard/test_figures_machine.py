@@ -17,7 +17,7 @@ from dashboard.figures import (
     sample_residuals,
 )
 from dashboard.figures.machine import MAX_DOTS
-from dashboard.figures.style import LATE_COLOUR
+from dashboard.figures.style import ALERT_COLOUR
 from sim import Recording, Timeline, Workload, simulate
 from sim.machine.curves import Curve, Grid
 from sim.machine.links import Link
@@ -269,7 +269,7 @@ def test_scatter_has_a_dot_for_each_case_and_a_red_edge_where_it_failed():
     by_name = {trace.name: trace for trace in figure.data}
     assert list(by_name) == ["within 20.0 %", "predicted = measured", "lp", "fixed split"]
     assert (by_name["lp"].x[0], by_name["lp"].y[0]) == pytest.approx((100, 100))
-    assert by_name["fixed split"].marker.line.color == (LATE_COLOUR,)
+    assert by_name["fixed split"].marker.line.color == (ALERT_COLOUR,)
     band = by_name["within 20.0 %"]
     assert band.y[0] == pytest.approx(0.8 * band.x[0])
     assert figure.layout.xaxis.range == figure.layout.yaxis.range
@@ -283,5 +283,5 @@ def test_error_of_each_case_stands_on_its_tolerance_beside_the_formula():
     assert list(naive.x) == pytest.approx([-20, -20])
     assert list(ours.x) == pytest.approx([0, 50])
     assert list(ours.error_x.array) == pytest.approx([1, 1]), "half the spread on each side"
-    assert ours.marker.color[1] == LATE_COLOUR
+    assert ours.marker.color[1] == ALERT_COLOUR
     assert list(errors_by_case(CASES).layout.yaxis.ticktext) == ["one", "two"]

@@ -72,13 +72,24 @@ def test_transformers_decodes_our_tokens_again_and_again(cpu, model):
         assert kv[: JOB.prompt_tokens].equal(kept)
 
 
-def test_transformers_computes_on_the_one_thread_that_our_plans_have(cpu, monkeypatch):
-    peer, _, _ = peer_of(cpu)
-    seen = []
-    monkeypatch.setattr(peer, "_all_steps", lambda: seen.append(torch.get_num_threads()))
-    peer.prepare()
-    peer._chosen = [torch.zeros(2, 1)] * 2
-    peer.decode()
+@pytest.fixture
+def two_threads():
+    """The number of threads that torch gives new threads of this process."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_transformers_computes_on_the_one_thread_that_our_plans_have(monkeypatch):
+    with open_backend("cpu") as cpu:
+        peer, _, _ = peer_of(cpu)
+        seen = []
+        monkeypatch.setattr(peer, "_all_steps", lambda: seen.append(torch.get_num_threads()))
+        peer.prepare()
+        peer._chosen = [torch.zeros(2, 1)] * 2
+        peer.decode()
     assert seen == [1]
 
 

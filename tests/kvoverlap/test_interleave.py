@@ -131,6 +131,8 @@ def test_an_error_below_its_own_spread_is_noise():
     noisy = judged(0.8, 1.0, 1.3)
     assert noisy.error_frac == 0.0
     assert noisy.spread_frac == pytest.approx(1 / 0.8 - 1 / 1.3)
+    assert not noisy.is_judged
+    assert judged(1.15, 1.2, 1.25).is_judged
 
 
 def test_plans_are_compared_round_by_round():
@@ -149,7 +151,7 @@ def test_a_machine_is_judged_if_most_cases_have_steady_runs():
     why = why_not_judged([steady, unsteady], 2, runs)
     assert why is not None
     assert "the same matmul varied by 23.5 %" in why
-    assert "1 of 2 cases had 2 steady runs" in why
+    assert "1 of 2 cases had 2 steady runs and errors within 10.0 % of each other" in why
 
 
 def test_texts_tell_the_time_left_in_steps_of_ten_seconds(monkeypatch):

@@ -6,6 +6,7 @@ from dataclasses import replace
 from itertools import pairwise
 from math import inf
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 from builders import GQA, examples, machine, make_plan, tiny_model
@@ -17,6 +18,7 @@ from planner.advice.decoding import DecodeJob, Ways, best_step, by_context
 from planner.advice.reuse import reuse
 from planner.advice.runtime_settings import CacheBudget, runtime_settings
 from planner.crossovers import BOUNDARY_FRAC, intervals, largest
+from planner.decode.problem import DecodeProblem
 from planner.restore import RestorePlanner
 from sim.catalog import DATA, find_hardware, find_model
 from sim.errors import BadInput, DoesNotFit
@@ -220,7 +222,7 @@ def test_the_best_upgrade_is_the_largest_sensitivity_of_the_plan():
     found = advise(tiny_model(), machine(h2d=1e6, flops_per_s=1e12), JOB, NOWHERE)
     assert found.best_upgrade.part == "h2d"
     assert found.best_upgrade == max(found.plan.sensitivities, key=lambda one: one.saved_frac)
-    assert "best upgrade is the h2d link" in describe(found)
+    assert "the best upgrade is the h2d link" in describe(found)
 
 
 def test_loading_a_prefix_wins_from_the_length_on_that_restores_say():
@@ -291,3 +293,10 @@ def test_every_setting_names_the_page_that_documents_it():
     for one in runtime_settings(tiny_model(), machine(), CacheBudget(10**9, 10**9, 300)):
         assert one.page.startswith("https://docs.")
         assert one.why
+
+
+def test_contexts_in_which_no_split_can_pay_need_no_lp():
+    model, hardware = find_model("llama-3.1-8b"), find_hardware("h100")  # X is larger than K and V
+    with patch.object(DecodeProblem, "program", side_effect=AssertionError("an LP")):
+        (found,) = by_context(DecodeJob(model, hardware, 8, 8192))
+    assert (found.verdict, found.last_tokens) == ("load", model.max_positions - 1)

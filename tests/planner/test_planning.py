@@ -27,7 +27,8 @@ from planner.decode.planner import DecodePlanner
 from planner.decode.policies import BASELINES, POLICIES
 from planner.decode.problem import DecodeProblem
 from planner.decode.rounding import MAX_LP_STEPS
-from planner.decode.sensitivity import PARTS, sensitivities
+from planner.decode.sensitivity import sensitivities
+from planner.parts import PARTS
 from sim.catalog import find_hardware, find_model
 from sim.engine.api import simulate
 from sim.errors import BadInput, DoesNotFit, UnknownName

@@ -17,7 +17,9 @@ from planner.restore import behind_link
 from planner.sweep import Checkpoints, Study, estimate, local, run_sweep, summarize
 from planner.sweep.batch import Batch, batch_rows
 from planner.sweep.rows import decode_row
+from planner.sweep.runner import Clock
 from planner.sweep.table import provenance
+from planner.sweep.timing import Samples, expect
 from sim.catalog import DATA, find_hardware, find_model
 from sim.errors import BadInput, Mismatch
 from sim.files import VERSION
@@ -156,12 +158,45 @@ def test_the_expected_time_counts_the_points_that_need_the_lp(tmp_path):
 
     def slow(_, values):
         timed.append(values["policy"])
-        time.sleep(0.02 if values["policy"] == "lp" else 0.001)
+        end_s = time.process_time() + (0.02 if values["policy"] == "lp" else 0.001)
+        while time.process_time() < end_s:
+            pass
 
-    with patch("planner.sweep.runner.point_row", slow):
+    with patch("planner.sweep.timing.point_row", slow):
         found = estimate(study, Checkpoints(study, tmp_path / "out.parquet"), 1)
-    assert found.seconds == pytest.approx(64 * 0.021, rel=0.3)
+    assert found.missing * found.point_s == pytest.approx(64 * 0.021, rel=0.3)
     assert len(timed) <= 128 // 8 + 1
+
+
+SAMPLES = Samples(
+    point_s=0.1, first_s=1.0, subject_s=0.05, unseen=4, subjects=8, wall_s=2.0, share=1.0
+)
+
+
+@pytest.mark.parametrize(
+    ("missing", "workers", "share", "left_s", "pace_s"),
+    [
+        (100, 1, 1.0, 4 * 0.05 + 10.0, 0.1),
+        (100, 2, 1.0, 1.5 + 1.0 + 7 * 0.05 + 5.0, 0.05),
+        (100, 2, 0.5, 2 * (1.5 + 1.0 + 7 * 0.05) + 10.0, 0.1),
+        (0, 2, 1.0, 0.0, 0.05),
+    ],
+    ids=["one process", "two start cold", "half the cores are busy", "nothing is missing"],
+)
+def test_the_expected_time_adds_samples_starts_and_points(missing, workers, share, left_s, pace_s):
+    found = expect(SAMPLES, 100, missing, workers, 1.5, share)
+    assert found.left_s == pytest.approx(left_s)
+    assert found.seconds == pytest.approx(2.0 + left_s)
+    assert found.pace_s == pytest.approx(pace_s)
+
+
+def test_the_time_left_does_not_count_the_start_of_the_workers():
+    clock = Clock(expected_s=0.2, prior=10)
+    assert clock.pace_s == 0.2
+    clock.book(10, now_s=1008.0)
+    assert clock.pace_s == pytest.approx(0.2)
+    clock.book(30, now_s=1018.0)
+    assert clock.pace_s == pytest.approx((10 * 0.2 + 12.0) / (10 + 40))
 
 
 def test_finished_points_are_not_computed_again(table, tmp_path):

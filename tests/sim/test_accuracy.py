@@ -114,6 +114,22 @@ def test_ranks_count_pairs_of_one_shape_that_are_measured_apart(root):
     assert assess(root).rank_agreement_frac == pytest.approx(2 / 5)
 
 
+def test_another_description_of_the_machine_predicts_the_recorded_graph(root):
+    keep(root, "a", two_tasks(4, 10), [(4.0, 10.0)])
+    slow = CPU.with_faster("flops", 0.5).with_faster("hbm", 0.5)
+    (case,) = assess(root, slow).cases
+    assert case.makespan_error_frac == pytest.approx(1.0)
+    other_bytes = replace(CPU, dtype="bfloat16" if CPU.dtype == "float32" else "float32")
+    found = assess(root, other_bytes)
+    assert not found.cases
+    assert "name a machine for elements of the same size" in found.unreadable[0]
+
+
+def test_a_machine_is_for_recordings_and_not_for_published_figures(capsys):
+    assert main(["accuracy", "--published", "--hardware", "h100"]) == 2
+    assert "--hardware(=h100)" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("spoilt", [MEASURED, "case.json"])
 @pytest.mark.parametrize("content", [None, b"", b"{", b'{"kind": "plan"}'])
 def test_what_cannot_be_read_fails_the_gate(root, capsys, spoilt, content):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from planner.decode.sensitivity import PARTS
+from planner.parts import PARTS
 from planner.plan_file import Plan
 from sim.cost.estimate import Estimate
 from sim.cost.model import CostModel

@@ -1,0 +1,37 @@
+"""The names that `import planner.restore` gives, which load at their first use."""
+
+from planner.restore.plan import RestorePlan, plan_choice
+from planner.restore.planner import (
+    RESTORE_POLICIES,
+    RestorePlanner,
+    UnforeseenPlanner,
+    machine_of_one_gpu,
+)
+from planner.restore.replanning import Adaptation, Change, Replanner, adapt
+from planner.restore.reproduce import (
+    behind_link,
+    error_summary,
+    link_rate,
+    read_cases,
+    reproduce_case,
+)
+from planner.restore.split import RestoreSplit
+
+__all__ = [
+    "RESTORE_POLICIES",
+    "Adaptation",
+    "Change",
+    "Replanner",
+    "RestorePlan",
+    "RestorePlanner",
+    "RestoreSplit",
+    "UnforeseenPlanner",
+    "adapt",
+    "behind_link",
+    "error_summary",
+    "link_rate",
+    "machine_of_one_gpu",
+    "plan_choice",
+    "read_cases",
+    "reproduce_case",
+]

@@ -26,7 +26,7 @@ DOCUMENTS = (
     "trace=long+documents&model=longalpaca-7b&link_of_h100-sxm=pcie4-x16"
     "&sizes=0,64GB,128GB,256GB,512GB&policies=load-only&policies=two-ended&policies=joint"
 )
-"""A large cache for each token behind a slow link, where the policies of the page Traffic differ."""
+"""Much cache for each token behind a slow link, where the policies of the page Traffic differ."""
 
 PAGES = {
     "advise": "?model=opt-13b&hardware=kvpr-a100",

@@ -39,10 +39,12 @@ class AllReduce:
     """The time to sum one tensor over all GPUs, on each of them.
 
     Numbers of GPUs without a table cost what a ring takes: 2 (n - 1) steps of `step_s` each, and
-    2 (n - 1) / n of the tensor over the link of a GPU to the others.
+    2 (n - 1) / n of the tensor over the link of a GPU to the others. In a mesh each GPU sends one
+    n-th to all others at once, twice: 2 steps, and 2 / n of the tensor over each link.
 
     Args:
         bytes_per_s: rate of that link in each direction.
+        mesh: whether a GPU has a link of that rate to each other GPU.
     """
 
     __pydantic_config__ = STRICT_KEYS
@@ -52,6 +54,7 @@ class AllReduce:
     step_s: float
     tables: tuple[AllReduceTable, ...] = ()
     note: str = ""
+    mesh: bool = False
 
     def __post_init__(self) -> None:
         check_positive("all_reduce", bytes_per_s=self.bytes_per_s, step_s=self.step_s)
@@ -69,6 +72,6 @@ class AllReduce:
             if table.gpus == gpus:
                 seconds, inside = table.curve.at(n_bytes)
                 return seconds, self.source, inside
-        steps = 2 * (gpus - 1)
+        steps = 2 if self.mesh else 2 * (gpus - 1)
         seconds = steps * (self.step_s + n_bytes / gpus / self.bytes_per_s)
         return seconds, weakest(self.source, "fitted"), not self.tables

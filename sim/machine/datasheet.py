@@ -9,8 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from sim.errors import BadFile
+from sim.errors import BadFile, BadInput
 from sim.files import STRICT_KEYS, decode_toml, naming_file, parse
+from sim.machine.all_reduce import AllReduce
 from sim.machine.components import ComputePart, LinkPart
 from sim.machine.curves import Curve
 from sim.machine.links import Dispatch, Link, Links
@@ -31,6 +32,10 @@ PREFILL_FRAC = 0.83
 PASS_S = 3e-6
 """Least time of an element-wise kernel, as aiconfigurator-core 0.12.0 takes it for its devices."""
 
+GPU_LINK_STEP_S = 2.5e-6
+"""Latency of one step of an all-reduce over links between GPUs: the median of the devices with
+tables."""
+
 EXAMPLES = {
     "memory": "24GiB",
     "host_memory": "64GiB",
@@ -38,6 +43,7 @@ EXAMPLES = {
     "flops": "165.2TFLOP/s",
     "flops_8bit": "330.3TFLOP/s",
     "flops_4bit": "1676TFLOP/s",
+    "gpu_link": "450GB/s",
 }
 """The keys that are sizes and rates, each with a value."""
 
@@ -57,6 +63,9 @@ class DataSheet:
         compute_efficiency, memory_efficiency: parts of the peak rates that kernels reach.
         efficiency_source: where these two come from.
         host_memory: of the host; by default that of the link.
+        gpu_link: rate of a GPU to the others in each direction; by default GPUs exchange data over
+            their links to the host.
+        gpu_mesh: whether a GPU has a link of that rate to each other GPU.
     """
 
     __pydantic_config__ = STRICT_KEYS
@@ -74,6 +83,8 @@ class DataSheet:
     flops_8bit: str | None = None
     flops_4bit: str | None = None
     host_memory: str | None = None
+    gpu_link: str | None = None
+    gpu_mesh: bool = False
 
     @classmethod
     def load(cls, path: Path | str) -> ComputePart:
@@ -139,7 +150,16 @@ class DataSheet:
                 SourcedValue("datasheet", 0.0, "a data sheet does not tell an engine's own time"),
             ),
             efficiency=reached,
+            all_reduce=self._all_reduce(),
         )
+
+    def _all_reduce(self) -> AllReduce | None:
+        if self.gpu_link is None:
+            if self.gpu_mesh:
+                raise BadInput("gpu_mesh(=true) needs gpu_link, the rate of one of its links.")
+            return None
+        rate = parse_rate("gpu_link", self.gpu_link)
+        return AllReduce("datasheet", rate, GPU_LINK_STEP_S, note=self.source, mesh=self.gpu_mesh)
 
 
 def plain_link(rate: str) -> LinkPart:

@@ -365,6 +365,8 @@ class HardwareProfile:
             del content["memory"]["unified"]
         if self.elementwise.copies is None:
             del content["elementwise"]["copies"]
+        if self.all_reduce is not None and not self.all_reduce.mesh:
+            del content["all_reduce"]["mesh"]
         for name in ("flops_8bit_per_s", "flops_4bit_per_s"):
             if content["gemm"][name] is None:
                 del content["gemm"][name]

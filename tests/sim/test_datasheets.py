@@ -12,6 +12,8 @@ from sim.catalog import RECORDINGS, compute_names, find_compute, find_hardware, 
 from sim.cost.matmul import MatmulCosts
 from sim.errors import BadFile, BadInput, DoesNotFit, KvOverlapError, NotMeasured, UnknownName
 from sim.graph.jobs import RestoreRequest, Workload
+from sim.machine.all_reduce import AllReduce
+from sim.machine.datasheet import GPU_LINK_STEP_S
 from sim.machine.what_if import with_memory, with_rate
 from sim.model.kernels import MatMul
 
@@ -302,3 +304,19 @@ def test_a_machine_of_ones_own_may_share_its_memory(tmp_path):
     with pytest.raises(KvOverlapError, match="shares one memory"):
         find_hardware(f"{path}+12GB/s")
     assert machine.from_dict(machine.to_dict(), "here") == machine
+
+
+def test_an_all_reduce_over_the_links_of_a_data_sheet(tmp_path):
+    """2 (n - 1) steps round a ring, 2 steps in a mesh; each moves an n-th of 8 MB."""
+    step_s, part_s = GPU_LINK_STEP_S, 2e6 / 100e9
+    for extra, seconds in (
+        ('gpu_link = "100GB/s"', 6 * (step_s + part_s)),
+        ('gpu_link = "100GB/s"\ngpu_mesh = true', 2 * (step_s + part_s)),
+    ):
+        machine = find_hardware(str(own(tmp_path, f"{MINE}{extra}\n")))
+        assert machine.all_reduce.seconds(4, 8e6)[0] == pytest.approx(seconds)
+    with pytest.raises(BadFile, match="gpu_mesh"):
+        find_hardware(str(own(tmp_path, f"{MINE}gpu_mesh = true\n")))
+    mesh = find_hardware("mi300x")
+    over_pcie = AllReduce.over_pcie(mesh.links)
+    assert mesh.all_reduce.seconds(8, 8e6)[0] < 0.1 * over_pcie.seconds(8, 8e6)[0]

@@ -16,7 +16,7 @@ from sim.service.batch import Batch
 from sim.service.forecast import FIRST_COME, Order
 from sim.service.loader import Active
 
-MOST = 16
+MAX_TRIED = 16
 """Requests whose orders are tried; more are served in the order of admission."""
 
 TRIED_REQUESTS = 200
@@ -28,7 +28,7 @@ GAIN_FRAC, DELAY_FRAC = 1e-6, 3e-3
 
 def choose_order(batch: Batch, now_s: float) -> Order:
     """The order in which the requests of a batch get link and GPU."""
-    if not 1 < len(batch.prompts) <= MOST:
+    if not 1 < len(batch.prompts) <= MAX_TRIED:
         return FIRST_COME
     found = batch.restorer.orders(batch.prompts, now_s)
     search = _Search(batch, now_s)

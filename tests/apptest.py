@@ -12,7 +12,7 @@ import dashboard
 from dashboard.data.uploads import Upload
 from dashboard.session import UPLOADS
 
-APP = Path(dashboard.__file__).parent / "streamlit_app.py"
+APP = Path(dashboard.__file__).parent / "navigation.py"
 
 
 def unopened(page: str, /, *uploads: Upload, **query: str | list[str]) -> AppTest:

@@ -23,7 +23,7 @@ from dashboard.questions.offered import (
 from planner import POLICIES
 from sim.catalog import composed_names, hardware_names, model_names
 
-APP = Path(dashboard.__file__).parent / "streamlit_app.py"
+APP = Path(dashboard.__file__).parent / "navigation.py"
 PAGES = ("plan", "what_if", "restore")
 
 

@@ -112,9 +112,15 @@ class Workers:
         atexit.register(self.stop)
 
     def warm_up(self) -> None:
-        """Start the fork server, so that the first call finds it ready."""
+        """Start the fork server, which imports the planner."""
         with self._lock:
             self._control()
+
+    def wait_until_warm(self) -> None:
+        """Return when the fork server has imported the planner and serves calls."""
+        task = self.join(Call(os.getpid, (), "warm"))
+        task.ended.wait()
+        self.leave(task)
 
     def join(self, call: Call) -> Task:
         """The task of a call: cached, running or started now. A caller must `leave` it."""

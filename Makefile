@@ -5,6 +5,9 @@ RUN_READY := $(VENV)/.ready-run
 DEV_READY := $(VENV)/.ready-dev
 DOCS_READY := $(VENV)/.ready-docs
 
+# Containers often set it: then each of the 60 processes of the tests compiles every module again.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: run test tests soak lint dashboard docs bench clean
 
 run: $(RUN_READY)  ## profile this machine, plan, predict, run and compare; results in runs/latest

@@ -60,54 +60,73 @@ def aiconfigurator() -> Peer:
 
 
 def aisimulate() -> Peer:
-    """Seconds of a loaded prompt by ai-dynamo-runtime: the same request again, after another one
-    that fills GPU memory has moved its blocks to the host.
+    """Seconds of a loaded prompt by ai-dynamo-runtime.
 
     Its fixed prefill is the last block's by aiconfigurator-core, with the host time around a
     request that `data/runtimes/vllm.json` has, so that only the load is compared.
     """
-    replay = import_module("dynamo._core").run_mocker_trace_replay
+    import_module("dynamo._core")
     engine = import_module("aiconfigurator_core.sdk").EngineHandle
     prefill = engine.compile("meta-llama/Meta-Llama-3.1-8B", "h100_sxm", "vllm")
-    around_ms = 1e3 * find_runtime("vllm").request_s.value
+    around_s = find_runtime("vllm").request_s.value
 
     def predict(cell: Cell) -> float | None:
         if cell.group != "loaded-ttft":
             return None
-        prompt, blocks = int(cell.inputs["prompt"]), int(cell.inputs["prompt"]) // BLOCK
+        prompt = int(cell.inputs["prompt"])
         model = find_model(str(cell.inputs["model"]))
-        link = {"h2d_bandwidth_gbps": LINK_GBPS, "d2h_bandwidth_gbps": LINK_GBPS}
-        last_ms = prefill.predict_prefill_latency(1, prompt, prompt - BLOCK)
-        asked = {
-            "backend": "vllm",
-            "num_gpu_blocks": blocks + 64,
-            "block_size": BLOCK,
-            "max_num_batched_tokens": 8192,
-            "enable_prefix_caching": True,
-            "kv_cache_bytes_per_token": model.n_layers * model.kv_token_bytes,
-            "native_host_offload": {"num_host_blocks": 4 * blocks, **link},
-            "timing_model": {
-                "type": "fixed",
-                "prefill_ms": last_ms + around_ms,
-                "decode_ms": last_ms,
-            },
-        }
-        with TemporaryDirectory() as folder:
-            path = Path(folder) / "trace.jsonl"
-            path.write_text(requests(prompt), encoding="utf-8")
-            found = replay(
-                [str(path)],
-                extra_engine_args={"engine": asked},
-                trace_block_size=TRACE_BLOCK,
-                capture_per_request=True,
-            )
-        return float(found.per_request[-1]["ttft_ms"]) / 1e3
+        last_s = prefill.predict_prefill_latency(1, prompt, prompt - BLOCK) / 1e3
+        kv_bytes = model.n_layers * model.kv_token_bytes
+        return replayed_hit_s(prompt, kv_bytes, LINK_GBPS, last_s + around_s)
 
     return predict
 
 
+def replayed_hit_s(prompt: int, kv_bytes: int, link_gbps: float, prefill_s: float) -> float:
+    """TTFT of a hit in host memory by AISimulate's replay of a request trace.
+
+    The request comes again after another one that fills GPU memory has moved its blocks to the
+    host.
+
+    Args:
+        kv_bytes: of K and V of one token.
+        link_gbps: GB/s in each direction.
+        prefill_s: fixed time of a step that computes tokens of a prompt.
+    """
+    replay = import_module("dynamo._core").run_mocker_trace_replay
+    blocks = prompt // BLOCK
+    link = {"h2d_bandwidth_gbps": link_gbps, "d2h_bandwidth_gbps": link_gbps}
+    asked = {
+        "backend": "vllm",
+        "num_gpu_blocks": blocks + SPARE_BLOCKS,
+        "block_size": BLOCK,
+        "max_num_batched_tokens": 8192,
+        "enable_prefix_caching": True,
+        "kv_cache_bytes_per_token": kv_bytes,
+        "native_host_offload": {"num_host_blocks": 4 * blocks, **link},
+        "timing_model": {
+            "type": "fixed",
+            "prefill_ms": 1e3 * prefill_s,
+            "decode_ms": 1e3 * prefill_s,
+        },
+    }
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "trace.jsonl"
+        path.write_text(requests(prompt), encoding="utf-8")
+        found = replay(
+            [str(path)],
+            extra_engine_args={"engine": asked},
+            trace_block_size=TRACE_BLOCK,
+            capture_per_request=True,
+        )
+    return float(found.per_request[-1]["ttft_ms"]) / 1e3
+
+
 BLOCK, TRACE_BLOCK, LINK_GBPS = 16, 512, 51
 """Tokens of a block of vLLM and of the trace; GB/s of the link, as its users set it for an H100."""
+
+SPARE_BLOCKS = 2
+"""Blocks of GPU memory besides a prompt: so few that the other prompt evicts all of the first."""
 
 
 def requests(prompt: int) -> str:

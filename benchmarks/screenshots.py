@@ -22,6 +22,12 @@ PINNED = (
 )
 """The answer that the page Plan compares with its own."""
 
+DOCUMENTS = (
+    "trace=long+documents&model=longalpaca-7b&link_of_h100-sxm=pcie4-x16"
+    "&sizes=0,64GB,128GB,256GB,512GB&policies=load-only&policies=two-ended&policies=joint"
+)
+"""Much cache for each token behind a slow link, where the policies of the page Traffic differ."""
+
 PAGES = {
     "advise": "?model=opt-13b&hardware=kvpr-a100",
     "timeline": "timeline",
@@ -33,7 +39,7 @@ PAGES = {
     "restore-bandwidth": "restore?view=Against+bandwidth",
     "restore-availability": "restore?view=Availability&policy=two-ended",
     "restore-measured": "restore?of=a+measured+case",
-    "traffic": "traffic",
+    "traffic": f"traffic?{DOCUMENTS}",
     "accuracy": "accuracy",
     "machines": "machines?machine=cpu-xeon-opt-125m",
     "your-machine": "your_machine",

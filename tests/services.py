@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import fields, replace
 from typing import ClassVar
 
@@ -9,6 +10,8 @@ from builders import machine, tiny_model
 from hypothesis import strategies as st
 from restores import figure
 
+from planner.restore.service import plans_of
+from sim.catalog import find_hardware, find_model
 from sim.lanes import DISK, NET
 from sim.machine.prefill import Prefill, Restore, Tier
 from sim.machine.profile import HardwareProfile
@@ -19,9 +22,11 @@ from sim.service import (
     Service,
     ServiceCosts,
     SoloRestore,
+    Spread,
     simulate_service,
 )
 
+H100 = find_hardware("h100-sxm+pcie5-x16")
 BLOCK = 8
 BLOCK_BYTES = 64 * BLOCK
 """K and V of one block in both layers of `tiny_model`."""
@@ -154,3 +159,72 @@ def services(draw) -> Service:
         instances=draw(st.sampled_from([1, 1, 2, 3])),
         routing=draw(st.sampled_from(["round-robin", "least-loaded", "prefix-aware"])),
     )
+
+
+BURST_MODELS = (
+    ("llama-3.1-8b", 1),
+    ("llama-3.1-70b-fp8", 4),
+    ("mistral-7b-v0.1", 1),
+    ("gpt-oss-20b", 1),
+    ("deepseek-v2-lite", 1),
+    ("opt-13b", 1),
+)
+BURST_POLICIES = ("load-only", "two-ended", "joint", "lp")
+
+
+def random_burst(
+    seed: int, policy: str | None = None, most: int = 16, apart_s: float = 0.0
+) -> tuple[Watched, RequestTrace]:
+    """2 to `most` hits of one kind of mix, on any of some models, links, tiers and step budgets.
+
+    Args:
+        policy: by default any of `BURST_POLICIES`.
+        apart_s: mean time between arrivals; all come at once if it is 0.
+    """
+    chance = random.Random(seed)  # noqa: S311
+    model, tp = chance.choice(BURST_MODELS)
+    link = H100.links.h2d
+    rate = chance.choice([2e9, 6e9, 12e9, 25e9, 55e9])
+    hardware = replace(
+        H100, links=replace(H100.links, h2d=replace(link, bytes_per_s=rate, curve=None))
+    )
+    chunk = chance.choice([512, 2048, 8192])
+    tier = chance.choice(["dram", "dram", "ssd", "net"])
+    longest = {"opt-13b": 3}.get(model, chance.choice([4, 16, 48]))
+    rests = chance.choice([1, 2, 12])
+    trace, held, now_s = RequestTrace(512), {}, 0.0
+    for number in range(chance.randint(2, most)):
+        now_s += chance.expovariate(1 / apart_s) if apart_s else 0.0
+        cached = chance.randint(0 if chance.random() < 0.1 else 1, longest)
+        blocks = min(cached + chance.randint(1, rests), 3 if model == "opt-13b" else 60)
+        held[number] = min(cached, blocks)
+        ids = [1000 * number + at for at in range(blocks)]
+        trace.add(now_s, 512 * blocks - chance.randint(1, 500), chance.choice([1, 1, 20]), ids)
+    key = (model, tp, rate, chunk)
+    if key not in _BURST_COSTS:
+        spec = find_model(model).shard(tp)
+        _BURST_COSTS[key] = ServiceCosts(spec, hardware, chunk, 128)
+    costs = _BURST_COSTS[key]
+    engine = Engine(policy=policy or chance.choice(BURST_POLICIES), max_batch=64)
+    service = Service(
+        costs=costs, engine=engine, tier_blocks={tier: 10**6}, plans=plans_of(costs, engine)
+    )
+    return warm(service, held), trace
+
+
+_BURST_COSTS: dict[tuple[str, int, float, int], ServiceCosts] = {}
+
+
+def in_order(service: Watched, order: str) -> Watched:
+    """The service with an order of loads."""
+    engine = replace(service.engine, load_order=order)
+    return warm(replace(service, engine=engine), service.held)
+
+
+def ttft_of(service: Watched, trace: RequestTrace, order: str) -> Spread:
+    """TTFT of all requests under an order of loads."""
+    changed = in_order(service, order)
+    first_s = simulate_service(changed, trace).journal.first_s
+    found = Spread.of([at - arrival for at, arrival in zip(first_s, trace.arrival_s, strict=True)])
+    assert found is not None
+    return found

@@ -176,14 +176,14 @@ CONFIG = {
 def shorten_samples(patch: pytest.MonkeyPatch) -> None:
     """Samples of a few calls, on few operands."""
     patch.setattr(hw.calibrate.bench, "SAMPLE_S", 1e-4)
-    patch.setattr(hw.calibrate.bench, "BURST_S", 1e-2)
+    patch.setattr(hw.calibrate.bench, "BURST_S", 1e-3)
     patch.setattr(hw.calibrate.bench, "ROTATION_BYTES", 2**20)
 
 
 def shorten_profiles(patch: pytest.MonkeyPatch) -> None:
     """One short pass over few sizes, for tests of what is made of a profile."""
     patch.setitem(hw.calibrate.profiler.PASSES, "cpu", 1)
-    patch.setattr(hw.calibrate.profiler, "WARM_UP_S", 0.05)
+    patch.setattr(hw.calibrate.profiler, "WARM_UP_S", 0.01)
     shorten_samples(patch)
     short = replace(SAMPLED["cpu"], contexts=(16, 64), copy_bytes=(2**10, 2**14, 2**18))
     patch.setitem(SAMPLED, "cpu", short)

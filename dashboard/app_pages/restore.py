@@ -155,7 +155,7 @@ def show_plan(plan: RestorePlan) -> None:
     st.markdown(f"**{escaped(plan.reason)}**")
     if (outside := beyond_calibration(plan)) is not None:
         st.warning(sentence(outside))
-    for note in filter(None, (plan.window_savings, plan.state_note)):
+    for note in plan.notes:
         st.caption(escaped(note))
     cards(restore_metrics(plan))
 

@@ -48,8 +48,8 @@ def advise_verb(
 
     For example:
       kvoverlap advise --model opt-13b --hardware kvpr-a100 --batch 32 --prompt 1K
-      kvoverlap advise --model llama-3.1-8b --hardware h100 --batch 64 --prompt 8K \\
-          --slo-ms 50
+      kvoverlap advise --model llama-3.1-8b --hardware h100-sxm --batch 64 \\
+          --prompt 8K --slo-ms 50
       kvoverlap advise --model llama-3.1-8b --hardware h100-sxm+pcie5-x16 \\
           --batch 64 --prompt 8K --gpu-memory 94GB --set link.bandwidth=100GB/s \\
           --kv-bits 8

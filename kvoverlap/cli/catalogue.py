@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any
@@ -176,10 +177,12 @@ def hardware(name: str | None = None, /, *, json: bool = False) -> None:
             _gbs(one.links.h2d.bytes_per_s),
             _gib(one.memory.device_bytes),
             ", link ".join(dict.fromkeys((one.gemm.source, one.links.h2d.source))),
+            re.split("[:;]", one.description)[0],
         )
         for one in machines
     ]
-    table("Shipped machines", ("machine", "matmuls", "h2d link", "memory", "source"), rows)
+    columns = ("machine", "matmuls", "h2d link", "memory", "source", "what it is")
+    table("Shipped machines", columns, rows)
     _print_parts(devices, links)
 
 

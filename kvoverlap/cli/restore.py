@@ -87,7 +87,7 @@ def restore(
     For example:
       kvoverlap restore --model longalpaca-13b --hardware a100-80g --prompt 16K \\
           --tier 32
-      kvoverlap restore --model llama-3.1-8b --hardware h100 --prompt 32K \\
+      kvoverlap restore --model llama-3.1-8b --hardware h100-sxm --prompt 32K \\
           --cached 30K --tier 7GB/s --gpu-share 0.5 --policy two-ended --json
       kvoverlap restore --model llama-3.1-8b --hardware h100-sxm --prompt 50000 \\
           --runtime vllm
@@ -197,8 +197,8 @@ def _print(made: RestorePlan) -> None:
     say(describe_sources(made))
     if (outside := beyond_calibration(made)) is not None:
         say(outside)
-    for note in filter(None, (made.window_savings, made.state_note)):
-        say(note)
+    for sentence in made.notes:
+        say(sentence)
     say("" if made.hardware.memory.unified else f"{made.reason}\n")
     policy_table("Policies", "TTFT", made.baselines, "load-only")
     if made.adaptation is not None:

@@ -188,7 +188,7 @@ def traffic(
       kvoverlap traffic trace.jsonl.gz --hit-rates --blocks 1024,8192 --json
       kvoverlap traffic trace.jsonl.gz --hit-rates --model llama-3.1-8b \\
           --sizes 64GB,512GB
-      kvoverlap traffic trace.jsonl.gz --model llama-3.1-8b --hardware h100 \\
+      kvoverlap traffic trace.jsonl.gz --model llama-3.1-8b --hardware h100-sxm \\
           --host-cache 256GB
       kvoverlap traffic trace.jsonl.gz --model llama-3.1-70b-fp8 --tp 4 \\
           --hardware h100-sxm+pcie5-x16 --instances 2 --sizes 0,256GB,1TB

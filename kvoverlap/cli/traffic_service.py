@@ -314,7 +314,7 @@ def _print(
     one = service.block_bytes(trace.block_tokens)
     say(
         f"{costs.model.name} on {service.instances} x {gpus} GPU of {costs.hardware.name}: "
-        f"{len(trace):,} requests in {trace.arrival_s[-1] - trace.arrival_s[0]:,.0f} s"
+        f"{len(trace):,} requests in {max(trace.arrival_s) - min(trace.arrival_s):,.0f} s"
     )
     tiers = [f"{name} {count:,}" for name, count in service.tier_blocks.items()]
     say(

@@ -114,6 +114,24 @@ class RestorePlan(Plan, kind="restore-plan"):
         return {window: n // 8 for window, n in bits.items()}
 
     @property
+    def notes(self) -> list[str]:
+        """Sentences on what a reader may not expect of this request."""
+        found = (self.lookup_note, self.window_savings, self.state_note)
+        return [one for one in found if one is not None]
+
+    @property
+    def lookup_note(self) -> str | None:
+        """A sentence on the time before the first byte moves; None where the machine has none."""
+        rates = self.hardware.restore
+        lookup = None if rates is None or self.runtime is not None else rates.lookup_s
+        if lookup is None or self.policy == "compute-only":
+            return None
+        return (
+            f"Loads begin after {ms(lookup.value)} on {self.hardware.name}, when the cached prefix "
+            f"is found ({lookup.source})."
+        )
+
+    @property
     def window_savings(self) -> str | None:
         """A sentence on the K and V that sliding windows make needless; None if there are none."""
         model, request = self.model, self.workload

@@ -67,6 +67,7 @@ class ServiceCosts:
         self.with_x = with_x
         self._costs = RestoreCosts(seen, model, self._request)
         self._matmuls = _Straight(self._costs.matmuls_s, chunk_tokens)
+        self._rows = _Straight(lambda rows: self.step_s([(0, rows)], 0, 0, 0), chunk_tokens)
         self._heads_s: dict[int, float] = {0: 0.0}
         speed = self._copies_cost
         self.copies = CopyCosts(self._costs, seen, self._request, with_x, speed)
@@ -100,6 +101,10 @@ class ServiceCosts:
             self._heads_s[sampled] = head.seconds
         work_s = self._costs.shared_step_s(prompts, decoding, context, matmuls_s)
         return work_s + self._heads_s[sampled]
+
+    def rows_s(self, n_tokens: int) -> float:
+        """Time of a step that computes the first tokens of a prompt."""
+        return self._rows.at(n_tokens)
 
     def decode_line(self, decoding: int, context: int) -> tuple[int, int, float, float]:
         """Time of a step that only decodes: a straight line over the tokens attended to.

@@ -1,31 +1,29 @@
-"""One instance: its queue, and what each engine step works on.
+"""One instance: its queue, its memory, and the steps of the requests that it has admitted.
 
-A step has a budget of tokens: first a token for each decoding request, then prompts in the order of
-admission (or by gain, the one with the fewest tokens to compute first), then the cached tokens that
-restores compute (the order of Cake, arXiv 2410.03065). A request is admitted when its whole prompt
-finds room in GPU memory. If decoding requests outgrow the memory, the one admitted last gives its
-blocks back, and is computed again or copied to the host and back.
+A request is admitted when its whole prompt finds room in GPU memory. If decoding requests outgrow
+the memory, the one admitted last gives its blocks back, and is computed again or copied to the host
+and back.
 """
 
 from __future__ import annotations
 
 import heapq
-from collections import deque
 from math import inf
 
 from sim.lanes import COMPUTE, D2H
+from sim.service.batch import Batch
 from sim.service.costs import ServiceCosts
 from sim.service.gpu_memory import GpuMemory
 from sim.service.journal import GPU, Journal
 from sim.service.loader import Active
-from sim.service.plans import SoloRestore
 from sim.service.pools import NextUse, Tier
-from sim.service.restores import Demand, Others, Restorer
+from sim.service.restores import Demand, Restorer
 from sim.service.scheduling import GAIN, ON_EVICTION, SWAP, THROUGH, Engine
 from sim.service.traces import RequestTrace
+from sim.service.trial import choose_order
 
 
-class Instance:
+class Instance(Batch):
     """State of one instance between engine steps.
 
     Args:
@@ -42,31 +40,17 @@ class Instance:
         restorer: Restorer,
         next_use: NextUse | None = None,
     ) -> None:
+        super().__init__(costs, engine, restorer)
         self.next_use = next_use
-        self.trace, self.costs, self.engine = trace, costs, engine
-        self.tiers, self.journal = tiers, journal
+        self.trace, self.tiers, self.journal = trace, tiers, journal
         self.block = trace.block_tokens
         self.memory = GpuMemory(costs.gpu_blocks(self.block, engine.max_batch))
-        self.restorer, self.loader = restorer, restorer.loader
         self.store_block_s = costs.copies.store_s(self.block)
         self.swap_block_s = costs.copies.swap_s(self.block)
         self.store_free_s = 0.0
-        self.stalled_s = 0.0
-        """End of copies out of GPU memory that the next step waits for."""
-        self.queue: deque[Active] = deque()
-        self.prompts: list[Active] = []
-        self.decoding: dict[int, Active] = {}
-        self.context_sum = 0
-        self.decode_steps = 0
         self.grows: list[tuple[int, int, int, Active]] = []
-        self.ends: list[tuple[int, int, int, Active]] = []
-        self.step: list[tuple[Active, int]] = []
         self.orders = 0
-        self.by_gain = engine.load_order == GAIN
-        """Whether prompts with the fewest tokens to compute come first..."""
-        self.in_turn = 0
-        """...except while one of the first so many admitted waits, for whom it was no gain."""
-        self.busy_s = {COMPUTE: 0.0, D2H: 0.0}
+        """Admissions so far."""
 
     def arrive(self, request: int) -> None:
         """Queue a request, or reject it if it cannot fit even alone."""
@@ -78,22 +62,13 @@ class Instance:
         if too_long or self._blocks(prompt + output) > self.memory.blocks:
             self.journal.rejected.append(request)
             return
-        self.restorer.contention.arrived(self.trace.arrival_s[request])
         path = list(self.trace.path(request)[: self._blocks(prompt)])
-        self.queue.append(Active(request, prompt, output, path))
+        arrival_s = self.trace.arrival_s[request]
+        self.restorer.contention.arrived(arrival_s)
+        self.queue.append(Active(request, prompt, output, path, arrival_s))
 
     def _blocks(self, tokens: int) -> int:
         return -(-tokens // self.block)
-
-    @property
-    def load(self) -> int:
-        """Requests that wait or run."""
-        return len(self.queue) + len(self.prompts) + len(self.decoding)
-
-    @property
-    def waiting(self) -> int:
-        """Requests that wait for their first token."""
-        return len(self.queue) + len(self.prompts)
 
     def cached_tokens(self, request: int) -> int:
         """Tokens of a request's longest prefix in GPU memory or any tier."""
@@ -119,101 +94,10 @@ class Instance:
         self.loader.advance(now_s)
         self._grow(now_s)
         self._admit(now_s)
-        self.step = []
-        if self.prompts and (solo := self.prompts[0].solo) is not None:
-            return self._solo(self.prompts[0], solo, now_s)
-        left = self.costs.chunk_tokens - len(self.decoding)
-        parts: list[tuple[int, int]] = []
-        left, loaded_s = self._prompts(now_s, left, parts)
-        count = len(self.decoding)
-        if not parts and not count:
-            self._load_the_rest()
-            return None
-        if parts:
-            sampled = count + sum(one.front == one.total for one, _ in self.step)
-            seconds = self.costs.step_s(parts, count, self._context(), sampled)
-            last_s = seconds / self.costs.model.n_layers
-            seconds = max(seconds, loaded_s - now_s + last_s)
-            self.restorer.contention.computed(seconds)
-        else:
-            low, _, first_s, slope = self.costs.decode_line(count, self._context())
-            seconds = first_s + slope * (self._context() - low)
-        if count:
-            seconds += self.engine.decode_s
-        self.busy_s[COMPUTE] += seconds
-        return max(0.0, self.stalled_s - now_s) + seconds
-
-    def _prompts(self, now_s: float, left: int, parts: list[tuple[int, int]]) -> tuple[int, float]:
-        """Fill a step with prompts, then restores.
-
-        Returns:
-            Tokens left of the budget, and the end of the loads that the step follows.
-        """
-        loaded_s, restores = 0.0, []
-        prompts = self.prompts
-        if self.by_gain and len(prompts) > 1 and all(one.order >= self.in_turn for one in prompts):
-            prompts = sorted(prompts, key=lambda one: (one.to_compute, one.order))
-        for one in prompts:
-            if one.front < one.cached:
-                if one.stop is not None and one.front < one.stop:
-                    if left > 0:
-                        left -= self._take(one, min(left, one.stop - one.front), parts)
-                    continue
-                if not one.claimed or one.load_end_s > now_s:
-                    if not self.restorer.follows(one):
-                        restores.append(one)
-                        continue
-                    loaded_s = max(loaded_s, self._follow(one, left))
-                else:
-                    one.front = one.cached
-            if left > 0 and one.front >= one.cached:
-                left -= self._take(one, min(left, one.total - one.front), parts)
-        for one in sorted(restores, key=lambda one: one.order):
-            if left <= 0:
-                break
-            if one.layered:
-                only = not self.step and not self.decoding
-                if only or self.restorer.in_time(one, left, now_s):
-                    loaded_s = max(loaded_s, self._follow(one, left))
-                    left -= self._take(one, min(left, one.total - one.front), parts)
-            elif one.stop is None and not one.claimed:
-                count = min(left, one.back - one.front)
-                if self.restorer.computing_pays(one, count, self._others(), now_s):
-                    left -= self._take(one, count, parts)
-        return left, loaded_s
-
-    def _others(self) -> Others:
-        """Who waits for a step besides the restores whose loads have not all begun."""
-        ends = [one.load_end_s for one in self.prompts if one.front < one.cached and one.claimed]
-        return Others(self.load == 1, len(self.step) + len(self.queue), ends)
-
-    def _follow(self, one: Active, left: int) -> float:
-        """Let a step that has room begin before a restore's loads end; returns their end."""
-        if left <= 0:
-            return 0.0
-        self.loader.commit(one)
-        one.front = one.cached
-        return one.load_end_s
-
-    def _load_the_rest(self) -> None:
-        """With nothing else to do, restores for which computing does not pay only load."""
-        for one in self.prompts:
-            if one.stop is None:
-                one.stop = one.front
-
-    def _solo(self, one: Active, solo: SoloRestore, now_s: float) -> float:
-        """A step that is a whole restore as it was planned; returns its seconds."""
-        self.loader.book(solo, now_s)
-        self.step = [(one, solo.computed_tokens)]
-        self.journal.computed[one.request] += solo.computed_tokens
-        one.front, one.solo = one.total, None
-        self.restorer.contention.computed(solo.ttft_s)
-        return solo.ttft_s
-
-    def _context(self) -> int:
-        """Mean number of tokens that the decoding requests attend to, rounded up."""
-        count = len(self.decoding)
-        return -(-self.context_sum // count) if count else 0
+        seconds = self.compose(now_s)
+        for one, n_tokens in self.step:
+            self.journal.computed[one.request] += n_tokens
+        return seconds
 
     def coast(self, now_s: float, seconds: float, until_s: float) -> float:
         """End of the step that has begun, or of a later one if nothing but decoding happens.
@@ -243,41 +127,11 @@ class Instance:
         self.busy_s[COMPUTE] += busy_s
         return end_s
 
-    def _take(self, one: Active, n_tokens: int, parts: list[tuple[int, int]]) -> int:
-        parts.append((one.front, n_tokens))
-        self.step.append((one, n_tokens))
-        self.journal.computed[one.request] += n_tokens
-        one.front += n_tokens
-        return n_tokens
-
-    def wake_s(self, now_s: float) -> float:
-        """When an idle instance can go on without an arrival: at the end of a load."""
-        look_s = self.loader.end_s(now_s)
-        loading = (one for one in self.prompts if one.front < one.cached and one.claimed)
-        return min([look_s, *(max(now_s, one.load_end_s) for one in loading)])
-
     def end(self, now_s: float) -> None:
         """Finish the step: tokens appear, prompts become cached, requests leave."""
-        count = len(self.decoding)
-        if count:
-            self.decode_steps += 1
-            self.context_sum += count
-            while self.ends and self.ends[0][0] <= self.decode_steps:
-                _, order, epoch, one = heapq.heappop(self.ends)
-                if one.epoch == epoch and order in self.decoding:
-                    self._leave(one)
-                    self._finish(one, now_s)
-        done = [one for one, _ in self.step if one.front == one.total]
-        if done:
+        if any(one.front == one.total for one, _ in self.step):
             self.settle(now_s)
-            self.prompts = [one for one in self.prompts if one.front < one.total]
-        for one in done:
-            self._first_token(one, now_s)
-
-    def _leave(self, one: Active) -> None:
-        """Take a request out of the decoding batch."""
-        del self.decoding[one.order]
-        self.context_sum -= one.total + self.decode_steps - one.since + 1
+        super().end(now_s)
 
     def _finish(self, one: Active, now_s: float) -> None:
         self.journal.finish_s[one.request] = now_s
@@ -291,15 +145,10 @@ class Instance:
         self.memory.share(one)
         if self.engine.store == THROUGH and self.tiers:
             self._store([node for node in one.path if not self.tiers[0].expects(node)], now_s)
-        if one.left == 1:
-            self._finish(one, now_s)
-            return
-        one.since = self.decode_steps
-        self.decoding[one.order] = one
-        self.context_sum += one.total + 1
-        heapq.heappush(self.ends, (one.since + one.left - 1, one.order, one.epoch, one))
-        grow = -one.total % self.block
-        heapq.heappush(self.grows, (one.since + grow, one.order, one.epoch, one))
+        super()._first_token(one, now_s)
+        if one.left > 1:
+            grow = -one.total % self.block
+            heapq.heappush(self.grows, (one.since + grow, one.order, one.epoch, one))
 
     def _grow(self, now_s: float) -> None:
         """A new block for each decoding request whose last one is full."""
@@ -366,8 +215,8 @@ class Instance:
         for one, tiers in hits:
             demand = self._demand(one) if self.restorer.chooses else None
             self.restorer.restore(one, tiers, demand, now_s)
-        if hits and self.by_gain:
-            self.in_turn = 0 if self.restorer.rank(self.prompts, now_s) else self.orders
+        if hits and self.engine.load_order == GAIN:
+            self.follow(choose_order(self, now_s))
 
     def _look_up(self, one: Active, now_s: float) -> list[str]:
         """Find an admitted request's prefix; returns the tiers that hold what is not on the GPU."""

@@ -1,7 +1,7 @@
 """The loads of an instance's restores: chunk after chunk, the last tokens of a restore first.
 
-Which restore gets the link next: the first admitted (`fcfs`, as Cake does), or in an order that is
-forecast to bring first tokens earlier (`gain`, see `sim/service/forecast.py`).
+Which restore gets the link next: the first admitted (`fcfs`, as Cake does), or in an order that
+brings first tokens earlier (`gain`, see `sim/service/trial.py`).
 
 Both legs of a copy, from the tier into host memory and from there to the GPU, are in series; the
 second leg of one chunk overlaps the first leg of the next ones, as far as staging has room.
@@ -10,6 +10,7 @@ second leg of one chunk overlaps the first leg of the next ones, as far as stagi
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import inf
 
@@ -46,6 +47,7 @@ class Active:
     total: int
     left: int
     path: list[int]
+    arrival_s: float = 0.0
     epoch: int = 0
     front: int = 0
     back: int = 0
@@ -76,6 +78,11 @@ class Active:
         return self.front if self.stop is None else self.stop
 
     @property
+    def to_load(self) -> int:
+        """Cached tokens that no copy has begun to load, as things stand."""
+        return max(0, self.back - max(self.low, self.first_needed))
+
+    @property
     def to_compute(self) -> int:
         """Tokens that steps have to compute before the next token."""
         if self.front >= self.cached:
@@ -94,9 +101,19 @@ class Loader:
         """When the next chunk may start."""
         self._link_ends_s = deque([0.0], maxlen=STAGING_CHUNKS)
         """Of the copies to the GPU; the first one frees a place for the next chunk."""
+        self.closed = False
+        """No restore can come any more."""
         self.busy_s: dict[str, float] = {H2D: 0.0}
         self.loaded_bytes = 0
         """Copied to one GPU."""
+
+    def copy(self, copies: Mapping[Active, Active]) -> Loader:
+        """The same loads under way and to come, for copies of the requests and for no others."""
+        made = Loader(self._costs, self._block_tokens, self._order)
+        made.queue.extend(copies[one] for one in self.queue if not one.claimed)
+        made.next_s, made.closed = self.next_s, True
+        made._link_ends_s = deque(self._link_ends_s, STAGING_CHUNKS)
+        return made
 
     def advance(self, now_s: float) -> None:
         """Start every chunk whose turn comes before `now_s`, while no front moves."""
@@ -131,7 +148,7 @@ class Loader:
         Chunks that start later than now are started ahead of time only if no restore that comes
         can change their order.
         """
-        if self._order == FCFS:
+        if self._order == FCFS or self.closed:
             self.advance(inf)
             return inf
         while (start_s := self.next_start_s()) <= now_s:
@@ -141,7 +158,7 @@ class Loader:
     def wait_s(self, now_s: float) -> float:
         """About how long a restore that comes now waits for the link."""
         left = sum(
-            (one.back - one.low) * self._costs.chunk_load_s(one.lanes[0])
+            one.to_load * self._costs.chunk_load_s(one.lanes[0])
             for one in self.queue
             if not one.claimed
         )

@@ -103,12 +103,11 @@ class _Run:
                 yield self.loaders[number]
                 continue
             yield self._later(LOAD, start_s - self.env.now)
-            if loader.next_start_s() != start_s:
-                continue
-            one = loader.chosen(start_s)
-            loader.start(start_s)
-            if one.claimed:
-                self.env.process(self._loaded(number, one.load_end_s))
+            while loader.next_start_s() == start_s:  # several copies that take no time
+                one = loader.chosen(start_s)
+                loader.start(start_s)
+                if one.claimed:
+                    self.env.process(self._loaded(number, one.load_end_s))
 
     def _loaded(self, number: int, end_s: float) -> Iterator[simpy.Event]:
         yield self._later(1, end_s - self.env.now)

@@ -9,11 +9,13 @@ the link is. The idea of marginal gain over tokens, layers and requests is that 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from copy import copy
 from typing import NamedTuple
 
 from sim.service.contention import Contention
 from sim.service.costs import ServiceCosts
-from sim.service.forecast import Lanes, Waiting, best_order
+from sim.service.forecast import Lanes, Promising, Waiting, promising
 from sim.service.loader import Active, Loader
 from sim.service.plans import RestorePlans, SoloRestore
 from sim.service.pools import Tier
@@ -143,20 +145,18 @@ class Restorer:
         else:
             self._split(one, demand or Demand(0.0, 0), now_s)
 
-    def rank(self, prompts: list[Active], now_s: float) -> bool:
-        """Give restores their turns on the link.
+    def copy(self, copies: Mapping[Active, Active]) -> Restorer:
+        """The same, for copies of the requests that load."""
+        made = copy(self)
+        made.loader, made.contention = self.loader.copy(copies), copy(self.contention)
+        return made
 
-        Returns:
-            Whether the GPU should go by what is left to compute; otherwise by admission.
-        """
-        costs, meeting = self._costs, [one for one in prompts if one.stop is None]
-        for one in prompts:
-            one.rank = 0
-        if any(self._may_meet(one, now_s) for one in meeting):
-            return True
+    def orders(self, prompts: list[Active], now_s: float) -> Promising:
+        """Orders that may bring first tokens earlier than first come, first served."""
+        costs = self._costs
         waiting = []
         for one in prompts:
-            loaded = 0 if one.claimed else one.back - one.low
+            loaded = 0 if one.claimed else one.to_load
             load_s = (
                 loaded * costs.chunk_load_s(one.lanes[0]) / costs.io_chunk_tokens if loaded else 0
             )
@@ -165,12 +165,8 @@ class Restorer:
             compute_s = costs.prefill_s(one.total) - costs.prefill_s(one.total - count)
             waiting.append(Waiting(one.order, load_s, ready_s, count, compute_s))
         link_s = max(0.0, self.loader.next_s - now_s)
-        lanes = Lanes(link_s, costs.chunk_tokens, costs.step_s([(0, 1)], 0, 0, 0))
-        found = best_order(waiting, lanes)
-        ranks = {place: rank for rank, place in enumerate(found.order)}
-        for one in prompts:
-            one.rank = ranks[one.order]
-        return found.by_gain
+        lanes = Lanes(link_s, costs.chunk_tokens, costs.rows_s)
+        return promising(waiting, lanes)
 
     def _planned(self, one: Active, tiers: list[str], now_s: float) -> SoloRestore | None:
         """The plan of a hit; None if there is none or it would hold up requests that come."""
@@ -248,20 +244,13 @@ class Restorer:
         for other in self.loader.queue:
             if other.claimed:
                 continue
-            arrives_s += (other.back - other.low) * self._token_s(other)
+            arrives_s += other.to_load * self._token_s(other)
             behind = behind or other is one
             gain_s += arrives_s - max(step_s, arrives_s - saved_s * behind)
         for end_s in others.loads_end_s:
             gain_s -= max(0.0, now_s + step_s - end_s)
         gain_s += saved_s * self.contention.link_price(now_s, 0, arrives_s)
         return gain_s > step_s * self.contention.gpu_price(now_s, others.waiting, step_s / 2)
-
-    def _may_meet(self, one: Active, now_s: float) -> bool:
-        """Whether the link is in such demand that a step may compute a part of a restore."""
-        left = one.back - one.front
-        step = min(left, self._costs.chunk_tokens)
-        step_s = self._costs.prefill_s(one.front + step) - self._costs.prefill_s(one.front)
-        return left > 0 and self.loader.wait_s(now_s) > step_s
 
     def follows(self, one: Active) -> bool:
         """Whether a step waits for the loads of a restore, layer by layer."""

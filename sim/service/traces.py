@@ -190,18 +190,20 @@ def holds_requests(path: Path | str) -> bool:
         first = list(islice(_text_lines(path), FIRST_LINES))
     except (OSError, EOFError, zlib.error):
         return False
-    header = [cell.strip() for cell in first[0].split(",")] if first else []
+    header = [cell.strip(' "\r\n').lower() for cell in first[0].split(",")] if first else []
     return set(REQUIRED) <= {*header} or any('"hash_ids"' in line for line in first)
 
 
 def _text_lines(path: Path | str) -> Iterator[str]:
-    """Lines of a file, unpacked if it begins as gzip does."""
+    """Lines of a file without a byte order mark, unpacked if it begins as gzip does."""
     with open(path, "rb") as raw:
         packed = raw.read(2) == b"\x1f\x8b"
         raw.seek(0)
         file: Any = gzip.GzipFile(fileobj=raw) if packed else raw
+        encoding = "utf-8-sig"
         while line := file.readline(MAX_LINE):
-            yield line.decode("utf-8", "replace")
+            yield line.decode(encoding, "replace")
+            encoding = "utf-8"
 
 
 def _read(
@@ -215,8 +217,10 @@ def _read(
             continue
         try:
             lines.read(line)
+        except BadFile as error:
+            raise BadFile(f"{path}, line {number}: {error}") from None
         except BadInput as error:
-            if not skip_bad or isinstance(error, BadFile):
+            if not skip_bad:
                 raise BadFile(f"{path}, line {number}: {error} --skip-bad leaves it out.") from None
             skipped += 1
     if lines.trace is None or not len(lines.trace):
@@ -289,7 +293,7 @@ class _CsvLines:
         except csv.Error as error:
             raise BadInput(f"it is not a row of CSV ({error}).") from None
         if self.trace is None:
-            self._header([cell.strip().lstrip("\ufeff") for cell in cells])
+            self._header([cell.strip().lower() for cell in cells])
             return
         if len(cells) != len(self._columns):
             raise BadInput(f"it has {len(cells)} cells and the header {len(self._columns)}.")

@@ -43,6 +43,14 @@ PAGES = (
 )
 CANVAS = ".st-key-lanes canvas.main[data-drawn]"
 TIMEOUT_MS = 90_000
+PHONE = {
+    "viewport": {"width": 390, "height": 844},
+    "user_agent": "Mozilla/5.0 (Linux; Android 14) AppleWebKit/537.36 Chrome/130.0 Mobile Safari",
+    "is_mobile": True,
+    "has_touch": True,
+}
+SMALL = "model=opt-125m&hardware=kvpr-a100"
+SCROLL = "document.querySelector('[data-testid=stMain]').scrollTo(0, 900)"
 STILL = """
 document.addEventListener("DOMContentLoaded", () => {
   const style = document.createElement("style");
@@ -82,12 +90,27 @@ def address(folder):
 
 
 @pytest.fixture(scope="module")
-def visitor():
-    """One visitor's browser, whose cache the tests share."""
+def chrome():
     with browser() as opened:
-        made = opened.new_context(viewport={"width": 1440, "height": 900}, accept_downloads=True)
-        made.add_init_script(STILL)
-        yield made
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def visitor(chrome):
+    """One visitor, whose cache the tests share."""
+    made = chrome.new_context(viewport={"width": 1440, "height": 900}, accept_downloads=True)
+    made.add_init_script(STILL)
+    return made
+
+
+@pytest.fixture(scope="module")
+def phone(chrome):
+    """A tab on a phone."""
+    made = chrome.new_context(**PHONE)
+    made.add_init_script(STILL)
+    page = made.new_page()
+    page.set_default_timeout(TIMEOUT_MS)
+    return page
 
 
 @contextmanager
@@ -334,3 +357,27 @@ def test_an_uploaded_trace_of_requests_is_simulated_and_fits_a_phone(page, addre
         polling=POLLING_MS,
     )
     page.set_viewport_size({"width": 1440, "height": 900})
+
+
+@pytest.mark.parametrize("path", ["plan", "what_if", "restore"])
+def test_on_a_phone_the_answer_comes_first_and_stays_in_sight(phone, address, path):
+    phone.goto(f"{address}/{path}?{SMALL}&prompt=512")
+    resolve(phone)
+    headline = phone.locator(".st-key-headline h2")
+    assert headline.bounding_box()["y"] < 844 / 2
+    model = phone.get_by_role("combobox", name="Model", exact=True)
+    assert not model.is_visible(), "it is in the drawer"
+    phone.get_by_text("Change the question").click()
+    model.wait_for()
+    phone.get_by_text("Change the question").click()
+    phone.evaluate(SCROLL)
+    phone.wait_for_timeout(300)
+    place = headline.bounding_box()
+    assert 0 <= place["y"] < 100
+    assert place["x"] + place["width"] <= 390
+    assert phone.evaluate("document.documentElement.scrollWidth") <= 390
+    assert phone.locator(".modebar-btn").count() == 0, "no toolbar covers a legend"
+    modes = phone.evaluate(
+        "[...document.querySelectorAll('.js-plotly-plot')].map(one => one._fullLayout.dragmode)"
+    )
+    assert set(modes) == {False}, "a finger on a chart scrolls the page"

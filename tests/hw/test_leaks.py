@@ -15,7 +15,7 @@ from statistics import median
 
 import pytest
 from allocations import Allocations, resident_bytes
-from builders import machine
+from builders import freeze_objects, machine
 from run_restores import RestoreCase, policy_graphs
 from run_restores import request as restore_request
 from tiny import LLAMA, OPT, decode_case, shorten_samples
@@ -42,7 +42,7 @@ JOBS = [Workload(2, 24, 2), Workload(3, 40, 2)]
 
 @pytest.fixture(autouse=True)
 def without_collector():
-    gc.collect()
+    freeze_objects()
     gc.disable()
     yield
     gc.enable()

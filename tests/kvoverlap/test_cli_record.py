@@ -12,6 +12,7 @@ import time
 from dataclasses import replace
 
 import pytest
+from builders import freeze_objects
 from tiny import SMALL, shorten_grids
 
 import measure.grid
@@ -36,7 +37,8 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def record(folder, capsys, monkeypatch):
-    """Run `record --out NAME`; returns (exit status, stdout, stderr)."""
+    """Run `record --out NAME`, which collects often; returns (exit status, stdout, stderr)."""
+    freeze_objects()
     tiny = folder / "tiny.json"
     tiny.write_text(json.dumps(SMALL))
     shorten_grids(monkeypatch)

@@ -50,20 +50,43 @@ def whole(tmp_path_factory):
 
 
 def test_a_killed_and_resumed_sweep_gives_the_same_table(whole, tmp_path, call):
-    resumed_after_kill(MANY, whole, tmp_path, call, jobs=2)
+    resumed_after_kill(MANY, whole, tmp_path, call, ["--jobs", "2"])
 
 
-def test_a_killed_sweep_of_services_gives_the_same_table(tmp_path_factory, tmp_path, call):
-    whole = table_of(MANY_SERVICES, tmp_path_factory)
-    resumed_after_kill(MANY_SERVICES, whole, tmp_path, call, jobs=1)
+@pytest.fixture(scope="module")
+def whole_services(tmp_path_factory):
+    return table_of(MANY_SERVICES, tmp_path_factory)
 
 
-def resumed_after_kill(asked, whole, tmp_path, call, jobs):
+def test_a_killed_sweep_of_services_gives_the_same_table(whole_services, tmp_path, call):
+    resumed_after_kill(MANY_SERVICES, whole_services, tmp_path, call, ["--jobs", "1"])
+
+
+@pytest.mark.filterwarnings("default")  # workers' sockets warn as the cluster closes
+def test_a_killed_sweep_of_services_on_a_cluster_gives_the_same_table(
+    whole_services, tmp_path, call, monkeypatch
+):
+    from distributed import LocalCluster
+
+    monkeypatch.setitem(sys.modules, "__main__", ModuleType("__main__"))
+    with LocalCluster(
+        n_workers=1, threads_per_worker=1, dashboard_address=None, worker_dashboard_address=None
+    ) as cluster:
+        where = ["--executor", "dask", "--address", cluster.scheduler_address]
+        resumed_after_kill(MANY_SERVICES, whole_services, tmp_path, call, where)
+
+
+def resumed_after_kill(asked, whole, tmp_path, call, where):
+    """Kill a sweep after a few points, and continue it on its cluster or in one process.
+
+    Args:
+        where: options of the sweep that is killed.
+    """
     study, output = tmp_path / "study.toml", tmp_path / "out.parquet"
     study.write_text(toml(asked))
     root = Path(__file__).resolve().parents[2]
     arguments = ["sweep", str(study), "-o", str(output)]
-    command = [sys.executable, "-m", "kvoverlap", *arguments, "--jobs", str(jobs)]
+    command = [sys.executable, "-m", "kvoverlap", *arguments, *where]
     environment = {**os.environ, "PYTHONPATH": str(root)}
     running = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE)
     checkpoints = Checkpoints(Study.of(asked), output)
@@ -73,7 +96,8 @@ def resumed_after_kill(asked, whole, tmp_path, call, jobs):
     finished = len(checkpoints.done())
     assert 0 < finished < whole.num_rows
     assert not output.exists()
-    status, stdout, stderr = call(*arguments, "--resume", "--jobs", "1")
+    resume = where if "dask" in where else ["--jobs", "1"]
+    status, stdout, stderr = call(*arguments, "--resume", *resume)
     assert status == 0, stderr
     assert pq.read_table(output).equals(whole)
     assert f"{whole.num_rows - finished:,} of them answered now" in stdout

@@ -7,8 +7,10 @@ import json
 
 import pytest
 
+from planner import Job, PlanOptions, make_plan
 from planner.restore import read_cases, reproduce_case
-from sim.catalog import DATA
+from sim.catalog import DATA, find_hardware, find_model
+from sim.graph.jobs import RestoreRequest
 
 TABLE = DATA / "published" / "cake_table3_a100.csv"
 HEADER = "source,hardware,model,prompt_tokens,chunk_tokens,gpu_share,link_gbps,kv_bits"
@@ -78,3 +80,16 @@ def test_a_wrong_table_is_refused_in_one_sentence(call, tmp_path, text, message)
     status, _, stderr = call("reproduce", tmp_path / "cases.csv")
     assert status == 2
     assert message in " ".join(stderr.split())
+
+
+def test_a_plan_says_how_long_a_machine_looks_for_the_prefix():
+    """Cake's machines need 100 ms; a composed machine has no such time."""
+    model, job = find_model("longalpaca-7b"), RestoreRequest(prompt_tokens=1024, cached_tokens=1000)
+    notes = {
+        name: make_plan(Job(model, find_hardware(name), job), PlanOptions(policy="load-only")).notes
+        for name in ("h100", "h100-sxm+pcie5-x16")
+    }
+    assert notes == {
+        "h100": ["Loads begin after 100.0 ms on h100, when the cached prefix is found (fitted)."],
+        "h100-sxm+pcie5-x16": [],
+    }

@@ -20,6 +20,7 @@ from sim.service import (
     RequestTrace,
     Traffic,
     hit_rates,
+    holds_requests,
     read_trace,
     simulate_service,
     write_traffic,
@@ -80,6 +81,27 @@ def test_csv_groups_share_their_whole_blocks(tmp_path):
         (2.0, 10, 3, [7, 8, 9]),
         (3.0, 12, 3, [1, 10, 11]),
     ]
+
+
+@pytest.mark.parametrize("name", ["trace.jsonl", "trace.csv"])
+def test_files_of_windows_have_the_same_requests(tmp_path, name):
+    """A byte order mark, line ends of two characters, and a header in capitals."""
+    text = MOONCAKE if name.endswith("jsonl") else f"{CSV_HEADER}\n{CSV_LINE}\n{CSV_LINE}\n"
+    (tmp_path / name).write_text(text)
+    windows = text if name.endswith("jsonl") else text.replace(CSV_HEADER, CSV_HEADER.title())
+    file = tmp_path / f"windows-{name}"
+    file.write_bytes(b"\xef\xbb\xbf" + windows.replace("\n", "\r\n").encode())
+    assert lists(read_trace(file)) == lists(read_trace(tmp_path / name))
+    assert holds_requests(file)
+
+
+def test_a_wrong_header_is_named_and_cannot_be_skipped(tmp_path):
+    file = tmp_path / "trace.csv"
+    file.write_text("TIMESTAMP,ContextTokens\n1,2\n")
+    for skip in (False, True):
+        with pytest.raises(BadFile, match="line 1: the header must have arrival_s") as caught:
+            read_trace(file, skip_bad=skip)
+        assert "--skip-bad" not in str(caught.value)
 
 
 def test_requests_are_put_in_order_of_arrival(tmp_path):

@@ -4,14 +4,26 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
+from itertools import permutations
 
 import pytest
-from services import BLOCK, hit_ttft_s, service_machine, tiny_service, warm
+from services import (
+    BLOCK,
+    BURST_POLICIES,
+    H100,
+    hit_ttft_s,
+    in_order,
+    random_burst,
+    service_machine,
+    tiny_service,
+    ttft_of,
+    warm,
+)
 
 from planner.job import Job, PlanOptions
 from planner.restore.plan import plan_restore
 from planner.restore.service import make_service
-from sim.catalog import find_hardware, find_model, find_runtime
+from sim.catalog import find_model, find_runtime
 from sim.errors import BadInput
 from sim.service import (
     Engine,
@@ -22,10 +34,11 @@ from sim.service import (
     Spread,
     simulate_service,
 )
+from sim.service.forecast import FIRST_COME, Order
 from sim.service.reference import reference_outcome
+from sim.service.trial import Trial, choose_order
 
 LLAMA = find_model("llama-3.1-8b")
-H100 = find_hardware("h100-sxm+pcie5-x16")
 
 
 def settings_of(policy="load-only", **options):
@@ -121,16 +134,48 @@ def burst(seed, policy, order, rate):
 COSTS: dict[float, ServiceCosts] = {}
 
 
-@pytest.mark.parametrize("rate", [4e9, 50e9])
-@pytest.mark.parametrize("policy", ["load-only", "two-ended"])
-def test_gain_delays_neither_the_mean_nor_the_tail_of_a_burst(policy, rate):
+@pytest.mark.parametrize("policy", BURST_POLICIES)
+def test_gain_delays_neither_the_mean_nor_the_tail_of_a_burst(policy):
+    """2 to 16 restores at once, of several models, links, tiers, step budgets and lengths."""
     earlier = []
-    for seed in range(12):
-        first_come, gain = (burst(seed, policy, order, rate) for order in ("fcfs", "gain"))
-        assert gain.mean <= 1.01 * first_come.mean
-        assert gain.p90 <= 1.01 * first_come.p90
+    for seed in range(5):
+        service, trace = random_burst(seed, policy)
+        first_come, gain = (ttft_of(service, trace, order) for order in ("fcfs", "gain"))
+        assert gain.mean <= first_come.mean
+        assert gain.p90 <= 1.005 * first_come.p90
         earlier.append(gain.mean / first_come.mean)
     assert sum(earlier) / len(earlier) < 0.98
+
+
+def test_gain_in_small_bursts_is_within_five_per_cent_of_the_best_of_all_orders(monkeypatch):
+    """All orders on the link, with the GPU by admission or by what is left to compute.
+
+    The best one has the smallest mean and delays the tail by at most 0.3 %.
+    """
+    tried = []
+
+    def choose(batch, now_s):
+        first_come = Trial(batch, FIRST_COME).ttft_s(now_s)
+        found = [
+            Trial(batch, Order(turns, by_gain)).ttft_s(now_s)
+            for turns in permutations(one.order for one in batch.prompts)
+            for by_gain in (False, True)
+        ]
+        fair = [
+            mean
+            for mean, *tail in found
+            if all(one <= 1.003 * usual for one, usual in zip(tail, first_come[1:], strict=True))
+        ]
+        chosen = choose_order(batch, now_s)
+        tried.append(Trial(batch, chosen).ttft_s(now_s)[0] / min([first_come[0], *fair]))
+        return chosen
+
+    monkeypatch.setattr("sim.service.instance.choose_order", choose)
+    for seed in range(16):
+        service, trace = random_burst(seed, most=4)
+        simulate_service(in_order(service, "gain"), trace)
+    assert len(tried) >= 16
+    assert max(tried) <= 1.05
 
 
 @pytest.mark.parametrize(("rate", "limit"), [(4e9, 0.95), (50e9, 1.04)])

@@ -199,7 +199,8 @@ class DecodeProblem:
     def _simulated(self, graph: TaskGraph) -> Timeline:
         """The timeline of one GPU's graph, as `timeline`."""
         if self.seen is not None:
-            return simulate(graph, self.seen, self.engine)
+            known = self.costs if self.costs.hardware is self.seen else None
+            return simulate(graph, self.seen, self.engine, costs=known)
         return simulate(replicate(graph, self.gpus), self.hardware, self.engine)
 
     def simulate(self, split: Split, residency: Residency | None = None) -> Timeline:

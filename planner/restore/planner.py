@@ -27,6 +27,7 @@ from typing import Literal
 from planner.restore.balance import Rates
 from planner.restore.lower import compute_only_graph, split_graph, two_ended_graph
 from planner.restore.split import RestoreSplit
+from sim.cost.model import CostModel
 from sim.engine.api import simulate
 from sim.engine.sharing import representative_machine
 from sim.errors import BadInput, DoesNotFit, UnknownName
@@ -235,13 +236,20 @@ class RestorePlanner:
         self, form: Form, graph: TaskGraph, split: RestoreSplit | None = None
     ) -> RestoreChoice:
         return RestoreChoice(
-            form, split, simulate(graph, self.hardware, self.engine, self.availability)
+            form,
+            split,
+            simulate(graph, self.hardware, self.engine, self.availability, costs=self._costs),
         )
 
     def _split(self, split: RestoreSplit) -> RestoreChoice:
         if split not in self._splits:
             self._splits[split] = self._simulated("split", self.graph(split), split)
         return self._splits[split]
+
+    @cached_property
+    def _costs(self) -> CostModel:
+        """Task costs, which all simulations share."""
+        return CostModel(self.hardware, self.model, self.request)
 
     @cached_property
     def rates(self) -> Rates:

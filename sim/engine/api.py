@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 
+from sim.cost.model import CostModel
 from sim.engine.launch import released
 from sim.engine.sharing import Uncontended, representative_device
 from sim.errors import BadInput, UnknownName
@@ -43,6 +44,7 @@ def simulate(
     engine: str = AUTO,
     availability: Availability = ALWAYS,
     release_s: Mapping[str, float] | None = None,
+    costs: CostModel | None = None,
 ) -> Timeline:
     """Predict when every task of `graph` starts and ends on `hardware`.
 
@@ -53,6 +55,7 @@ def simulate(
             installed and the engine supports the graph, else `simpy`.
         availability: fraction of each lane's speed over time; 1 by default.
         release_s: earliest start of tasks in seconds, by task id.
+        costs: those of this machine and job, which simulations of several graphs can share.
 
     Raises:
         UnknownName: no such engine.
@@ -75,7 +78,8 @@ def simulate(
     from sim.engine.reference import ReferenceRun
 
     one, seen = (graph, hardware) if release_s else representative_device(graph, hardware)
-    uncontended, seen = Uncontended.on(seen, one)
+    known = costs if one is graph else None  # else of another machine
+    uncontended, seen = Uncontended.on(seen, one, known)
     durations = list(map(uncontended.seconds, one.tasks))
     run = ReferenceRun(one, durations, seen, True, availability, uncontended)
     for at, earliest_s in released(graph, release_s).items():

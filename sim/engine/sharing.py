@@ -91,9 +91,15 @@ class Uncontended:
     uplinks: tuple[Uplink, ...]
 
     @classmethod
-    def on(cls, hardware: HardwareProfile, graph: TaskGraph) -> tuple[Uncontended, HardwareProfile]:
-        """Uncontended times of a graph's tasks, and the machine with its shared uplinks."""
-        costs = CostModel(hardware, graph.model, graph.workload)
+    def on(
+        cls, hardware: HardwareProfile, graph: TaskGraph, costs: CostModel | None = None
+    ) -> tuple[Uncontended, HardwareProfile]:
+        """Uncontended times of a graph's tasks, and the machine with its shared uplinks.
+
+        Args:
+            costs: of this machine and job, if they are known.
+        """
+        costs = costs or CostModel(hardware, graph.model, graph.workload)
         if graph.n_devices > 1:
             return cls(costs, ()), hardware
         return cls(costs, hardware.uplinks), replace(hardware, uplinks=())

@@ -30,7 +30,7 @@ STOP_S = 5.0
 MAX_OUTPUT_BYTES = 2**20
 MAX_NAME = 61
 
-LEAST_DONE = 0.05
+MIN_DONE_FRAC = 0.05
 """Finished fraction from which the time left is estimated."""
 
 
@@ -111,7 +111,7 @@ class Job:
     def left_s(self) -> float | None:
         """Estimated seconds to its end; None until enough of it is done."""
         done = self.status.fraction
-        return self.elapsed_s * (1 - done) / done if done >= LEAST_DONE else None
+        return self.elapsed_s * (1 - done) / done if done >= MIN_DONE_FRAC else None
 
     @property
     def status(self) -> Status:

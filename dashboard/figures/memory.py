@@ -18,7 +18,7 @@ MEMORY_COLOUR = {
 """Colours as of the copies that fill the memory."""
 
 GPU, HOST = 0, 1
-LEAST_SHARE = 0.01
+MIN_LABELLED_FRAC = 0.01
 """Smallest part of the capacity that is labelled."""
 
 
@@ -46,7 +46,7 @@ def memory_bars(need: Footprint, memory: Memory) -> go.Figure:
         if not any(parts):
             continue
         labels = [
-            f"{name} {_gib(n_bytes)}" if n_bytes > LEAST_SHARE * capacity else ""
+            f"{name} {_gib(n_bytes)}" if n_bytes > MIN_LABELLED_FRAC * capacity else ""
             for n_bytes, capacity in zip(parts, capacities, strict=True)
         ]
         figure.add_trace(

@@ -21,7 +21,7 @@ from sim.machine.curves import Curve
 UNIT = 10_000
 """Utilisation is kept in whole ten-thousandths."""
 
-MOST = 2**40
+MAX_SIZE = 2**40
 MAX_SHARE = 2 * UNIT
 """A product as short as the floor and as its roofline would have this share."""
 
@@ -68,8 +68,8 @@ class UtilisationTable:
             axis = getattr(self, name)
             if not axis or axis[0] < 1 or any(b <= a for a, b in pairwise(axis)):
                 raise BadInput(f"utilisation: {name} must be whole numbers in rising order.")
-            if axis[-1] > MOST:
-                raise BadInput(f"utilisation: {name} must hold sizes of at most {MOST}.")
+            if axis[-1] > MAX_SIZE:
+                raise BadInput(f"utilisation: {name} must hold sizes of at most {MAX_SIZE}.")
         if len(self.shapes) != len(self.n) * len(self.k):
             raise BadInput(
                 f"utilisation: shapes must hold {len(self.n)} x {len(self.k)} lines, not "

@@ -183,7 +183,7 @@ class _NotedLoader(Loader):
     watch: Watch
     number: int
     booked_s: float | None = None
-    """End of the copies of a planned restore, whose step is yet to be noted."""
+    """End of the copies of a planned restore, whose step has not been noted."""
 
     def take_booked_s(self) -> float | None:
         booked_s, self.booked_s = self.booked_s, None

@@ -14,7 +14,7 @@ from dashboard.questions.offered import BATCHES, FIRST_N_BATCHES, GPUS, N_BATCHE
 from dashboard.questions.points import MULTIPLES
 from dashboard.session import all_machines, uploaded
 from dashboard.text.comparison import escaped
-from dashboard.text.machine import describe_machine
+from dashboard.text.machine import machine_card
 from planner import SCHEDULES
 from sim.catalog import find_model, link_names, model_names
 from sim.graph.jobs import UNCOMPRESSED, Workload
@@ -40,7 +40,8 @@ def ask_advice() -> tuple[Question, float | None]:
     model = ask_model(FIRST_ADVISED)
     machine = ask_machine(FIRST_ADVISED_MACHINE)
     hardware = machine.load()
-    st.caption(escaped(describe_machine(hardware)))
+    with st.container(border=True, key="machine_card"):
+        st.markdown(machine_card(hardware))
     batch, prompt = ask_prompts()
     tp, ep = ask_gpus(model)
     kv_bits = ask_kv_bits(model)

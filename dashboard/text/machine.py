@@ -1,4 +1,4 @@
-"""A machine in one line: rates, memory, link, and where the figures come from."""
+"""Machines as cards and as a table: rates, memory, link, and where the figures come from."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ from collections.abc import Sequence
 import pandas as pd
 
 from dashboard.data.machines import Machine
+from dashboard.text.comparison import escaped
 from sim.errors import KvOverlapError
 from sim.machine.profile import HardwareProfile
 
 
-def describe_machine(hardware: HardwareProfile) -> str:
-    """Rates and sizes of a machine, its description, and whether it was measured with kvoverlap."""
-    link = f"link {_gb_per_s(hardware.links.h2d.bytes_per_s)}"
-    if hardware.memory.unified:
-        link = "no link"
-    parts = (
-        f"{hardware.gemm.flops_per_s / 1e12:,.3g} TFLOP/s",
-        f"memory {_gb_per_s(hardware.attention.bytes_per_s)}",
-        f"{hardware.memory.job_device_bytes / 2**30:,.3g} GiB",
-        link,
-    )
-    measured = "measured" if hardware.device_kind in ("cpu", "cuda") else "never measured"
-    return f"{', '.join(parts)}. {hardware.description}. It was {measured} with kvoverlap."
+def machine_card(hardware: HardwareProfile) -> str:
+    """Rates, memory and link of a machine, its source and who measured it, as Markdown lines."""
+    link = _gb_per_s(hardware.links.h2d.bytes_per_s)
+    memory = f"{hardware.memory.job_device_bytes / 2**30:,.3g} GiB"
+    rows = {
+        "Matrix products": f"{hardware.gemm.flops_per_s / 1e12:,.3g} TFLOP/s",
+        "GPU memory": f"{memory}, {_gb_per_s(hardware.attention.bytes_per_s)}",
+        "Link": "none: CPU and GPU share one memory" if hardware.memory.unified else link,
+        "Source": escaped(hardware.description),
+        "Measured": escaped(measured(hardware)),
+    }
+    return "  \n".join(f"**{name}:** {text}" for name, text in rows.items())
 
 
 def machine_table(machines: Sequence[Machine]) -> pd.DataFrame:

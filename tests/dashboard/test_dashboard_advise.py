@@ -9,6 +9,7 @@ from apptest import charts, show
 from lane_bars import drawn
 
 from dashboard.data.uploads import read_upload
+from dashboard.text.machine import machine_card
 from kvoverlap.cli.main import main
 from planner.advice import advise
 from sim import Workload, find_hardware, find_model
@@ -105,3 +106,17 @@ def test_a_runtime_is_compared_as_its_command_does(runtime, capsys):
     said = json.loads(capsys.readouterr().out)["runtime"]
     assert said["runtime"] == runtime
     assert said["sentence"] in "".join(one.value for one in app.markdown).replace("\\", "")
+
+
+@pytest.mark.parametrize(
+    ("machine", "lines"),
+    [
+        ("h100-sxm+pcie5-x16", ("**GPU memory:** 79 GiB, ", "**Measured:** operators, by ")),
+        ("kvpr-a100", ("**Link:** 32 GB/s", "**Measured:** no\\: datasheets and papers")),
+        ("dgx-spark", ("**Link:** none: CPU and GPU share one memory",)),
+    ],
+)
+def test_the_card_of_a_machine_has_its_rates_and_its_source(machine, lines):
+    card = machine_card(find_hardware(machine))
+    for line in lines:
+        assert line in card

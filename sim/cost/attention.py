@@ -75,6 +75,31 @@ class AttentionCosts:
         scaled_s = seconds * one.row_size / row_size
         return Estimate(scaled_s, weakest(costs.source, "fitted"), False)
 
+    def state(self, kernel: StateUpdate) -> Estimate:
+        """By the table of the nearest shape of the same rule, in proportion to the states' size."""
+        one, costs = kernel.state, self._costs
+        shape = (one.n_key_heads, one.key_head_dim, one.n_value_heads, one.value_head_dim)
+        wanted = (*shape, one.state_bits)
+        known = [
+            (table, curve)
+            for table in costs.states
+            if table.rule == one.rule
+            and (curve := table.chunked if kernel.chunked else table.decode) is not None
+        ]
+        if not known:
+            return self.without_table(kernel)
+        near, curve = min(
+            known,
+            key=lambda pair: sum(
+                abs(log(a / b)) for a, b in zip(pair[0].shape, wanted, strict=True)
+            ),
+        )
+        seconds, inside = curve.at(kernel.rows)
+        if near.shape == wanted:
+            return Estimate(seconds, costs.source, inside)
+        scaled_s = seconds * one.state_size * one.state_bits / near.bits
+        return Estimate(scaled_s, weakest(costs.source, "fitted"), False)
+
     def without_table(self, kernel: IndexScores | StateUpdate) -> Estimate:
         """The longer of the bytes at the rate of attention and of the FLOPs."""
         rate = self._gemm.rate(INDEX_BITS)

@@ -159,7 +159,9 @@ class OperationCosts:
             return self.matmul(kernel.stacked)
         if isinstance(kernel, DecodeAttention):
             return self._attention.estimate(kernel)
-        if isinstance(kernel, IndexScores | StateUpdate):
+        if isinstance(kernel, StateUpdate):
+            return self._attention.state(kernel)
+        if isinstance(kernel, IndexScores):
             return self._attention.without_table(kernel)
         if isinstance(kernel, ExpertsKernel):
             return self._experts(kernel)

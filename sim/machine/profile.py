@@ -23,6 +23,7 @@ from sim.machine.provenance import (
     TableErrors,
     weakest,
 )
+from sim.machine.states import StateTable
 from sim.machine.utilisation import UtilisationTable
 from sim.model.spec import DTYPE_BYTES
 
@@ -153,7 +154,8 @@ class LatentHeads:
 class Attention:
     """Decode attention: reads all K and V once; head shapes without a table cost bytes / rate.
 
-    `heads` holds for the head shapes without a table of their own, `latent` for latent attention.
+    `heads` holds for the head shapes without a table of their own, `latent` for latent attention,
+    `states` for linear attention.
     """
 
     __pydantic_config__ = STRICT_KEYS
@@ -164,6 +166,7 @@ class Attention:
     note: str = ""
     heads: tuple[KvHeads, ...] = ()
     latent: tuple[LatentHeads, ...] = ()
+    states: tuple[StateTable, ...] = ()
 
     def __post_init__(self) -> None:
         check_positive("attention", bytes_per_s=self.bytes_per_s)
@@ -179,6 +182,7 @@ class Attention:
             tables=tuple(replace(one, grid=one.grid.scaled(shorter)) for one in self.tables),
             heads=tuple(replace(one, fan=one.fan.scaled(shorter)) for one in self.heads),
             latent=tuple(replace(one, fan=one.fan.scaled(shorter)) for one in self.latent),
+            states=tuple(one.scaled(shorter) for one in self.states),
         )
 
 

@@ -8,6 +8,7 @@ from math import ceil
 from typing import Literal
 
 from sim.model.attention import SparseIndex
+from sim.model.compressed import LinearState
 from sim.model.layers import AnyAttention, Experts
 
 Weights = Literal["attention", "dense", "experts", "shared", "head"]
@@ -92,10 +93,14 @@ class StateUpdate:
     """New tokens enter the states of their sequences, and read them.
 
     Args:
+        state: the layer's attention by state.
+        rows: new tokens of all sequences.
         bytes: of the states, read and written.
         chunked: several tokens of a sequence enter at once.
     """
 
+    state: LinearState
+    rows: int
     bytes: int
     flops: int
     chunked: bool = False

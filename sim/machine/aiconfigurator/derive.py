@@ -19,6 +19,7 @@ from sim.machine.experts import ExpertsTable
 from sim.machine.prefill import Prefill, QueryHeads
 from sim.machine.profile import Attention, Elementwise, Gemm, KvHeads, LatentHeads
 from sim.machine.provenance import SourcedValue
+from sim.machine.states import StateTable
 from sim.machine.utilisation import UNIT, UtilisationTable, roofline_s
 from sim.model.kernels import ExpertsShape
 from sim.model.spec import DTYPE_BYTES
@@ -44,6 +45,10 @@ products."""
 
 LATENT_SIZE = 512 + 64
 """Elements of a latent and its rotary key in DeepSeek-V3, whose attention was timed."""
+
+STATE_BITS = 32
+"""Of an element of the states that were timed: their times are those of reading and writing so
+many bits in every large batch."""
 
 MIN_LATENT_CONTEXT = 128
 """Shorter contexts add less than the noise of the timings."""
@@ -245,7 +250,43 @@ def _attention(system: SystemTables, memory_bytes_per_s: float, run: str) -> Att
     if not heads:
         raise BadFile(f"{run} has no timings of decode attention; choose another --engine.")
     latent = tuple(_latent(system, memory_bytes_per_s))
-    return Attention("measured", best_bytes_per_s, note=run, heads=tuple(heads), latent=latent)
+    states = tuple(_states(system, memory_bytes_per_s))
+    return Attention(
+        "measured", best_bytes_per_s, note=run, heads=tuple(heads), latent=latent, states=states
+    )
+
+
+def _states(system: SystemTables, memory_bytes_per_s: float) -> Iterator[StateTable]:
+    """Kernels of gated delta that update the states, which are in 32 bits, by shape."""
+    run, decode, chunked = system.states()
+    for shape in sorted({key[:-1] for key in decode}):
+        n_key_heads, key_head_dim, n_value_heads, value_head_dim = shape
+        n_elements = key_head_dim * n_value_heads * value_head_dim
+        read_s = 2 * n_elements * STATE_BITS / 8 / memory_bytes_per_s
+        tokens = _states_curve(decode, shape, read_s)
+        if tokens is not None:
+            prompts = _states_curve(chunked, shape, 0.0)
+            yield StateTable(
+                "gated delta",
+                n_key_heads,
+                key_head_dim,
+                n_value_heads,
+                value_head_dim,
+                STATE_BITS,
+                tokens,
+                prompts,
+                run,
+            )
+
+
+def _states_curve(timings: dict[Shape, float], shape: Shape, read_s: float) -> Curve | None:
+    """Seconds over the last entry of the keys, `read_s` for each of it at least."""
+    times = {key[-1]: seconds for key, seconds in timings.items() if key[:-1] == shape}
+    if len(times) < MIN_POINTS:
+        return None
+    amounts = sorted(times)
+    seconds = (_rounded(max(times[amount], amount * read_s)) for amount in amounts)
+    return Curve(tuple(map(float, amounts)), tuple(seconds))
 
 
 def _latent(system: SystemTables, memory_bytes_per_s: float) -> Iterator[LatentHeads]:

@@ -28,10 +28,18 @@ DECODE = "attention/{}/generation_attention_perf.parquet"
 PREFILL = "attention/{}/context_attention_perf.parquet"
 EXPERTS = "moe/{}/moe_perf.parquet"
 LATENT = "mla/{}/mla_generation_module_perf.parquet"
+STATES = "linear_attention/{}/gdn_perf.parquet"
 ALL_REDUCE = "comm/{}/custom_allreduce_perf.parquet"
 
 DTYPE = "bfloat16"
 EIGHT_BITS = "fp8"
+
+STATE_DECODE = (
+    "fused_recurrent_gated_delta_rule",
+    "fused_recurrent_gated_delta_rule_packed_decode",
+)
+STATE_CHUNKED = ("chunk_gated_delta_rule_triton", "chunk_gated_delta_rule_flashinfer")
+"""Kernels that update the states, by name in the package."""
 
 Shape = tuple[int, ...]
 """Shape of a timing: (m, n, k), or (batch, heads, KV heads, head size, tokens) of an attention."""
@@ -136,6 +144,36 @@ class SystemTables:
         where = {"kv_cache_dtype": DTYPE, "gemm_type": DTYPE}
         found = _timings(path, shape, where)
         return {(*key[:-2], key[-2] + key[-1]): seconds for key, seconds in found.items()}
+
+    def states(self) -> tuple[str, dict[Shape, float], dict[Shape, float]]:
+        """The run that timed gated delta, and seconds of one decoded token and of one prompt.
+
+        By (key heads, their size, value heads, their size, sequences or tokens of one prompt), of
+        the kernel that updates the states alone. The system's own engine, or the first other one
+        that timed them; its version may be another one than that of the products.
+        """
+        found = self.folder.glob(STATES.format("*/*"))
+        paths = sorted(
+            found,
+            key=lambda path: (
+                path.parent.parent.name == self.engine,
+                path.parent.parent.name,
+                _version_key(path.parent.name),
+            ),
+        )
+        if not paths:
+            return "", {}, {}
+        path = paths[-1]
+        shape = ("num_k_heads", "head_k_dim", "num_v_heads", "head_v_dim")
+        decode: dict[Shape, float] = {}
+        chunked: dict[Shape, float] = {}
+        for kernel in STATE_DECODE:
+            where = {"kernel_source": kernel, "phase": "generation", "seq_len": 1}
+            decode |= _timings(path, (*shape, "batch_size"), where)
+        for kernel in STATE_CHUNKED:
+            where = {"kernel_source": kernel, "phase": "context", "batch_size": 1}
+            chunked |= _timings(path, (*shape, "seq_len"), where)
+        return f"{path.parent.parent.name} {path.parent.name}", decode, chunked
 
     def all_reduce(self) -> dict[Shape, float]:
         """Seconds by (GPUs, bytes) of summing one tensor over the GPUs of a node.

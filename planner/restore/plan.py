@@ -281,7 +281,7 @@ def _reason(planner: RestorePlanner, policy: str, choice: RestoreChoice) -> str:
         return f"computing alone takes {ms(compute.ttft_s)}, loading alone {ms(load.ttft_s)}."
     better = min(compute, load, key=lambda one: one.ttft_s)
     alone = "computing" if better is compute else "loading"
-    name = note + (f"auto took {planner.fastest()}" if policy == "auto" else policy)
+    name = note + (planner.fastest() if policy == "auto" else policy)
     if choice.ttft_s > better.ttft_s:
         why = "one step more costs longer than what it saves"
         if isinstance(planner, UnforeseenPlanner) and policy != "two-ended":
@@ -290,6 +290,8 @@ def _reason(planner: RestorePlanner, policy: str, choice: RestoreChoice) -> str:
             f"{name} loses to {alone} alone, {ms(choice.ttft_s)} against {ms(better.ttft_s)}: "
             f"{why}."
         )
+    if policy == "auto":
+        name = f"{note}Fastest is {planner.fastest()}"
     if choice.ttft_s == better.ttft_s:
         return f"{name}: splitting saves nothing here, {alone} alone takes {ms(better.ttft_s)}."
     return (

@@ -24,7 +24,15 @@ from sim.machine.prefill import PromptAttention, Restore
 from sim.machine.profile import HardwareProfile
 from sim.machine.provenance import weakest
 from sim.model.attention import ALL, Attention, FullAttention, Span
-from sim.model.kernels import DecodeAttention, IndexScores, Kernel, MatMul, n_launches
+from sim.model.compressed import LinearState
+from sim.model.kernels import (
+    DecodeAttention,
+    IndexScores,
+    Kernel,
+    MatMul,
+    StateUpdate,
+    n_launches,
+)
 from sim.model.operations import (
     LAYER_OPS,
     attended_pairs,
@@ -32,6 +40,9 @@ from sim.model.operations import (
     prefill_attention_flops,
 )
 from sim.model.spec import ModelSpec
+
+ATTENDING = DecodeAttention | IndexScores | StateUpdate
+"""Kernels that work on each sequence by itself; the others take all tokens of a step at once."""
 
 
 class RestoreCosts:
@@ -47,6 +58,7 @@ class RestoreCosts:
         self._hardware = hardware
         self._block = hardware.restore or Restore()
         self._matmul_estimates: dict[tuple[int, int], Estimate] = {}
+        self._state_estimates: dict[tuple[int, int, int], list[Estimate]] = {}
         self._prompts: dict[tuple[int, int], tuple[float, bool] | None] = {}
         self._whole_prompts = [self._whole_prompt(kind.attention) for kind in model.kinds]
         self._layer_launches: dict[int, int] = {}
@@ -164,7 +176,7 @@ class RestoreCosts:
             estimates = []
             for op in LAYER_OPS:
                 for kernel in self._kernels(op, rows, kind):
-                    if not isinstance(kernel, DecodeAttention | IndexScores):
+                    if not isinstance(kernel, ATTENDING):
                         one = self.operations.kernel(kernel)
                         faster = self._weight_speedup if isinstance(kernel, MatMul) else 1.0
                         estimates.append(replace(one, seconds=one.seconds / faster))
@@ -221,11 +233,22 @@ class RestoreCosts:
 
     def _decode_attention(self, decoding: int, context: float, part: _Part) -> list[Estimate]:
         """Attention of requests that decode one token each, and its choice of rows."""
+        if isinstance(self.model.kinds[part.kind].attention, LinearState):
+            return self._state_updates(1, decoding, part.kind)
         window = part.span.window
         keys = ceil(context if window is None else min(context, window))
-        launched = kernels("attention", 1, keys, self.model, decoding, kind=part.kind)
-        attending = [one for one in launched if isinstance(one, DecodeAttention | IndexScores)]
-        return [self.operations.kernel(kernel) for kernel in attending]
+        return self._attending(1, keys, decoding, part.kind)
+
+    def _state_updates(self, n_tokens: int, sequences: int, kind: int) -> list[Estimate]:
+        """Updates of the states of a layer by so many tokens of each sequence."""
+        known, key = self._state_estimates, (n_tokens, sequences, kind)
+        if key not in known:
+            known[key] = self._attending(n_tokens, 1, sequences, kind)
+        return known[key]
+
+    def _attending(self, n_tokens: int, keys: int, sequences: int, kind: int) -> list[Estimate]:
+        launched = kernels("attention", n_tokens, keys, self.model, sequences, kind=kind)
+        return [self.operations.kernel(one) for one in launched if isinstance(one, ATTENDING)]
 
     @property
     def _weight_speedup(self) -> float:
@@ -246,9 +269,11 @@ class RestoreCosts:
 
         Where chunks of the head shape were measured, it is one of `times` as many tokens; where
         whole prompts were, the rate is that of a prompt of as many tokens as the chunk reads.
-        There is none in layers without K and V.
+        A layer with a state updates it by `times` as many tokens.
         """
         one, span = self.model.kinds[part.kind].attention, part.span
+        if isinstance(one, LinearState):
+            return self._state_updates(round(times * n_tokens), 1, part.kind)
         flops = times * prefill_attention_flops(one, start, n_tokens, span)
         if not flops:
             return []

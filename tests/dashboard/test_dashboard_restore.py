@@ -49,7 +49,7 @@ def test_page_opens_with_the_answer_of_the_shipped_machine():
     plan = make_plan(question.model, question.machine, request)
     app = show("restore")
     assert app.header[0].value.startswith(f"first token after {ms(plan.ttft_s)}: ")
-    assert any("auto took joint" in block.value for block in app.markdown)
+    assert any("Fastest is joint" in block.value for block in app.markdown)
     assert not app.warning
     layers, ends = charts(app)
     assert set(names_of(layers)) == {"computed", "projected from X", "loaded"}

@@ -12,7 +12,8 @@ from builders import machine
 
 from sim.catalog import find_hardware, find_model
 from sim.cost.model import CostModel
-from sim.graph.jobs import Workload
+from sim.cost.restore import RestoreCosts
+from sim.graph.jobs import RestoreRequest, Workload
 from sim.machine.curves import Curve
 from sim.machine.states import StateTable
 from sim.model.compressed import LinearState
@@ -132,3 +133,19 @@ def test_faster_memory_shortens_every_measured_time():
     before, after = attention.states[0], attention.faster(2.0).states[0]
     assert after.decode.at(4)[0] == pytest.approx(before.decode.at(4)[0] / 2)
     assert after.chunked.at(512)[0] == pytest.approx(before.chunked.at(512)[0] / 2)
+
+
+def test_a_step_of_a_service_updates_the_states_of_each_request():
+    """Two prompts of 64 tokens and 32 requests that decode, in each layer with a state."""
+    model = find_model("qwen3.5-27b")
+    prompt = Curve((1.0, 64.0, 128.0), (1e-3, 4e-3, 9e-3))
+    decode = Curve((1.0, 32.0, 160.0), (1e-3, 5e-3, 6e-3))
+    table = StateTable("gated delta", 16, 128, 48, 128, 32, decode, prompt)
+    steps_s = []
+    for factor in (1, 2):
+        hardware = with_states(table.scaled(factor), rate=1e30)
+        found = RestoreCosts(hardware, model, RestoreRequest(prompt_tokens=64, cached_tokens=1))
+        steps_s.append(found.shared_step_s([(0, 64), (0, 64)], 32, 100.0, found.matmuls_s(160)))
+    layers = sum(isinstance(one.attention, LinearState) for one in model.layers)
+    assert layers == 48
+    assert steps_s[1] - steps_s[0] == pytest.approx(layers * (2 * 4e-3 + 5e-3))

@@ -33,6 +33,9 @@ ROUTINGS = (ROUND_ROBIN, LEAST_LOADED, PREFIX_AWARE)
 tokens to compute first: of this prompt those that it has not cached, and for each request that
 waits for its first token there as many as this prompt has."""
 
+HOST_DRAM = "host DRAM"
+"""Memory of an instance's host, among the lanes whose work is counted."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Service:
@@ -156,7 +159,8 @@ class Outcome:
 
     Args:
         journal: by request, in the order of `trace`.
-        busy_s: seconds of work of each lane, over all instances.
+        busy_s: seconds of work of each lane, over all instances; also of host memory (`HOST_DRAM`)
+            where its rate is known: loads read it once, and stores write it once.
         loaded_bytes: copied to the GPUs by restores.
         stored_blocks, unread_blocks: by tier: blocks written, and those of them nobody read.
     """
@@ -190,6 +194,10 @@ class Outcome:
                 busy[f"{tier.lane}, writing"] = busy.get(f"{tier.lane}, writing", 0) + tier.busy_s
         loaded = sum(one.loader.loaded_bytes for one in instances)
         loaded *= service.costs.model.tensor_parallel
+        dram = service.costs.hardware.host_dram
+        if dram is not None and service.tier_names:
+            written = stored[service.tier_names[0]] * service.block_bytes(trace.block_tokens)
+            busy[HOST_DRAM] = (loaded + written) / dram.value
         gpu_blocks = instances[0].memory.blocks
         return cls(trace, service, journal, gpu_blocks, busy, loaded, stored, unread)
 

@@ -12,9 +12,10 @@ import pytest
 from builders import examples, tiny_model
 from hypothesis import given
 from hypothesis import strategies as st
-from restores import step_machine
+from restores import figure, step_machine
 from services import (
     BLOCK,
+    BLOCK_BYTES,
     hit_ttft_s,
     request_traces,
     service_machine,
@@ -159,6 +160,21 @@ def test_blocks_and_tokens_are_conserved(service, trace):
         model = service.costs.model
         row_bytes = model.kv_token_size * model.element_bytes
         assert outcome.loaded_bytes == loaded * model.n_layers * row_bytes
+
+
+def test_host_memory_works_for_every_byte_that_is_loaded_or_stored():
+    """Two blocks are stored, evicted by two others, and loaded; memory moves 100 bytes a second."""
+    trace = RequestTrace(BLOCK)
+    for arrival_s, blocks in ((0.0, [0, 1]), (100.0, [2, 3]), (200.0, [0, 1])):
+        trace.add(arrival_s, 17, 1, blocks)
+    hardware = replace(service_machine(), host_dram=figure(100.0))
+    service = tiny_service("load-only", 3, hardware=hardware, tiers={"dram": 8})
+    outcome = simulate_service(service, trace)
+    moved = outcome.loaded_bytes + outcome.stored_blocks["dram"] * BLOCK_BYTES
+    assert moved == (2 + 4) * BLOCK_BYTES
+    assert outcome.busy_s["host DRAM"] == pytest.approx(moved / 100.0)
+    unknown = tiny_service("load-only", 3, hardware=service_machine(), tiers={"dram": 8})
+    assert "host DRAM" not in simulate_service(unknown, trace).busy_s
 
 
 @examples(15)

@@ -138,6 +138,7 @@ def decode_summary(
         for shape in shapes
     ]
     corrected = {shape.name: _corrected_regret(shape.cases) for shape in shapes}
+    by_rounds = [one.frac for one in corrected.values()]
     return _summary(
         shapes,
         left_out,
@@ -147,10 +148,17 @@ def decode_summary(
             "max_overlap_error_points": 100 * max(overlap_errors),
             "median_naive_error_frac": median(abs(one.naive_error_frac) for one in comparisons),
             "lp_measured_regret_frac": max(regrets),
-            "lp_fastest_in": f"{sum(regret <= 0 for regret in regrets)} of {len(regrets)} shapes",
+            "lp_fastest_in": _in_shapes(regrets),
+            "lp_corrected_regret_frac": max(by_rounds),
+            "lp_corrected_fastest_in": _in_shapes(by_rounds),
             "lp_corrected_regrets": {name: asdict(one) for name, one in corrected.items()},
         },
     )
+
+
+def _in_shapes(regrets: Sequence[float]) -> str:
+    """In how many shapes no plan was faster."""
+    return f"{sum(regret <= 0 for regret in regrets)} of {len(regrets)} shapes"
 
 
 def _corrected_regret(cases: Sequence[DecodeCase]) -> Regret:

@@ -102,6 +102,10 @@ def say_quantisation(checks: Mapping[str, Any]) -> None:
         )
 
 
+def _slower(regret_frac: float) -> str:
+    return f"{percent(max(0.0, regret_frac))} slower"
+
+
 def print_decode_report(report: dict[str, Any]) -> None:
     """Every case of a grid of decodes with its error, then the errors over all."""
 
@@ -127,13 +131,14 @@ def print_decode_report(report: dict[str, Any]) -> None:
         f"{report['max_corrected_overlap_error_points']:.1f}"
     )
     say(
-        f"the lp plan was the fastest measured in {report['lp_fastest_in']}; at worst "
-        f"{percent(max(0.0, report['lp_measured_regret_frac']))} slower than the best"
+        f"the lp plan was the fastest measured in {report['lp_corrected_fastest_in']}, in runs next "
+        f"to each other, corrected; at worst {_slower(report['lp_corrected_regret_frac'])} than "
+        f"the best (medians of uncorrected runs: {report['lp_fastest_in']}, "
+        f"{_slower(report['lp_measured_regret_frac'])})"
     )
     for shape, one in report["lp_corrected_regrets"].items():
         say(
-            f"  {shape}, corrected, in runs next to each other: lp "
-            f"{percent(one['frac'], signed=True)} against {one['other']} "
+            f"  {shape}: lp {percent(one['frac'], signed=True)} against {one['other']} "
             f"(noise {percent(one['noise_frac'])})"
         )
     _say_disturbed(report)

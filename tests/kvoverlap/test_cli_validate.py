@@ -173,7 +173,11 @@ def test_each_run_is_judged_by_the_speed_around_it(validate, monkeypatch):
         assert case["judged"]
         assert case["corrected_error_frac"] > case["makespan_error_frac"]
     assert "note: b2-s24-lp: predicted" in stderr
-    assert set(answer["lp_corrected_regrets"]) == {"b2-s24"}
+    by_rounds = answer["lp_corrected_regrets"]
+    assert set(by_rounds) == {"b2-s24"}
+    assert answer["lp_corrected_regret_frac"] == by_rounds["b2-s24"]["frac"]
+    ahead = answer["lp_corrected_regret_frac"] <= 0
+    assert answer["lp_corrected_fastest_in"] == f"{int(ahead)} of 1 shapes"
 
 
 class UnsteadyProbe(SlowedProbe):

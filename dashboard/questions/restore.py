@@ -23,10 +23,10 @@ from planner.restore import (
     UnforeseenPlanner,
     adapt,
     behind_link,
-    machine_of_one_gpu,
     plan_choice,
 )
 from sim.catalog import find_runtime
+from sim.engine.sharing import machine_of_one_gpu
 from sim.errors import BadInput
 from sim.graph.jobs import KV, RestoreRequest, Workload
 from sim.graph.tasks import TaskGraph

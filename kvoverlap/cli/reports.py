@@ -131,8 +131,8 @@ def print_decode_report(report: dict[str, Any]) -> None:
         f"{report['max_corrected_overlap_error_points']:.1f}"
     )
     say(
-        f"the lp plan was the fastest measured in {report['lp_corrected_fastest_in']}, in runs next "
-        f"to each other, corrected; at worst {_slower(report['lp_corrected_regret_frac'])} than "
+        f"the lp plan was the fastest measured in {report['lp_corrected_fastest_in']}, corrected, "
+        f"in runs next to each other; at worst {_slower(report['lp_corrected_regret_frac'])} than "
         f"the best (medians of uncorrected runs: {report['lp_fastest_in']}, "
         f"{_slower(report['lp_measured_regret_frac'])})"
     )

@@ -6,7 +6,8 @@ from bisect import bisect_right
 from dataclasses import dataclass
 
 from planner.crossovers import Interval, intervals
-from planner.restore import RestorePlanner, machine_of_one_gpu
+from planner.restore import RestorePlanner
+from sim.engine.sharing import machine_of_one_gpu
 from sim.graph.jobs import RestoreRequest
 from sim.machine.profile import HardwareProfile
 from sim.model.spec import ModelSpec

@@ -14,9 +14,10 @@ from typing import Any
 
 from planner.job import Job, PlanOptions
 from planner.make import make_plan
-from planner.restore import RestorePlanner, machine_of_one_gpu
+from planner.restore import RestorePlanner
 from planner.runtime import restore_machine, restore_request
 from sim.catalog import hub_id
+from sim.engine.sharing import machine_of_one_gpu
 from sim.errors import BadInput, DoesNotFit, NotMeasured
 from sim.graph.jobs import RestoreRequest, Workload
 from sim.machine.runtime import Amount, Runtime, Word

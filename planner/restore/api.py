@@ -5,7 +5,6 @@ from planner.restore.planner import (
     RESTORE_POLICIES,
     RestorePlanner,
     UnforeseenPlanner,
-    machine_of_one_gpu,
 )
 from planner.restore.replanning import Adaptation, Change, Replanner, adapt
 from planner.restore.reproduce import (
@@ -30,7 +29,6 @@ __all__ = [
     "behind_link",
     "error_summary",
     "link_rate",
-    "machine_of_one_gpu",
     "plan_choice",
     "read_cases",
     "reproduce_case",

@@ -16,13 +16,13 @@ from planner.restore.planner import (
     RestorePlanner,
     UnforeseenPlanner,
     form_graph,
-    machine_of_one_gpu,
     meeting_token,
 )
 from planner.restore.replanning import Adaptation, adapt
 from planner.restore.split import RestoreSplit
 from planner.runtime import restore_machine, restore_request
 from sim.cost.model import CostModel
+from sim.engine.sharing import machine_of_one_gpu
 from sim.errors import BadInput
 from sim.graph.claims import claimed
 from sim.graph.jobs import RestoreRequest

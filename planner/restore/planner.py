@@ -29,7 +29,6 @@ from planner.restore.lower import compute_only_graph, split_graph, two_ended_gra
 from planner.restore.split import RestoreSplit
 from sim.cost.model import CostModel
 from sim.engine.api import simulate
-from sim.engine.sharing import representative_machine
 from sim.errors import BadInput, DoesNotFit, UnknownName
 from sim.graph.claims import claimed
 from sim.graph.jobs import CACHED_DATA, KV, KV_AND_X, RestoreRequest, check_tasks
@@ -81,23 +80,6 @@ def form_graph(
     if form == "two-ended" or split is None:
         return two_ended_graph(model, request)
     return split_graph(model, request, split)
-
-
-def machine_of_one_gpu(hardware: HardwareProfile, model: ModelSpec) -> HardwareProfile:
-    """The machine as seen by one of the GPUs that share the model, all of which do the same.
-
-    Raises:
-        BadInput: the GPUs' uplinks have different rates.
-    """
-    gpus = model.tensor_parallel
-    hardware.check_gpus(gpus)
-    seen = representative_machine(hardware, gpus)
-    if seen is None:
-        raise BadInput(
-            f"--tp(={gpus}): the GPUs of {hardware.name} have uplinks of different rates, for "
-            "which a restore cannot be planned; choose a machine with equal ones."
-        )
-    return seen
 
 
 class RestorePlanner:

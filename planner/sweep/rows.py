@@ -16,13 +16,14 @@ from planner.decode.problem import DecodeProblem
 from planner.decode.sensitivity import MIN_SAVING_FRAC, MORE, NUDGE
 from planner.decode.split import DecodeChoice
 from planner.restore.plan import token_counts
-from planner.restore.planner import RestorePlanner, machine_of_one_gpu
+from planner.restore.planner import RestorePlanner
 from planner.runtime import decode_machine, resident_layers, restore_machine, restore_request
 from planner.sweep.inputs import AS_ASKED, AUTO
 from planner.sweep.machines import Machine, machine_of, model_of, runtime_of
 from planner.sweep.traffic_rows import TRAFFIC_OUTPUTS, traffic_row
 from sim.cost.model import CostKey, CostModel, cost_key
 from sim.engine.api import fast_engine_installed
+from sim.engine.sharing import machine_of_one_gpu
 from sim.errors import BadInput
 from sim.graph.jobs import UNCOMPRESSED, RestoreRequest, Workload
 from sim.graph.tasks import Task

@@ -12,10 +12,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from sim.cost.model import CostModel
+from sim.errors import BadInput
 from sim.graph.tasks import Task, TaskGraph
 from sim.lanes import COPY_LANES
 from sim.machine.links import Uplink
 from sim.machine.profile import HardwareProfile
+from sim.model.spec import ModelSpec
 
 
 def max_min_share(
@@ -131,12 +133,33 @@ def representative_machine(hardware: HardwareProfile, devices: int) -> HardwareP
     """The machine as seen by one of `devices` identical devices, or None if their uplinks differ.
 
     Behind uplinks of the same rates with as many users each, all copy at the same moments, and
-    the max-min fair share of a device is an equal part of every uplink on its path.
+    the max-min fair share of a device is an equal part of every uplink on its path. The host has
+    one disk and one network link, of which each device has an equal part too.
     """
+    if devices == 1:
+        return replace(hardware, uplinks=_equal_parts(hardware, 0, 1))
     uplinks = [_equal_parts(hardware, device, devices) for device in range(devices)]
     if any(_rates(own) != _rates(uplinks[0]) for own in uplinks):
         return None
-    return replace(hardware, uplinks=uplinks[0])
+    restore = hardware.restore and hardware.restore.shared_by(devices)
+    return replace(hardware, uplinks=uplinks[0], restore=restore)
+
+
+def machine_of_one_gpu(hardware: HardwareProfile, model: ModelSpec) -> HardwareProfile:
+    """The machine as seen by one of the GPUs that share the model, all of which do the same.
+
+    Raises:
+        BadInput: the machine has fewer GPUs, or their uplinks have different rates.
+    """
+    gpus = model.tensor_parallel
+    hardware.check_gpus(gpus)
+    seen = representative_machine(hardware, gpus)
+    if seen is None:
+        raise BadInput(
+            f"--tp(={gpus}): the GPUs of {hardware.name} have uplinks of different rates, for "
+            "which a restore cannot be planned; choose a machine with equal ones."
+        )
+    return seen
 
 
 def _equal_parts(hardware: HardwareProfile, device: int, devices: int) -> tuple[Uplink, ...]:

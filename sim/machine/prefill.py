@@ -136,6 +136,8 @@ class Prefill:
 class Tier:
     """A place behind host memory, whose chunks arrive one after another at a rate.
 
+    A host has one of each: its GPUs share the rate.
+
     A device that runs a plan reads a disk for which this was measured as fast as it can. A link,
     and a disk whose rate was given, are emulated by real copies and reads that keep this pace.
 
@@ -155,6 +157,12 @@ class Tier:
         """The rate that a device emulates; None if it reads at full speed."""
         measured = self.lane == DISK and self.bytes_per_s.source == "measured"
         return None if measured else self.bytes_per_s.value
+
+    def part_of(self, gpus: int) -> Tier:
+        """What one of some GPUs gets that read it at the same time."""
+        whole = self.bytes_per_s
+        note = "; ".join(filter(None, (f"the part of one of {gpus} GPUs", whole.note)))
+        return replace(self, bytes_per_s=SourcedValue(whole.source, whole.value / gpus, note))
 
     def __post_init__(self) -> None:
         if self.lane not in LANE_OF_TIER.values():
@@ -204,6 +212,10 @@ class Restore:
         """The same machine with another tier on that lane."""
         others = tuple(one for one in self.tiers if one.lane != tier.lane)
         return replace(self, tiers=(*others, tier))
+
+    def shared_by(self, gpus: int) -> Restore:
+        """This block as seen by one of some GPUs that read each tier at the same time."""
+        return replace(self, tiers=tuple(one.part_of(gpus) for one in self.tiers))
 
     def with_tables_of(self, other: Restore) -> Restore:
         """This block with the attention tables of another block of the same machine."""

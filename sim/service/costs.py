@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from sim.cost.restore import RestoreCosts
-from sim.engine.sharing import representative_machine
-from sim.errors import BadInput, DoesNotFit
+from sim.engine.sharing import machine_of_one_gpu
+from sim.errors import DoesNotFit
 from sim.graph.jobs import RestoreRequest
 from sim.graph.memory import activation_bytes
 from sim.lanes import H2D
@@ -49,13 +49,7 @@ class ServiceCosts:
         free_copies: bool = False,
         with_x: bool = False,
     ) -> None:
-        hardware.check_gpus(model.tensor_parallel)
-        seen = representative_machine(hardware, model.tensor_parallel)
-        if seen is None:
-            raise BadInput(
-                f"the GPUs of {hardware.name} have uplinks of different rates; choose a machine "
-                "with equal ones."
-            )
+        seen = machine_of_one_gpu(hardware, model)
         self.model, self.hardware = model, seen
         self._copies_cost = 0.0 if free_copies else 1.0
         self.chunk_tokens, self.io_chunk_tokens, self.kv_bits = (

@@ -27,8 +27,9 @@ import planner.decode.problem
 from measure.run import run
 from planner import DecodePlan
 from planner.decode.lower import lower, replicate
-from planner.restore import RestorePlanner, machine_of_one_gpu
+from planner.restore import RestorePlanner, behind_link
 from sim import find_hardware, find_model, simulate
+from sim.engine.sharing import machine_of_one_gpu
 from sim.errors import BadInput, DoesNotFit
 from sim.graph.jobs import RestoreRequest, Workload
 from sim.machine.all_reduce import AllReduce, AllReduceTable
@@ -172,6 +173,17 @@ def test_verbs_agree_on_what_one_gpu_holds(name, hardware):
     assert restore.device_bytes == model.weight_bytes + kv_bytes
     assert restore.cached_bytes == 4 * model.n_layers * 4095 * model.kv_token_bytes
     assert plan.model.weight_bytes + kv_bytes <= where.memory.job_device_bytes
+
+
+@pytest.mark.parametrize("tp", [1, 2, 4])
+def test_the_gpus_share_the_host_s_one_network(tp):
+    """All K and V cross it, however many GPUs wait for their parts."""
+    model, job = SIZED.shard(tp), RestoreRequest(prompt_tokens=65, cached_tokens=64, tier="net")
+    endless = machine(flops_per_s=1e30, memory_bytes_per_s=1e30, h2d=1e30, all_reduce=FREE)
+    seen = machine_of_one_gpu(behind_link(endless, 1e3), model)
+    planner = RestorePlanner(model, seen, job)
+    kv_bytes = 64 * SIZED.n_layers * 2 * 16 * 2
+    assert planner.choice("load-only").ttft_s == pytest.approx(kv_bytes / 1e3)
 
 
 def test_jobs_that_share_a_machine_add_up():

@@ -220,8 +220,8 @@ class ModelOptions:
         Count,
         Parameter(
             help="GPUs that share the model (tensor parallelism): heads, MLPs, experts and "
-            "vocabulary are divided, and each GPU loads its own part over its own link. They share the "
-            "host's SSD and network. Predicted, not run."
+            "vocabulary are divided, and each GPU loads its own part over its own link. They "
+            "share the host's SSD and network. Predicted, not run."
         ),
     ] = 1
     ep: Annotated[

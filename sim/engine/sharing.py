@@ -62,11 +62,11 @@ def streaming_share(hardware: HardwareProfile, lane: str, devices: int) -> float
     If devices differ, the smallest fraction.
     """
     rate: float = getattr(hardware.links, lane).bytes_per_s
+    uplinks = _shared_paths(hardware, devices)
     paths = [
-        [uplink.name for uplink in hardware.uplinks if device in uplink.devices]
-        for device in range(devices)
+        [uplink.name for uplink in uplinks if device in uplink.devices] for device in range(devices)
     ]
-    capacity = {uplink.name: capacity_bytes_per_s(uplink, lane) for uplink in hardware.uplinks}
+    capacity = {uplink.name: capacity_bytes_per_s(uplink, lane) for uplink in uplinks}
     return min(max_min_share([rate] * devices, paths, capacity)) / rate
 
 
@@ -103,7 +103,8 @@ class Uncontended:
         """
         costs = costs or CostModel(hardware, graph.model, graph.workload)
         if graph.n_devices > 1:
-            return cls(costs, ()), hardware
+            paths = _shared_paths(hardware, graph.n_devices)
+            return cls(costs, ()), replace(hardware, uplinks=paths)
         return cls(costs, hardware.uplinks), replace(hardware, uplinks=())
 
     def seconds(self, task: Task) -> float:
@@ -134,7 +135,7 @@ def representative_machine(hardware: HardwareProfile, devices: int) -> HardwareP
 
     Behind uplinks of the same rates with as many users each, all copy at the same moments, and
     the max-min fair share of a device is an equal part of every uplink on its path. The host has
-    one disk and one network link, of which each device has an equal part too.
+    one memory, one disk and one network link, of which each device has an equal part too.
     """
     if devices == 1:
         return replace(hardware, uplinks=_equal_parts(hardware, 0, 1))
@@ -162,10 +163,19 @@ def machine_of_one_gpu(hardware: HardwareProfile, model: ModelSpec) -> HardwareP
     return seen
 
 
+def _shared_paths(hardware: HardwareProfile, devices: int) -> tuple[Uplink, ...]:
+    """The uplinks, and host memory where its rate is known and several devices copy from it."""
+    dram = hardware.host_dram
+    if dram is None or devices == 1:
+        return hardware.uplinks
+    memory = Uplink("host memory", tuple(range(devices)), dram.value, dram.value)
+    return (*hardware.uplinks, memory)
+
+
 def _equal_parts(hardware: HardwareProfile, device: int, devices: int) -> tuple[Uplink, ...]:
     """The uplinks of one device, each with its equal part of their rates."""
     parts = []
-    for uplink in hardware.uplinks:
+    for uplink in _shared_paths(hardware, devices):
         if device in uplink.devices:
             users = len({user for user in uplink.devices if user < devices})
             h2d, d2h = uplink.h2d_bytes_per_s / users, uplink.d2h_bytes_per_s / users

@@ -78,7 +78,7 @@ def with_host_reads(hardware: HardwareProfile, reads_bytes_per_s: float) -> Hard
         rate = hardware.links.of(lane).bytes_per_s
         if rate > left:
             hardware = hardware.with_faster(lane, left / rate)
-    return hardware
+    return replace(hardware, host_dram=replace(dram, value=left))
 
 
 def with_copies(hardware: HardwareProfile, kind: str) -> HardwareProfile:

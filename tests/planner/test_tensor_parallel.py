@@ -35,6 +35,7 @@ from sim.graph.jobs import RestoreRequest, Workload
 from sim.machine.all_reduce import AllReduce, AllReduceTable
 from sim.machine.curves import Curve
 from sim.machine.links import Uplink
+from sim.machine.provenance import SourcedValue
 from sim.model.kernels import ExpertsKernel
 from sim.model.operations import kernels
 from sim.progress import Silent
@@ -184,6 +185,20 @@ def test_the_gpus_share_the_host_s_one_network(tp):
     planner = RestorePlanner(model, seen, job)
     kv_bytes = 64 * SIZED.n_layers * 2 * 16 * 2
     assert planner.choice("load-only").ttft_s == pytest.approx(kv_bytes / 1e3)
+
+
+def test_all_gpus_copy_from_one_host_memory():
+    """Links of 1 kB/s each, and 2.5 kB/s of host memory: 1, 2 and 2.5 kB/s in all."""
+    endless = machine(flops_per_s=1e30, memory_bytes_per_s=1e30, h2d=1e3, d2h=1e30, all_reduce=FREE)
+    host = replace(endless, host_dram=SourcedValue("datasheet", 2.5e3))
+    kv_bytes = 2 * 6 * SIZED.n_layers * 2 * 16 * 2
+    for gpus, rate in ((1, 1e3), (2, 2e3), (4, 2.5e3)):
+        one = make_plan(SIZED, host, JOB, "load-all", gpus=gpus)
+        assert one.makespan_s == pytest.approx(gpus * kv_bytes / rate)
+        both_engines(one.simulated_graph(), host)
+        assert make_plan(SIZED.shard(gpus), host, JOB, "load-all").makespan_s == pytest.approx(
+            kv_bytes / rate
+        )
 
 
 def test_jobs_that_share_a_machine_add_up():

@@ -32,6 +32,7 @@ from sim.engine.api import simulate
 from sim.errors import BadInput, DoesNotFit, UnknownName
 from sim.graph.claims import claimed
 from sim.graph.jobs import CACHED_DATA, KV, KV_AND_X, RestoreRequest, check_tasks
+from sim.graph.memory import check_weights_fit
 from sim.graph.tasks import TaskGraph
 from sim.graph.timeline import Timeline
 from sim.lanes import TIERS
@@ -181,6 +182,7 @@ class RestorePlanner:
         check_tasks(chunks * self.model.n_layers, "raise --chunk, --io-chunk or --gpu-share")
         need, has = self.device_bytes, self.hardware.memory.job_device_bytes
         if need > has:
+            check_weights_fit(self.model, has, self.hardware.name)
             raise DoesNotFit(
                 f"{self.model.name} with {self.request.prompt_tokens} tokens needs "
                 f"{need / 2**30:.1f} GiB of device memory and {self.hardware.name} has "

@@ -175,14 +175,10 @@ def check_fits(
         advice = f"lower --batch to {most}, or --prompt"
         if most < 1:
             advice = "lower --prompt"
-        beyond = weights_beyond(graph.model, free_bytes)
-        if beyond is not None and graph.schedule == "row":
-            advice = "choose a smaller model or dtype"
-            if graph.model.moves_weights:
-                advice += ", or --schedule column, which loads the weights layer by layer"
-            gpus = "one GPU" if graph.model.tensor_parallel == 1 else "these GPUs"
-            raise DoesNotFit(
-                f"{graph.model.name} does not fit on {gpus} of {where}: {beyond}; {advice}."
+        if graph.schedule == "row":
+            moved = ", or --schedule column, which loads the weights layer by layer"
+            check_weights_fit(
+                graph.model, free_bytes, where, moved if graph.model.moves_weights else ""
             )
         reserved = f" after a reserve of {_gib(reserve_bytes)}" if reserve_bytes else ""
         raise DoesNotFit(
@@ -208,6 +204,24 @@ def check_fits(
 
 def _may_quantise(graph: TaskGraph) -> bool:
     return graph.workload.kv_bits is None and graph.model.quantises_kv
+
+
+def check_weights_fit(model: ModelSpec, free_bytes: float, where: str, or_else: str = "") -> None:
+    """Refuse a model whose weights a GPU of `where` cannot hold.
+
+    Args:
+        or_else: ends the advice.
+
+    Raises:
+        DoesNotFit: says how many GPUs could hold them.
+    """
+    beyond = weights_beyond(model, free_bytes)
+    if beyond is not None:
+        gpus = "one GPU" if model.tensor_parallel == 1 else "these GPUs"
+        raise DoesNotFit(
+            f"{model.name} does not fit on {gpus} of {where}: {beyond}; choose a smaller model or "
+            f"dtype{or_else}."
+        )
 
 
 def weights_beyond(model: ModelSpec, free_bytes: float) -> str | None:

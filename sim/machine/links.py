@@ -107,8 +107,11 @@ class Link:
             return self.curve.at(n_bytes)
         return self.latency_s + n_bytes / self.bytes_per_s, True
 
-    def of_kind(self, kind: str) -> Link:
+    def of_kind(self, kind: str, whose: str = "the link") -> Link:
         """The link as copies of one of `COPY_KINDS` find it.
+
+        Args:
+            whose: begins the message.
 
         Raises:
             NotMeasured: the constants of such copies are not known.
@@ -126,7 +129,7 @@ class Link:
                 )
         known = ", ".join(one.kind for one in self.kinds) or "none"
         raise NotMeasured(
-            f"the link has no figures of {kind} copies (other kinds that it has: {known}); choose "
+            f"{whose} has no figures of {kind} copies (other kinds that it has: {known}); choose "
             "another link, such as pcie5-x16."
         )
 

@@ -241,7 +241,7 @@ class Runtime:
             NotMeasured: the link has no figures of the runtime's kind of copies.
         """
         if self.copies.value != ENGINE:
-            hardware = with_copies(hardware, self.copies.value)
+            hardware = with_copies(hardware, self.copies.value, f"runtime {self.name}")
         links = hardware.links
         block = self.block_bytes(model)
         if block is not None:

@@ -81,8 +81,13 @@ def with_host_reads(hardware: HardwareProfile, reads_bytes_per_s: float) -> Hard
     return replace(hardware, host_dram=replace(dram, value=left))
 
 
-def with_copies(hardware: HardwareProfile, kind: str) -> HardwareProfile:
+def with_copies(
+    hardware: HardwareProfile, kind: str, asked_by: str = "--copies"
+) -> HardwareProfile:
     """The machine whose copies are all of one of `COPY_KINDS`.
+
+    Args:
+        asked_by: who wants such copies, for the message.
 
     Raises:
         NotMeasured: the figures of such copies are not known.
@@ -100,7 +105,8 @@ def with_copies(hardware: HardwareProfile, kind: str) -> HardwareProfile:
             replace(one, rate=min(both)) if {one.lane, one.while_busy} == set(COPY_LANES) else one
             for one in interference
         )
-    changed = {lane: links.of(lane).of_kind(kind) for lane in COPY_LANES}
+    whose = f"{asked_by}: the link of {hardware.name}"
+    changed = {lane: links.of(lane).of_kind(kind, whose) for lane in COPY_LANES}
     return replace(hardware, links=replace(links, **changed), interference=interference)
 
 

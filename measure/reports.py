@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from functools import partial
-from math import inf
 from statistics import median
 from typing import Any
 
@@ -25,22 +24,16 @@ def measure_decodes(
     hardware: HardwareProfile,
     kind: str,
     jobs: Sequence[Workload],
-    repeats: int,
+    grid: Grid,
     seed: int,
     schedule: str,
     progress: Progress,
-    until_s: float = inf,
 ) -> tuple[list[DecodeCase], dict[str, Any]]:
-    """Every case of a grid of decodes, and the report.
-
-    Args:
-        until_s: as in `Grid`.
-    """
+    """Every case of a grid of decodes, and the report."""
     from hw import open_backend
 
     with open_backend(kind, hardware.links.h2d.paced_bytes_per_s) as backend:
         decodes = DecodeGrid(spec, hardware, backend, jobs, seed, progress, GridOptions(schedule))
-        grid = Grid(repeats, until_s)
         shapes = grid.measure_all(jobs, decodes.prepare, progress)
     report = decode_summary(shapes, hardware, grid.left_out)
     return [case for shape in shapes for case in shape.cases], report
@@ -51,19 +44,13 @@ def measure_restores(
     hardware: HardwareProfile,
     kind: str,
     prompts: Sequence[int],
-    repeats: int,
+    grid: Grid,
     seed: int,
     progress: Progress,
-    until_s: float = inf,
 ) -> tuple[list[RestoreCase], dict[str, Any]]:
-    """Every case of the grid of restores, and the report.
-
-    Args:
-        until_s: as in `Grid`.
-    """
+    """Every case of the grid of restores, and the report."""
     settings = list(default_settings(spec, hardware, prompts))
     prepare = partial(prepare_setting, spec, kind, seed)
-    grid = Grid(repeats, until_s)
     results = grid.measure_all(settings, prepare, progress)
     report = restore_summary(results, grid.left_out)
     return [case for result in results for case in result.cases], report

@@ -11,7 +11,7 @@ from typing import Any
 
 from measure.adaptation import measure_adaptation
 from measure.calibrate import DEFAULT_DTYPE, ProfileScope, measure_profile
-from measure.grid import Case
+from measure.grid import Case, Grid
 from measure.reports import measure_decodes, measure_restores
 from planner.decode.lower import SCHEDULES
 from sim.catalog import find_model
@@ -177,18 +177,16 @@ def validate(request: ValidationRequest, progress: Progress) -> Validation:
         ),
     )
     part = Part(progress, "", PROFILE_SHARE, 1 - PROFILE_SHARE)
-    repeats, seed = request.repeats, request.seed
+    grid, seed = Grid(request.repeats, until_s), request.seed
     if decodes:
         cases, report = measure_decodes(
-            spec, hardware, kind, jobs, repeats, seed, request.schedule, part, until_s
+            spec, hardware, kind, jobs, grid, seed, request.schedule, part
         )
         return Validation(hardware, cases, report)
     if request.scenario == "restore":
-        restores, report = measure_restores(
-            spec, hardware, kind, prompts, repeats, seed, part, until_s
-        )
+        restores, report = measure_restores(spec, hardware, kind, prompts, grid, seed, part)
         return Validation(hardware, restores, report)
-    report = measure_adaptation(spec, hardware, kind, prompts[0], repeats, seed, part)
+    report = measure_adaptation(spec, hardware, kind, prompts[0], request.repeats, seed, part)
     return Validation(hardware, (), report)
 
 

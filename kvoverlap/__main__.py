@@ -23,6 +23,7 @@ def _run() -> int:
     import os
     import signal
 
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # 20 ms less: nothing here uses its threads
     came = False
 
     def interrupt(_signal: int, _frame: object) -> None:

@@ -1,7 +1,5 @@
 """`kvoverlap accuracy`: predict every recording again, and gate on the errors."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path

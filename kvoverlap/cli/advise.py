@@ -1,7 +1,5 @@
 """`kvoverlap advise`: a recommendation with its reasons and the matching runtime settings."""
 
-from __future__ import annotations
-
 from typing import Annotated
 
 from cyclopts import Parameter

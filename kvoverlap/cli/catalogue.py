@@ -1,7 +1,5 @@
 """`kvoverlap models` and `kvoverlap hardware`: the shipped models, machines, devices and links."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass

@@ -1,7 +1,5 @@
 """`kvoverlap profile` and `run`: the verbs that measure a device."""
 
-from __future__ import annotations
-
 from dataclasses import asdict
 from pathlib import Path
 

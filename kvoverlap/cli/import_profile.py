@@ -1,7 +1,5 @@
 """`kvoverlap hardware import`: a profile from operator timings that others published."""
 
-from __future__ import annotations
-
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any

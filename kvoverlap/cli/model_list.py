@@ -3,8 +3,6 @@
 Reading all configs takes a second.
 """
 
-from __future__ import annotations
-
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path

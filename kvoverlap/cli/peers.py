@@ -1,7 +1,5 @@
 """`kvoverlap peers`: other systems and our plans decode the same job on this machine."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from typing import Any
 

@@ -1,7 +1,5 @@
 """`kvoverlap plan`: choose what to load and what to recompute."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Annotated
 

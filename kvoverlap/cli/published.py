@@ -1,7 +1,5 @@
 """`kvoverlap accuracy --published`: figures that others measured, and today's predictions."""
 
-from __future__ import annotations
-
 from kvoverlap.cli.output import markdown_table, say, table
 from planner.published import GROUPS, Errors, Predicted, PublishedAccuracy
 from sim.units import ms, percent

@@ -1,7 +1,5 @@
 """`kvoverlap record`: a recording of this machine in one call."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic

@@ -1,7 +1,5 @@
 """`kvoverlap reproduce`: published restore measurements against the prediction."""
 
-from __future__ import annotations
-
 import csv
 import io
 from pathlib import Path

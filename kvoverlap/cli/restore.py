@@ -1,7 +1,5 @@
 """`kvoverlap restore`: compute a cached prefix, load it, or do both at once."""
 
-from __future__ import annotations
-
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any

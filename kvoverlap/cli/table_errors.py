@@ -1,7 +1,5 @@
 """Printing how well each table of a profile predicts its own inner points."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from kvoverlap.cli.output import say, table

@@ -1,7 +1,5 @@
 """`kvoverlap simulate` and `compare`: predicted timelines and their errors."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 

@@ -1,7 +1,5 @@
 """`kvoverlap trace`: what a profiler's trace says about copies, kernels and idle time."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 

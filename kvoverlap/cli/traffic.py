@@ -1,7 +1,5 @@
 """`kvoverlap traffic`: what a cache of some size brings under the requests of a trace."""
 
-from __future__ import annotations
-
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any

@@ -1,7 +1,5 @@
 """`kvoverlap traffic` with a model and a machine: latencies of a service under a trace."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec

@@ -1,7 +1,5 @@
 """`kvoverlap validate`: profile, plan, predict, run the identical plans, compare."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated

@@ -8,7 +8,13 @@ from sim.cost.estimate import Estimate
 from sim.machine.profile import HardwareProfile
 from sim.machine.provenance import weakest
 from sim.model.attention import FullAttention
-from sim.model.kernels import INDEX_BITS, DecodeAttention, IndexScores, StateUpdate
+from sim.model.kernels import (
+    INDEX_BITS,
+    DecodeAttention,
+    IndexedAttention,
+    IndexScores,
+    StateUpdate,
+)
 
 CHUNKED_FRAC = 0.12
 """Part of the rate of matrix products at which the tokens of a prompt enter a state.
@@ -63,6 +69,26 @@ class AttentionCosts:
         same = (near.n_heads, near.latent_size) == (n_heads, one.row_size)
         source = costs.source if same else weakest(costs.source, "fitted")
         return Estimate(seconds * one.row_size / near.latent_size, source, same and inside)
+
+    def indexed(self, kernel: IndexedAttention) -> Estimate | None:
+        """By the table of the nearest numbers of heads; None where rows or keys are others."""
+        one, index = kernel.attention, kernel.attention.index
+        if index is None:
+            return None
+        known = [table for table in self._costs.sparse if table.index.reads_like(one, index)]
+        if not known:
+            return None
+        heads = one.n_heads, index.n_heads
+        near = min(
+            known,
+            key=lambda table: (
+                abs(log(table.n_heads / heads[0])) + abs(log(table.index.n_heads / heads[1]))
+            ),
+        )
+        seconds, inside = near.fan.at(kernel.batch, kernel.keys)
+        same = (near.n_heads, near.index.n_heads) == heads
+        source = self._costs.source if same else weakest(self._costs.source, "fitted")
+        return Estimate(seconds, source, same and inside)
 
     def _of_heads(self, kernel: DecodeAttention, one: FullAttention) -> Estimate:
         """By the KV heads of all sequences."""

@@ -19,7 +19,7 @@ from sim.graph.jobs import RestoreRequest, Workload
 from sim.graph.memory import footprint
 from sim.graph.races import check_races
 from sim.lanes import COMPUTE, H2D
-from sim.model.kernels import DecodeAttention, IndexScores, StateUpdate
+from sim.model.kernels import DecodeAttention, IndexedAttention, IndexScores, StateUpdate
 from sim.model.operations import compute_flops, kernels
 from sim.model.sheet import sheet
 
@@ -117,8 +117,10 @@ def test_chosen_rows_are_loaded_after_the_choice():
 def test_an_index_reads_all_keys_and_attention_the_chosen_rows():
     model = FOUR["deepseek-v3.2"]
     launched = kernels("attention", 1, 131_072, model, 3)
-    (scores,) = (one for one in launched if isinstance(one, IndexScores))
-    (attended,) = (one for one in launched if isinstance(one, DecodeAttention))
+    (whole,) = (one for one in launched if isinstance(one, IndexedAttention))
+    (scores,) = (one for one in whole.parts if isinstance(one, IndexScores))
+    (attended,) = (one for one in whole.parts if isinstance(one, DecodeAttention))
+    assert whole.flops == scores.flops + attended.flops
     assert scores.bytes == 3 * 131_072 * 128
     assert scores.flops == 3 * 131_072 * 2 * 64 * 128
     assert attended.flops == 3 * 2049 * 2 * 128 * (512 + 64 + 512)

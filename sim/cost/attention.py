@@ -106,21 +106,20 @@ class AttentionCosts:
         one, costs = kernel.state, self._costs
         shape = (one.n_key_heads, one.key_head_dim, one.n_value_heads, one.value_head_dim)
         wanted = (*shape, one.state_bits)
+        work = kernel.sequences, kernel.rows / kernel.sequences
         known = [
-            (table, curve)
+            (table, found)
             for table in costs.states
-            if table.rule == one.rule
-            and (curve := table.chunked if kernel.chunked else table.decode) is not None
+            if table.rule == one.rule and (found := table.seconds(*work)) is not None
         ]
         if not known:
             return self.without_table(kernel)
-        near, curve = min(
+        near, (seconds, inside) = min(
             known,
             key=lambda pair: sum(
                 abs(log(a / b)) for a, b in zip(pair[0].shape, wanted, strict=True)
             ),
         )
-        seconds, inside = curve.at(kernel.rows)
         if near.shape == wanted:
             return Estimate(seconds, costs.source, inside)
         scaled_s = seconds * one.state_size * one.state_bits / near.bits

@@ -194,9 +194,7 @@ class RestoreCosts:
         rows = sum(n_tokens for _, n_tokens in parts)
         work_s, stop = 0.0, max(sum(part) for part in parts)
         for part, layers in self._parts_of(0, self.model.n_layers, stop).items():
-            attention_s = sum(
-                one.seconds for at in parts for one in self._prefill_attention(*at, 1.0, part)
-            )
+            attention_s = sum(one.seconds for one in self._prompts_attention(parts, part))
             work_s += layers * (self._layer_matmuls(rows, part.kind).seconds + attention_s)
         block = self._block.prefill
         fixed_s = block.step_s.value if block is not None else 0.0
@@ -226,11 +224,24 @@ class RestoreCosts:
         block = self._block.prefill
         work_s = matmuls_s + (block.step_s.value if block is not None else 0.0)
         for part, count in self._parts_of(0, layers, stop).items():
-            estimates = [one for at in prompts for one in self._prefill_attention(*at, 1.0, part)]
+            estimates = self._prompts_attention(prompts, part)
             if decoding:
                 estimates += self._decode_attention(decoding, context, part)
             work_s += count * sum(one.seconds for one in estimates)
         return self.dispatch.compute_task_s + max(work_s, self._launch_s(0, layers))
+
+    def _prompts_attention(self, prompts: Sequence[tuple[int, int]], part: _Part) -> list[Estimate]:
+        """What attends in a step over chunks of several prompts.
+
+        One kernel updates the states of all: prompts of different lengths take as long as those of
+        the mean length, and no less than the longest alone.
+        """
+        if not prompts or not isinstance(self.model.kinds[part.kind].attention, LinearState):
+            return [one for at in prompts for one in self._prefill_attention(*at, 1.0, part)]
+        lengths = [n_tokens for _, n_tokens in prompts]
+        together = self._state_updates(round(sum(lengths) / len(lengths)), len(lengths), part.kind)
+        longest = self._state_updates(max(lengths), 1, part.kind)
+        return max(together, longest, key=lambda found: total_of(found).seconds)
 
     def _decode_attention(self, decoding: int, context: float, part: _Part) -> list[Estimate]:
         """Attention of requests that decode one token each, and its choice of rows."""

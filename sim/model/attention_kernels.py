@@ -231,7 +231,7 @@ def _linear(op: str, one: LinearState, work: Work) -> list[Kernel]:
         flops = work.rows * STATE_FLOPS[one.rule] * one.state_size
         state_bytes = 2 * work.batch * one.state_bytes(work.model.element_bytes)
         gated = [ElementwiseKernel(times * work.bytes(inner)) for times in (2, 3)]
-        update = StateUpdate(one, work.rows, state_bytes, flops, work.n_tokens > 1)
+        update = StateUpdate(one, work.rows, state_bytes, flops, work.batch)
         return [update, *gated, *work.output(inner)]
     heads = one.n_value_heads
     if one.rule == "Mamba-2":

@@ -96,14 +96,19 @@ class StateUpdate:
         state: the layer's attention by state.
         rows: new tokens of all sequences.
         bytes: of the states, read and written.
-        chunked: several tokens of a sequence enter at once.
+        sequences: that the tokens belong to, the same number to each.
     """
 
     state: LinearState
     rows: int
     bytes: int
     flops: int
-    chunked: bool = False
+    sequences: int = 1
+
+    @property
+    def chunked(self) -> bool:
+        """Several tokens of a sequence enter at once."""
+        return self.rows > self.sequences
 
 
 @dataclass(frozen=True, slots=True)

@@ -286,14 +286,13 @@ def _attention(system: SystemTables, memory_bytes_per_s: float, run: str) -> Att
 
 def _states(system: SystemTables, memory_bytes_per_s: float) -> Iterator[StateTable]:
     """Kernels of gated delta that update the states, which are in 32 bits, by shape."""
-    run, decode, chunked = system.states()
+    run, decode, chunked, batched = system.states()
     for shape in sorted({key[:-1] for key in decode}):
         n_key_heads, key_head_dim, n_value_heads, value_head_dim = shape
         n_elements = key_head_dim * n_value_heads * value_head_dim
         read_s = 2 * n_elements * STATE_BITS / 8 / memory_bytes_per_s
         tokens = _states_curve(decode, shape, read_s)
         if tokens is not None:
-            prompts = _states_curve(chunked, shape, 0.0)
             yield StateTable(
                 "gated delta",
                 n_key_heads,
@@ -302,7 +301,8 @@ def _states(system: SystemTables, memory_bytes_per_s: float) -> Iterator[StateTa
                 value_head_dim,
                 STATE_BITS,
                 tokens,
-                prompts,
+                _states_curve(chunked, shape, 0.0),
+                _states_curve(batched, shape, 0.0),
                 run,
             )
 

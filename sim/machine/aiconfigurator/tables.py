@@ -44,6 +44,9 @@ STATE_DECODE = (
 STATE_CHUNKED = ("chunk_gated_delta_rule_triton", "chunk_gated_delta_rule_flashinfer")
 """Kernels that update the states, by name in the package."""
 
+STATE_TOKENS = 1024
+"""Of each prompt where several were timed at once."""
+
 BUILDS_KV = "trtllm"
 """Engine whose kernel of latent prefill attends to K and V of each head.
 
@@ -196,11 +199,12 @@ class SystemTables:
         found = self.folder.glob(table.format(f"{engine}/*"))
         return max(found, key=lambda path: _version_key(path.parent.name), default=None)
 
-    def states(self) -> tuple[str, dict[Shape, float], dict[Shape, float]]:
-        """The run that timed gated delta, and seconds of one decoded token and of one prompt.
+    def states(self) -> tuple[str, dict[Shape, float], dict[Shape, float], dict[Shape, float]]:
+        """The run that timed gated delta, and seconds of one decoded token, of one prompt and of
+        prompts of `STATE_TOKENS` tokens.
 
-        By (key heads, their size, value heads, their size, sequences or tokens of one prompt), of
-        the kernel that updates the states alone. The system's own engine, or the first other one
+        By (key heads, their size, value heads, their size, sequences, tokens of one prompt or
+        prompts), of the kernel that updates the states alone. The system's own engine, or the first other one
         that timed them; its version may be another one than that of the products.
         """
         found = self.folder.glob(STATES.format("*/*"))
@@ -213,18 +217,21 @@ class SystemTables:
             ),
         )
         if not paths:
-            return "", {}, {}
+            return "", {}, {}, {}
         path = paths[-1]
         shape = ("num_k_heads", "head_k_dim", "num_v_heads", "head_v_dim")
         decode: dict[Shape, float] = {}
         chunked: dict[Shape, float] = {}
+        prompts: dict[Shape, float] = {}
         for kernel in STATE_DECODE:
             where = {"kernel_source": kernel, "phase": "generation", "seq_len": 1}
             decode |= _timings(path, (*shape, "batch_size"), where)
         for kernel in STATE_CHUNKED:
-            where = {"kernel_source": kernel, "phase": "context", "batch_size": 1}
-            chunked |= _timings(path, (*shape, "seq_len"), where)
-        return _run(path), decode, chunked
+            where = {"kernel_source": kernel, "phase": "context"}
+            chunked |= _timings(path, (*shape, "seq_len"), {**where, "batch_size": 1})
+            where["seq_len"] = STATE_TOKENS
+            prompts |= _timings(path, (*shape, "batch_size"), where)
+        return _run(path), decode, chunked, prompts
 
     def all_reduce(self) -> dict[Shape, float]:
         """Seconds by (GPUs, bytes) of summing one tensor over the GPUs of a node.

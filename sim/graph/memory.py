@@ -175,15 +175,9 @@ def check_fits(
         advice = f"lower --batch to {most}, or --prompt"
         if most < 1:
             advice = "lower --prompt"
-        beyond = weights_beyond(graph.model, free_bytes)
-        if beyond is not None and graph.schedule == "row":
-            advice = "choose a smaller model or dtype"
-            if graph.model.moves_weights:
-                advice += ", or --schedule column, which loads the weights layer by layer"
-            gpus = "one GPU" if graph.model.tensor_parallel == 1 else "these GPUs"
-            raise DoesNotFit(
-                f"{graph.model.name} does not fit on {gpus} of {where}: {beyond}; {advice}."
-            )
+        if graph.schedule == "row":
+            moved = ", or --schedule column, which loads the weights layer by layer"
+            check_weights(graph.model, free_bytes, where, moved * graph.model.moves_weights)
         reserved = f" after a reserve of {_gib(reserve_bytes)}" if reserve_bytes else ""
         raise DoesNotFit(
             f"{graph.model.name} needs {_gib(need.device_bytes)} of device memory (weights "
@@ -208,6 +202,31 @@ def check_fits(
 
 def _may_quantise(graph: TaskGraph) -> bool:
     return graph.workload.kv_bits is None and graph.model.quantises_kv
+
+
+def check_weights(
+    model: ModelSpec, free_bytes: float, where: str, otherwise: str = "", unified: bool = False
+) -> None:
+    """Refuse a model whose weights alone exceed the memory of a GPU of `where`.
+
+    Args:
+        otherwise: the end of the advice.
+        unified: CPU and GPU share one memory, so that no other GPU could hold a part.
+
+    Raises:
+        DoesNotFit: names how many GPUs could hold them.
+    """
+    beyond = weights_beyond(model, free_bytes)
+    if beyond is None:
+        return
+    place = f"one GPU of {where}" if model.tensor_parallel == 1 else f"these GPUs of {where}"
+    if unified:
+        taken = f"{model.weight_bytes / 2**30:.1f} of {_gib(free_bytes)}"
+        place, beyond = where, f"weights take {taken}, which CPU and GPU share"
+    raise DoesNotFit(
+        f"{model.name} does not fit on {place}: {beyond}; choose a smaller model or dtype"
+        f"{otherwise}."
+    )
 
 
 def weights_beyond(model: ModelSpec, free_bytes: float) -> str | None:

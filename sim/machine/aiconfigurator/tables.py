@@ -204,8 +204,8 @@ class SystemTables:
         prompts of `STATE_TOKENS` tokens.
 
         By (key heads, their size, value heads, their size, sequences, tokens of one prompt or
-        prompts), of the kernel that updates the states alone. The system's own engine, or the first other one
-        that timed them; its version may be another one than that of the products.
+        prompts), of the kernel that updates the states alone. The system's own engine, or the
+        first other one that timed them; its version may be another one than that of the products.
         """
         found = self.folder.glob(STATES.format("*/*"))
         paths = sorted(

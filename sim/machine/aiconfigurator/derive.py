@@ -385,20 +385,21 @@ def _sparse_prefill(system: SystemTables) -> SparsePrefill | None:
     attend = Curve(
         tuple(map(float, amounts)), tuple(_rounded(median(by_tokens[at])) for at in amounts)
     )
-    grids = []
-    for kernel in ("mqa_logits", "topk"):
-        points = {
-            (tokens, before + 1): seconds
-            for (_, tokens, before), seconds in system.indexed_prefill(kernel)[1].items()
-            if tokens in SPARSE_CHUNKS and before in (0, TOP_TOKENS, *SPARSE_CONTEXTS[3:])
-        }
-        grid = _ragged_grid(points)
-        if grid is None:
-            return None
-        grids.append(grid)
+    score, choose = (
+        _ragged_grid(
+            {
+                (tokens, before + 1): seconds
+                for (_, tokens, before), seconds in system.indexed_prefill(kernel)[1].items()
+                if tokens in SPARSE_CHUNKS and before in (0, TOP_TOKENS, *SPARSE_CONTEXTS[3:])
+            }
+        )
+        for kernel in ("mqa_logits", "topk")
+    )
+    if score is None or choose is None:
+        return None
     index = IndexSizes(PREFILL_INDEX_HEADS, INDEX_HEAD_DIM, TOP_TOKENS, LATENT_SIZE)
     n_heads = next(iter(attended))[0]
-    return SparsePrefill(n_heads, block_heads, index, attend, *grids, note=run)
+    return SparsePrefill(n_heads, block_heads, index, attend, score, choose, run)
 
 
 def _prefill(system: SystemTables, run: str) -> Prefill | None:
@@ -423,7 +424,9 @@ def _prefill(system: SystemTables, run: str) -> Prefill | None:
     if not heads:
         return None
     latent_run, latent = system.latent_prefill()
-    grid = _ragged_grid({at: seconds for at, seconds in latent.items() if at[1] >= MIN_TOKENS})
+    grid = _ragged_grid(
+        {(rows, n): seconds for (rows, n), seconds in latent.items() if n >= MIN_TOKENS}
+    )
     if grid is not None:
         head_dim, v_head_dim = LATENT_HEAD_DIMS
         heads.append(QueryHeads(head_dim, 1, grid, v_head_dim))

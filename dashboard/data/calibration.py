@@ -12,7 +12,7 @@ import pandas as pd
 
 from sim.lanes import D2H, H2D
 from sim.machine.curves import Curve
-from sim.machine.prefill import PromptAttention
+from sim.machine.prefill import HeadShape, PromptAttention
 from sim.machine.profile import HardwareProfile
 from sim.model.spec import DTYPE_BYTES
 
@@ -201,10 +201,10 @@ def _prefill(head_dim: int, queries_per_kv: int, profile: HardwareProfile, name:
 
     block = profile.restore.prefill if profile.restore is not None else None
     for heads in block.heads if block is not None else ():
-        if (heads.head_dim, heads.queries_per_kv) == (head_dim, queries_per_kv):
+        if heads.shape == HeadShape(queries_per_kv, head_dim, head_dim):
             points, measured = (
                 heads.fan.curves[0].work,
-                PromptAttention(heads, QUERY_HEADS, queries_per_kv, head_dim),
+                PromptAttention(heads, QUERY_HEADS, heads.shape),
             )
             return RateCurve(
                 name,

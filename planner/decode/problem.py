@@ -18,9 +18,9 @@ from sim.cost.model import CostModel
 from sim.engine.api import simulate
 from sim.engine.launch import launch_times
 from sim.engine.sharing import representative_machine, streaming_share
-from sim.errors import BadInput, DoesNotFit, UnknownName
+from sim.errors import BadInput, UnknownName
 from sim.graph.jobs import Workload
-from sim.graph.memory import Footprint, check_fits, footprint
+from sim.graph.memory import Footprint, check_fits, check_weights, footprint
 from sim.graph.tasks import TaskGraph
 from sim.graph.timeline import Timeline, earliest_schedule
 from sim.lanes import D2H, H2D
@@ -291,12 +291,9 @@ class DecodeProblem:
             DoesNotFit: the graph needs more memory; the message names what to change.
         """
         memory = self.hardware.memory
-        if memory.unified and self.model.weight_bytes > memory.job_device_bytes:
-            raise DoesNotFit(
-                f"{self.model.name} does not fit {self.hardware.name}: its weights take "
-                f"{self.model.weight_bytes / 2**30:.1f} of {memory.job_device_bytes / 2**30:.1f} "
-                "GiB, which CPU and GPU share; choose a smaller model or dtype."
-            )
+        if memory.unified:
+            name, free_bytes = self.hardware.name, memory.job_device_bytes
+            check_weights(self.model, free_bytes, name, unified=True)
         return check_fits(
             graph,
             memory.device_bytes,

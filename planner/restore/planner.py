@@ -32,7 +32,7 @@ from sim.engine.api import simulate
 from sim.errors import BadInput, DoesNotFit, UnknownName
 from sim.graph.claims import claimed
 from sim.graph.jobs import CACHED_DATA, KV, KV_AND_X, RestoreRequest, check_tasks
-from sim.graph.memory import check_weights_fit
+from sim.graph.memory import check_weights
 from sim.graph.tasks import TaskGraph
 from sim.graph.timeline import Timeline
 from sim.lanes import TIERS
@@ -180,9 +180,10 @@ class RestorePlanner:
         chunks = asked.prompt_tokens // asked.step_tokens
         chunks += asked.cached_tokens // asked.io_chunk_tokens
         check_tasks(chunks * self.model.n_layers, "raise --chunk, --io-chunk or --gpu-share")
-        need, has = self.device_bytes, self.hardware.memory.job_device_bytes
+        memory, name = self.hardware.memory, self.hardware.name
+        need, has = self.device_bytes, memory.job_device_bytes
+        check_weights(self.model, has, name, unified=memory.unified)
         if need > has:
-            check_weights_fit(self.model, has, self.hardware.name)
             raise DoesNotFit(
                 f"{self.model.name} with {self.request.prompt_tokens} tokens needs "
                 f"{need / 2**30:.1f} GiB of device memory and {self.hardware.name} has "

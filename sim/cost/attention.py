@@ -8,7 +8,13 @@ from sim.cost.estimate import Estimate
 from sim.machine.profile import HardwareProfile
 from sim.machine.provenance import weakest
 from sim.model.attention import FullAttention
-from sim.model.kernels import INDEX_BITS, DecodeAttention, IndexScores, StateUpdate
+from sim.model.kernels import (
+    INDEX_BITS,
+    DecodeAttention,
+    IndexedAttention,
+    IndexScores,
+    StateUpdate,
+)
 
 CHUNKED_FRAC = 0.12
 """Part of the rate of matrix products at which the tokens of a prompt enter a state.
@@ -64,6 +70,26 @@ class AttentionCosts:
         source = costs.source if same else weakest(costs.source, "fitted")
         return Estimate(seconds * one.row_size / near.latent_size, source, same and inside)
 
+    def indexed(self, kernel: IndexedAttention) -> Estimate | None:
+        """By the table of the nearest numbers of heads; None where rows or keys are others."""
+        one, index = kernel.attention, kernel.attention.index
+        if index is None:
+            return None
+        known = [table for table in self._costs.sparse if table.index.reads_like(one, index)]
+        if not known:
+            return None
+        heads = one.n_heads, index.n_heads
+        near = min(
+            known,
+            key=lambda table: (
+                abs(log(table.n_heads / heads[0])) + abs(log(table.index.n_heads / heads[1]))
+            ),
+        )
+        seconds, inside = near.fan.at(kernel.batch, kernel.keys)
+        same = (near.n_heads, near.index.n_heads) == heads
+        source = self._costs.source if same else weakest(self._costs.source, "fitted")
+        return Estimate(seconds, source, same and inside)
+
     def _of_heads(self, kernel: DecodeAttention, one: FullAttention) -> Estimate:
         """By the KV heads of all sequences."""
         costs = self._costs
@@ -80,21 +106,20 @@ class AttentionCosts:
         one, costs = kernel.state, self._costs
         shape = (one.n_key_heads, one.key_head_dim, one.n_value_heads, one.value_head_dim)
         wanted = (*shape, one.state_bits)
+        work = kernel.sequences, kernel.rows / kernel.sequences
         known = [
-            (table, curve)
+            (table, found)
             for table in costs.states
-            if table.rule == one.rule
-            and (curve := table.chunked if kernel.chunked else table.decode) is not None
+            if table.rule == one.rule and (found := table.seconds(*work)) is not None
         ]
         if not known:
             return self.without_table(kernel)
-        near, curve = min(
+        near, (seconds, inside) = min(
             known,
             key=lambda pair: sum(
                 abs(log(a / b)) for a, b in zip(pair[0].shape, wanted, strict=True)
             ),
         )
-        seconds, inside = curve.at(kernel.rows)
         if near.shape == wanted:
             return Estimate(seconds, costs.source, inside)
         scaled_s = seconds * one.state_size * one.state_bits / near.bits

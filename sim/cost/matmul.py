@@ -49,7 +49,9 @@ class MatmulCosts:
         """Seconds over rows, and whether such weights were measured; None without measurements.
 
         Weights stored in fewer bits than were measured take the utilisation or the distance from
-        the roofline of the measured ones, with the bytes that they have.
+        the roofline of the measured ones, with the bytes that they have. Operands of 8 bits take no
+        longer than those of 16 bits: quantising the activations does not pay for a few rows on
+        some devices, and runtimes have kernels that widen the weights instead.
         """
         n, k, weights = shape.n, shape.k, shape.weights
         if (n, k, weights) not in self._curves:
@@ -60,6 +62,8 @@ class MatmulCosts:
             elif (table := self._table(width)) is not None:
                 own = stored == table.weight_bits
                 curve, inside = table.curve(n, k, None if own else stored)
+                if table.weight_bits == 8 and 16 in self._utilisation:
+                    curve = _faster_of(curve, self._utilisation[16].curve(n, k)[0])
                 self._curves[n, k, weights] = curve, inside and own
             elif self._measured:
                 self._curves[n, k, weights] = self._like_nearest(shape), False
@@ -118,3 +122,9 @@ class MatmulCosts:
         per_row -= (shape.n + shape.k) * size / gemm.bytes_per_s
         weight_bytes = shape.n * shape.k * stored / 8
         return weight_bytes / gemm.bytes_per_s / per_row if per_row > 0 else 0.0
+
+
+def _faster_of(one: Curve, other: Curve) -> Curve:
+    """The shorter times of two curves, at the work that either was measured at."""
+    work = sorted({*one.work, *other.work})
+    return Curve(tuple(work), tuple(min(one.at(at)[0], other.at(at)[0]) for at in work))

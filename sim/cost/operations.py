@@ -24,6 +24,7 @@ from sim.model.kernels import (
     ElementwiseKernel,
     ExpertsKernel,
     GroupedMatMul,
+    IndexedAttention,
     IndexScores,
     Kernel,
     MatMul,
@@ -161,6 +162,9 @@ class OperationCosts:
             return self._attention.estimate(kernel)
         if isinstance(kernel, StateUpdate):
             return self._attention.state(kernel)
+        if isinstance(kernel, IndexedAttention):
+            whole = self._attention.indexed(kernel)
+            return whole or total_of([self.kernel(part) for part in kernel.parts])
         if isinstance(kernel, IndexScores):
             return self._attention.without_table(kernel)
         if isinstance(kernel, ExpertsKernel):

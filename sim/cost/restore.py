@@ -20,13 +20,14 @@ from sim.graph.loads import Loads
 from sim.graph.tasks import Task
 from sim.lanes import COMPUTE, TIER_LANES
 from sim.machine.curves import Grid
-from sim.machine.prefill import PromptAttention, Restore
+from sim.machine.prefill import HeadShape, PromptAttention, Restore
 from sim.machine.profile import HardwareProfile
 from sim.machine.provenance import weakest
-from sim.model.attention import ALL, Attention, FullAttention, Span
+from sim.model.attention import ALL, Attention, FullAttention, MultiHeadLatent, Span
 from sim.model.compressed import LinearState
 from sim.model.kernels import (
     DecodeAttention,
+    IndexedAttention,
     IndexScores,
     Kernel,
     MatMul,
@@ -41,7 +42,7 @@ from sim.model.operations import (
 )
 from sim.model.spec import ModelSpec
 
-ATTENDING = DecodeAttention | IndexScores | StateUpdate
+ATTENDING = DecodeAttention | IndexScores | IndexedAttention | StateUpdate
 """Kernels that work on each sequence by itself; the others take all tokens of a step at once."""
 
 
@@ -193,9 +194,7 @@ class RestoreCosts:
         rows = sum(n_tokens for _, n_tokens in parts)
         work_s, stop = 0.0, max(sum(part) for part in parts)
         for part, layers in self._parts_of(0, self.model.n_layers, stop).items():
-            attention_s = sum(
-                one.seconds for at in parts for one in self._prefill_attention(*at, 1.0, part)
-            )
+            attention_s = sum(one.seconds for one in self._prompts_attention(parts, part))
             work_s += layers * (self._layer_matmuls(rows, part.kind).seconds + attention_s)
         block = self._block.prefill
         fixed_s = block.step_s.value if block is not None else 0.0
@@ -225,11 +224,24 @@ class RestoreCosts:
         block = self._block.prefill
         work_s = matmuls_s + (block.step_s.value if block is not None else 0.0)
         for part, count in self._parts_of(0, layers, stop).items():
-            estimates = [one for at in prompts for one in self._prefill_attention(*at, 1.0, part)]
+            estimates = self._prompts_attention(prompts, part)
             if decoding:
                 estimates += self._decode_attention(decoding, context, part)
             work_s += count * sum(one.seconds for one in estimates)
         return self.dispatch.compute_task_s + max(work_s, self._launch_s(0, layers))
+
+    def _prompts_attention(self, prompts: Sequence[tuple[int, int]], part: _Part) -> list[Estimate]:
+        """What attends in a step over chunks of several prompts.
+
+        One kernel updates the states of all: prompts of different lengths take as long as those of
+        the mean length, and no less than the longest alone.
+        """
+        if not prompts or not isinstance(self.model.kinds[part.kind].attention, LinearState):
+            return [one for at in prompts for one in self._prefill_attention(*at, 1.0, part)]
+        lengths = [n_tokens for _, n_tokens in prompts]
+        together = self._state_updates(round(sum(lengths) / len(lengths)), len(lengths), part.kind)
+        longest = self._state_updates(max(lengths), 1, part.kind)
+        return max(together, longest, key=lambda found: total_of(found).seconds)
 
     def _decode_attention(self, decoding: int, context: float, part: _Part) -> list[Estimate]:
         """Attention of requests that decode one token each, and its choice of rows."""
@@ -265,15 +277,46 @@ class RestoreCosts:
     def _prefill_attention(
         self, start: int, n_tokens: int, times: float, part: _Part
     ) -> list[Estimate]:
+        """What attends in a chunk of a prompt, with `times` the work."""
+        one = self.model.kinds[part.kind].attention
+        if isinstance(one, LinearState):
+            return self._state_updates(round(times * n_tokens), 1, part.kind)
+        if isinstance(one, MultiHeadLatent):
+            return self._latent_attention(start, n_tokens, times, part, one)
+        return self._chunk_attention(start, n_tokens, times, part)
+
+    def _latent_attention(
+        self, start: int, n_tokens: int, times: float, part: _Part, one: MultiHeadLatent
+    ) -> list[Estimate]:
+        """Attention of a chunk to latents, or that of as many decoded tokens where it is faster.
+
+        Each chunk builds K and V of the heads of all tokens before it; decoding does not. With an
+        index a chunk attends to latents too.
+        """
+        rows, stop = round(times * n_tokens), start + n_tokens
+        decoded = self._attending(1, stop, rows, part.kind)
+        sparse = self._block.prefill.sparse if self._block.prefill is not None else None
+        if one.index is not None and sparse is not None and sparse.index.reads_like(one, one.index):
+            seconds, inside = sparse.at(one.n_heads, one.index, start, rows)
+            chunk = [Estimate(seconds, "measured" if inside else "fitted", inside)]
+        else:
+            chunk = self._chunk_attention(start, n_tokens, times, part)
+            if one.index is None and start:
+                sizes = one.sizes
+                width = one.n_heads * (sizes.qk_nope_head_dim + sizes.v_head_dim)
+                built = MatMul(round(times * start), width, sizes.kv_lora_rank, "attention")
+                chunk.append(self.operations.matmul(built))
+        return min(chunk, decoded, key=lambda parts: sum(each.seconds for each in parts))
+
+    def _chunk_attention(
+        self, start: int, n_tokens: int, times: float, part: _Part
+    ) -> list[Estimate]:
         """Attention with `times` the FLOPs, but no faster than reading K and V once.
 
         Where chunks of the head shape were measured, it is one of `times` as many tokens; where
         whole prompts were, the rate is that of a prompt of as many tokens as the chunk reads.
-        A layer with a state updates it by `times` as many tokens.
         """
         one, span = self.model.kinds[part.kind].attention, part.span
-        if isinstance(one, LinearState):
-            return self._state_updates(round(times * n_tokens), 1, part.kind)
         flops = times * prefill_attention_flops(one, start, n_tokens, span)
         if not flops:
             return []
@@ -293,7 +336,9 @@ class RestoreCosts:
         rate, source = block.attention_flops_per_s.value, block.attention_flops_per_s.source
         measured = self._whole_attention(n_read, part.kind)
         if measured is None:
-            return [Estimate(max(flops / rate, read_s), source, True)]
+            by_heads = isinstance(one, FullAttention)
+            source = source if by_heads else weakest(source, "fitted")
+            return [Estimate(max(flops / rate, read_s), source, by_heads)]
         whole_s, inside = measured
         seconds = whole_s * flops / (one.prefill_row_flops * attended_pairs(0, n_read))
         source = source if inside else weakest(source, "fitted")
@@ -301,11 +346,19 @@ class RestoreCosts:
 
     def _whole_prompt(self, attention: Attention) -> PromptAttention | None:
         """Times of a kind of attention over whole prompts; None where nothing was measured."""
-        heads, block = _heads(attention), self._block.prefill
-        if heads is None or block is None:
+        block = self._block.prefill
+        if block is None:
             return None
-        n_heads, n_kv_heads, head_dim = heads
-        return block.attention(n_heads, n_heads // n_kv_heads, head_dim)
+        if isinstance(attention, MultiHeadLatent) and not attention.chooses:
+            sizes, n_heads = attention.sizes, attention.n_heads
+            head_dim = sizes.qk_nope_head_dim + sizes.qk_rope_head_dim
+            return block.attention(n_heads, HeadShape(1, head_dim, sizes.v_head_dim))
+        if not isinstance(attention, FullAttention):
+            return None
+        queries_per_kv = attention.n_heads // attention.n_kv_heads
+        v_head_dim = attention.v_head_dim or attention.head_dim
+        shape = HeadShape(queries_per_kv, attention.head_dim, v_head_dim)
+        return block.attention(attention.n_heads, shape)
 
     def _whole_attention(self, n_tokens: int, kind: int) -> tuple[float, bool] | None:
         """Measured seconds of the first `n_tokens` of a prompt; None where nothing was measured."""

@@ -177,9 +177,7 @@ def check_fits(
             advice = "lower --prompt"
         if graph.schedule == "row":
             moved = ", or --schedule column, which loads the weights layer by layer"
-            check_weights_fit(
-                graph.model, free_bytes, where, moved if graph.model.moves_weights else ""
-            )
+            check_weights(graph.model, free_bytes, where, moved * graph.model.moves_weights)
         reserved = f" after a reserve of {_gib(reserve_bytes)}" if reserve_bytes else ""
         raise DoesNotFit(
             f"{graph.model.name} needs {_gib(need.device_bytes)} of device memory (weights "
@@ -206,22 +204,29 @@ def _may_quantise(graph: TaskGraph) -> bool:
     return graph.workload.kv_bits is None and graph.model.quantises_kv
 
 
-def check_weights_fit(model: ModelSpec, free_bytes: float, where: str, or_else: str = "") -> None:
-    """Refuse a model whose weights a GPU of `where` cannot hold.
+def check_weights(
+    model: ModelSpec, free_bytes: float, where: str, otherwise: str = "", unified: bool = False
+) -> None:
+    """Refuse a model whose weights alone exceed the memory of a GPU of `where`.
 
     Args:
-        or_else: ends the advice.
+        otherwise: the end of the advice.
+        unified: CPU and GPU share one memory, so that no other GPU could hold a part.
 
     Raises:
-        DoesNotFit: says how many GPUs could hold them.
+        DoesNotFit: names how many GPUs could hold them.
     """
     beyond = weights_beyond(model, free_bytes)
-    if beyond is not None:
-        gpus = "one GPU" if model.tensor_parallel == 1 else "these GPUs"
-        raise DoesNotFit(
-            f"{model.name} does not fit on {gpus} of {where}: {beyond}; choose a smaller model or "
-            f"dtype{or_else}."
-        )
+    if beyond is None:
+        return
+    place = f"one GPU of {where}" if model.tensor_parallel == 1 else f"these GPUs of {where}"
+    if unified:
+        taken = f"{model.weight_bytes / 2**30:.1f} of {_gib(free_bytes)}"
+        place, beyond = where, f"weights take {taken}, which CPU and GPU share"
+    raise DoesNotFit(
+        f"{model.name} does not fit on {place}: {beyond}; choose a smaller model or dtype"
+        f"{otherwise}."
+    )
 
 
 def weights_beyond(model: ModelSpec, free_bytes: float) -> str | None:

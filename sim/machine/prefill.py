@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from math import log
+from typing import NamedTuple
 
 from sim.errors import BadInput, NotMeasured
 from sim.files import STRICT_KEYS
 from sim.lanes import DISK, LANE_OF_TIER, NET
 from sim.machine.curves import Curve, Grid, RaggedGrid, locate
 from sim.machine.provenance import Source, SourcedValue
+from sim.machine.sparse import SparsePrefill
 
 MAX_OF_HEADS = 2**16
 """Elements of a head, or heads of a group: far above what any model has."""
@@ -25,12 +27,26 @@ def check_head_sizes(where: str, **sizes: int) -> None:
             raise BadInput(f"{where}: {name}(={value}) must be from 1 to {MAX_OF_HEADS}.")
 
 
+class HeadShape(NamedTuple):
+    """Query heads that share a KV head, and elements of a query or key head and of a value head."""
+
+    queries_per_kv: int
+    head_dim: int
+    v_head_dim: int
+
+    @property
+    def pair_size(self) -> int:
+        """Elements that a query head multiplies for each token that it attends to."""
+        return self.head_dim + self.v_head_dim
+
+
 @dataclass(frozen=True, slots=True)
 class QueryHeads:
     """Measured seconds of causal attention of one sequence over (query heads, its tokens).
 
     Args:
         queries_per_kv: query heads that share a KV head.
+        v_head_dim: elements of a value head, where it differs from `head_dim`.
     """
 
     __pydantic_config__ = STRICT_KEYS
@@ -38,11 +54,19 @@ class QueryHeads:
     head_dim: int
     queries_per_kv: int
     fan: RaggedGrid
+    v_head_dim: int | None = None
 
     def __post_init__(self) -> None:
         check_head_sizes(
-            "restore.prefill.heads", head_dim=self.head_dim, queries_per_kv=self.queries_per_kv
+            "restore.prefill.heads",
+            head_dim=self.head_dim,
+            queries_per_kv=self.queries_per_kv,
+            v_head_dim=self.v_head_dim or self.head_dim,
         )
+
+    @property
+    def shape(self) -> HeadShape:
+        return HeadShape(self.queries_per_kv, self.head_dim, self.v_head_dim or self.head_dim)
 
     def rooted(self) -> tuple[Curve, ...]:
         """Roots of seconds over tokens: time grows with their square, so these are straight."""
@@ -56,11 +80,11 @@ class PromptAttention:
         near: the measured heads whose rate is taken.
     """
 
-    def __init__(self, near: QueryHeads, n_heads: int, queries_per_kv: int, head_dim: int) -> None:
+    def __init__(self, near: QueryHeads, n_heads: int, shape: HeadShape) -> None:
         self._roots = near.rooted()
         self._at = locate(near.fan.rows, n_heads)
-        self._factor = head_dim, near.head_dim
-        self._exact = (near.head_dim, near.queries_per_kv) == (head_dim, queries_per_kv)
+        self._factor = shape.pair_size / near.shape.pair_size
+        self._exact = near.shape == shape
 
     def at(self, n_tokens: float) -> tuple[float, bool]:
         """Seconds of the first `n_tokens`, and whether such heads were measured there."""
@@ -69,9 +93,8 @@ class PromptAttention:
         high = min(low + 1, len(roots) - 1)
         squares = [root * root for root, _ in roots]
         seconds = squares[low] * (1.0 - weight) + squares[high] * weight
-        head_dim, measured_dim = self._factor
         within = inside and self._exact and all(one for _, one in roots)
-        return seconds * scale * head_dim / measured_dim, within
+        return seconds * scale * self._factor, within
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +123,7 @@ class Prefill:
         eight_bit_speedup: matrix products with 8-bit weights against 16-bit ones.
         heads: attention that was measured over whole prompts, instead of its one rate.
         tables: attention that was measured chunk by chunk, instead of both.
+        sparse: latent attention with an index, where it was measured.
     """
 
     __pydantic_config__ = STRICT_KEYS
@@ -109,13 +133,14 @@ class Prefill:
     eight_bit_speedup: SourcedValue | None = None
     heads: tuple[QueryHeads, ...] = ()
     tables: tuple[PrefillTable, ...] = ()
+    sparse: SparsePrefill | None = None
 
     def __post_init__(self) -> None:
         for figure in (self.attention_flops_per_s, self.eight_bit_speedup):
             if figure is not None and not figure.value > 0:
                 raise BadInput(f"restore.prefill: a rate of {figure.value} must be above 0.")
 
-    def attention(self, n_heads: int, queries_per_kv: int, head_dim: int) -> PromptAttention | None:
+    def attention(self, n_heads: int, shape: HeadShape) -> PromptAttention | None:
         """Times of causal attention over a whole prompt; None where nothing was measured.
 
         Of other heads the FLOP rate of the nearest is taken.
@@ -125,11 +150,12 @@ class Prefill:
         near = min(
             self.heads,
             key=lambda one: (
-                abs(log(one.head_dim / head_dim)),
-                abs(log(one.queries_per_kv / queries_per_kv)),
+                abs(log(one.shape.pair_size / shape.pair_size)),
+                abs(log(one.head_dim / shape.head_dim)),
+                abs(log(one.queries_per_kv / shape.queries_per_kv)),
             ),
         )
-        return PromptAttention(near, n_heads, queries_per_kv, head_dim)
+        return PromptAttention(near, n_heads, shape)
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,5 +268,6 @@ class Restore:
                 replace(table, grid=table.grid.scaled(1.0 / factor))
                 for table in self.prefill.tables
             ),
+            sparse=self.prefill.sparse and self.prefill.sparse.scaled(1.0 / factor),
         )
         return replace(self, prefill=prefill)

@@ -23,6 +23,7 @@ from sim.machine.provenance import (
     TableErrors,
     weakest,
 )
+from sim.machine.sparse import SparseHeads
 from sim.machine.states import StateTable
 from sim.machine.utilisation import UtilisationTable
 from sim.model.spec import DTYPE_BYTES
@@ -155,7 +156,7 @@ class Attention:
     """Decode attention: reads all K and V once; head shapes without a table cost bytes / rate.
 
     `heads` holds for the head shapes without a table of their own, `latent` for latent attention,
-    `states` for linear attention.
+    `sparse` for latent attention with an index, `states` for linear attention.
     """
 
     __pydantic_config__ = STRICT_KEYS
@@ -167,6 +168,7 @@ class Attention:
     heads: tuple[KvHeads, ...] = ()
     latent: tuple[LatentHeads, ...] = ()
     states: tuple[StateTable, ...] = ()
+    sparse: tuple[SparseHeads, ...] = ()
 
     def __post_init__(self) -> None:
         check_positive("attention", bytes_per_s=self.bytes_per_s)
@@ -183,6 +185,7 @@ class Attention:
             heads=tuple(replace(one, fan=one.fan.scaled(shorter)) for one in self.heads),
             latent=tuple(replace(one, fan=one.fan.scaled(shorter)) for one in self.latent),
             states=tuple(one.scaled(shorter) for one in self.states),
+            sparse=tuple(replace(one, fan=one.fan.scaled(shorter)) for one in self.sparse),
         )
 
 
@@ -367,6 +370,15 @@ class HardwareProfile:
             del content["dispatch"]["start_s"]
         if not self.memory.unified:
             del content["memory"]["unified"]
+        if not self.attention.sparse:
+            del content["attention"]["sparse"]
+        if self.restore is not None and self.restore.prefill is not None:
+            prefill = content["restore"]["prefill"]
+            for heads in prefill["heads"]:
+                if heads["v_head_dim"] is None:
+                    del heads["v_head_dim"]
+            if prefill["sparse"] is None:
+                del prefill["sparse"]
         if self.elementwise.copies is None:
             del content["elementwise"]["copies"]
         if self.all_reduce is not None and not self.all_reduce.mesh:

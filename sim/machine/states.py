@@ -19,6 +19,9 @@ class StateTable:
         state_bits: of an element of the state.
         decode: over the sequences that decode one token each.
         chunked: over the tokens of one prompt; None where they were not measured.
+        prompts: over prompts of the same length in one launch, whatever length was timed. Heads of
+            all prompts fill the device in turn, so that their number costs the same factor at
+            every length.
         note: engine and version.
     """
 
@@ -32,6 +35,7 @@ class StateTable:
     state_bits: int
     decode: Curve
     chunked: Curve | None = None
+    prompts: Curve | None = None
     note: str = ""
 
     def __post_init__(self) -> None:
@@ -48,7 +52,24 @@ class StateTable:
         """Of the states of a sequence."""
         return self.key_head_dim * self.n_value_heads * self.value_head_dim * self.state_bits
 
+    def seconds(self, sequences: int, tokens: float) -> tuple[float, bool] | None:
+        """Of so many tokens of each sequence, and whether they were measured; None where nothing
+        like it was."""
+        if tokens <= 1:
+            return self.decode.at(sequences)
+        if self.chunked is None:
+            return None
+        one_s, inside = self.chunked.at(tokens)
+        if sequences == 1:
+            return one_s, inside
+        if self.prompts is None:
+            return sequences * one_s, False
+        all_s, within = self.prompts.at(sequences)
+        return one_s * all_s / self.prompts.at(1)[0], inside and within
+
     def scaled(self, factor: float) -> StateTable:
         """The same work where everything takes `factor` times as long."""
         chunked = self.chunked and self.chunked.scaled(factor)
-        return replace(self, decode=self.decode.scaled(factor), chunked=chunked)
+        prompts = self.prompts and self.prompts.scaled(factor)
+        decode = self.decode.scaled(factor)
+        return replace(self, decode=decode, chunked=chunked, prompts=prompts)

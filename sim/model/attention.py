@@ -428,8 +428,10 @@ class MultiHeadLatent(Attention):
 
     @property
     def prefill_row_flops(self) -> int:
-        """K and V of each head are built, once for all queries."""
-        return 4 * self.q_size
+        """K and V of each head are built, once for all queries; chosen rows stay latents."""
+        if self.chooses:
+            return self.row_flops
+        return 2 * (self.q_size + self.n_heads * self.sizes.v_head_dim)
 
     @property
     def index_size(self) -> int:

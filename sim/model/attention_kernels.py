@@ -15,6 +15,7 @@ from sim.model.compressed import CompressedAttention, LinearState, NoAttention
 from sim.model.kernels import (
     DecodeAttention,
     ElementwiseKernel,
+    IndexedAttention,
     IndexScores,
     Kernel,
     MatMul,
@@ -131,7 +132,9 @@ def _index_queries(index: SparseIndex | None, work: Work, rank: int) -> list[Ker
     return made
 
 
-def _scores(index: SparseIndex | None, work: Work, keys: int) -> list[Kernel]:
+def _scores(
+    index: SparseIndex | None, work: Work, keys: int
+) -> list[IndexScores | ElementwiseKernel]:
     """Scores of `keys` index keys, and the choice among them."""
     if index is None or index.shared:
         return []
@@ -154,8 +157,7 @@ def _latent(op: str, one: MultiHeadLatent, work: Work) -> list[Kernel]:
         if one.gated:
             gate = [work.product(values, hidden), ElementwiseKernel(3 * work.bytes(values))]
         return [
-            *_scores(one.index, work, work.context),
-            DecodeAttention(work.batch, one.read_rows(work.context - 1) + 1, one),
+            _latent_reads(one, work),
             work.product(values, mla.kv_lora_rank),
             *gate,
             *work.output(values),
@@ -181,6 +183,14 @@ def _latent(op: str, one: MultiHeadLatent, work: Work) -> list[Kernel]:
         ElementwiseKernel(2 * work.bytes(one.kv_size)),
         *_index_queries(one.index, work, hidden),
     ]
+
+
+def _latent_reads(one: MultiHeadLatent, work: Work) -> Kernel:
+    attended = DecodeAttention(work.batch, one.read_rows(work.context - 1) + 1, one)
+    scores = _scores(one.index, work, work.context)
+    if not scores:
+        return attended
+    return IndexedAttention(work.batch, work.context, one, (*scores, attended))
 
 
 def _compressed(op: str, one: CompressedAttention, work: Work) -> list[Kernel]:
@@ -221,7 +231,7 @@ def _linear(op: str, one: LinearState, work: Work) -> list[Kernel]:
         flops = work.rows * STATE_FLOPS[one.rule] * one.state_size
         state_bytes = 2 * work.batch * one.state_bytes(work.model.element_bytes)
         gated = [ElementwiseKernel(times * work.bytes(inner)) for times in (2, 3)]
-        update = StateUpdate(one, work.rows, state_bytes, flops, work.n_tokens > 1)
+        update = StateUpdate(one, work.rows, state_bytes, flops, work.batch)
         return [update, *gated, *work.output(inner)]
     heads = one.n_value_heads
     if one.rule == "Mamba-2":

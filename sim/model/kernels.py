@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from math import ceil
 from typing import Literal
 
-from sim.model.attention import SparseIndex
+from sim.model.attention import MultiHeadLatent, SparseIndex
 from sim.model.compressed import LinearState
 from sim.model.layers import AnyAttention, Experts
 
@@ -96,14 +96,19 @@ class StateUpdate:
         state: the layer's attention by state.
         rows: new tokens of all sequences.
         bytes: of the states, read and written.
-        chunked: several tokens of a sequence enter at once.
+        sequences: that the tokens belong to, the same number to each.
     """
 
     state: LinearState
     rows: int
     bytes: int
     flops: int
-    chunked: bool = False
+    sequences: int = 1
+
+    @property
+    def chunked(self) -> bool:
+        """Several tokens of a sequence enter at once."""
+        return self.rows > self.sequences
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +166,26 @@ class ExpertsShape:
 
 
 @dataclass(frozen=True, slots=True)
+class IndexedAttention:
+    """Latent decode attention with an index, of one query token of `batch` sequences.
+
+    Args:
+        keys: index keys of each, of which the attention reads the chosen rows.
+        parts: scores, choice and attention, which cost as much where the whole was not timed.
+    """
+
+    batch: int
+    keys: int
+    attention: MultiHeadLatent
+    parts: tuple[IndexScores | ElementwiseKernel | DecodeAttention, ...]
+
+    @property
+    def flops(self) -> int:
+        counted = IndexScores | DecodeAttention
+        return sum(one.flops for one in self.parts if isinstance(one, counted))
+
+
+@dataclass(frozen=True, slots=True)
 class ExpertsKernel:
     """The routed experts of one layer on `rows` tokens: up, gate, activation and down.
 
@@ -188,6 +213,7 @@ Kernel = (
     | GroupedMatMul
     | DecodeAttention
     | IndexScores
+    | IndexedAttention
     | StateUpdate
     | ElementwiseKernel
     | ExpertsKernel
@@ -196,5 +222,6 @@ Kernel = (
 
 
 def n_launches(launched: Sequence[Kernel]) -> int:
-    """Kernels that the host launches; the parts of experts count one by one."""
-    return sum(len(one.parts) if isinstance(one, ExpertsKernel) else 1 for one in launched)
+    """Kernels that the host launches; parts count one by one."""
+    whole = ExpertsKernel | IndexedAttention
+    return sum(len(one.parts) if isinstance(one, whole) else 1 for one in launched)

@@ -14,6 +14,7 @@ from sim.model.kernels import (
     ExpertsKernel,
     ExpertsShape,
     GroupedMatMul,
+    IndexedAttention,
     IndexScores,
     Kernel,
     MatMul,
@@ -176,7 +177,9 @@ def compute_flops(
 
 def flops_of(launched: list[Kernel]) -> int:
     """Floating-point operations of kernels: matrix products and attention."""
-    counted = MatMul | ExpertsKernel | DecodeAttention | IndexScores | StateUpdate
+    counted = (
+        MatMul | ExpertsKernel | DecodeAttention | IndexScores | IndexedAttention | StateUpdate
+    )
     return sum(kernel.flops for kernel in launched if isinstance(kernel, counted))
 
 

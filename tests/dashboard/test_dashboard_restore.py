@@ -108,7 +108,7 @@ def test_the_command_shown_gives_the_answer_shown(query, capsys):
     ("query", "sentence"),
     [
         ({"model": "opt-13b"}, "must be at most the 2048 positions of opt-13b"),
-        ({"model": "llama-3.1-70b"}, "2 GPUs hold them"),
+        ({"model": "llama-3.1-70b"}, "weights take 131.4 of 79.0 GiB"),
     ],
 )
 def test_what_cannot_be_restored_is_told_in_the_planners_words(query, sentence):

@@ -154,7 +154,7 @@ def test_a_tier_may_be_a_rate(text, rate):
         (("--policy", "two-end"), "did you mean 'two-ended'"),
         (("--availability", "no.csv"), "no.csv does not exist"),
         (("--prompt", "128K"), "must be at most the 32768 positions of longalpaca-13b"),
-        (("--model", "llama-3.1-70b"), "GPUs hold them: --tp"),
+        (("--model", "llama-3.1-70b"), "weights take 131.4 of 79.0 GiB (2 GPUs hold them: --tp 2)"),
     ],
 )
 def test_wrong_input_is_refused_in_one_sentence(call, change, message):

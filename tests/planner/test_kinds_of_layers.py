@@ -11,7 +11,7 @@ from planner.decode.lower import lower
 from planner.decode.plan import DecodePlan
 from planner.decode.split import Residency
 from planner.restore.planner import RestorePlanner
-from sim.catalog import find_hardware
+from sim.catalog import find_hardware, find_model, model_names
 from sim.cost.model import CostModel
 from sim.engine.api import simulate
 from sim.errors import BadInput
@@ -19,7 +19,7 @@ from sim.graph.jobs import RestoreRequest, Workload
 from sim.graph.memory import footprint
 from sim.graph.races import check_races
 from sim.lanes import COMPUTE, H2D
-from sim.model.kernels import DecodeAttention, IndexScores, StateUpdate
+from sim.model.kernels import DecodeAttention, IndexedAttention, IndexScores, StateUpdate
 from sim.model.operations import compute_flops, kernels
 from sim.model.sheet import sheet
 
@@ -52,6 +52,31 @@ def by_op(graph, op):
 def nothing_recomputed(model, job=JOB, residency=None):
     zeros = [[0] * model.n_layers] * job.gen_tokens
     return lower("row", model, job, zeros, residency=residency)
+
+
+@pytest.mark.parametrize("name", model_names() if SOAK else model_names()[1::7])
+def test_verbs_agree_on_weights_and_cache(name):
+    """The sheet's bytes are those of a plan's memory, in host memory or kept, and of a restore.
+
+    Layers with an index over compressed entries hold the entry in the making too.
+    """
+    model, past = find_model(name), 1920  # whole chunks of a restore; OPT has 2,048 positions
+    if model.element_bytes == 4:
+        model = replace(model, dtype="bfloat16")  # as the verbs read it for GPUs
+    job = Workload(1, past, 1)
+    then, now = sheet(model, past), sheet(model, past + 1)
+    host, kept = (
+        footprint(nothing_recomputed(model, job, residency))
+        for residency in (None, Residency.whole_cache(model, job))
+    )
+    request = RestoreRequest(prompt_tokens=past + 1, cached_tokens=past)
+    assert host.weight_bytes == kept.weight_bytes == then.weight_bytes == model.weight_bytes
+    cached = request.kv_bytes(model), request.index_bytes(model), model.state_bytes
+    assert cached == (then.kv_bytes, then.index_bytes, then.state_bytes)
+    close = pytest.approx(now.kv_bytes, rel=2e-3 if "deepseek-v4" in name else 1e-12)
+    assert host.host_kv_bytes == close
+    assert kept.kv_slot_bytes == close
+    assert host.index_bytes == now.index_bytes
 
 
 def test_a_layer_with_a_state_moves_nothing_and_keeps_it_on_the_device():
@@ -117,8 +142,10 @@ def test_chosen_rows_are_loaded_after_the_choice():
 def test_an_index_reads_all_keys_and_attention_the_chosen_rows():
     model = FOUR["deepseek-v3.2"]
     launched = kernels("attention", 1, 131_072, model, 3)
-    (scores,) = (one for one in launched if isinstance(one, IndexScores))
-    (attended,) = (one for one in launched if isinstance(one, DecodeAttention))
+    (whole,) = (one for one in launched if isinstance(one, IndexedAttention))
+    (scores,) = (one for one in whole.parts if isinstance(one, IndexScores))
+    (attended,) = (one for one in whole.parts if isinstance(one, DecodeAttention))
+    assert whole.flops == scores.flops + attended.flops
     assert scores.bytes == 3 * 131_072 * 128
     assert scores.flops == 3 * 131_072 * 2 * 64 * 128
     assert attended.flops == 3 * 2049 * 2 * 128 * (512 + 64 + 512)

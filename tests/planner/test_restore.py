@@ -387,9 +387,14 @@ def test_what_cannot_be_planned_is_refused():
         make_plan(tiny_model(), hardware, request(17, tier="net"))
     with pytest.raises(UnknownName, match="did you mean 'joint'"):
         make_plan(tiny_model(), hardware, request(17), "joined")
-    small = replace(hardware, memory=replace(hardware.memory, device_bytes=1e4))
-    with pytest.raises(DoesNotFit, match="lower --prompt"):
-        make_plan(tiny_model(), small, request(17))
+    weight_bytes = float(tiny_model().weight_bytes)
+    for device_bytes, message in (
+        (weight_bytes, "lower --prompt"),
+        (weight_bytes - 1, "does not fit"),
+    ):
+        small = replace(hardware, memory=replace(hardware.memory, device_bytes=device_bytes))
+        with pytest.raises(DoesNotFit, match=message):
+            make_plan(tiny_model(), small, request(17))
 
 
 @pytest.mark.parametrize(

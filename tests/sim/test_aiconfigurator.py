@@ -270,7 +270,7 @@ def test_prefill_attention_is_kept_by_groups_that_have_several_head_counts():
     (heads,) = part.prefill.heads
     assert (heads.head_dim, heads.queries_per_kv) == (128, 1)
     assert heads.fan.curves[0].work == (512.0, 2048.0, 8192.0)
-    prompts = PromptAttention(heads, 16, heads.queries_per_kv, heads.head_dim)
+    prompts = PromptAttention(heads, 16, heads.shape)
     assert prompts.at(1024)[0] == pytest.approx(prefill_s(16, 1024), rel=1e-3)
 
 

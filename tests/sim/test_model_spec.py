@@ -296,4 +296,10 @@ def test_what_only_a_run_needs_does_not_stop_a_plan(make, changes, lacks):
 def test_a_field_that_may_change_bytes_is_refused_by_name():
     with pytest.raises(BadFile, match=r"new_window\(=7\): not known for llama"):
         llama(new_window=7)
+    for name in ("index_topk", "cross_attention_layers"):
+        with pytest.raises(BadFile, match=rf"{name}\(=9\): not known for llama"):
+            llama(**{name: 9})
+    for kinds in (["linear_attention"] * 32, ["sliding_attention"] * 32, ["full_attention"]):
+        with pytest.raises(BadFile, match="layer_types must name 'full_attention' for each of"):
+            llama(layer_types=kinds)
     assert llama(new_window=None, initializer_range=0.1, some_flag=True) == llama()

@@ -32,7 +32,8 @@ SYSTEMS = {
 
 
 def update(state, rows, chunked=False):
-    return StateUpdate(state, rows, 2 * rows * state.state_bytes(2), rows, chunked)
+    sequences = 1 if chunked else rows
+    return StateUpdate(state, rows, 2 * rows * state.state_bytes(2), rows, sequences)
 
 
 def costs(hardware):
@@ -74,6 +75,8 @@ def test_decoding_and_prompts_take_the_measured_times(name):
                 continue
             state = replace(GATED, n_key_heads=key[0], n_value_heads=key[1])
             chunked = phase == "context"
+            if chunked and key[at] == 1:
+                continue
             found = operations.kernel(update(state, key[at], chunked))
             read_s = 0.0 if chunked else 8 * key[at] * state.state_size / peak
             assert found.seconds == pytest.approx(max(seconds, read_s), rel=1e-3)
@@ -136,11 +139,15 @@ def test_faster_memory_shortens_every_measured_time():
 
 
 def test_a_step_of_a_service_updates_the_states_of_each_request():
-    """Two prompts of 64 tokens and 32 requests that decode, in each layer with a state."""
+    """Two prompts of 64 tokens and 32 requests that decode, in each layer with a state.
+
+    The two take 1.5 times as long as one, as two of 1,024 tokens do.
+    """
     model = find_model("qwen3.5-27b")
     prompt = Curve((1.0, 64.0, 128.0), (1e-3, 4e-3, 9e-3))
     decode = Curve((1.0, 32.0, 160.0), (1e-3, 5e-3, 6e-3))
-    table = StateTable("gated delta", 16, 128, 48, 128, 32, decode, prompt)
+    two = Curve((1.0, 2.0), (20e-3, 30e-3))
+    table = StateTable("gated delta", 16, 128, 48, 128, 32, decode, prompt, two)
     steps_s = []
     for factor in (1, 2):
         hardware = with_states(table.scaled(factor), rate=1e30)
@@ -148,4 +155,33 @@ def test_a_step_of_a_service_updates_the_states_of_each_request():
         steps_s.append(found.shared_step_s([(0, 64), (0, 64)], 32, 100.0, found.matmuls_s(160)))
     layers = sum(isinstance(one.attention, LinearState) for one in model.layers)
     assert layers == 48
-    assert steps_s[1] - steps_s[0] == pytest.approx(layers * (2 * 4e-3 + 5e-3))
+    assert steps_s[1] - steps_s[0] == pytest.approx(layers * (1.5 * 4e-3 + 5e-3))
+
+
+def test_prompts_of_different_lengths_take_as_long_as_their_mean_or_the_longest():
+    prompt, two = Curve((2.0, 100.0), (2e-3, 100e-3)), Curve((1.0, 2.0), (20e-3, 30e-3))
+    decode = Curve((1.0, 2.0), (1e-9, 1e-9))
+    hardware = with_states(
+        StateTable("gated delta", 16, 128, 48, 128, 32, decode, prompt, two), rate=1e30
+    )
+    found = RestoreCosts(
+        hardware, find_model("qwen3.5-27b"), RestoreRequest(prompt_tokens=64, cached_tokens=1)
+    )
+    (part,) = found._parts_of(0, 1, 100)
+    for lengths, seconds in (((60, 40), 1.5 * 50e-3), ((90, 10), 90e-3), ((50,), 50e-3)):
+        parts = found._prompts_attention([(0, n) for n in lengths], part)
+        assert sum(one.seconds for one in parts) == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_prompts_of_one_step_take_the_measured_time_of_their_one_kernel(name):
+    """Every timed number and length of prompts with 512 tokens together or more."""
+    operations, errors = costs(find_hardware(name)), []
+    for (n_keys, n_values, prompts, tokens), seconds in raw_rows(SYSTEMS[name], "context").items():
+        if prompts > 1 and tokens > 1 and prompts * tokens >= 512:
+            state = replace(GATED, n_key_heads=n_keys, n_value_heads=n_values)
+            kernel = StateUpdate(state, prompts * tokens, 0, 0, prompts)
+            errors.append(abs(operations.kernel(kernel).seconds / seconds - 1))
+    assert len(errors) > 700
+    assert median(errors) < 0.05
+    assert sorted(errors)[int(0.95 * len(errors))] < 0.16

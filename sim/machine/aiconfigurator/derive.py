@@ -19,6 +19,7 @@ from sim.machine.experts import ExpertsTable
 from sim.machine.prefill import Prefill, QueryHeads
 from sim.machine.profile import Attention, Elementwise, Gemm, KvHeads, LatentHeads
 from sim.machine.provenance import SourcedValue
+from sim.machine.sparse import IndexSizes, SparseHeads, SparsePrefill
 from sim.machine.states import StateTable
 from sim.machine.utilisation import UNIT, UtilisationTable, roofline_s
 from sim.model.kernels import ExpertsShape
@@ -49,6 +50,27 @@ LATENT_SIZE = 512 + 64
 STATE_BITS = 32
 """Of an element of the states that were timed: their times are those of reading and writing so
 many bits in every large batch."""
+
+LATENT_HEAD_DIMS = 128 + 64, 128
+"""Elements of a query or key head and of a value head that its prefill builds from latents."""
+
+INDEX_HEAD_DIM, TOP_TOKENS = 128, 2048
+"""Of the index of DeepSeek-V3.2 and GLM-5; a key has a byte an element."""
+
+PREFILL_INDEX_HEADS = 32
+"""Of GLM-5."""
+
+BLOCK_HEADS = {90: 64, 100: 128, 103: 128}
+"""By compute capability: query heads of one pass of the sparse prefill kernels in FlashMLA, which
+fewer heads are padded to."""
+
+SPARSE_KERNELS = 3
+"""Launches of a decode attention with an index: scores, choice, attention."""
+
+SPARSE_HEADS = (8, 16, 32, 64, 128)
+SPARSE_CONTEXTS = (128, 512, 2048, 8192, 32768, 65536, 131072)
+SPARSE_CHUNKS = (1, 16, 64, 128, 512, 1024, 2048, 4096, 8192, 16384)
+"""Points that are kept where more were timed."""
 
 MIN_LATENT_CONTEXT = 128
 """Shorter contexts add less than the noise of the timings."""
@@ -252,20 +274,25 @@ def _attention(system: SystemTables, memory_bytes_per_s: float, run: str) -> Att
     latent = tuple(_latent(system, memory_bytes_per_s))
     states = tuple(_states(system, memory_bytes_per_s))
     return Attention(
-        "measured", best_bytes_per_s, note=run, heads=tuple(heads), latent=latent, states=states
+        "measured",
+        best_bytes_per_s,
+        note=run,
+        heads=tuple(heads),
+        latent=latent,
+        states=states,
+        sparse=tuple(_sparse(system, memory_bytes_per_s)),
     )
 
 
 def _states(system: SystemTables, memory_bytes_per_s: float) -> Iterator[StateTable]:
     """Kernels of gated delta that update the states, which are in 32 bits, by shape."""
-    run, decode, chunked = system.states()
+    run, decode, chunked, batched = system.states()
     for shape in sorted({key[:-1] for key in decode}):
         n_key_heads, key_head_dim, n_value_heads, value_head_dim = shape
         n_elements = key_head_dim * n_value_heads * value_head_dim
         read_s = 2 * n_elements * STATE_BITS / 8 / memory_bytes_per_s
         tokens = _states_curve(decode, shape, read_s)
         if tokens is not None:
-            prompts = _states_curve(chunked, shape, 0.0)
             yield StateTable(
                 "gated delta",
                 n_key_heads,
@@ -274,7 +301,8 @@ def _states(system: SystemTables, memory_bytes_per_s: float) -> Iterator[StateTa
                 value_head_dim,
                 STATE_BITS,
                 tokens,
-                prompts,
+                _states_curve(chunked, shape, 0.0),
+                _states_curve(batched, shape, 0.0),
                 run,
             )
 
@@ -314,6 +342,66 @@ def _latent(system: SystemTables, memory_bytes_per_s: float) -> Iterator[LatentH
             yield LatentHeads(n_heads, LATENT_SIZE, grid)
 
 
+def _sparse(system: SystemTables, memory_bytes_per_s: float) -> Iterator[SparseHeads]:
+    """Decode attention with an index, likewise: what a longer context adds to short ones.
+
+    Times of contexts below `MIN_LATENT_CONTEXT` have one median, and those of longer ones rise.
+    """
+    launch_s = SPARSE_KERNELS * _peak(system, LAUNCH_S)
+    times: dict[tuple[int, int], dict[int, dict[int, float]]] = {}
+    for (index_heads, n_heads, batch, context), seconds in system.indexed_attention().items():
+        if n_heads in SPARSE_HEADS:
+            batches = times.setdefault((index_heads, n_heads), {})
+            batches.setdefault(batch, {})[context] = seconds
+    for (index_heads, n_heads), batches in sorted(times.items()):
+        points: dict[tuple[int, int], float] = {}
+        for batch, known in batches.items():
+            short = [seconds for at, seconds in known.items() if at < MIN_LATENT_CONTEXT]
+            added_s = 0.0
+            for context in sorted(set(known) & set(SPARSE_CONTEXTS)) if short else ():
+                read = min(context, TOP_TOKENS) * LATENT_SIZE * DTYPE_BYTES[DTYPE]
+                read_s = batch * (read + context * INDEX_HEAD_DIM) / memory_bytes_per_s
+                added_s = max(added_s, known[context] - median(short), read_s)
+                points[batch, context] = launch_s + added_s
+        grid = _ragged_grid(points)
+        if grid is not None:
+            index = IndexSizes(index_heads, INDEX_HEAD_DIM, TOP_TOKENS, LATENT_SIZE)
+            yield SparseHeads(n_heads, index, grid)
+
+
+def _sparse_prefill(system: SystemTables) -> SparsePrefill | None:
+    """Kernels of a chunk with an index; None where they were not timed.
+
+    The attention reads as many rows for every token, whatever is before it: its median counts.
+    """
+    block_heads = BLOCK_HEADS.get(round(system.peaks.get("sm_version", 0.0)))
+    run, attended = system.indexed_prefill("dsa_attn")
+    if block_heads is None or not attended:
+        return None
+    by_tokens: dict[int, list[float]] = {}
+    for (_, tokens, _), seconds in attended.items():
+        by_tokens.setdefault(tokens, []).append(seconds)
+    amounts = sorted(by_tokens)
+    attend = Curve(
+        tuple(map(float, amounts)), tuple(_rounded(median(by_tokens[at])) for at in amounts)
+    )
+    score, choose = (
+        _ragged_grid(
+            {
+                (tokens, before + 1): seconds
+                for (_, tokens, before), seconds in system.indexed_prefill(kernel)[1].items()
+                if tokens in SPARSE_CHUNKS and before in (0, TOP_TOKENS, *SPARSE_CONTEXTS[3:])
+            }
+        )
+        for kernel in ("mqa_logits", "topk")
+    )
+    if score is None or choose is None:
+        return None
+    index = IndexSizes(PREFILL_INDEX_HEADS, INDEX_HEAD_DIM, TOP_TOKENS, LATENT_SIZE)
+    n_heads = next(iter(attended))[0]
+    return SparsePrefill(n_heads, block_heads, index, attend, score, choose, run)
+
+
 def _prefill(system: SystemTables, run: str) -> Prefill | None:
     """Causal attention of one sequence; None where it was not timed."""
     timings = {
@@ -335,6 +423,14 @@ def _prefill(system: SystemTables, run: str) -> Prefill | None:
                 heads.append(QueryHeads(head_dim, queries, grid))
     if not heads:
         return None
+    latent_run, latent = system.latent_prefill()
+    grid = _ragged_grid(
+        {(rows, n): seconds for (rows, n), seconds in latent.items() if n >= MIN_TOKENS}
+    )
+    if grid is not None:
+        head_dim, v_head_dim = LATENT_HEAD_DIMS
+        heads.append(QueryHeads(head_dim, 1, grid, v_head_dim))
+        run = f"{run}, of latents {latent_run}"
     large = _nearest(timings, LARGE_PREFILL)
     _, n_heads, _, head_dim, tokens = large
     flops = 4 * n_heads * head_dim * (tokens * (tokens + 1) // 2)
@@ -346,6 +442,7 @@ def _prefill(system: SystemTables, run: str) -> Prefill | None:
             "datasheet", 0.0, "operator timings do not hold what an engine spends on a step"
         ),
         heads=tuple(heads),
+        sparse=_sparse_prefill(system),
     )
 
 

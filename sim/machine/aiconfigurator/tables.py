@@ -28,6 +28,9 @@ DECODE = "attention/{}/generation_attention_perf.parquet"
 PREFILL = "attention/{}/context_attention_perf.parquet"
 EXPERTS = "moe/{}/moe_perf.parquet"
 LATENT = "mla/{}/mla_generation_module_perf.parquet"
+LATENT_PREFILL = "mla/{}/context_mla_perf.parquet"
+INDEXED = "sparse_attention/{}/dsa_generation_module_perf.parquet"
+INDEXED_PREFILL = "sparse_attention/{}/glm5_{}_module_perf.parquet"
 STATES = "linear_attention/{}/gdn_perf.parquet"
 ALL_REDUCE = "comm/{}/custom_allreduce_perf.parquet"
 
@@ -40,6 +43,22 @@ STATE_DECODE = (
 )
 STATE_CHUNKED = ("chunk_gated_delta_rule_triton", "chunk_gated_delta_rule_flashinfer")
 """Kernels that update the states, by name in the package."""
+
+STATE_TOKENS = 1024
+"""Of each prompt where several were timed at once."""
+
+BUILDS_KV = "trtllm"
+"""Engine whose kernel of latent prefill attends to K and V of each head.
+
+Those of SGLang attend to latents on Hopper, which takes three times as long, and vLLM timed whole
+layers: what a longer prompt adds to them would be faster than its products.
+"""
+
+INDEX_HEADS = {"deepseek-ai/DeepSeek-V3.2": 64, "zai-org/GLM-5": 32}
+"""Heads of the index in the models whose attention was timed, from their config.json."""
+
+TIMED_KERNELS = "sglang"
+"""Engine whose kernels of sparse attention were timed one by one, for GLM-5."""
 
 Shape = tuple[int, ...]
 """Shape of a timing: (m, n, k), or (batch, heads, KV heads, head size, tokens) of an attention."""
@@ -145,12 +164,48 @@ class SystemTables:
         found = _timings(path, shape, where)
         return {(*key[:-2], key[-2] + key[-1]): seconds for key, seconds in found.items()}
 
-    def states(self) -> tuple[str, dict[Shape, float], dict[Shape, float]]:
-        """The run that timed gated delta, and seconds of one decoded token and of one prompt.
+    def latent_prefill(self) -> tuple[str, dict[Shape, float]]:
+        """The run that timed it, and seconds by (heads, tokens) of causal attention of one prompt,
+        whose heads have 192 elements and values 128, as in DeepSeek-V3."""
+        path = self._newest(LATENT_PREFILL, BUILDS_KV)
+        if path is None:
+            return "", {}
+        where = {"kv_cache_dtype": DTYPE, "batch_size": 1, "step": 0}
+        return _run(path), _timings(path, ("num_heads", "isl"), where)
 
-        By (key heads, their size, value heads, their size, sequences or tokens of one prompt), of
-        the kernel that updates the states alone. The system's own engine, or the first other one
-        that timed them; its version may be another one than that of the products.
+    def indexed_attention(self) -> dict[Shape, float]:
+        """Seconds by (index heads, heads, batch, context) of decoding one token by an attention
+        layer of DeepSeek-V3.2 or GLM-5, its products included."""
+        path = self._path(INDEXED)
+        if not path.is_file():
+            return {}
+        found: dict[Shape, float] = {}
+        for model, index_heads in INDEX_HEADS.items():
+            where = {"kv_cache_dtype": DTYPE, "gemm_type": DTYPE, "model": model}
+            timings = _timings(path, ("num_heads", "batch_size", "step"), where)
+            found |= {(index_heads, *key): seconds for key, seconds in timings.items()}
+        return found
+
+    def indexed_prefill(self, kernel: str) -> tuple[str, dict[Shape, float]]:
+        """The run that timed it, and seconds by (heads, tokens of a chunk, tokens before it) of
+        one kernel of GLM-5: `dsa_attn`, `mqa_logits` (scores) or `topk` (the choice)."""
+        path = self._newest(INDEXED_PREFILL.format("{}", kernel), TIMED_KERNELS)
+        if path is None:
+            return "", {}
+        return _run(path), _timings(path, ("num_heads", "isl", "step"), {"batch_size": 1})
+
+    def _newest(self, table: str, engine: str) -> Path | None:
+        """A table of another engine than this one, of its newest version."""
+        found = self.folder.glob(table.format(f"{engine}/*"))
+        return max(found, key=lambda path: _version_key(path.parent.name), default=None)
+
+    def states(self) -> tuple[str, dict[Shape, float], dict[Shape, float], dict[Shape, float]]:
+        """The run that timed gated delta, and seconds of one decoded token, of one prompt and of
+        prompts of `STATE_TOKENS` tokens.
+
+        By (key heads, their size, value heads, their size, sequences, tokens of one prompt or
+        prompts), of the kernel that updates the states alone. The system's own engine, or the
+        first other one that timed them; its version may be another one than that of the products.
         """
         found = self.folder.glob(STATES.format("*/*"))
         paths = sorted(
@@ -162,18 +217,21 @@ class SystemTables:
             ),
         )
         if not paths:
-            return "", {}, {}
+            return "", {}, {}, {}
         path = paths[-1]
         shape = ("num_k_heads", "head_k_dim", "num_v_heads", "head_v_dim")
         decode: dict[Shape, float] = {}
         chunked: dict[Shape, float] = {}
+        prompts: dict[Shape, float] = {}
         for kernel in STATE_DECODE:
             where = {"kernel_source": kernel, "phase": "generation", "seq_len": 1}
             decode |= _timings(path, (*shape, "batch_size"), where)
         for kernel in STATE_CHUNKED:
-            where = {"kernel_source": kernel, "phase": "context", "batch_size": 1}
-            chunked |= _timings(path, (*shape, "seq_len"), where)
-        return f"{path.parent.parent.name} {path.parent.name}", decode, chunked
+            where = {"kernel_source": kernel, "phase": "context"}
+            chunked |= _timings(path, (*shape, "seq_len"), {**where, "batch_size": 1})
+            where["seq_len"] = STATE_TOKENS
+            prompts |= _timings(path, (*shape, "batch_size"), where)
+        return _run(path), decode, chunked, prompts
 
     def all_reduce(self) -> dict[Shape, float]:
         """Seconds by (GPUs, bytes) of summing one tensor over the GPUs of a node.
@@ -181,12 +239,11 @@ class SystemTables:
         The kernels of the engine as a CUDA graph replays them; the newest version that was timed,
         for it may be another one than that of the products. Sizes in the files are elements.
         """
-        found = self.folder.glob(ALL_REDUCE.format(f"{self.engine}/*"))
-        paths = sorted(found, key=lambda path: _version_key(path.parent.name))
-        if not paths:
+        path = self._newest(ALL_REDUCE, self.engine)
+        if path is None:
             return {}
         where = {"backend": f"{self.engine}_graph", "allreduce_dtype": DTYPE}
-        timings = _timings(paths[-1], ("num_gpus", "message_size"), where)
+        timings = _timings(path, ("num_gpus", "message_size"), where)
         size = DTYPE_BYTES[DTYPE]
         return {(gpus, elements * size): seconds for (gpus, elements), seconds in timings.items()}
 
@@ -211,6 +268,11 @@ def engines(system: str) -> dict[str, list[str]]:
         if all((folder / table.format(run)).is_file() for table in (DECODE, PREFILL)):
             found.setdefault(engine, []).append(number)
     return {engine: sorted(found[engine], key=_version_key) for engine in sorted(found)}
+
+
+def _run(path: Path) -> str:
+    """Engine and version of a table."""
+    return f"{path.parent.parent.name} {path.parent.name}"
 
 
 def _version_key(text: str) -> list[int]:

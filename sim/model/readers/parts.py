@@ -80,7 +80,7 @@ def windows(config: Config, is_windowed: Callable[[int], bool]) -> list[int | No
     """
     n_layers = config.n_layers
     if config.get("sliding_window", "sliding_window_size") is None:
-        config.get("layer_types")
+        config.pattern("layer_types", of=(FULL,))
         return [None] * n_layers
     window = config.size("sliding_window", "sliding_window_size", least=2)
     kinds = config.pattern("layer_types", of=(FULL, SLIDING))

@@ -27,6 +27,15 @@ NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"
 START_S = 60.0
 POLLING_MS = 100
 """Between looks at a page; a look at every frame takes the browser more CPU time than the page."""
+STILL = """
+document.addEventListener("DOMContentLoaded", () => {
+  const style = document.createElement("style");
+  style.textContent = "*, *::before, *::after { animation: none !important; }";
+  document.head.append(style);
+});
+"""
+"""No spinner turns: drawing its frames takes more CPU time than the answer it announces."""
+
 IDLE = "[data-testid=stApp][data-test-script-state=notRunning]"
 
 

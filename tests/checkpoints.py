@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import hf
 import torch
-import transformers as hf
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 SMALL = {
@@ -22,18 +22,20 @@ GQA = {**SMALL, "intermediate_size": 96, "num_key_value_heads": 2}
 EXPERTS = {"moe_intermediate_size": 24, "num_experts": 4, "num_experts_per_tok": 2}
 LOUD = ("q_proj", "v_proj", "out_proj", "o_proj")
 CONFIGS = {
-    "opt": hf.OPTConfig(**SMALL, ffn_dim=96, word_embed_proj_dim=64),
-    "llama": hf.LlamaConfig(**GQA),
-    "llama-tied": hf.LlamaConfig(
+    "opt": lambda: hf.OPTConfig(**SMALL, ffn_dim=96, word_embed_proj_dim=64),
+    "llama": lambda: hf.LlamaConfig(**GQA),
+    "llama-tied": lambda: hf.LlamaConfig(
         **GQA, attention_bias=True, mlp_bias=True, tie_word_embeddings=True
     ),
-    "mistral": hf.MistralConfig(**GQA, head_dim=24, sliding_window=None),
-    "mistral-window": hf.MistralConfig(**GQA, sliding_window=7),
-    "qwen2": hf.Qwen2Config(**GQA),
-    "qwen3": hf.Qwen3Config(**GQA, head_dim=16),
-    "gemma3": hf.Gemma3TextConfig(**GQA, head_dim=16, sliding_window=7),
-    "gpt-oss": hf.GptOssConfig(**GQA, head_dim=16, num_local_experts=4, num_experts_per_tok=2),
-    "deepseek": hf.DeepseekV3Config(
+    "mistral": lambda: hf.MistralConfig(**GQA, head_dim=24, sliding_window=None),
+    "mistral-window": lambda: hf.MistralConfig(**GQA, sliding_window=7),
+    "qwen2": lambda: hf.Qwen2Config(**GQA),
+    "qwen3": lambda: hf.Qwen3Config(**GQA, head_dim=16),
+    "gemma3": lambda: hf.Gemma3TextConfig(**GQA, head_dim=16, sliding_window=7),
+    "gpt-oss": lambda: hf.GptOssConfig(
+        **GQA, head_dim=16, num_local_experts=4, num_experts_per_tok=2
+    ),
+    "deepseek": lambda: hf.DeepseekV3Config(
         **{**GQA, "num_key_value_heads": 8, "moe_intermediate_size": 24, "n_routed_experts": 8},
         kv_lora_rank=24,
         q_lora_rank=20,
@@ -45,8 +47,8 @@ CONFIGS = {
         num_experts_per_tok=2,
         first_k_dense_replace=1,
     ),
-    "mixtral": hf.MixtralConfig(**GQA, num_local_experts=4),
-    "qwen2-moe": hf.Qwen2MoeConfig(**GQA, **EXPERTS, shared_expert_intermediate_size=24),
+    "mixtral": lambda: hf.MixtralConfig(**GQA, num_local_experts=4),
+    "qwen2-moe": lambda: hf.Qwen2MoeConfig(**GQA, **EXPERTS, shared_expert_intermediate_size=24),
 }
 
 

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import gc
 import os
+from functools import cache
+from pathlib import Path
 
 import pytest
+from cyclopts import field_info
+from cyclopts.argument import _collection
 from hypothesis.internal.conjecture import providers
+from xdist.scheduler import LoadFileScheduling
 
 from kvoverlap.cli.main import main
 
@@ -17,27 +22,55 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # of a test would depend on which tests ran before it in the same process.
 providers._get_local_constants = lambda: providers._local_constants
 
+# A process parses one command line, the tests hundreds. The parser reads every type of a verb twice
+# for each, the first time for groups of options, which no verb has.
+field_info.get_type_hints = cache(field_info.get_type_hints)
+_collection._resolve_groups_from_callable = lambda *_, group_arguments, group_parameters: [
+    group_arguments,
+    group_parameters,
+]
+
 LONGEST = (
-    "test_documents",
     "test_browser",
+    "test_browser_lanes",
+    "test_documents",
+    "test_cli_record",
     "test_sweep_kill",
     "test_restore_matrix",
-    "test_golden",
     "test_dashboard_pages",
     "test_fast",
-    "test_cli_record",
-    "test_browser_lanes",
+    "test_golden",
     "test_cli_validate",
+    "test_sweep",
     "test_datasheets",
     "test_cli_restore_runs",
     "test_races",
-    "test_planning",
-    "test_cli_generate",
     "test_wheel",
-    "test_dashboard_advise",
+    "test_planning",
+    "test_residency",
+    "test_dashboard_jobs",
 )
 """Files whose tests take longest, in CPU time. They start first: a worker that begins one of them
 when the others are done would keep `make test` waiting."""
+
+TRANSFORMERS = (
+    "test_cli_record",
+    "test_cli_generate",
+    "test_cli_generate_bad_input",
+    "test_cli_peers",
+    "test_oracle",
+    "test_oracle_families",
+    "test_checkpoint",
+    "test_stored_weights",
+    "test_transformers_system",
+    "test_families",
+    "test_models",
+)
+ONE_WORKER = {
+    "test_browser_lanes": "test_browser",
+    **dict.fromkeys(TRANSFORMERS, "transformers"),
+}
+"""Files that run in one worker: they share a server and a browser, or a slow import."""
 
 gc.disable()  # a third of the time of imports, whose objects stay
 
@@ -46,6 +79,18 @@ def pytest_collection_modifyitems(items):
     """Start the longest files first; the others keep their order."""
     place = {name: at for at, name in enumerate(LONGEST)}
     items.sort(key=lambda item: place.get(item.path.stem, len(LONGEST)))
+
+
+class WholeFiles(LoadFileScheduling):
+    """Gives a worker whole files, and those that share something slow together."""
+
+    def _split_scope(self, nodeid):
+        name = Path(nodeid.partition("::")[0]).stem
+        return ONE_WORKER.get(name, name)
+
+
+def pytest_xdist_make_scheduler(config, log):
+    return WholeFiles(config, log)
 
 
 def pytest_collection_finish():

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import hf
 import torch
-import transformers as hf
 from tiny import CPU
 from torch import Tensor
 

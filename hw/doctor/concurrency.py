@@ -59,7 +59,7 @@ class Overlap:
 
 def overlap(backend: Backend, seconds: float) -> Overlap:
     """Times of a burst of about `seconds` on each lane, uncontended and together; medians."""
-    buffers, matmul = CopyBuffers(backend), Matmul.on(backend)
+    buffers, matmul = CopyBuffers(backend, COPY_BYTES[-1]), Matmul.on(backend)
     works: dict[str, Call] = {lane: buffers.copy(lane, COPY_BYTES[-1]) for lane in COPY_LANES}
     works[COMPUTE] = matmul.call
     bursts = [

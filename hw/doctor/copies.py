@@ -30,7 +30,7 @@ class CopyBuffers:
     """Random bytes on host and device, for copies in both directions that share no memory."""
 
     backend: Backend
-    n_bytes: int = COPY_BYTES[-1]
+    n_bytes: int
     _host: dict[str, Tensor] = field(init=False)
     _device: dict[str, Tensor] = field(init=False)
 
@@ -72,7 +72,7 @@ class CopyRates:
 
 def copy_rates(backend: Backend, durations: Durations) -> CopyRates:
     """Measure the link; about 2 seconds."""
-    buffers = CopyBuffers(backend)
+    buffers = CopyBuffers(backend, COPY_BYTES[-1])
     uncontended = {
         lane: {
             n_bytes: n_bytes

@@ -54,7 +54,8 @@ class ReferenceRun:
         self.env = simpy.Environment()
         machine = Machine(self.env, hardware, availability)
         self.machine = machine if shared and machine.shares() else None
-        self.done = [self.env.event() for _ in graph.tasks]
+        self.done = [False] * len(graph.tasks)
+        self.awaited: dict[int, simpy.Event] = {}
         self.start_s = [0.0] * len(graph.tasks)
         self.end_s = [0.0] * len(graph.tasks)
 
@@ -71,8 +72,8 @@ class ReferenceRun:
         for at in queue:
             earliest = max(free_s, self.launched_s[at])
             for dep in self.graph.dep_indices[at]:
-                if not self.done[dep].processed:
-                    yield self.done[dep]
+                if not self.done[dep]:
+                    yield self.awaited.setdefault(dep, env.event())
                 if (tasks[dep].device, tasks[dep].lane) != mine:
                     earliest = max(earliest, self.end_s[dep] + self.dispatch.handover_s)
             if earliest > env.now:
@@ -87,7 +88,9 @@ class ReferenceRun:
             else:
                 yield env.timeout(duration_s)
             self.end_s[at] = env.now
-            self.done[at].succeed()
+            self.done[at] = True
+            if at in self.awaited:
+                self.awaited[at].succeed()
             if duration_s > 0 or not tasks[at].claim:
                 free_s = env.now + self.dispatch.gap_s
 
@@ -102,7 +105,7 @@ class ReferenceRun:
 
 @dataclass(slots=True)
 class _Running:
-    task: Task
+    place: tuple[int, str]
     left_s: float
     demand_bytes_per_s: float
     finished: simpy.Event
@@ -141,9 +144,8 @@ class Machine:
         """Start `task`; the event fires at its end, `uncontended_s` later without contention."""
         if uncontended_s <= 0.0:
             return self.env.timeout(uncontended_s)
-        running = _Running(
-            task, uncontended_s, task.bytes / uncontended_s, self.env.event(), since_s=self.env.now
-        )
+        place, demand = (task.device, task.lane), task.bytes / uncontended_s
+        running = _Running(place, uncontended_s, demand, self.env.event(), since_s=self.env.now)
         key = self._next
         self._next += 1
         self._running[key] = running
@@ -151,11 +153,11 @@ class Machine:
         return running.finished
 
     def _set_paces(self, fresh: int | None = None) -> None:
-        busy = {(entry.task.device, entry.task.lane) for entry in self._running.values()}
+        busy = {entry.place for entry in self._running.values()}
         shares = self._link_shares() if self._uplinks else {}
         now_s, changes = self.env.now, bool(self._availability.steps)
         for key, entry in self._running.items():
-            device, lane = entry.task.device, entry.task.lane
+            device, lane = entry.place
             pace = self._availability.at(now_s, lane) if changes else 1.0
             for other, factor in self._factors.get(lane, ()):
                 if (device, other) in busy:
@@ -186,9 +188,9 @@ class Machine:
         """Fraction of its solo speed that each copy on a shared uplink gets."""
         shares: dict[int, float] = {}
         for lane in COPY_LANES:
-            flows = [key for key, entry in self._running.items() if entry.task.lane == lane]
+            flows = [key for key, entry in self._running.items() if entry.place[1] == lane]
             paths = [
-                [u.name for u in self._uplinks if self._running[key].task.device in u.devices]
+                [u.name for u in self._uplinks if self._running[key].place[0] in u.devices]
                 for key in flows
             ]
             demands = [self._running[key].demand_bytes_per_s for key in flows]

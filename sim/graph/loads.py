@@ -10,6 +10,7 @@ loads its state as a whole, with the last chunk; only computing all cached token
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import Counter
 from typing import NamedTuple
 
@@ -44,20 +45,32 @@ class Loads:
         self.first = min(self.firsts)
         seen: dict[Attention, int] = {}
         self._like = [seen.setdefault(one.attention, at) for at, one in enumerate(model.layers)]
+        self._edges = sorted(set(self.firsts))
+        self._moved: dict[tuple[int, int, int], tuple[list[int], Counter[int], int]] = {}
+
+    def _moving(self, layer: int, layers: int, stop: int) -> tuple[list[int], Counter[int], int]:
+        """Layers that a load up to `stop` moves, their number by kind, and its first token."""
+        key = layer, layers, bisect_left(self._edges, stop)  # `stop` matters only at an edge
+        if key not in self._moved:
+            moved = [at for at in range(layer, layer + layers) if self.firsts[at] < stop]
+            like = Counter(self._like[at] for at in moved)
+            self._moved[key] = moved, like, min(self.firsts[layer : layer + layers])
+        return self._moved[key]
 
     def rows(self, layer: int, layers: int, start: int, stop: int) -> LoadedRows:
         """Rows of a load of tokens [start, stop) in `layers` layers from `layer` on."""
-        moved = [at for at in range(layer, layer + layers) if self.firsts[at] < stop]
-        return LoadedRows(moved, max(start, min(self.firsts[layer : layer + layers])), stop)
+        moved, _, first = self._moving(layer, layers, stop)
+        return LoadedRows(moved, max(start, first), stop)
 
     def kv_bytes(self, layer: int, layers: int, start: int, stop: int) -> int:
         """Bytes of K and V, index keys and states of such a load."""
-        rows, model, request = self.rows(layer, layers, start, stop), self._model, self._request
+        _, like, first = self._moving(layer, layers, stop)
+        start, model, request = max(start, first), self._model, self._request
         bits = n_bytes = 0
-        for layer, count in Counter(self._like[at] for at in rows.layers).items():
-            attention = model.layers[layer].attention
-            bits += count * request.layer_kv_bits(model, layer, rows.start, rows.stop)
-            n_bytes += count * attention.index_span_elements(rows.start, rows.stop)
+        for one, count in like.items():
+            attention = model.layers[one].attention
+            bits += count * request.layer_kv_bits(model, one, start, stop)
+            n_bytes += count * attention.index_span_elements(start, stop)
             if stop == request.cached_tokens:
                 n_bytes += count * attention.state_bytes(model.element_bytes)
         return max(1, bits // 8 + n_bytes) if model.layer_kinds else bits // 8

@@ -1,7 +1,7 @@
 """Requests through a service: one loop over arrivals and the ends of engine steps.
 
 Only steps are events. Copies are booked when a step begins or ends: within a step nothing changes
-what the links do. `sim/service/reference.py` runs the same with a SimPy process for each engine,
+what the links do. `tests/service_reference.py` runs the same with a SimPy process for each engine,
 loader and source of requests, and gives the same times within 1e-9.
 """
 

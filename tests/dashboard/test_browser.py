@@ -11,16 +11,13 @@ from pathlib import Path
 import pytest
 from browser import (
     POLLING_MS,
-    browser,
+    STILL,
     chromium,
-    make_restore_run,
-    make_run,
     resolve,
-    serve,
     worker_processes,
 )
 
-from sim import Recording, Workload, read_trace
+from sim import Recording, read_trace
 
 pytest.importorskip("playwright", reason="playwright is not installed: pip install -e '.[dev]'")
 pytestmark = pytest.mark.skipif(
@@ -51,15 +48,6 @@ PHONE = {
 }
 SMALL = "model=opt-125m&hardware=kvpr-a100"
 SCROLL = "document.querySelector('[data-testid=stMain]').scrollTo(0, 900)"
-STILL = """
-document.addEventListener("DOMContentLoaded", () => {
-  const style = document.createElement("style");
-  style.textContent = "*, *::before, *::after { animation: none !important; }";
-  document.head.append(style);
-});
-"""
-"""No spinner turns: drawing its frames takes more CPU time than the answer it announces."""
-
 FAKE_PERFETTO = """
 <script>
 window.onmessage = (event) => {
@@ -76,37 +64,9 @@ window.onmessage = (event) => {
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    made = tmp_path_factory.mktemp("site")
-    make_run(made / "runs" / "demo", [Workload(4, 256, 2), Workload(2, 128, 1)])
-    make_restore_run(made / "runs" / "restores", ["two-ended"])
-    return made
-
-
-@pytest.fixture(scope="module")
-def address(folder):
-    with serve(folder) as found:
-        yield found
-
-
-@pytest.fixture(scope="module")
-def chrome():
-    with browser() as opened:
-        yield opened
-
-
-@pytest.fixture(scope="module")
-def visitor(chrome):
-    """One visitor, whose cache the tests share."""
-    made = chrome.new_context(viewport={"width": 1440, "height": 900}, accept_downloads=True)
-    made.add_init_script(STILL)
-    return made
-
-
-@pytest.fixture(scope="module")
-def phone(chrome):
+def phone(visitor):
     """A tab on a phone."""
-    made = chrome.new_context(**PHONE)
+    made = visitor.browser.new_context(**PHONE)
     made.add_init_script(STILL)
     page = made.new_page()
     page.set_default_timeout(TIMEOUT_MS)
@@ -142,16 +102,16 @@ def page(tab):
 
 
 @pytest.fixture(scope="module")
-def timeline(visitor, address):
+def timeline(tab, address):
     """The timeline of one case, opened once for all tests that look at it."""
-    with watched(visitor) as (made, _):
-        made.context.route(
-            "https://ui.perfetto.dev/**",
-            lambda route: route.fulfill(content_type="text/html", body=FAKE_PERFETTO),
-        )
-        visit(made, f"{address}/timeline?run=demo&case={CASE}")
-        made.locator(CANVAS).wait_for()
-        yield made
+    made, _ = tab
+    made.context.route(
+        "https://ui.perfetto.dev/**",
+        lambda route: route.fulfill(content_type="text/html", body=FAKE_PERFETTO),
+    )
+    visit(made, f"{address}/timeline?run=demo&case={CASE}")
+    made.locator(CANVAS).wait_for()
+    return made
 
 
 def elsewhere(url):
@@ -174,16 +134,22 @@ def visit(page, url):
     assert page.get_by_test_id("stException").all_inner_texts() == []
 
 
+def open_page(page, address, name):
+    """Choose a page in the menu, which loads less than its address."""
+    if page.url == "about:blank":
+        visit(page, f"{address}/glossary")
+    page.get_by_role("link", name=name, exact=True).click()
+    arrive(page, name)
+
+
 def arrive(page, name):
     page.wait_for_function("name => document.title.startsWith(name)", arg=name, polling=POLLING_MS)
     resolve(page)
 
 
 def test_every_page_opens_from_the_menu(page, address, pictures):
-    visit(page, f"{address}/timeline?run=demo")
     for name in PAGES:
-        page.get_by_role("link", name=name, exact=True).click()
-        arrive(page, name)
+        open_page(page, address, name)
         assert page.get_by_test_id("stException").all_inner_texts() == []
         assert page.locator("h2").first.inner_text()
         page.screenshot(path=pictures / f"{name}.png")
@@ -191,7 +157,7 @@ def test_every_page_opens_from_the_menu(page, address, pictures):
 
 
 def test_a_moved_slider_changes_the_number_and_the_address(page, address):
-    visit(page, f"{address}/what_if")
+    open_page(page, address, "What-if")
     before = page.locator("h2").first.inner_text()
     page.get_by_role("slider", name="Link to the device").focus()
     page.keyboard.press("ArrowRight")
@@ -270,12 +236,12 @@ def test_a_measured_restore_leads_from_its_two_ends_to_its_tasks(page, address):
     assert page.locator("h2").first.inner_text() == before
 
 
-def test_a_downloaded_trace_reads_back_as_the_measured_run(timeline, folder, tmp_path):
+def test_a_downloaded_trace_reads_back_as_the_measured_run(timeline, site, tmp_path):
     with timeline.expect_download() as waiting:
         timeline.get_by_role("button", name="Trace, measured").click()
     path = tmp_path / waiting.value.suggested_filename
     waiting.value.save_as(path)
-    recording = Recording.load(folder / "runs" / "demo" / "cases" / CASE / "measured.json.gz")
+    recording = Recording.load(site / "runs" / "demo" / "cases" / CASE / "measured.json.gz")
     assert path.name == f"demo-{CASE}-measured.trace.json.gz"
     assert read_trace(path, recording.graph, "measured") == recording.typical
 
@@ -312,13 +278,13 @@ def test_choosing_a_case_changes_the_answer(timeline):
     resolve(page)
 
 
-def test_a_bad_file_is_refused_in_a_sentence_and_a_good_one_is_shown(page, address, folder):
+def test_a_bad_file_is_refused_in_a_sentence_and_a_good_one_is_shown(page, address, site):
     visit(page, f"{address}/your_machine")
     upload = page.locator("input[type=file]")
     bad = {"name": "bad.json", "mimeType": "application/json", "buffer": b"{'kind': 1}"}
     upload.set_input_files(bad)
     page.get_by_text("Refused: bad.json is not valid JSON").wait_for()
-    good = folder / "runs" / "demo" / "cases" / "b2-s128-lp" / "measured.json.gz"
+    good = site / "runs" / "demo" / "cases" / "b2-s128-lp" / "measured.json.gz"
     upload.set_input_files(good)
     page.get_by_text("measured.json.gz is a recording.").wait_for()
     page.get_by_role("link", name="Open in Timeline").click()

@@ -1,12 +1,11 @@
 """The canvas of lanes in a real Chromium: zoom, address, partner, gaps, explanation, table."""
 
 import pytest
-from browser import browser, chromium, make_run, resolve, serve
+from browser import chromium, resolve
 from lane_bars import bars_of
 
 from dashboard.data.runs import load_case
 from dashboard.figures import paired_lanes
-from sim import Workload
 
 pytest.importorskip("playwright", reason="playwright is not installed: pip install -e '.[dev]'")
 pytestmark = pytest.mark.skipif(
@@ -25,15 +24,8 @@ PLACE = """(canvas, [row, time]) => {
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    made = tmp_path_factory.mktemp("lanes")
-    make_run(made / "runs" / "demo", [Workload(2, 128, 2)])
-    return made
-
-
-@pytest.fixture(scope="module")
-def case(folder):
-    return load_case(folder / "runs" / "demo" / "cases" / CASE)
+def case(site):
+    return load_case(site / "runs" / "demo" / "cases" / CASE)
 
 
 @pytest.fixture(scope="module")
@@ -43,14 +35,15 @@ def bars(case):
 
 
 @pytest.fixture(scope="module")
-def opened(folder):
-    with serve(folder) as address, browser() as chrome:
-        page = chrome.new_page(viewport={"width": 1280, "height": 1000})
-        page.set_default_timeout(90_000)
-        faults = []
-        page.on("pageerror", lambda error: faults.append(str(error)))
-        yield page, f"{address}/timeline?run=demo&case={CASE}"
-        assert not faults
+def opened(visitor, address):
+    page = visitor.new_page()
+    page.set_viewport_size({"width": 1280, "height": 1000})
+    page.set_default_timeout(90_000)
+    faults = []
+    page.on("pageerror", lambda error: faults.append(str(error)))
+    yield page, f"{address}/timeline?run=demo&case={CASE}"
+    page.close()
+    assert not faults
 
 
 @pytest.fixture
@@ -100,7 +93,7 @@ def test_keys_zoom_and_move_and_the_zoom_is_part_of_the_link(page, case):
     assert window(page)[1] - window(page)[0] == pytest.approx(total / 1.35)
     page.wait_for_url("**zoom=*")
     kept, link = window(page), page.url
-    other = page.context.browser.new_page(viewport={"width": 1280, "height": 1000})
+    other = page.context.new_page()
     other.goto(link)
     resolve(other)
     other.locator(CANVAS).wait_for()

@@ -6,9 +6,9 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import hf
 import pytest
 import torch
-import transformers as hf
 from checkpoints import CONFIGS, save, seeded
 from safetensors.torch import load_file, save_file
 from test_weights import tensors_of
@@ -35,12 +35,12 @@ def cpu():
 @pytest.fixture
 def llama(tmp_path):
     """A whole checkpoint in one file, to be spoilt."""
-    return save(seeded(CONFIGS["llama"]), tmp_path / "llama")
+    return save(seeded(CONFIGS["llama"]()), tmp_path / "llama")
 
 
 @pytest.fixture
 def shards(tmp_path):
-    return save(seeded(CONFIGS["llama"]), tmp_path / "shards", sharded=True)
+    return save(seeded(CONFIGS["llama"]()), tmp_path / "shards", sharded=True)
 
 
 def edit_json(path, change):
@@ -67,7 +67,7 @@ def sentence(error: pytest.ExceptionInfo) -> str:
 @pytest.mark.parametrize("sharded", [False, True], ids=["one-file", "sharded"])
 @pytest.mark.parametrize("case", CONFIGS)
 def test_every_family_loads_equal(case, sharded, tmp_path, cpu):
-    theirs = seeded(CONFIGS[case])
+    theirs = seeded(CONFIGS[case]())
     save(theirs, tmp_path, sharded)
     assert len(list(tmp_path.glob("*.safetensors"))) > 1 or not sharded
     checkpoint = Checkpoint.open(tmp_path)
@@ -83,7 +83,7 @@ def test_every_family_loads_equal(case, sharded, tmp_path, cpu):
 @pytest.mark.parametrize("stored", TORCH_DTYPE)
 @pytest.mark.parametrize("computed", TORCH_DTYPE)
 def test_every_dtype_is_read_as_stored_and_computed_as_asked(stored, computed, tmp_path, cpu):
-    theirs = seeded(CONFIGS["qwen2"]).to(TORCH_DTYPE[stored])
+    theirs = seeded(CONFIGS["qwen2"]()).to(TORCH_DTYPE[stored])
     checkpoint = Checkpoint.open(save(theirs, tmp_path))
     assert checkpoint.model.dtype == stored
     mine = checkpoint.load(replace(checkpoint.model, dtype=computed), cpu)
@@ -94,7 +94,7 @@ def test_every_dtype_is_read_as_stored_and_computed_as_asked(stored, computed, t
 @pytest.mark.parametrize("case", ["opt", "llama-tied"])
 def test_files_of_a_model_without_a_head_load_too(case, tmp_path, cpu):
     """`AutoModel` writes `decoder.layers...` and `layers...` without the prefix `model.`."""
-    whole = seeded(CONFIGS[case])
+    whole = seeded(CONFIGS[case]())
     whole.model.save_pretrained(tmp_path)
     checkpoint = Checkpoint.open(tmp_path)
     assert not any(name.startswith("model.") for name in checkpoint.tensors)
@@ -117,7 +117,7 @@ def test_progress_names_the_files_and_ends_near_one(shards, cpu):
 @pytest.mark.skipif(not all(map(Path.exists, MEMORY_FILES)), reason="needs Linux' /proc")
 def test_memory_peaks_at_the_weights_and_about_one_tensor(tmp_path, cpu):
     sizes = {"hidden_size": 512, "intermediate_size": 2048, "num_attention_heads": 8}
-    config = {**CONFIGS["llama"].to_dict(), **sizes, "head_dim": 64, "num_hidden_layers": 8}
+    config = {**CONFIGS["llama"]().to_dict(), **sizes, "head_dim": 64, "num_hidden_layers": 8}
     with torch.device("meta"):
         shape = hf.AutoModelForCausalLM.from_config(hf.LlamaConfig(**config))
     tensors = {name: torch.ones(like.shape) for name, like in shape.state_dict().items()}
@@ -232,7 +232,7 @@ class TestBadDirectories(Refused):
         assert "save_pretrained" in text
 
     def test_post_norm_opt(self, tmp_path):
-        config = hf.OPTConfig(**CONFIGS["opt"].to_diff_dict() | {"do_layer_norm_before": False})
+        config = hf.OPTConfig(**CONFIGS["opt"]().to_diff_dict() | {"do_layer_norm_before": False})
         config.save_pretrained(tmp_path)
         assert "post-norm OPT" in self.refused(tmp_path, BadFile)
 

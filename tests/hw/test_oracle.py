@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import hf
 import pytest
-import transformers as hf
 from builders import make_plan
 from oracle import SLOW_LINK, SMALL, assert_equal, assert_kv_equal, consult
 from run_restores import RestoreCase, policy_graphs
@@ -28,31 +28,31 @@ LLAMA3_ROPE = {
 }
 SMALL_OPT = {"hidden_size": 64, "word_embed_proj_dim": 64, "ffn_dim": 96, "num_hidden_layers": 4}
 CONFIGS = {
-    "opt": hf.OPTConfig(
+    "opt": lambda: hf.OPTConfig(
         **SMALL_OPT,
         num_attention_heads=8,
         vocab_size=331,
         max_position_embeddings=256,
         eos_token_id=None,
     ),
-    "llama-gqa": hf.LlamaConfig(**SMALL),
-    "llama3-rope": hf.LlamaConfig(**SMALL, rope_parameters=LLAMA3_ROPE),
-    "llama-biases-tied": hf.LlamaConfig(
+    "llama-gqa": lambda: hf.LlamaConfig(**SMALL),
+    "llama3-rope": lambda: hf.LlamaConfig(**SMALL, rope_parameters=LLAMA3_ROPE),
+    "llama-biases-tied": lambda: hf.LlamaConfig(
         **SMALL, attention_bias=True, mlp_bias=True, tie_word_embeddings=True
     ),
-    "mistral": hf.MistralConfig(**SMALL, head_dim=24),
-    "mistral-window": hf.MistralConfig(**SMALL, sliding_window=20),
-    "qwen2-windows": hf.Qwen2Config(
+    "mistral": lambda: hf.MistralConfig(**SMALL, head_dim=24),
+    "mistral-window": lambda: hf.MistralConfig(**SMALL, sliding_window=20),
+    "qwen2-windows": lambda: hf.Qwen2Config(
         **SMALL, use_sliding_window=True, sliding_window=30, max_window_layers=2
     ),
-    "qwen2": hf.Qwen2Config(**SMALL),
-    "qwen3": hf.Qwen3Config(**SMALL, head_dim=16),
+    "qwen2": lambda: hf.Qwen2Config(**SMALL),
+    "qwen3": lambda: hf.Qwen3Config(**SMALL, head_dim=16),
 }
 
 
 @pytest.fixture(scope="module", params=CONFIGS)
 def oracle(request):
-    return consult(CONFIGS[request.param])
+    return consult(CONFIGS[request.param]())
 
 
 @pytest.fixture
@@ -110,7 +110,7 @@ def test_the_shipped_opt_125m_is_the_shape_that_transformers_has():
     ],
 )
 def test_the_oracle_notices_a_config_read_wrongly(case, wrong, cpu):
-    oracle = consult(CONFIGS[case])
+    oracle = consult(CONFIGS[case]())
     misread = replace(oracle.weights, model=replace(oracle.weights.model, **wrong))
     cache = filled_cache(misread, oracle.job, cpu, oracle.prompts)
     with pytest.raises(AssertionError, match="not close"):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import hf
 import pytest
-import transformers as hf
 from builders import make_plan
 from oracle import SLOW_LINK, SMALL, Oracle, assert_equal, assert_kv_equal, consult
 from run_restores import RestoreCase, policy_graphs, request
@@ -30,8 +30,8 @@ LATENT = {
     "v_head_dim": 12,
 }
 CONFIGS = {
-    "mixtral": hf.MixtralConfig(**TWO, num_local_experts=5, sliding_window=20),
-    "qwen3-moe": hf.Qwen3MoeConfig(
+    "mixtral": lambda: hf.MixtralConfig(**TWO, num_local_experts=5, sliding_window=20),
+    "qwen3-moe": lambda: hf.Qwen3MoeConfig(
         **TWO,
         head_dim=16,
         moe_intermediate_size=24,
@@ -45,7 +45,7 @@ CONFIGS = {
             "original_max_position_embeddings": 64,
         },
     ),
-    "qwen2-moe": hf.Qwen2MoeConfig(
+    "qwen2-moe": lambda: hf.Qwen2MoeConfig(
         **TWO,
         moe_intermediate_size=24,
         shared_expert_intermediate_size=48,
@@ -53,7 +53,7 @@ CONFIGS = {
         num_experts_per_tok=3,
         norm_topk_prob=True,
     ),
-    "deepseek-v3": hf.DeepseekV3Config(
+    "deepseek-v3": lambda: hf.DeepseekV3Config(
         **{**TWO, **LATENT, "num_key_value_heads": 8, "q_lora_rank": 24},
         rope_parameters={
             "rope_type": "yarn",
@@ -64,11 +64,11 @@ CONFIGS = {
             "mscale_all_dim": 0.7,
         },
     ),
-    "deepseek-v3-plain": hf.DeepseekV3Config(
+    "deepseek-v3-plain": lambda: hf.DeepseekV3Config(
         **{**TWO, **LATENT, "num_key_value_heads": 8, "q_lora_rank": None},
         rope_interleave=False,
     ),
-    "gpt-oss": hf.GptOssConfig(
+    "gpt-oss": lambda: hf.GptOssConfig(
         **{**TWO, "head_dim": 16, "sliding_window": 20, "num_local_experts": 5},
         rope_parameters={
             "rope_type": "yarn",
@@ -80,8 +80,12 @@ CONFIGS = {
         num_experts_per_tok=2,
         swiglu_limit=1.5,
     ),
-    "gemma2": hf.Gemma2Config(**WINDOWED, attn_logit_softcapping=2.0, final_logit_softcapping=3.0),
-    "gemma3": hf.Gemma3TextConfig(**WINDOWED, layer_types=["sliding_attention", "full_attention"]),
+    "gemma2": lambda: hf.Gemma2Config(
+        **WINDOWED, attn_logit_softcapping=2.0, final_logit_softcapping=3.0
+    ),
+    "gemma3": lambda: hf.Gemma3TextConfig(
+        **WINDOWED, layer_types=["sliding_attention", "full_attention"]
+    ),
 }
 
 
@@ -93,12 +97,12 @@ def cpu():
 
 @pytest.fixture(scope="module")
 def gemma2():
-    return consult(CONFIGS["gemma2"], JOB)
+    return consult(CONFIGS["gemma2"](), JOB)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_policy_computes_what_transformers_does(name, cpu):
-    oracle = consult(CONFIGS[name], JOB)
+    oracle = consult(CONFIGS[name](), JOB)
     model, job = oracle.weights.model, oracle.job
     for policy in ("lp", "load-all", "recompute-all"):
         cache = filled_cache(oracle.weights, job, cpu, oracle.prompts)

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import json
 
+import hf
 import pytest
 import torch
-import transformers as hf
 from checkpoints import CONFIGS, GQA, save, seeded
 from safetensors.torch import load_file, save_file
 from test_weights import tensors_of
 from tiny import CPU
-from transformers.integrations.finegrained_fp8 import Fp8Dequantize
-from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
 from hw import open_backend, weights_from_tensors
 from hw.model.checkpoint import Checkpoint
@@ -59,7 +57,7 @@ def test_fp8_in_blocks(case, block, tmp_path, cpu):
             codes[part] = weight[part] / scale[at]
         return codes, scale
 
-    save(seeded(CONFIGS[case]), tmp_path)
+    save(seeded(CONFIGS[case]()), tmp_path)
     stored = to_fp8(tmp_path, quantised, weight_block_size=block)
     plain = load_file(tmp_path / "model.safetensors")
     for name, (codes, scale) in stored.items():
@@ -67,7 +65,9 @@ def test_fp8_in_blocks(case, block, tmp_path, cpu):
         for at, part in blocks_of(codes.shape, block):
             plain[name][part] *= scale[at]
         if not any(size % one for size, one in zip(codes.shape, block, strict=True)):
-            assert plain[name].equal(Fp8Dequantize(None)._dequantize_one(codes, scale))
+            assert plain[name].equal(
+                hf.integrations.finegrained_fp8.Fp8Dequantize(None)._dequantize_one(codes, scale)
+            )
     checkpoint = Checkpoint.open(tmp_path)
     assert (checkpoint.stored_bits, checkpoint.model.weight_bits) == (8, None)
     mine = checkpoint.load(checkpoint.model, cpu)
@@ -77,7 +77,7 @@ def test_fp8_in_blocks(case, block, tmp_path, cpu):
 
 @pytest.mark.parametrize("by_row", [False, True], ids=["tensor", "row"])
 def test_fp8_with_a_scale_for_a_tensor_or_a_row(by_row, tmp_path, cpu):
-    model = seeded(CONFIGS["llama"])
+    model = seeded(CONFIGS["llama"]())
 
     def quantised(weight):
         scale = (weight.abs().amax(1, keepdim=True) if by_row else weight.abs().max()) / 448
@@ -114,7 +114,7 @@ def test_mxfp4_experts_of_gpt_oss(tmp_path, cpu):
         tensors[f"{name}_scales"] = torch.randint(
             118, 124, shape, dtype=torch.uint8, generator=generator
         )
-        plain[name] = convert_moe_packed_tensors(
+        plain[name] = hf.integrations.mxfp4.convert_moe_packed_tensors(
             tensors[f"{name}_blocks"], tensors[f"{name}_scales"], dtype=torch.float32
         )
     save_file(tensors, path)
@@ -132,6 +132,6 @@ def test_scales_that_are_absent_or_do_not_fit_are_named(tmp_path):
     codes = torch.ones(6, 4)
     with pytest.raises(Mismatch, match=r"'w' has shape \(2, 2\).*\(6, 4\) in blocks of \(2, 2\)"):
         from_fp8("w", codes, torch.ones(2, 2), (2, 2))
-    to_fp8(save(seeded(CONFIGS["llama"]), tmp_path), lambda weight: (weight, torch.ones(())), "s")
+    to_fp8(save(seeded(CONFIGS["llama"]()), tmp_path), lambda weight: (weight, torch.ones(())), "s")
     with pytest.raises(Mismatch, match=r"is in FP8 and has no scale .*weight_scale_inv'"):
         Checkpoint.open(tmp_path)

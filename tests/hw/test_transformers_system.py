@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import hf
 import pytest
 import torch
 from tiny import CPU, JOB, LLAMA, MODELS, OPT, QWEN2, filled_cache
-from transformers.cache_utils import DynamicLayer
 
 import hw.model.transformers_model
 from hw import open_backend, random_weights, resident_decode
@@ -130,8 +130,8 @@ def test_the_offloaded_cache_copies_the_bytes_that_are_reported(cpu, model, monk
 
     monkeypatch.setattr(torch, "Stream", Stream)
     monkeypatch.setattr(torch.cuda, "default_stream", lambda _: Stream())
-    monkeypatch.setattr(DynamicLayer, "offload", offload)
-    monkeypatch.setattr(DynamicLayer, "prefetch", prefetch)
+    monkeypatch.setattr(hf.cache_utils.DynamicLayer, "offload", offload)
+    monkeypatch.setattr(hf.cache_utils.DynamicLayer, "prefetch", prefetch)
     streams = set()
     for _ in range(2):
         away.clear()

@@ -28,14 +28,14 @@ CASES = {"opt": False, "llama": True, "mistral-window": False}
 def case(request, tmp_path_factory):
     """(directory, the greedy tokens of `transformers` on it)."""
     directory = tmp_path_factory.mktemp(request.param)
-    theirs = seeded(CONFIGS[request.param])
+    theirs = seeded(CONFIGS[request.param]())
     save(theirs, directory, sharded=CASES[request.param])
     return directory, continued(theirs)
 
 
 @pytest.fixture
 def llama(tmp_path):
-    return save(seeded(CONFIGS["llama"]), tmp_path / "llama")
+    return save(seeded(CONFIGS["llama"]()), tmp_path / "llama")
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +108,7 @@ def test_tokens_are_those_of_transformers(case, generate, policy):
     if policy == "load-all":
         assert set(counts) == {0}
     elif policy == "recompute-all":
-        window = CONFIGS["mistral-window"].sliding_window
+        window = CONFIGS["mistral-window"]().sliding_window
         windowed = answer["model"].startswith("mistral-window")
         assert set(counts) == {window - 1 if windowed else PROMPT}
     elif answer["model"].startswith("opt"):
@@ -117,7 +117,7 @@ def test_tokens_are_those_of_transformers(case, generate, policy):
 
 @pytest.mark.parametrize("name", ["gemma3", "gpt-oss", "deepseek", "mixtral"])
 def test_other_families_continue_as_transformers_does(name, generate, tmp_path):
-    theirs = seeded(CONFIGS[name])
+    theirs = seeded(CONFIGS[name]())
     answer = generate(save(theirs, tmp_path))
     assert answer["token_ids"] == continued(theirs)
 
@@ -260,7 +260,7 @@ def test_without_a_machine_the_device_is_profiled_first(llama, call, files, monk
 @pytest.mark.parametrize("where", ["config.json", "generation_config.json"])
 @pytest.mark.parametrize("as_list", [False, True], ids=["int", "list"])
 def test_printed_tokens_end_where_the_model_ends_its_text(generate, tmp_path, where, as_list):
-    theirs = seeded(CONFIGS["llama"])
+    theirs = seeded(CONFIGS["llama"]())
     directory = save(theirs, tmp_path)
     if where == "config.json":
         (directory / "generation_config.json").unlink()

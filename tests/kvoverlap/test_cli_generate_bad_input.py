@@ -17,7 +17,7 @@ N_NEW = 7
 
 @pytest.fixture
 def llama(tmp_path):
-    return save(seeded(CONFIGS["llama"]), tmp_path / "llama")
+    return save(seeded(CONFIGS["llama"]()), tmp_path / "llama")
 
 
 @pytest.fixture

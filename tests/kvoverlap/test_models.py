@@ -114,7 +114,7 @@ def test_verbs_that_measure_take_an_unknown_family_too(call, config, tmp_path, m
 
 
 def test_weights_of_an_unknown_family_continue_prompts(call, tmp_path):
-    save(seeded(CONFIGS["llama"]), tmp_path / "own")
+    save(seeded(CONFIGS["llama"]()), tmp_path / "own")
     config = tmp_path / "own" / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"model_type": "newllm"}))
     (tmp_path / "ids.json").write_text("[1, 2, 3]")

@@ -66,7 +66,7 @@ def test_a_closed_or_full_output_ends_in_one_sentence_at_most(shell, verb, statu
 
 
 SMALL = ["--model", "opt-125m", "--hardware", "kvpr-a100", "--prompt", "64"]
-FILES = {"gzip", "tomllib", "pydantic", "rich", "torch", "pyarrow"}
+FILES = {"gzip", "tomllib", "pydantic", "rich", "torch", "pyarrow", "numba"}
 LP = {"pulp", "highspy", "numpy"}
 
 
@@ -77,7 +77,7 @@ LP = {"pulp", "highspy", "numpy"}
         (["models"], FILES | LP | {"simpy", "cyclopts", "planner", "statistics"}),
         (["restore", *SMALL], FILES | LP | {"planner.decode", "statistics"}),
         (["plan", *SMALL, "--batch", "2"], FILES | {"planner.restore.plan", "planner.advice"}),
-        (["advise", *SMALL, "--batch", "2"], {"torch", "pyarrow", "pydantic", "rich"}),
+        (["advise", *SMALL, "--batch", "2"], {"torch", "pyarrow", "pydantic", "rich", "numba"}),
     ],
 )
 def test_a_verb_loads_only_what_it_needs(line, unneeded):

@@ -62,20 +62,6 @@ def test_a_killed_sweep_of_services_gives_the_same_table(whole_services, tmp_pat
     resumed_after_kill(MANY_SERVICES, whole_services, tmp_path, call, ["--jobs", "1"])
 
 
-@pytest.mark.filterwarnings("default")  # workers' sockets warn as the cluster closes
-def test_a_killed_sweep_of_services_on_a_cluster_gives_the_same_table(
-    whole_services, tmp_path, call, monkeypatch
-):
-    from distributed import LocalCluster
-
-    monkeypatch.setitem(sys.modules, "__main__", ModuleType("__main__"))
-    with LocalCluster(
-        n_workers=1, threads_per_worker=1, dashboard_address=None, worker_dashboard_address=None
-    ) as cluster:
-        where = ["--executor", "dask", "--address", cluster.scheduler_address]
-        resumed_after_kill(MANY_SERVICES, whole_services, tmp_path, call, where)
-
-
 def resumed_after_kill(asked, whole, tmp_path, call, where):
     """Kill a sweep after a few points, and continue it on its cluster or in one process.
 
@@ -110,30 +96,44 @@ def wait_until(holds) -> None:
         time.sleep(0.01)
 
 
-@pytest.mark.filterwarnings("default")  # a dying worker's sockets warn
-def test_a_cluster_that_loses_a_worker_computes_each_point_once(whole, tmp_path, monkeypatch):
-    from distributed import LocalCluster
-
-    # Workers import the main module, which a test of dashboard pages replaces by a page.
-    monkeypatch.setitem(sys.modules, "__main__", ModuleType("__main__"))
-    study = Study.of(MANY)
-    with LocalCluster(
-        n_workers=2, threads_per_worker=1, dashboard_address=None, worker_dashboard_address=None
-    ) as cluster:
-        pids = [worker.process.pid for worker in cluster.workers.values()]
-
-        def kill_one(batches: Iterator) -> Iterator:
-            for number, answered in enumerate(dask(cluster.scheduler_address)(batches)):
-                if number == 4:
-                    os.kill(pids[0], signal.SIGKILL)
-                yield answered
-
-        swept = run_sweep(study, tmp_path / "out.parquet", kill_one, 2)
-    assert swept.answered == whole.num_rows
-    assert swept.table.equals(whole)
-
-
 def test_an_unreachable_scheduler_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr("planner.sweep.workers.CONNECT_S", 0.2)
     with pytest.raises(BadInput, match=r"--address\(=tcp://127.0.0.1:9\): no Dask scheduler"):
         run_sweep(Study.of(SMALL), tmp_path / "x.parquet", dask("tcp://127.0.0.1:9"), 1)
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """A cluster of two worker processes, which starts for seconds."""
+    from distributed import LocalCluster
+
+    with pytest.MonkeyPatch.context() as patch:
+        # Workers import the main module, which a test of dashboard pages replaces by a page.
+        patch.setitem(sys.modules, "__main__", ModuleType("__main__"))
+        with LocalCluster(
+            n_workers=2, threads_per_worker=1, dashboard_address=None, worker_dashboard_address=None
+        ) as made:
+            yield made
+
+
+@pytest.mark.filterwarnings("default")  # workers' sockets warn
+def test_a_killed_sweep_of_services_on_a_cluster_gives_the_same_table(
+    whole_services, tmp_path, call, cluster
+):
+    where = ["--executor", "dask", "--address", cluster.scheduler_address]
+    resumed_after_kill(MANY_SERVICES, whole_services, tmp_path, call, where)
+
+
+@pytest.mark.filterwarnings("default")  # a dying worker's sockets warn
+def test_a_cluster_that_loses_a_worker_computes_each_point_once(whole, tmp_path, cluster):
+    pids = [worker.process.pid for worker in cluster.workers.values()]
+
+    def kill_one(batches: Iterator) -> Iterator:
+        for number, answered in enumerate(dask(cluster.scheduler_address)(batches)):
+            if number == 4:
+                os.kill(pids[0], signal.SIGKILL)
+            yield answered
+
+    swept = run_sweep(Study.of(MANY), tmp_path / "out.parquet", kill_one, 2)
+    assert swept.answered == whole.num_rows
+    assert swept.table.equals(whole)

@@ -274,12 +274,6 @@ def test_the_command_simulates_with_either_engine(call, tmp_path):
     assert "known: auto, fast, simpy" in words
 
 
-def test_the_command_line_starts_without_numba():
-    check = "import sys, kvoverlap.cli.main; print('numba' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", check], capture_output=True, check=True, cwd=ROOT)
-    assert done.stdout == b"False\n"
-
-
 def test_a_second_process_compiles_nothing():
     here, there = unit_machine(), unit_machine(interference=BOTH_WAYS)
     simulate(graph(), here, "fast")

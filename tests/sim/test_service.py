@@ -13,6 +13,7 @@ from builders import examples, tiny_model
 from hypothesis import given
 from hypothesis import strategies as st
 from restores import figure, step_machine
+from service_reference import reference_outcome
 from services import (
     BLOCK,
     BLOCK_BYTES,
@@ -39,7 +40,6 @@ from sim.service import (
     enough,
     simulate_service,
 )
-from sim.service.reference import reference_outcome
 
 
 def times(outcome):

@@ -7,6 +7,7 @@ from dataclasses import replace
 from itertools import permutations
 
 import pytest
+from service_reference import reference_outcome
 from services import (
     BLOCK,
     BURST_POLICIES,
@@ -35,7 +36,6 @@ from sim.service import (
     simulate_service,
 )
 from sim.service.forecast import FIRST_COME, Order
-from sim.service.reference import reference_outcome
 from sim.service.trial import Trial, choose_order
 
 LLAMA = find_model("llama-3.1-8b")

@@ -502,7 +502,10 @@ def cached_kv_bits(chosen: int | None, model: ModelSpec) -> int:
     """Bits of cached K and V: as chosen, or else as the checkpoint asks for, with a note."""
     if chosen is not None or model.kv_bits is None:
         return chosen or UNQUANTISED
-    note(f"KV cache in {model.kv_bits} bits, as {model.name} asks for; --kv-bits 16 for its dtype")
+    note(
+        f"K and V outside GPU memory in {model.kv_bits} bits, as {model.name} asks for; "
+        "--kv-bits 16 for its dtype"
+    )
     return model.kv_bits
 
 

@@ -88,11 +88,15 @@ class DecodeProblem:
                 "one layer at a time; use --schedule row."
             )
         check_workload(self.model, self.workload)
-        if self.hardware.memory.unified and self.workload.kv_bits is not None:
-            raise BadInput(
-                f"kv_bits(={self.workload.kv_bits}): K and V are quantised in host memory, and CPU "
-                f"and GPU of {self.hardware.name} share one memory; use kv_bits 16."
-            )
+        bits = self.workload.kv_bits
+        if self.hardware.memory.unified and bits is not None:
+            if bits != self.model.host_kv_bits:
+                raise BadInput(
+                    f"kv_bits(={bits}): K and V are quantised in host memory, and CPU and GPU of "
+                    f"{self.hardware.name} share one memory; use kv_bits 16."
+                )
+            # The checkpoint asks for it, but no K and V are outside GPU memory.
+            object.__setattr__(self, "workload", replace(self.workload, kv_bits=None))
 
     @cached_property
     def costs(self) -> CostModel:

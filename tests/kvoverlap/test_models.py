@@ -129,7 +129,10 @@ def test_a_cache_in_eight_bits_that_the_checkpoint_asks_for(call, config, verb):
     asked = (verb, "--model", config(quantization_config=FP8_CACHE), *JOB, "--batch", 2)
     _, stdout, stderr = call(*asked)
     assert "KV cache in 8 bits" in stdout
-    assert "KV cache in 8 bits, as small asks for; --kv-bits 16 for its dtype" in stderr
+    assert (
+        "K and V outside GPU memory in 8 bits, as small asks for; --kv-bits 16 for its dtype"
+        in stderr
+    )
     assert call(*asked, "--kv-bits", 8)[1] == stdout
     assert "KV cache in" not in call(*asked, "--kv-bits", 16)[1]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -285,6 +286,10 @@ def test_changes_that_unified_memory_has_no_place_for_are_refused(spark):
         make_plan(Job(model, spark, Workload(4, 512, 1)), PlanOptions(policy="hf-offloaded"))
     with pytest.raises(BadInput, match="share one memory; use kv_bits 16"):
         make_plan(Job(model, spark, Workload(4, 512, 1, kv_bits=8)))
+    asking, job = replace(model, kv_bits=8), Workload(4, 512, 1)
+    planned = make_plan(Job(asking, spark, job.as_asked(asking)))
+    assert planned.workload == job
+    assert planned.makespan_s == make_plan(Job(model, spark, job)).makespan_s
     with pytest.raises(BadInput, match="dgx-spark has one GPU"):
         make_plan(Job(model, spark, Workload(4, 512, 1)), PlanOptions(gpus=2))
     big = Job(find_model("llama-3.1-70b"), spark, Workload(1, 512, 1))

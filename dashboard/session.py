@@ -20,6 +20,7 @@ from dashboard.data.machines import Machine, find_machines, profile_key
 from dashboard.data.runs import (
     Case,
     Run,
+    assess_from,
     case_of,
     case_stamp,
     find_runs,
@@ -42,7 +43,7 @@ from sim.graph.jobs import RestoreRequest
 from sim.graph.timeline import Timeline
 from sim.machine.profile import HardwareProfile
 from sim.model.spec import ModelSpec
-from sim.results.accuracy import Accuracy, assess
+from sim.results.accuracy import Accuracy
 from sim.results.recording import Recording
 from sim.service import RequestTrace, ServiceTimeline
 from sim.traces.measured import MeasuredTrace
@@ -187,10 +188,14 @@ def runs_with(restores: bool) -> list[Run]:
     return found
 
 
-@typed(st.cache_resource, max_entries=16, show_spinner=False)
-def stored_accuracy(root: Path, stamp: tuple[int, ...]) -> Accuracy:  # noqa: ARG001
-    """Errors of every case under a root, simulated once for each stamp of its files."""
-    return assess(root)
+def accuracy_of(root: Path, stamp: tuple[int, ...]) -> Accuracy:
+    """Errors of every case under a root, predicted once for each stamp of its files.
+
+    Raises:
+        BadFile: there is no case.
+    """
+    key, text = f"{Path.cwd()} {root} {stamp}", "Predicting every recorded case"
+    return answer(assess_from, Path.cwd(), root, key=key, text=text)
 
 
 def uploaded_case(name: str) -> Case:

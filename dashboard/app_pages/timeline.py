@@ -21,7 +21,7 @@ from dashboard.data.exports import trace_bytes
 from dashboard.data.runs import Case, run_stamp
 from dashboard.figures import View, breakdown_bars, lane_use_bars
 from dashboard.perfetto import perfetto_button
-from dashboard.session import case_lanes, case_plan, case_trace, stored_accuracy
+from dashboard.session import accuracy_of, case_lanes, case_plan, case_trace
 from dashboard.text.comparison import (
     busy_lanes,
     compare_command,
@@ -97,7 +97,7 @@ def describe_run_accuracy(picked: Picked) -> list[str]:
     if picked.run is None:
         return []
     try:
-        found = stored_accuracy(picked.run.folder, run_stamp(picked.run))
+        found = accuracy_of(picked.run.folder, run_stamp(picked.run))
     except KvOverlapError:
         return []
     return [run_accuracy(found)] if found.cases else []

@@ -362,7 +362,7 @@ def traffic_answers(question: TrafficQuestion) -> TrafficAnswers:
         KvOverlapError: the machine does not support the model.
     """
     command = "\n".join(question.commands)
-    about = Asked(question.work, command, MAX_WORK, "requests to simulate over all runs")
+    about = Asked(question.n_tasks, command, MAX_WORK, "requests to simulate over all runs")
     text = "Simulating the service"
     return answer(question.answers, key=question.key, text=text, about=about, reports=True)
 

@@ -62,7 +62,7 @@ def show_summary(found: Accuracy) -> None:
     """The errors of all cases in one line and four cards."""
     passed = sum(case.passed for case in found.cases)
     st.header(
-        f"median error {percent(found.median_abs_error_frac)}, nine of ten cases within "
+        f"Median error {percent(found.median_abs_error_frac)}, nine of ten cases within "
         f"{percent(found.p90_abs_error_frac)}",
         anchor=False,
     )

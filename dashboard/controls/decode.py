@@ -27,6 +27,9 @@ MEMORY_GIB = (8, 16, 24, 40, 48, 80, 96, 141, 192, 288)
 AS_ASKED = 0
 """Entry of a menu of bits."""
 
+OWN_BATCHES = "own_batches"
+"""In the visitor's session: batches that are no steps of the slider."""
+
 AS_PROFILED = "as profiled"
 FIRST_ADVISED, FIRST_ADVISED_MACHINE = "llama-3.1-8b", "h100-sxm+pcie5-x16"
 
@@ -74,10 +77,11 @@ def ask_question(changeable: bool) -> Question:
     schedule, n_batches = ask_schedule()
     kv_bits = ask_kv_bits(model)
     keep = switch(
-        "Keep in GPU memory what fits (off: every step moves all, as in KVPR)",
+        "Keep in GPU memory what fits",
         value=not changeable,
         key="keep",
-        help="K, V, X and, in the column schedule, weights stay in GPU memory as far as they fit.",
+        help="K, V, X and, in the column schedule, weights stay in GPU memory as far as they fit. "
+        "Off: every step moves all of the cache, as in KVPR.",
     )
     tp, ep = ask_gpus(model)
     hardware = machine.load()
@@ -149,9 +153,17 @@ def _behind_link(machine: Machine) -> Machine:
 
 def ask_prompts() -> tuple[int, int]:
     """Batch and prompt."""
-    batch = steps("Batch (sequences)", BATCHES, 32, "batch", "{:,}")
+    batch = steps("Batch (sequences)", offered_batches(), 32, "batch", "{:,}")
     prompt = steps("Prompt (tokens)", PROMPTS, 1024, "prompt", "{:,}")
     return int(batch), int(prompt)
+
+
+def offered_batches() -> list[int]:
+    """The steps of the slider, and every other batch that a link or a button has set."""
+    own: set[int] = st.session_state.setdefault(OWN_BATCHES, set())
+    texts = (str(st.session_state.get("batch", "")), links.asked("batch") or "")
+    own |= {int(text) for text in texts if text.isdecimal() and 1 <= int(text) <= BATCHES[-1]}
+    return sorted({*BATCHES, *own})
 
 
 def ask_job() -> tuple[int, int, int]:

@@ -19,7 +19,14 @@ import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
 from dashboard.questions.offered import MAX_TASKS
-from dashboard.questions.remedies import Asking, Remedy, remedies_for, safe
+from dashboard.questions.remedies import (
+    SAFE_MACHINE,
+    SAFE_MODEL,
+    Asking,
+    Remedy,
+    remedies_for,
+    safe,
+)
 from dashboard.text.comparison import escaped
 from dashboard.text.refusal import describe_refusal
 from dashboard.workers import WORKERS, Call, OverBudget, Task
@@ -33,6 +40,8 @@ LOOK_S = 0.1
 
 USUAL_S = 10.0
 """Time scale of the progress bar of a call that reports no fraction."""
+
+SAFE = Remedy(f"{SAFE_MODEL} on {SAFE_MACHINE}", {"model": SAFE_MODEL, "hardware": SAFE_MACHINE})
 
 CANCELLED, PLACE = "cancelled", "progress_place"
 
@@ -191,11 +200,13 @@ def show_refusal(error: KvOverlapError, asking: Asking | None = None) -> None:
     """Why there is no answer, and buttons with changes that lead to one.
 
     Args:
-        asking: the refused question; without one there are no buttons.
+        asking: the refused question; without one the button sets a model and a machine.
     """
     show_reason(error)
     if asking is not None:
         show_remedies(error, asking)
+    elif SAFE.settings.keys() <= st.session_state.keys() and not isinstance(error, Cancelled):
+        show_buttons([SAFE])
 
 
 def show_reason(error: KvOverlapError) -> None:

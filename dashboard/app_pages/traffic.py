@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import streamlit as st
 
-from dashboard.asking import show_buttons, show_refusal
+from dashboard.asking import show_buttons, show_reason, show_refusal
 from dashboard.controls.decode import steps
 from dashboard.controls.traffic import FIRST_SIZES, SIZES, ask_traffic
 from dashboard.controls.widgets import (
@@ -56,7 +56,7 @@ def show_page() -> None:
             question = ask_traffic()
     except KvOverlapError as error:
         with headline:
-            show_refusal(error)
+            show_reason(error)
             show_buttons([Remedy("The usual sizes", {SIZES: size_list(FIRST_SIZES)})])
         return
     with headline:

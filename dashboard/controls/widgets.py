@@ -96,7 +96,8 @@ def menu(
     first = links.default_of(key, texts, index)
     chosen: T = place.selectbox(label, options, index=first, key=key, bind="query-params", **more)
     links.record(key, text(chosen))
-    name_unusable(label, key, asked, texts, text(chosen))
+    typed = [text(chosen)] if more.get("accept_new_options") else []
+    name_unusable(label, key, asked, [*texts, *typed], text(chosen))
     return chosen
 
 

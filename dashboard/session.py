@@ -29,7 +29,7 @@ from dashboard.data.runs import (
     plan_of,
 )
 from dashboard.data.upload_store import STORE
-from dashboard.data.uploads import Upload
+from dashboard.data.uploads import PREDICTION_SOURCE, Upload
 from dashboard.figures import LaneChart, View, paired_lanes
 from dashboard.perfetto import joint_trace
 from dashboard.questions.decode import ENGINE, Question
@@ -134,7 +134,17 @@ def uploaded_recordings(restores: bool | None = None) -> dict[str, Recording]:
     return {
         name: recording
         for name, recording in uploaded(Recording).items()
-        if restores in (None, recording.graph.workload.kind == RestoreRequest.kind)
+        if recording.source == "measured"
+        and restores in (None, recording.graph.workload.kind == RestoreRequest.kind)
+    }
+
+
+def uploaded_predictions() -> dict[str, Recording]:
+    """Uploaded predicted timelines."""
+    return {
+        name: recording
+        for name, recording in uploaded(Recording).items()
+        if recording.source == PREDICTION_SOURCE
     }
 
 

@@ -44,7 +44,7 @@ PRESETS = {
         {
             "model": "llama-3.1-8b",
             "hardware": "h100-sxm+pcie5-x16",
-            "batch": "4",
+            "batch": "8",
             "prompt": "131,070",
         },
     ),

@@ -48,7 +48,11 @@ DECODE_RUN = ("make run", "kvoverlap validate --out runs/latest")
 RESTORE_RUN = ("kvoverlap validate --scenario restore --out runs/restores",)
 """Commands that measure a run to show."""
 
-NARROW = """
+STYLE = """
+[data-testid="stCaptionContainer"] { opacity: 0.8; }
+.js-plotly-plot :is(.xtick, .ytick) text, .js-plotly-plot :is(.xtitle, .ytitle) {
+  fill: currentColor !important; fill-opacity: 0.8 !important;
+}
 .st-key-progress { position: sticky; top: 0; z-index: 99; background: var(--st-background-color); }
 @media (max-width: 1000px) {
   .st-key-cards [data-testid="stHorizontalBlock"] { flex-wrap: wrap; }
@@ -200,9 +204,9 @@ def choose_view(views: Sequence[str]) -> str:
     return view
 
 
-def narrow_windows() -> None:
-    """In narrow windows, put cards two by two and pairs in one column."""
-    st.html(f"<style>{NARROW}</style>")
+def set_style() -> None:
+    """Text with enough contrast; in narrow windows, cards two by two and pairs in one column."""
+    st.html(f"<style>{STYLE}</style>")
 
 
 def on_phone() -> bool:

@@ -33,7 +33,10 @@ MAX_MAP_PX = 420
 
 
 def split_map(steps: Sequence[StepSplit]) -> go.Figure:
-    """Recomputed share of the past tokens by layer and step, with all counts in the hover."""
+    """Recomputed share of the past tokens by layer and step, with all counts in the hover.
+
+    A layer that reads no rows, such as one with a linear state, is left blank.
+    """
     counts = [
         list(
             zip(
@@ -48,7 +51,7 @@ def split_map(steps: Sequence[StepSplit]) -> go.Figure:
     ]
     figure = go.Figure(
         go.Heatmap(
-            z=[[100 * cell[0] / cell[3] for cell in row] for row in counts],
+            z=[[100 * cell[0] / cell[3] if cell[3] else None for cell in row] for row in counts],
             x=list(range(len(steps[0].recomputed_tokens))),
             y=[step.step for step in steps],
             customdata=counts,

@@ -57,6 +57,12 @@ def test_ways_of_a_step_add_up_to_its_past_tokens():
     assert figure.layout.yaxis.title.text == "past tokens in step 1"
 
 
+def test_a_layer_without_past_tokens_is_blank_in_the_map():
+    (cells,) = split_map([StepSplit(0, 100, (0, 50), (0, 50), (0, 0))]).data
+    assert cells.z[0][0] is None or cells.z[0][0] != cells.z[0][0]
+    assert cells.z[0][1] == 50
+
+
 def test_policies_come_fastest_first_with_their_ratio_and_the_bound():
     makespans = {"load-all": 0.2, "lp": 0.1, "kvpr": 0.15}
     figure = policy_bars(makespans, 0.09, "lp")

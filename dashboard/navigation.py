@@ -36,7 +36,7 @@ st.set_page_config(
 set_style()
 keep_history()
 reserve_place()
-show_tour(page.title)
+show_tour()
 read_link(page.title)
 show_banner()
 restore_uploads()

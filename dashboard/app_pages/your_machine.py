@@ -151,8 +151,8 @@ def show_uploads() -> None:
     st.write(
         "A model's config.json, a profile (`kvoverlap profile -o`), a plan (`kvoverlap plan -o` or "
         "`restore -o`), a recording (`kvoverlap run -o`), a prediction (`simulate -o`), a "
-        "profiler's trace or a request trace, plain or gzipped. It is validated, and this server holds it until it ends, under an id in "
-        "the address: a reload and your links find it again."
+        "profiler's trace or a request trace, plain or gzipped. It is validated, and this server "
+        "holds it until it ends, under an id in the address: a reload and your links find it again."
     )
     upload_box("Model config, profile, plan, recording or trace")
     for upload in reversed(uploads().values()):

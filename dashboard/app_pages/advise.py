@@ -106,7 +106,7 @@ def show_page() -> None:
 
 def show_presets() -> None:
     """Links that set the controls."""
-    row = st.container(horizontal=True, vertical_alignment="center")
+    row = st.container(horizontal=True, vertical_alignment="center", key="presets")
     with row:
         offer_tour()
     row.caption("Try", width="content")

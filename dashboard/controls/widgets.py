@@ -63,7 +63,7 @@ RESTORE_RUN = ("kvoverlap validate --scenario restore --out runs/restores",)
 
 STYLE = """
 [data-testid="stCaptionContainer"] { opacity: 0.8; }
-.js-plotly-plot :is(.xtick, .ytick) text, .js-plotly-plot :is(.xtitle, .ytitle) {
+.js-plotly-plot :is(.xtick, .ytick) text, .js-plotly-plot :is(.xtitle, .ytitle, .bartext-outside) {
   fill: currentColor !important; fill-opacity: 0.8 !important;
 }
 .st-key-progress { position: sticky; top: 0; z-index: 99; background: var(--st-background-color); }

@@ -151,8 +151,9 @@ class LaneChart:
         """
         text = json.dumps(self.document(), separators=(",", ":")).encode()
         text += b" " * (-len(text) % 8)
-        columns = [*self.numbers.values(), *self.positions.values()]
-        return b"".join([len(text).to_bytes(8, "little"), text, *map(_little_endian, columns)])
+        columns: list[array[Any]] = [*self.numbers.values(), *self.positions.values()]
+        arrays = [_little_endian(column) for column in columns]
+        return b"".join([len(text).to_bytes(8, "little"), text, *arrays])
 
 
 def _numbered(texts: Iterable[str], known: dict[str, int]) -> list[int]:

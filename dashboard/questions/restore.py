@@ -267,7 +267,8 @@ def restore_memory(
         x_bytes: of the cached X of one GPU.
     """
     planner = RestorePlanner(model, hardware, request)
-    device = {"weights": model.weight_bytes, "KV": planner.device_bytes - model.weight_bytes}
+    weights = float(model.weight_bytes)
+    device = {"weights": weights, "KV": planner.device_bytes - weights}
     if request.tier in LANE_OF_TIER:
         return device, {}
     return device, {"KV": planner.cached_bytes, "X": model.tensor_parallel * x_bytes}

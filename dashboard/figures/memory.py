@@ -95,7 +95,8 @@ def memory_bars(use: MemoryUse, memory: Memory) -> go.Figure:
     ]
     style_rows(figure, names, [GPU, HOST])
     figure.update_layout(barmode="stack", uniformtext={"minsize": 10, "mode": "hide"})
-    figure.update_xaxes(title="part of the memory", tickformat=".0%")
+    most = max(1.0, *(total / one for total, one in zip(totals, capacities, strict=True)))
+    figure.update_xaxes(title="part of the memory", tickformat=".0%", range=[0, 1.03 * most])
     figure.add_vline(1.0, line={"color": MUTED, "dash": "dot"})
     return figure
 

@@ -1,4 +1,4 @@
-"""Random settings of Plan, What-if and Restore: answers, refusals, and their buttons.
+"""Random settings of all pages: answers, refusals, and their buttons.
 
 Run with `python benchmarks/random_settings.py`. Every refusal must offer a button that leads to an
 answer. It prints each fault with its link, and how long answers took; pages show a progress bar

@@ -11,7 +11,7 @@ its budget. A question of too many tasks is refused before it starts, with its c
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -19,7 +19,14 @@ import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
 from dashboard.questions.offered import MAX_TASKS
-from dashboard.questions.remedies import Asking, remedies_for, safe
+from dashboard.questions.remedies import (
+    SAFE_MACHINE,
+    SAFE_MODEL,
+    Asking,
+    Remedy,
+    remedies_for,
+    safe,
+)
 from dashboard.text.comparison import escaped
 from dashboard.text.refusal import describe_refusal
 from dashboard.workers import WORKERS, Call, OverBudget, Task
@@ -33,6 +40,8 @@ LOOK_S = 0.1
 
 USUAL_S = 10.0
 """Time scale of the progress bar of a call that reports no fraction."""
+
+SAFE = Remedy(f"{SAFE_MODEL} on {SAFE_MACHINE}", {"model": SAFE_MODEL, "hardware": SAFE_MACHINE})
 
 CANCELLED, PLACE = "cancelled", "progress_place"
 
@@ -191,15 +200,28 @@ def show_refusal(error: KvOverlapError, asking: Asking | None = None) -> None:
     """Why there is no answer, and buttons with changes that lead to one.
 
     Args:
-        asking: the refused question; without one there are no buttons.
+        asking: the refused question; without one the button sets a model and a machine.
     """
+    show_reason(error)
+    if asking is not None:
+        show_remedies(error, asking)
+    elif SAFE.settings.keys() <= st.session_state.keys() and not isinstance(error, Cancelled):
+        show_buttons([SAFE])
+
+
+def show_reason(error: KvOverlapError) -> None:
+    """Why there is no answer; the command, if the question is too large."""
     if isinstance(error, Cancelled):
         show_cancelled()
         return
     st.error(escaped(describe_refusal(error)))
     if isinstance(error, TooLarge) and error.command:
         st.code(error.command, language="bash", wrap_lines=True)
-    if asking is None:
+
+
+def show_remedies(error: KvOverlapError, asking: Asking) -> None:
+    """Buttons with changes of a refused question that lead to an answer."""
+    if isinstance(error, Cancelled):
         return
     if isinstance(error, TooLarge):
         smaller = min(asking.max_tasks, asking.question.n_tasks // 4)
@@ -209,9 +231,14 @@ def show_refusal(error: KvOverlapError, asking: Asking | None = None) -> None:
         found = answer(remedies_for, asking, key=asking.key, text=text, reports=True)
     except (TooLarge, Cancelled):
         found = [safe(asking).remedy]
+    show_buttons(found)
+
+
+def show_buttons(remedies: Sequence[Remedy]) -> None:
+    """A button for each change that leads to an answer."""
     row = st.container(horizontal=True, vertical_alignment="center")
     row.caption("These have an answer:", width="content")
-    for number, remedy in enumerate(found):
+    for number, remedy in enumerate(remedies):
         row.button(
             escaped(remedy.label), key=f"remedy {number}", on_click=_set, args=(remedy.settings,)
         )

@@ -19,7 +19,7 @@ from dashboard.figures import (
     predicted_against_measured,
 )
 from dashboard.questions.restore import request_of
-from dashboard.session import cases_of, stored_accuracy
+from dashboard.session import accuracy_of, cases_of
 from dashboard.text.comparison import (
     busy_lanes,
     compare_command,
@@ -134,7 +134,7 @@ def restores_of(picked: Picked) -> list[CaseAccuracy]:
     if picked.run is None:
         return []
     try:
-        found = stored_accuracy(picked.run.folder, run_stamp(picked.run))
+        found = accuracy_of(picked.run.folder, run_stamp(picked.run))
         names = set(cases_of(picked.run, restores=True))
     except KvOverlapError:
         return []

@@ -4,7 +4,7 @@ import streamlit as st
 
 from dashboard.asking import reserve_place
 from dashboard.banner import show_banner
-from dashboard.controls.widgets import narrow_windows
+from dashboard.controls.widgets import set_style
 from dashboard.history import keep_history
 from dashboard.links import read_link, write_link
 from dashboard.session import restore_uploads, write_uploads
@@ -33,10 +33,10 @@ page = st.navigation(
 st.set_page_config(
     page_title=f"{page.title} - kvoverlap", layout="wide", menu_items={"About": ABOUT}
 )
-narrow_windows()
+set_style()
 keep_history()
 reserve_place()
-show_tour(page.title)
+show_tour()
 read_link(page.title)
 show_banner()
 restore_uploads()

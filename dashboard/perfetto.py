@@ -83,4 +83,4 @@ def joint_trace(predicted: Timeline, measured: Timeline) -> bytes:
     ]
     document["traceEvents"] = document["traceEvents"] + shifted
     document["otherData"]["title"] = "predicted and measured"
-    return gzip.compress(json.dumps(document).encode(), mtime=0)
+    return gzip.compress(json.dumps(document).encode(), 6, mtime=0)

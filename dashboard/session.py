@@ -20,6 +20,7 @@ from dashboard.data.machines import Machine, find_machines, profile_key
 from dashboard.data.runs import (
     Case,
     Run,
+    assess_from,
     case_of,
     case_stamp,
     find_runs,
@@ -28,7 +29,7 @@ from dashboard.data.runs import (
     plan_of,
 )
 from dashboard.data.upload_store import STORE
-from dashboard.data.uploads import Upload
+from dashboard.data.uploads import PREDICTION_SOURCE, Upload
 from dashboard.figures import LaneChart, View, paired_lanes
 from dashboard.perfetto import joint_trace
 from dashboard.questions.decode import ENGINE, Question
@@ -42,7 +43,7 @@ from sim.graph.jobs import RestoreRequest
 from sim.graph.timeline import Timeline
 from sim.machine.profile import HardwareProfile
 from sim.model.spec import ModelSpec
-from sim.results.accuracy import Accuracy, assess
+from sim.results.accuracy import Accuracy
 from sim.results.recording import Recording
 from sim.service import RequestTrace, ServiceTimeline
 from sim.traces.measured import MeasuredTrace
@@ -133,7 +134,17 @@ def uploaded_recordings(restores: bool | None = None) -> dict[str, Recording]:
     return {
         name: recording
         for name, recording in uploaded(Recording).items()
-        if restores in (None, recording.graph.workload.kind == RestoreRequest.kind)
+        if recording.source == "measured"
+        and restores in (None, recording.graph.workload.kind == RestoreRequest.kind)
+    }
+
+
+def uploaded_predictions() -> dict[str, Recording]:
+    """Uploaded predicted timelines."""
+    return {
+        name: recording
+        for name, recording in uploaded(Recording).items()
+        if recording.source == PREDICTION_SOURCE
     }
 
 
@@ -187,10 +198,14 @@ def runs_with(restores: bool) -> list[Run]:
     return found
 
 
-@typed(st.cache_resource, max_entries=16, show_spinner=False)
-def stored_accuracy(root: Path, stamp: tuple[int, ...]) -> Accuracy:  # noqa: ARG001
-    """Errors of every case under a root, simulated once for each stamp of its files."""
-    return assess(root)
+def accuracy_of(root: Path, stamp: tuple[int, ...]) -> Accuracy:
+    """Errors of every case under a root, predicted once for each stamp of its files.
+
+    Raises:
+        BadFile: there is no case.
+    """
+    key, text = f"{Path.cwd()} {root} {stamp}", "Predicting every recorded case"
+    return answer(assess_from, Path.cwd(), root, key=key, text=text)
 
 
 def uploaded_case(name: str) -> Case:
@@ -357,7 +372,7 @@ def traffic_answers(question: TrafficQuestion) -> TrafficAnswers:
         KvOverlapError: the machine does not support the model.
     """
     command = "\n".join(question.commands)
-    about = Asked(question.work, command, MAX_WORK, "requests to simulate over all runs")
+    about = Asked(question.n_tasks, command, MAX_WORK, "requests to simulate over all runs")
     text = "Simulating the service"
     return answer(question.answers, key=question.key, text=text, about=about, reports=True)
 

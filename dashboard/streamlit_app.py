@@ -9,6 +9,7 @@ from importlib import import_module
 from streamlit.starlette import App
 
 from dashboard.workers import WORKERS
+from dashboard.workers.fork_server import collect_rarely, load_engine
 
 PAGES = (
     "dashboard.controls.compare",
@@ -26,7 +27,9 @@ async def prepared(_app: App) -> AsyncIterator[None]:
     WORKERS.warm_up()
     for name in PAGES:
         import_module(name)
+    load_engine()
     WORKERS.wait_until_warm()
+    collect_rarely()
     yield
 
 

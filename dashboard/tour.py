@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import streamlit as st
 
 STEP = "tour"
-"""In the visitor's session: the step shown, from 0."""
+"""In the address: the step shown, from 1, so that Back returns to the step before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,36 +56,34 @@ STOPS = (
 
 def offer_tour() -> None:
     """A button that starts the tour."""
-    if STEP not in st.session_state:
-        st.button("Tour in five steps", key="start_tour", on_click=_go, args=(0,), type="tertiary")
+    if step() is None:
+        st.button("Tour in five steps", key="start_tour", on_click=_start, type="tertiary")
 
 
-def show_tour(page: str) -> None:
-    """The present step above the page, which is opened if another one is shown.
+def step() -> int | None:
+    """The step in the address; None outside the tour."""
+    text = st.query_params.get(STEP, "")
+    return int(text) if text in map(str, range(1, len(STOPS) + 1)) else None
 
-    Args:
-        page: title of the page that is shown.
-    """
-    at: int | None = st.session_state.get(STEP)
+
+def show_tour() -> None:
+    """The present step above the page, with links to its neighbours."""
+    at = step()
     if at is None:
         return
-    stop = STOPS[at]
-    if st.session_state.pop("tour_moves", False) and not stop.title.startswith(page):
-        st.switch_page(stop.page)
+    stop = STOPS[at - 1]
     with st.container(border=True, key="tour_box"):
-        st.markdown(f"**{at + 1} of {len(STOPS)} · {stop.title}**  \n{stop.text}")
-        row = st.container(horizontal=True)
-        if at > 0:
-            row.button("Back", key="tour_back", on_click=_go, args=(at - 1,))
-        if at + 1 < len(STOPS):
-            row.button("Next", key="tour_next", on_click=_go, args=(at + 1,), type="primary")
+        st.markdown(f"**{at} of {len(STOPS)} · {stop.title}**  \n{stop.text}")
+        row = st.container(horizontal=True, vertical_alignment="center")
+        for label, other in (("Back", at - 1), ("Next", at + 1)):
+            if 1 <= other <= len(STOPS):
+                row.page_link(STOPS[other - 1].page, label=label, query_params={STEP: str(other)})
         row.button("End the tour", key="tour_end", on_click=_end)
 
 
-def _go(at: int) -> None:
-    st.session_state[STEP] = at
-    st.session_state["tour_moves"] = True
+def _start() -> None:
+    st.query_params[STEP] = "1"
 
 
 def _end() -> None:
-    st.session_state.pop(STEP, None)
+    st.query_params.pop(STEP, None)

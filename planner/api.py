@@ -1,7 +1,7 @@
 """The names that `import planner` gives, which load at their first use."""
 
 from planner.decode.lower import SCHEDULES, lower
-from planner.decode.make import check_decode, choose_schedule, plan_split
+from planner.decode.make import check_decode, choose_schedule, memory_needed, plan_split
 from planner.decode.plan import DecodePlan
 from planner.decode.policies import POLICIES, baseline_split
 from planner.decode.split import StepSplit
@@ -26,5 +26,6 @@ __all__ = [
     "choose_schedule",
     "lower",
     "make_plan",
+    "memory_needed",
     "plan_split",
 ]

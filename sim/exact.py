@@ -20,6 +20,9 @@ class Inexact(Exception):
 
 Builder = Callable[[Any], Any]
 
+SCALARS = (int, str, bool, float, NoneType)
+"""Types of which a value with exactly this type is itself the result."""
+
 
 @cache
 def builder(kind: Any) -> Builder:
@@ -32,7 +35,7 @@ def builder(kind: Any) -> Builder:
         return lambda value: value
     if kind is float:
         return _float
-    if kind in (int, str, bool, NoneType):
+    if kind in SCALARS:
         return _scalar(kind)
     if is_dataclass(kind):
         return _Instances(kind)
@@ -56,17 +59,22 @@ class _Instances:
     def __init__(self, kind: Any) -> None:
         self._kind = kind
         self._fields: dict[str, Builder] | None = None
+        self._scalars: dict[str, type] = {}
 
     def __call__(self, value: Any) -> Any:
         if type(value) is not dict:
             raise Inexact
         if self._fields is None:
             hints = get_type_hints(self._kind)
-            self._fields = {
-                one.name: builder(hints[one.name]) for one in fields(self._kind) if one.init
-            }
+            names = [one.name for one in fields(self._kind) if one.init]
+            self._fields = {name: builder(hints[name]) for name in names}
+            self._scalars = {name: hints[name] for name in names if hints[name] in SCALARS}
         try:
-            content = {name: self._fields[name](one) for name, one in value.items()}
+            build, exact = self._fields, self._scalars
+            content = {
+                name: one if type(one) is exact.get(name) else build[name](one)
+                for name, one in value.items()
+            }
             return self._kind(**content)
         except (KeyError, TypeError):  # an unknown key, or one that is absent
             raise Inexact from None

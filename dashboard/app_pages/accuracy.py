@@ -17,7 +17,7 @@ from dashboard.controls.widgets import (
 from dashboard.data import runs as run_folders
 from dashboard.data.runs import Run, case_stamp, run_stamp
 from dashboard.figures import errors_by_case, predicted_against_measured
-from dashboard.session import all_runs, stored_accuracy, stored_case
+from dashboard.session import accuracy_of, all_runs, stored_case
 from dashboard.text.comparison import Metric, accuracy_command
 from sim.errors import KvOverlapError
 from sim.results.accuracy import Accuracy
@@ -43,7 +43,7 @@ def show_page() -> None:
     root = run_folders.SHIPPED_RUNS if label == SHIPPED else chosen[0].folder
     stamp = tuple(part for run in chosen for part in run_stamp(run))
     try:
-        found = stored_accuracy(root, stamp)
+        found = accuracy_of(root, stamp)
     except KvOverlapError as error:
         st.error(str(error))
         return
@@ -62,7 +62,7 @@ def show_summary(found: Accuracy) -> None:
     """The errors of all cases in one line and four cards."""
     passed = sum(case.passed for case in found.cases)
     st.header(
-        f"median error {percent(found.median_abs_error_frac)}, nine of ten cases within "
+        f"Median error {percent(found.median_abs_error_frac)}, nine of ten cases within "
         f"{percent(found.p90_abs_error_frac)}",
         anchor=False,
     )

@@ -10,7 +10,13 @@ import streamlit as st
 from dashboard.asking import show_refusal
 from dashboard.controls.compare import compare_plans
 from dashboard.controls.decode import ask_advice
-from dashboard.controls.plan import plan_downloads, show_lanes, show_memory
+from dashboard.controls.plan import (
+    plan_downloads,
+    show_lanes,
+    show_plan_memory,
+    show_refused,
+)
+from dashboard.controls.restore import OWN_LINK
 from dashboard.controls.widgets import chart, headline_place, question_columns, show_table
 from dashboard.figures import policy_bars
 from dashboard.questions.decode import Question
@@ -33,11 +39,30 @@ ABOUT = (
 KEPT, OFFLOADED = "What fits is kept in GPU memory", "All of the cache is in host memory"
 
 PRESETS = {
-    "Llama-3.1-8B, 8K prompts, H100": ("llama-3.1-8b", "h100-sxm+pcie5-x16", "64", "8,192"),
-    "OPT-13B on KVPR's A100": ("opt-13b", "kvpr-a100", "32", "1,024"),
-    "Qwen3-8B on an RTX 4090": ("qwen3-8b", "rtx-4090+pcie4-x16", "8", "8,192"),
+    "Llama-3.1-8B, 128K, H100": (
+        "advise",
+        {
+            "model": "llama-3.1-8b",
+            "hardware": "h100-sxm+pcie5-x16",
+            "batch": "8",
+            "prompt": "131,070",
+        },
+    ),
+    "KVPR's A100": (
+        "advise",
+        {"model": "opt-13b", "hardware": "kvpr-a100", "batch": "32", "prompt": "1,024"},
+    ),
+    "16K restore over 25 GbE": (
+        "restore",
+        {"model": "llama-3.1-8b", "hardware": "h100-sxm+pcie5-x16", "tier": OWN_LINK}
+        | {"prompt": "16,384", "rate": "2.9 GiB/s", "policy": "two-ended"},
+    ),
+    "Qwen3-8B on an RTX 4090": (
+        "advise",
+        {"model": "qwen3-8b", "hardware": "rtx-4090+pcie4-x16", "batch": "8", "prompt": "8,192"},
+    ),
 }
-"""Model, machine, batch and prompt of questions to begin with, as in this page's address."""
+"""Pages and settings to begin with, as in their addresses."""
 
 
 def show_page() -> None:
@@ -63,7 +88,7 @@ def show_page() -> None:
         try:
             found = advice_for(question, slo_ms)
         except KvOverlapError as error:
-            show_refusal(error, Asking(question, LP))
+            show_refused(error, Asking(question, LP, schedules=False))
             return
     headline.header(found.headline, anchor=False)
     with answer:
@@ -81,13 +106,12 @@ def show_page() -> None:
 
 def show_presets() -> None:
     """Links that set the controls."""
-    row = st.container(horizontal=True, vertical_alignment="center")
+    row = st.container(horizontal=True, vertical_alignment="center", key="presets")
     with row:
         offer_tour()
     row.caption("Try", width="content")
-    for name, values in PRESETS.items():
-        query = dict(zip(("model", "hardware", "batch", "prompt"), values, strict=True))
-        row.page_link("app_pages/advise.py", label=name, query_params=query)
+    for name, (page, query) in PRESETS.items():
+        row.page_link(f"app_pages/{page}.py", label=name, query_params=query)
 
 
 def show_advice(question: Question, found: Advice) -> None:
@@ -106,7 +130,7 @@ def show_advice(question: Question, found: Advice) -> None:
         plan = found.plan if chosen == OFFLOADED else found.resident
     kept = plan is found.resident
     compare_plans(replace(question, keep=kept), "lp", plan)
-    show_memory(plan)
+    show_plan_memory(plan)
     st.subheader("Predicted timeline of a step", anchor=False)
     timeline = timeline_of(plan)
     show_lanes(plan, timeline)

@@ -6,7 +6,12 @@ import streamlit as st
 from dashboard.asking import show_refusal
 from dashboard.controls.compare import compare_plans
 from dashboard.controls.decode import ask_question
-from dashboard.controls.plan import plan_downloads, show_lanes, show_memory
+from dashboard.controls.plan import (
+    plan_downloads,
+    show_lanes,
+    show_plan_memory,
+    show_refused,
+)
 from dashboard.controls.widgets import (
     ASKED,
     MEASURED,
@@ -70,7 +75,7 @@ def show_asked() -> None:
         try:
             plan = plan_for(question, policy)
         except KvOverlapError as error:
-            show_refusal(error, Asking(question, policy))
+            show_refused(error, Asking(question, policy))
             return
         show_headline(plan)
     with answer:
@@ -110,7 +115,7 @@ def show_plan(plan: DecodePlan) -> None:
 def show_run(plan: DecodePlan) -> None:
     """Memory, lanes over time, and both as files."""
     st.subheader("Memory", anchor=False)
-    show_memory(plan)
+    show_plan_memory(plan)
     st.subheader("Predicted timeline", anchor=False)
     timeline = timeline_of(plan)
     show_lanes(plan, timeline)

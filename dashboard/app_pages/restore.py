@@ -9,7 +9,7 @@ from streamlit.delta_generator import DeltaGenerator
 
 from dashboard.asking import show_refusal
 from dashboard.controls.compare import compare_restores
-from dashboard.controls.plan import show_lanes
+from dashboard.controls.plan import plan_downloads, show_lanes, show_refused, show_restore_memory
 from dashboard.controls.restore import ask_foresight, ask_restore, ask_trace
 from dashboard.controls.traces import describe_trace, trace_csv
 from dashboard.controls.widgets import (
@@ -115,7 +115,7 @@ def show_question() -> None:
             show_asked(question, policy, headline)
         except KvOverlapError as error:
             with headline:
-                show_refusal(error, Asking(question, policy))
+                show_refused(error, Asking(question, policy))
 
 
 def show_asked(question: RestoreQuestion, policy: str, headline: DeltaGenerator) -> None:
@@ -158,6 +158,7 @@ def show_plan(plan: RestorePlan) -> None:
     for note in plan.notes:
         st.caption(escaped(note))
     cards(restore_metrics(plan))
+    show_restore_memory(plan)
 
 
 def show_ends(answer: RestorePlans, policy: str) -> None:
@@ -174,16 +175,23 @@ def by_layer(plan: RestorePlan) -> bool:
 
 
 def show_run(plan: RestorePlan, timeline: Timeline, name: str) -> None:
-    """The two ends of a run, or the tokens of each layer and the lanes over time."""
-    if plan.split is None or not by_layer(plan):
+    """The two ends of a run or the tokens of each layer, its lanes over time, and its files."""
+    if by_layer(plan):
+        show_sources(plan, name)
+    else:
         show_both_ends(timeline, name)
+    st.subheader("Predicted timeline", anchor=False)
+    show_lanes(plan, timeline)
+    plan_downloads(plan, timeline)
+
+
+def show_sources(plan: RestorePlan, name: str) -> None:
+    """Computed, projected and loaded tokens of each layer."""
+    if plan.split is None:
         return
     st.subheader(f"Where each token's K and V come from in each layer: {name}", anchor=False)
-    split = plan.split
-    figure = sources_by_layer(split, plan.model, plan.workload)
+    figure = sources_by_layer(plan.split, plan.model, plan.workload)
     chart(figure, "Token by layer: computed, projected or loaded", "layers")
-    st.subheader("Its lanes over time", anchor=False)
-    show_lanes(plan, timeline)
 
 
 def show_both_ends(timeline: Timeline, name: str) -> None:

@@ -19,34 +19,62 @@ from dashboard.controls.widgets import (
 )
 from dashboard.data.exports import trace_bytes
 from dashboard.data.runs import Case, run_stamp
-from dashboard.figures import View, breakdown_bars, lane_use_bars
+from dashboard.figures import NamedRun, View, breakdown_bars, lane_use_bars, lanes_of
 from dashboard.perfetto import perfetto_button
-from dashboard.session import case_lanes, case_plan, case_trace, stored_accuracy
+from dashboard.session import (
+    accuracy_of,
+    case_lanes,
+    case_plan,
+    case_trace,
+    uploaded_predictions,
+)
 from dashboard.text.comparison import (
     busy_lanes,
     compare_command,
     comparison_summary,
+    count_of,
     describe_case,
+    describe_job,
+    escaped,
     metrics,
     run_accuracy,
     sentence,
     task_errors,
 )
 from dashboard.trace_view import show_traces
+from sim.cost.model import CostModel
 from sim.errors import KvOverlapError
+from sim.results.recording import Recording
+from sim.units import ms
 
 ABOUT = "One plan: predicted by the simulator, then run on a device, task by task."
-VIEWS = RUNS, TRACES = "a run", "a profiler's trace"
+RUNS, TRACES, PREDICTIONS = "a run", "a profiler's trace", "an uploaded prediction"
 ALL_STEPS = "all"
 WORST_TASKS = 100
 
 
 def show_page() -> None:
-    """A case of a run, or a trace of any program."""
-    if choose_view(VIEWS) == TRACES:
+    """A case of a run, a trace of any program, or an uploaded prediction."""
+    predictions = uploaded_predictions()
+    view = choose_view([RUNS, TRACES, *([PREDICTIONS] if predictions else [])])
+    if view == TRACES:
         show_traces()
+    elif view == PREDICTIONS:
+        name = menu("Prediction", list(predictions), key="prediction")
+        show_prediction(name, predictions[name])
     else:
         show_runs()
+
+
+def show_prediction(name: str, recording: Recording) -> None:
+    """The lanes of an uploaded prediction."""
+    timeline, graph = recording.typical, recording.graph
+    st.header(f"Predicted to take {ms(timeline.makespan_s)}", anchor=False)
+    what = f"{graph.model.name}, {describe_job(graph.workload)}, on {recording.hardware.name}"
+    st.caption(escaped(f"{what}: {count_of(len(graph.tasks), 'task')}."))
+    costs = CostModel(recording.hardware, graph.model, graph.workload)
+    draw_lanes(lanes_of([NamedRun("", timeline, list(map(costs.estimate, graph.tasks)))]))
+    trace_download(recording, re.sub(r"[^\w.-]+", "-", name))
 
 
 def show_runs() -> None:
@@ -97,7 +125,7 @@ def describe_run_accuracy(picked: Picked) -> list[str]:
     if picked.run is None:
         return []
     try:
-        found = stored_accuracy(picked.run.folder, run_stamp(picked.run))
+        found = accuracy_of(picked.run.folder, run_stamp(picked.run))
     except KvOverlapError:
         return []
     return [run_accuracy(found)] if found.cases else []
@@ -195,18 +223,23 @@ def show_exports(case: Case, picked: Picked) -> None:
         st.code(compare_command(picked.run.case_folder(picked.name)), language="bash")
     row = st.container(horizontal=True)
     stem = file_stem(picked)
-    for recording in (case.predicted, case.measured):
-        row.download_button(
-            f"Trace, {recording.source}",
-            lambda recording=recording: trace_bytes(recording.typical, recording.source),
-            file_name=f"{stem}-{recording.source}.trace.json.gz",
-            mime="application/gzip",
-            on_click="ignore",
-            key=f"trace_{recording.source}",
-            help="Chrome trace with every task: open it at ui.perfetto.dev",
-        )
     with row:
+        for recording in (case.predicted, case.measured):
+            trace_download(recording, f"{stem}-{recording.source}")
         perfetto_button(case_trace(case), f"kvoverlap {stem}")
+
+
+def trace_download(recording: Recording, stem: str) -> None:
+    """A button that gives the typical run of a recording as a trace."""
+    st.download_button(
+        f"Trace, {recording.source}",
+        lambda: trace_bytes(recording.typical, recording.source),
+        file_name=f"{stem}.trace.json.gz",
+        mime="application/gzip",
+        on_click="ignore",
+        key=f"trace_{recording.source}",
+        help="Chrome trace with every task: open it at ui.perfetto.dev",
+    )
 
 
 show_page()

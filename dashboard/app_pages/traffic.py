@@ -4,20 +4,28 @@ from __future__ import annotations
 
 import streamlit as st
 
-from dashboard.asking import show_refusal
+from dashboard.asking import show_buttons, show_reason, show_refusal
 from dashboard.controls.decode import steps
-from dashboard.controls.traffic import ask_traffic
+from dashboard.controls.traffic import FIRST_SIZES, SIZES, ask_traffic
 from dashboard.controls.widgets import (
     cards,
     chart,
     headline_place,
     menu,
     pair,
+    question_columns,
     show_table,
     table_downloads,
 )
 from dashboard.figures import hit_rate_curves, service_lanes, ttft_by_size
-from dashboard.questions.traffic import TrafficAnswers, TrafficQuestion, size_text
+from dashboard.questions.remedies import Asking, Remedy
+from dashboard.questions.traffic import (
+    MAX_WORK,
+    TrafficAnswers,
+    TrafficQuestion,
+    size_list,
+    size_text,
+)
 from dashboard.session import service_minute, traffic_answers
 from dashboard.text.comparison import escaped
 from dashboard.text.traffic import (
@@ -42,23 +50,22 @@ def show_page() -> None:
     """Controls on the left, the answer on the right."""
     st.caption(ABOUT)
     headline = headline_place()
-    controls, answer = st.columns([1, 2.8], gap="large")
+    controls, answer = question_columns()
     try:
         with controls:
             question = ask_traffic()
-        with answer:
-            found = traffic_answers(question)
     except KvOverlapError as error:
         with headline:
-            show_refusal(error)
+            show_reason(error)
+            show_buttons([Remedy("The usual sizes", {SIZES: size_list(FIRST_SIZES)})])
         return
-    with answer:
-        if not found.served:
-            headline.error(
-                "Every request is too long for the GPU memory of an instance, or for the model. "
-                "Choose more GPUs that share the model, another model, or another machine."
-            )
+    with headline:
+        try:
+            found = traffic_answers(question)
+        except KvOverlapError as error:
+            show_refusal(error, Asking(question, question.policies[0], max_tasks=MAX_WORK))
             return
+    with answer:
         headline.header(summary(found), anchor=False)
         show_answers(question, found)
         show_minute(question, found)

@@ -8,6 +8,7 @@ import streamlit as st
 from dashboard.asking import show_refusal
 from dashboard.controls.compare import compare_plans
 from dashboard.controls.decode import ask_question
+from dashboard.controls.plan import show_plan_memory, show_refused
 from dashboard.controls.widgets import (
     cards,
     chart,
@@ -36,6 +37,7 @@ from planner.advice import beyond_calibration, describe_sources
 from sim.errors import KvOverlapError
 from sim.units import ms, percent
 
+OFFLOADED = ", with all of the cache in host memory"
 SPLIT, CROSSOVER, MAP = "Split", "Crossover", "Map of two inputs"
 AXIS_NAMES = [axis.name for axis in AXES]
 
@@ -56,27 +58,32 @@ def show_page() -> None:
         try:
             plan = plan_for(question)
         except KvOverlapError as error:
-            show_refusal(error, Asking(question, LP, shares=False))
+            show_refused(error, Asking(question, LP, shares=False))
             return
-        show_headline(plan)
+        show_headline(plan, question.keep)
     with answer:
         show_answer(plan)
         compare_plans(question, "lp", plan)
+        show_plan_memory(plan)
         try:
             show_view(question, plan)
         except KvOverlapError as error:
-            show_refusal(error, Asking(question, LP, shares=False))
+            show_refused(error, Asking(question, LP, shares=False))
             return
         st.subheader("Command-line equivalent", anchor=False)
         show_command(question)
 
 
-def show_headline(plan: DecodePlan) -> None:
-    """The LP's makespan, its rate, and how much it recomputes."""
+def show_headline(plan: DecodePlan, keep: bool) -> None:
+    """The LP's makespan, its rate, and how much it recomputes.
+
+    Args:
+        keep: whether the plan keeps in GPU memory what fits.
+    """
     share = percent(recomputed_frac(plan.steps))
     rate = f"{plan.tokens_per_s:,.4g} tokens/s"
     st.header(
-        f"{ms(plan.makespan_s)}, {rate}, {share} recomputed",
+        f"{ms(plan.makespan_s)}, {rate}, {share} recomputed" + ("" if keep else OFFLOADED),
         anchor=False,
     )
 

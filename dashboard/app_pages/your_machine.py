@@ -21,6 +21,7 @@ WHERE_SHOWN = {
     "plan": ("Plan", "app_pages/plan.py", "upload", "{}"),
     "restore plan": ("Restore", "app_pages/restore.py", "upload", "{}"),
     "recording": ("Timeline", "app_pages/timeline.py", "run", "{} (uploaded)"),
+    "prediction": ("Timeline", "app_pages/timeline.py", "prediction", "{}"),
     "trace": ("Timeline", "app_pages/timeline.py", "trace", "{}"),
     "request trace": ("Traffic", "app_pages/traffic.py", "trace", "{} (uploaded)"),
 }
@@ -29,6 +30,7 @@ WHERE_SHOWN = {
 MORE_CHOICES = {
     "plan": {"of": UPLOADED},
     "restore plan": {"of": UPLOADED},
+    "prediction": {"view": "an uploaded prediction"},
     "trace": {"view": "a profiler's trace"},
 }
 ALSO_SHOWN = {
@@ -148,9 +150,9 @@ def show_uploads() -> None:
     """The uploader, the reason of a refusal, and the accepted files."""
     st.write(
         "A model's config.json, a profile (`kvoverlap profile -o`), a plan (`kvoverlap plan -o` or "
-        "`restore -o`), a recording (`kvoverlap run -o`), a profiler's trace or a request trace, "
-        "plain or gzipped. It is validated, and this server holds it until it ends, under an id in "
-        "the address: a reload and your links find it again."
+        "`restore -o`), a recording (`kvoverlap run -o`), a prediction (`simulate -o`), a "
+        "profiler's trace or a request trace, plain or gzipped. It is validated, and this server "
+        "holds it until it ends, under an id in the address: a reload and your links find it again."
     )
     upload_box("Model config, profile, plan, recording or trace")
     for upload in reversed(uploads().values()):

@@ -10,7 +10,7 @@ from urllib.parse import parse_qsl, urlencode
 import streamlit as st
 
 from dashboard.controls.lanes import draw_lanes
-from dashboard.controls.plan import predicted_run, show_memory
+from dashboard.controls.plan import predicted_run, show_plan_memory
 from dashboard.controls.widgets import pair, show_table
 from dashboard.data.runs import Case, case_stamp
 from dashboard.figures import NamedRun, lanes_of
@@ -123,7 +123,7 @@ def compare_plans(question: Question, policy: str, plan: DecodePlan) -> None:
         for column, (name, one) in zip(pair("memories"), _named(other, plan), strict=True):
             with column:
                 st.caption(f"Memory of {name}")
-                show_memory(one, f"memory_{name}")
+                show_plan_memory(one, f"memory_{name}")
 
 
 def compare_restores(question: RestoreQuestion, policy: str, answer: RestorePlans) -> None:

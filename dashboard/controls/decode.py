@@ -7,16 +7,16 @@ from collections.abc import Sequence
 import streamlit as st
 
 from dashboard import links
-from dashboard.controls.widgets import menu, name_unusable, switch
+from dashboard.controls.widgets import MAX_ASKED, menu, name_unusable, switch
 from dashboard.data.machines import FIRST_MACHINE, Machine
 from dashboard.questions.decode import AUTO, Changes, Question, both_ways_rate
 from dashboard.questions.offered import BATCHES, FIRST_N_BATCHES, GPUS, N_BATCHES, PROMPTS, STEPS
 from dashboard.questions.points import MULTIPLES
-from dashboard.session import all_machines, uploaded
+from dashboard.session import all_machines, typed, uploaded
 from dashboard.text.comparison import escaped
 from dashboard.text.machine import machine_card
 from planner import SCHEDULES
-from sim.catalog import find_model, link_names, model_names
+from sim.catalog import find_model, hub_id, link_names, model_names
 from sim.graph.jobs import UNCOMPRESSED, Workload
 from sim.machine.profile import HardwareProfile
 from sim.model.kv_format import KV_BITS
@@ -26,6 +26,9 @@ BOTH_WAYS = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 MEMORY_GIB = (8, 16, 24, 40, 48, 80, 96, 141, 192, 288)
 AS_ASKED = 0
 """Entry of a menu of bits."""
+
+OWN_BATCHES = "own_batches"
+"""In the visitor's session: batches that are no steps of the slider."""
 
 AS_PROFILED = "as profiled"
 FIRST_ADVISED, FIRST_ADVISED_MACHINE = "llama-3.1-8b", "h100-sxm+pcie5-x16"
@@ -74,10 +77,11 @@ def ask_question(changeable: bool) -> Question:
     schedule, n_batches = ask_schedule()
     kv_bits = ask_kv_bits(model)
     keep = switch(
-        "Keep in GPU memory what fits (off: every step moves all, as in KVPR)",
+        "Keep in GPU memory what fits",
         value=not changeable,
         key="keep",
-        help="K, V, X and, in the column schedule, weights stay in GPU memory as far as they fit.",
+        help="K, V, X and, in the column schedule, weights stay in GPU memory as far as they fit. "
+        "Off: every step moves all of the cache, as in KVPR.",
     )
     tp, ep = ask_gpus(model)
     hardware = machine.load()
@@ -92,11 +96,34 @@ def ask_question(changeable: bool) -> Question:
 
 
 def ask_model(first: str) -> ModelSpec:
-    """An uploaded config, by default the newest, or a shipped model, by default `first`."""
+    """An uploaded config, by default the newest, or a shipped model, by default `first`.
+
+    A shipped model may be given by its name on Hugging Face too.
+    """
     own = {f"{name} (uploaded)": model for name, model in uploaded(ModelSpec).items()}
     names = [*own, *model_names()]
-    chosen = menu("Model", names, index=0 if own else names.index(first), key="model")
-    return own[chosen] if chosen in own else find_model(chosen)
+    index = 0 if own else names.index(first)
+    chosen = menu(
+        "Model",
+        names,
+        index=index,
+        key="model",
+        accept_new_options=True,
+        help="By family; type to search. The Hugging Face name of a shipped model works too. For "
+        "any other model, upload its config.json on the page Your machine.",
+    )
+    name = hub_names().get(chosen.lower(), chosen)
+    if name not in names:
+        name = names[index]
+        text = f"Model {chosen[:MAX_ASKED]}, which is not on offer; showing {name}."
+        st.warning(f"This link asks for {escaped(text)}")
+    return own[name] if name in own else find_model(name)
+
+
+@typed(st.cache_data, show_spinner=False)
+def hub_names() -> dict[str, str]:
+    """Shipped models by their names on Hugging Face, in small letters."""
+    return {hub_id(find_model(name)).lower(): name for name in model_names()}
 
 
 def ask_gpus(model: ModelSpec) -> tuple[int, int]:
@@ -149,9 +176,17 @@ def _behind_link(machine: Machine) -> Machine:
 
 def ask_prompts() -> tuple[int, int]:
     """Batch and prompt."""
-    batch = steps("Batch (sequences)", BATCHES, 32, "batch", "{:,}")
+    batch = steps("Batch (sequences)", offered_batches(), 32, "batch", "{:,}")
     prompt = steps("Prompt (tokens)", PROMPTS, 1024, "prompt", "{:,}")
     return int(batch), int(prompt)
+
+
+def offered_batches() -> list[int]:
+    """The steps of the slider, and every other batch that a link or a button has set."""
+    own: set[int] = st.session_state.setdefault(OWN_BATCHES, set())
+    texts = (str(st.session_state.get("batch", "")), links.asked("batch") or "")
+    own |= {int(text) for text in texts if text.isdecimal() and 1 <= int(text) <= BATCHES[-1]}
+    return sorted({*BATCHES, *own})
 
 
 def ask_job() -> tuple[int, int, int]:

@@ -3,24 +3,53 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 
 import streamlit as st
 
+from dashboard.asking import answer, show_reason, show_remedies
 from dashboard.controls.lanes import draw_lanes
 from dashboard.controls.widgets import chart
 from dashboard.data.exports import saved_bytes, trace_bytes
-from dashboard.figures import NamedRun, lanes_of, memory_bars
+from dashboard.figures import MemoryUse, NamedRun, lanes_of, memory_bars
+from dashboard.questions.remedies import Asking
+from dashboard.questions.restore import restore_memory
 from planner import DecodePlan, Plan
+from planner.restore import RestorePlan
 from sim.cost.model import CostModel
-from sim.graph.memory import footprint
+from sim.errors import DoesNotFit, KvOverlapError
+from sim.graph.memory import Footprint, footprint
 from sim.graph.timeline import Timeline
+from sim.machine.profile import Memory
 
 
-def show_memory(plan: DecodePlan, key: str = "memory") -> None:
-    """What the plan puts in GPU and host memory, against their capacity."""
-    need = footprint(plan.simulated_graph())
-    figure = memory_bars(need, plan.hardware.memory)
-    chart(figure, "Bytes in GPU and host memory", key, bare=True)
+def show_memory(use: MemoryUse, memory: Memory, key: str = "memory_bar") -> None:
+    """What fills GPU and host memory, against their capacity."""
+    chart(memory_bars(use, memory), "Bytes in GPU and host memory", key, bare=True)
+
+
+def show_plan_memory(plan: DecodePlan, key: str = "memory_bar") -> None:
+    """What a decode puts in GPU and host memory."""
+    use = MemoryUse.of_decode(footprint(plan.simulated_graph()))
+    show_memory(use, plan.hardware.memory, key)
+
+
+def show_restore_memory(plan: RestorePlan) -> None:
+    """What a restore needs: the prompt's K and V on the GPU, the cached part in host memory."""
+    use = restore_memory(plan.model, plan.hardware, plan.workload, plan.x_bytes)
+    show_memory(MemoryUse(*use), plan.hardware.memory)
+
+
+def show_refused(error: KvOverlapError, asking: Asking) -> None:
+    """Why a question has no answer, what does not fit, and buttons that lead to an answer."""
+    show_reason(error)
+    if isinstance(error, DoesNotFit):
+        question = asking.question
+        with suppress(KvOverlapError):
+            need = answer(question.memory, key=question.key)
+            use = MemoryUse.of_decode(need) if isinstance(need, Footprint) else MemoryUse(*need)
+            show_memory(use, question.machine.memory, "needed")
+    show_remedies(error, asking)
 
 
 def show_lanes(plan: Plan, timeline: Timeline) -> None:
@@ -34,8 +63,11 @@ def predicted_run(plan: Plan, timeline: Timeline, name: str = "") -> NamedRun:
     return NamedRun(name, timeline, [costs.estimate(task) for task in timeline.graph.tasks])
 
 
-def plan_downloads(plan: DecodePlan, timeline: Timeline) -> None:
-    """Buttons that give the plan, for `kvoverlap run`, and its predicted timeline as a trace."""
+def plan_downloads(plan: Plan, timeline: Timeline) -> None:
+    """Buttons that give the plan, for `kvoverlap run`, and its predicted timeline as a trace.
+
+    The lanes have a button that gives the timeline as CSV.
+    """
     row = st.container(horizontal=True)
     stem = f"{plan.model.name}-{plan.policy}".replace(":", "-")
     files: tuple[tuple[str, str, str, Callable[[], bytes]], ...] = (

@@ -33,6 +33,19 @@ from planner import DecodePlan
 from sim.errors import KvOverlapError
 
 CHART = {"displaylogo": False, "modeBarButtonsToRemove": ["select2d", "lasso2d", "autoScale2d"]}
+PHONE_LEGEND = {
+    "font": {"size": 10},
+    "xref": "container",
+    "yref": "container",
+    "x": 0,
+    "y": 1,
+    "yanchor": "top",
+}
+"""Above the chart, as wide as the screen."""
+
+LEGEND_ROW_PX = 18
+"""Height of a row of the legend, which has two entries or more on a phone."""
+
 BARE_CHART = {"displayModeBar": False}
 
 MAX_ASKED = 60
@@ -48,9 +61,18 @@ DECODE_RUN = ("make run", "kvoverlap validate --out runs/latest")
 RESTORE_RUN = ("kvoverlap validate --scenario restore --out runs/restores",)
 """Commands that measure a run to show."""
 
-NARROW = """
+STYLE = """
+[data-testid="stCaptionContainer"] { opacity: 0.8; }
+.js-plotly-plot :is(.xtick, .ytick) text, .js-plotly-plot :is(.xtitle, .ytitle, .bartext-outside) {
+  fill: currentColor !important; fill-opacity: 0.8 !important;
+}
 .st-key-progress { position: sticky; top: 0; z-index: 99; background: var(--st-background-color); }
+.st-key-presets [data-testid="stPageLink"] a {
+  background: color-mix(in srgb, #7f8f99 16%, transparent);
+}
+.st-key-presets [data-testid="stPageLink"] a * { font-weight: 600; }
 @media (max-width: 1000px) {
+  [data-testid="stButtonGroup"] :has(> button) { flex-wrap: wrap; }
   .st-key-cards [data-testid="stHorizontalBlock"] { flex-wrap: wrap; }
   .st-key-cards [data-testid="stColumn"] { flex: 1 1 45%; min-width: 45%; }
   [class*="st-key-pair_"] > [data-testid="stLayoutWrapper"] > [data-testid="stHorizontalBlock"] {
@@ -60,7 +82,7 @@ NARROW = """
     > [data-testid="stColumn"] { width: 100%; flex: 0 0 auto; }
   [data-testid="stLayoutWrapper"]:has(> .st-key-headline) {
     position: sticky; top: 3rem; z-index: 9; padding: 0.5rem 0; backdrop-filter: blur(12px);
-    background: color-mix(in srgb, Canvas 92%, transparent);
+    background: light-dark(#ffffffeb, #12181deb);
   }
   .st-key-headline h2 { font-size: 1.15rem; line-height: 1.35; }
 }
@@ -96,7 +118,8 @@ def menu(
     first = links.default_of(key, texts, index)
     chosen: T = place.selectbox(label, options, index=first, key=key, bind="query-params", **more)
     links.record(key, text(chosen))
-    name_unusable(label, key, asked, texts, text(chosen))
+    typed = [text(chosen)] if more.get("accept_new_options") else []
+    name_unusable(label, key, asked, [*texts, *typed], text(chosen))
     return chosen
 
 
@@ -180,7 +203,10 @@ def chart(figure: Figure, alt: str, key: str, bare: bool = False) -> None:
     """A figure in the theme of the page; on phones a finger on it scrolls the page."""
     if on_phone():
         bare = True
-        figure.update_layout(dragmode=False, legend={"font": {"size": 10}, "xref": "container"})
+        named = sum(trace.showlegend is not False and bool(trace.name) for trace in figure.data)
+        if figure.layout.height and figure.layout.showlegend is not False:
+            figure.layout.height += LEGEND_ROW_PX * (named // 2)
+        figure.update_layout(dragmode=False, legend=PHONE_LEGEND)
     st.plotly_chart(figure, config=BARE_CHART if bare else CHART, alt=alt, key=key)
 
 
@@ -199,9 +225,9 @@ def choose_view(views: Sequence[str]) -> str:
     return view
 
 
-def narrow_windows() -> None:
-    """In narrow windows, put cards two by two and pairs in one column."""
-    st.html(f"<style>{NARROW}</style>")
+def set_style() -> None:
+    """Text with enough contrast; in narrow windows, cards two by two and pairs in one column."""
+    st.html(f"<style>{STYLE}</style>")
 
 
 def on_phone() -> bool:

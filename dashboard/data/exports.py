@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from planner import DecodePlan, RestorePlan
+from planner import Plan
 from sim.graph.timeline import Timeline
 from sim.machine.profile import HardwareProfile
 from sim.results.trace import trace_document
@@ -26,7 +26,7 @@ def parquet_bytes(table: pd.DataFrame) -> bytes:
     return buffer.getvalue()
 
 
-def saved_bytes(document: HardwareProfile | DecodePlan | RestorePlan) -> bytes:
+def saved_bytes(document: HardwareProfile | Plan) -> bytes:
     """A profile or a plan as the command line writes it."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "document.json"

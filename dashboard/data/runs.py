@@ -7,6 +7,7 @@ the recorded graph is simulated again by this version.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -25,7 +26,7 @@ from sim.graph.jobs import RestoreRequest
 from sim.graph.tasks import TaskGraph
 from sim.machine.availability import ALWAYS, Availability
 from sim.machine.profile import HardwareProfile
-from sim.results.accuracy import CASE, CASES, MEASURED, RecordedCase
+from sim.results.accuracy import CASE, CASES, MEASURED, Accuracy, RecordedCase, assess
 from sim.results.compare import Comparison, compare
 from sim.results.recording import Recording
 
@@ -163,6 +164,16 @@ def load_case(folder: Path) -> Case:
         case = RecordedCase.load(folder)
         policy, tolerance_frac = case.policy, case.tolerance_frac
     return case_of(measured, policy, tolerance_frac, availability)
+
+
+def assess_from(folder: Path, root: Path) -> Accuracy:
+    """Errors of every case under `root`, a path from `folder`, where this process then works.
+
+    Raises:
+        BadFile: there is no case.
+    """
+    os.chdir(folder)
+    return assess(root)
 
 
 def is_restore(folder: Path) -> bool:

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from dashboard.text.comparison import describe_job
+from dashboard.text.comparison import count_of, describe_job
 from planner import DecodePlan, Plan, RestorePlan
 from sim.errors import BadFile, KvOverlapError
 from sim.graph.tasks import TaskGraph
@@ -40,6 +40,7 @@ ADVICE = (
 Content = HardwareProfile | Plan | Recording | MeasuredTrace | ModelSpec | RequestTrace
 
 CONFIG, REQUESTS = "model config", "request trace"
+PREDICTION, PREDICTION_SOURCE = "prediction", "predicted"
 
 KINDS: dict[str, tuple[str, type[Content], Callable[[Path], Content]]] = {
     "hardware-profile": ("profile", HardwareProfile, HardwareProfile.load),
@@ -62,6 +63,8 @@ class Upload:
 
     @property
     def kind(self) -> str:
+        if isinstance(self.content, Recording) and self.content.source == PREDICTION_SOURCE:
+            return PREDICTION
         return next(name for name, cls, _ in KINDS.values() if isinstance(self.content, cls))
 
     @property
@@ -79,7 +82,7 @@ class Upload:
                 graph = recording.graph
                 return (
                     f"{graph.model.name}, {describe_job(graph.workload)}, "
-                    f"{len(recording.runs)} runs of {len(graph.tasks):,} tasks"
+                    f"{count_of(len(recording.runs), 'run')} of {len(graph.tasks):,} tasks"
                 )
             case MeasuredTrace() as trace:
                 return (
@@ -122,10 +125,6 @@ def read_upload(name: str, payload: bytes) -> Upload:
             raise BadFile(_one_line(str(error).replace(str(path), name))) from None
         except (RecursionError, OverflowError, MemoryError) as error:
             raise BadFile(f"{name} cannot be used ({type(error).__name__}); {ADVICE}.") from None
-    if isinstance(content, Recording) and content.source != "measured":
-        raise BadFile(
-            f"{name} holds a predicted timeline; upload a measured one, as kvoverlap run -o writes."
-        )
     if graph is not None:
         _check_size(name, graph)
     if isinstance(content, MeasuredTrace) and len(content.events.work) > MAX_TASKS:

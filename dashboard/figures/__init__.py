@@ -4,7 +4,7 @@ from dashboard.figures.accuracy import errors_by_case, predicted_against_measure
 from dashboard.figures.lane_chart import LaneChart
 from dashboard.figures.lanes import NamedRun, View, lanes_of, paired_lanes
 from dashboard.figures.machine import rate_curves, residual_dots, sample_residuals
-from dashboard.figures.memory import memory_bars
+from dashboard.figures.memory import MemoryUse, memory_bars
 from dashboard.figures.plans import (
     policy_bars,
     sensitivity_bars,
@@ -41,6 +41,7 @@ __all__ = [
     "LaneChart",
     "Measure",
     "Meeting",
+    "MemoryUse",
     "NamedRun",
     "View",
     "availability_steps",

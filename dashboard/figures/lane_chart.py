@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
+import sys
+from array import array
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import repeat
 from typing import Any
 
 from dashboard.figures.style import OP_COLOUR, OTHER_OP_COLOUR, text_colour
 
 NONE = -1
-COLUMNS = (
-    *("row", "start", "length", "kind", "name", "place", "size", "flags", "cause", "wait"),
-    *("pause", "estimate", "partner"),
-)
-"""Of the bars: milliseconds, flags, and positions among rows, kinds, texts and bars."""
+NUMBERS = ("start", "length", "size", "wait", "pause")
+POSITIONS = ("row", "kind", "name", "place", "flags", "cause", "estimate", "partner")
+"""Columns of the bars: milliseconds and sizes; positions among rows, kinds, texts and bars."""
 
 FADED, LATE, EARLY = 1, 2, 4
 """Flags of a bar: not on the critical path, took longer than predicted, or less."""
@@ -40,8 +42,8 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
-class Bar:
-    """One task or event.
+class Bars:
+    """Tasks or events of one row in the order of their starts; every list has an item for each bar.
 
     Args:
         kind: what decides its colour.
@@ -49,17 +51,17 @@ class Bar:
         cause: what the lane waited for before it, for `wait_ms`; then it paused for `pause_ms`.
     """
 
-    start_ms: float
-    length_ms: float
-    kind: str
-    name: str
-    place: str = ""
-    size: float = 0.0
-    flags: int = 0
-    cause: str = ""
-    wait_ms: float = 0.0
-    pause_ms: float = 0.0
-    estimate: str = ""
+    start_ms: Sequence[float]
+    length_ms: Sequence[float]
+    kind: Sequence[str]
+    name: Sequence[str]
+    place: Sequence[str]
+    size: Sequence[float]
+    flags: Sequence[int] = ()
+    cause: Sequence[str] = ()
+    wait_ms: Sequence[float] = ()
+    pause_ms: Sequence[float] = ()
+    estimate: Sequence[str] = ()
 
 
 @dataclass
@@ -77,44 +79,52 @@ class LaneChart:
     ends: list[tuple[str, float]] = field(default_factory=list)
     kinds: dict[str, int] = field(default_factory=dict)
     words: dict[str, int] = field(default_factory=lambda: {"": 0})
-    bars: dict[str, list[float]] = field(default_factory=lambda: {name: [] for name in COLUMNS})
+    numbers: dict[str, array[float]] = field(
+        default_factory=lambda: {name: array("d") for name in NUMBERS}
+    )
+    positions: dict[str, array[int]] = field(
+        default_factory=lambda: {name: array("i") for name in POSITIONS}
+    )
 
     def __len__(self) -> int:
         """The number of bars."""
-        return len(self.bars["row"])
+        return len(self.numbers["start"])
 
     def add_row(self, row: Row) -> None:
         """Add a row; the bars that follow belong to it, in the order of their starts."""
         self.rows.append(row)
 
-    def add(self, bar: Bar) -> int:
-        """Add a bar to the last row; returns its position among all bars."""
-        words, at = self.words, len(self)
-        for name, value in (
-            ("row", len(self.rows) - 1),
-            ("start", round(bar.start_ms, 6)),
-            ("length", round(bar.length_ms, 6)),
-            ("kind", self.kinds.setdefault(bar.kind, len(self.kinds))),
-            ("name", words.setdefault(bar.name, len(words))),
-            ("place", words.setdefault(bar.place, len(words))),
-            ("size", bar.size),
-            ("flags", bar.flags),
-            ("cause", words.setdefault(bar.cause, len(words))),
-            ("wait", round(bar.wait_ms, 6)),
-            ("pause", round(bar.pause_ms, 6)),
-            ("estimate", words.setdefault(bar.estimate, len(words))),
-            ("partner", NONE),
+    def add(self, bars: Bars) -> range:
+        """Add bars to the last row; returns their positions among all bars."""
+        first, count = len(self), len(bars.start_ms)
+        for name, values in (
+            ("start", bars.start_ms),
+            ("length", bars.length_ms),
+            ("size", bars.size),
+            ("wait", bars.wait_ms),
+            ("pause", bars.pause_ms),
         ):
-            self.bars[name].append(value)
-        return at
+            self.numbers[name].extend(values or repeat(0.0, count))
+        for column, texts in (
+            ("name", bars.name),
+            ("place", bars.place),
+            ("cause", bars.cause),
+            ("estimate", bars.estimate),
+        ):
+            self.positions[column].extend(_numbered(texts or repeat("", count), self.words))
+        self.positions["kind"].extend(_numbered(bars.kind, self.kinds))
+        self.positions["row"].extend(repeat(len(self.rows) - 1, count))
+        self.positions["flags"].extend(bars.flags or repeat(0, count))
+        self.positions["partner"].extend(repeat(NONE, count))
+        return range(first, first + count)
 
     def join(self, one: int, other: int) -> None:
         """Mark two bars as the same task in two runs."""
-        self.bars["partner"][one] = other
-        self.bars["partner"][other] = one
+        partner = self.positions["partner"]
+        partner[one], partner[other] = other, one
 
     def document(self) -> dict[str, Any]:
-        """What the canvas reads: columns of all bars."""
+        """What the canvas reads besides the columns of the bars."""
         return {
             "axis": self.axis,
             "rows": [
@@ -124,7 +134,9 @@ class LaneChart:
             "kinds": [self._kind(name) for name in self.kinds],
             "words": list(self.words),
             "ends": [{"source": source, "ms": end_ms} for source, end_ms in self.ends],
-            "bars": self.bars,
+            "count": len(self),
+            "numbers": NUMBERS,
+            "positions": POSITIONS,
         }
 
     def _kind(self, name: str) -> dict[str, str]:
@@ -133,5 +145,24 @@ class LaneChart:
 
     @cached_property
     def encoded(self) -> bytes:
-        """The document as JSON."""
-        return json.dumps(self.document(), separators=(",", ":")).encode()
+        """The document as JSON after its length in 8 bytes, then the columns as arrays.
+
+        Numbers have 8 bytes and positions 4, little-endian. Spaces after the JSON align the arrays.
+        """
+        text = json.dumps(self.document(), separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)
+        columns: list[array[Any]] = [*self.numbers.values(), *self.positions.values()]
+        arrays = [_little_endian(column) for column in columns]
+        return b"".join([len(text).to_bytes(8, "little"), text, *arrays])
+
+
+def _numbered(texts: Iterable[str], known: dict[str, int]) -> list[int]:
+    """The position of each text among the known ones, which new texts join."""
+    return [known.setdefault(text, len(known)) for text in texts]
+
+
+def _little_endian(column: array[Any]) -> bytes:
+    if sys.byteorder == "big":
+        column = column[:]
+        column.byteswap()
+    return column.tobytes()

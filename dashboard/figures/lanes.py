@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from dashboard.figures.lane_chart import BYTES, EARLY, FADED, FLOP, LATE, Bar, LaneChart, Row
+from dashboard.figures.lane_chart import BYTES, EARLY, FADED, FLOP, LATE, Bars, LaneChart, Row
 from sim.cost.estimate import Estimate
 from sim.graph.claims import claimed
 from sim.graph.tasks import LANE_OF_OP, Task
-from sim.graph.timeline import Timeline, Wait
+from sim.graph.timeline import Timeline
 from sim.lanes import COMPUTE, LANES, TIER_LANES
 
 SOURCES = PREDICTED, MEASURED = "predicted", "measured"
@@ -171,26 +171,31 @@ class _Drawn:
         done_s = timeline.end_s[whole_queue[-1]] - self.origin_s if whole_queue else 0.0
         unit = FLOP if lane == COMPUTE else BYTES
         chart.add_row(Row(lane, self.run.name, unit, done_s * MS))
-        waits = {wait.at: wait for wait in timeline.waits(lane, self.device)}
-        for at in queue:
-            places[self.tasks[at].id] = chart.add(self._bar(at, waits[at], off.get(at, 0)))
+        names = [self.tasks[at].id for at in queue]
+        places.update(zip(names, chart.add(self._bars(lane, queue, off)), strict=True))
 
-    def _bar(self, at: int, wait: Wait, flag: int) -> Bar:
-        task, timeline = self.tasks[at], self.run.timeline
-        faded = FADED if self.critical and at not in self.critical else 0
-        return Bar(
-            (timeline.start_s[at] - self.origin_s) * MS,
-            timeline.duration_s[at] * MS,
-            task.op,
-            task.id,
-            ", ".join(_place(task)),
-            task.flops if task.lane == COMPUTE else task.bytes,
-            faded | flag,
-            self._cause(wait.cause, task),
-            (wait.ready_s - wait.free_s) * MS,
-            (wait.start_s - wait.ready_s) * MS,
-            "" if self.run.estimates is None else _estimate(self.run.estimates[at]),
+    def _bars(self, lane: str, queue: Sequence[int], off: dict[int, int]) -> Bars:
+        """The tasks of a lane at these positions of the graph."""
+        timeline, estimates = self.run.timeline, self.run.estimates
+        tasks = [self.tasks[at] for at in queue]
+        found = {wait.at: wait for wait in timeline.waits(lane, self.device)}
+        waits = [found[at] for at in queue]
+        return Bars(
+            start_ms=[(timeline.start_s[at] - self.origin_s) * MS for at in queue],
+            length_ms=[timeline.duration_s[at] * MS for at in queue],
+            kind=[task.op for task in tasks],
+            name=[task.id for task in tasks],
+            place=list(map(_place, tasks)),
+            size=[task.flops if lane == COMPUTE else task.bytes for task in tasks],
+            flags=[self._faded(at) | off.get(at, 0) for at in queue],
+            cause=[self._cause(wait.cause, task) for wait, task in zip(waits, tasks, strict=True)],
+            wait_ms=[(wait.ready_s - wait.free_s) * MS for wait in waits],
+            pause_ms=[(wait.start_s - wait.ready_s) * MS for wait in waits],
+            estimate=[] if estimates is None else [_estimate(estimates[at]) for at in queue],
         )
+
+    def _faded(self, at: int) -> int:
+        return FADED if self.critical and at not in self.critical else 0
 
     def _cause(self, cause: int, task: Task) -> str:
         """What a task waits for, such as `load_kv of layer 3`."""
@@ -207,12 +212,12 @@ def _estimate(estimate: Estimate) -> str:
     return f"{estimate.source} figures{beyond}"
 
 
-def _place(task: Task) -> list[str]:
+def _place(task: Task) -> str:
     """Layer, step, batch and tokens of a task."""
-    count = "1 token" if task.n_tokens == 1 else f"{task.n_tokens:,} tokens"
-    return [
-        *([f"layer {task.layer}"] if task.layer >= 0 else []),
-        f"step {task.step}",
-        *([f"batch {task.batch}"] if task.batch else []),
-        *([f"{count} from {task.token_start:,}"] if task.n_tokens else []),
-    ]
+    text = f"layer {task.layer}, step {task.step}" if task.layer >= 0 else f"step {task.step}"
+    if task.batch:
+        text += f", batch {task.batch}"
+    if count := task.n_tokens:
+        tokens = "1 token" if count == 1 else f"{count:,} tokens"
+        text += f", {tokens} from {task.token_start:,}"
+    return text

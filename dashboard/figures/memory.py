@@ -2,47 +2,71 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import plotly.graph_objects as go
 
 from dashboard.figures.style import MUTED, bars, style_rows, text_colour
 from sim.graph.memory import Footprint
 from sim.machine.profile import Memory
 
+BEYOND = "does not fit"
 MEMORY_COLOUR = {
     "weights": "#8c6f9e",
     "KV": "#2577bc",
     "X": "#e3a84b",
     "workspace": "#616c71",
     "staging": "#61b7c7",
+    "reserve": "#c5ccca",
+    BEYOND: "#b3261e",
 }
-"""Colours as of the copies that fill the memory."""
+"""Colours as of the copies that fill the memory; red is what is beyond the capacity."""
 
 GPU, HOST = 0, 1
+GIB = 2**30
 MIN_LABELLED_FRAC = 0.01
 """Smallest part of the capacity that is labelled."""
 
 
-def memory_bars(need: Footprint, memory: Memory) -> go.Figure:
-    """Bytes by purpose on each GPU and on the host, as parts of what a job may use there.
+@dataclass(frozen=True, slots=True)
+class MemoryUse:
+    """Bytes by purpose on each GPU and on the host."""
 
-    K, V and X on a GPU are those that stay and those that a step loads.
-    """
-    device = {
-        "weights": need.weight_bytes,
-        "KV": need.resident_bytes + need.kv_slot_bytes + need.quantised_slot_bytes,
-        "X": need.x_slot_bytes,
-        "workspace": need.workspace_bytes,
-    }
-    host = {
-        "weights": need.host_weight_bytes,
-        "KV": need.host_kv_bytes,
-        "X": need.host_x_bytes,
-        "staging": need.host_staging_bytes,
-    }
-    capacities = (memory.job_device_bytes, memory.host_bytes)
+    device: dict[str, float]
+    host: dict[str, float]
+
+    @classmethod
+    def of_decode(cls, need: Footprint) -> MemoryUse:
+        """Of a decode; K, V and X on a GPU are those that stay and those that a step loads."""
+        kv_bytes = need.resident_bytes + need.kv_slot_bytes + need.quantised_slot_bytes
+        return cls(
+            {
+                "weights": need.weight_bytes,
+                "KV": kv_bytes + need.index_bytes + need.state_bytes,
+                "X": need.x_slot_bytes,
+                "workspace": need.workspace_bytes,
+            },
+            {
+                "weights": need.host_weight_bytes,
+                "KV": need.host_kv_bytes,
+                "X": need.host_x_bytes,
+                "staging": need.host_staging_bytes,
+            },
+        )
+
+
+def memory_bars(use: MemoryUse, memory: Memory) -> go.Figure:
+    """Bytes by purpose as parts of each memory; what exceeds its capacity is red."""
+    device = {**use.device, "reserve": memory.device_reserve_bytes}
+    capacities = (memory.device_bytes, memory.host_bytes)
+    totals = [sum(device.values()), sum(use.host.values())]
+    filled = [
+        _within(parts, capacity)
+        for parts, capacity in zip((device, use.host), capacities, strict=True)
+    ]
     figure = go.Figure()
     for name, colour in MEMORY_COLOUR.items():
-        parts = [where.get(name, 0) for where in (device, host)]
+        parts = [one.get(name, 0.0) for one in filled]
         if not any(parts):
             continue
         labels = [
@@ -65,17 +89,26 @@ def memory_bars(need: Footprint, memory: Memory) -> go.Figure:
                 width=0.8,
             )
         )
-    totals = [sum(where.values()) for where in (device, host)]
     names = [
-        f"{name}: {_gib(total)} of {_gib(capacity)}"
+        f"{name}: {total / GIB:,.1f} of {_gib(capacity)}"
         for name, total, capacity in zip(("GPU", "host"), totals, capacities, strict=True)
     ]
     style_rows(figure, names, [GPU, HOST])
     figure.update_layout(barmode="stack", uniformtext={"minsize": 10, "mode": "hide"})
-    figure.update_xaxes(title="part of the memory that a job may use", tickformat=".0%")
+    most = max(1.0, *(total / one for total, one in zip(totals, capacities, strict=True)))
+    figure.update_xaxes(title="part of the memory", tickformat=".0%", range=[0, 1.03 * most])
     figure.add_vline(1.0, line={"color": MUTED, "dash": "dot"})
     return figure
 
 
+def _within(parts: dict[str, float], capacity: float) -> dict[str, float]:
+    """The parts as far as they fit one after another, and what is beyond the capacity."""
+    found, left = {}, capacity
+    for name in MEMORY_COLOUR:
+        found[name] = min(parts.get(name, 0.0), left)
+        left -= found[name]
+    return found | {BEYOND: max(0.0, sum(parts.values()) - capacity)}
+
+
 def _gib(n_bytes: float) -> str:
-    return f"{n_bytes / 2**30:,.1f} GiB"
+    return f"{n_bytes / GIB:,.1f} GiB"

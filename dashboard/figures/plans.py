@@ -9,6 +9,7 @@ import plotly.graph_objects as go
 
 from dashboard.figures.style import (
     ALERT_COLOUR,
+    BAR_PART,
     MUTED,
     POLICY_COLOUR,
     SHARE_SCALE,
@@ -22,7 +23,6 @@ from dashboard.figures.style import (
     style_rows,
     time_bars,
     uncalibrated_spans,
-    vertical_line,
 )
 from planner import PART_NAMES, StepSplit
 from planner.decode.plan import Sensitivity
@@ -33,7 +33,10 @@ MAX_MAP_PX = 420
 
 
 def split_map(steps: Sequence[StepSplit]) -> go.Figure:
-    """Recomputed share of the past tokens by layer and step, with all counts in the hover."""
+    """Recomputed share of the past tokens by layer and step, with all counts in the hover.
+
+    A layer that reads no rows, such as one with a linear state, is left blank.
+    """
     counts = [
         list(
             zip(
@@ -48,7 +51,7 @@ def split_map(steps: Sequence[StepSplit]) -> go.Figure:
     ]
     figure = go.Figure(
         go.Heatmap(
-            z=[[100 * cell[0] / cell[3] for cell in row] for row in counts],
+            z=[[100 * cell[0] / cell[3] if cell[3] else None for cell in row] for row in counts],
             x=list(range(len(steps[0].recomputed_tokens))),
             y=[step.step for step in steps],
             customdata=counts,
@@ -94,7 +97,10 @@ def split_by_layer(step: StepSplit) -> go.Figure:
 def policy_bars(
     makespans_s: Mapping[str, float], lower_bound_s: float | None, chosen: str
 ) -> go.Figure:
-    """Makespan of every policy, fastest first, with its speed-up; a line marks the lower bound."""
+    """Makespan of every policy, fastest first, with its speed-up.
+
+    A line marks the lower bound, interrupted by the bars, whose labels it would cross.
+    """
     ordered = sorted(makespans_s, key=makespans_s.__getitem__)
     figure = time_bars(
         {name: makespans_s[name] for name in ordered},
@@ -105,7 +111,12 @@ def policy_bars(
     )
     if lower_bound_s is not None:
         bound = f"no split is faster than {ms(lower_bound_s)}"
-        figure.add_trace(vertical_line(lower_bound_s * 1e3, -0.6, len(ordered) - 0.4, bound))
+        half = BAR_PART / 2
+        y: list[float | None] = []
+        for row in range(len(ordered) + 1):
+            y += [row - 1 + half, row - half, None]
+        x = [None if one is None else lower_bound_s * 1e3 for one in y]
+        figure.add_trace(line(bound, x, y, color=MUTED, dash="dot"))
     figure.update_yaxes(ticktext=[f"<b>{name}</b>" if name == chosen else name for name in ordered])
     figure.update_layout(showlegend=True)
     return figure

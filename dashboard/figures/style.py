@@ -85,7 +85,7 @@ SHARE_SCALE = [[0.0, "#2f6fb3"], [0.5, "#b9b3ab"], [1.0, "#e07b39"]]
 GAIN_SCALE = [[0.0, "#157a6e"], [0.5, "#7cc4b8"], [1.0, "#e9eef0"]]
 """From a large gain to none."""
 
-ROW_PX = 30
+ROW_PX, BAR_PART = 30, 0.72
 AXIS_PX = 110
 CURVE_PX = 380
 
@@ -195,9 +195,13 @@ def hover_of(text: str) -> dict[str, str]:
 
 
 def line(
-    name: str, x: Sequence[float], y: Sequence[float], hover: str = "", **look: object
+    name: str,
+    x: Sequence[float | None],
+    y: Sequence[float | None],
+    hover: str = "",
+    **look: object,
 ) -> go.Scatter:
-    """A line through points; `look` holds plotly's line settings."""
+    """A line through points, interrupted at None; `look` holds plotly's line settings."""
     look = {"width": 2, **look}
     return go.Scatter(name=name, x=x, y=y, mode="lines", line=look, **hover_of(hover))
 
@@ -300,7 +304,7 @@ def time_bars(
             rows,
             colours,
             "%{text}",
-            width=0.72,
+            width=BAR_PART,
             text=[
                 f"{ms(value)} · {times_s[base] / value:.2f} {ratio}" for value in times_s.values()
             ],

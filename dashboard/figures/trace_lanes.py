@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from dashboard.figures.lane_chart import BYTES, Bar, LaneChart, Row
+from dashboard.figures.lane_chart import BYTES, Bars, LaneChart, Row
 from dashboard.figures.lanes import SOURCES
 from dashboard.figures.style import OP_COLOUR
 from sim.lanes import D2H, H2D
@@ -77,10 +77,10 @@ def _chart(rows: Sequence[tuple[Row, Sequence[GpuWork], int]], window: Window) -
     ends: dict[str, float] = {}
     for row, queue, zero_ns in rows:
         chart.add_row(row)
-        for group in _groups(queue, shortest_ns):
-            bar = _bar(group, zero_ns)
-            chart.add(bar)
-            ends[row.source] = max(ends.get(row.source, 0.0), bar.start_ms + bar.length_ms)
+        groups = _groups(queue, shortest_ns)
+        chart.add(_bars(groups, zero_ns))
+        last_ns = max((one.end_ns for group in groups for one in group), default=zero_ns)
+        ends[row.source] = max(ends.get(row.source, 0.0), (last_ns - zero_ns) / NS_IN_MS)
     chart.ends = list(ends.items())
     return chart
 
@@ -96,10 +96,27 @@ def _groups(queue: Sequence[GpuWork], shortest_ns: float) -> list[list[GpuWork]]
     return groups
 
 
-def _bar(group: Sequence[GpuWork], zero_ns: int) -> Bar:
+def _bars(groups: Sequence[Sequence[GpuWork]], zero_ns: int) -> Bars:
+    """A bar for each group."""
+    firsts = [group[0] for group in groups]
+    ends_ns = [max(one.end_ns for one in group) for group in groups]
+    named = list(map(_name_and_place, groups))
+    return Bars(
+        start_ms=[(first.start_ns - zero_ns) / NS_IN_MS for first in firsts],
+        length_ms=[
+            (end_ns - first.start_ns) / NS_IN_MS
+            for first, end_ns in zip(firsts, ends_ns, strict=True)
+        ],
+        kind=[first.kind for first in firsts],
+        name=[name for name, _ in named],
+        place=[place for _, place in named],
+        size=[sum(one.bytes for one in group) for group in groups],
+    )
+
+
+def _name_and_place(group: Sequence[GpuWork]) -> tuple[str, str]:
+    """The texts of the bar of a group."""
     first = group[0]
-    start_ms = (first.start_ns - zero_ns) / NS_IN_MS
-    length_ms = (max(one.end_ns for one in group) - first.start_ns) / NS_IN_MS
     place = [f"GPU {first.device}, stream {first.stream}"]
     name = _short(first.name)
     if len(group) > 1:
@@ -108,8 +125,7 @@ def _bar(group: Sequence[GpuWork], zero_ns: int) -> Bar:
         place += [f"{count} x {_short(text)}" for text, count in names]
     elif first.memory:
         place.append(f"{first.memory} host memory")
-    size = sum(one.bytes for one in group)
-    return Bar(start_ms, length_ms, first.kind, name, ", ".join(place), size)
+    return name, ", ".join(place)
 
 
 def _short(name: str) -> str:

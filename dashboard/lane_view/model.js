@@ -2,10 +2,19 @@
 
 const FADED = 1, LATE = 2, EARLY = 4;
 
+// JSON after its length in 8 bytes, then the columns of the bars as arrays.
 function readModel(bytes) {
-  const found = JSON.parse(new TextDecoder().decode(bytes));
-  const bars = found.bars;
-  found.count = bars.start.length;
+  const buffer = bytes.slice().buffer;
+  const length = new DataView(buffer).getUint32(0, true);
+  const found = JSON.parse(new TextDecoder().decode(new Uint8Array(buffer, 8, length)));
+  const bars = (found.bars = {});
+  let at = 8 + length;
+  for (const [names, Column] of [[found.numbers, Float64Array], [found.positions, Int32Array]]) {
+    for (const name of names) {
+      bars[name] = new Column(buffer, at, found.count);
+      at += bars[name].byteLength;
+    }
+  }
   found.queues = found.rows.map(() => []);
   for (let at = 0; at < found.count; at++) found.queues[bars.row[at]].push(at);
   found.total = Math.max(...found.ends.map((end) => end.ms), 1e-6);
@@ -113,6 +122,7 @@ function endText(model) {
 
 function csvOf(model) {
   const quote = (text) => `"${String(text).replaceAll('"', '""')}"`;
+  const rounded = (time) => Number(time.toFixed(6));
   const head = "lane,run,operation,task,place,start_ms,duration_ms,size,unit,waited_ms,waited_for,pause_ms,estimate";
   const lines = [head];
   for (const queue of model.queues) {
@@ -120,8 +130,9 @@ function csvOf(model) {
       const { bars } = model, row = rowOf(model, at);
       lines.push([
         row.lane, row.source, kindOf(model, at).name, quote(word(model, "name", at)),
-        quote(word(model, "place", at)), bars.start[at], bars.length[at], bars.size[at], row.unit,
-        bars.wait[at], quote(word(model, "cause", at)), bars.pause[at], quote(word(model, "estimate", at)),
+        quote(word(model, "place", at)), rounded(bars.start[at]), rounded(bars.length[at]),
+        bars.size[at], row.unit, rounded(bars.wait[at]), quote(word(model, "cause", at)),
+        rounded(bars.pause[at]), quote(word(model, "estimate", at)),
       ].join(","));
     }
   }

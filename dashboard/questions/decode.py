@@ -12,11 +12,12 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from dashboard.data.machines import profile_key
-from planner import DecodePlan, Job, PlanOptions, check_decode, make_plan
+from planner import DecodePlan, Job, PlanOptions, check_decode, make_plan, memory_needed
 from planner.advice import Advice, RuntimeGap, advise, runtime_gap
 from sim.catalog import RECORDINGS, find_runtime
 from sim.engine.api import fast_engine_installed
 from sim.graph.jobs import TASKS_PER_LAYER, UNCOMPRESSED, Workload
+from sim.graph.memory import Footprint
 from sim.lanes import D2H, H2D
 from sim.machine.links import Interference, Uplink
 from sim.machine.profile import HardwareProfile
@@ -27,6 +28,7 @@ from sim.units import parse_bytes, parse_rate
 if TYPE_CHECKING:
     from planner.sweep import DecodeTimes
 
+ROW = "row"
 AUTO = "auto"
 """The schedule with more tokens a second."""
 
@@ -210,6 +212,16 @@ class Question:
     def check(self, policy: str = "lp") -> None:
         """Refuse what `plan` refuses, in a fraction of its time."""
         check_decode(self._job, self._options(policy))
+
+    def memory(self) -> Footprint:
+        """Memory of a step that loads the whole cache, whether or not it fits.
+
+        Raises:
+            BadInput: the schedule does not support the job.
+        """
+        schedule = ROW if self.schedule == AUTO else self.schedule
+        job = replace(self._job, workload=replace(self.workload, gen_tokens=1))
+        return memory_needed(job, replace(self._options("lp"), schedule=schedule))
 
     @property
     def _job(self) -> Job[Workload]:

@@ -14,7 +14,6 @@ from typing import Any
 
 from dashboard.questions.decode import Changes, Question
 from dashboard.questions.offered import (
-    BATCHES,
     FIRST_N_BATCHES,
     GPUS,
     MAX_TASKS,
@@ -23,10 +22,12 @@ from dashboard.questions.offered import (
     STEPS,
 )
 from dashboard.questions.restore import RestoreQuestion
+from dashboard.questions.traffic import GENERATED_FILE, Requests, TrafficQuestion, size_list
 from sim.catalog import find_hardware, find_model
 from sim.errors import KvOverlapError
 from sim.graph.jobs import UNCOMPRESSED
 from sim.progress import Progress
+from sim.service import Traffic
 
 MAX_REMEDIES = 3
 ENOUGH_S, LIMIT_S = 3.0, 12.0
@@ -34,6 +35,9 @@ ENOUGH_S, LIMIT_S = 3.0, 12.0
 
 SAFE_MODEL, SAFE_MACHINE = "opt-6.7b", "kvpr-a100"
 """The last remedy sets them."""
+
+FEW_SIZES, FEW_REQUESTS = 3, 400
+SAFE_TRACE, SAFE_SIZES = "chat", (0.0, 16e9, 64e9)
 
 LP = "lp"
 
@@ -56,14 +60,15 @@ class Asking:
     """A question, the policy asked, and the changes that led to it.
 
     Args:
-        question: a `Question` or a `RestoreQuestion`.
-        shares: whether the page offers to share the model between GPUs.
+        question: a `Question`, a `RestoreQuestion` or a `TrafficQuestion`.
+        shares, schedules: whether the page offers to share the model between GPUs, and a schedule.
         max_tasks: largest question that is planned.
     """
 
     question: Any
     policy: str
     shares: bool = True
+    schedules: bool = True
     max_tasks: int = MAX_TASKS
     labels: tuple[str, ...] = ()
     settings: dict[str, Any] = field(default_factory=dict)
@@ -71,7 +76,7 @@ class Asking:
     @property
     def key(self) -> str:
         """Text that is equal for equal questions."""
-        return f"{self.policy} {self.shares} {self.max_tasks} {self.question.key}"
+        return f"{self.policy} {self.shares} {self.schedules} {self.max_tasks} {self.question.key}"
 
     def to(self, label: str, question: Any, **settings: Any) -> Asking:
         """With one more change."""
@@ -94,7 +99,9 @@ class Asking:
         if self.question.n_tasks > self.max_tasks:
             return False
         try:
-            if isinstance(self.question, RestoreQuestion):
+            if isinstance(self.question, TrafficQuestion):
+                self.question.check()
+            elif isinstance(self.question, RestoreQuestion):
                 self.question.planner().choice("load-only")
             else:
                 one_step(self.question).check(self.policy)
@@ -114,10 +121,11 @@ def remedies_for(asking: Asking, progress: Progress) -> list[Remedy]:
     """At least one change of a refused question that leads to an answer, small changes first."""
     began_s = monotonic()
     found: list[Remedy] = []
-    changes = restore_changes if isinstance(asking.question, RestoreQuestion) else decode_changes
+    changes = CHANGES.get(type(asking.question), decode_changes)
     for one in changes(asking):
         progress(f"Looking for settings that have an answer: {', '.join(one.labels)}")
-        if one.answered:
+        known = any(one.settings == other.settings for other in found)
+        if not known and one.answered:
             found.append(one.remedy)
         spent_s = monotonic() - began_s
         if len(found) == MAX_REMEDIES or spent_s > (ENOUGH_S if found else LIMIT_S):
@@ -209,12 +217,12 @@ def _smaller(asking: Asking) -> Iterator[Asking]:
         yield from first_answered(list(shared))
         if question.tp > 1:
             yield _shared(asking, 1)
-    batches = below(BATCHES, question.workload.batch_size)
+    batches = range(question.workload.batch_size - 1, 0, -1)
     fewer = [asking.to(f"batch {n}", _with_job(question, batch_size=n), batch=n) for n in batches]
     yield from first_answered(fewer)
     if question.workload.kv_bits is None and question.whole.quantises_kv:
         yield asking.to("8-bit cache", _with_job(question, kv_bits=8), kv_bits=8)
-    if question.schedule == "row" and question.whole.moves_weights:
+    if asking.schedules and question.schedule == "row" and question.whole.moves_weights:
         moved = replace(_with_job(question, n_batches=FIRST_N_BATCHES), schedule="column")
         yield asking.to("column schedule", moved, schedule="column", n_batches=FIRST_N_BATCHES)
     prompts = below(PROMPTS, question.workload.prompt_tokens)
@@ -255,6 +263,29 @@ def restore_changes(asking: Asking) -> Iterator[Asking]:
     yield safe(asking)
 
 
+def traffic_changes(asking: Asking) -> Iterator[Asking]:
+    """Single changes of a service, then another one."""
+    question = asking.question
+    sizes = [n for n in question.whole.tensor_parallel_sizes if n in GPUS and n > question.tp]
+    yield from first_answered([_shared(asking, n) for n in sizes])
+    if question.tp > 1:
+        yield _shared(asking, 1)
+    few = tuple(sorted(question.sizes)[:FEW_SIZES])
+    if few != question.sizes:
+        text = size_list(few)
+        yield asking.to(f"sizes {text}", replace(question, sizes=few), sizes=text)
+    asked = question.requests.asked
+    if asked is not None and asked.requests > FEW_REQUESTS:
+        fewer = replace(question.requests, asked=replace(asked, requests=FEW_REQUESTS))
+        label = f"{FEW_REQUESTS} requests"
+        yield asking.to(label, replace(question, requests=fewer), requests=FEW_REQUESTS)
+    yield safe(asking)
+
+
+CHANGES = {RestoreQuestion: restore_changes, TrafficQuestion: traffic_changes}
+"""Changes by the kind of question; others are those of a decode."""
+
+
 def _shared(asking: Asking, gpus: int) -> Asking:
     label = "one GPU" if gpus == 1 else f"{gpus} GPUs share the model"
     return asking.to(label, replace(asking.question, tp=gpus, ep=1), tp=gpus, ep=1)
@@ -267,6 +298,19 @@ def safe(asking: Asking) -> Asking:
     names = {"model": SAFE_MODEL, "hardware": SAFE_MACHINE}
     label = f"{SAFE_MODEL} on {SAFE_MACHINE}"
     blank = replace(asking, settings={}, labels=())
+    if isinstance(question, TrafficQuestion):
+        served = replace(
+            question,
+            requests=Requests(GENERATED_FILE, asked=Traffic(requests=FEW_REQUESTS)),
+            whole=model,
+            hardware=machine,
+            reference=SAFE_MACHINE,
+            sizes=SAFE_SIZES,
+            tp=1,
+            ep=1,
+        )
+        text = size_list(SAFE_SIZES)
+        return blank.to(label, served, **names, trace=SAFE_TRACE, sizes=text, tp=1, ep=1)
     if isinstance(question, RestoreQuestion):
         request = replace(question.request, prompt_tokens=1024, cached_tokens=1023, tier="dram")
         plain = replace(

@@ -221,6 +221,11 @@ class RestoreQuestion:
             planner.fastest(),
         )
 
+    def memory(self) -> tuple[dict[str, float], dict[str, float]]:
+        """Bytes by purpose on a GPU and in host memory, whether or not they fit."""
+        x_bytes = 0 if self.cached_data == KV else self.request.x_bytes(self.model)
+        return restore_memory(self.model, self.machine, self.request, x_bytes)
+
     def command(self, policy: str) -> str:
         """The command that gives the same answer; it needs a trace as a file."""
         asked = self.request
@@ -251,6 +256,22 @@ class RestoreQuestion:
         if self.availability.steps and self.foresight:
             words.append("--foresight")
         return shlex.join(words)
+
+
+def restore_memory(
+    model: ModelSpec, hardware: HardwareProfile, request: RestoreRequest, x_bytes: int
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Bytes by purpose on a GPU and in host memory, which holds the prefix if that is its tier.
+
+    Args:
+        x_bytes: of the cached X of one GPU.
+    """
+    planner = RestorePlanner(model, hardware, request)
+    weights = float(model.weight_bytes)
+    device = {"weights": weights, "KV": planner.device_bytes - weights}
+    if request.tier in LANE_OF_TIER:
+        return device, {}
+    return device, {"KV": planner.cached_bytes, "X": model.tensor_parallel * x_bytes}
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from functools import cached_property
 
 from dashboard.data.machines import profile_key
 from planner.restore.service import make_service
+from sim.errors import DoesNotFit
 from sim.machine.profile import HardwareProfile
 from sim.machine.what_if import in_dtype_of
 from sim.model.spec import ModelSpec
@@ -139,11 +140,6 @@ class TrafficAnswers:
         return enough(self.sizes, self.p90_s(policy))
 
     @property
-    def served(self) -> bool:
-        """Whether any request fits."""
-        return all(run.ttft_s is not None for run in self.runs.values())
-
-    @property
     def best(self) -> tuple[str, float]:
         """The policy whose p90 of TTFT falls lowest, and its knee."""
         policy = min(self.policies, key=lambda one: min(self.p90_s(one)))
@@ -182,7 +178,7 @@ class TrafficQuestion:
         return f"{named!r} {self.requests.key} {profile_key(self.hardware)}"
 
     @property
-    def work(self) -> int:
+    def n_tasks(self) -> int:
         """Requests to simulate, over all runs."""
         sizes = len([size for size in self.sizes if size])
         return self.requests.n_requests * (1 + sizes * len(self.policies))
@@ -202,12 +198,31 @@ class TrafficQuestion:
         settings = replace(self.settings, engine=engine)
         return make_service(settings, self.model, self.hardware, block_tokens)
 
+    def check(self) -> None:
+        """Refuse a service that serves no request.
+
+        Raises:
+            DoesNotFit: every request is too long for the GPU memory of an instance or the model.
+            KvOverlapError: the machine does not support the model.
+        """
+        trace = self.requests.trace()
+        service = self.service(self.policies[0], trace.block_tokens)
+        blocks = service.costs.gpu_blocks(trace.block_tokens, service.engine.max_batch)
+        most = min(self.model.max_positions, blocks * trace.block_tokens)
+        lengths = zip(trace.prompt_tokens, trace.output_tokens, strict=True)
+        if all(prompt + max(1, output) > most for prompt, output in lengths):
+            raise DoesNotFit(
+                f"every request is longer than the {most:,} tokens for which an instance of "
+                f"{self.whole.name} has room."
+            )
+
     def answers(self, progress: Progress | None = None) -> TrafficAnswers:
         """Every policy with each size; without a cache all policies are the same.
 
         Raises:
-            KvOverlapError: the machine does not support the model.
+            DoesNotFit, KvOverlapError: as `check`.
         """
+        self.check()
         report = progress or Silent()
         trace = self.requests.trace()
         sizes = sorted(set(self.sizes))

@@ -101,7 +101,7 @@ def busy_lanes(case: Case) -> str:
     busy = {lane: run.busy_s(lane) / run.makespan_s for _, lane in run.graph.lanes}
     ranked = sorted(busy.items(), key=lambda one: -one[1])
     parts = [f"{lane} {percent(part)}" for lane, part in ranked]
-    first = f"**{ranked[0][0]} works longest.**"
+    first = f"**{ranked[0][0].capitalize()} works longest.**"
     return f"{first} Busy share of the time to first token: {', '.join(parts)}."
 
 

@@ -35,4 +35,4 @@ def describe_refusal(error: KvOverlapError) -> str:
         text = f"{rule}."
     for pattern, words in WORDS:
         text = re.sub(pattern, words, text)
-    return text[:1].upper() + text[1:] if re.match(r"(the|a|batches|prompt) ", text) else text
+    return text[:1].upper() + text[1:] if re.match(r"(the|a|batches|prompt|every) ", text) else text

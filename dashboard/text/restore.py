@@ -17,7 +17,7 @@ CLAIMS, FORESEEN = "two-ended, without a plan", "lp, with the trace known in adv
 def restore_summary(plan: RestorePlan) -> str:
     """Time to first token and speedup over load-only and compute-only, in one line."""
     return (
-        f"first token after {ms(plan.ttft_s)}: {plan.load_only_s / plan.ttft_s:.2f} x as fast as "
+        f"First token after {ms(plan.ttft_s)}: {plan.load_only_s / plan.ttft_s:.2f} x as fast as "
         f"loading, {plan.compute_only_s / plan.ttft_s:.2f} x as fast as computing alone"
     )
 

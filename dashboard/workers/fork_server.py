@@ -40,6 +40,10 @@ WARM = (
 
 MAX_MESSAGE = 16
 
+COLLECT_AFTER = 50_000
+"""New objects until Python searches for circular garbage. A plan or a recording has as many, and
+the usual 700 takes a third of the time of making them."""
+
 
 class Reporter:
     """A `Progress` that sends messages."""
@@ -73,12 +77,25 @@ def main() -> None:
 
 
 def warm_up() -> None:
-    """Import what the calls need, and load the compiled engine by its use.
+    """Import what the calls need, and load the compiled engine.
 
     HiGHS is not used, because its threads would not survive a fork.
     """
     for name in WARM:
         importlib.import_module(name)
+    load_engine()
+    collect_rarely()
+
+
+def collect_rarely() -> None:
+    """Leave what is imported out of Python's searches for circular garbage, and search rarely."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(COLLECT_AFTER)
+
+
+def load_engine() -> None:
+    """Load the compiled simulator by its use, which takes about a second once in a process."""
     from dashboard.questions.decode import ENGINE
     from planner.decode.lower import lower
     from sim.catalog import find_hardware, find_model
@@ -88,7 +105,6 @@ def warm_up() -> None:
     model = find_model("opt-125m")
     graph = lower("row", model, Workload(1, 8, 1), [[0] * model.n_layers])
     simulate(graph, find_hardware("kvpr-a100"), ENGINE)
-    gc.freeze()
 
 
 def _serve_and_end(fd: int) -> None:

@@ -26,6 +26,7 @@ from planner.runtime import decode_machine, resident_layers
 from sim.engine.api import simulate
 from sim.errors import BadInput, DoesNotFit, NotMeasured
 from sim.graph.jobs import Workload
+from sim.graph.memory import Footprint, footprint
 from sim.graph.timeline import Timeline
 from sim.machine.provenance import weakest
 from sim.machine.runtime import Runtime
@@ -73,6 +74,13 @@ def check_decode(job: Job[Workload], options: PlanOptions) -> None:
         problem = planner.problem
         choice = planner.best if policy == LP else problem.choice_of(policy)
         problem.check_fits(problem.simulate(choice.split, choice.residency).graph)
+
+
+def memory_needed(job: Job[Workload], options: PlanOptions) -> Footprint:
+    """Memory of the first steps of a job that loads its whole cache, whether or not it fits."""
+    problem = _problem(job, replace(options, keep=False))
+    choice = problem.choice_of("load-all")
+    return footprint(replicate(problem.shortened(choice.split, choice.residency), problem.gpus))
 
 
 def _done_by(runtime: Runtime | None, plan: DecodePlan) -> DecodePlan:

@@ -95,9 +95,10 @@ class DecodePlanner:
         problem = self.problem
         if problem.hardware.memory.unified:
             return problem.choice_of("resident")
-        planner = DecodePlanner(replace(problem, keep=False)) if problem.keep else self
+        if problem.keep:
+            return type(self)(replace(problem, keep=False)).best
         choices = [problem.choice_of(name) for name in BASELINES]
-        return min(planner._refined, *choices, key=problem.makespan_s)
+        return min(self._refined, *choices, key=problem.makespan_s)
 
     @cached_property
     def _refined(self) -> DecodeChoice:

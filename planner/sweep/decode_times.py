@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
 
 from planner.decode.fast_planner import ShortcutPlanner
 from planner.decode.make import LP, fitting_schedules
@@ -16,8 +18,13 @@ from planner.sweep.machines import Machine
 from planner.sweep.rows import bottleneck_of
 from sim.errors import DoesNotFit
 from sim.graph.jobs import Workload
+from sim.graph.tasks import TaskGraph
+from sim.model.spec import ModelSpec
 
 RESIDENT = "resident"
+
+MAX_JOBS = 16
+"""Jobs whose graphs are kept for the next machine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,12 +63,22 @@ def decode_times(job: Job[Workload], options: PlanOptions) -> DecodeTimes:
     return found[best]
 
 
+@lru_cache(maxsize=MAX_JOBS)
+def _known_graphs(
+    model: ModelSpec,  # noqa: ARG001
+    workload: Workload,  # noqa: ARG001
+    schedule: str,  # noqa: ARG001
+) -> dict[Any, TaskGraph]:
+    """Graphs that were lowered for a job on any machine."""
+    return {}
+
+
 def _times(job: Job[Workload], options: PlanOptions) -> DecodeTimes:
     model, workload = job.model, job.workload
     gpus = options.gpus * model.tensor_parallel
-    problem = DecodeProblem(
-        model, job.hardware, workload, options.schedule, gpus, options.keep, options.engine
-    )
+    asked = options.schedule, gpus, options.keep, options.engine
+    graphs = _known_graphs(model, workload, options.schedule)
+    problem = DecodeProblem(model, job.hardware, workload, *asked, _graphs=graphs)
     planner = ShortcutPlanner(problem)
     choices = {name: problem.choice_of(name) for name in BASELINES}
     runs = {name: problem.simulate(one.split, one.residency) for name, one in choices.items()}

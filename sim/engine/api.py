@@ -10,11 +10,11 @@ from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 
 from sim.cost.model import CostModel
-from sim.engine.launch import released
+from sim.engine.launch import launch_times, released
 from sim.engine.sharing import Uncontended, representative_device
 from sim.errors import BadInput, UnknownName
 from sim.graph.tasks import TaskGraph
-from sim.graph.timeline import Timeline
+from sim.graph.timeline import Timeline, earliest_schedule
 from sim.machine.availability import ALWAYS, Availability
 from sim.machine.profile import HardwareProfile
 
@@ -100,8 +100,13 @@ def replay(graph: TaskGraph, durations_s: Sequence[float], hardware: HardwarePro
     Raises:
         BadInput: the number of durations differs from the number of tasks.
     """
-    from sim.engine.reference import ReferenceRun
-
     if len(durations_s) != len(graph.tasks):
         raise BadInput(f"{len(durations_s)} durations for {len(graph.tasks)} tasks.")
+    if not any(task.claim for task in graph.tasks):
+        costs = CostModel(hardware, graph.model, graph.workload)
+        gap_s, handover_s = costs.dispatch.gap_s, costs.dispatch.handover_s
+        launched_s = launch_times(graph, costs)
+        return earliest_schedule(graph, durations_s, launched_s, gap_s, handover_s)
+    from sim.engine.reference import ReferenceRun
+
     return ReferenceRun(graph, durations_s, hardware, shared=False).timeline()

@@ -91,6 +91,8 @@ def claimed(graph: TaskGraph, start_s: Sequence[float]) -> tuple[Task, ...]:
 
     Of tasks that start at the same moment, the one that comes first in the graph claims first.
     """
+    if not any(task.claim for task in graph.tasks):
+        return graph.tasks
     claims = Claims(graph)
     for at in sorted(range(len(graph.tasks)), key=lambda at: (start_s[at], at)):
         claims.take(at)

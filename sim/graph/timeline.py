@@ -101,20 +101,24 @@ class Timeline:
 
     def intervals(self, lanes: Iterable[str], device: int = 0) -> list[Interval]:
         """Disjoint, sorted times in which any of `lanes` works."""
-        wanted = set(lanes)
-        return union(
-            (span.start_s, span.end_s)
-            for span in self.spans
-            if span.task.lane in wanted and span.task.device == device
-        )
+        queues = [self.graph.lanes.get((device, lane), ()) for lane in sorted(set(lanes))]
+        return union((self.start_s[at], self.end_s[at]) for queue in queues for at in queue)
+
+    @cached_property
+    def _busy_s(self) -> dict[tuple[int, str], float]:
+        """Busy seconds of each lane of each device."""
+        return {
+            (device, lane): length(self.intervals([lane], device))
+            for device, lane in self.graph.lanes
+        }
 
     def busy_s(self, lane: str, device: int = 0) -> float:
-        return length(self.intervals([lane], device))
+        return self._busy_s.get((device, lane), 0.0)
 
     @cached_property
     def busiest_lane_s(self) -> float:
         """`max(copy, compute)` of its own tasks: a makespan that no order of them can beat."""
-        return max((self.busy_s(lane, device) for device, lane in self.graph.lanes), default=0.0)
+        return max(self._busy_s.values(), default=0.0)
 
     @cached_property
     def copy_s(self) -> float:

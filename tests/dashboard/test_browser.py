@@ -347,3 +347,17 @@ def test_on_a_phone_the_answer_comes_first_and_stays_in_sight(phone, address, pa
         "[...document.querySelectorAll('.js-plotly-plot')].map(one => one._fullLayout.dragmode)"
     )
     assert set(modes) == {False}, "a finger on a chart scrolls the page"
+
+
+def test_the_tour_leads_through_its_pages_and_back(page, address):
+    page.goto(f"{address}/plan?model=opt-125m&batch=2&prompt=64&tour=2")
+    for number, title in ((2, "Plan"), (3, "What-if"), (4, "Timeline")):
+        page.wait_for_selector(f".st-key-tour_box:has-text('{number} of 5')")
+        resolve(page)
+        assert page.title().startswith(title)
+        page.locator(".st-key-tour_box").get_by_role("link", name="Next").click()
+    page.wait_for_selector(".st-key-tour_box:has-text('5 of 5')")
+    page.go_back()
+    page.wait_for_selector(".st-key-tour_box:has-text('4 of 5')")
+    page.get_by_role("button", name="End the tour").click()
+    page.wait_for_selector(".st-key-tour_box", state="detached")

@@ -68,8 +68,9 @@ def test_memory_lanes_and_policies_follow_the_plan_that_is_shown():
         app = show("advise", **query, **({"shown": shown} if shown else {}))
         (memory, policies), (lanes,) = charts(app), drawn(app)
         need, capacity = footprint(plan.simulated_graph()), plan.hardware.memory
+        device_bytes = need.device_bytes + capacity.device_reserve_bytes
         assert shares(memory) == pytest.approx(
-            [need.device_bytes / capacity.job_device_bytes, need.host_bytes / capacity.host_bytes]
+            [device_bytes / capacity.device_bytes, need.host_bytes / capacity.host_bytes]
         )
         assert lanes["ends"][0]["ms"] == pytest.approx(plan.makespan_s * 1e3)
         times = found.step_s_by_policy.values()
@@ -80,12 +81,12 @@ def test_every_link_to_begin_with_names_values_that_are_on_offer():
     app = show("advise", model="opt-125m")
     links = [link.proto for link in app.get("page_link")]
     presets = [parse_qs(link.query_string) for link in links if link.query_string]
-    assert len(presets) == 3
+    assert len(presets) == 4
     for query in presets:
-        for key in ("model", "hardware"):
-            assert query[key][0] in app.selectbox(key=key).options
-        for key in ("batch", "prompt"):
-            assert query[key][0] in app.select_slider(key=key).options
+        page = app if "batch" in query else show("restore", model="opt-125m", tier=query["tier"][0])
+        for key, (value,) in query.items():
+            menus = [one for one in (*page.selectbox, *page.select_slider) if one.key == key]
+            assert value in menus[0].options, key
 
 
 def test_an_uploaded_config_is_a_model_of_the_menu():

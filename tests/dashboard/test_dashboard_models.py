@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from apptest import show
 from streamlit.testing.v1 import AppTest
 
 from dashboard.questions.decode import Changes, Question
@@ -81,3 +82,12 @@ def test_parts_of_a_model_share_switches_of_fewer_gpus():
     assert shared.plan("load-all").makespan_s == pytest.approx(makespan_s, rel=1e-3)
     assert "--gpus" not in shared.command()
     assert [replace(question, changes=Changes(gpus=n)).jobs for n in (1, 4, 8)] == [1, 1, 2]
+
+
+def test_a_shipped_model_is_found_by_its_name_on_hugging_face():
+    app = show("plan", model="facebook/opt-125m", batch="1", prompt="64")
+    assert "--model opt-125m " in app.code[-1].value
+    assert not app.warning
+    lost = show("plan", model="facebook/opt-0", batch="1", prompt="64")
+    assert "--model opt-13b " in lost.code[-1].value
+    assert "facebook/opt-0, which is not on offer; showing opt-13b" in lost.warning[0].value

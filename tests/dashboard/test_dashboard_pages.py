@@ -105,8 +105,9 @@ def test_plan_page_shows_the_plan_that_the_planner_makes(opt_13b):
     policies, memory, worth, layers, curve = charts(app)
     need, capacity = footprint(opt_13b.simulated_graph()), opt_13b.hardware.memory
     totals = [sum(shares) for shares in zip(*(bar["x"] for bar in memory["data"]), strict=True)]
+    device_bytes = need.device_bytes + capacity.device_reserve_bytes
     assert totals == pytest.approx(
-        [need.device_bytes / capacity.job_device_bytes, need.host_bytes / capacity.host_bytes]
+        [device_bytes / capacity.device_bytes, need.host_bytes / capacity.host_bytes]
     )
     assert [row["lane"] for row in drawn(app)[0]["rows"]] == ["compute", "h2d", "d2h"]
     assert policies["data"][0]["x"] == pytest.approx(
@@ -135,12 +136,12 @@ def test_plan_page_keeps_what_fits(opt_13b):
 
 @pytest.mark.usefixtures("runs")
 def test_a_value_of_a_link_that_is_not_on_offer_is_named_until_it_is_replaced():
-    app = show("plan", model="opt-125m", hardware="nope<b>", batch="33", prompt="256")
+    app = show("plan", model="opt-125m", hardware="nope<b>", batch="333", prompt="256")
     machine, batch = [warning.value for warning in app.warning]
     assert machine == (
         "This link asks for Machine nope\\<b\\>, which is not on offer; showing kvpr-a100."
     )
-    assert "33, which is not on offer; showing 32." in batch
+    assert "333, which is not on offer; showing 32." in batch
     app.run()
     assert len(app.warning) == 2
     app.select_slider(key="batch").set_value(8).run()
@@ -257,7 +258,7 @@ def test_a_moved_slider_answers_as_the_link_to_that_view_does():
 @pytest.mark.usefixtures("runs")
 def test_crossover_holds_the_lp_below_both_extremes():
     app = show("what_if", view="Crossover", model="opt-125m", batch="4", prompt="256")
-    (figure,) = charts(app)
+    _memory, figure = charts(app)
     curves = {trace["name"]: trace["y"] for trace in figure["data"]}
     for lp, load, recompute in zip(
         curves["lp"], curves["load-all"], curves["recompute-all"], strict=True
@@ -278,7 +279,7 @@ def test_map_of_two_inputs_leaves_out_what_does_not_fit():
         up="prompt",
         model="opt-125m",
     )
-    (figure,) = charts(app)
+    _memory, figure = charts(app)
     assert figure["layout"]["xaxis"]["title"]["text"] == "link to the device (GB/s)"
     assert figure["layout"]["yaxis"]["ticktext"] == ["128", "256", "512", "1,024"]
     assert len(app.dataframe[0].value) == 7 * 4
@@ -287,7 +288,7 @@ def test_map_of_two_inputs_leaves_out_what_does_not_fit():
 @pytest.mark.usefixtures("runs")
 def test_accuracy_page_assesses_every_case():
     app = show("accuracy")
-    assert app.header[0].value.startswith("median error ")
+    assert app.header[0].value.startswith("Median error ")
     cards = {card.label: card.value for card in app.metric}
     assert cards["Within tolerance"] == "2 of 2"
     assert app.dataframe[0].value["case"].tolist() == ["here/b4-s256-load-all", "here/b4-s256-lp"]

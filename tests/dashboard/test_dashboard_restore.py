@@ -48,10 +48,11 @@ def test_page_opens_with_the_answer_of_the_shipped_machine():
     )
     plan = make_plan(question.model, question.machine, request)
     app = show("restore")
-    assert app.header[0].value.startswith(f"first token after {ms(plan.ttft_s)}: ")
+    assert app.header[0].value.startswith(f"First token after {ms(plan.ttft_s)}: ")
     assert any("Fastest is joint" in block.value for block in app.markdown)
     assert not app.warning
-    layers, ends = charts(app)
+    memory, layers, ends = charts(app)
+    assert names_of(memory) == ["weights", "KV", "reserve"]
     assert set(names_of(layers)) == {"computed", "projected from X", "loaded"}
     assert [row["lane"] for row in drawn(app)[0]["rows"]] == ["compute", "h2d", "net"]
     assert any(name.startswith("the ends meet at token 9,088") for name in names_of(ends))
@@ -87,10 +88,10 @@ def test_the_command_shown_gives_the_answer_shown(query, capsys):
     if "--availability" in words:
         trace = trace_of_table(app.dataframe[0].value)
         Path("availability.csv").write_bytes(trace_csv(trace, ("compute", "h2d", "net")))
-        assert len(app.get("download_button")) == 3
+        assert len(app.get("download_button")) == 5, "plan, trace, table twice, availability"
     assert main([*words[1:], "--json"]) == 0
     answer = json.loads(capsys.readouterr().out)
-    assert app.header[0].value.startswith(f"first token after {ms(answer['ttft_s'])}: ")
+    assert app.header[0].value.startswith(f"First token after {ms(answer['ttft_s'])}: ")
     assert f"{answer['speedup_vs_load']:.2f} x as fast as loading" in app.header[0].value
     told = app.dataframe[-1].value.set_index("policy")["TTFT (ms)"]
     for policy, seconds in answer["baselines"].items():
@@ -164,7 +165,7 @@ def test_moved_controls_answer_as_the_link_to_that_view_does():
 
 def test_every_rate_is_planned_and_the_crossings_are_told():
     app = show("restore", **SMALL, view="Against bandwidth", rate="6 GiB/s")
-    (figure,) = charts(app)
+    figure = charts(app)[-1]
     assert set(POLICIES) <= set(names_of(figure))
     assert "set now: 6 GiB/s" in names_of(figure)
     told = " ".join(block.value for block in app.markdown)
@@ -176,14 +177,14 @@ def test_every_rate_is_planned_and_the_crossings_are_told():
     assert (joint["joint_s"] <= others * 1.01).all()
     at_six = show("restore", **SMALL, rate="6 GiB/s", policy="lp")
     here = points.set_index("gib_per_s").loc[6.0]
-    assert at_six.header[0].value.startswith(f"first token after {ms(here['lp_s'])}: ")
+    assert at_six.header[0].value.startswith(f"First token after {ms(here['lp_s'])}: ")
 
 
 def test_a_drop_makes_the_plan_stale_and_claims_do_without_one():
     app = show("restore", view="Availability", trace="0.1:net=0.25", **SMALL)
     told = " ".join(block.value for block in app.markdown)
     assert "From 0.1 s on 25 % of net: " in told
-    available, adapting = charts(app)[:2]
+    available, adapting = charts(app)[1:3]
     net = next(trace for trace in available["data"] if trace["name"] == "net")
     assert net["y"] == [100, 25, 25]
     kept, again, claims, foreseen = adapting["data"][0]["x"]

@@ -57,7 +57,7 @@ def test_a_measured_walk_is_held_against_its_prediction(runs):
     assert app.header[0].value == comparison_summary(case)
     told = " ".join(block.value for block in app.markdown)
     assert "The ends met at token 1,664, as predicted." in told
-    assert "compute works longest." in told
+    assert "Compute works longest." in told
     assert any("2,000 of 2,048 tokens cached (dram)" in one.value for one in app.caption)
     ends, scatter, errors = charts(app)
     assert {"predicted compute", "predicted loads"} <= set(names_of(ends))
@@ -155,7 +155,7 @@ def test_an_uploaded_restore_plan_is_shown(runs, policy):
     assert upload.kind == "restore plan"
     assert upload.summary.endswith(f"policy {policy}, on kvpr-a100")
     app = show("restore", upload, of="an uploaded plan")
-    assert app.header[0].value.startswith(f"first token after {ms(upload.content.ttft_s)}: ")
+    assert app.header[0].value.startswith(f"First token after {ms(upload.content.ttft_s)}: ")
     times = charts(app)[-1]["data"][0]["x"]
     assert times == pytest.approx([1e3 * s for s in upload.content.baselines.values()])
     for key, value, sentence in (

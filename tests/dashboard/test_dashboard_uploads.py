@@ -7,14 +7,17 @@ import zlib
 from dataclasses import replace
 
 import pytest
+from apptest import show
 from browser import make_run
 from builders import machine
+from lane_bars import drawn
 
 import dashboard.data.uploads
 from dashboard.data.uploads import MAX_UPLOAD_MB, MEGABYTE, read_upload, safe_name
 from planner import DecodePlan
 from sim import HardwareProfile, Recording, Workload
 from sim.errors import KvOverlapError
+from sim.units import ms
 
 
 @pytest.fixture(scope="module")
@@ -76,8 +79,15 @@ def test_an_edited_recording_is_refused(measured):
     assert "it was edited" in refusal("m.json", edited(measured, graph_sha256="0" * 64))
 
 
-def test_a_prediction_is_no_recording(measured):
-    assert "predicted timeline" in refusal("m.json", edited(measured, source="predicted"))
+def test_an_uploaded_prediction_is_drawn_alone_and_is_no_run(measured):
+    upload = read_upload("guess.json", edited(measured, source="predicted"))
+    assert upload.kind == "prediction"
+    app = show("timeline", upload, view="an uploaded prediction")
+    assert app.header[0].value == f"Predicted to take {ms(upload.content.typical.makespan_s)}"
+    (lanes,) = drawn(app)
+    assert {row["source"] for row in lanes["rows"]} == {""}
+    assert lanes["count"] == len(upload.content.graph.tasks)
+    assert "guess.json (uploaded)" not in show("timeline", upload).selectbox(key="run").options
 
 
 @pytest.mark.parametrize(

@@ -28,13 +28,15 @@ def test_a_page_spells_its_short_terms_out():
 
 
 def test_the_tour_goes_through_five_pages_and_ends():
-    app = show("glossary")
     assert len(STOPS) == 5
-    app.session_state["tour"] = 0
-    app.run()
-    assert any(block.value.startswith("**1 of 5") for block in app.markdown)
+    app = show("glossary", tour="2")
+    assert any(block.value.startswith("**2 of 5") for block in app.markdown)
+    back, onward = (one.proto for one in app.get("page_link"))
+    assert (back.query_string, onward.query_string) == ("tour=1", "tour=3")
+    assert (back.page, onward.page) == ("", "what_if")
     app.button(key="tour_end").click().run()
     assert not any(" of 5 " in block.value for block in app.markdown)
+    assert "tour" not in app.query_params
 
 
 def test_the_tour_starts_on_the_landing_page():

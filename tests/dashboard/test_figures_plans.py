@@ -1,21 +1,27 @@
 """The figures of plans and sweeps against numbers made up by hand."""
 
+from dataclasses import replace
+
 import pandas as pd
 import pytest
 
 from dashboard.figures import (
     MEASURES,
     POLICY_COLOUR,
+    MemoryUse,
     crossover_curves,
     heat_map,
+    memory_bars,
     policy_bars,
     sensitivity_bars,
     split_by_layer,
     split_curve,
     split_map,
 )
+from dashboard.figures.memory import BEYOND
 from planner import StepSplit
 from planner.decode.plan import Sensitivity
+from sim.machine.profile import Memory
 
 STEPS = (
     StepSplit(0, 100, (25, 50, 0), (75, 50, 100), (0, 0, 0)),
@@ -51,6 +57,12 @@ def test_ways_of_a_step_add_up_to_its_past_tokens():
     assert figure.layout.yaxis.title.text == "past tokens in step 1"
 
 
+def test_a_layer_without_past_tokens_is_blank_in_the_map():
+    (cells,) = split_map([StepSplit(0, 100, (0, 50), (0, 50), (0, 0))]).data
+    assert cells.z[0][0] is None or cells.z[0][0] != cells.z[0][0]
+    assert cells.z[0][1] == 50
+
+
 def test_policies_come_fastest_first_with_their_ratio_and_the_bound():
     makespans = {"load-all": 0.2, "lp": 0.1, "kvpr": 0.15}
     figure = policy_bars(makespans, 0.09, "lp")
@@ -59,7 +71,9 @@ def test_policies_come_fastest_first_with_their_ratio_and_the_bound():
     assert list(bars.x) == pytest.approx([100, 150, 200])
     assert bars.text[1] == "150.0 ms · 1.33 times as fast as load-all"
     assert bars.marker.color[0] == POLICY_COLOUR["lp"]
-    assert list(bound.x) == pytest.approx([90, 90])
+    assert [x for x in bound.x if x is not None] == pytest.approx([90] * 8)
+    drawn = [y for y in bound.y if y is not None]
+    assert [min(abs(y - row) for row in range(3)) for y in drawn[1:-1]] == pytest.approx([0.36] * 6)
     assert bound.name == "no split is faster than 90.0 ms"
 
 
@@ -153,3 +167,18 @@ def test_heat_map_places_cells_by_their_inputs_and_hatches_what_is_uncalibrated(
     assert list(hatch.x[:4]) == [-0.5, 0.5, 0.5, -0.5]
     assert list(hatch.y[:4]) == [0.5, 0.5, 1.5, 1.5]
     assert cells.colorbar.title.text == "makespan of lp (ms)"
+
+
+def test_what_exceeds_a_memory_is_red_and_the_rest_fills_it():
+    """40 GB with a reserve of 4: 30 of weights and 20 of KV are 14 too many."""
+    memory = Memory("datasheet", 40e9, 100e9, 4e9)
+    use = MemoryUse({"weights": 30e9, "KV": 20e9}, {"KV": 50e9})
+    found = {bar.name: list(bar.x) for bar in memory_bars(use, memory).data}
+    assert list(found) == ["weights", "KV", BEYOND]
+    assert found["weights"] == pytest.approx([0.75, 0])
+    assert found["KV"] == pytest.approx([0.25, 0.5])
+    assert found[BEYOND] == pytest.approx([14 / 40, 0])
+    fitting = memory_bars(replace(use, device={"weights": 30e9}), memory).data
+    assert {bar.name: bar.x[0] for bar in fitting} == pytest.approx(
+        {"weights": 0.75, "KV": 0, "reserve": 0.1}
+    )

@@ -90,10 +90,12 @@ def show_runs() -> None:
         folder = picked.run.folder
         st.warning(f"{folder} has no report: its measurement is running or was interrupted.")
     case = picked.case
-    summary = show_answer(case)
-    if picked.run is not None:
-        compare_cases(picked.run.label, picked.name, case)
+    answer = st.container()
     show_lanes(case)
+    with answer:
+        summary = show_answer(case)
+        if picked.run is not None:
+            compare_cases(picked.run.label, picked.name, case)
     show_time_breakdown(case)
     show_worst_tasks(case, picked)
     show_exports(case, picked)

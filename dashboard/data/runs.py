@@ -103,8 +103,12 @@ class Case:
     tolerance_frac: float | None
     predicted: Recording
     measured: Recording
-    comparison: Comparison
     availability: Availability = ALWAYS
+
+    @cached_property
+    def comparison(self) -> Comparison:
+        """The errors; not needed to draw the lanes, which are drawn first."""
+        return compare(self.predicted, self.measured)
 
     @property
     def graph(self) -> TaskGraph:
@@ -191,7 +195,7 @@ def case_of(
     tolerance_frac: float | None = None,
     availability: Availability = ALWAYS,
 ) -> Case:
-    """Predict what was measured and compare.
+    """Predict what was measured.
 
     Raises:
         BadInput: it is a prediction.
@@ -202,8 +206,7 @@ def case_of(
         )
     timeline = simulate(measured.graph, measured.hardware, availability=availability)
     predicted = Recording("predicted", measured.hardware, (timeline,))
-    result = compare(predicted, measured)
-    return Case(policy, tolerance_frac, predicted, measured, result, availability)
+    return Case(policy, tolerance_frac, predicted, measured, availability)
 
 
 def split_of(graph: TaskGraph) -> list[list[int]]:

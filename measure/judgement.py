@@ -95,6 +95,11 @@ class Regret:
     frac: float
     noise_frac: float
 
+    @property
+    def measured_frac(self) -> float:
+        """`frac` where it exceeds twice its noise; else 0, as the rounds show no difference."""
+        return self.frac if self.frac > 2 * self.noise_frac else 0.0
+
 
 def regret(name: str, one: Judgement, other: Judgement) -> Regret | None:
     """Compare two plans round by round; None if they share no round."""

@@ -125,7 +125,7 @@ def decode_summary(
         for shape in shapes
     ]
     corrected = {shape.name: _corrected_regret(shape.cases) for shape in shapes}
-    by_rounds = [one.frac for one in corrected.values()]
+    by_rounds = [one.measured_frac for one in corrected.values()]
     return _summary(
         shapes,
         left_out,

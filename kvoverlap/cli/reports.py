@@ -131,10 +131,10 @@ def print_decode_report(report: dict[str, Any]) -> None:
         f"{report['max_corrected_overlap_error_points']:.1f}"
     )
     say(
-        f"the lp plan was the fastest measured in {report['lp_corrected_fastest_in']}, corrected, "
-        f"in runs next to each other; at worst {_slower(report['lp_corrected_regret_frac'])} than "
-        f"the best (medians of uncorrected runs: {report['lp_fastest_in']}, "
-        f"{_slower(report['lp_measured_regret_frac'])})"
+        f"no plan was measured to be faster than lp's in {report['lp_corrected_fastest_in']}, "
+        "corrected, in runs next to each other, by more than twice the noise; at worst lp was "
+        f"{_slower(report['lp_corrected_regret_frac'])} (medians of uncorrected runs: fastest in "
+        f"{report['lp_fastest_in']}, {_slower(report['lp_measured_regret_frac'])})"
     )
     for shape, one in report["lp_corrected_regrets"].items():
         say(

@@ -141,6 +141,8 @@ def test_plans_are_compared_round_by_round():
     found = regret("kvpr", lp, other)
     assert found is not None
     assert (found.frac, found.noise_frac) == pytest.approx((-0.1, 0.0))
+    assert (found.measured_frac, replace(found, frac=0.1).measured_frac) == (0.0, 0.1)
+    assert replace(found, frac=0.1, noise_frac=0.06).measured_frac == 0.0
     assert regret("kvpr", lp, Judgement([])) is None
 
 

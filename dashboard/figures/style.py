@@ -91,7 +91,14 @@ CURVE_PX = 380
 
 LAYOUT = {
     "margin": {"l": 8, "r": 8, "t": 8, "b": 8},
-    "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "traceorder": "normal"},
+    "legend": {
+        "orientation": "h",
+        "x": 0,
+        "y": 1.02,
+        "yanchor": "bottom",
+        "traceorder": "normal",
+        "bgcolor": "rgba(0, 0, 0, 0)",
+    },
     "hoverlabel": {"align": "left"},
     "dragmode": "zoom",
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import sqrt
+from operator import attrgetter
 from statistics import median, stdev
 
 from measure.interleave import MIN_REPEATS, STEADY_FRAC, MeasuredRun, machine_at
@@ -111,6 +112,13 @@ def regret(name: str, one: Judgement, other: Judgement) -> Regret | None:
         return None
     noise = stdev(ratios) / sqrt(len(ratios)) if len(ratios) > 1 else one.spread_frac
     return Regret(name, median(ratios) - 1.0, noise)
+
+
+def largest(regrets: Iterable[Regret | None]) -> Regret:
+    """The largest regret that exceeds its noise, or else the largest of all."""
+    found = [one for one in regrets if one is not None]
+    order = attrgetter("measured_frac", "frac")
+    return max(found, key=order, default=Regret("lp", 0.0, 0.0))
 
 
 def why_not_judged(

@@ -11,7 +11,7 @@ from typing import Any
 from measure.decode_grid import DecodeCase, DecodeGrid, GridOptions
 from measure.grid import Grid, SettingResult
 from measure.interleave import STEADY_FRAC
-from measure.judgement import Judgement, Regret, regret, why_not_judged
+from measure.judgement import Judgement, Regret, largest, regret, why_not_judged
 from measure.restore_grid import RestoreCase, default_settings, prepare_setting
 from sim.graph.jobs import Workload
 from sim.machine.profile import HardwareProfile
@@ -154,13 +154,11 @@ def _corrected_regret(cases: Sequence[DecodeCase]) -> Regret:
     Plans of the same graph as the LP's are left out: they are the LP's plan.
     """
     lp = next(case for case in cases if case.plan.policy == "lp")
-    found = [
+    return largest(
         regret(case.plan.policy, lp.judgement, case.judgement)
         for case in cases
         if case.plan.graph_sha256 != lp.plan.graph_sha256
-    ]
-    rivals = [one for one in found if one is not None]
-    return max(rivals, key=lambda one: one.frac, default=Regret("lp", 0.0, 0.0))
+    )
 
 
 MEETING = "two-ended"

@@ -9,7 +9,7 @@ from builders import machine, tiny_model
 
 import measure.interleave
 from measure.interleave import STEADY_FRAC, MeasuredRun, present_machine, run_interleaved
-from measure.judgement import JudgedRun, Judgement, judge_run, regret, why_not_judged
+from measure.judgement import JudgedRun, Judgement, judge_run, largest, regret, why_not_judged
 from planner import Job, PlanOptions, make_plan
 from sim import Workload
 from sim.graph.timeline import Timeline
@@ -142,7 +142,10 @@ def test_plans_are_compared_round_by_round():
     assert found is not None
     assert (found.frac, found.noise_frac) == pytest.approx((-0.1, 0.0))
     assert (found.measured_frac, replace(found, frac=0.1).measured_frac) == (0.0, 0.1)
-    assert replace(found, frac=0.1, noise_frac=0.06).measured_frac == 0.0
+    noisy, sure = replace(found, frac=0.1, noise_frac=0.06), replace(found, frac=0.03)
+    assert noisy.measured_frac == 0.0
+    assert largest([noisy, None, sure, found]) == sure
+    assert largest([noisy, found]) == noisy
     assert regret("kvpr", lp, Judgement([])) is None
 
 

@@ -77,8 +77,10 @@ def _times(job: Job[Workload], options: PlanOptions) -> DecodeTimes:
     model, workload = job.model, job.workload
     gpus = options.gpus * model.tensor_parallel
     asked = options.schedule, gpus, options.keep, options.engine
-    graphs = _known_graphs(model, workload, options.schedule)
-    problem = DecodeProblem(model, job.hardware, workload, *asked, _graphs=graphs)
+    problem = DecodeProblem(model, job.hardware, workload, *asked)
+    # The problem's workload: on unified memory it may differ from the job's.
+    graphs = _known_graphs(model, problem.workload, options.schedule)
+    problem = replace(problem, _graphs=graphs)
     planner = ShortcutPlanner(problem)
     choices = {name: problem.choice_of(name) for name in BASELINES}
     runs = {name: problem.simulate(one.split, one.residency) for name, one in choices.items()}

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import gc
 import os
-from functools import cache
 from pathlib import Path
 
 import pytest
-from cyclopts import field_info
-from cyclopts.argument import _collection
 from hypothesis.internal.conjecture import providers
 from xdist.scheduler import LoadFileScheduling
 
@@ -21,14 +18,6 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Hypothesis draws some values from constants in the modules that are imported, so that the examples
 # of a test would depend on which tests ran before it in the same process.
 providers._get_local_constants = lambda: providers._local_constants
-
-# A process parses one command line, the tests hundreds. The parser reads every type of a verb twice
-# for each, the first time for groups of options, which no verb has.
-field_info.get_type_hints = cache(field_info.get_type_hints)
-_collection._resolve_groups_from_callable = lambda *_, group_arguments, group_parameters: [
-    group_arguments,
-    group_parameters,
-]
 
 LONGEST = (
     "test_browser",

@@ -169,11 +169,14 @@ def core_share(workers: int) -> float:
 
 
 def _hash_for(seconds: float, threads: int) -> tuple[int, float, float]:
-    """Blocks hashed by some threads, without the interpreter's lock; wall and CPU seconds."""
+    """Blocks hashed by some threads, without the interpreter's lock; wall and CPU seconds.
+
+    Each hashes at least one: a thread may get no core until the time is over.
+    """
 
     def work(until_s: float) -> int:
         blocks, block = 0, bytes(2**22)
-        while time.perf_counter() < until_s:
+        while not blocks or time.perf_counter() < until_s:
             sha256(block)
             blocks += 1
         return blocks

@@ -14,7 +14,7 @@ from golden.freeze import call as call_in
 from studies import RESTORE, SMALL, TRAFFIC, toml
 
 from planner.restore import behind_link
-from planner.sweep import Checkpoints, Study, estimate, local, run_sweep, summarize
+from planner.sweep import Checkpoints, Study, estimate, local, run_sweep, summarize, timing
 from planner.sweep.batch import Batch, batch_rows
 from planner.sweep.rows import decode_row
 from planner.sweep.runner import Clock
@@ -188,6 +188,11 @@ def test_the_expected_time_adds_samples_starts_and_points(missing, workers, shar
     assert found.left_s == pytest.approx(left_s)
     assert found.seconds == pytest.approx(2.0 + left_s)
     assert found.pace_s == pytest.approx(pace_s)
+
+
+def test_the_share_of_a_core_is_known_where_threads_start_after_the_time_is_over(monkeypatch):
+    monkeypatch.setattr(timing, "SHARE_S", 0.0)
+    assert 0.0 < timing.core_share(2) <= 1.0
 
 
 def test_the_time_left_does_not_count_the_start_of_the_workers():

@@ -28,6 +28,7 @@ from planner.restore import behind_link
 from planner.restore.lower import two_ended_graph
 from sim import HardwareProfile, TaskGraph, Workload, find_hardware, find_model, simulate
 from sim.engine.fast.job import FastJob
+from sim.engine.launch import launch_times
 from sim.engine.reference import ReferenceRun
 from sim.engine.sharing import Uncontended
 from sim.graph.jobs import RestoreRequest
@@ -93,10 +94,11 @@ def compared(
     """Tasks a second of both engines on one graph."""
     uncontended, seen = Uncontended.on(machine, graph)
     durations_s = list(map(uncontended.seconds, graph.tasks))
+    launched_s, dispatch = launch_times(graph, uncontended.costs), uncontended.costs.dispatch
     job = FastJob.of(graph, machine, trace)
     ways = {
         "simpy_tasks_per_s": lambda: ReferenceRun(
-            graph, durations_s, seen, True, trace, uncontended
+            graph, durations_s, launched_s, dispatch, seen, trace, uncontended
         ).timeline(),
         "fast_tasks_per_s": job.run,
         "simpy_whole_tasks_per_s": lambda: simulate(graph, machine, "simpy", trace),

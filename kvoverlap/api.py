@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sim.catalog import RECORDINGS, find_hardware, find_model, hardware_names, model_names
+from sim.engine.api import AUTO
 from sim.engine.api import simulate as _simulate
 from sim.errors import BadFile, KvOverlapError
 from sim.files import document_kind
@@ -67,7 +68,7 @@ def plan(
     schedule: str = "row",
     gpus: int = 1,
     keep: bool = False,
-    engine: str = "simpy",
+    engine: str = AUTO,
 ) -> DecodePlan:
     """The plan of a decode job, already simulated.
 
@@ -83,7 +84,7 @@ def plan(
             for the one with more tokens a second.
         gpus: GPUs that decode one such job each and share the host's links.
         keep: whether policy `lp` may keep cache and weights in free GPU memory.
-        engine: `simpy` or `fast`.
+        engine: `auto`, `simpy` or `fast`, as in `sim.simulate`.
 
     Raises:
         KvOverlapError: a value breaks a rule, or the job does not fit.
@@ -105,7 +106,7 @@ def restore(
     availability: Availability = ALWAYS,
     foresight: bool = False,
     cached_data: str = "kv",
-    engine: str = "simpy",
+    engine: str = AUTO,
 ) -> RestorePlan:
     """The plan of restoring a cached prefix, already simulated.
 
@@ -188,13 +189,13 @@ def simulate(
     planned: Plan | TaskGraph,
     hardware: str | HardwareProfile | None = None,
     *,
-    engine: str = "simpy",
+    engine: str = AUTO,
 ) -> Timeline:
     """The predicted timeline of a plan or graph: start and end of every task.
 
     Args:
         hardware: the machine; by default the one that a plan was made for.
-        engine: `simpy` or `fast`.
+        engine: `auto`, `simpy` or `fast`, as in `sim.simulate`.
 
     Raises:
         KvOverlapError: a graph without `hardware`, or a machine without a rate that is needed.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+from sim.engine.api import AUTO
 from sim.errors import BadInput
 from sim.files import set_fields
 from sim.graph.jobs import KV, Workload
@@ -48,7 +49,7 @@ class PlanOptions:
     schedule: str = "row"
     gpus: int = 1
     keep: bool = False
-    engine: str = "simpy"
+    engine: str = AUTO
     availability: Availability = ALWAYS
     foresight: bool = False
     cached_data: str = KV

@@ -26,6 +26,7 @@ from planner.restore import (
     plan_choice,
 )
 from sim.catalog import find_runtime
+from sim.engine.api import AUTO as AUTO_ENGINE
 from sim.engine.sharing import machine_of_one_gpu
 from sim.errors import BadInput
 from sim.graph.jobs import KV, RestoreRequest, Workload
@@ -169,8 +170,8 @@ class RestoreQuestion:
 
     @property
     def engine(self) -> str:
-        """The simulator; SimPy for few tasks, because the fast engine takes time to start."""
-        return ENGINE if self.n_tasks > FEW_TASKS else "simpy"
+        """The simulator; the fast engine, which takes time to start, only for many tasks."""
+        return ENGINE if self.n_tasks > FEW_TASKS else AUTO_ENGINE
 
     def at_rate(self, bytes_per_s: float) -> RestoreQuestion:
         """The same question with another rate of the tier."""

@@ -17,6 +17,7 @@ from kvoverlap.cli.output import note, policy_table, print_json, say, table
 from planner.advice import Advice, RuntimeGap, advise, describe
 from planner.advice.text import ABOUT_RUNTIMES
 from sim.catalog import RECORDINGS
+from sim.engine.api import AUTO
 from sim.errors import BadInput
 from sim.units import ms, percent
 
@@ -33,7 +34,7 @@ def advise_verb(
             "the largest batch that meets it."
         ),
     ] = None,
-    engine: Engine = "simpy",
+    engine: Engine = AUTO,
     json: Json = False,
 ) -> None:
     """Recommend what to do with a KV cache: keep it, load, recompute, or split.

@@ -173,13 +173,10 @@ Seed = Annotated[
 ]
 Engine = Annotated[
     str,
-    Parameter(help="Simulator: simpy, or fast (compiled with numba; the same times to 1e-9)."),
-]
-AutoEngine = Annotated[
-    str | None,
     Parameter(
-        help="Simulator: simpy, or fast (compiled with numba; the same times to 1e-9). By default "
-        "simpy, and fast for a long job if numba is installed."
+        help="Simulator: simpy, the reference; fast (compiled with numba; the same times to 1e-9); "
+        "or auto: the longest paths where no task slows another down, which are simpy's times, "
+        "else fast for many tasks if numba is installed, else simpy."
     ),
 ]
 Gate = Annotated[

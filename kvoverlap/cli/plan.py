@@ -6,9 +6,9 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from kvoverlap.cli.options import (
-    AutoEngine,
     Count,
     DecodeJob,
+    Engine,
     Json,
     MachineOptions,
     ModelOptions,
@@ -22,7 +22,7 @@ from planner.decode.plan import DecodePlan
 from planner.job import Job, PlanOptions
 from planner.parts import PART_NAMES
 from planner.task_times import beyond_calibration, describe_sources
-from sim.engine.api import fast_engine_installed
+from sim.engine.api import AUTO
 from sim.units import counted, ms, percent
 
 LONG_JOB_LAYERS = 1000
@@ -71,7 +71,7 @@ class Planning:
             "none."
         ),
     ] = None
-    engine: AutoEngine = None
+    engine: Engine = AUTO
 
 
 def plan(
@@ -112,14 +112,13 @@ def plan(
     best = planning.policy == "lp" and (runtime is None or runtime.plans_itself)
     keep = best if planning.keep is None else planning.keep
     long = workload.gen_tokens * workload.n_batches * spec.n_layers >= LONG_JOB_LAYERS
-    usual = "fast" if long and fast_engine_installed() else "simpy"
     asked = Job(spec, hardware, workload)
     options = PlanOptions(
         policy=planning.policy,
         schedule=planning.schedule,
         gpus=planning.gpus,
         keep=keep,
-        engine=installed_engine(planning.engine or usual),
+        engine=installed_engine(planning.engine),
         runtime=runtime,
         resident_layers=planning.resident_layers,
     )

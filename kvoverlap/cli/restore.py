@@ -8,7 +8,7 @@ from cyclopts import Parameter
 
 from kvoverlap.cli.options import (
     UNQUANTISED,
-    AutoEngine,
+    Engine,
     Json,
     MachineOptions,
     ModelOptions,
@@ -21,7 +21,7 @@ from planner.job import Job, PlanOptions
 from planner.restore.plan import RestorePlan, plan_restore
 from planner.restore.replanning import Adaptation
 from planner.task_times import beyond_calibration, describe_sources
-from sim.engine.api import fast_engine_installed
+from sim.engine.api import AUTO, fast_engine_installed
 from sim.errors import BadInput
 from sim.lanes import TIERS
 from sim.machine.availability import ALWAYS, Availability
@@ -72,7 +72,7 @@ def restore(
         ),
     ] = "auto",
     load: LoadTraces = LoadTraces(),
-    engine: AutoEngine = None,
+    engine: Engine = AUTO,
     output: PlanOutput = None,
     json: Json = False,
 ) -> None:
@@ -106,9 +106,8 @@ def restore(
     spec = model.load(hardware)
     request = job.request(spec)
     trace = ALWAYS if load.availability is None else Availability.load(load.availability)
-    if engine is None:
-        long = job.prompt >= LONG_CHUNKS * request.io_chunk_tokens and trace != ALWAYS
-        engine = "fast" if long and fast_engine_installed() else "simpy"
+    if engine == AUTO and trace != ALWAYS and fast_engine_installed():
+        engine = "fast" if job.prompt >= LONG_CHUNKS * request.io_chunk_tokens else AUTO
     if load.foresight and trace == ALWAYS:
         raise BadInput("--foresight is of a trace: name one by --availability.")
     options = PlanOptions(

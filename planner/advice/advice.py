@@ -16,6 +16,7 @@ from planner.decode.plan import DecodePlan, Sensitivity
 from planner.decode.ways import Ways
 from planner.job import Job, PlanOptions
 from planner.make import make_plan
+from sim.engine.api import AUTO
 from sim.errors import BadInput
 from sim.graph.jobs import Workload
 from sim.graph.memory import footprint
@@ -161,7 +162,7 @@ def advise(
     workload: Workload,
     recordings: Path,
     slo_s: float | None = None,
-    engine: str = "simpy",
+    engine: str = AUTO,
     runtime: Runtime | None = None,
 ) -> Advice:
     """The advice for one decode step and for a later request with the same prompt.

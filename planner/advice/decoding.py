@@ -12,6 +12,7 @@ from planner.decode.problem import DecodeProblem
 from planner.decode.ways import SPLIT, Ways, best_step
 from planner.job import Job, PlanOptions
 from planner.make import make_plan
+from sim.engine.api import AUTO
 from sim.errors import BadInput, DoesNotFit
 from sim.graph.jobs import Workload
 from sim.machine.profile import HardwareProfile
@@ -35,7 +36,7 @@ class DecodeJob:
     batch_size: int
     prompt_tokens: int
     schedule: str = "row"
-    engine: str = "simpy"
+    engine: str = AUTO
     kv_bits: int | None = None
 
     def planner(

@@ -17,6 +17,7 @@ from planner.make import make_plan
 from planner.restore import RestorePlanner
 from planner.runtime import restore_machine, restore_request
 from sim.catalog import hub_id
+from sim.engine.api import AUTO
 from sim.engine.sharing import machine_of_one_gpu
 from sim.errors import BadInput, DoesNotFit, NotMeasured
 from sim.graph.jobs import RestoreRequest, Workload
@@ -106,7 +107,7 @@ def cache_bytes(job: Job[Workload]) -> int:
     return work.batch_size * work.max_tokens * sum(rows)
 
 
-def runtime_gap(runtime: Runtime, job: Job[Workload], engine: str = "simpy") -> RuntimeGap:
+def runtime_gap(runtime: Runtime, job: Job[Workload], engine: str = AUTO) -> RuntimeGap:
     """What `runtime` leaves on the table, with K and V of all sequences in host memory.
 
     Raises:

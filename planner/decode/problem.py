@@ -15,7 +15,7 @@ from planner.decode.split import DecodeChoice, Residency, evenly_spaced, keeps_p
 from planner.lp.costs import PiecewiseLinearCosts
 from planner.lp.memory import MemoryBudget
 from sim.cost.model import CostModel
-from sim.engine.api import simulate
+from sim.engine.api import AUTO, simulate
 from sim.engine.launch import launch_times
 from sim.engine.sharing import representative_machine, streaming_share
 from sim.errors import BadInput, UnknownName
@@ -71,7 +71,7 @@ class DecodeProblem:
     schedule: str = "row"
     gpus: int = 1
     keep: bool = False
-    engine: str = "simpy"
+    engine: str = AUTO
     _graphs: dict[Any, TaskGraph] = field(default_factory=dict, repr=False)
     """Lowered graphs of some steps, which are the same on every machine."""
     _budgets: dict[Any, MemoryBudget] = field(default_factory=dict, repr=False)

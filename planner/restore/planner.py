@@ -28,7 +28,7 @@ from planner.restore.balance import Rates
 from planner.restore.lower import compute_only_graph, split_graph, two_ended_graph
 from planner.restore.split import RestoreSplit
 from sim.cost.model import CostModel
-from sim.engine.api import simulate
+from sim.engine.api import AUTO, simulate
 from sim.errors import BadInput, DoesNotFit, UnknownName
 from sim.graph.claims import claimed
 from sim.graph.jobs import CACHED_DATA, KV, KV_AND_X, RestoreRequest, check_tasks
@@ -102,7 +102,7 @@ class RestorePlanner:
         hardware: HardwareProfile,
         request: RestoreRequest,
         availability: Availability = ALWAYS,
-        engine: str = "simpy",
+        engine: str = AUTO,
         cached_data: str = KV,
         by_layer: bool = False,
     ) -> None:

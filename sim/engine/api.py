@@ -1,17 +1,19 @@
 """Predicted timelines of a graph: `simulate` from task costs, `replay` from given task times.
 
 Two engines give the same times within 1e-9: `simpy`, the reference, and `fast`, which numba
-compiles. `auto` chooses between them by the size of the graph.
+compiles. Where nothing is shared or claimed, both give the longest paths through the graph, and
+`auto` computes just those; else it chooses an engine by the size of the graph.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from importlib.util import find_spec
 
 from sim.cost.model import CostModel
 from sim.engine.launch import launch_times, released
-from sim.engine.sharing import Uncontended, representative_device
+from sim.engine.sharing import Uncontended, representative_device, slows_down
 from sim.errors import BadInput, UnknownName
 from sim.graph.tasks import TaskGraph
 from sim.graph.timeline import Timeline, earliest_schedule
@@ -51,8 +53,9 @@ def simulate(
     Args:
         engine: `simpy`, the reference; `fast`, the same times within 1e-9, whose first use in a
             process takes about a second, and longer on a new installation, where it compiles; or
-            `auto`, which is `fast` for graphs of `FAST_FROM_TASKS` tasks and more if numba is
-            installed and the engine supports the graph, else `simpy`.
+            `auto`: the longest paths where no task slows another down or claims tokens, else `fast`
+            for graphs of `FAST_FROM_TASKS` tasks and more if numba is installed and the engine
+            supports the graph, else `simpy`.
         availability: fraction of each lane's speed over time; 1 by default.
         release_s: earliest start of tasks in seconds, by task id.
         costs: those of this machine and job, which simulations of several graphs can share.
@@ -63,31 +66,46 @@ def simulate(
             support; or `release_s` names a task that the graph does not have.
     """
     check_engine(engine)
-    if engine == "fast" and not fast_engine_installed():
-        raise BadInput(NO_NUMBA)
-    large = len(graph.tasks) >= FAST_FROM_TASKS
-    if engine == "fast" or (engine == AUTO and large and fast_engine_installed()):
-        from sim.engine.fast.job import FastJob
-        from sim.engine.fast.known import UnsupportedField
-
-        try:
-            return FastJob.of(graph, hardware, availability, release_s).timeline()
-        except UnsupportedField:
-            if engine == "fast":
-                raise
-    from sim.engine.reference import ReferenceRun
-
+    if engine == "fast":
+        return _compiled(graph, hardware, availability, release_s)
     one, seen = (graph, hardware) if release_s else representative_device(graph, hardware)
     known = costs if one is graph else None  # else of another machine
     uncontended, seen = Uncontended.on(seen, one, known)
+    reference = engine == "simpy" or slows_down(one, seen, availability)
+    reference = reference or any(task.claim for task in one.tasks)
+    if engine == AUTO and reference and len(graph.tasks) >= FAST_FROM_TASKS:
+        with suppress(BadInput):
+            return _compiled(graph, hardware, availability, release_s)
     durations = list(map(uncontended.seconds, one.tasks))
-    run = ReferenceRun(one, durations, seen, True, availability, uncontended)
-    for at, earliest_s in released(graph, release_s).items():
-        run.launched_s[at] = max(run.launched_s[at], earliest_s)
-    timeline = run.timeline()
+    dispatch, launched_s = uncontended.costs.dispatch, launch_times(one, uncontended.costs)
+    for at, earliest_s in released(one, release_s).items():
+        launched_s[at] = max(launched_s[at], earliest_s)
+    if reference:
+        from sim.engine.reference import ReferenceRun
+
+        run = ReferenceRun(one, durations, launched_s, dispatch, seen, availability, uncontended)
+        timeline = run.timeline()
+    else:
+        timeline = earliest_schedule(
+            one, durations, launched_s, dispatch.gap_s, dispatch.handover_s
+        )
     if one is graph:
         return timeline
     return Timeline(graph, timeline.start_s * graph.n_devices, timeline.end_s * graph.n_devices)
+
+
+def _compiled(
+    graph: TaskGraph,
+    hardware: HardwareProfile,
+    availability: Availability,
+    release_s: Mapping[str, float] | None,
+) -> Timeline:
+    """The timeline of the fast engine."""
+    if not fast_engine_installed():
+        raise BadInput(NO_NUMBA)
+    from sim.engine.fast.job import FastJob
+
+    return FastJob.of(graph, hardware, availability, release_s).timeline()
 
 
 def replay(graph: TaskGraph, durations_s: Sequence[float], hardware: HardwareProfile) -> Timeline:
@@ -102,11 +120,12 @@ def replay(graph: TaskGraph, durations_s: Sequence[float], hardware: HardwarePro
     """
     if len(durations_s) != len(graph.tasks):
         raise BadInput(f"{len(durations_s)} durations for {len(graph.tasks)} tasks.")
+    costs = CostModel(hardware, graph.model, graph.workload)
+    dispatch, launched_s = costs.dispatch, launch_times(graph, costs)
     if not any(task.claim for task in graph.tasks):
-        costs = CostModel(hardware, graph.model, graph.workload)
-        gap_s, handover_s = costs.dispatch.gap_s, costs.dispatch.handover_s
-        launched_s = launch_times(graph, costs)
-        return earliest_schedule(graph, durations_s, launched_s, gap_s, handover_s)
+        return earliest_schedule(
+            graph, durations_s, launched_s, dispatch.gap_s, dispatch.handover_s
+        )
     from sim.engine.reference import ReferenceRun
 
-    return ReferenceRun(graph, durations_s, hardware, shared=False).timeline()
+    return ReferenceRun(graph, durations_s, launched_s, dispatch).timeline()

@@ -7,14 +7,13 @@ from dataclasses import dataclass
 
 import simpy
 
-from sim.cost.model import CostModel
-from sim.engine.launch import launch_times
-from sim.engine.sharing import Uncontended, capacity_bytes_per_s, max_min_share
+from sim.engine.sharing import Uncontended, capacity_bytes_per_s, max_min_share, slows_down
 from sim.graph.claims import Claims, part_of
 from sim.graph.tasks import Task, TaskGraph
 from sim.graph.timeline import Timeline
 from sim.lanes import COPY_LANES
 from sim.machine.availability import ALWAYS, Availability
+from sim.machine.links import Dispatch
 from sim.machine.profile import HardwareProfile
 
 LAST = 2
@@ -34,26 +33,37 @@ class _Turn(simpy.Event):  # type: ignore[misc]
 
 
 class ReferenceRun:
+    """One run of a graph.
+
+    Args:
+        durations_s: uncontended seconds of each task, in graph order.
+        launched_s: when the host has issued each task.
+        dispatch: pauses between tasks.
+        hardware: what the tasks share; None if their times already hold what sharing costs.
+        availability: fraction of each lane's speed over time.
+        uncontended: time of the part that a claim leaves of a task; None if claims are settled.
+    """
+
     def __init__(
         self,
         graph: TaskGraph,
         durations_s: Sequence[float],
-        hardware: HardwareProfile,
-        shared: bool,
+        launched_s: Sequence[float],
+        dispatch: Dispatch,
+        hardware: HardwareProfile | None = None,
         availability: Availability = ALWAYS,
         uncontended: Uncontended | None = None,
     ) -> None:
         self.graph = graph
         self.durations_s = durations_s
+        self.launched_s = launched_s
+        self.dispatch = dispatch
         self.uncontended = uncontended
         self.claims = Claims(graph)
-        known = uncontended and uncontended.costs
-        costs = known or CostModel(hardware, graph.model, graph.workload)
-        self.launched_s = launch_times(graph, costs)
-        self.dispatch = costs.dispatch
         self.env = simpy.Environment()
-        machine = Machine(self.env, hardware, availability)
-        self.machine = machine if shared and machine.shares() else None
+        self.machine = None
+        if hardware is not None and slows_down(graph, hardware, availability):
+            self.machine = Machine(self.env, hardware, availability)
         self.done = [False] * len(graph.tasks)
         self.awaited: dict[int, simpy.Event] = {}
         self.start_s = [0.0] * len(graph.tasks)
@@ -82,17 +92,18 @@ class ReferenceRun:
             if work.claim and self.uncontended is not None:
                 yield _Turn(env, at)
                 work, duration_s = self._claim(at, self.uncontended)
-            self.start_s[at] = env.now
-            if self.machine is not None:
-                yield self.machine.run(work, duration_s)
-            else:
+            if self.machine is None:  # the clock adds differences, which rounds
+                self.start_s[at], self.end_s[at] = earliest, earliest + duration_s
                 yield env.timeout(duration_s)
-            self.end_s[at] = env.now
+            else:
+                self.start_s[at] = env.now
+                yield self.machine.run(work, duration_s)
+                self.end_s[at] = env.now
             self.done[at] = True
             if at in self.awaited:
                 self.awaited[at].succeed()
             if duration_s > 0 or not tasks[at].claim:
-                free_s = env.now + self.dispatch.gap_s
+                free_s = self.end_s[at] + self.dispatch.gap_s
 
     def _claim(self, at: int, uncontended: Uncontended) -> tuple[Task, float]:
         """The part of the task that its claim leaves, and its uncontended seconds."""
@@ -135,10 +146,6 @@ class Machine:
         self._uplinks = hardware.uplinks
         self._running: dict[int, _Running] = {}
         self._next = 0
-
-    def shares(self) -> bool:
-        """Whether this machine can slow a running task down."""
-        return bool(self._factors or self._uplinks or self._availability.steps)
 
     def run(self, task: Task, uncontended_s: float) -> simpy.Event:
         """Start `task`; the event fires at its end, `uncontended_s` later without contention."""

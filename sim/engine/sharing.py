@@ -15,6 +15,7 @@ from sim.cost.model import CostModel
 from sim.errors import BadInput
 from sim.graph.tasks import Task, TaskGraph
 from sim.lanes import COPY_LANES
+from sim.machine.availability import Availability
 from sim.machine.links import Uplink
 from sim.machine.profile import HardwareProfile
 from sim.model.spec import ModelSpec
@@ -109,6 +110,21 @@ class Uncontended:
 
     def seconds(self, task: Task) -> float:
         return max(self.costs.estimate(task).seconds, crossing_s(task, self.uplinks))
+
+
+def slows_down(graph: TaskGraph, hardware: HardwareProfile, availability: Availability) -> bool:
+    """Whether a running task of the graph can be slowed down by another, or by a trace.
+
+    Args:
+        hardware: with the uplinks that several devices share, as `Uncontended.on` returns it.
+    """
+    if hardware.uplinks or availability.steps:
+        return True
+    pairs = [(one.lane, one.while_busy) for one in hardware.interference if one.rate < 1.0]
+    busy = {(task.device, task.lane) for task in graph.tasks} if pairs else set()
+    return any(
+        (device, other) in busy for device, at in busy for lane, other in pairs if at == lane
+    )
 
 
 def capacity_bytes_per_s(uplink: Uplink, lane: str) -> float:

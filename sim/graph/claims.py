@@ -40,7 +40,7 @@ class Claims:
             taken = self._taken.setdefault(task.claim, [])
             self.got[at] = _free(task, taken)
             if self.got[at][0] < self.got[at][1]:
-                taken.append(self.got[at])
+                _add(taken, self.got[at])
         return self.got[at]
 
 
@@ -72,6 +72,15 @@ def _free(task: Task, taken: Sequence[Tokens]) -> Tokens:
             if first < stop <= last:
                 stop, moved = max(first, start), True
     return (start, max(start, stop))
+
+
+def _add(taken: list[Tokens], more: Tokens) -> None:
+    """Join a range with those that it touches, so that few are left to compare with."""
+    start, stop = more
+    for one in [one for one in taken if one[0] <= stop and start <= one[1]]:
+        taken.remove(one)
+        start, stop = min(start, one[0]), max(stop, one[1])
+    taken.append((start, stop))
 
 
 def part_of(graph: TaskGraph, task: Task, tokens: Tokens) -> Task:

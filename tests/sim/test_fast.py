@@ -209,23 +209,45 @@ def fast_calls(monkeypatch):
     return calls
 
 
+ONE_WAY = graph(task("a", H2D, 1), task("b", H2D, 2))
+TWO_WAYS = graph(task("a", H2D, 1), replace(task("b", D2H, 2), batch=1))
+"""On a machine with `BOTH_WAYS`, only here does one task slow another down."""
+
+
 def test_auto_chooses_the_fast_engine_by_size(fast_calls):
-    small, large = graph(task("a", H2D, 1)), graph(task("a", H2D, 1), task("b", H2D, 2))
-    assert simulate(small, unit_machine()).end_s == (1,)
+    shared = unit_machine(interference=BOTH_WAYS)
+    small = graph(task("a", H2D, 1))
+    assert simulate(small, shared).end_s == (1,)
     assert not fast_calls
-    assert simulate(large, unit_machine()).end_s == (1, 3)
-    assert len(fast_calls) == 1
+    assert simulate(TWO_WAYS, shared) == simulate(TWO_WAYS, shared, "fast")
+    assert len(fast_calls) == 2
 
 
 def test_auto_is_simpy_where_the_fast_engine_cannot_run(fast_calls, monkeypatch):
-    large = graph(task("a", H2D, 1), replace(task("b", H2D, 2), batch=1))
+    shared, made = unit_machine(interference=BOTH_WAYS), replace(TWO_WAYS)
+    expected = simulate(made, shared, "simpy")
     monkeypatch.setitem(KNOWN_FIELDS, Task, KNOWN_FIELDS[Task].replace("batch", ""))
-    assert simulate(large, unit_machine(), "auto").end_s == (1, 3)
+    assert simulate(made, shared, "auto") == expected
     monkeypatch.undo()
     monkeypatch.setattr(engines, "FAST_FROM_TASKS", 2)
     monkeypatch.setattr(engines, "find_spec", lambda name: None)  # noqa: ARG005
-    assert simulate(large, unit_machine(), "auto").end_s == (1, 3)
+    assert simulate(made, shared, "auto") == expected
     assert not fast_calls
+
+
+def test_auto_needs_no_engine_where_no_task_slows_another_down(fast_calls, monkeypatch):
+    monkeypatch.setattr("sim.engine.reference.ReferenceRun.timeline", None)
+    assert simulate(ONE_WAY, unit_machine(interference=BOTH_WAYS)).end_s == (1, 3)
+    assert simulate(TWO_WAYS, unit_machine()).end_s == (1, 2)
+    assert not fast_calls
+
+
+@given(random_graphs(devices=2), crowded_machines(devices=2))
+@examples(60)
+def test_auto_gives_the_times_of_the_reference(made, hardware):
+    found, expected = simulate(made, hardware), simulate(made, hardware, "simpy")
+    assert found.start_s == expected.start_s
+    assert found.end_s == expected.end_s
 
 
 @pytest.mark.parametrize("engine", engines.ENGINES)

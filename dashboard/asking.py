@@ -41,7 +41,9 @@ LOOK_S = 0.1
 USUAL_S = 10.0
 """Time scale of the progress bar of a call that reports no fraction."""
 
-SAFE = Remedy(f"{SAFE_MODEL} on {SAFE_MACHINE}", {"model": SAFE_MODEL, "hardware": SAFE_MACHINE})
+SAFE = Remedy(
+    f"Model {SAFE_MODEL} on {SAFE_MACHINE}", {"model": SAFE_MODEL, "hardware": SAFE_MACHINE}
+)
 
 CANCELLED, PLACE = "cancelled", "progress_place"
 
@@ -234,13 +236,13 @@ def show_remedies(error: KvOverlapError, asking: Asking) -> None:
     show_buttons(found)
 
 
-def show_buttons(remedies: Sequence[Remedy]) -> None:
+def show_buttons(remedies: Sequence[Remedy], key: str = "remedy") -> None:
     """A button for each change that leads to an answer."""
     row = st.container(horizontal=True, vertical_alignment="center")
     row.caption("These have an answer:", width="content")
     for number, remedy in enumerate(remedies):
         row.button(
-            escaped(remedy.label), key=f"remedy {number}", on_click=_set, args=(remedy.settings,)
+            escaped(remedy.label), key=f"{key} {number}", on_click=_set, args=(remedy.settings,)
         )
 
 

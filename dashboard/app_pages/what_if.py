@@ -58,7 +58,7 @@ def show_page() -> None:
         try:
             plan = plan_for(question)
         except KvOverlapError as error:
-            show_refused(error, Asking(question, LP, shares=False))
+            show_refused(error, Asking(question, LP))
             return
         show_headline(plan, question.keep)
     with answer:
@@ -68,7 +68,7 @@ def show_page() -> None:
         try:
             show_view(question, plan)
         except KvOverlapError as error:
-            show_refused(error, Asking(question, LP, shares=False))
+            show_refused(error, Asking(question, LP))
             return
         st.subheader("Command-line equivalent", anchor=False)
         show_command(question)

@@ -9,6 +9,7 @@ from urllib.parse import parse_qsl, urlencode
 
 import streamlit as st
 
+from dashboard.asking import Cancelled, show_cancelled
 from dashboard.controls.lanes import draw_lanes
 from dashboard.controls.plan import predicted_run, show_plan_memory
 from dashboard.controls.widgets import pair, show_table
@@ -43,6 +44,7 @@ from dashboard.text.compare import (
     verdict,
 )
 from dashboard.text.comparison import comparison_summary, escaped
+from dashboard.text.refusal import describe_refusal
 from dashboard.text.restore import restore_summary
 from planner import DecodePlan
 from planner.advice import headline
@@ -58,6 +60,8 @@ PINNED = "a"
 """In the address of the page; in the session one for each kind of answer."""
 
 DECODE, RESTORE, CASE = "decode", "restore", "case"
+
+NO_A = "A has no answer: "
 
 
 def pin_row(kind: str, present: str) -> str | None:
@@ -101,6 +105,14 @@ def _unpin(kind: str) -> None:
         del st.query_params[PINNED]
 
 
+def show_unanswered(error: KvOverlapError) -> None:
+    """Why the pinned answer cannot be shown; the button that unpins it is above."""
+    if isinstance(error, Cancelled):
+        show_cancelled()
+        return
+    st.error(f"{NO_A}{escaped(describe_refusal(error))}")
+
+
 def compare_plans(question: Question, policy: str, plan: DecodePlan) -> None:
     """The pin, and the pinned decode plan next to the present one."""
     present = question_text(question, policy)
@@ -111,7 +123,7 @@ def compare_plans(question: Question, policy: str, plan: DecodePlan) -> None:
         asked, chosen = read_question(text, _model, _machine)
         other = plan_for(asked, chosen)
     except KvOverlapError as error:
-        st.error(f"A has no answer: {escaped(str(error))}")
+        show_unanswered(error)
         return
     with st.container(border=True):
         a_price, b_price = _prices()
@@ -137,7 +149,7 @@ def compare_restores(question: RestoreQuestion, policy: str, answer: RestorePlan
         other = restore_plans_for(asked)
         a, b = other.plans[chosen], answer.plans[policy]
     except (KvOverlapError, KeyError) as error:
-        st.error(f"A has no answer: {escaped(str(error))}")
+        show_unanswered(error)
         return
     with st.container(border=True):
         _head(text, present, {A: restore_summary(a), B: restore_summary(b)})
@@ -160,7 +172,7 @@ def compare_cases(run: str, name: str, case: Case) -> None:
     try:
         other = _case(text)
     except KvOverlapError as error:
-        st.error(f"A has no answer: {escaped(str(error))}")
+        show_unanswered(error)
         return
     with st.container(border=True):
         _head(text, present, {A: comparison_summary(other), B: comparison_summary(case)})

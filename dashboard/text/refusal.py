@@ -14,6 +14,7 @@ WORDS = (
     (r"n_batches\(=(\d+)\)", r"batches through each layer (\1)"),
     (r"gpus\(=(\d+)\)", r"\1 GPUs"),
     (r"--tp\(=(\d+)\)", r"\1 GPUs that share the model"),
+    (r"--runtime\(=([^)]+)\)", r"runtime \1"),
     (r": --tp \d+\)", ")"),
     (r"--schedule (\w+)", r"schedule \1"),
 )
@@ -35,4 +36,8 @@ def describe_refusal(error: KvOverlapError) -> str:
         text = f"{rule}."
     for pattern, words in WORDS:
         text = re.sub(pattern, words, text)
-    return text[:1].upper() + text[1:] if re.match(r"(the|a|batches|prompt|every) ", text) else text
+    return (
+        text[:1].upper() + text[1:]
+        if re.match(r"(the|a|batches|prompt|every|policy|runtime) ", text)
+        else text
+    )

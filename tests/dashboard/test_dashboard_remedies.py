@@ -39,7 +39,7 @@ def test_the_batch_offered_is_the_largest_that_has_an_answer():
     asked = question(batch=256, prompt=2000)
     smaller = [
         remedy
-        for remedy in remedies_for(Asking(asked, "load-all", shares=False), Silent())
+        for remedy in remedies_for(Asking(asked, "load-all"), Silent())
         if "batch" in remedy.settings
     ]
     fewer = smaller[0].settings["batch"]
@@ -76,7 +76,7 @@ def test_a_question_of_too_many_tasks_becomes_one_of_fewer_steps():
     job = Workload(1, 128, 32, 16)
     asked = replace(question("opt-125m"), workload=job, schedule="column", changes=Changes(gpus=8))
     assert asked.n_tasks == 4 * 8 * 32 * 16 * 12
-    changes = decode_changes(Asking(asked, LP, shares=False, max_tasks=30_000))
+    changes = decode_changes(Asking(asked, LP, max_tasks=30_000))
     fewer = next(one for one in changes if "gen" in one.settings)
     assert fewer.settings == {"gen": 4}
     assert fewer.question.n_tasks == asked.n_tasks // 8
@@ -149,11 +149,11 @@ def test_every_random_setting_has_an_answer_or_a_button_that_leads_to_one(seed):
 def test_a_quantised_cache_that_a_policy_lacks_becomes_one_as_computed():
     query = {"model": "opt-125m", "batch": "2", "kv_bits": "4 bits", "policy": "hf-offloaded"}
     tried = try_link("plan", query)
-    assert tried.refusal is not None
+    assert tried.refusals
     assert tried.fault is None, tried
 
 
 def test_layers_that_no_split_can_divide_have_a_page_too():
     query = {"model": "deepseek-v4-pro", "hardware": "mi300x+pcie5-x16", "batch": "48"}
     tried = try_link("plan", {**query, "tp": "8", "prompt": "1,536", "keep": "false"})
-    assert tried.refusal is None, tried
+    assert not tried.refusals, tried

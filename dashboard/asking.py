@@ -227,13 +227,19 @@ def show_remedies(error: KvOverlapError, asking: Asking) -> None:
         return
     if isinstance(error, TooLarge):
         smaller = min(asking.max_tasks, asking.question.n_tasks // 4)
-        asking = replace(asking, max_tasks=smaller)
+        asking = replace(asking, max_tasks=smaller, quick=True)
     text = "Looking for settings that have an answer"
     try:
         found = answer(remedies_for, asking, key=asking.key, text=text, reports=True)
     except (TooLarge, Cancelled):
         found = [safe(asking).remedy]
     show_buttons(found)
+
+
+def show_refused_view(error: KvOverlapError, other: str) -> None:
+    """Why a view of an answer cannot be shown, and a button for the view that can."""
+    show_reason(error)
+    show_buttons([Remedy(f"View {other}", {"view": other})], "views")
 
 
 def show_buttons(remedies: Sequence[Remedy], key: str = "remedy") -> None:
@@ -247,6 +253,9 @@ def show_buttons(remedies: Sequence[Remedy], key: str = "remedy") -> None:
 
 
 def _set(settings: dict[str, Any]) -> None:
-    """Set the controls of this page."""
-    for key in settings.keys() & st.session_state.keys():
-        st.session_state[key] = settings[key]
+    """Set the controls of this page; one that it does not show yet gets its default."""
+    for key, value in settings.items():
+        if key in st.session_state:
+            st.session_state[key] = value
+        else:
+            st.query_params.pop(key, None)

@@ -421,12 +421,12 @@ def _offered(app: AppTest) -> list[Any]:
     if not app.error:
         return []
     pinned = any(error.value.startswith(NO_A) for error in app.error)
-    keys = (REMEDY, "runtimes", *(["unpin"] if pinned else []))
+    keys = (REMEDY, "runtimes", "views", *(["unpin"] if pinned else []))
     return [one for one in app.button if (one.key or "").startswith(keys)]
 
 
 def _without_answer(app: AppTest) -> str | None:
-    """Why a page has no answer; a pinned A and a runtime without one have their own buttons."""
+    """Why a page has no answer; a pinned A, a runtime and a view have buttons of their own."""
     if any((one.key or "").startswith(REMEDY) for one in app.button) or not app.header:
         return app.error[0].value if app.error else "no headline"
     return None

@@ -1,11 +1,12 @@
 """What would another link, machine, batch or prompt change? Every view is a link."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pandas as pd
 import streamlit as st
 
-from dashboard.asking import show_refusal
+from dashboard.asking import TooLarge, show_refusal, show_refused_view
 from dashboard.controls.compare import compare_plans
 from dashboard.controls.decode import ask_question
 from dashboard.controls.plan import show_plan_memory, show_refused
@@ -58,18 +59,24 @@ def show_page() -> None:
         try:
             plan = plan_for(question)
         except KvOverlapError as error:
-            show_refused(error, Asking(question, LP))
+            asking = Asking(question, LP)
+            if isinstance(error, TooLarge):  # a sweep over it takes even longer
+                asking = replace(asking, settings={"view": SPLIT})
+            show_refused(error, asking)
             return
         show_headline(plan, question.keep)
     with answer:
         show_answer(plan)
         compare_plans(question, "lp", plan)
         show_plan_memory(plan)
+        view = choose_view([SPLIT, CROSSOVER, MAP])
         try:
-            show_view(question, plan)
+            show_view(view, question, plan)
         except KvOverlapError as error:
-            show_refused(error, Asking(question, LP))
-            return
+            if view == SPLIT:
+                show_refused(error, Asking(question, LP))
+            else:
+                show_refused_view(error, SPLIT)
         st.subheader("Command-line equivalent", anchor=False)
         show_command(question)
 
@@ -117,9 +124,8 @@ def show_answer(plan: DecodePlan) -> None:
     )
 
 
-def show_view(question: Question, plan: DecodePlan) -> None:
+def show_view(view: str, question: Question, plan: DecodePlan) -> None:
     """The chosen figure with its table."""
-    view = choose_view([SPLIT, CROSSOVER, MAP])
     if view == SPLIT:
         points = show_split(plan)
     elif view == CROSSOVER:

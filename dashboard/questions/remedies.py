@@ -6,7 +6,7 @@ fast. A restore is tried by its memory and by one policy.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -14,7 +14,7 @@ from itertools import islice
 from time import monotonic
 from typing import Any
 
-from dashboard.questions.decode import Changes, Question
+from dashboard.questions.decode import ROW, Changes, Question
 from dashboard.questions.offered import (
     FIRST_N_BATCHES,
     GPUS,
@@ -80,19 +80,23 @@ class Asking:
         question: a `Question`, a `RestoreQuestion` or a `TrafficQuestion`.
         schedules: whether the page offers a schedule.
         max_tasks: largest question that is planned.
+        quick: no plan that chooses what stays in GPU memory in the column schedule, which may take
+            minutes.
     """
 
     question: Any
     policy: str
     schedules: bool = True
     max_tasks: int = MAX_TASKS
+    quick: bool = False
     labels: tuple[str, ...] = ()
     settings: dict[str, Any] = field(default_factory=dict)
 
     @property
     def key(self) -> str:
         """Text that is equal for equal questions."""
-        return f"{self.policy} {self.schedules} {self.max_tasks} {self.question.key}"
+        asked = f"{self.policy} {self.schedules} {self.max_tasks} {self.quick}"
+        return f"{asked} {self.question.key}"
 
     def to(self, label: str, question: Any, **settings: Any) -> Asking:
         """With one more change."""
@@ -112,7 +116,7 @@ class Asking:
     @cached_property
     def answered(self) -> bool:
         """Whether the question has an answer."""
-        if self.question.n_tasks > self.max_tasks:
+        if self.question.n_tasks > self.max_tasks or (self.quick and _is_slow(self.question)):
             return False
         try:
             if isinstance(self.question, TrafficQuestion):
@@ -124,6 +128,10 @@ class Asking:
         except KvOverlapError:
             return False
         return True
+
+
+def _is_slow(question: Any) -> bool:
+    return isinstance(question, Question) and question.keep and question.schedule != ROW
 
 
 def one_step(question: Question) -> Question:
@@ -167,7 +175,7 @@ def decode_changes(asking: Asking) -> Iterator[Asking]:
     yield from _simpler(asking)
     yield from _smaller(asking)
     simple = asking
-    for make in (_shorter, _plain_cache, _row, _own_policy, _one_gpu, _whole_memory, _short_job):
+    for make in SIMPLER:
         simple = next(make(simple), simple)
     if simple is not asking:
         yield simple
@@ -179,7 +187,7 @@ def decode_changes(asking: Asking) -> Iterator[Asking]:
 
 
 def _simpler(asking: Asking) -> Iterator[Asking]:
-    for make in (_shorter, _plain_cache, _row, _own_policy, _one_gpu, _whole_memory, _short_job):
+    for make in SIMPLER:
         yield from make(asking)
 
 
@@ -198,6 +206,12 @@ def _plain_cache(asking: Asking) -> Iterator[Asking]:
         yield asking.to(
             "cache as computed", _with_job(asking.question, kv_bits=None), kv_bits=UNCOMPRESSED
         )
+
+
+def _offloaded(asking: Asking) -> Iterator[Asking]:
+    if asking.quick and _is_slow(asking.question):
+        label = "all of the cache in host memory"
+        yield asking.to(label, replace(asking.question, keep=False), keep=False)
 
 
 def _row(asking: Asking) -> Iterator[Asking]:
@@ -235,6 +249,19 @@ def _short_job(asking: Asking) -> Iterator[Asking]:
         if fewer.n_tasks <= asking.max_tasks:
             yield asking.to(f"{steps} decode steps", fewer, gen=steps)
             return
+
+
+SIMPLER: tuple[Callable[[Asking], Iterator[Asking]], ...] = (
+    _shorter,
+    _plain_cache,
+    _offloaded,
+    _row,
+    _own_policy,
+    _one_gpu,
+    _whole_memory,
+    _short_job,
+)
+"""Changes of one input each, which leave the job as it is if they can."""
 
 
 def _smaller(asking: Asking) -> Iterator[Asking]:

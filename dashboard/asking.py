@@ -253,9 +253,8 @@ def show_buttons(remedies: Sequence[Remedy], key: str = "remedy") -> None:
 
 
 def _set(settings: dict[str, Any]) -> None:
-    """Set the controls of this page; one that it does not show yet gets its default."""
+    """Set the controls of this page, also those that it does not show yet: their values are in the
+    address."""
     for key, value in settings.items():
-        if key in st.session_state:
+        if key in st.session_state or key in st.query_params:
             st.session_state[key] = value
-        else:
-            st.query_params.pop(key, None)

@@ -142,15 +142,22 @@ def one_step(question: Question) -> Question:
 
 
 def remedies_for(asking: Asking, progress: Progress) -> list[Remedy]:
-    """At least one change of a refused question that leads to an answer, small changes first."""
+    """At least one change of a refused question that leads to an answer.
+
+    Once a change is found, changes of more inputs are left out.
+    """
     began_s = monotonic()
     found: list[Remedy] = []
+    fewest = 0
     changes = CHANGES.get(type(asking.question), decode_changes)
     for one in changes(asking):
+        if found and len(one.labels) > fewest:
+            break
         progress(f"Looking for settings that have an answer: {', '.join(one.labels)}")
         known = any(one.settings == other.settings for other in found)
         if not known and one.answered:
             found.append(one.remedy)
+            fewest = fewest or len(one.labels)
         spent_s = monotonic() - began_s
         if len(found) == MAX_REMEDIES or spent_s > (ENOUGH_S if found else LIMIT_S):
             break
@@ -170,25 +177,22 @@ def runtime_remedies(
 
 
 def decode_changes(asking: Asking) -> Iterator[Asking]:
-    """Single changes, then all that simplify the question, then smaller jobs on more GPUs, then
-    another machine, then another model."""
-    yield from _simpler(asking)
+    """Single changes, then one simplification on top of the other, then smaller jobs on more GPUs,
+    then another machine, then another model."""
+    for make in SIMPLER:
+        yield from make(asking)
     yield from _smaller(asking)
     simple = asking
     for make in SIMPLER:
-        simple = next(make(simple), simple)
+        for one in make(simple):
+            simple = one
+            yield one
     if simple is not asking:
-        yield simple
         yield from _smaller(simple)
     for n in _more_gpus(simple):
         yield from _smaller_job(_shared(simple, n))
     yield from _roomy(simple)
     yield safe(asking)
-
-
-def _simpler(asking: Asking) -> Iterator[Asking]:
-    for make in SIMPLER:
-        yield from make(asking)
 
 
 def _shorter(asking: Asking) -> Iterator[Asking]:
@@ -215,7 +219,7 @@ def _offloaded(asking: Asking) -> Iterator[Asking]:
 
 
 def _row(asking: Asking) -> Iterator[Asking]:
-    if asking.question.schedule != "row":
+    if asking.question.schedule != ROW:
         plain = replace(_with_job(asking.question, n_batches=1), schedule="row")
         yield asking.to("row schedule", plain, schedule="row")
 
@@ -255,11 +259,11 @@ SIMPLER: tuple[Callable[[Asking], Iterator[Asking]], ...] = (
     _shorter,
     _plain_cache,
     _offloaded,
-    _row,
-    _own_policy,
     _one_gpu,
     _whole_memory,
     _short_job,
+    _row,
+    _own_policy,
 )
 """Changes of one input each, which leave the job as it is if they can."""
 
@@ -272,7 +276,8 @@ def _smaller(asking: Asking) -> Iterator[Asking]:
     yield from first_answered(_fewer_sequences(asking))
     if question.workload.kv_bits is None and question.whole.quantises_kv:
         yield asking.to("8-bit cache", _with_job(question, kv_bits=8), kv_bits=8)
-    if asking.schedules and question.schedule == "row" and question.whole.moves_weights:
+    offered = asking.schedules and "schedule" not in asking.settings
+    if offered and question.schedule == ROW and question.whole.moves_weights:
         moved = replace(_with_job(question, n_batches=FIRST_N_BATCHES), schedule="column")
         yield asking.to("column schedule", moved, schedule="column", n_batches=FIRST_N_BATCHES)
     yield from first_answered(_shorter_prompts(asking))
@@ -341,12 +346,12 @@ def restore_changes(asking: Asking) -> Iterator[Asking]:
         shorter.append(asking.to(f"prompt {n:,}{why}", replace(question, request=asked), prompt=n))
     yield from first_answered(shorter)
     yield from _fewer_gpus(asking)
-    for n in more:
-        yield from first_answered([_shared(one, n) for one in shorter])
     usual = replace(request, chunk_tokens=512, io_chunk_tokens=512, gpu_share=1.0)
     if usual != request:
         label = "chunks of 512 tokens, the whole GPU"
         yield asking.to(label, replace(question, request=usual), chunk=512, io_chunk=512, share=1.0)
+    for n in more:
+        yield from first_answered([_shared(one, n) for one in shorter])
     for one in (asking, *shorter[:1]):
         yield from _roomy(one)
     yield safe(asking)

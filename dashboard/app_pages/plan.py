@@ -30,6 +30,7 @@ from dashboard.session import (
     case_plan,
     even_split_time,
     even_splits,
+    facts_of,
     plan_for,
     timeline_of,
     typed,
@@ -37,7 +38,7 @@ from dashboard.session import (
 )
 from dashboard.text.comparison import describe_plan, sentence
 from planner import POLICIES, DecodePlan
-from planner.advice import beyond_calibration, headline
+from planner.advice import headline
 from sim.errors import KvOverlapError
 from sim.units import ms, percent
 
@@ -92,10 +93,11 @@ def show_headline(plan: DecodePlan) -> None:
 
 def show_plan(plan: DecodePlan) -> None:
     """The plan as text, against other policies, as a map, and against even splits."""
-    st.caption(describe_plan(plan))
+    facts = facts_of(plan)
+    st.caption(describe_plan(plan, facts.sources))
     st.markdown(f"**{sentence(plan.bottleneck)}**")
-    if (outside := beyond_calibration(plan)) is not None:
-        st.warning(sentence(outside))
+    if facts.outside is not None:
+        st.warning(sentence(facts.outside))
     st.subheader("Against every other policy", anchor=False)
     makespans = {**plan.baselines, plan.policy: plan.makespan_s}
     bound_s = plan.lower_bound_s if plan.gpus == 1 else None

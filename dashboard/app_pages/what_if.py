@@ -31,10 +31,9 @@ from dashboard.questions.points import (
     without_axes,
 )
 from dashboard.questions.remedies import LP, Asking
-from dashboard.session import even_splits, plan_for, sweep_of
+from dashboard.session import even_splits, facts_of, plan_for, sweep_of
 from dashboard.text.comparison import Metric, escaped, sentence
 from planner import DecodePlan
-from planner.advice import beyond_calibration, describe_sources
 from sim.errors import KvOverlapError
 from sim.units import ms, percent
 
@@ -97,14 +96,13 @@ def show_headline(plan: DecodePlan, keep: bool) -> None:
 
 def show_answer(plan: DecodePlan) -> None:
     """The makespan of every policy, and the limiting part of the machine."""
-    base_s = plan.baselines["load-all"]
+    base_s, facts = plan.baselines["load-all"], facts_of(plan)
     found = f"{escaped(plan.hardware.no_link_note)} {sentence(plan.bottleneck)}".strip()
     st.markdown(
-        f"**{found}** {sentence(describe_sources(plan))} The address of this page is a "
-        "link to this view."
+        f"**{found}** {sentence(facts.sources)} The address of this page is a link to this view."
     )
-    if (outside := beyond_calibration(plan)) is not None:
-        st.warning(sentence(outside))
+    if facts.outside is not None:
+        st.warning(sentence(facts.outside))
     meanings = {
         "lp": "The exact linear program, with its own split for every layer.",
         "kvpr": "KVPR's closed formula.",

@@ -27,6 +27,7 @@ from dashboard.questions.restore import RestorePlans, RestoreQuestion
 from dashboard.session import (
     all_machines,
     all_runs,
+    facts_of,
     plan_for,
     restore_plans_for,
     stored_case,
@@ -129,7 +130,9 @@ def compare_plans(question: Question, policy: str, plan: DecodePlan) -> None:
         a_price, b_price = _prices()
         _head(text, present, {A: headline(other), B: headline(plan)})
         st.markdown(f"**{verdict(step_s(other), step_s(plan), 'a step')}**")
-        show_table(side_by_side(plan_rows(other, a_price), plan_rows(plan, b_price)))
+        needs = facts_of(other).memory, facts_of(plan).memory
+        rows = plan_rows(other, needs[0], a_price), plan_rows(plan, needs[1], b_price)
+        show_table(side_by_side(*rows))
         runs = [predicted_run(one, timeline_of(one), name) for name, one in _named(other, plan)]
         draw_lanes(lanes_of(runs), "compared")
         for column, (name, one) in zip(pair("memories"), _named(other, plan), strict=True):

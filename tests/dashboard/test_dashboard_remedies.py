@@ -8,6 +8,7 @@ from apptest import show
 from builders import SOAK
 from random_links import PLANNING, random_link, try_link
 
+from dashboard.asking import Cancelled
 from dashboard.questions.decode import Changes, Question
 from dashboard.questions.offered import BATCHES
 from dashboard.questions.remedies import LP, Asking, decode_changes, remedies_for, safe
@@ -151,6 +152,23 @@ def test_a_quantised_cache_that_a_policy_lacks_becomes_one_as_computed():
     tried = try_link("plan", query)
     assert tried.refusals
     assert tried.fault is None, tried
+
+
+@pytest.mark.parametrize(
+    ("page", "part"),
+    [("advise", "timeline_of"), ("what_if", "facts_of"), ("traffic", "service_minute")],
+)
+def test_a_cancelled_part_of_an_answer_can_be_asked_again(page, part, monkeypatch):
+    def cancelled(*_):
+        raise Cancelled("key")
+
+    monkeypatch.setattr(f"dashboard.session.{part}", cancelled)
+    monkeypatch.setattr(f"dashboard.controls.plan.{part}", cancelled, raising=False)
+    query = {"model": "opt-125m", "hardware": "kvpr-a100", "batch": "1", "prompt": "64"}
+    app = show(page, **query, sizes="0,4GB", policies="load-only", trace="chat")
+    assert app.header
+    assert app.info[-1].value.startswith("Cancelled.")
+    assert app.button(key="ask_again")
 
 
 def test_layers_that_no_split_can_divide_have_a_page_too():

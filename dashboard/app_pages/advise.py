@@ -24,6 +24,7 @@ from dashboard.questions.remedies import LP, Asking
 from dashboard.runtime_gap import ask_runtime, other_runtimes, show_runtime_gap
 from dashboard.session import advice_for, facts_of, timeline_of
 from dashboard.text.comparison import escaped, sentence
+from dashboard.text.refusal import in_page_terms
 from dashboard.tour import offer_tour
 from planner import DecodePlan
 from planner.advice import Advice, describe
@@ -90,7 +91,7 @@ def show_page() -> None:
         except KvOverlapError as error:
             show_refused(error, Asking(question, LP, schedules=False))
             return
-    headline.header(found.headline, anchor=False)
+    headline.header(in_page_terms(found.headline), anchor=False)
     with answer:
         show_advice(question, found)
         if runtime is None:

@@ -37,6 +37,7 @@ from dashboard.session import (
     uploaded,
 )
 from dashboard.text.comparison import describe_plan, sentence
+from dashboard.text.refusal import in_page_terms
 from planner import POLICIES, DecodePlan
 from planner.advice import headline
 from sim.errors import KvOverlapError
@@ -88,7 +89,7 @@ def show_asked() -> None:
 
 def show_headline(plan: DecodePlan) -> None:
     """What to do and how long a step takes."""
-    st.header(headline(plan), anchor=False)
+    st.header(in_page_terms(headline(plan)), anchor=False)
 
 
 def show_plan(plan: DecodePlan) -> None:

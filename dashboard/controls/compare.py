@@ -45,7 +45,7 @@ from dashboard.text.compare import (
     verdict,
 )
 from dashboard.text.comparison import comparison_summary, escaped
-from dashboard.text.refusal import describe_refusal
+from dashboard.text.refusal import describe_refusal, in_page_terms
 from dashboard.text.restore import restore_summary
 from planner import DecodePlan
 from planner.advice import headline
@@ -128,7 +128,8 @@ def compare_plans(question: Question, policy: str, plan: DecodePlan) -> None:
         return
     with st.container(border=True):
         a_price, b_price = _prices()
-        _head(text, present, {A: headline(other), B: headline(plan)})
+        heads = {name: in_page_terms(headline(one)) for name, one in _named(other, plan)}
+        _head(text, present, heads)
         st.markdown(f"**{verdict(step_s(other), step_s(plan), 'a step')}**")
         needs = facts_of(other).memory, facts_of(plan).memory
         rows = plan_rows(other, needs[0], a_price), plan_rows(plan, needs[1], b_price)

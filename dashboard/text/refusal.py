@@ -34,10 +34,13 @@ def describe_refusal(error: KvOverlapError) -> str:
     rule, _, step = text.partition("; ")
     if step and re.search(r"--|\blower\b|\bleave\b|\buse\b|\bchoose\b|\braise\b", step):
         text = f"{rule}."
+    text = in_page_terms(text)
+    starts = re.match(r"(the|a|batches|prompt|every|policy|runtime) ", text)
+    return text[:1].upper() + text[1:] if starts else text
+
+
+def in_page_terms(text: str) -> str:
+    """A text of the planner in which arguments have the names of the controls."""
     for pattern, words in WORDS:
         text = re.sub(pattern, words, text)
-    return (
-        text[:1].upper() + text[1:]
-        if re.match(r"(the|a|batches|prompt|every|policy|runtime) ", text)
-        else text
-    )
+    return text

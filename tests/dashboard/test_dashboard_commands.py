@@ -44,7 +44,7 @@ def settings(seed: int) -> tuple[str, dict[str, Value]]:
     while found != asked or "of" in query:
         found, query = random_link(random)
     query = {key: value for key, value in query.items() if key not in BESIDE}
-    query["model"] = random.choice(MODELS)
+    query["model"] = MODELS[(seed // 2 + seed // 8) % 2]
     prompts = RESTORE_PROMPTS if page == "restore" else PROMPTS
     query["prompt"] = f"{random.choice([one for one in prompts if 256 <= one <= 1024]):,}"
     if page == "restore":

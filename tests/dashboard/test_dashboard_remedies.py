@@ -129,7 +129,7 @@ def test_a_refusal_has_no_words_of_the_command_line(error, text):
     assert describe_refusal(error).lower() == text.lower()
 
 
-SMALL = {"model": "opt-125m", "gen": "1", "batch": "2"}
+SMALL = {"model": "opt-125m", "gen": "1", "batch": "2", "schedule": "row", "view": "Split"}
 
 
 @pytest.mark.parametrize("page", PLANNING)

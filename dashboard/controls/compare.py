@@ -150,9 +150,11 @@ def compare_restores(question: RestoreQuestion, policy: str, answer: RestorePlan
         return
     try:
         asked, chosen = read_restore(text, _model, _machine)
+        if chosen not in answer.plans:
+            raise BadInput(f"policy {chosen!r} is not one of the menu; unpin it.")
         other = restore_plans_for(asked)
         a, b = other.plans[chosen], answer.plans[policy]
-    except (KvOverlapError, KeyError) as error:
+    except KvOverlapError as error:
         show_unanswered(error)
         return
     with st.container(border=True):

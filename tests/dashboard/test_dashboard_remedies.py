@@ -11,7 +11,14 @@ from random_links import PLANNING, random_link, try_link
 from dashboard.asking import Cancelled
 from dashboard.questions.decode import Changes, Question
 from dashboard.questions.offered import BATCHES
-from dashboard.questions.remedies import LP, Asking, decode_changes, remedies_for, safe
+from dashboard.questions.remedies import (
+    LP,
+    ROOMY_MACHINE,
+    Asking,
+    decode_changes,
+    remedies_for,
+    safe,
+)
 from dashboard.questions.restore import RestoreQuestion
 from dashboard.text.refusal import NO_PLAN, describe_refusal
 from sim.catalog import find_hardware, find_model
@@ -81,6 +88,41 @@ def test_a_question_of_too_many_tasks_becomes_one_of_fewer_steps():
     fewer = next(one for one in changes if "gen" in one.settings)
     assert fewer.settings == {"gen": 4}
     assert fewer.question.n_tasks == asked.n_tasks // 8
+
+
+def test_fewer_gpus_are_offered_where_switches_serve_no_more():
+    asked = question("opt-6.7b", "kvpr-a100-4gpu", batch=2, prompt=64, tp=8)
+    assert labels(Asking(asked, LP))[0] == "4 GPUs share the model"
+
+
+def test_a_model_that_fits_nowhere_near_gets_a_machine_with_more_memory():
+    asked = question("llama-3.1-405b", "a10+pcie4-x16", batch=1, prompt=64)
+    assert labels(Asking(asked, LP, schedules=False))[0] == (
+        f"Machine {ROOMY_MACHINE}, 4 GPUs share the model"
+    )
+
+
+def test_after_a_used_up_budget_no_button_leads_to_a_plan_of_minutes():
+    job = Workload(4, 128, 16, 4)
+    asked = replace(question("opt-125m"), workload=job, schedule="column", keep=True)
+    found = remedies_for(Asking(asked, LP, max_tasks=asked.n_tasks // 4, quick=True), Silent())
+    assert found
+    for one in found:
+        assert one.settings.get("schedule") == "row" or one.settings.get("keep") is False
+
+
+def test_a_button_sets_a_control_that_the_page_does_not_show_yet():
+    """One GPU holds all experts, so that the page of the link shows their menu as a note."""
+    link = {"model": "mixtral-8x7b", "hardware": "kvpr-a100", "tp": "1", "ep": "4"}
+    app = show("restore", prompt="512", **link)
+    app.button(key="remedy 0").click().run()
+    assert app.header
+    assert (app.selectbox(key="tp").value, app.selectbox(key="ep").value) == (4, 1)
+
+
+def test_a_headline_of_a_page_names_no_option_of_the_command_line():
+    app = show("plan", model="opt-30b", batch="1", prompt="64", schedule="column", n_batches="1")
+    assert "2 GPUs hold them)" in app.header[0].value
 
 
 @pytest.mark.parametrize("restores", [False, True])

@@ -288,3 +288,10 @@ def test_a_runtime_is_compared_with_the_best_schedule():
 def test_a_runtime_whose_copies_are_not_known_says_so():
     app = show("restore", **SMALL, runtime="lmcache")
     assert any("no figures of kernel copies" in one.value for one in app.error)
+    assert [app.button(key=f"runtimes {at}").label for at in (0, 1)] == [
+        "Runtime vllm",
+        "No runtime",
+    ]
+    app.button(key="runtimes 0").click().run()
+    assert not app.error
+    assert app.selectbox(key="runtime").value == "vllm"

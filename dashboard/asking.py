@@ -41,7 +41,9 @@ LOOK_S = 0.1
 USUAL_S = 10.0
 """Time scale of the progress bar of a call that reports no fraction."""
 
-SAFE = Remedy(f"{SAFE_MODEL} on {SAFE_MACHINE}", {"model": SAFE_MODEL, "hardware": SAFE_MACHINE})
+SAFE = Remedy(
+    f"Model {SAFE_MODEL} on {SAFE_MACHINE}", {"model": SAFE_MODEL, "hardware": SAFE_MACHINE}
+)
 
 CANCELLED, PLACE = "cancelled", "progress_place"
 
@@ -225,7 +227,7 @@ def show_remedies(error: KvOverlapError, asking: Asking) -> None:
         return
     if isinstance(error, TooLarge):
         smaller = min(asking.max_tasks, asking.question.n_tasks // 4)
-        asking = replace(asking, max_tasks=smaller)
+        asking = replace(asking, max_tasks=smaller, quick=True)
     text = "Looking for settings that have an answer"
     try:
         found = answer(remedies_for, asking, key=asking.key, text=text, reports=True)
@@ -234,17 +236,25 @@ def show_remedies(error: KvOverlapError, asking: Asking) -> None:
     show_buttons(found)
 
 
-def show_buttons(remedies: Sequence[Remedy]) -> None:
+def show_refused_view(error: KvOverlapError, other: str) -> None:
+    """Why a view of an answer cannot be shown, and a button for the view that can."""
+    show_reason(error)
+    show_buttons([Remedy(f"View {other}", {"view": other})], "views")
+
+
+def show_buttons(remedies: Sequence[Remedy], key: str = "remedy") -> None:
     """A button for each change that leads to an answer."""
     row = st.container(horizontal=True, vertical_alignment="center")
     row.caption("These have an answer:", width="content")
     for number, remedy in enumerate(remedies):
         row.button(
-            escaped(remedy.label), key=f"remedy {number}", on_click=_set, args=(remedy.settings,)
+            escaped(remedy.label), key=f"{key} {number}", on_click=_set, args=(remedy.settings,)
         )
 
 
 def _set(settings: dict[str, Any]) -> None:
-    """Set the controls of this page."""
-    for key in settings.keys() & st.session_state.keys():
-        st.session_state[key] = settings[key]
+    """Set the controls of this page, also those that it does not show yet: their values are in the
+    address."""
+    for key, value in settings.items():
+        if key in st.session_state or key in st.query_params:
+            st.session_state[key] = value

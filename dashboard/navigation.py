@@ -2,7 +2,7 @@
 
 import streamlit as st
 
-from dashboard.asking import reserve_place
+from dashboard.asking import reserve_place, show_refusal
 from dashboard.banner import show_banner
 from dashboard.controls.widgets import set_style
 from dashboard.history import keep_history
@@ -10,6 +10,7 @@ from dashboard.links import read_link, write_link
 from dashboard.session import restore_uploads, write_uploads
 from dashboard.text.glossary import PAGE_TERMS, explained
 from dashboard.tour import show_tour
+from sim.errors import KvOverlapError
 from sim.files import VERSION
 
 ABOUT = f"""**kvoverlap {VERSION}**: what to keep, load and compute again when a KV cache does not
@@ -40,7 +41,10 @@ show_tour()
 read_link(page.title)
 show_banner()
 restore_uploads()
-page.run()
+try:
+    page.run()
+except KvOverlapError as error:  # such as a cancelled part of an answer
+    show_refusal(error)
 if page.title in PAGE_TERMS:
     st.caption(explained(PAGE_TERMS[page.title]))
 write_link()

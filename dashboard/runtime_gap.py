@@ -7,9 +7,10 @@ from collections.abc import Sequence
 import pandas as pd
 import streamlit as st
 
-from dashboard.asking import show_refusal
+from dashboard.asking import Cancelled, TooLarge, answer, show_buttons, show_reason
 from dashboard.controls.widgets import menu, show_table
 from dashboard.questions.decode import Question
+from dashboard.questions.remedies import NO_RUNTIME, runtime_remedies
 from dashboard.questions.restore import RestoreQuestion
 from dashboard.session import runtime_gap_for
 from dashboard.text.comparison import escaped
@@ -44,7 +45,9 @@ def show_runtime_gap(question: Question | RestoreQuestion, name: str) -> None:
     try:
         gap = runtime_gap_for(question, name)
     except KvOverlapError as error:
-        show_refusal(error)
+        show_reason(error)
+        if not isinstance(error, Cancelled):
+            show_other_runtimes(question, name)
         return
     st.markdown(f"**{escaped(gap.sentence)}**")
     st.caption(escaped(f"{gap.how}."))
@@ -52,6 +55,21 @@ def show_runtime_gap(question: Question | RestoreQuestion, name: str) -> None:
     if gap.closest.launch:
         st.caption(escaped(f"Closest: {gap.closest.label}; documented at {gap.closest.page}"))
         st.code(gap.closest.launch, language="bash", wrap_lines=True)
+
+
+def show_other_runtimes(question: Question | RestoreQuestion, refused: str) -> None:
+    """Buttons that set a runtime with an answer, or none."""
+    restores = isinstance(question, RestoreQuestion)
+    names = serving_runtimes() if restores else other_runtimes()
+    serves = find_runtime(refused).serves
+    rest = [name for name in names if name != refused]
+    rest.sort(key=lambda name: find_runtime(name).serves != serves)
+    key, text = f"{refused} {question.key}", "Looking for a runtime that has an answer"
+    try:
+        found = answer(runtime_remedies, question, rest, key=key, text=text, reports=True)
+    except (TooLarge, Cancelled):
+        found = [NO_RUNTIME]
+    show_buttons(found, "runtimes")
 
 
 def gap_table(gap: RuntimeGap) -> pd.DataFrame:

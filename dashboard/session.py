@@ -32,7 +32,7 @@ from dashboard.data.upload_store import STORE
 from dashboard.data.uploads import PREDICTION_SOURCE, Upload
 from dashboard.figures import LaneChart, View, paired_lanes
 from dashboard.perfetto import joint_trace
-from dashboard.questions.decode import ENGINE, Question
+from dashboard.questions.decode import ENGINE, PlanFacts, Question, plan_facts
 from dashboard.questions.points import even_split_s, grid_points, kvpr_count, split_points
 from dashboard.questions.restore import AUTO, RateSweep, RestorePlans, RestoreQuestion
 from dashboard.questions.traffic import MAX_WORK, TrafficAnswers, TrafficQuestion
@@ -282,6 +282,11 @@ def advice_for(question: Question, slo_ms: float | None = None) -> Advice:
     """
     about = Asked(question.n_tasks, question.advise_command(slo_ms))
     return answer(question.advise, slo_ms, key=f"{slo_ms} {question.key}", about=about)
+
+
+def facts_of(plan: DecodePlan) -> PlanFacts:
+    """Sources of a plan's task times, and its memory."""
+    return answer(plan_facts, plan, key=_plan_key(plan), text="Adding up memory and task times")
 
 
 def timeline_of(plan: DecodePlan) -> Timeline:

@@ -22,11 +22,12 @@ from dashboard.figures import policy_bars
 from dashboard.questions.decode import Question
 from dashboard.questions.remedies import LP, Asking
 from dashboard.runtime_gap import ask_runtime, other_runtimes, show_runtime_gap
-from dashboard.session import advice_for, timeline_of
+from dashboard.session import advice_for, facts_of, timeline_of
 from dashboard.text.comparison import escaped, sentence
+from dashboard.text.refusal import in_page_terms
 from dashboard.tour import offer_tour
 from planner import DecodePlan
-from planner.advice import Advice, beyond_calibration, describe, describe_sources
+from planner.advice import Advice, describe
 from planner.advice.text import ABOUT_RUNTIMES
 from sim.errors import KvOverlapError
 
@@ -90,7 +91,7 @@ def show_page() -> None:
         except KvOverlapError as error:
             show_refused(error, Asking(question, LP, schedules=False))
             return
-    headline.header(found.headline, anchor=False)
+    headline.header(in_page_terms(found.headline), anchor=False)
     with answer:
         show_advice(question, found)
         if runtime is None:
@@ -162,9 +163,10 @@ def show_settings(found: Advice) -> None:
 def show_confidence(plan: DecodePlan) -> None:
     """Where the times come from, and what is outside the measured range."""
     st.subheader("How sure", anchor=False)
-    st.markdown(sentence(describe_sources(plan)))
-    if (outside := beyond_calibration(plan)) is not None:
-        st.markdown(sentence(outside))
+    facts = facts_of(plan)
+    st.markdown(sentence(facts.sources))
+    if facts.outside is not None:
+        st.markdown(sentence(facts.outside))
     st.page_link("app_pages/accuracy.py", label="Predicted against measured, case by case")
 
 

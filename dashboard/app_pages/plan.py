@@ -30,14 +30,16 @@ from dashboard.session import (
     case_plan,
     even_split_time,
     even_splits,
+    facts_of,
     plan_for,
     timeline_of,
     typed,
     uploaded,
 )
 from dashboard.text.comparison import describe_plan, sentence
+from dashboard.text.refusal import in_page_terms
 from planner import POLICIES, DecodePlan
-from planner.advice import beyond_calibration, headline
+from planner.advice import headline
 from sim.errors import KvOverlapError
 from sim.units import ms, percent
 
@@ -87,15 +89,16 @@ def show_asked() -> None:
 
 def show_headline(plan: DecodePlan) -> None:
     """What to do and how long a step takes."""
-    st.header(headline(plan), anchor=False)
+    st.header(in_page_terms(headline(plan)), anchor=False)
 
 
 def show_plan(plan: DecodePlan) -> None:
     """The plan as text, against other policies, as a map, and against even splits."""
-    st.caption(describe_plan(plan))
+    facts = facts_of(plan)
+    st.caption(describe_plan(plan, facts.sources))
     st.markdown(f"**{sentence(plan.bottleneck)}**")
-    if (outside := beyond_calibration(plan)) is not None:
-        st.warning(sentence(outside))
+    if facts.outside is not None:
+        st.warning(sentence(facts.outside))
     st.subheader("Against every other policy", anchor=False)
     makespans = {**plan.baselines, plan.policy: plan.makespan_s}
     bound_s = plan.lower_bound_s if plan.gpus == 1 else None

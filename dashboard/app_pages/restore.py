@@ -7,7 +7,7 @@ import pandas as pd
 import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
-from dashboard.asking import show_refusal
+from dashboard.asking import show_refusal, show_refused_view
 from dashboard.controls.compare import compare_restores
 from dashboard.controls.plan import plan_downloads, show_lanes, show_refused, show_restore_memory
 from dashboard.controls.restore import ask_foresight, ask_restore, ask_trace
@@ -137,7 +137,10 @@ def show_asked(question: RestoreQuestion, policy: str, headline: DeltaGenerator)
     if view == ENDS:
         show_ends(answer, policy)
     elif view == RATES:
-        show_rates(question)
+        try:
+            show_rates(question)
+        except KvOverlapError as error:
+            show_refused_view(error, ENDS)
     else:
         show_changes(question, answer)
         show_ends(answer, policy)

@@ -1,11 +1,12 @@
 """What would another link, machine, batch or prompt change? Every view is a link."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pandas as pd
 import streamlit as st
 
-from dashboard.asking import show_refusal
+from dashboard.asking import TooLarge, show_refusal, show_refused_view
 from dashboard.controls.compare import compare_plans
 from dashboard.controls.decode import ask_question
 from dashboard.controls.plan import show_plan_memory, show_refused
@@ -30,10 +31,9 @@ from dashboard.questions.points import (
     without_axes,
 )
 from dashboard.questions.remedies import LP, Asking
-from dashboard.session import even_splits, plan_for, sweep_of
+from dashboard.session import even_splits, facts_of, plan_for, sweep_of
 from dashboard.text.comparison import Metric, escaped, sentence
 from planner import DecodePlan
-from planner.advice import beyond_calibration, describe_sources
 from sim.errors import KvOverlapError
 from sim.units import ms, percent
 
@@ -58,18 +58,24 @@ def show_page() -> None:
         try:
             plan = plan_for(question)
         except KvOverlapError as error:
-            show_refused(error, Asking(question, LP, shares=False))
+            asking = Asking(question, LP)
+            if isinstance(error, TooLarge):  # a sweep over it takes even longer
+                asking = replace(asking, settings={"view": SPLIT})
+            show_refused(error, asking)
             return
         show_headline(plan, question.keep)
     with answer:
         show_answer(plan)
         compare_plans(question, "lp", plan)
         show_plan_memory(plan)
+        view = choose_view([SPLIT, CROSSOVER, MAP])
         try:
-            show_view(question, plan)
+            show_view(view, question, plan)
         except KvOverlapError as error:
-            show_refused(error, Asking(question, LP, shares=False))
-            return
+            if view == SPLIT:
+                show_refused(error, Asking(question, LP))
+            else:
+                show_refused_view(error, SPLIT)
         st.subheader("Command-line equivalent", anchor=False)
         show_command(question)
 
@@ -90,14 +96,13 @@ def show_headline(plan: DecodePlan, keep: bool) -> None:
 
 def show_answer(plan: DecodePlan) -> None:
     """The makespan of every policy, and the limiting part of the machine."""
-    base_s = plan.baselines["load-all"]
+    base_s, facts = plan.baselines["load-all"], facts_of(plan)
     found = f"{escaped(plan.hardware.no_link_note)} {sentence(plan.bottleneck)}".strip()
     st.markdown(
-        f"**{found}** {sentence(describe_sources(plan))} The address of this page is a "
-        "link to this view."
+        f"**{found}** {sentence(facts.sources)} The address of this page is a link to this view."
     )
-    if (outside := beyond_calibration(plan)) is not None:
-        st.warning(sentence(outside))
+    if facts.outside is not None:
+        st.warning(sentence(facts.outside))
     meanings = {
         "lp": "The exact linear program, with its own split for every layer.",
         "kvpr": "KVPR's closed formula.",
@@ -117,9 +122,8 @@ def show_answer(plan: DecodePlan) -> None:
     )
 
 
-def show_view(question: Question, plan: DecodePlan) -> None:
+def show_view(view: str, question: Question, plan: DecodePlan) -> None:
     """The chosen figure with its table."""
-    view = choose_view([SPLIT, CROSSOVER, MAP])
     if view == SPLIT:
         points = show_split(plan)
     elif view == CROSSOVER:

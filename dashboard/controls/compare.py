@@ -9,6 +9,7 @@ from urllib.parse import parse_qsl, urlencode
 
 import streamlit as st
 
+from dashboard.asking import Cancelled, show_cancelled
 from dashboard.controls.lanes import draw_lanes
 from dashboard.controls.plan import predicted_run, show_plan_memory
 from dashboard.controls.widgets import pair, show_table
@@ -26,6 +27,7 @@ from dashboard.questions.restore import RestorePlans, RestoreQuestion
 from dashboard.session import (
     all_machines,
     all_runs,
+    facts_of,
     plan_for,
     restore_plans_for,
     stored_case,
@@ -43,6 +45,7 @@ from dashboard.text.compare import (
     verdict,
 )
 from dashboard.text.comparison import comparison_summary, escaped
+from dashboard.text.refusal import describe_refusal, in_page_terms
 from dashboard.text.restore import restore_summary
 from planner import DecodePlan
 from planner.advice import headline
@@ -58,6 +61,8 @@ PINNED = "a"
 """In the address of the page; in the session one for each kind of answer."""
 
 DECODE, RESTORE, CASE = "decode", "restore", "case"
+
+NO_A = "A has no answer: "
 
 
 def pin_row(kind: str, present: str) -> str | None:
@@ -101,6 +106,14 @@ def _unpin(kind: str) -> None:
         del st.query_params[PINNED]
 
 
+def show_unanswered(error: KvOverlapError) -> None:
+    """Why the pinned answer cannot be shown; the button that unpins it is above."""
+    if isinstance(error, Cancelled):
+        show_cancelled()
+        return
+    st.error(f"{NO_A}{escaped(describe_refusal(error))}")
+
+
 def compare_plans(question: Question, policy: str, plan: DecodePlan) -> None:
     """The pin, and the pinned decode plan next to the present one."""
     present = question_text(question, policy)
@@ -111,13 +124,16 @@ def compare_plans(question: Question, policy: str, plan: DecodePlan) -> None:
         asked, chosen = read_question(text, _model, _machine)
         other = plan_for(asked, chosen)
     except KvOverlapError as error:
-        st.error(f"A has no answer: {escaped(str(error))}")
+        show_unanswered(error)
         return
     with st.container(border=True):
         a_price, b_price = _prices()
-        _head(text, present, {A: headline(other), B: headline(plan)})
+        heads = {name: in_page_terms(headline(one)) for name, one in _named(other, plan)}
+        _head(text, present, heads)
         st.markdown(f"**{verdict(step_s(other), step_s(plan), 'a step')}**")
-        show_table(side_by_side(plan_rows(other, a_price), plan_rows(plan, b_price)))
+        needs = facts_of(other).memory, facts_of(plan).memory
+        rows = plan_rows(other, needs[0], a_price), plan_rows(plan, needs[1], b_price)
+        show_table(side_by_side(*rows))
         runs = [predicted_run(one, timeline_of(one), name) for name, one in _named(other, plan)]
         draw_lanes(lanes_of(runs), "compared")
         for column, (name, one) in zip(pair("memories"), _named(other, plan), strict=True):
@@ -134,10 +150,12 @@ def compare_restores(question: RestoreQuestion, policy: str, answer: RestorePlan
         return
     try:
         asked, chosen = read_restore(text, _model, _machine)
+        if chosen not in answer.plans:
+            raise BadInput(f"policy {chosen!r} is not one of the menu; unpin it.")
         other = restore_plans_for(asked)
         a, b = other.plans[chosen], answer.plans[policy]
-    except (KvOverlapError, KeyError) as error:
-        st.error(f"A has no answer: {escaped(str(error))}")
+    except KvOverlapError as error:
+        show_unanswered(error)
         return
     with st.container(border=True):
         _head(text, present, {A: restore_summary(a), B: restore_summary(b)})
@@ -160,7 +178,7 @@ def compare_cases(run: str, name: str, case: Case) -> None:
     try:
         other = _case(text)
     except KvOverlapError as error:
-        st.error(f"A has no answer: {escaped(str(error))}")
+        show_unanswered(error)
         return
     with st.container(border=True):
         _head(text, present, {A: comparison_summary(other), B: comparison_summary(case)})

@@ -137,7 +137,8 @@ def ask_gpus(model: ModelSpec) -> tuple[int, int]:
         "attention and MLP end with an all-reduce. Predicted, not run.",
     )
     experts = model.routed_experts
-    if tp == 1 or not experts:
+    # A link's number is named also where one GPU has no choice; then buttons can set it.
+    if not experts or (tp == 1 and links.asked("ep") in (None, "1")):
         return tp, 1
     ep = menu(
         "GPUs that the experts are divided over",

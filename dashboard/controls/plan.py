@@ -14,11 +14,12 @@ from dashboard.data.exports import saved_bytes, trace_bytes
 from dashboard.figures import MemoryUse, NamedRun, lanes_of, memory_bars
 from dashboard.questions.remedies import Asking
 from dashboard.questions.restore import restore_memory
+from dashboard.session import facts_of
 from planner import DecodePlan, Plan
 from planner.restore import RestorePlan
 from sim.cost.model import CostModel
 from sim.errors import DoesNotFit, KvOverlapError
-from sim.graph.memory import Footprint, footprint
+from sim.graph.memory import Footprint
 from sim.graph.timeline import Timeline
 from sim.machine.profile import Memory
 
@@ -30,7 +31,7 @@ def show_memory(use: MemoryUse, memory: Memory, key: str = "memory_bar") -> None
 
 def show_plan_memory(plan: DecodePlan, key: str = "memory_bar") -> None:
     """What a decode puts in GPU and host memory."""
-    use = MemoryUse.of_decode(footprint(plan.simulated_graph()))
+    use = MemoryUse.of_decode(facts_of(plan).memory)
     show_memory(use, plan.hardware.memory, key)
 
 

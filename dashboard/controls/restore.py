@@ -17,8 +17,9 @@ from dashboard.controls.widgets import menu, switch
 from dashboard.questions.offered import RESTORE_PROMPTS
 from dashboard.questions.restore import AUTO, GIB, POLICIES, RestoreQuestion
 from dashboard.text.comparison import escaped
+from dashboard.text.refusal import describe_refusal
 from planner.restore.reproduce import GBPS
-from sim.errors import KvOverlapError
+from sim.errors import BadInput, KvOverlapError
 from sim.graph.jobs import KV, KV_AND_X, KV_BITS, UNCOMPRESSED, RestoreRequest
 from sim.lanes import LANE_OF_TIER
 from sim.machine.availability import ALWAYS, Availability
@@ -142,8 +143,8 @@ def ask_trace(question: RestoreQuestion, usual_s: float) -> Availability:
     Args:
         usual_s: time to first token on the whole machine; the example trace starts before it.
 
-    Raises:
-        BadInput: the edited table holds no trace.
+    Returns:
+        The last trace that the table held, if it holds none now.
     """
     if EDITED not in st.session_state:
         st.session_state[EDITED] = {"version": 0, "base": _trace_of_address()}
@@ -168,7 +169,11 @@ def ask_trace(question: RestoreQuestion, usual_s: float) -> Availability:
         on_change=kept.update,
         kwargs={"base": base},
     )
-    trace = trace_of_table(table)
+    try:
+        trace = kept["last"] = trace_of_table(table)
+    except BadInput as error:
+        st.warning(f"{escaped(describe_refusal(error))} The answer is for the trace before.")
+        return kept.get("last", base)
     if kept["base"] is not None:
         st.query_params[TRACE] = trace_text(trace)
     return trace
@@ -190,5 +195,5 @@ def _trace_of_address() -> Availability | None:
     try:
         return read_trace_text(st.query_params[TRACE]) if TRACE in st.query_params else None
     except KvOverlapError as error:
-        st.error(escaped(str(error)))
+        st.warning(f"{escaped(describe_refusal(error))} The answer is for an example.")
         return None

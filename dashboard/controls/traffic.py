@@ -8,6 +8,7 @@ from dashboard.controls.decode import ask_gpus, ask_machine, ask_model, steps
 from dashboard.controls.widgets import menu, name_unusable, upload_box
 from dashboard.questions.traffic import (
     CHUNK,
+    EXAMPLES,
     GENERATED_FILE,
     POLICIES,
     Requests,
@@ -21,31 +22,6 @@ from sim.service import ROUTINGS, Engine, RequestTrace, ServiceSettings, Traffic
 from sim.units import parse_sizes
 
 FIRST_MODEL, FIRST_MACHINE = "qwen3-32b", "h100-sxm+pcie5-x16"
-EXAMPLES = {
-    "chat": Traffic(requests=300, rate_per_s=0.5, seed=3),
-    "chat, in bursts": Traffic(requests=300, rate_per_s=0.3, burstiness=4.0, seed=3),
-    "agents": Traffic(
-        requests=300,
-        rate_per_s=1.0,
-        turns=2.0,
-        think_s=200.0,
-        agents=1.0,
-        output_tokens=128,
-        seed=2,
-    ),
-    "long documents": Traffic(
-        requests=300,
-        rate_per_s=0.25,
-        turns=2.0,
-        agents=0.0,
-        system_prompts=16,
-        system_tokens=12_288,
-        output_tokens=128,
-        seed=1,
-    ),
-}
-"""Each is served by the first model and machine without overload."""
-
 OWN = "generated with your settings"
 REQUESTS = (100, 200, 400, 800, 1500, 3000, 6000, 12000)
 RATES = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0, 5.0, 8.0, 12.0, 20.0)

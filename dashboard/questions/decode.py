@@ -13,11 +13,18 @@ from typing import TYPE_CHECKING
 
 from dashboard.data.machines import profile_key
 from planner import DecodePlan, Job, PlanOptions, check_decode, make_plan, memory_needed
-from planner.advice import Advice, RuntimeGap, advise, runtime_gap
+from planner.advice import (
+    Advice,
+    RuntimeGap,
+    advise,
+    beyond_calibration,
+    describe_sources,
+    runtime_gap,
+)
 from sim.catalog import RECORDINGS, find_runtime
 from sim.engine.api import fast_engine_installed
 from sim.graph.jobs import TASKS_PER_LAYER, UNCOMPRESSED, Workload
-from sim.graph.memory import Footprint
+from sim.graph.memory import Footprint, footprint
 from sim.lanes import D2H, H2D
 from sim.machine.links import Interference, Uplink
 from sim.machine.profile import HardwareProfile
@@ -136,6 +143,27 @@ def both_ways_rate(hardware: HardwareProfile) -> float:
         if (entry.lane, entry.while_busy) == (H2D, D2H):
             rate *= entry.rate
     return rate
+
+
+@dataclass(frozen=True)
+class PlanFacts:
+    """What a page says of a plan that takes its whole graph to find out.
+
+    Args:
+        sources: where its task times come from.
+        outside: tasks outside the measured range; None without any.
+        memory: what it puts in GPU and host memory.
+    """
+
+    sources: str
+    outside: str | None
+    memory: Footprint
+
+
+def plan_facts(plan: DecodePlan) -> PlanFacts:
+    """The facts of a plan; a graph of 50,000 tasks takes seconds."""
+    memory = footprint(plan.simulated_graph())
+    return PlanFacts(describe_sources(plan), beyond_calibration(plan), memory)
 
 
 @dataclass(frozen=True)

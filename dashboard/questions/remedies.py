@@ -6,13 +6,15 @@ fast. A restore is tried by its memory and by one policy.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import islice
 from time import monotonic
 from typing import Any
 
-from dashboard.questions.decode import Changes, Question
+from dashboard.questions.decode import ROW, Changes, Question
 from dashboard.questions.offered import (
     FIRST_N_BATCHES,
     GPUS,
@@ -22,12 +24,18 @@ from dashboard.questions.offered import (
     STEPS,
 )
 from dashboard.questions.restore import RestoreQuestion
-from dashboard.questions.traffic import GENERATED_FILE, Requests, TrafficQuestion, size_list
+from dashboard.questions.traffic import (
+    CHAT,
+    EXAMPLES,
+    GENERATED_FILE,
+    Requests,
+    TrafficQuestion,
+    size_list,
+)
 from sim.catalog import find_hardware, find_model
 from sim.errors import KvOverlapError
 from sim.graph.jobs import UNCOMPRESSED
 from sim.progress import Progress
-from sim.service import Traffic
 
 MAX_REMEDIES = 3
 ENOUGH_S, LIMIT_S = 3.0, 12.0
@@ -36,8 +44,14 @@ ENOUGH_S, LIMIT_S = 3.0, 12.0
 SAFE_MODEL, SAFE_MACHINE = "opt-6.7b", "kvpr-a100"
 """The last remedy sets them."""
 
+ROOMY_MACHINE = "b300+pcie6-x16"
+"""The last but one: a few of its GPUs hold any shipped model."""
+
+UNCHANGED = {"link": 1.0, "flops": 1.0, "hbm": 1.0, "both_ways": None, "memory": None, "gpus": 1}
+"""Controls of a machine as profiled."""
+
 FEW_SIZES, FEW_REQUESTS = 3, 400
-SAFE_TRACE, SAFE_SIZES = "chat", (0.0, 16e9, 64e9)
+SAFE_SIZES = (0.0, 16e9, 64e9)
 
 LP = "lp"
 
@@ -55,28 +69,34 @@ class Remedy:
     settings: dict[str, Any]
 
 
+NO_RUNTIME = Remedy("No runtime", {"runtime": None})
+
+
 @dataclass(frozen=True)
 class Asking:
     """A question, the policy asked, and the changes that led to it.
 
     Args:
         question: a `Question`, a `RestoreQuestion` or a `TrafficQuestion`.
-        shares, schedules: whether the page offers to share the model between GPUs, and a schedule.
+        schedules: whether the page offers a schedule.
         max_tasks: largest question that is planned.
+        quick: no plan that chooses what stays in GPU memory in the column schedule, which may take
+            minutes.
     """
 
     question: Any
     policy: str
-    shares: bool = True
     schedules: bool = True
     max_tasks: int = MAX_TASKS
+    quick: bool = False
     labels: tuple[str, ...] = ()
     settings: dict[str, Any] = field(default_factory=dict)
 
     @property
     def key(self) -> str:
         """Text that is equal for equal questions."""
-        return f"{self.policy} {self.shares} {self.schedules} {self.max_tasks} {self.question.key}"
+        asked = f"{self.policy} {self.schedules} {self.max_tasks} {self.quick}"
+        return f"{asked} {self.question.key}"
 
     def to(self, label: str, question: Any, **settings: Any) -> Asking:
         """With one more change."""
@@ -96,7 +116,7 @@ class Asking:
     @cached_property
     def answered(self) -> bool:
         """Whether the question has an answer."""
-        if self.question.n_tasks > self.max_tasks:
+        if self.question.n_tasks > self.max_tasks or (self.quick and _is_slow(self.question)):
             return False
         try:
             if isinstance(self.question, TrafficQuestion):
@@ -110,6 +130,10 @@ class Asking:
         return True
 
 
+def _is_slow(question: Any) -> bool:
+    return isinstance(question, Question) and question.keep and question.schedule != ROW
+
+
 def one_step(question: Question) -> Question:
     """A question of one step whose last token is that of a longer one."""
     job = question.workload
@@ -118,37 +142,57 @@ def one_step(question: Question) -> Question:
 
 
 def remedies_for(asking: Asking, progress: Progress) -> list[Remedy]:
-    """At least one change of a refused question that leads to an answer, small changes first."""
+    """At least one change of a refused question that leads to an answer.
+
+    Once a change is found, changes of more inputs are left out.
+    """
     began_s = monotonic()
     found: list[Remedy] = []
+    fewest = 0
     changes = CHANGES.get(type(asking.question), decode_changes)
     for one in changes(asking):
+        if found and len(one.labels) > fewest:
+            break
         progress(f"Looking for settings that have an answer: {', '.join(one.labels)}")
         known = any(one.settings == other.settings for other in found)
         if not known and one.answered:
             found.append(one.remedy)
+            fewest = fewest or len(one.labels)
         spent_s = monotonic() - began_s
         if len(found) == MAX_REMEDIES or spent_s > (ENOUGH_S if found else LIMIT_S):
             break
     return found or [safe(asking).remedy]
 
 
+def runtime_remedies(
+    question: Question | RestoreQuestion, names: Sequence[str], progress: Progress
+) -> list[Remedy]:
+    """The first of some serving runtimes that has an answer to a question, and no runtime."""
+    for name in names:
+        progress(f"Looking for a runtime that has an answer: {name}")
+        with suppress(KvOverlapError):
+            question.gap(name)
+            return [Remedy(f"Runtime {name}", {"runtime": name}), NO_RUNTIME]
+    return [NO_RUNTIME]
+
+
 def decode_changes(asking: Asking) -> Iterator[Asking]:
-    """Single changes, then all that simplify the question, then smaller jobs, then another one."""
-    yield from _simpler(asking)
+    """Single changes, then one simplification on top of the other, then smaller jobs on more GPUs,
+    then another machine, then another model."""
+    for make in SIMPLER:
+        yield from make(asking)
     yield from _smaller(asking)
     simple = asking
-    for make in (_shorter, _plain_cache, _row, _own_policy, _one_gpu, _whole_memory, _short_job):
-        simple = next(make(simple), simple)
+    for make in SIMPLER:
+        for one in make(simple):
+            simple = one
+            yield one
     if simple is not asking:
-        yield simple
         yield from _smaller(simple)
+    for n in _more_gpus(simple):
+        yield from _smaller_job(_shared(simple, n))
+    yield from _roomy(simple)
     yield safe(asking)
-
-
-def _simpler(asking: Asking) -> Iterator[Asking]:
-    for make in (_shorter, _plain_cache, _row, _own_policy, _one_gpu, _whole_memory, _short_job):
-        yield from make(asking)
 
 
 def _shorter(asking: Asking) -> Iterator[Asking]:
@@ -168,8 +212,14 @@ def _plain_cache(asking: Asking) -> Iterator[Asking]:
         )
 
 
+def _offloaded(asking: Asking) -> Iterator[Asking]:
+    if asking.quick and _is_slow(asking.question):
+        label = "all of the cache in host memory"
+        yield asking.to(label, replace(asking.question, keep=False), keep=False)
+
+
 def _row(asking: Asking) -> Iterator[Asking]:
-    if asking.question.schedule != "row":
+    if asking.question.schedule != ROW:
         plain = replace(_with_job(asking.question, n_batches=1), schedule="row")
         yield asking.to("row schedule", plain, schedule="row")
 
@@ -205,31 +255,77 @@ def _short_job(asking: Asking) -> Iterator[Asking]:
             return
 
 
+SIMPLER: tuple[Callable[[Asking], Iterator[Asking]], ...] = (
+    _shorter,
+    _plain_cache,
+    _offloaded,
+    _one_gpu,
+    _whole_memory,
+    _short_job,
+    _row,
+    _own_policy,
+)
+"""Changes of one input each, which leave the job as it is if they can."""
+
+
 def _smaller(asking: Asking) -> Iterator[Asking]:
     """Changes that need less memory of each GPU or of the host."""
     question = asking.question
-    sizes = [n for n in question.whole.tensor_parallel_sizes if n in GPUS and n > question.tp]
-    if asking.shares:
-        shared = (
-            asking.to(f"{n} GPUs share the model", replace(question, tp=n, ep=1), tp=n, ep=1)
-            for n in sizes
-        )
-        yield from first_answered(list(shared))
-        if question.tp > 1:
-            yield _shared(asking, 1)
-    batches = range(question.workload.batch_size - 1, 0, -1)
-    fewer = [asking.to(f"batch {n}", _with_job(question, batch_size=n), batch=n) for n in batches]
-    yield from first_answered(fewer)
+    yield from first_answered([_shared(asking, n) for n in _more_gpus(asking)])
+    yield from _fewer_gpus(asking)
+    yield from first_answered(_fewer_sequences(asking))
     if question.workload.kv_bits is None and question.whole.quantises_kv:
         yield asking.to("8-bit cache", _with_job(question, kv_bits=8), kv_bits=8)
-    if asking.schedules and question.schedule == "row" and question.whole.moves_weights:
+    offered = asking.schedules and "schedule" not in asking.settings
+    if offered and question.schedule == ROW and question.whole.moves_weights:
         moved = replace(_with_job(question, n_batches=FIRST_N_BATCHES), schedule="column")
         yield asking.to("column schedule", moved, schedule="column", n_batches=FIRST_N_BATCHES)
-    prompts = below(PROMPTS, question.workload.prompt_tokens)
-    shorter = [
-        asking.to(f"prompt {n:,}", _with_job(question, prompt_tokens=n), prompt=n) for n in prompts
+    yield from first_answered(_shorter_prompts(asking))
+
+
+def _smaller_job(asking: Asking) -> Iterator[Asking]:
+    """Fewer sequences, or one with a shorter prompt."""
+    fewer = [asking, *_fewer_sequences(asking)]
+    yield from first_answered([*fewer, *_shorter_prompts(fewer[-1])])
+
+
+def _fewer_sequences(asking: Asking) -> list[Asking]:
+    job = asking.question.workload
+    return [
+        asking.to(f"batch {n}", _with_job(asking.question, batch_size=n), batch=n)
+        for n in range(job.batch_size - 1, 0, -1)
     ]
-    yield from first_answered(shorter)
+
+
+def _shorter_prompts(asking: Asking) -> list[Asking]:
+    return [
+        asking.to(f"prompt {n:,}", _with_job(asking.question, prompt_tokens=n), prompt=n)
+        for n in below(PROMPTS, asking.question.workload.prompt_tokens)
+    ]
+
+
+def _roomy(asking: Asking) -> Iterator[Asking]:
+    """The same model on a machine with much memory."""
+    question = asking.question
+    machine = replace(question, hardware=find_hardware(ROOMY_MACHINE), reference=ROOMY_MACHINE)
+    if isinstance(question, Question):
+        machine = replace(machine, changes=Changes())
+    settings = {"hardware": ROOMY_MACHINE, **UNCHANGED}
+    moved = asking.to(f"machine {ROOMY_MACHINE}", replace(machine, tp=1, ep=1), **settings)
+    yield from first_answered([moved, *(_shared(moved, n) for n in _more_gpus(moved))])
+
+
+def _more_gpus(asking: Asking) -> list[int]:
+    question = asking.question
+    return [n for n in question.whole.tensor_parallel_sizes if n in GPUS and n > question.tp]
+
+
+def _fewer_gpus(asking: Asking) -> Iterator[Asking]:
+    """The largest smaller number of GPUs that has an answer."""
+    question = asking.question
+    sizes = [n for n in (1, *question.whole.tensor_parallel_sizes) if n in GPUS and n < question.tp]
+    shared = (_shared(asking, n) for n in reversed(sizes))
+    yield from islice((one for one in shared if one.answered), 1)
 
 
 def restore_changes(asking: Asking) -> Iterator[Asking]:
@@ -239,13 +335,8 @@ def restore_changes(asking: Asking) -> Iterator[Asking]:
     prompts = below(RESTORE_PROMPTS, request.prompt_tokens)
     if request.prompt_tokens > most:
         prompts = below(RESTORE_PROMPTS, most + 1)
-    sizes = [n for n in question.whole.tensor_parallel_sizes if n in GPUS and n > question.tp]
-    yield from first_answered(
-        [
-            asking.to(f"{n} GPUs share the model", replace(question, tp=n, ep=1), tp=n, ep=1)
-            for n in sizes
-        ]
-    )
+    more = _more_gpus(asking)
+    yield from first_answered([_shared(asking, n) for n in more])
     frac = request.cached_tokens / request.prompt_tokens
     why = f" (the model has {most:,} positions)" if request.prompt_tokens > most else ""
     shorter = []
@@ -254,22 +345,23 @@ def restore_changes(asking: Asking) -> Iterator[Asking]:
         asked = replace(request, prompt_tokens=n, cached_tokens=cached)
         shorter.append(asking.to(f"prompt {n:,}{why}", replace(question, request=asked), prompt=n))
     yield from first_answered(shorter)
-    if question.tp > 1:
-        yield _shared(asking, 1)
+    yield from _fewer_gpus(asking)
     usual = replace(request, chunk_tokens=512, io_chunk_tokens=512, gpu_share=1.0)
     if usual != request:
         label = "chunks of 512 tokens, the whole GPU"
         yield asking.to(label, replace(question, request=usual), chunk=512, io_chunk=512, share=1.0)
+    for n in more:
+        yield from first_answered([_shared(one, n) for one in shorter])
+    for one in (asking, *shorter[:1]):
+        yield from _roomy(one)
     yield safe(asking)
 
 
 def traffic_changes(asking: Asking) -> Iterator[Asking]:
     """Single changes of a service, then another one."""
     question = asking.question
-    sizes = [n for n in question.whole.tensor_parallel_sizes if n in GPUS and n > question.tp]
-    yield from first_answered([_shared(asking, n) for n in sizes])
-    if question.tp > 1:
-        yield _shared(asking, 1)
+    yield from first_answered([_shared(asking, n) for n in _more_gpus(asking)])
+    yield from _fewer_gpus(asking)
     few = tuple(sorted(question.sizes)[:FEW_SIZES])
     if few != question.sizes:
         text = size_list(few)
@@ -279,6 +371,10 @@ def traffic_changes(asking: Asking) -> Iterator[Asking]:
         fewer = replace(question.requests, asked=replace(asked, requests=FEW_REQUESTS))
         label = f"{FEW_REQUESTS} requests"
         yield asking.to(label, replace(question, requests=fewer), requests=FEW_REQUESTS)
+    chat = Requests(GENERATED_FILE, asked=EXAMPLES[CHAT])
+    if question.requests != chat:
+        yield asking.to("requests of a chat", replace(question, requests=chat), trace=CHAT)
+    yield from _roomy(asking)
     yield safe(asking)
 
 
@@ -296,12 +392,12 @@ def safe(asking: Asking) -> Asking:
     model, machine = find_model(SAFE_MODEL), find_hardware(SAFE_MACHINE)
     question = asking.question
     names = {"model": SAFE_MODEL, "hardware": SAFE_MACHINE}
-    label = f"{SAFE_MODEL} on {SAFE_MACHINE}"
+    label = f"model {SAFE_MODEL} on {SAFE_MACHINE}"
     blank = replace(asking, settings={}, labels=())
     if isinstance(question, TrafficQuestion):
         served = replace(
             question,
-            requests=Requests(GENERATED_FILE, asked=Traffic(requests=FEW_REQUESTS)),
+            requests=Requests(GENERATED_FILE, asked=EXAMPLES[CHAT]),
             whole=model,
             hardware=machine,
             reference=SAFE_MACHINE,
@@ -310,7 +406,7 @@ def safe(asking: Asking) -> Asking:
             ep=1,
         )
         text = size_list(SAFE_SIZES)
-        return blank.to(label, served, **names, trace=SAFE_TRACE, sizes=text, tp=1, ep=1)
+        return blank.to(label, served, **names, trace=CHAT, sizes=text, tp=1, ep=1)
     if isinstance(question, RestoreQuestion):
         request = replace(question.request, prompt_tokens=1024, cached_tokens=1023, tier="dram")
         plain = replace(
@@ -346,8 +442,7 @@ def safe(asking: Asking) -> Asking:
         "schedule": "row",
         "kv_bits": UNCOMPRESSED,
         "policy": LP,
-        "gpus": 1,
-        "memory": None,
+        **UNCHANGED,
         "tp": 1,
         "ep": 1,
     }

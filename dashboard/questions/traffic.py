@@ -38,6 +38,32 @@ from sim.service import (
 POLICIES = tuple(policy for policy in SERVICE_POLICIES if policy != "compute-only")
 """Policies that use the cache; computing every hit is a cache of size 0."""
 
+CHAT = "chat"
+EXAMPLES = {
+    CHAT: Traffic(requests=300, rate_per_s=0.5, seed=3),
+    "chat, in bursts": Traffic(requests=300, rate_per_s=0.3, burstiness=4.0, seed=3),
+    "agents": Traffic(
+        requests=300,
+        rate_per_s=1.0,
+        turns=2.0,
+        think_s=200.0,
+        agents=1.0,
+        output_tokens=128,
+        seed=2,
+    ),
+    "long documents": Traffic(
+        requests=300,
+        rate_per_s=0.25,
+        turns=2.0,
+        agents=0.0,
+        system_prompts=16,
+        system_tokens=12_288,
+        output_tokens=128,
+        seed=1,
+    ),
+}
+"""Each is served without overload by the model and machine with which the page opens."""
+
 GENERATED_FILE = "trace.jsonl.gz"
 MAX_WORK = 150_000
 """Requests times runs that the dashboard simulates: about a minute."""

@@ -8,7 +8,7 @@ from dashboard.data.runs import Case
 from dashboard.questions.points import recomputed_frac
 from planner import DecodePlan
 from planner.restore import RestorePlan
-from sim.graph.memory import footprint
+from sim.graph.memory import Footprint
 from sim.units import ms
 
 A, B = "A", "B"
@@ -37,9 +37,8 @@ def price_per_million(plan: DecodePlan, gpu_hour: float) -> float:
     return plan.gpus * gpu_hour / (plan.tokens_per_s * S_IN_HOUR) * 1e6
 
 
-def plan_rows(plan: DecodePlan, gpu_hour: float | None) -> dict[str, str]:
-    """The results of a plan that are compared."""
-    need = footprint(plan.simulated_graph())
+def plan_rows(plan: DecodePlan, need: Footprint, gpu_hour: float | None) -> dict[str, str]:
+    """The results of a plan that are compared, among them its `need` of memory."""
     return {
         "step": ms(step_s(plan)),
         "tokens/s": f"{plan.tokens_per_s:,.1f}",

@@ -13,7 +13,6 @@ import pandas as pd
 
 from dashboard.data.runs import PLAN, SHIPPED_RUNS, Case
 from planner import DecodePlan
-from planner.advice import describe_sources
 from sim.graph.jobs import RestoreRequest, Workload
 from sim.results.accuracy import MEASURED, Accuracy
 from sim.results.compare import Comparison
@@ -191,8 +190,9 @@ def accuracy_command(root: Path) -> str:
     return f"kvoverlap accuracy --recordings {shlex.quote(str(root))}"
 
 
-def describe_plan(plan: DecodePlan) -> str:
-    """Model, job, policy, machine and makespan of a plan, and its gap to the bound."""
+def describe_plan(plan: DecodePlan, sources: str) -> str:
+    """Model, job, policy, machine and makespan of a plan, its gap to the bound, and the sources of
+    its task times."""
     split = sorted(plan.steps[0].recomputed_tokens)
     bound = ""
     if plan.gpus == 1 and 0 < plan.lower_bound_s <= plan.makespan_s:
@@ -210,5 +210,5 @@ def describe_plan(plan: DecodePlan) -> str:
         f"{escaped(plan.model.name)} ({plan.model.dtype}), {describe_job(plan.workload)}, schedule "
         f"{plan.schedule}, policy {plan.policy}, on "
         f"{escaped(plan.hardware.name)}, {ms(plan.makespan_s)}. {spread} {bound}"
-        f"{kept} {sentence(describe_sources(plan))}"
+        f"{kept} {sentence(sources)}"
     )

@@ -14,6 +14,7 @@ WORDS = (
     (r"n_batches\(=(\d+)\)", r"batches through each layer (\1)"),
     (r"gpus\(=(\d+)\)", r"\1 GPUs"),
     (r"--tp\(=(\d+)\)", r"\1 GPUs that share the model"),
+    (r"--runtime\(=([^)]+)\)", r"runtime \1"),
     (r": --tp \d+\)", ")"),
     (r"--schedule (\w+)", r"schedule \1"),
 )
@@ -33,6 +34,13 @@ def describe_refusal(error: KvOverlapError) -> str:
     rule, _, step = text.partition("; ")
     if step and re.search(r"--|\blower\b|\bleave\b|\buse\b|\bchoose\b|\braise\b", step):
         text = f"{rule}."
+    text = in_page_terms(text)
+    starts = re.match(r"(the|a|batches|prompt|every|policy|runtime) ", text)
+    return text[:1].upper() + text[1:] if starts else text
+
+
+def in_page_terms(text: str) -> str:
+    """A text of the planner in which arguments have the names of the controls."""
     for pattern, words in WORDS:
         text = re.sub(pattern, words, text)
-    return text[:1].upper() + text[1:] if re.match(r"(the|a|batches|prompt|every) ", text) else text
+    return text

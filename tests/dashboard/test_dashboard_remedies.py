@@ -8,9 +8,17 @@ from apptest import show
 from builders import SOAK
 from random_links import PLANNING, random_link, try_link
 
+from dashboard.asking import Cancelled
 from dashboard.questions.decode import Changes, Question
 from dashboard.questions.offered import BATCHES
-from dashboard.questions.remedies import LP, Asking, decode_changes, remedies_for, safe
+from dashboard.questions.remedies import (
+    LP,
+    ROOMY_MACHINE,
+    Asking,
+    decode_changes,
+    remedies_for,
+    safe,
+)
 from dashboard.questions.restore import RestoreQuestion
 from dashboard.text.refusal import NO_PLAN, describe_refusal
 from sim.catalog import find_hardware, find_model
@@ -39,7 +47,7 @@ def test_the_batch_offered_is_the_largest_that_has_an_answer():
     asked = question(batch=256, prompt=2000)
     smaller = [
         remedy
-        for remedy in remedies_for(Asking(asked, "load-all", shares=False), Silent())
+        for remedy in remedies_for(Asking(asked, "load-all"), Silent())
         if "batch" in remedy.settings
     ]
     fewer = smaller[0].settings["batch"]
@@ -76,10 +84,45 @@ def test_a_question_of_too_many_tasks_becomes_one_of_fewer_steps():
     job = Workload(1, 128, 32, 16)
     asked = replace(question("opt-125m"), workload=job, schedule="column", changes=Changes(gpus=8))
     assert asked.n_tasks == 4 * 8 * 32 * 16 * 12
-    changes = decode_changes(Asking(asked, LP, shares=False, max_tasks=30_000))
+    changes = decode_changes(Asking(asked, LP, max_tasks=30_000))
     fewer = next(one for one in changes if "gen" in one.settings)
     assert fewer.settings == {"gen": 4}
     assert fewer.question.n_tasks == asked.n_tasks // 8
+
+
+def test_fewer_gpus_are_offered_where_switches_serve_no_more():
+    asked = question("opt-6.7b", "kvpr-a100-4gpu", batch=2, prompt=64, tp=8)
+    assert labels(Asking(asked, LP))[0] == "4 GPUs share the model"
+
+
+def test_a_model_that_fits_nowhere_near_gets_a_machine_with_more_memory():
+    asked = question("llama-3.1-405b", "a10+pcie4-x16", batch=1, prompt=64)
+    assert labels(Asking(asked, LP, schedules=False))[0] == (
+        f"Machine {ROOMY_MACHINE}, 4 GPUs share the model"
+    )
+
+
+def test_after_a_used_up_budget_no_button_leads_to_a_plan_of_minutes():
+    job = Workload(4, 128, 16, 4)
+    asked = replace(question("opt-125m"), workload=job, schedule="column", keep=True)
+    found = remedies_for(Asking(asked, LP, max_tasks=asked.n_tasks // 4, quick=True), Silent())
+    assert found
+    for one in found:
+        assert one.settings.get("schedule") == "row" or one.settings.get("keep") is False
+
+
+def test_a_button_sets_a_control_that_the_page_does_not_show_yet():
+    """One GPU holds all experts, so that the page of the link shows their menu as a note."""
+    link = {"model": "mixtral-8x7b", "hardware": "kvpr-a100", "tp": "1", "ep": "4"}
+    app = show("restore", prompt="512", **link)
+    app.button(key="remedy 0").click().run()
+    assert app.header
+    assert (app.selectbox(key="tp").value, app.selectbox(key="ep").value) == (4, 1)
+
+
+def test_a_headline_of_a_page_names_no_option_of_the_command_line():
+    app = show("plan", model="opt-30b", batch="1", prompt="64", schedule="column", n_batches="1")
+    assert "2 GPUs hold them)" in app.header[0].value
 
 
 @pytest.mark.parametrize("restores", [False, True])
@@ -128,7 +171,7 @@ def test_a_refusal_has_no_words_of_the_command_line(error, text):
     assert describe_refusal(error).lower() == text.lower()
 
 
-SMALL = {"model": "opt-125m", "gen": "1", "batch": "2"}
+SMALL = {"model": "opt-125m", "gen": "1", "batch": "2", "schedule": "row", "view": "Split"}
 
 
 @pytest.mark.parametrize("page", PLANNING)
@@ -149,11 +192,28 @@ def test_every_random_setting_has_an_answer_or_a_button_that_leads_to_one(seed):
 def test_a_quantised_cache_that_a_policy_lacks_becomes_one_as_computed():
     query = {"model": "opt-125m", "batch": "2", "kv_bits": "4 bits", "policy": "hf-offloaded"}
     tried = try_link("plan", query)
-    assert tried.refusal is not None
+    assert tried.refusals
     assert tried.fault is None, tried
+
+
+@pytest.mark.parametrize(
+    ("page", "part"),
+    [("advise", "timeline_of"), ("what_if", "facts_of"), ("traffic", "service_minute")],
+)
+def test_a_cancelled_part_of_an_answer_can_be_asked_again(page, part, monkeypatch):
+    def cancelled(*_):
+        raise Cancelled("key")
+
+    monkeypatch.setattr(f"dashboard.session.{part}", cancelled)
+    monkeypatch.setattr(f"dashboard.controls.plan.{part}", cancelled, raising=False)
+    query = {"model": "opt-125m", "hardware": "kvpr-a100", "batch": "1", "prompt": "64"}
+    app = show(page, **query, sizes="0,4GB", policies="load-only", trace="chat")
+    assert app.header
+    assert app.info[-1].value.startswith("Cancelled.")
+    assert app.button(key="ask_again")
 
 
 def test_layers_that_no_split_can_divide_have_a_page_too():
     query = {"model": "deepseek-v4-pro", "hardware": "mi300x+pcie5-x16", "batch": "48"}
     tried = try_link("plan", {**query, "tp": "8", "prompt": "1,536", "keep": "false"})
-    assert tried.refusal is None, tried
+    assert not tried.refusals, tried

@@ -147,8 +147,8 @@ def test_what_is_no_trace_is_refused_in_one_sentence(trace, sentence):
 
 def test_a_link_with_no_trace_in_it_says_so_and_shows_the_example():
     app = show("restore", view="Availability", trace="half of it", **SMALL)
-    assert len(app.error) == 1
-    assert "must be spelt as in" in app.error[0].value
+    assert not app.error
+    assert any("must be spelt as in" in one.value for one in app.warning)
     assert app.header
     assert "--availability" in app.code[-1].value
 
@@ -288,3 +288,10 @@ def test_a_runtime_is_compared_with_the_best_schedule():
 def test_a_runtime_whose_copies_are_not_known_says_so():
     app = show("restore", **SMALL, runtime="lmcache")
     assert any("no figures of kernel copies" in one.value for one in app.error)
+    assert [app.button(key=f"runtimes {at}").label for at in (0, 1)] == [
+        "Runtime vllm",
+        "No runtime",
+    ]
+    app.button(key="runtimes 0").click().run()
+    assert not app.error
+    assert app.selectbox(key="runtime").value == "vllm"

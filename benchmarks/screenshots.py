@@ -43,6 +43,7 @@ PAGES = {
     "accuracy": "accuracy",
     "machines": "machines?machine=cpu-xeon-opt-125m",
     "your-machine": "your_machine",
+    "glossary": "glossary",
 }
 SHOWN = {"timeline": ".st-key-lanes .table", "compare": ".st-key-compared .table"}
 """What a page is scrolled to, if not its top."""

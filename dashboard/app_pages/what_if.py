@@ -64,7 +64,7 @@ def show_page() -> None:
     with answer:
         show_answer(plan)
         compare_plans(question, "lp", plan)
-        show_plan_memory(plan)
+        show_plan_memory({"": plan})
         try:
             show_view(question, plan)
         except KvOverlapError as error:

@@ -114,16 +114,15 @@ def compare_plans(question: Question, policy: str, plan: DecodePlan) -> None:
         st.error(f"A has no answer: {escaped(str(error))}")
         return
     with st.container(border=True):
-        a_price, b_price = _prices()
         _head(text, present, {A: headline(other), B: headline(plan)})
         st.markdown(f"**{verdict(step_s(other), step_s(plan), 'a step')}**")
-        show_table(side_by_side(plan_rows(other, a_price), plan_rows(plan, b_price)))
+        table = st.container()
+        a_price, b_price = _prices()
+        with table:
+            show_table(side_by_side(plan_rows(other, a_price), plan_rows(plan, b_price)))
         runs = [predicted_run(one, timeline_of(one), name) for name, one in _named(other, plan)]
         draw_lanes(lanes_of(runs), "compared")
-        for column, (name, one) in zip(pair("memories"), _named(other, plan), strict=True):
-            with column:
-                st.caption(f"Memory of {name}")
-                show_plan_memory(one, f"memory_{name}")
+        show_plan_memory({A: other, B: plan}, "memories")
 
 
 def compare_restores(question: RestoreQuestion, policy: str, answer: RestorePlans) -> None:

@@ -74,21 +74,21 @@ def memory_bars(uses: Mapping[str, tuple[MemoryUse, Memory]]) -> go.Figure:
     capacities = [capacity for *_, capacity in rows]
     figure = go.Figure()
     for name, colour in MEMORY_COLOUR.items():
-        parts = [one.get(name, 0.0) for one in filled]
-        if not any(parts):
+        sizes = [one.get(name, 0.0) for one in filled]
+        if not any(sizes):
             continue
         labels = [
             f"{name} {_gib(n_bytes)}" if n_bytes > MIN_LABELLED_FRAC * capacity else ""
-            for n_bytes, capacity in zip(parts, capacities, strict=True)
+            for n_bytes, capacity in zip(sizes, capacities, strict=True)
         ]
         figure.add_trace(
             bars(
                 name,
-                [n_bytes / capacity for n_bytes, capacity in zip(parts, capacities, strict=True)],
+                [n_bytes / capacity for n_bytes, capacity in zip(sizes, capacities, strict=True)],
                 list(range(len(rows))),
                 colour,
                 "%{customdata}",
-                customdata=[f"{name}: {_gib(n_bytes)}" for n_bytes in parts],
+                customdata=[f"{name}: {_gib(n_bytes)}" for n_bytes in sizes],
                 text=labels,
                 textposition="inside",
                 insidetextanchor="middle",

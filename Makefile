@@ -17,7 +17,7 @@ test: $(DEV_READY)  ## style, types, import arrows and every test, side by side:
 	@$(MAKE) --no-print-directory --jobs=2 lint tests
 
 tests: $(DEV_READY)  ## every test, the longest files first
-	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 soak: lint  ## every property test with ten times the examples, other ones in every run
 	KVOVERLAP_SOAK=10 $(BIN)/pytest -n 2 tests -k "not browser"

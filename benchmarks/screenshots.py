@@ -43,9 +43,20 @@ PAGES = {
     "accuracy": "accuracy",
     "machines": "machines?machine=cpu-xeon-opt-125m",
     "your-machine": "your_machine",
+    "glossary": "glossary",
 }
-SHOWN = {"timeline": ".st-key-lanes .table", "compare": ".st-key-compared .table"}
+SHOWN = {"timeline": ".st-key-lanes", "compare": ".st-key-compared"}
 """What a page is scrolled to, if not its top."""
+
+SCROLL = """
+shown => {
+  const head = document.querySelector(".st-key-headline").getBoundingClientRect();
+  const sticky = innerWidth < 1000 ? head.height : 0;
+  const main = document.querySelector("[data-testid=stMain]");
+  main.scrollTop += shown.getBoundingClientRect().top - sticky - 70;
+}
+"""
+"""To below the header, and on a phone below the headline, which stays in sight."""
 
 SIZES = {"wide": (1440, 900), "phone": (390, 844)}
 PHONE = "Mozilla/5.0 (Linux; Android 14) AppleWebKit/537.36 Chrome/130.0 Mobile Safari/537.36"
@@ -53,10 +64,11 @@ MAX_BYTES = 200_000
 
 
 def small_png(picture: bytes) -> bytes:
-    """The picture reduced to 256 colours."""
+    """The picture reduced to 256 colours, of which small marks keep theirs."""
     out = BytesIO()
     image = Image.open(BytesIO(picture)).convert("RGB")
-    image.quantize(256, dither=Image.Dither.NONE).save(out, "PNG", optimize=True)
+    few = image.quantize(256, Image.Quantize.MAXCOVERAGE, kmeans=1, dither=Image.Dither.NONE)
+    few.save(out, "PNG", optimize=True)
     return out.getvalue()
 
 
@@ -66,7 +78,9 @@ def main() -> None:
     parser.add_argument("--run", help="label of the run to show; by default the first")
     parser.add_argument("--only", nargs="+", choices=PAGES, default=PAGES, help="pages to take")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "img")
+    parser.add_argument("--refresh", action="store_true", help="only pictures that --out has")
     options = parser.parse_args()
+    wanted = {name: PAGES[name] for name in options.only}
     if chromium() is None:
         sys.exit("no Chromium found; install one to take pictures in it.")
     options.out.mkdir(parents=True, exist_ok=True)
@@ -78,14 +92,15 @@ def main() -> None:
                 agent = PHONE if size == "phone" else None
                 page = opened.new_page(viewport=view, color_scheme=theme, user_agent=agent)
                 page.set_default_timeout(90_000)
-                for name in options.only:
-                    path = PAGES[name]
+                for name, path in wanted.items():
+                    target = options.out / f"{name}-{theme}-{size}.png"
+                    if options.refresh and not target.is_file():
+                        continue
                     page.goto(f"{address}/{path}{'&' if '?' in path else '?'}{run}")
                     resolve(page)
                     if name in SHOWN:
-                        page.locator(SHOWN[name]).scroll_into_view_if_needed()
+                        page.locator(SHOWN[name]).evaluate(SCROLL)
                     page.wait_for_timeout(800)
-                    target = options.out / f"{name}-{theme}-{size}.png"
                     target.write_bytes(small_png(page.screenshot()))
                     n_bytes = target.stat().st_size
                     print(f"{target} {n_bytes:,} bytes{' TOO LARGE' * (n_bytes > MAX_BYTES)}")

@@ -9,7 +9,16 @@ import pandas as pd
 import streamlit as st
 
 from dashboard.controls.lanes import draw_lanes
-from dashboard.controls.widgets import Picked, cards, chart, pair, pick_case, show_table
+from dashboard.controls.plan import show_case_memory
+from dashboard.controls.widgets import (
+    Picked,
+    cards,
+    chart,
+    headline_place,
+    pair,
+    pick_case,
+    show_table,
+)
 from dashboard.data.runs import Case, run_stamp
 from dashboard.figures import (
     Meeting,
@@ -39,11 +48,12 @@ from sim.results.accuracy import CaseAccuracy
 
 def show_measured() -> None:
     """Menus of runs and cases, then the chosen restore."""
+    headline = headline_place()
     picked = pick_case("A restore: predicted by the simulator, then run on a device.", True)
     if picked is None:
         return
     case = picked.case
-    st.header(comparison_summary(case), anchor=False)
+    headline.header(comparison_summary(case), anchor=False)
     st.caption(describe_case(case))
     st.markdown(f"**{describe_meeting(case)}** {busy_lanes(case)}")
     for sentence in check_warnings(case):
@@ -52,6 +62,8 @@ def show_measured() -> None:
     show_both_ends(case)
     st.subheader("Tokens by source", anchor=False)
     show_table(token_table(case), {"TTFT (ms)": "%.1f"})
+    st.subheader("Memory", anchor=False)
+    show_case_memory(case)
     show_others(picked)
     show_exports(picked)
 
@@ -147,6 +159,7 @@ def show_exports(picked: Picked) -> None:
     if picked.run is None:
         st.page_link("app_pages/timeline.py", label="Task by task")
         return
-    st.code(compare_command(picked.run.case_folder(picked.name)), language="bash")
+    command = compare_command(picked.run.case_folder(picked.name))
+    st.code(command, language="bash", wrap_lines=True)
     query = {"run": picked.run.label, "case": picked.name}
     st.page_link("app_pages/timeline.py", label="Task by task", query_params=query)

@@ -26,6 +26,7 @@ HTML = '<button type="button">Open both in Perfetto</button>'
 CSS = """
 button {
   font: inherit;
+  font-size: 0.875rem;
   color: var(--st-text-color);
   background: var(--st-background-color);
   border: 1px solid var(--st-border-color);

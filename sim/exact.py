@@ -45,7 +45,7 @@ def builder(kind: Any) -> Builder:
     if origin in (Union, UnionType):
         return _union(inside)
     if origin is tuple and len(inside) == 2 and inside[1] is Ellipsis:
-        return _sequence(builder(inside[0]))
+        return _sequence(inside[0])
     if origin is tuple:
         return _record(tuple(map(builder, inside)))
     if origin is dict and inside[0] is str:
@@ -124,10 +124,14 @@ def _union(kinds: tuple[Any, ...]) -> Builder:
     return build
 
 
-def _sequence(item: Builder) -> Builder:
+def _sequence(kind: Any) -> Builder:
+    item = builder(kind)
+
     def build(value: Any) -> Any:
         if type(value) is not list:
             raise Inexact
+        if kind in SCALARS and {kind}.issuperset(map(type, value)):
+            return tuple(value)
         return tuple(map(item, value))
 
     return build

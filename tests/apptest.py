@@ -36,3 +36,8 @@ def show(page: str, /, *uploads: Upload, **query: str | list[str]) -> AppTest:
 def charts(app: AppTest) -> list[Any]:
     """The Plotly figures of a page."""
     return [json.loads(chart.proto.spec) for chart in app.get("plotly_chart")]
+
+
+def shares(memory: Any) -> list[float]:
+    """Filled parts of each memory of a chart of memory bars."""
+    return [sum(parts) for parts in zip(*(bar["x"] for bar in memory["data"]), strict=True)]

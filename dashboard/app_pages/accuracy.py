@@ -8,6 +8,7 @@ import streamlit as st
 from dashboard.controls.widgets import (
     cards,
     chart,
+    headline_place,
     menu,
     pair,
     show_invitation,
@@ -36,6 +37,7 @@ def show_page() -> None:
     groups: dict[str, list[Run]] = {run.label: [run] for run in runs}
     if shipped:
         groups = {SHIPPED: shipped, **groups}
+    headline = headline_place()
     left, rest = st.columns([2, 4], vertical_alignment="bottom")
     rest.caption("Prediction errors of every recorded case.")
     label = menu("Recordings", list(groups), key="recordings", column=left)
@@ -50,22 +52,25 @@ def show_page() -> None:
     for sentence in found.unreadable:
         st.warning(sentence)
     if found.cases:
+        headline.header(summary(found), anchor=False)
         show_summary(found)
-        show_figures(found)
-        show_cases(found, {run.folder.name: run for run in chosen})
+        show_errors(found, {run.folder.name: run for run in chosen})
     show_environments(chosen)
     st.subheader("Command-line equivalent", anchor=False)
-    st.code(accuracy_command(root), language="bash")
+    st.code(accuracy_command(root), language="bash", wrap_lines=True)
+
+
+def summary(found: Accuracy) -> str:
+    """The errors of all cases in one line."""
+    return (
+        f"Median error {percent(found.median_abs_error_frac)}, nine of ten cases within "
+        f"{percent(found.p90_abs_error_frac)}"
+    )
 
 
 def show_summary(found: Accuracy) -> None:
-    """The errors of all cases in one line and four cards."""
+    """The lean of the errors, and four cards."""
     passed = sum(case.passed for case in found.cases)
-    st.header(
-        f"Median error {percent(found.median_abs_error_frac)}, nine of ten cases within "
-        f"{percent(found.p90_abs_error_frac)}",
-        anchor=False,
-    )
     errors = pd.Series([case.makespan_error_frac for case in found.cases])
     st.caption(
         f"{(errors < 0).sum()} of {len(errors)} predictions are too short; the median signed error "
@@ -110,13 +115,14 @@ def _median_forced(found: Accuracy) -> float:
     return float(errors.median())
 
 
-def show_figures(found: Accuracy) -> None:
-    """Predicted against measured, and the error of each case."""
+def show_errors(found: Accuracy, runs: dict[str, Run]) -> None:
+    """Predicted against measured and every case in a table, next to the error of each case."""
     left, right = pair("figures")
     with left:
         st.subheader("Predicted against measured", anchor=False)
         alt = "Predicted over measured makespan of every case"
         chart(predicted_against_measured(found.cases), alt, "scatter")
+        show_cases(found, runs)
     with right:
         st.subheader("Error of each case", anchor=False)
         chart(errors_by_case(found.cases), "Signed error of every case", "errors")

@@ -17,7 +17,13 @@ from dashboard.controls.plan import (
     show_refused,
 )
 from dashboard.controls.restore import OWN_LINK
-from dashboard.controls.widgets import chart, headline_place, question_columns, show_table
+from dashboard.controls.widgets import (
+    chart,
+    headline_place,
+    on_phone,
+    question_columns,
+    show_table,
+)
 from dashboard.figures import policy_bars
 from dashboard.questions.decode import Question
 from dashboard.questions.remedies import LP, Asking
@@ -27,7 +33,7 @@ from dashboard.text.comparison import escaped, sentence
 from dashboard.text.refusal import in_page_terms
 from dashboard.tour import offer_tour
 from planner import DecodePlan
-from planner.advice import Advice, describe
+from planner.advice import Advice, reasons
 from planner.advice.text import ABOUT_RUNTIMES
 from sim.errors import KvOverlapError
 
@@ -69,8 +75,11 @@ PRESETS = {
 def show_page() -> None:
     """Presets, controls on the left, the answer on the right."""
     st.markdown(ABOUT)
-    show_presets()
+    if not on_phone():
+        show_presets()
     headline = headline_place()
+    if on_phone():
+        show_presets()
     controls, answer = question_columns()
     try:
         with controls:
@@ -131,14 +140,17 @@ def show_advice(question: Question, found: Advice) -> None:
         plan = found.plan if chosen == OFFLOADED else found.resident
     kept = plan is found.resident
     compare_plans(replace(question, keep=kept), "lp", plan)
-    show_plan_memory(plan)
+    show_plan_memory({"": plan})
     st.subheader("Predicted timeline of a step", anchor=False)
     timeline = timeline_of(plan)
     show_lanes(plan, timeline)
     plan_downloads(plan, timeline)
     st.subheader("Why, and what would help", anchor=False)
-    st.markdown(escaped(describe(found)))
-    times = found.step_s_by_policy
+    st.markdown("\n".join(f"- {escaped(one)}" for one in reasons(found)))
+    times = {
+        name.replace(" --no-keep", ", offloaded"): seconds
+        for name, seconds in found.step_s_by_policy.items()
+    }
     chart(policy_bars(times, None, "lp"), "Predicted step time of every policy", "policies", True)
 
 
@@ -147,7 +159,7 @@ def show_settings(found: Advice) -> None:
     if not found.settings:
         return
     st.subheader("Settings of serving runtimes", anchor=False)
-    st.caption(escaped(ABOUT_RUNTIMES))
+    st.caption(ABOUT_RUNTIMES)
     rows = [
         {
             "runtime": one.runtime,

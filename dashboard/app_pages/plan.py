@@ -53,14 +53,18 @@ def show_page() -> None:
         if kind == ASKED:
             show_asked()
         elif kind == MEASURED:
+            head = headline_place()
             picked = pick_case(restores=False)
             if picked is not None:
                 plan = case_plan(picked.case)
-                show_headline(plan)
+                with head:
+                    show_headline(plan)
                 show_plan(plan)
         else:
+            head = headline_place()
             name = menu("Plan", list(plans), key="upload")
-            show_headline(plans[name])
+            with head:
+                show_headline(plans[name])
             show_plan(plans[name])
     except KvOverlapError as error:
         show_refusal(error)
@@ -118,7 +122,7 @@ def show_plan(plan: DecodePlan) -> None:
 def show_run(plan: DecodePlan) -> None:
     """Memory, lanes over time, and both as files."""
     st.subheader("Memory", anchor=False)
-    show_plan_memory(plan)
+    show_plan_memory({"": plan})
     st.subheader("Predicted timeline", anchor=False)
     timeline = timeline_of(plan)
     show_lanes(plan, timeline)

@@ -6,11 +6,13 @@ import streamlit as st
 
 from dashboard.controls.compare import compare_cases
 from dashboard.controls.lanes import draw_lanes
+from dashboard.controls.plan import show_case_memory
 from dashboard.controls.widgets import (
     Picked,
     cards,
     chart,
     choose_view,
+    headline_place,
     menu,
     pair,
     pick_case,
@@ -79,6 +81,7 @@ def show_prediction(name: str, recording: Recording) -> None:
 
 def show_runs() -> None:
     """Menus of runs and cases, then the chosen case."""
+    headline = headline_place()
     try:
         picked = pick_case(ABOUT)
     except KvOverlapError as error:
@@ -93,18 +96,20 @@ def show_runs() -> None:
     answer = st.container()
     show_lanes(case)
     with answer:
+        headline.header(comparison_summary(case), anchor=False)
         summary = show_answer(case)
         if picked.run is not None:
             compare_cases(picked.run.label, picked.name, case)
     show_time_breakdown(case)
+    st.subheader("Memory", anchor=False)
+    show_case_memory(case)
     show_worst_tasks(case, picked)
     show_exports(case, picked)
     summary.markdown(" ".join([describe_bottleneck(case), *describe_run_accuracy(picked)]))
 
 
 def show_answer(case: Case) -> st.delta_generator.DeltaGenerator:
-    """The errors in one line and in cards; returns the place of a summary."""
-    st.header(comparison_summary(case), anchor=False)
+    """What ran, and the errors in cards; returns the place of a summary."""
     st.caption(describe_case(case))
     summary = st.empty()
     summary.markdown("Computing the bottleneck of this plan.")
@@ -222,7 +227,8 @@ def show_exports(case: Case, picked: Picked) -> None:
     """The commands of this comparison, and both timelines as trace files."""
     st.subheader("Command-line equivalent", anchor=False)
     if picked.run is not None:
-        st.code(compare_command(picked.run.case_folder(picked.name)), language="bash")
+        command = compare_command(picked.run.case_folder(picked.name))
+        st.code(command, language="bash", wrap_lines=True)
     row = st.container(horizontal=True)
     stem = file_stem(picked)
     with row:

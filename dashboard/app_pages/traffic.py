@@ -6,6 +6,7 @@ import streamlit as st
 
 from dashboard.asking import show_buttons, show_reason, show_refusal
 from dashboard.controls.decode import steps
+from dashboard.controls.plan import show_memory
 from dashboard.controls.traffic import FIRST_SIZES, SIZES, ask_traffic
 from dashboard.controls.widgets import (
     cards,
@@ -17,7 +18,7 @@ from dashboard.controls.widgets import (
     show_table,
     table_downloads,
 )
-from dashboard.figures import hit_rate_curves, service_lanes, ttft_by_size
+from dashboard.figures import MemoryUse, hit_rate_curves, service_lanes, ttft_by_size
 from dashboard.questions.remedies import Asking, Remedy
 from dashboard.questions.traffic import (
     MAX_WORK,
@@ -68,6 +69,7 @@ def show_page() -> None:
     with answer:
         headline.header(summary(found), anchor=False)
         show_answers(question, found)
+        show_service_memory(question, found)
         show_minute(question, found)
         show_runs(found)
         show_commands(question)
@@ -98,6 +100,18 @@ def show_answers(question: TrafficQuestion, found: TrafficAnswers) -> None:
     st.caption(
         "A ring marks the size from which more lowers the p90 of TTFT by less than 5 %. Without a "
         "cache, hits are those of GPU memory, and all policies are the same."
+    )
+
+
+def show_service_memory(question: TrafficQuestion, found: TrafficAnswers) -> None:
+    """What an instance puts in the memory of each GPU, and its cache in host memory."""
+    st.subheader("Memory of an instance", anchor=False)
+    _, size = found.best
+    use = MemoryUse(found.gpu_bytes, {"KV": size})
+    show_memory({"": (use, question.hardware.memory)})
+    st.caption(
+        f"Each GPU, and the host with {size_text(size)}. Blocks of K and V fill what weights and "
+        "the activations of a step leave of GPU memory."
     )
 
 

@@ -67,7 +67,7 @@ def show_page() -> None:
     with answer:
         show_answer(plan)
         compare_plans(question, "lp", plan)
-        show_plan_memory(plan)
+        show_plan_memory({"": plan})
         view = choose_view([SPLIT, CROSSOVER, MAP])
         try:
             show_view(view, question, plan)

@@ -127,19 +127,18 @@ def compare_plans(question: Question, policy: str, plan: DecodePlan) -> None:
         show_unanswered(error)
         return
     with st.container(border=True):
-        a_price, b_price = _prices()
         heads = {name: in_page_terms(headline(one)) for name, one in _named(other, plan)}
         _head(text, present, heads)
         st.markdown(f"**{verdict(step_s(other), step_s(plan), 'a step')}**")
+        table = st.container()
+        a_price, b_price = _prices()
         needs = facts_of(other).memory, facts_of(plan).memory
         rows = plan_rows(other, needs[0], a_price), plan_rows(plan, needs[1], b_price)
-        show_table(side_by_side(*rows))
+        with table:
+            show_table(side_by_side(*rows))
         runs = [predicted_run(one, timeline_of(one), name) for name, one in _named(other, plan)]
         draw_lanes(lanes_of(runs), "compared")
-        for column, (name, one) in zip(pair("memories"), _named(other, plan), strict=True):
-            with column:
-                st.caption(f"Memory of {name}")
-                show_plan_memory(one, f"memory_{name}")
+        show_plan_memory({A: other, B: plan}, "memories")
 
 
 def compare_restores(question: RestoreQuestion, policy: str, answer: RestorePlans) -> None:

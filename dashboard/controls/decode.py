@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import streamlit as st
 
 from dashboard import links
+from dashboard.controls.machine_cards import offer_cards
 from dashboard.controls.widgets import MAX_ASKED, menu, name_unusable, switch
 from dashboard.data.machines import FIRST_MACHINE, Machine
 from dashboard.questions.decode import AUTO, Changes, Question, both_ways_rate
@@ -30,6 +31,9 @@ AS_ASKED = 0
 OWN_BATCHES = "own_batches"
 """In the visitor's session: batches that are no steps of the slider."""
 
+MACHINE = "hardware"
+"""Key of the menu of machines."""
+
 AS_PROFILED = "as profiled"
 FIRST_ADVISED, FIRST_ADVISED_MACHINE = "llama-3.1-8b", "h100-sxm+pcie5-x16"
 
@@ -45,6 +49,7 @@ def ask_advice() -> tuple[Question, float | None]:
     hardware = machine.load()
     with st.container(border=True, key="machine_card"):
         st.markdown(machine_card(hardware))
+        offer_cards(MACHINE)
     batch, prompt = ask_prompts()
     tp, ep = ask_gpus(model)
     kv_bits = ask_kv_bits(model)
@@ -155,7 +160,7 @@ def ask_machine(first: str) -> Machine:
     machines = {machine.label: machine for machine in all_machines()}
     labels = list(machines)
     uploaded = machines[labels[0]].profile is not None
-    label = menu("Machine", labels, index=0 if uploaded else labels.index(first), key="hardware")
+    label = menu("Machine", labels, index=0 if uploaded else labels.index(first), key=MACHINE)
     return _behind_link(machines[label])
 
 

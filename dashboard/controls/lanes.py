@@ -6,6 +6,7 @@ It is one Streamlit component of plain JavaScript. The zoom is in the address of
 from __future__ import annotations
 
 from pathlib import Path
+from time import sleep
 
 import streamlit as st
 
@@ -18,6 +19,10 @@ SCRIPTS = ("model.js", "draw.js", "input.js", "view.js")
 
 MAX_DRAWN = 100_000
 """Largest number of bars; their data has about 15 MB."""
+
+LARGE, PAUSE_S = 5_000, 0.4
+"""Bars from which a page pauses until they are drawn. The threads of the server take turns, so that
+a page that goes on computing would delay by about a second the data that it has just sent."""
 
 
 def _read(*names: str) -> str:
@@ -36,3 +41,5 @@ def draw_lanes(chart: LaneChart, key: str = "lanes") -> None:
         return
     with st.container(key=key):
         _component(key=f"{key}_view", data=chart.encoded, height="content")
+    if len(chart) > LARGE:
+        sleep(PAUSE_S)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 
 import streamlit as st
@@ -11,34 +11,48 @@ from dashboard.asking import answer, show_reason, show_remedies
 from dashboard.controls.lanes import draw_lanes
 from dashboard.controls.widgets import chart
 from dashboard.data.exports import saved_bytes, trace_bytes
+from dashboard.data.runs import Case
 from dashboard.figures import MemoryUse, NamedRun, lanes_of, memory_bars
 from dashboard.questions.remedies import Asking
-from dashboard.questions.restore import restore_memory
+from dashboard.questions.restore import request_of, restore_memory
 from dashboard.session import facts_of
 from planner import DecodePlan, Plan
 from planner.restore import RestorePlan
 from sim.cost.model import CostModel
 from sim.errors import DoesNotFit, KvOverlapError
-from sim.graph.memory import Footprint
+from sim.graph.memory import Footprint, footprint
 from sim.graph.timeline import Timeline
 from sim.machine.profile import Memory
 
 
-def show_memory(use: MemoryUse, memory: Memory, key: str = "memory_bar") -> None:
-    """What fills GPU and host memory, against their capacity."""
-    chart(memory_bars(use, memory), "Bytes in GPU and host memory", key, bare=True)
+def show_memory(uses: Mapping[str, tuple[MemoryUse, Memory]], key: str = "memory_bar") -> None:
+    """What fills GPU and host memory, against their capacity, as for `memory_bars`."""
+    chart(memory_bars(uses), "Bytes in GPU and host memory", key, bare=True)
 
 
-def show_plan_memory(plan: DecodePlan, key: str = "memory_bar") -> None:
-    """What a decode puts in GPU and host memory."""
-    use = MemoryUse.of_decode(facts_of(plan).memory)
-    show_memory(use, plan.hardware.memory, key)
+def show_plan_memory(plans: Mapping[str, DecodePlan], key: str = "memory_bar") -> None:
+    """What decodes put in GPU and host memory, by names that are empty for the only one."""
+    uses = {name: MemoryUse.of_decode(facts_of(one).memory) for name, one in plans.items()}
+    show_memory({name: (use, plans[name].hardware.memory) for name, use in uses.items()}, key)
 
 
 def show_restore_memory(plan: RestorePlan) -> None:
     """What a restore needs: the prompt's K and V on the GPU, the cached part in host memory."""
     use = restore_memory(plan.model, plan.hardware, plan.workload, plan.x_bytes)
-    show_memory(MemoryUse(*use), plan.hardware.memory)
+    show_memory({"": (MemoryUse(*use), plan.hardware.memory)})
+
+
+def show_case_memory(case: Case) -> None:
+    """What a measured case has in GPU and host memory."""
+    graph, hardware = case.graph, case.measured.hardware
+    if case.restores:
+        request = request_of(graph)
+        has_x = any(task.op == "load_x" for task in graph.tasks)
+        x_bytes = request.x_bytes(graph.model) if has_x else 0
+        use = MemoryUse(*restore_memory(graph.model, hardware, request, x_bytes))
+    else:
+        use = MemoryUse.of_decode(footprint(graph))
+    show_memory({"": (use, hardware.memory)})
 
 
 def show_refused(error: KvOverlapError, asking: Asking) -> None:
@@ -49,7 +63,7 @@ def show_refused(error: KvOverlapError, asking: Asking) -> None:
         with suppress(KvOverlapError):
             need = answer(question.memory, key=question.key)
             use = MemoryUse.of_decode(need) if isinstance(need, Footprint) else MemoryUse(*need)
-            show_memory(use, question.machine.memory, "needed")
+            show_memory({"": (use, question.machine.memory)}, "needed")
     show_remedies(error, asking)
 
 

@@ -15,7 +15,7 @@ from dashboard import links
 from dashboard.data.exports import csv_bytes, parquet_bytes, saved_bytes
 from dashboard.data.runs import OWN_RUNS, Case, Run, case_stamp
 from dashboard.data.uploads import MAX_UPLOAD_MB, Upload, read_upload
-from dashboard.figures import split_curve
+from dashboard.figures import fit_phone, split_curve
 from dashboard.questions.decode import CHANGED_PROFILE, Question
 from dashboard.questions.points import kvpr_count
 from dashboard.session import (
@@ -33,19 +33,6 @@ from planner import DecodePlan
 from sim.errors import KvOverlapError
 
 CHART = {"displaylogo": False, "modeBarButtonsToRemove": ["select2d", "lasso2d", "autoScale2d"]}
-PHONE_LEGEND = {
-    "font": {"size": 10},
-    "xref": "container",
-    "yref": "container",
-    "x": 0,
-    "y": 1,
-    "yanchor": "top",
-}
-"""Above the chart, as wide as the screen."""
-
-LEGEND_ROW_PX = 18
-"""Height of a row of the legend, which has two entries or more on a phone."""
-
 BARE_CHART = {"displayModeBar": False}
 
 MAX_ASKED = 60
@@ -62,17 +49,28 @@ RESTORE_RUN = ("kvoverlap validate --scenario restore --out runs/restores",)
 """Commands that measure a run to show."""
 
 STYLE = """
+[data-testid="stMainBlockContainer"] { padding-bottom: 4rem; }
 [data-testid="stCaptionContainer"] { opacity: 0.8; }
-.js-plotly-plot :is(.xtick, .ytick) text, .js-plotly-plot :is(.xtitle, .ytitle, .bartext-outside) {
+[data-testid^="stBaseButton-primary"] { color: light-dark(#ffffff, #0b1512); }
+.js-plotly-plot :is(.xtick, .ytick, .colorbar, .annotation) text,
+.js-plotly-plot :is(.xtitle, .ytitle, .bartext-outside) {
   fill: currentColor !important; fill-opacity: 0.8 !important;
 }
-.st-key-progress { position: sticky; top: 0; z-index: 99; background: var(--st-background-color); }
+[data-testid="stButtonGroup"] :has(> button) { flex-wrap: wrap; }
+[data-testid="stButtonGroup"] button:not([data-selected]) {
+  border-left-color: color-mix(in srgb, currentColor 20%, transparent) !important;
+}
+.st-key-progress {
+  position: sticky; top: 0; z-index: 99; background: light-dark(#ffffff, #12181d);
+}
 .st-key-presets [data-testid="stPageLink"] a {
   background: color-mix(in srgb, #7f8f99 16%, transparent);
 }
 .st-key-presets [data-testid="stPageLink"] a * { font-weight: 600; }
 @media (max-width: 1000px) {
-  [data-testid="stButtonGroup"] :has(> button) { flex-wrap: wrap; }
+  [data-testid="stHorizontalBlock"] { gap: 1rem; }
+  [data-testid="stHeading"] h2 { font-size: 1.15rem; line-height: 1.35; }
+  [data-testid="stMetric"] .stMarkdownEllipsis :is(&, p) { white-space: normal; overflow: visible; }
   .st-key-cards [data-testid="stHorizontalBlock"] { flex-wrap: wrap; }
   .st-key-cards [data-testid="stColumn"] { flex: 1 1 45%; min-width: 45%; }
   [class*="st-key-pair_"] > [data-testid="stLayoutWrapper"] > [data-testid="stHorizontalBlock"] {
@@ -84,7 +82,6 @@ STYLE = """
     position: sticky; top: 3rem; z-index: 9; padding: 0.5rem 0; backdrop-filter: blur(12px);
     background: light-dark(#ffffffeb, #12181deb);
   }
-  .st-key-headline h2 { font-size: 1.15rem; line-height: 1.35; }
 }
 """
 
@@ -203,10 +200,7 @@ def chart(figure: Figure, alt: str, key: str, bare: bool = False) -> None:
     """A figure in the theme of the page; on phones a finger on it scrolls the page."""
     if on_phone():
         bare = True
-        named = sum(trace.showlegend is not False and bool(trace.name) for trace in figure.data)
-        if figure.layout.height and figure.layout.showlegend is not False:
-            figure.layout.height += LEGEND_ROW_PX * (named // 2)
-        figure.update_layout(dragmode=False, legend=PHONE_LEGEND)
+        fit_phone(figure)
     st.plotly_chart(figure, config=BARE_CHART if bare else CHART, alt=alt, key=key)
 
 

@@ -27,7 +27,13 @@ from dashboard.figures.restores import (
     sources_by_layer,
     ttft_bars,
 )
-from dashboard.figures.style import BREAKDOWN_COLOUR, OP_COLOUR, POLICY_COLOUR, RESTORE_COLOUR
+from dashboard.figures.style import (
+    BREAKDOWN_COLOUR,
+    OP_COLOUR,
+    POLICY_COLOUR,
+    RESTORE_COLOUR,
+    fit_phone,
+)
 from dashboard.figures.time_breakdown import breakdown_bars, lane_use_bars
 from dashboard.figures.trace_lanes import paired_trace_lanes, trace_lanes
 from dashboard.figures.traffic import hit_rate_curves, service_lanes, ttft_by_size
@@ -50,6 +56,7 @@ __all__ = [
     "breakdown_bars",
     "crossover_curves",
     "errors_by_case",
+    "fit_phone",
     "heat_map",
     "hit_rate_curves",
     "lane_use_bars",

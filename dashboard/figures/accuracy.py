@@ -29,6 +29,7 @@ COLOURS = {**POLICY_COLOUR, **RESTORE_COLOUR}
 OURS_COLOUR = POLICY_COLOUR["lp"]
 NAIVE_COLOUR = POLICY_COLOUR["kvpr"]
 BAND_COLOUR = "rgba(42,157,143,0.14)"
+CASE_PX = 18
 MARGIN = 1.25
 """Factor between the outermost cases and the ends of the axes."""
 
@@ -130,7 +131,7 @@ def errors_by_case(cases: Sequence[CaseAccuracy]) -> go.Figure:
     ours.error_x = {"array": spread, "color": MUTED, "thickness": 2, "width": 3}
     figure = go.Figure([tolerance, naive, ours])
     style_rows(figure, [case.name.rpartition("/")[2] for case in cases], rows or [0])
-    figure.update_layout(height=110 + 22 * len(cases))
+    figure.update_layout(height=110 + CASE_PX * len(cases))
     figure.add_vline(x=0, line={"color": MUTED, "width": 1})
-    figure.update_xaxes(title="predicted / measured - 1 (%)", rangemode="normal")
+    figure.update_xaxes(title="prediction error (%)", rangemode="normal")
     return figure

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import repeat
@@ -64,6 +64,14 @@ class Bars:
     estimate: Sequence[str] = ()
 
 
+class Numbering(dict[str, int]):
+    """Texts with their positions; a new text that is looked up comes last."""
+
+    def __missing__(self, text: str) -> int:
+        self[text] = at = len(self)
+        return at
+
+
 @dataclass
 class LaneChart:
     """Rows of bars; texts are stored once and bars hold their positions.
@@ -77,8 +85,8 @@ class LaneChart:
     colours: dict[str, str] = field(default_factory=dict)
     rows: list[Row] = field(default_factory=list)
     ends: list[tuple[str, float]] = field(default_factory=list)
-    kinds: dict[str, int] = field(default_factory=dict)
-    words: dict[str, int] = field(default_factory=lambda: {"": 0})
+    kinds: Numbering = field(default_factory=Numbering)
+    words: Numbering = field(default_factory=lambda: Numbering({"": 0}))
     numbers: dict[str, array[float]] = field(
         default_factory=lambda: {name: array("d") for name in NUMBERS}
     )
@@ -111,8 +119,8 @@ class LaneChart:
             ("cause", bars.cause),
             ("estimate", bars.estimate),
         ):
-            self.positions[column].extend(_numbered(texts or repeat("", count), self.words))
-        self.positions["kind"].extend(_numbered(bars.kind, self.kinds))
+            self.positions[column].extend(map(self.words.__getitem__, texts or repeat("", count)))
+        self.positions["kind"].extend(map(self.kinds.__getitem__, bars.kind))
         self.positions["row"].extend(repeat(len(self.rows) - 1, count))
         self.positions["flags"].extend(bars.flags or repeat(0, count))
         self.positions["partner"].extend(repeat(NONE, count))
@@ -154,11 +162,6 @@ class LaneChart:
         columns: list[array[Any]] = [*self.numbers.values(), *self.positions.values()]
         arrays = [_little_endian(column) for column in columns]
         return b"".join([len(text).to_bytes(8, "little"), text, *arrays])
-
-
-def _numbered(texts: Iterable[str], known: dict[str, int]) -> list[int]:
-    """The position of each text among the known ones, which new texts join."""
-    return [known.setdefault(text, len(known)) for text in texts]
 
 
 def _little_endian(column: array[Any]) -> bytes:

@@ -93,7 +93,9 @@ def lanes_of(
         critical_only: fade what is not on the run's critical path.
         outline_errors: mark tasks of the second run whose time is notably off; both run one graph.
     """
-    drawn = [_Drawn(run, view, critical_only) for run in runs]
+    drawn: list[_Drawn] = []
+    for run in runs:
+        drawn.append(_Drawn(run, view, critical_only, drawn[-1].texts if drawn else None))
     chart = LaneChart(f"time since {view} (ms)")
     for op in LANE_OF_OP:
         if any(op in one.ops for one in drawn):
@@ -137,13 +139,43 @@ def _notable(drawn: Sequence[_Drawn]) -> dict[int, int]:
     return found
 
 
-class _Drawn:
-    """One run, its shown tasks by lane and the time that is its zero."""
+class _Texts:
+    """Texts about tasks, which runs of the same tasks share."""
 
-    def __init__(self, run: NamedRun, view: View, critical_only: bool) -> None:
+    def __init__(self, tasks: Sequence[Task], estimates: Sequence[Estimate] | None) -> None:
+        self.tasks, self.estimates = tasks, estimates
+        self.place = list(map(_place, tasks))
+        self.estimate = list(map(_estimate, estimates or ()))
+        self._causes: dict[tuple[int, int], str] = {}
+
+    def cause(self, cause: int, step: int) -> str:
+        """What a task of a step waits for, such as `load_kv of layer 3`."""
+        if cause < 0:
+            return ""
+        if (cause, step) not in self._causes:
+            other = self.tasks[cause]
+            where = f" of layer {other.layer}" if other.layer >= 0 else ""
+            when = f" in step {other.step}" if other.step != step else ""
+            self._causes[cause, step] = f"{other.op}{where}{when}"
+        return self._causes[cause, step]
+
+
+class _Drawn:
+    """One run, its shown tasks by lane and the time that is its zero.
+
+    Args:
+        texts: of another run; used if it has the same tasks.
+    """
+
+    def __init__(
+        self, run: NamedRun, view: View, critical_only: bool, texts: _Texts | None
+    ) -> None:
         self.run, self.device = run, view.device
         timeline = run.timeline
-        self.tasks = tuple(claimed(timeline.graph, timeline.start_s))
+        self.tasks = claimed(timeline.graph, timeline.start_s)
+        if texts is None or texts.tasks is not self.tasks or texts.estimates is not run.estimates:
+            texts = _Texts(self.tasks, run.estimates)
+        self.texts = texts
         self.chosen = view.positions(timeline.graph.tasks)
         self.critical: Collection[int] = frozenset(timeline.critical_path) if critical_only else ()
         self.queues: dict[str, list[int]] = {}
@@ -176,35 +208,27 @@ class _Drawn:
 
     def _bars(self, lane: str, queue: Sequence[int], off: dict[int, int]) -> Bars:
         """The tasks of a lane at these positions of the graph."""
-        timeline, estimates = self.run.timeline, self.run.estimates
+        timeline, texts = self.run.timeline, self.texts
         tasks = [self.tasks[at] for at in queue]
         found = {wait.at: wait for wait in timeline.waits(lane, self.device)}
         waits = [found[at] for at in queue]
+        marked = off or self.critical
         return Bars(
             start_ms=[(timeline.start_s[at] - self.origin_s) * MS for at in queue],
             length_ms=[timeline.duration_s[at] * MS for at in queue],
             kind=[task.op for task in tasks],
             name=[task.id for task in tasks],
-            place=list(map(_place, tasks)),
+            place=[texts.place[at] for at in queue],
             size=[task.flops if lane == COMPUTE else task.bytes for task in tasks],
-            flags=[self._faded(at) | off.get(at, 0) for at in queue],
-            cause=[self._cause(wait.cause, task) for wait, task in zip(waits, tasks, strict=True)],
+            flags=[self._faded(at) | off.get(at, 0) for at in queue] if marked else (),
+            cause=[texts.cause(one.cause, self.tasks[one.at].step) for one in waits],
             wait_ms=[(wait.ready_s - wait.free_s) * MS for wait in waits],
             pause_ms=[(wait.start_s - wait.ready_s) * MS for wait in waits],
-            estimate=[] if estimates is None else [_estimate(estimates[at]) for at in queue],
+            estimate=[texts.estimate[at] for at in queue] if texts.estimate else (),
         )
 
     def _faded(self, at: int) -> int:
         return FADED if self.critical and at not in self.critical else 0
-
-    def _cause(self, cause: int, task: Task) -> str:
-        """What a task waits for, such as `load_kv of layer 3`."""
-        if cause < 0:
-            return ""
-        other = self.tasks[cause]
-        where = f" of layer {other.layer}" if other.layer >= 0 else ""
-        when = f" in step {other.step}" if other.step != task.step else ""
-        return f"{other.op}{where}{when}"
 
 
 def _estimate(estimate: Estimate) -> str:

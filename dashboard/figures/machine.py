@@ -90,7 +90,7 @@ def sample_residuals(subject: Subject, curves: Sequence[RateCurve]) -> go.Figure
             percent = 100 * curve.samples["residual_frac"]
             hover = f"%{{x:,.4g}} {subject.x_title}: %{{y:+.1f}} %"
             figure.add_trace(_sample_dots(curve, colour, percent, hover))
-    return _residual_axes(figure, subject, curves, "sample / curve - 1, of seconds (%)")
+    return _residual_axes(figure, subject, curves, "sample / curve - 1 (%)")
 
 
 def _residual_axes(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import plotly.graph_objects as go
@@ -22,7 +23,7 @@ MEMORY_COLOUR = {
 }
 """Colours as of the copies that fill the memory; red is what is beyond the capacity."""
 
-GPU, HOST = 0, 1
+GPU, HOST = PLACES = ("GPU", "host")
 GIB = 2**30
 MIN_LABELLED_FRAC = 0.01
 """Smallest part of the capacity that is labelled."""
@@ -55,32 +56,39 @@ class MemoryUse:
         )
 
 
-def memory_bars(use: MemoryUse, memory: Memory) -> go.Figure:
-    """Bytes by purpose as parts of each memory; what exceeds its capacity is red."""
-    device = {**use.device, "reserve": memory.device_reserve_bytes}
-    capacities = (memory.device_bytes, memory.host_bytes)
-    totals = [sum(device.values()), sum(use.host.values())]
-    filled = [
-        _within(parts, capacity)
-        for parts, capacity in zip((device, use.host), capacities, strict=True)
-    ]
+def memory_bars(uses: Mapping[str, tuple[MemoryUse, Memory]]) -> go.Figure:
+    """Bytes by purpose as parts of each memory; what exceeds its capacity is red.
+
+    Args:
+        uses: by name, which is empty for the only one: what fills which memory.
+    """
+    rows: list[tuple[str, dict[str, float], float]] = []
+    for place in PLACES:
+        for name, (use, memory) in uses.items():
+            parts, capacity = use.host, memory.host_bytes
+            if place == GPU:
+                parts = {**use.device, "reserve": memory.device_reserve_bytes}
+                capacity = memory.device_bytes
+            rows.append((f"{name} {place}".strip(), parts, capacity))
+    filled = [_within(parts, capacity) for _, parts, capacity in rows]
+    capacities = [capacity for *_, capacity in rows]
     figure = go.Figure()
     for name, colour in MEMORY_COLOUR.items():
-        parts = [one.get(name, 0.0) for one in filled]
-        if not any(parts):
+        sizes = [one.get(name, 0.0) for one in filled]
+        if not any(sizes):
             continue
         labels = [
             f"{name} {_gib(n_bytes)}" if n_bytes > MIN_LABELLED_FRAC * capacity else ""
-            for n_bytes, capacity in zip(parts, capacities, strict=True)
+            for n_bytes, capacity in zip(sizes, capacities, strict=True)
         ]
         figure.add_trace(
             bars(
                 name,
-                [n_bytes / capacity for n_bytes, capacity in zip(parts, capacities, strict=True)],
-                [GPU, HOST],
+                [n_bytes / capacity for n_bytes, capacity in zip(sizes, capacities, strict=True)],
+                list(range(len(rows))),
                 colour,
                 "%{customdata}",
-                customdata=[f"{name}: {_gib(n_bytes)}" for n_bytes in parts],
+                customdata=[f"{name}: {_gib(n_bytes)}" for n_bytes in sizes],
                 text=labels,
                 textposition="inside",
                 insidetextanchor="middle",
@@ -89,14 +97,15 @@ def memory_bars(use: MemoryUse, memory: Memory) -> go.Figure:
                 width=0.8,
             )
         )
+    totals = [sum(parts.values()) for _, parts, _ in rows]
     names = [
         f"{name}: {total / GIB:,.1f} of {_gib(capacity)}"
-        for name, total, capacity in zip(("GPU", "host"), totals, capacities, strict=True)
+        for (name, *_), total, capacity in zip(rows, totals, capacities, strict=True)
     ]
-    style_rows(figure, names, [GPU, HOST])
+    style_rows(figure, names, list(range(len(rows))))
     figure.update_layout(barmode="stack", uniformtext={"minsize": 10, "mode": "hide"})
     most = max(1.0, *(total / one for total, one in zip(totals, capacities, strict=True)))
-    figure.update_xaxes(title="part of the memory", tickformat=".0%", range=[0, 1.03 * most])
+    figure.update_xaxes(title="part of the capacity", tickformat=".0%", range=[0, 1.03 * most])
     figure.add_vline(1.0, line={"color": MUTED, "dash": "dot"})
     return figure
 
@@ -111,4 +120,5 @@ def _within(parts: dict[str, float], capacity: float) -> dict[str, float]:
 
 
 def _gib(n_bytes: float) -> str:
-    return f"{n_bytes / GIB:,.1f} GiB"
+    """The bytes with a unit that stays on the same line."""
+    return f"{n_bytes / GIB:,.1f}\N{NO-BREAK SPACE}GiB"

@@ -30,6 +30,8 @@ from sim.units import ms, percent
 
 PIXELS_PER_STEP = 22
 MAX_MAP_PX = 420
+LABEL_ROOM = 1.2
+"""Length of the axis over that of the longest bar, after which its label stands."""
 
 
 def split_map(steps: Sequence[StepSplit]) -> go.Figure:
@@ -107,7 +109,6 @@ def policy_bars(
         "load-all",
         [POLICY_COLOUR.get(name, MUTED) for name in ordered],
         "predicted makespan (ms)",
-        "times as fast as load-all",
     )
     if lower_bound_s is not None:
         bound = f"no split is faster than {ms(lower_bound_s)}"
@@ -150,7 +151,9 @@ def sensitivity_bars(sensitivities: Sequence[Sensitivity]) -> go.Figure:
     labels = [" ".join(PART_NAMES[one.part]) for one in sensitivities]
     style_rows(figure, labels, rows)
     figure.update_layout(barmode="group", bargap=0.25)
-    figure.update_xaxes(title="part of the makespan saved (%)")
+    values = [one for bar in figure.data for one in bar.x]
+    longest = LABEL_ROOM * max(1.0, *values)
+    figure.update_xaxes(title="part of the makespan saved (%)", range=[min(0.0, *values), longest])
     return figure
 
 

@@ -60,10 +60,10 @@ def crossover_curves(points: pd.DataFrame, x_title: str, here: float | None) -> 
 
     Args:
         points: `x` rising and above 0, `in_range`, and a column `<policy>_s` of each policy.
-        x_title: name and unit of the input.
+        x_title: name and unit of the input, such as `link to the device (GB/s)`.
         here: the current value of the input.
     """
-    x = points["x"].tolist()
+    x, unit = points["x"].tolist(), x_title.partition("(")[2].rstrip(")")
     curves = {name: (x, (points[f"{name}_s"] * 1e3).tolist()) for name in POLICY_COLOUR}
     times = [value for _, column in curves.values() for value in column]
     span = min(times), max(times)
@@ -77,12 +77,12 @@ def crossover_curves(points: pd.DataFrame, x_title: str, here: float | None) -> 
     figure.update_traces(mode="lines+markers", marker={"size": 5}, selector={"mode": "lines"})
     for at_x, at_ms in crossings(x, curves["load-all"][1], curves["recompute-all"][1])[:1]:
         name, hover = (
-            f"load-all meets recompute-all at {at_x:,.3g}",
+            f"load-all meets recompute-all at {at_x:,.3g} {unit}",
             "equal at %{x:,.4g}: %{y:,.1f} ms",
         )
         figure.add_trace(dots(name, [at_x], [at_ms], hover, **CROSS))
     if here is not None:
-        figure.add_trace(vertical_line(here, *span, f"set now: {here:,.4g}"))
+        figure.add_trace(vertical_line(here, *span, f"set now: {here:,.4g} {unit}"))
     _style(figure, x_title, "predicted makespan (ms)", span)
     labels = [f"{value:,.3g}" for value in x]
     figure.update_xaxes(type="log", tickvals=x, ticktext=labels, showgrid=False)

@@ -221,7 +221,7 @@ def _name_meeting(figure: go.Figure, meeting: Meeting, timeline: Timeline) -> No
         x=meeting.at_s * 1e3,
         y=meeting.token,
         text=f"meet at token {meeting.token:,}",
-        ax=0 if high else -50,
+        ax=-60 if high else -50,
         ay=80 if high else -60,
         arrowcolor=ALERT_COLOUR,
         arrowwidth=1.5,

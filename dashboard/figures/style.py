@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from math import ceil, floor, log10
+from textwrap import wrap
 
 import plotly.graph_objects as go
 
@@ -56,7 +57,7 @@ POLICY_COLOUR = {
 RESTORE_COLOUR = {
     "compute-only": "#a8441c",
     "load-only": "#89b7e5",
-    "two-ended": "#593492",
+    "two-ended": "#7848cf",
     "lp": POLICY_COLOUR["lp"],
     "layer-wise": "#c08b05",
     "joint": "#b3366c",
@@ -103,6 +104,24 @@ LAYOUT = {
     "dragmode": "zoom",
 }
 
+PHONE_LEGEND = {
+    "font": {"size": 10},
+    "xref": "container",
+    "yref": "container",
+    "x": 0,
+    "y": 1,
+    "yanchor": "top",
+    "maxheight": 1_000,
+}
+"""Above the chart, as wide as the screen; a higher legend than `maxheight` has a scrollbar."""
+
+LEGEND_ROW_PX, LEGEND_PX, ENTRY_PX, LETTER_PX = 19, 200, 45, 5.5
+"""On a phone: height of a row of a legend, the usual width of a chart without the labels of its
+rows, and the width of an entry without its name and of a letter of it."""
+
+ROW_LETTERS, TITLE_LETTERS = 18, 34
+"""Letters of a line of a row's label and of the title of the x axis on a phone."""
+
 LUMINANCE = (0.2126, 0.7152, 0.0722)
 INK, DARK = "black", 0.179
 """Text on colours of a luminance of at least `DARK`; white has more contrast on darker ones."""
@@ -123,6 +142,27 @@ def darker(colour: str) -> str:
     """Colour of an edge, which separates neighbours of one colour and shows very thin bars."""
     channels = (int(colour[at : at + 2], 16) for at in (1, 3, 5))
     return "#" + "".join(f"{round(0.8 * channel):02x}" for channel in channels)
+
+
+def fit_phone(figure: go.Figure) -> None:
+    """Fit a figure to a phone: its legend above it in full, texts of its axes wrapped, no zoom."""
+    layout = figure.layout
+    names = [trace.name for trace in figure.data if trace.name and trace.showlegend is not False]
+    widths_px = [ENTRY_PX + LETTER_PX * len(name) for name in names]
+    if layout.height and layout.showlegend is not False and sum(widths_px) > LEGEND_PX:
+        columns = max(1, int(LEGEND_PX // max(widths_px)))
+        layout.height += LEGEND_ROW_PX * (ceil(len(names) / columns) - 1)
+    figure.update_layout(dragmode=False, legend=PHONE_LEGEND)
+    if rows := layout.yaxis.ticktext:
+        figure.update_yaxes(ticktext=[_in_lines(row, ROW_LETTERS) for row in rows])
+    if title := layout.xaxis.title.text:
+        figure.update_xaxes(title=_in_lines(title, TITLE_LETTERS))
+
+
+def _in_lines(text: str, letters: int) -> str:
+    """A text in lines of so many letters, if it has spaces at which it may break."""
+    lines = [wrap(line, letters, break_on_hyphens=False) for line in text.split("<br>")]
+    return "<br>".join(chain.from_iterable(lines))
 
 
 def style_rows(figure: go.Figure, labels: Sequence[str], rows: Sequence[float]) -> None:
@@ -295,13 +335,11 @@ def time_bars(
     base: str,
     colours: Sequence[str],
     x_title: str,
-    ratio: str = "times as fast",
 ) -> go.Figure:
     """Times in the order given, and how many times as fast as `base` each is.
 
     Args:
         colours: one for each time.
-        ratio: text after the ratio, such as `times as fast as load-all`.
     """
     rows = list(range(len(times_s)))
     figure = go.Figure(
@@ -312,9 +350,7 @@ def time_bars(
             colours,
             "%{text}",
             width=BAR_PART,
-            text=[
-                f"{ms(value)} · {times_s[base] / value:.2f} {ratio}" for value in times_s.values()
-            ],
+            text=[f"{ms(value)} · {times_s[base] / value:.2f} x" for value in times_s.values()],
             textposition="auto",
             insidetextanchor="start",
             textangle=0,
@@ -323,5 +359,5 @@ def time_bars(
         )
     )
     style_rows(figure, list(times_s), rows)
-    figure.update_xaxes(title=x_title)
+    figure.update_xaxes(title=f"{x_title}<br>x: times as fast as {base}")
     return figure

@@ -137,6 +137,7 @@ class TrafficAnswers:
         runs: by policy and size in bytes.
         block_bytes: of a block of all GPUs of an instance, in the cache.
         gpu_blocks: blocks of K and V in the GPU memory of an instance.
+        gpu_bytes: by purpose, in the memory of each GPU.
         span_s: from the first arrival to the last.
         busiest_minute: with the most arrivals, counted from the first one.
     """
@@ -145,6 +146,7 @@ class TrafficAnswers:
     block_tokens: int
     block_bytes: int
     gpu_blocks: int
+    gpu_bytes: dict[str, float]
     span_s: float
     busiest_minute: int
 
@@ -263,13 +265,18 @@ class TrafficQuestion:
             outcome = simulate_service(service, trace, part)
             runs[policy, size] = answer(outcome, self.ttft_slo_s, self.tpot_slo_s)
         runs = {one: runs[one if one in runs else (self.policies[0], one[1])] for one in asked}
-        arrivals, first_s = trace.arrival_s, min(trace.arrival_s)
+        arrivals, first_s, costs = trace.arrival_s, min(trace.arrival_s), service.costs
         minutes = Counter(int((at_s - first_s) // 60) for at_s in arrivals)
         return TrafficAnswers(
             runs,
             trace.block_tokens,
             service.block_bytes(trace.block_tokens),
             outcome.gpu_blocks,
+            {
+                "weights": costs.model.weight_bytes,
+                "KV": outcome.gpu_blocks * costs.gpu_block_bytes(trace.block_tokens),
+                "workspace": costs.workspace_bytes(service.engine.max_batch),
+            },
             max(arrivals) - first_s,
             max(minutes, key=minutes.__getitem__),
         )

@@ -43,7 +43,7 @@ def plan_rows(plan: DecodePlan, need: Footprint, gpu_hour: float | None) -> dict
         "step": ms(step_s(plan)),
         "tokens/s": f"{plan.tokens_per_s:,.1f}",
         "recomputed": f"{100 * recomputed_frac(plan.steps):.1f} % of the past tokens",
-        "GPU memory": f"{need.device_bytes / GIB:,.1f} GiB",
+        "GPU memory without reserve": f"{need.device_bytes / GIB:,.1f} GiB",
         "host memory": f"{need.host_bytes / GIB:,.1f} GiB",
         **(
             {"price of 1 M tokens": f"{price_per_million(plan, gpu_hour):,.3f}"}

@@ -15,7 +15,7 @@ from sim.machine.profile import HardwareProfile
 def machine_card(hardware: HardwareProfile) -> str:
     """Rates, memory and link of a machine, its source and who measured it, as Markdown lines."""
     link = _gb_per_s(hardware.links.h2d.bytes_per_s)
-    memory = f"{hardware.memory.job_device_bytes / 2**30:,.3g} GiB"
+    memory = f"{hardware.memory.device_bytes / 2**30:,.3g} GiB"
     rows = {
         "Matrix products": f"{hardware.gemm.flops_per_s / 1e12:,.3g} TFLOP/s",
         "GPU memory": f"{memory}, {_gb_per_s(hardware.attention.bytes_per_s)}",
@@ -43,7 +43,7 @@ def _row(machine: Machine) -> dict[str, object]:
     return {
         "TFLOP/s": hardware.gemm.flops_per_s / 1e12,
         "memory GB/s": hardware.attention.bytes_per_s / 1e9,
-        "memory GiB": hardware.memory.job_device_bytes / 2**30,
+        "memory GiB": hardware.memory.device_bytes / 2**30,
         "link GB/s": link,
         "measured": measured(hardware),
         "description": hardware.description,

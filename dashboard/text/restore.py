@@ -42,9 +42,9 @@ def restore_metrics(plan: RestorePlan) -> list[Metric]:
             f"Tokens whose K and V {come}; tokens with some layers only count fractionally.",
         )
         for name, count, come in (
-            ("Computed", plan.computed_tokens, "are computed from token ids"),
-            ("Projected", plan.projected_tokens, "are made from loaded attention inputs X"),
-            ("Loaded", plan.loaded_tokens, "are loaded"),
+            ("Tokens computed", plan.computed_tokens, "are computed from token ids"),
+            ("Tokens projected", plan.projected_tokens, "are made from loaded attention inputs X"),
+            ("Tokens loaded", plan.loaded_tokens, "are loaded"),
         )
     ]
     against = Metric(

@@ -5,7 +5,7 @@ from planner.advice.decoding import Slo
 from planner.advice.reuse import Reuse
 from planner.advice.runtime_gap import RuntimeGap, runtime_gap
 from planner.advice.runtime_settings import RuntimeSetting
-from planner.advice.text import describe
+from planner.advice.text import describe, reasons
 from planner.crossovers import Interval
 from planner.decode.headline import headline
 from planner.task_times import beyond_calibration, describe_sources
@@ -23,5 +23,6 @@ __all__ = [
     "describe",
     "describe_sources",
     "headline",
+    "reasons",
     "runtime_gap",
 ]

@@ -30,6 +30,11 @@ ABOUT_RUNTIMES = (
 
 def describe(advice: Advice) -> str:
     """The advice as one paragraph."""
+    return " ".join(reasons(advice))
+
+
+def reasons(advice: Advice) -> list[str]:
+    """Reasons of the advice and what would help, a sentence or two each."""
     unified = advice.plan.hardware.memory.unified
     found = [_memory_share(advice), _gain(advice), _upgrade(advice)]
     if not unified:
@@ -39,7 +44,7 @@ def describe(advice: Advice) -> str:
     if advice.reuse is not None:
         tokens = advice.plan.workload.prompt_tokens
         found.append((_reuse_in_place if unified else describe_reuse)(advice.reuse, tokens))
-    return " ".join(one for one in found if one)
+    return [one for one in found if one]
 
 
 def _memory_share(advice: Advice) -> str:

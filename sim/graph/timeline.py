@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
+from typing import NamedTuple
 
 from sim.errors import BadInput
 from sim.graph.tasks import Task, TaskGraph
@@ -30,8 +31,7 @@ class Span:
         return self.end_s - self.start_s
 
 
-@dataclass(frozen=True, slots=True)
-class Wait:
+class Wait(NamedTuple):
     """Idle time of a lane before one of its tasks, from `free_s` to `start_s`.
 
     Args:
@@ -186,13 +186,14 @@ class Timeline:
 
     def waits(self, lane: str, device: int = 0) -> Iterator[Wait]:
         """The idle time before each task of a lane, in the order of the lane."""
+        dep_indices, starts_s, ends_s = self.graph.dep_indices, self.start_s, self.end_s
         free_s = 0.0
         for at in self.graph.lanes.get((device, lane), []):
-            start_s = self.start_s[at]
-            cause = max(self.graph.dep_indices[at], key=self.end_s.__getitem__, default=-1)
-            ready_s = self.end_s[cause] if cause >= 0 else 0.0
-            yield Wait(at, cause, free_s, min(max(ready_s, free_s), start_s), start_s)
-            free_s = self.end_s[at]
+            start_s, deps = starts_s[at], dep_indices[at]
+            cause = max(deps, key=ends_s.__getitem__) if deps else -1
+            ready_s = max(ends_s[cause], free_s) if deps else free_s
+            yield Wait(at, cause, free_s, min(ready_s, start_s), start_s)
+            free_s = ends_s[at]
 
 
 def _lane_predecessors(graph: TaskGraph) -> list[tuple[int, ...]]:

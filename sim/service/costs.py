@@ -136,6 +136,16 @@ class ServiceCosts:
         """Bytes of one block of one GPU, as cached outside GPU memory."""
         return self.copies.block_bytes(block_tokens)
 
+    def gpu_block_bytes(self, block_tokens: int) -> int:
+        """Bytes of one block in the memory of one GPU."""
+        return block_bytes(self.model, block_tokens) // self.model.tensor_parallel
+
+    def workspace_bytes(self, max_batch: int) -> int:
+        """Bytes of the activations of a step and of its logits."""
+        return (
+            self.chunk_tokens * activation_bytes(self.model) + 4 * self.model.vocab_size * max_batch
+        )
+
     def gpu_blocks(self, block_tokens: int, max_batch: int) -> int:
         """Blocks of K and V in GPU memory, besides the weights and the activations of a step.
 
@@ -143,9 +153,9 @@ class ServiceCosts:
             DoesNotFit: not even one block.
         """
         model, memory = self.model, self.hardware.memory
-        workspace = self.chunk_tokens * activation_bytes(model) + 4 * model.vocab_size * max_batch
+        workspace = self.workspace_bytes(max_batch)
         free = memory.job_device_bytes - model.weight_bytes - workspace
-        one = block_bytes(model, block_tokens) // model.tensor_parallel
+        one = self.gpu_block_bytes(block_tokens)
         if free < one:
             raise DoesNotFit(
                 f"{model.name}: weights take {model.weight_bytes / 2**30:.1f} GiB and a step "

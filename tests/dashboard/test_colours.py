@@ -4,11 +4,16 @@ Dichromacy is simulated with the matrices of Machado, Oliveira and Fernandes (20
 linear RGB; distances are CIE76 in CIELAB (D65).
 """
 
+import re
+import tomllib
 from itertools import combinations
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+import dashboard
+from dashboard.controls.widgets import STYLE
 from dashboard.figures.memory import MEMORY_COLOUR
 from dashboard.figures.restores import SOURCE_COLOUR
 from dashboard.figures.style import (
@@ -26,6 +31,7 @@ from dashboard.figures.time_breakdown import CAUSE_COLOUR
 from sim.graph.tasks import LANE_OF_OP
 from sim.lanes import LANES, TIER_LANES
 
+CONFIG = Path(dashboard.__file__).parent / ".streamlit" / "config.toml"
 LEAST_DISTANCE = 15.0
 VISIONS = {
     "normal": np.eye(3),
@@ -113,3 +119,19 @@ def test_text_on_every_colour_has_enough_contrast():
     inks = {"white": "#ffffff", "black": "#000000"}
     for colour in colours:
         assert contrast(colour, inks[text_colour(colour)]) >= 4.5, colour
+
+
+def test_lines_of_policies_are_visible_on_both_backgrounds():
+    theme = tomllib.loads(CONFIG.read_text())["theme"]
+    for name, colour in {**POLICY_COLOUR, **RESTORE_COLOUR}.items():
+        for part in ("light", "dark"):
+            assert contrast(colour, theme[part]["backgroundColor"]) >= 2.1, (name, part)
+
+
+def test_text_in_the_primary_colour_has_enough_contrast():
+    theme = tomllib.loads(CONFIG.read_text())["theme"]
+    for part in ("light", "dark"):
+        assert contrast(theme[part]["primaryColor"], theme[part]["backgroundColor"]) >= 4.5
+    button = re.search(r'stBaseButton-primary"\] \{ color: light-dark\((.+), (.+)\)', STYLE)
+    assert contrast(button[1], theme["light"]["primaryColor"]) >= 4.5
+    assert contrast(button[2], theme["dark"]["primaryColor"]) >= 4.5

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from apptest import show
+from apptest import charts, shares, show
 from builders import make_plan
 from lane_bars import drawn
 
@@ -27,6 +27,7 @@ from dashboard.text.comparison import (
 from sim import Recording, Timeline, Workload, find_hardware, find_model, simulate
 from sim.errors import BadFile, BadInput
 from sim.files import write_json
+from sim.graph.memory import footprint
 from sim.results.accuracy import RecordedCase
 
 LARGE, SMALL = "b8-s512-lp", "b4-s512-lp"
@@ -74,7 +75,14 @@ def test_page_shows_the_answer_and_its_figures(run_folder):
     assert app.selectbox(key="case").options == [SMALL, LARGE]
     assert app.header[0].value == comparison_summary(case)
     assert [shown.label for shown in app.metric] == [m.label for m in metrics(case.comparison)]
-    assert len(app.get("plotly_chart")) == 2
+    _, _, memory = charts(app)
+    need, capacity = footprint(case.graph), case.measured.hardware.memory
+    assert shares(memory) == pytest.approx(
+        [
+            (need.device_bytes + capacity.device_reserve_bytes) / capacity.device_bytes,
+            need.host_bytes / capacity.host_bytes,
+        ]
+    )
     (lanes,) = drawn(app)
     assert [end["ms"] for end in lanes["ends"]] == pytest.approx(
         [1e3 * run.makespan_s for run in (case.predicted, case.measured)]

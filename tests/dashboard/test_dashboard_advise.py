@@ -5,7 +5,7 @@ import shlex
 from urllib.parse import parse_qs
 
 import pytest
-from apptest import charts, show
+from apptest import charts, shares, show
 from lane_bars import drawn
 
 from dashboard.data.uploads import read_upload
@@ -53,11 +53,6 @@ def test_the_page_says_what_its_command_says(query, capsys):
     if "slo_ms" in query:
         met = "meets" if said["slo"]["met"] else "misses"
         assert any(f" {met} the limit of " in block.value for block in app.markdown)
-
-
-def shares(memory):
-    """Part of GPU and host memory that is filled."""
-    return [sum(parts) for parts in zip(*(bar["x"] for bar in memory["data"]), strict=True)]
 
 
 def test_memory_lanes_and_policies_follow_the_plan_that_is_shown():
@@ -112,7 +107,7 @@ def test_a_runtime_is_compared_as_its_command_does(runtime, capsys):
 @pytest.mark.parametrize(
     ("machine", "lines"),
     [
-        ("h100-sxm+pcie5-x16", ("**GPU memory:** 79 GiB, ", "**Measured:** operators, by ")),
+        ("h100-sxm+pcie5-x16", ("**GPU memory:** 80 GiB, ", "**Measured:** operators, by ")),
         ("kvpr-a100", ("**Link:** 32 GB/s", "**Measured:** no\\: datasheets and papers")),
         ("dgx-spark", ("**Link:** none: CPU and GPU share one memory",)),
     ],
@@ -121,3 +116,17 @@ def test_the_card_of_a_machine_has_its_rates_and_its_source(machine, lines):
     card = machine_card(find_hardware(machine))
     for line in lines:
         assert line in card
+
+
+def test_a_card_sets_the_menu_of_machines_and_the_link():
+    app = show("advise", model="opt-125m", batch="4", prompt="256")
+    assert not [one for one in app.button if (one.key or "").startswith("card ")], "until asked for"
+    app.button(key="machine_cards").click().run()
+    cards = [one.key for one in app.button if (one.key or "").startswith("card ")]
+    assert len(cards) == len(app.selectbox(key="hardware").options)
+    shown = " ".join(one.value for one in app.caption)
+    assert all(one in shown for one in ("TFLOP/s", "GB/s", "GiB", "**Link:**", "**Source:**"))
+    app.button(key="card rtx-4090+pcie4-x16").click().run()
+    assert app.selectbox(key="hardware").value == "rtx-4090+pcie4-x16"
+    assert app.query_params["hardware"] == "rtx-4090+pcie4-x16"
+    assert "--hardware rtx-4090+pcie4-x16" in app.code[-1].value

@@ -97,8 +97,8 @@ def test_the_command_shown_gives_the_answer_shown(query, capsys):
     for policy, seconds in answer["baselines"].items():
         assert told[policy] == pytest.approx(1e3 * seconds)
     cards = {card.label: card.value for card in app.metric}
-    assert cards["Computed"] == f"{answer['computed_tokens']:,}"
-    assert cards["Loaded"] == f"{answer['loaded_tokens']:,}"
+    assert cards["Tokens computed"] == f"{answer['computed_tokens']:,}"
+    assert cards["Tokens loaded"] == f"{answer['loaded_tokens']:,}"
     if query.get("view") == "Availability":
         shown = " ".join(block.value for block in app.markdown)
         assert ms(answer["adaptation"]["stale_s"]) in shown

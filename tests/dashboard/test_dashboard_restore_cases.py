@@ -59,7 +59,12 @@ def test_a_measured_walk_is_held_against_its_prediction(runs):
     assert "The ends met at token 1,664, as predicted." in told
     assert "Compute works longest." in told
     assert any("2,000 of 2,048 tokens cached (dram)" in one.value for one in app.caption)
-    ends, scatter, errors = charts(app)
+    ends, memory, scatter, errors = charts(app)
+    request, model = case.graph.workload, case.graph.model
+    capacity = case.measured.hardware.memory
+    parts = {bar["name"]: bar["x"] for bar in memory["data"]}
+    assert parts["weights"][0] == pytest.approx(model.weight_bytes / capacity.device_bytes)
+    assert parts["KV"][1] == pytest.approx(request.kv_bytes(model) / capacity.host_bytes)
     assert {"predicted compute", "predicted loads"} <= set(names_of(ends))
     assert {"two-ended", "lp", "joint"} <= set(names_of(scatter))
     assert len(errors["layout"]["yaxis"]["ticktext"]) == 3

@@ -6,11 +6,12 @@ import shlex
 from pathlib import Path
 
 import pytest
-from apptest import charts, show
+from apptest import charts, shares, show
 
-from dashboard.controls.traffic import EXAMPLES, FIRST_POLICIES
+from dashboard.controls.traffic import EXAMPLES, FIRST_MACHINE, FIRST_POLICIES
 from dashboard.data.uploads import read_upload
 from kvoverlap.cli.main import main
+from sim.catalog import find_hardware
 from sim.errors import BadFile
 
 SMALL = {
@@ -73,12 +74,16 @@ def test_the_commands_shown_give_the_numbers_shown(query, capsys):
             assert shown["arrivals over served"] == pytest.approx(run["arrivals_over_served"])
     policies = [answer["policy"] for answer in told]
     assert policies == query.get("policies", ",".join(FIRST_POLICIES)).split(",")
-    ttft, hits, service = charts(app)
+    ttft, hits, memory, service = charts(app)
     assert [one["name"] for one in ttft["data"]] == [*policies, "more does not pay"]
     sizes = [0, 8e9, 32e9]
     assert ttft["data"][-1]["x"] == [sizes.index(answer["enough_bytes"]) for answer in told]
     assert [one["name"] for one in hits["data"]] == policies
     assert {one["name"] for one in service["data"]} <= {"queue", "restore", "prefill", "decode"}
+    device, host = shares(memory)
+    assert 0.99 < device <= 1, "blocks of K and V fill what is left"
+    capacity = find_hardware(FIRST_MACHINE).memory.host_bytes
+    assert host in [pytest.approx(answer["enough_bytes"] / capacity) for answer in told]
     labels = service["layout"]["yaxis"]["ticktext"]
     assert labels[0] == "requests"
     assert all(label.startswith(("GPU", "link")) for label in labels[1:])

@@ -162,7 +162,7 @@ def test_residuals_of_two_machines_are_drawn_with_their_spread_at_each_size(kept
         "that, 10th to 90th percentile",
         "that, 6 samples",
     ]
-    assert both.layout.yaxis.title.text == "sample / curve - 1, of seconds (%)"
+    assert both.layout.yaxis.title.text == "sample / curve - 1 (%)"
 
 
 def test_spread_of_every_table_with_samples_names_its_widest_size(kept):

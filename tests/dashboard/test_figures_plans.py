@@ -69,7 +69,8 @@ def test_policies_come_fastest_first_with_their_ratio_and_the_bound():
     bars, bound = figure.data
     assert list(figure.layout.yaxis.ticktext) == ["<b>lp</b>", "kvpr", "load-all"]
     assert list(bars.x) == pytest.approx([100, 150, 200])
-    assert bars.text[1] == "150.0 ms · 1.33 times as fast as load-all"
+    assert bars.text[1] == "150.0 ms · 1.33 x"
+    assert figure.layout.xaxis.title.text.endswith("x: times as fast as load-all")
     assert bars.marker.color[0] == POLICY_COLOUR["lp"]
     assert [x for x in bound.x if x is not None] == pytest.approx([90] * 8)
     drawn = [y for y in bound.y if y is not None]
@@ -132,9 +133,9 @@ def test_crossover_marks_where_loading_meets_recomputing(sweep):
     figure = crossover_curves(sweep, "link (GB/s)", here=2.0)
     by_name = {trace.name: trace for trace in figure.data}
     assert list(by_name["load-all"].y) == pytest.approx([8000, 4000, 1000])
-    meeting = by_name["load-all meets recompute-all at 4"]
+    meeting = by_name["load-all meets recompute-all at 4 GB/s"]
     assert (meeting.x[0], meeting.y[0]) == pytest.approx((4.0, 2000.0))
-    assert list(by_name["set now: 2"].x) == [2.0, 2.0]
+    assert list(by_name["set now: 2 GB/s"].x) == [2.0, 2.0]
     assert list(by_name["outside the calibrated range"].x[:2]) == pytest.approx([1.0, 2**0.5])
     assert figure.layout.xaxis.type == figure.layout.yaxis.type == "log"
     assert figure.layout.xaxis.title.text == "link (GB/s)"
@@ -173,12 +174,26 @@ def test_what_exceeds_a_memory_is_red_and_the_rest_fills_it():
     """40 GB with a reserve of 4: 30 of weights and 20 of KV are 14 too many."""
     memory = Memory("datasheet", 40e9, 100e9, 4e9)
     use = MemoryUse({"weights": 30e9, "KV": 20e9}, {"KV": 50e9})
-    found = {bar.name: list(bar.x) for bar in memory_bars(use, memory).data}
+    found = {bar.name: list(bar.x) for bar in memory_bars({"": (use, memory)}).data}
     assert list(found) == ["weights", "KV", BEYOND]
     assert found["weights"] == pytest.approx([0.75, 0])
     assert found["KV"] == pytest.approx([0.25, 0.5])
     assert found[BEYOND] == pytest.approx([14 / 40, 0])
-    fitting = memory_bars(replace(use, device={"weights": 30e9}), memory).data
+    fitting = memory_bars({"": (replace(use, device={"weights": 30e9}), memory)}).data
     assert {bar.name: bar.x[0] for bar in fitting} == pytest.approx(
         {"weights": 0.75, "KV": 0, "reserve": 0.1}
     )
+
+
+def test_memories_of_two_plans_have_one_chart_and_one_legend():
+    memory, half = Memory("datasheet", 2**35, 2**36), Memory("datasheet", 2**34, 2**36)
+    use = MemoryUse({"KV": 2**33}, {})
+    figure = memory_bars({"A": (use, memory), "B": (use, half)})
+    assert [bar.name for bar in figure.data] == ["KV"]
+    assert list(figure.data[0].x) == pytest.approx([0.25, 0.5, 0, 0])
+    assert [name.replace("\N{NO-BREAK SPACE}", " ") for name in figure.layout.yaxis.ticktext] == [
+        "A GPU: 8.0 of 32.0 GiB",
+        "B GPU: 8.0 of 16.0 GiB",
+        "A host: 0.0 of 64.0 GiB",
+        "B host: 0.0 of 64.0 GiB",
+    ]

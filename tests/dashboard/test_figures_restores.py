@@ -212,7 +212,7 @@ def test_curves_are_drawn_before_all_policies_are_planned(sweep):
 def test_bars_tell_times_and_ratios():
     (bars,) = ttft_bars({"kept": 0.4, "planned again": 0.1}, "kept").data
     assert list(bars.x) == pytest.approx([400, 100])
-    assert list(bars.text) == ["400.0 ms · 1.00 times as fast", "100.0 ms · 4.00 times as fast"]
+    assert list(bars.text) == ["400.0 ms · 1.00 x", "100.0 ms · 4.00 x"]
 
 
 def test_availability_is_drawn_until_the_end_of_the_run():

@@ -16,7 +16,7 @@ run: $(RUN_READY)  ## profile this machine, plan, predict, run and compare; resu
 test: $(DEV_READY)  ## style, types, import arrows and every test, side by side: mypy uses one core
 	@$(MAKE) --no-print-directory --jobs=2 lint tests
 
-tests: $(DEV_READY)  ## every test, the longest files first
+tests: $(DEV_READY)  ## every test, the longest files first; three workers, because some tests wait
 	$(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 soak: lint  ## every property test with ten times the examples, other ones in every run

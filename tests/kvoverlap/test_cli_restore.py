@@ -134,7 +134,7 @@ def test_a_long_prompt_under_a_trace_is_planned_by_the_fast_engine(call, tmp_pat
     call(*ASK)
     long = [word.replace("4K", "32K") for word in ASK]
     call(*long, "--availability", tmp_path / "drop.csv")
-    assert asked == ["simpy", "fast"]
+    assert asked == ["auto", "fast"]
 
 
 @pytest.mark.parametrize(

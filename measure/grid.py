@@ -86,7 +86,7 @@ class Case(ABC):
         facts = {"name": self.name, "policy": self.plan.policy}
         corrected = {
             "corrected_error_frac": self.judgement.error_frac,
-            "corrected_spread_frac": self.judgement.spread_frac,
+            "corrected_noise_frac": self.judgement.noise_frac,
             "corrected_overlap_error_points": self.judgement.overlap_error_points,
             "judged": self.judgement.is_judged,
         }
@@ -146,7 +146,7 @@ class Grid:
     A machine's speed drifts. Just before a setting is planned, reference matmuls show the machine's
     present speed, and the plans are for that speed. The runs of the plans are interleaved, with the
     matmuls before and after each run, and each run is judged by the speed around it. Disturbed runs
-    are repeated, and the least disturbed count.
+    are repeated. All runs are judged; the least disturbed are recorded.
 
     Args:
         until_s: moment on `time.monotonic()` after which no round of runs ends, except that every
@@ -250,7 +250,7 @@ class Grid:
         cases = []
         for name in runs.runs:
             plan, counted = plans[name], runs.least_disturbed(name, self.repeats)
-            judged = Judgement([judge_run(plan, setting.hardware, run) for run in counted])
+            judged = Judgement([judge_run(plan, setting.hardware, run) for run in runs.runs[name]])
             measured = Recording(
                 "measured",
                 hardware,

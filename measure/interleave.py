@@ -170,9 +170,13 @@ def run_interleaved(
             break
         progress(f"round {number + 1}", number / most)
         try:
-            before = probe.sample()
+            after: Speed | None = None
             for name in wanting:
                 begun_s = monotonic()
+                if after is None or not probe.keeps_speed:
+                    before = probe.sample(before_run=True)
+                else:
+                    before = after
                 timeline, core_share = runners[name]()
                 after = probe.sample()
                 took_s[name] = monotonic() - begun_s

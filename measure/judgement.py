@@ -13,6 +13,9 @@ from planner import Plan
 from sim.machine.profile import HardwareProfile
 from sim.units import percent
 
+MAX_NOISE_FRAC = 0.04
+"""Largest noise of a case's error at which the error is called one."""
+
 MIN_JUDGED_FRAC = 0.75
 """Fraction of the cases that have to be judged before the machine is."""
 
@@ -50,9 +53,14 @@ def judge_run(plan: Plan, hardware: HardwareProfile, run: MeasuredRun) -> Judged
     return JudgedRun(run, plan.makespan_s / ratio, ratio - 1.0, 100 * overlap_frac)
 
 
+def standard_error(values: Sequence[float]) -> float | None:
+    """Noise of the middle of some values; a single one says nothing about it."""
+    return stdev(values) / sqrt(len(values)) if len(values) > 1 else None
+
+
 @dataclass(frozen=True)
 class Judgement:
-    """The counted runs of a case, each against its own prediction."""
+    """The runs of a case, each against its own prediction."""
 
     runs: Sequence[JudgedRun]
 
@@ -62,10 +70,9 @@ class Judgement:
         return median(run.error_frac for run in self.runs)
 
     @property
-    def spread_frac(self) -> float:
-        """Largest minus smallest error of the runs."""
-        errors = [run.error_frac for run in self.runs]
-        return max(errors) - min(errors)
+    def noise_frac(self) -> float | None:
+        """Standard error of the errors."""
+        return standard_error([run.error_frac for run in self.runs])
 
     @property
     def overlap_error_points(self) -> float:
@@ -74,13 +81,13 @@ class Judgement:
 
     @property
     def is_judged(self) -> bool:
-        """Whether enough runs were steady, and agree well enough to call the error an error.
+        """Whether enough runs were steady, and the noise is low enough to call the error one.
 
         Speed that changes within a run leaves no trace in the samples around it, but in the
         errors: those of one plan then differ from run to run.
         """
-        steady = sum(run.is_steady for run in self.runs)
-        return steady >= MIN_REPEATS and self.spread_frac <= STEADY_FRAC
+        steady, noise_frac = sum(run.is_steady for run in self.runs), self.noise_frac
+        return steady >= MIN_REPEATS and noise_frac is not None and noise_frac <= MAX_NOISE_FRAC
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,17 +96,18 @@ class Regret:
 
     Args:
         frac: median over the rounds of the ratio of corrected times, minus 1.
-        noise_frac: standard error of that ratio.
+        noise_frac: standard error of that ratio; None after a single round.
     """
 
     other: str
     frac: float
-    noise_frac: float
+    noise_frac: float | None
 
     @property
     def measured_frac(self) -> float:
         """`frac` where it exceeds twice its noise; else 0, as the rounds show no difference."""
-        return self.frac if self.frac > 2 * self.noise_frac else 0.0
+        shown = self.noise_frac is not None and self.frac > 2 * self.noise_frac
+        return self.frac if shown else 0.0
 
 
 def regret(name: str, one: Judgement, other: Judgement) -> Regret | None:
@@ -110,8 +118,7 @@ def regret(name: str, one: Judgement, other: Judgement) -> Regret | None:
     ]
     if not ratios:
         return None
-    noise = stdev(ratios) / sqrt(len(ratios)) if len(ratios) > 1 else one.spread_frac
-    return Regret(name, median(ratios) - 1.0, noise)
+    return Regret(name, median(ratios) - 1.0, standard_error(ratios))
 
 
 def largest(regrets: Iterable[Regret | None]) -> Regret:
@@ -142,6 +149,6 @@ def why_not_judged(
     return (
         f"This machine is too unsteady to judge: the same matmul varied by "
         f"{percent(spread_frac(matmuls))}, other processes had {percent(lost_frac)} of the compute "
-        f"core, and {judged} of {n_cases} cases had {MIN_REPEATS} steady runs and errors within "
-        f"{percent(STEADY_FRAC)} of each other. Close other programs and run it again."
+        f"core, and {judged} of {n_cases} cases had {MIN_REPEATS} steady runs and an error with at "
+        f"most {percent(MAX_NOISE_FRAC)} of noise. Close other programs and run it again."
     )

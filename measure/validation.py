@@ -47,7 +47,7 @@ DEFAULT_MINUTES = {"cpu": 2.5, "cuda": 8.0}
 STARTED_S = 8.0
 """Seconds of the limit for the start of the process and for the report."""
 
-PROFILE_SHARE = 0.12
+PROFILE_SHARE = 0.15
 """Fraction of a validation after which profiling takes no further samples."""
 
 REPORT = "report.json"

@@ -28,6 +28,10 @@ from sim.model.spec import ModelSpec
 REPEATS = 3
 """Samples of one point in one pass."""
 
+CORE_REPEATS = 1
+"""Samples of one kernel of a CPU in one pass: its speed changes from one pass to the next more than
+within a pass."""
+
 SAMPLE_S = 2e-3
 """Minimum length of a sample; shorter work is repeated inside the sample."""
 
@@ -52,7 +56,7 @@ LONG_S = 0.03
 MIN_SAMPLE_S = 1e-7
 """Lower bound of a sample from which an overhead was subtracted."""
 
-BURST_S = 0.1
+BURST_S = {"cpu": 0.05, "cuda": 0.1}
 MAX_CALLS = 300
 """Calls in one burst; below the capacity of a device's launch queue."""
 
@@ -202,7 +206,11 @@ class Bench:
         if min(first) > LONG_S:
             return first
         inner = max(1, min(200, round(SAMPLE_S / max(first[-1], 1e-7))))
-        return [sample / inner for sample in self._samples(lane, work, inner, REPEATS)]
+        repeats = self._repeats(lane)
+        return [sample / inner for sample in self._samples(lane, work, inner, repeats)]
+
+    def _repeats(self, lane: str) -> int:
+        return CORE_REPEATS if (lane, self.backend.kind) == (COMPUTE, "cpu") else REPEATS
 
     def sustained(self, work: Work) -> list[float]:
         """Seconds of one matmul `work()` under the load of a decode.
@@ -260,7 +268,7 @@ class Bench:
         overhead_s = self.compute_task_s
         handles: list[Handle] = []
         self.backend.begin()
-        for number in range(2 + REPEATS):
+        for number in range(2 + self._repeats(COMPUTE)):
             slot = slots[number % SLOTS]
             filled = self.backend.launch(
                 H2D, partial(slot.copy_, host, non_blocking=True), handles[-1:]
@@ -319,7 +327,7 @@ class Bench:
         much work, so that it is busy for as long as `lane` is even if it is not slowed down.
         """
         once_s, other_s = self.back_to_back(lane, work)[0], self.back_to_back(other, other_work)[0]
-        calls = max(3, min(MAX_CALLS, round(BURST_S / once_s)))
+        calls = max(3, min(MAX_CALLS, round(BURST_S[self.backend.kind] / once_s)))
         calls = max(3, min(calls, int(MAX_CALLS * other_s / (1.5 * once_s))))
         other_calls = max(3, round(1.5 * calls * once_s / other_s))
         speeds = []

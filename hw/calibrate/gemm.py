@@ -20,28 +20,15 @@ RECOMPUTED_ROWS = 512
 DECODED_ROWS = 4
 """Rows of the matmuls that the speed probe times."""
 
-CONSECUTIVE_ROWS = 8
-"""Kernels for a few rows change at many sizes, so every number of rows up to here is sampled."""
-
 
 def samplers(bench: Bench, models: Sequence[ModelSpec], ranges: SampledRanges) -> Samplers:
     """Matmuls of decode steps, and the K/V projection up to `max_rows` rows."""
-    batches, max_rows = ranges.batches, ranges.max_rows
-    decoded = sorted(
-        {*range(batches[0], min(CONSECUTIVE_ROWS, batches[-1]) + 1), *batches}
-        | {3 * batch // 2 for batch in batches if CONSECUTIVE_ROWS <= batch < batches[-1]}
-    )
-    recomputed = sorted(
-        {*decoded, max_rows}
-        | {2**power for power in range(4, max_rows.bit_length())}
-        | {3 * 2**power for power in range(7, 14) if 3 * 2**power < max_rows}
-    )
     found: Samplers = {}
     for model in models:
-        found |= matmuls(bench, model, decoded, (*LAYER_OPS, "head"))
+        found |= matmuls(bench, model, ranges.decoded_rows, (*LAYER_OPS, "head"))
     for model in models:
-        found |= recomputations(bench, model, recomputed)
-        for probed in probed_matmuls(bench, model, max_rows).values():
+        found |= recomputations(bench, model, ranges.recomputed_rows)
+        for probed in probed_matmuls(bench, model, ranges.max_rows).values():
             found |= probed
     return found
 

@@ -22,6 +22,9 @@ from sim.model.spec import ModelSpec
 INTERFERING = ((H2D, D2H), (D2H, H2D), (COMPUTE, H2D), (H2D, COMPUTE))
 """Pairs of a lane and the other lane that may slow it down."""
 
+INTERFERING_BYTES = {"cpu": 2**21, "cuda": 2**23}
+"""Size of the copies that may slow another lane down; an emulated link is slow."""
+
 MIN_SPEED_FRAC = 0.01
 """Lower bound of a lane's relative speed while another works; a noisy sample can be below 0."""
 
@@ -36,8 +39,8 @@ def samplers(bench: Bench, models: Sequence[ModelSpec], ranges: SampledRanges) -
     a, weight, out = bench.random(1024, k), bench.random(n, k), bench.out(1024, n)
     works: dict[str, Work] = {
         COMPUTE: lambda: torch.mm(a, weight.t(), out=out),
-        H2D: bench.copy_work(H2D, 2**23),
-        D2H: bench.copy_work(D2H, 2**23),
+        H2D: bench.copy_work(H2D, INTERFERING_BYTES[bench.backend.kind]),
+        D2H: bench.copy_work(D2H, INTERFERING_BYTES[bench.backend.kind]),
     }
     found: Samplers = {
         ("link", lane, size): partial(bench.back_to_back, lane, bench.copy_work(lane, size))

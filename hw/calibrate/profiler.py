@@ -1,8 +1,8 @@
 """Measure the rates and times of a device that the cost model needs, as a HardwareProfile.
 
 All points are sampled in several passes over the whole list, so that a disturbance of some
-seconds affects one pass of many points instead of all samples of one. A profile holds the medians
-and the samples.
+seconds affects one pass of many points instead of all samples of one. A profile holds the medians,
+or the least where others can only slow a point down, and the samples.
 """
 
 from __future__ import annotations
@@ -26,15 +26,23 @@ from sim.machine.provenance import Point, Samples
 from sim.model.spec import ModelSpec
 from sim.progress import Progress, Silent
 
-PASSES = {"cpu": 8, "cuda": 3}
+PASSES = {"cpu": 18, "cuda": 3}
 """Passes over all points."""
 
-LANES_EVERY = {"cpu": 3, "cuda": 1}
+LANES_EVERY = {"cpu": 9, "cuda": 1}
 """Lanes, prefill and the disk are sampled in the first of so many passes. On a CPU they vary less
 than matmuls that wait for memory, and take longer."""
 
 WARM_UP_S = 1.0
 """Seconds of matmuls before the first sample: clocks rise and libraries load."""
+
+UNDISTURBED = {
+    "cpu": ("gemm", "experts", "attention", "prefill", "quantise", "dequantise"),
+    "cuda": ("link",),
+}
+"""Points, by kind of device, whose value is the least of their samples: other jobs on a shared
+host can only slow them down. On a CPU they do so by half for seconds, and medians of some points
+would then be of the slow machine and others of the fast one."""
 
 SILENT = Silent()
 
@@ -61,7 +69,7 @@ def profile_device(
     with torch.inference_mode():
         bench = _bench(backend, models, ranges)
         samples = _sample(bench, models, ranges, progress, max_s)
-    medians = {point: _median(point, values, backend.kind) for point, values in samples.items()}
+    medians = {point: value(point, values, backend.kind) for point, values in samples.items()}
     products = gemm.block(medians, models[0].element_bytes)
     return HardwareProfile(
         name=name,
@@ -159,9 +167,6 @@ def _warm_up(bench: Bench) -> None:
         bench.matmul(1024, 1024, 1024)
 
 
-def _median(point: Point, samples: list[float], kind: str) -> float:
-    """The value of a point; for a link of a GPU the least of its samples.
-
-    Other jobs on a shared host can only slow a link down, for milliseconds at a time.
-    """
-    return min(samples) if kind == "cuda" and point[0] == "link" else median(samples)
+def value(point: Point, samples: Sequence[float], kind: str) -> float:
+    """The value of a point: the median of its samples, or the least if it is undisturbed."""
+    return min(samples) if point[0] in UNDISTURBED[kind] else median(samples)

@@ -10,6 +10,9 @@ from sim.graph.jobs import Workload
 from sim.model.kv_format import KV_BITS
 from sim.model.spec import ModelSpec
 
+CONSECUTIVE_ROWS = 8
+"""Kernels for a few rows change at many sizes, so every number of rows up to here is sampled."""
+
 
 @dataclass(frozen=True, slots=True)
 class SampledRanges:
@@ -23,6 +26,7 @@ class SampledRanges:
         kv_bits: quantised caches whose kernels are sampled.
         restores: also sample chunked prefill and the disk.
         min_batch: smallest batch of a decode step, a power of two.
+        exact_batches: the batches that jobs use, if they are known; no others are decoded then.
     """
 
     max_batch: int
@@ -32,12 +36,33 @@ class SampledRanges:
     kv_bits: Sequence[int] = KV_BITS
     restores: bool = True
     min_batch: int = 1
+    exact_batches: Sequence[int] = ()
 
     @property
     def batches(self) -> list[int]:
         """Powers of two from `min_batch` to `max_batch`."""
         powers = range(self.min_batch.bit_length() - 1, self.max_batch.bit_length())
         return [2**power for power in powers]
+
+    @property
+    def decoded_rows(self) -> list[int]:
+        """Batches whose matmuls are sampled."""
+        return list(self.exact_batches) or self._rows_of_batches()
+
+    @property
+    def recomputed_rows(self) -> list[int]:
+        """Rows of the recomputations that are sampled, up to `max_rows`."""
+        powers = {2**power for power in range(4, self.max_rows.bit_length())}
+        between = {3 * 2**power for power in range(7, 14)}
+        rows = {*self._rows_of_batches(), self.max_rows, *powers, *between}
+        return sorted(m for m in rows if m <= self.max_rows)
+
+    def _rows_of_batches(self) -> list[int]:
+        batches = self.batches
+        return sorted(
+            {*range(batches[0], min(CONSECUTIVE_ROWS, batches[-1]) + 1), *batches}
+            | {3 * batch // 2 for batch in batches if CONSECUTIVE_ROWS <= batch < batches[-1]}
+        )
 
     def for_decodes(self, model: ModelSpec, jobs: Sequence[Workload]) -> SampledRanges:
         """The part of these ranges that decodes of `jobs` use, with the sizes just around it."""
@@ -52,9 +77,10 @@ class SampledRanges:
             self,
             min_batch=min(_power_of_two(min(batches) // 2 + 1), self.max_batch),
             max_batch=min(_power_of_two(max(batches)), self.max_batch),
-            max_rows=min(_power_of_two(rows), self.max_rows),
+            max_rows=next(m for m in self.recomputed_rows if m >= min(rows, self.max_rows)),
             contexts=_around(self.contexts, fewest, tokens),
             copy_bytes=_around(self.copy_bytes, 1, copied),
+            exact_batches=sorted(set(batches)),
         )
 
     def contexts_of(self, model: ModelSpec) -> list[int]:

@@ -21,7 +21,7 @@ from sim.model.spec import ModelSpec
 LINK_BYTES = 2**24
 """Size of the copy that measures the speed of a real link."""
 
-COPY_BYTES = 2**22
+COPY_BYTES = 2**21
 """Size of the copy that shows how late other processes make the copies of an emulated link."""
 
 RECENT_SAMPLES = 48
@@ -36,6 +36,9 @@ class SpeedProbe:
 
     Args:
         step_tokens: tokens of a restore's step, whose matmuls are then part `flops`.
+
+    Attributes:
+        keeps_speed: the device does, so that a sample after one run serves the next run too.
     """
 
     def __init__(
@@ -45,6 +48,7 @@ class SpeedProbe:
         hardware: HardwareProfile,
         step_tokens: int | None = None,
     ) -> None:
+        self.keeps_speed = backend.kind != "cpu"
         tables = {(table.n, table.k): table for table in hardware.gemm.tables}
         table = tables.get((model.kv_token_size, model.hidden_size))
         max_rows = RECOMPUTED_ROWS if table is None else int(table.curve.work[-1])
@@ -77,18 +81,26 @@ class SpeedProbe:
         cold = sum(size * rotation_copies(size, kind) for size in sizes)
         return cold + (1 + SLOTS) * largest + SLOTS * slot
 
-    def sample(self) -> dict[str, float]:
+    def sample(self, before_run: bool = False) -> dict[str, float]:
         """For each part, its time now divided by its time in the profile.
 
         Matmuls are in processor time. Of the copies the mean counts, because some are late.
+
+        Args:
+            before_run: take the large matmuls last, so that they are next to the run that follows;
+                else first, next to the run that just ended. Their speed changes the most.
         """
+        parts = list(self._samplers)
         with torch.inference_mode():
             ratios = {
                 part: sum(
-                    map(mean if part == "copy" else median, (sample() for sample in samplers))
+                    map(
+                        mean if part == "copy" else median,
+                        (sample() for sample in self._samplers[part]),
+                    )
                 )
                 / self._profiled_s[part]
-                for part, samplers in self._samplers.items()
+                for part in (reversed(parts) if before_run else parts)
             }
         self._recent.append(ratios)
         return ratios

@@ -134,7 +134,7 @@ def print_decode_report(report: dict[str, Any]) -> None:
     for shape, one in report["lp_corrected_regrets"].items():
         say(
             f"  {shape}: lp {percent(one['frac'], signed=True)} against {one['other']} "
-            f"(noise {percent(one['noise_frac'])})"
+            f"(noise {_noise(one['noise_frac'])})"
         )
     say(
         f"uncorrected, by the medians of all runs: in {report['lp_fastest_in']}; at worst "
@@ -185,18 +185,22 @@ def print_restore_report(report: dict[str, Any]) -> None:
     say(f"device: {report['device']}")
 
 
-ERROR_COLUMNS = ("predicted", "measured", "error", "corrected", "spread")
+ERROR_COLUMNS = ("predicted", "measured", "error", "corrected", "noise")
 
 
 def _error_cells(case: dict[str, Any], error: str) -> tuple[str, ...]:
-    corrected, spread = case["corrected_error_frac"], case["corrected_spread_frac"]
+    corrected, noise = case["corrected_error_frac"], case["corrected_noise_frac"]
     return (
         ms(case["predicted_makespan_s"]),
         ms(case["measured_makespan_s"]),
         percent(case[error], signed=True),
         percent(corrected, signed=True) if case["judged"] else "not judged",
-        percent(spread) + ("*" if abs(corrected) <= spread else " "),
+        _noise(noise) + " *"[noise is not None and abs(corrected) <= 2 * noise],
     )
+
+
+def _noise(frac: float | None) -> str:
+    return "unknown" if frac is None else percent(frac)
 
 
 def _print_cases(
@@ -211,7 +215,7 @@ def _print_cases(
     say("")
     say(
         "error: predicted for the speed before the runs, minus measured; corrected: predicted for "
-        "the speed around each run; spread: range of the corrected errors, * covers the error"
+        "the speed around each run; noise: its standard error, * if the error is within twice that"
         f"{end}"
     )
 

@@ -22,6 +22,7 @@ CYCLES_PER_S = 4e9
 @pytest.fixture
 def bench(backend, monkeypatch):
     monkeypatch.setattr(hw.calibrate.bench, "SAMPLE_S", 1e-4)
+    monkeypatch.setattr(hw.calibrate.bench, "CORE_REPEATS", REPEATS)
     return Bench(
         backend, torch.float32, largest_operand=2**20, largest_slot=2**18, layer_bytes=2**20
     )

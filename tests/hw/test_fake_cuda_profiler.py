@@ -20,7 +20,7 @@ from sim.graph.jobs import Workload
 @pytest.fixture(autouse=True)
 def short_bench(monkeypatch):
     """Samples of one call, on few and small operands."""
-    small = {"SAMPLE_S": 1e-6, "ROTATION_BYTES": 2**18, "BURST_S": 1e-5, "REPEATS": 1}
+    small = {"SAMPLE_S": 1e-6, "ROTATION_BYTES": 2**18, "BURST_S": {"cuda": 1e-5}, "REPEATS": 1}
     for name, value in small.items():
         monkeypatch.setattr(hw.calibrate.bench, name, value)
 

@@ -6,7 +6,6 @@ import os
 import platform
 from dataclasses import replace
 from pathlib import Path
-from statistics import median
 
 import pytest
 from builders import make_plan
@@ -15,6 +14,7 @@ from tiny import LLAMA, OPT
 import hw.calibrate.bench
 import hw.calibrate.profiler
 from hw import SampledRanges, balanced_link_bytes_per_s, open_backend, profile_device
+from hw.calibrate.profiler import value
 from planner.decode.lower import lower
 from sim import CostModel, HardwareProfile, Workload, simulate
 from sim.lanes import D2H, H2D, HOST
@@ -94,11 +94,16 @@ def test_a_profile_file_holds_all_of_the_profile(profile, tmp_path):
     assert (found, found.samples) == (profile, profile.samples)
 
 
-def test_every_time_of_the_profile_is_the_median_of_its_samples(device, profile):
-    medians = {one.point: median(one.values) for one in profile.samples}
-    if device == "cuda":  # others on its host can only slow a real link down
-        links = [one for one in profile.samples if one.point[0] == "link"]
-        medians |= {one.point: min(one.values) for one in links}
+def test_others_can_only_slow_down_a_core_and_a_real_link():
+    found = {
+        kind: [value((name,), [3.0, 1.0, 2.5], kind) for name in ("gemm", "link", "gap")]
+        for kind in ("cpu", "cuda")
+    }
+    assert found == {"cpu": [1.0, 2.5, 2.5], "cuda": [2.5, 1.0, 2.5]}
+
+
+def test_every_time_of_the_profile_is_of_its_samples(device, profile):
+    medians = {one.point: value(one.point, one.values, device) for one in profile.samples}
     times = {
         ("gemm", table.n, table.k, int(m)): seconds
         for table in profile.gemm.tables

@@ -38,6 +38,7 @@ def short_grids():
         shorten_grids(patch)
         for module in JUDGES:
             patch.setattr(module, "STEADY_FRAC", inf)
+        patch.setattr(measure.judgement, "MAX_NOISE_FRAC", inf)
         yield
 
 
@@ -149,6 +150,8 @@ def test_the_child_process_refuses_a_wrong_request_in_one_line(request_text, rea
 class SlowedProbe:
     """Reference matmuls of a machine that is half as fast from the first run on."""
 
+    keeps_speed = False
+
     @staticmethod
     def device_bytes(*_: object) -> int:
         return 0
@@ -156,7 +159,7 @@ class SlowedProbe:
     def __init__(self, *_: object) -> None:
         self.ratio = 1.0
 
-    def sample(self) -> dict[str, float]:
+    def sample(self, **_: bool) -> dict[str, float]:
         self.ratio = 2.0
         return {"flops": self.ratio, "hbm": self.ratio}
 
@@ -189,7 +192,7 @@ def test_each_run_is_judged_by_the_speed_around_it(validate, monkeypatch):
 class UnsteadyProbe(SlowedProbe):
     """Reference matmuls that take twice as long every other time."""
 
-    def sample(self) -> dict[str, float]:
+    def sample(self, **_: bool) -> dict[str, float]:
         self.ratio = 3.0 - self.ratio
         return {"flops": self.ratio, "hbm": self.ratio}
 

@@ -46,8 +46,9 @@ def profile(
     It measures matmuls over rows, decode attention over batch and context,
     element-wise kernels, copies in both directions and within the host over size,
     how lanes slow each other down, launch and hand-over times, chunked prefill, and
-    direct reads of the disk that holds temporary files. The file holds every sample
-    and the medians. On the CPU device this takes about a minute.
+    direct reads of the disk that holds temporary files. A value is the median of its
+    samples; that of a kernel on a CPU is the least, because others share its core.
+    The file holds every sample. On the CPU device this takes one to two minutes.
 
     For example:
       kvoverlap profile -o profile.json

@@ -29,9 +29,9 @@ def list_models(json: bool = False) -> None:
         rows += map(_row, members)
     table("Shipped models by family, from their published configs", COLUMNS, rows)
     say(
-        "\nparams, active: billions of parameters, and those of one token. KV, X: KiB a token of\n"
-        "all layers. All can be planned and simulated; runs says whether a device can run their\n"
-        "plans, and dequant. if they have to be made with --dequantise. `kvoverlap models NAME`\n"
+        "\nparams, active: billions of parameters, and those of one token. KV, X: KiB a token of "
+        "all layers. All can be planned and simulated; runs says whether a device can run their "
+        "plans, and dequant. if they have to be made with --dequantise. `kvoverlap models NAME` "
         "shows one model; the path of a config.json works too."
     )
 

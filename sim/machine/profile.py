@@ -274,9 +274,9 @@ class HardwareProfile:
 
     `dtype` is the element type that the compute tables hold for. `device_kind` names the backend
     that can run plans made for it (`cpu`, `cuda`), or `none` for paper and datasheet profiles.
-    `samples` are what its tables are the medians of, where they were kept. Nothing is priced by
-    them: they do not tell two profiles apart, and only the profile's own file holds them, and so
-    do `checks`, how well the tables of published timings predict their own points.
+    `samples` are what its tables were made of, where they were kept. Nothing is priced by them:
+    they do not tell two profiles apart, and only the profile's own file holds them, and so do
+    `checks`, how well the tables of published timings predict their own points.
     `efficiency` is the part of the peak rates that went into the rates of a data sheet.
     `restore` is what restoring a cached prefix needs besides. `all_reduce` is of GPUs that are
     linked to each other; None for GPUs that are only linked to the host. `host_dram` is the rate in

@@ -53,10 +53,9 @@ from dashboard.text.restore import (
     describe_restore,
     policy_table,
     restore_metrics,
-    restore_summary,
 )
 from planner.advice import beyond_calibration
-from planner.restore import RestorePlan
+from planner.restore import RestorePlan, restore_headline
 from sim.errors import KvOverlapError
 from sim.graph.timeline import Timeline
 from sim.machine.availability import Availability
@@ -92,7 +91,7 @@ def show_uploaded(plans: Mapping[str, RestorePlan]) -> None:
     """An uploaded plan, simulated again."""
     name = menu("Plan", list(plans), key="upload")
     plan = plans[name]
-    st.header(restore_summary(plan), anchor=False)
+    st.header(restore_headline(plan), anchor=False)
     show_plan(plan)
     show_run(plan, plan.simulate(), plan.policy)
     st.subheader("Every policy", anchor=False)
@@ -130,7 +129,7 @@ def show_asked(question: RestoreQuestion, policy: str, headline: DeltaGenerator)
         question = replace(question, availability=trace, foresight=ask_foresight())
         with progress:
             answer = restore_plans_for(question)
-    headline.header(restore_summary(answer.plans[policy]), anchor=False)
+    headline.header(restore_headline(answer.plans[policy]), anchor=False)
     with head:
         show_plan(answer.plans[policy])
         compare_restores(question, policy, answer)

@@ -46,9 +46,9 @@ from dashboard.text.compare import (
 )
 from dashboard.text.comparison import comparison_summary, escaped
 from dashboard.text.refusal import describe_refusal, in_page_terms
-from dashboard.text.restore import restore_summary
 from planner import DecodePlan
 from planner.advice import headline
+from planner.restore import restore_headline
 from sim.catalog import find_hardware, find_model, link_names, model_names
 from sim.errors import BadInput, KvOverlapError
 from sim.machine.components import JOIN, split_name
@@ -157,7 +157,7 @@ def compare_restores(question: RestoreQuestion, policy: str, answer: RestorePlan
         show_unanswered(error)
         return
     with st.container(border=True):
-        _head(text, present, {A: restore_summary(a), B: restore_summary(b)})
+        _head(text, present, {A: restore_headline(a), B: restore_headline(b)})
         st.markdown(f"**{verdict(a.ttft_s, b.ttft_s, 'to the first token')}**")
         show_table(side_by_side(restore_rows(a), restore_rows(b)))
         timelines = other.timelines[chosen], answer.timelines[policy]

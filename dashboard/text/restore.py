@@ -14,14 +14,6 @@ STALE, REPLANNED = "lp, planned for the whole machine", "lp, planned again"
 CLAIMS, FORESEEN = "two-ended, without a plan", "lp, with the trace known in advance"
 
 
-def restore_summary(plan: RestorePlan) -> str:
-    """Time to first token and speedup over load-only and compute-only, in one line."""
-    return (
-        f"First token after {ms(plan.ttft_s)}: {plan.load_only_s / plan.ttft_s:.2f} x as fast as "
-        f"loading, {plan.compute_only_s / plan.ttft_s:.2f} x as fast as computing alone"
-    )
-
-
 def describe_restore(plan: RestorePlan) -> str:
     """Model, machine, request and policy of a plan, and the sources of its task times."""
     return (

@@ -7,7 +7,6 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from kvoverlap.cli.options import (
-    UNQUANTISED,
     Engine,
     Json,
     MachineOptions,
@@ -18,6 +17,7 @@ from kvoverlap.cli.options import (
 )
 from kvoverlap.cli.output import policy_table, print_json, say, table
 from planner.job import Job, PlanOptions
+from planner.restore.headline import restore_headline
 from planner.restore.plan import RestorePlan, plan_restore
 from planner.restore.replanning import Adaptation
 from planner.task_times import beyond_calibration, describe_sources
@@ -25,7 +25,7 @@ from sim.engine.api import AUTO, fast_engine_installed
 from sim.errors import BadInput
 from sim.lanes import TIERS
 from sim.machine.availability import ALWAYS, Availability
-from sim.units import counted, ms
+from sim.units import ms
 
 LONG_CHUNKS = 256
 """I/O chunks of a prompt from which planning under a trace takes longer than the fast engine takes
@@ -165,25 +165,18 @@ def _print_served(served: dict[str, Any]) -> None:
 
 def _print(made: RestorePlan) -> None:
     request = made.workload
-    if made.hardware.memory.unified:
-        say(f"{made.reason}\n")
+    say(f"{restore_headline(made)}\n")
     say(
         f"{made.model.name} on {made.hardware.name}: {request.cached_tokens:,} of "
         f"{request.prompt_tokens:,} tokens cached ({request.tier}), {100 * request.gpu_share:g} % "
         f"of the GPU, policy {made.policy}"
     )
-    projected = f", project {made.projected_tokens:,} from X" if made.projected_tokens else ""
-    bits = request.tier_kv_bits
-    in_bits = f" in {bits} bits" if bits != UNQUANTISED else ""
-    loaded = f"load {made.loaded_tokens:,}{in_bits}"
-    say(f"compute {counted(made.computed_tokens, 'token')}{projected}, {loaded}")
     if made.x_bytes:
         kv_bytes = request.kv_bytes(made.model)
         say(
             f"X of {request.cached_tokens:,} tokens takes {made.x_bytes / 2**30:.1f} GiB, its K "
             f"and V {kv_bytes / 2**30:.1f} GiB"
         )
-    say(f"first token after {ms(made.ttft_s)}")
     if made.unforeseen_s is not None and made.foreseen_s is not None:
         say(
             f"planned for the whole machine {ms(made.unforeseen_s)}, with the trace known in "

@@ -1,5 +1,6 @@
 """The names that `import planner.restore` gives, which load at their first use."""
 
+from planner.restore.headline import restore_headline
 from planner.restore.plan import RestorePlan, plan_choice
 from planner.restore.planner import (
     RESTORE_POLICIES,
@@ -32,4 +33,5 @@ __all__ = [
     "plan_choice",
     "read_cases",
     "reproduce_case",
+    "restore_headline",
 ]

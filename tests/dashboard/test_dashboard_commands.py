@@ -73,7 +73,7 @@ def test_numbers_of_a_page_equal_those_of_its_command(seed, capsys):
     if page == "advise":
         assert header == in_page_terms(answer["headline"])
     elif page == "restore":
-        assert header.startswith(f"First token after {ms(answer['ttft_s'])}: ")
+        assert f": first token after {ms(answer['ttft_s'])}" in header
         told = app.dataframe[-1].value.set_index("policy")["TTFT (ms)"]
         for policy, seconds in answer["baselines"].items():
             assert told[policy] == pytest.approx(1e3 * seconds)

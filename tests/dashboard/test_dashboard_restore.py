@@ -48,7 +48,7 @@ def test_page_opens_with_the_answer_of_the_shipped_machine():
     )
     plan = make_plan(question.model, question.machine, request)
     app = show("restore")
-    assert app.header[0].value.startswith(f"First token after {ms(plan.ttft_s)}: ")
+    assert f": first token after {ms(plan.ttft_s)}" in app.header[0].value
     assert any("Fastest is joint" in block.value for block in app.markdown)
     assert not app.warning
     memory, layers, ends = charts(app)
@@ -91,8 +91,7 @@ def test_the_command_shown_gives_the_answer_shown(query, capsys):
         assert len(app.get("download_button")) == 5, "plan, trace, table twice, availability"
     assert main([*words[1:], "--json"]) == 0
     answer = json.loads(capsys.readouterr().out)
-    assert app.header[0].value.startswith(f"First token after {ms(answer['ttft_s'])}: ")
-    assert f"{answer['speedup_vs_load']:.2f} x as fast as loading" in app.header[0].value
+    assert f": first token after {ms(answer['ttft_s'])}" in app.header[0].value
     told = app.dataframe[-1].value.set_index("policy")["TTFT (ms)"]
     for policy, seconds in answer["baselines"].items():
         assert told[policy] == pytest.approx(1e3 * seconds)
@@ -177,7 +176,7 @@ def test_every_rate_is_planned_and_the_crossings_are_told():
     assert (joint["joint_s"] <= others * 1.01).all()
     at_six = show("restore", **SMALL, rate="6 GiB/s", policy="lp")
     here = points.set_index("gib_per_s").loc[6.0]
-    assert at_six.header[0].value.startswith(f"First token after {ms(here['lp_s'])}: ")
+    assert f": first token after {ms(here['lp_s'])}" in at_six.header[0].value
 
 
 def test_a_drop_makes_the_plan_stale_and_claims_do_without_one():

@@ -46,9 +46,10 @@ def profile(
     It measures matmuls over rows, decode attention over batch and context,
     element-wise kernels, copies in both directions and within the host over size,
     how lanes slow each other down, launch and hand-over times, chunked prefill, and
-    direct reads of the disk that holds temporary files. A value is the median of its
-    samples; that of a kernel on a CPU is the least, because others share its core.
-    The file holds every sample. On the CPU device this takes one to two minutes.
+    direct reads of the disk that holds temporary files. A value is the median of
+    its samples; that of a kernel on a CPU is the least, because others share its
+    core. The file holds every sample. On the CPU device this takes one to two
+    minutes.
 
     For example:
       kvoverlap profile -o profile.json

@@ -1,25 +1,32 @@
 """The decode schedule as a linear program whose optimum is the makespan of the graph.
 
-Variables: the start of every task and, per step and layer, how many tokens are recomputed; if
-device memory allows it, also how many tokens of each layer keep K and V, or X, on the device.
-Rows: resident data fits the memory; a task starts after each of its deps and after its lane's
-previous task; the time of a task whose size is being chosen is at least every line of its convex
-cost hull. Where costs are straight lines the hull is the cost, and the optimum is the simulated
-makespan; elsewhere the hull is below the cost and the optimum is a lower bound.
+Variables: the start of every task that waits for several others and, per step and layer, how many
+tokens are recomputed; if device memory allows it, also how many tokens of each layer keep K and V,
+or X, on the device. Rows: resident data fits the memory; a task starts after each of its deps and
+after its lane's previous task; the time of a task whose size is being chosen is at least every line
+of its convex cost hull. Where costs are straight lines the hull is the cost, and the optimum is the
+simulated makespan; elsewhere the hull is below the cost and the optimum is a lower bound.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import highspy  # noqa: F401 - pulp takes an interrupt of this import for its absence
 import pulp
 
 from planner.lp.costs import SIZED_OPS, PiecewiseLinearCosts
-from planner.lp.memory import DEVICE_ROW, Cell, MemoryBudget, MemoryRows, ResidentVariables
+from planner.lp.memory import (
+    DEVICE_ROW,
+    Cell,
+    MemoryBudget,
+    MemoryRows,
+    ResidentVariables,
+    Terms,
+)
 from planner.lp.solver import Basis, solve_to_optimum
 from sim.cost.model import CostModel
 from sim.engine.launch import launch_times
@@ -32,6 +39,11 @@ MAKESPAN_UNITS = 1e3
 _MAY_VANISH = ("load_x", "place_kv", "recompute_resident")
 _VANISH_BEHIND_PAUSE = ("load_kv", "place_kv", "recompute_resident", "recompute", "dequantise")
 """No pause is guaranteed after the first and before the second."""
+
+_WEIGHT_LOADS = ("load_kv_weights", "load_weights")
+
+Lane = tuple[int, str]
+"""(device, lane)."""
 
 Key = TypeVar("Key")
 
@@ -75,6 +87,22 @@ class Relaxation:
         }[task.op]
 
 
+class Moment(NamedTuple):
+    """A time of the schedule: seconds, and what variables add, in the unit of the LP."""
+
+    seconds: float
+    terms: Terms
+
+    def plus(self, seconds: float, terms: Terms) -> Moment:
+        """A later moment."""
+        if self.terms and terms:
+            sums = dict(self.terms)
+            for variable, factor in terms:
+                sums[variable] = sums.get(variable, 0.0) + factor
+            return Moment(self.seconds + seconds, list(sums.items()))
+        return Moment(self.seconds + seconds, self.terms or terms)
+
+
 class ScheduleLP:
     """The LP of one row-schedule graph.
 
@@ -113,18 +141,23 @@ class ScheduleLP:
         }
         self._fixed_s = [costs.estimate(task).seconds for task in graph.tasks]
         self._unit_s = max(sum(self._fixed_s), 1e-12) / MAKESPAN_UNITS
-        launched_s = launch_times(graph, costs, free_ops=self._sized)
+        self._lines = lines
         self.problem = pulp.LpProblem("decode", pulp.LpMinimize)
-        self._timed: dict[str, int] = {}
+        self._end_rows: list[list[str]] = [[] for _ in graph.tasks]
+        self._cost_rows: dict[int, list[str]] = {}
+        self._begins_with_end_of: dict[int, int] = {}
         add = self.problem.add_variable
-        sized = {(task.step, task.layer): task for task in graph.tasks if task.op in self._sized}
+        sized = [task for task in graph.tasks if task.op in self._sized]
+        self._straight = lines is not None and all(
+            len(lines.of(task.op, task.layer)) == 1 for task in sized
+        )
         self.tokens = {
             (step, layer): add(
                 f"recomputed_s{step}_L{layer}",
                 0,
                 self._contexts[step, layer] if graph.model.splits(layer) else 0,
             )
-            for step, layer in sized
+            for step, layer in dict.fromkeys((task.step, task.layer) for task in sized)
         }
         self._budget = budget
         placed = {task.layer: None for task in graph.tasks if task.op == "place_kv"}
@@ -136,22 +169,12 @@ class ScheduleLP:
             {layer: add(f"kept_x_L{layer}", 0, prompt) for layer in layers},
             {layer: add(f"kept_weights_L{layer}", 0, 1) for layer in moved if weights_stay},
         )
-        self._start = [
-            add(f"start_{_name(task)}", ready / self._unit_s)
-            for task, ready in zip(graph.tasks, launched_s, strict=True)
-        ]
-        self._duration = {
-            at: add(f"time_{_name(task)}", 0)
-            for at, task in enumerate(graph.tasks)
-            if task.op in self._sized
-        }
         self.makespan = add("makespan", 0)
         self.problem.setObjective(self.makespan)
-        if lines is not None:
-            self._cost_rows(lines)
+        durations = [self._duration(at) for at in range(len(graph.tasks))]
         if budget is not None and lines is not None:
             MemoryRows(self.problem, graph, contexts, self.tokens, self.resident, budget)
-        self._order_rows()
+        self._order(durations, launch_times(graph, costs, free_ops=self._sized))
 
     @property
     def chooses_residency(self) -> bool:
@@ -202,16 +225,16 @@ class ScheduleLP:
             for task in self.graph.tasks
         ]
 
-    def _row(self, name: str, terms: list[tuple[pulp.LpVariable, float]], least: float) -> None:
+    def _row(self, name: str, terms: Terms, least: float) -> None:
         expression = pulp.LpAffineExpression(terms)
         self.problem.addConstraint(expression >= least, name)
 
-    def _time_row(
-        self, name: str, terms: list[tuple[pulp.LpVariable, float]], least_s: float
-    ) -> None:
-        self._row(name, terms, least_s / self._unit_s)
+    def _after(self, name: str, target: pulp.LpVariable, earlier: Moment) -> None:
+        """target >= earlier"""
+        terms = [(target, 1.0), *((variable, -factor) for variable, factor in earlier.terms)]
+        self._row(name, terms, earlier.seconds / self._unit_s)
 
-    def _count(self, task: Task) -> tuple[float, list[tuple[pulp.LpVariable, float]]]:
+    def _count(self, task: Task) -> tuple[float, Terms]:
         """Tokens of a sized task: a constant and variables with their factors."""
         recomputed = (self.tokens[task.step, task.layer], 1.0)
         chosen = task.layer in self.resident.kv
@@ -227,16 +250,26 @@ class ScheduleLP:
                 return float(self._contexts[task.step, task.layer]), others
         return 0.0, [recomputed, *((variable, -1.0) for variable, _ in x)]
 
-    def _cost_rows(self, lines: PiecewiseLinearCosts) -> None:
-        """time >= seconds at zero + slope * tokens, for each line of the hull."""
-        for at, duration in self._duration.items():
-            task = self.graph.tasks[at]
-            constant, counts = self._count(task)
-            for number, (base, slope) in enumerate(lines.of(task.op, task.layer)):
-                name = f"cost_{_name(task)}_{number}"
-                scaled = [(count, -factor * slope / self._unit_s) for count, factor in counts]
-                self._time_row(name, [(duration, 1.0), *scaled], base + slope * constant)
-                self._timed[name] = at
+    def _duration(self, at: int) -> Moment:
+        """Time of a task; of a sized one at least every line of its cost, as a variable if any cost
+        has several."""
+        task, seconds = self.graph.tasks[at], self._fixed_s[at]
+        if self._lines is None or task.op not in self._sized:
+            stays = task.op in _WEIGHT_LOADS and task.layer in self.resident.weights
+            saved = [(self.resident.weights[task.layer], -seconds / self._unit_s)] if stays else []
+            return Moment(seconds, saved)
+        constant, counts = self._count(task)
+        lines = []
+        for base, slope in self._lines.of(task.op, task.layer):
+            terms = [(count, factor * slope / self._unit_s) for count, factor in counts]
+            lines.append(Moment(base + slope * constant, terms))
+        if self._straight:
+            return lines[0]
+        duration = self.problem.add_variable(f"time_{_name(task)}", 0)
+        self._cost_rows[at] = [f"cost_{_name(task)}_{number}" for number in range(len(lines))]
+        for name, line in zip(self._cost_rows[at], lines, strict=True):
+            self._after(name, duration, line)
+        return Moment(0.0, [(duration, 1.0)])
 
     def _memory_worth_s(self) -> float:
         if self._budget is None or not self.chooses_residency:
@@ -244,29 +277,69 @@ class ScheduleLP:
         dual = self.problem.get_constraint_by_name(DEVICE_ROW).pi or 0.0
         return float(dual) * self._unit_s / self._budget.unit_bytes
 
-    def _order_rows(self) -> None:
-        """start(task) >= end of each dep and of the task before it on its lane."""
-        tasks = self.graph.tasks
-        followed: set[int] = set()
-        last_on_lane: dict[tuple[int, str], int] = {}
-        for at, task in enumerate(tasks):
-            lane = (task.device, task.lane)
-            before = {
-                dep
-                for dep in self.graph.dep_indices[at]
-                if (tasks[dep].device, tasks[dep].lane) != lane
-                and (self._empty_load_waits or not self._may_be_empty(task))
-            }
-            if lane in last_on_lane:
-                before.add(last_on_lane[lane])
-            for earlier in sorted(before):
-                pause_s = certain_pause_s(self._dispatch, tasks[earlier], task, bool(self._sized))
-                self._after(earlier, self._start[at], _name(task), pause_s)
-            followed |= before
-            last_on_lane[lane] = at
-        for at in range(len(tasks)):
+    def _order(self, durations: Sequence[Moment], launched_s: Sequence[float]) -> None:
+        """start(task) >= launch, and >= end of each task for which it waits.
+
+        A task that waits for one only, and is launched before its end, starts with its end.
+        """
+        tasks, waits = self.graph.tasks, list(self._waits())
+        ends: list[Moment] = []
+        sure_s = list(launched_s)
+        for at, pauses_s in enumerate(waits):
+            name, ready_s = _name(tasks[at]), launched_s[at]
+            earlier, pause_s = next(iter(pauses_s.items()), (-1, 0.0))
+            if not pauses_s:
+                start = Moment(ready_s, [])
+            elif len(pauses_s) == 1 and sure_s[earlier] + pause_s >= ready_s:
+                start = ends[earlier].plus(pause_s, [])
+                self._begins_with_end_of[at] = earlier
+            else:
+                variable = self.problem.add_variable(f"start_{name}", ready_s / self._unit_s)
+                start = Moment(0.0, [(variable, 1.0)])
+                for earlier, pause_s in sorted(pauses_s.items()):
+                    self._follow(earlier, name, variable, ends[earlier].plus(pause_s, []))
+            if not durations[at].terms:
+                sure_s[at] += durations[at].seconds
+            ends.append(start.plus(*durations[at]))
+        followed = set().union(*waits)
+        for at, end in enumerate(ends):
             if at not in followed:
-                self._after(at, self.makespan, "end", 0.0)
+                self._follow(at, "end", self.makespan, end)
+
+    def _follow(self, at: int, name: str, target: pulp.LpVariable, end: Moment) -> None:
+        """target >= end of a task and a pause"""
+        row = f"after_{_name(self.graph.tasks[at])}__{name}"
+        self._after(row, target, end)
+        self._end_rows[at].append(row)
+
+    def _waits(self) -> Iterator[dict[int, float]]:
+        """For each task those for which it waits, with the pause in seconds after each.
+
+        A dep is left out if the task's lane waits already for that one or a later one of its lane.
+        """
+        tasks = self.graph.tasks
+        last_on_lane: dict[Lane, int] = {}
+        waited: dict[tuple[Lane, Lane], tuple[int, float]] = {}
+        for at, task in enumerate(tasks):
+            lane, pauses_s = (task.device, task.lane), {}
+            deps = self.graph.dep_indices[at]
+            if not self._empty_load_waits and self._may_be_empty(task):
+                deps = ()
+            for earlier in sorted(deps, reverse=True):
+                other = (tasks[earlier].device, tasks[earlier].lane)
+                pause_s = self._pause_s(earlier, task)
+                known, known_s = waited.get((lane, other), (-1, 0.0))
+                if other != lane and (earlier > known or pause_s > known_s):
+                    waited[lane, other] = earlier, pause_s
+                    pauses_s[earlier] = pause_s
+            if lane in last_on_lane:
+                pauses_s[last_on_lane[lane]] = self._pause_s(last_on_lane[lane], task)
+            last_on_lane[lane] = at
+            yield pauses_s
+
+    def _pause_s(self, earlier: int, later: Task) -> float:
+        sized = bool(self._sized)
+        return certain_pause_s(self._dispatch, self.graph.tasks[earlier], later, sized)
 
     def _may_be_empty(self, task: Task) -> bool:
         """Whether a load may have 0 tokens where other layers load: X, and rows of short layers."""
@@ -276,26 +349,17 @@ class ScheduleLP:
         rows = [self._contexts[task.step, layer] for layer in range(model.n_layers)]
         return rows[task.layer] < max(rows)
 
-    def _after(
-        self, earlier: int, target: pulp.LpVariable, target_name: str, pause_s: float
-    ) -> None:
-        task = self.graph.tasks[earlier]
-        name = f"after_{_name(task)}__{target_name}"
-        terms = [(target, 1.0), (self._start[earlier], -1.0)]
-        if earlier in self._duration:
-            self._time_row(name, [*terms, (self._duration[earlier], -1.0)], pause_s)
-            return
-        seconds = self._fixed_s[earlier]
-        if task.op in ("load_kv_weights", "load_weights") and task.layer in self.resident.weights:
-            terms.append((self.resident.weights[task.layer], seconds / self._unit_s))
-        self._time_row(name, terms, seconds + pause_s)
-        self._timed[name] = earlier
-
     def _task_weights(self) -> tuple[float, ...]:
         """Weight of each task: the duals of the rows that carry its time."""
-        weights = [0.0] * len(self.graph.tasks)
-        for name, at in self._timed.items():
-            weights[at] += self.problem.get_constraint_by_name(name).pi or 0.0
+
+        def duals(rows: Sequence[str]) -> float:
+            return sum(self.problem.get_constraint_by_name(name).pi or 0.0 for name in rows)
+
+        weights = list(map(duals, self._end_rows))
+        for at, earlier in reversed(self._begins_with_end_of.items()):
+            weights[earlier] += weights[at]
+        for at, rows in self._cost_rows.items():
+            weights[at] = duals(rows)
         return tuple(weights)
 
     def _prefer_even(self) -> None:

@@ -18,7 +18,7 @@ from typing import NamedTuple, TypeVar
 import highspy  # noqa: F401 - pulp takes an interrupt of this import for its absence
 import pulp
 
-from planner.lp.costs import SIZED_OPS, PiecewiseLinearCosts
+from planner.lp.costs import SIZED_OPS, PiecewiseLinearCosts, sized_tokens
 from planner.lp.memory import (
     DEVICE_ROW,
     Cell,
@@ -76,15 +76,7 @@ class Relaxation:
     def count(self, task: Task, past: int) -> float:
         """Tokens of a sized task at the optimum."""
         kv, x = self.resident_kv.get(task.layer, 0.0), self.resident_x.get(task.layer, 0.0)
-        recomputed = self.tokens[task.step, task.layer]
-        return {
-            "load_x": recomputed - x,
-            "load_kv": past - kv - recomputed,
-            "dequantise": past - kv - recomputed,
-            "place_kv": kv,
-            "recompute_resident": x,
-            "recompute": recomputed - x,
-        }[task.op]
+        return sized_tokens(float(past), kv, x, self.tokens[task.step, task.layer])[task.op]
 
 
 class Moment(NamedTuple):

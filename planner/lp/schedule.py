@@ -80,19 +80,19 @@ class Relaxation:
 
 
 class Moment(NamedTuple):
-    """A time of the schedule: seconds, and what variables add, in the unit of the LP."""
+    """A time of the schedule: seconds, less what variables take off, in the unit of the LP."""
 
     seconds: float
-    terms: Terms
+    less: Terms
 
-    def plus(self, seconds: float, terms: Terms) -> Moment:
+    def plus(self, seconds: float, less: Terms) -> Moment:
         """A later moment."""
-        if self.terms and terms:
-            sums = dict(self.terms)
-            for variable, factor in terms:
+        if self.less and less:
+            sums = dict(self.less)
+            for variable, factor in less:
                 sums[variable] = sums.get(variable, 0.0) + factor
-            return Moment(self.seconds + seconds, list(sums.items()))
-        return Moment(self.seconds + seconds, self.terms or terms)
+            less = list(sums.items())
+        return Moment(self.seconds + seconds, less or self.less)
 
 
 class ScheduleLP:
@@ -221,10 +221,12 @@ class ScheduleLP:
         expression = pulp.LpAffineExpression(terms)
         self.problem.addConstraint(expression >= least, name)
 
-    def _after(self, name: str, target: pulp.LpVariable, earlier: Moment) -> None:
-        """target >= earlier"""
-        terms = [(target, 1.0), *((variable, -factor) for variable, factor in earlier.terms)]
-        self._row(name, terms, earlier.seconds / self._unit_s)
+    def _not_before(
+        self, name: str, target: pulp.LpVariable, earlier: Moment, pause_s: float = 0.0
+    ) -> None:
+        """target >= earlier + pause"""
+        least = (earlier.seconds + pause_s) / self._unit_s
+        self._row(name, [(target, 1.0), *earlier.less], least)
 
     def _count(self, task: Task) -> tuple[float, Terms]:
         """Tokens of a sized task: a constant and variables with their factors."""
@@ -248,20 +250,20 @@ class ScheduleLP:
         task, seconds = self.graph.tasks[at], self._fixed_s[at]
         if self._lines is None or task.op not in self._sized:
             stays = task.op in _WEIGHT_LOADS and task.layer in self.resident.weights
-            saved = [(self.resident.weights[task.layer], -seconds / self._unit_s)] if stays else []
+            saved = [(self.resident.weights[task.layer], seconds / self._unit_s)] if stays else []
             return Moment(seconds, saved)
         constant, counts = self._count(task)
         lines = []
         for base, slope in self._lines.of(task.op, task.layer):
-            terms = [(count, factor * slope / self._unit_s) for count, factor in counts]
-            lines.append(Moment(base + slope * constant, terms))
+            less = [(count, -factor * slope / self._unit_s) for count, factor in counts]
+            lines.append(Moment(base + slope * constant, less))
         if self._straight:
             return lines[0]
         duration = self.problem.add_variable(f"time_{_name(task)}", 0)
         self._cost_rows[at] = [f"cost_{_name(task)}_{number}" for number in range(len(lines))]
         for name, line in zip(self._cost_rows[at], lines, strict=True):
-            self._after(name, duration, line)
-        return Moment(0.0, [(duration, 1.0)])
+            self._not_before(name, duration, line)
+        return Moment(0.0, [(duration, -1.0)])
 
     def _memory_worth_s(self) -> float:
         if self._budget is None or not self.chooses_residency:
@@ -274,64 +276,56 @@ class ScheduleLP:
 
         A task that waits for one only, and is launched before its end, starts with its end.
         """
-        tasks, waits = self.graph.tasks, list(self._waits())
+        names, waits = list(map(_name, self.graph.tasks)), list(self._waits())
         ends: list[Moment] = []
         sure_s = list(launched_s)
-        for at, pauses_s in enumerate(waits):
-            name, ready_s = _name(tasks[at]), launched_s[at]
+        for at, (ready_s, pauses_s, duration) in enumerate(
+            zip(launched_s, waits, durations, strict=True)
+        ):
             earlier, pause_s = next(iter(pauses_s.items()), (-1, 0.0))
             if not pauses_s:
-                start = Moment(ready_s, [])
+                ends.append(duration.plus(ready_s, []))
             elif len(pauses_s) == 1 and sure_s[earlier] + pause_s >= ready_s:
-                start = ends[earlier].plus(pause_s, [])
+                ends.append(ends[earlier].plus(pause_s + duration.seconds, duration.less))
                 self._begins_with_end_of[at] = earlier
             else:
-                variable = self.problem.add_variable(f"start_{name}", ready_s / self._unit_s)
-                start = Moment(0.0, [(variable, 1.0)])
+                start = self.problem.add_variable(f"start_{names[at]}", ready_s / self._unit_s)
                 for earlier, pause_s in sorted(pauses_s.items()):
-                    self._follow(earlier, name, variable, ends[earlier].plus(pause_s, []))
-            if not durations[at].terms:
-                sure_s[at] += durations[at].seconds
-            ends.append(start.plus(*durations[at]))
-        followed = set().union(*waits)
-        for at, end in enumerate(ends):
-            if at not in followed:
-                self._follow(at, "end", self.makespan, end)
-
-    def _follow(self, at: int, name: str, target: pulp.LpVariable, end: Moment) -> None:
-        """target >= end of a task and a pause"""
-        row = f"after_{_name(self.graph.tasks[at])}__{name}"
-        self._after(row, target, end)
-        self._end_rows[at].append(row)
+                    row = f"after_{names[earlier]}__{names[at]}"
+                    self._end_rows[earlier].append(row)
+                    self._not_before(row, start, ends[earlier], pause_s)
+                ends.append(Moment(duration.seconds, [(start, -1.0), *duration.less]))
+            if not duration.less:
+                sure_s[at] += duration.seconds
+        for at in sorted(set(range(len(ends))).difference(*waits)):
+            row = f"after_{names[at]}__end"
+            self._end_rows[at].append(row)
+            self._not_before(row, self.makespan, ends[at])
 
     def _waits(self) -> Iterator[dict[int, float]]:
         """For each task those for which it waits, with the pause in seconds after each.
 
         A dep is left out if the task's lane waits already for that one or a later one of its lane.
         """
-        tasks = self.graph.tasks
+        tasks, sized = self.graph.tasks, bool(self._sized)
+        lanes = [(task.device, task.lane) for task in tasks]
         last_on_lane: dict[Lane, int] = {}
         waited: dict[tuple[Lane, Lane], tuple[int, float]] = {}
-        for at, task in enumerate(tasks):
-            lane, pauses_s = (task.device, task.lane), {}
-            deps = self.graph.dep_indices[at]
+        for at, (task, lane) in enumerate(zip(tasks, lanes, strict=True)):
+            pauses_s = {}
+            deps = [dep for dep in self.graph.dep_indices[at] if lanes[dep] != lane]
             if not self._empty_load_waits and self._may_be_empty(task):
-                deps = ()
-            for earlier in sorted(deps, reverse=True):
-                other = (tasks[earlier].device, tasks[earlier].lane)
-                pause_s = self._pause_s(earlier, task)
-                known, known_s = waited.get((lane, other), (-1, 0.0))
-                if other != lane and (earlier > known or pause_s > known_s):
-                    waited[lane, other] = earlier, pause_s
-                    pauses_s[earlier] = pause_s
-            if lane in last_on_lane:
-                pauses_s[last_on_lane[lane]] = self._pause_s(last_on_lane[lane], task)
+                deps = []
+            for dep in sorted(deps, reverse=True):
+                pause_s = certain_pause_s(self._dispatch, tasks[dep], task, sized)
+                known, known_s = waited.get((lane, lanes[dep]), (-1, 0.0))
+                if dep > known or pause_s > known_s:
+                    waited[lane, lanes[dep]] = dep, pause_s
+                    pauses_s[dep] = pause_s
+            if (last := last_on_lane.get(lane)) is not None:
+                pauses_s[last] = certain_pause_s(self._dispatch, tasks[last], task, sized)
             last_on_lane[lane] = at
             yield pauses_s
-
-    def _pause_s(self, earlier: int, later: Task) -> float:
-        sized = bool(self._sized)
-        return certain_pause_s(self._dispatch, self.graph.tasks[earlier], later, sized)
 
     def _may_be_empty(self, task: Task) -> bool:
         """Whether a load may have 0 tokens where other layers load: X, and rows of short layers."""

@@ -229,7 +229,8 @@ class DecodePlanner:
             if model.loads_rows(layer)
         )
         fixed_s = {COMPUTE: 0.0, H2D: 0.0}
-        for task in problem.simulate([[0] * model.n_layers] * len(pasts)).graph.tasks:
+        nothing = DecodeChoice([[0] * model.n_layers] * len(pasts), problem.least_resident)
+        for task in problem.graph_of(nothing).tasks:
             if task.lane in fixed_s and task.op not in SIZED_OPS:
                 fixed_s[task.lane] += problem.costs.estimate(task).seconds
         return lane_work_bound(

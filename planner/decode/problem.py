@@ -187,11 +187,12 @@ class DecodeProblem:
         split, residency = choice.split, choice.residency
         key = (tuple(map(tuple, split)), residency)
         if key not in self._timelines:
-            self._timelines[key] = self._simulated(self._whole_graph(split, residency))
+            self._timelines[key] = self._simulated(self.graph_of(choice))
         return self._timelines[key]
 
-    def _whole_graph(self, split: Split, residency: Residency) -> TaskGraph:
+    def graph_of(self, choice: DecodeChoice) -> TaskGraph:
         """The graph of the whole job on one GPU."""
+        split, residency = choice.split, choice.residency
         if self.covers_all_steps:
             return self.shortened(split, residency)
         key = (tuple(map(tuple, split)), residency, None)
@@ -263,7 +264,7 @@ class DecodeProblem:
 
     def makespan_s(self, choice: DecodeChoice) -> float:
         """Simulated makespan; infinite if the choice does not fit the memory."""
-        fits = self.fits(self._whole_graph(choice.split, choice.residency))
+        fits = self.fits(self.graph_of(choice))
         return self.timeline(choice).makespan_s if fits else inf
 
     def shortened(

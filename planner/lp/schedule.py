@@ -73,10 +73,11 @@ class Relaxation:
     memory_worth_s: float
     basis: Basis | None
 
-    def count(self, task: Task, past: int) -> float:
-        """Tokens of a sized task at the optimum."""
-        kv, x = self.resident_kv.get(task.layer, 0.0), self.resident_x.get(task.layer, 0.0)
-        return sized_tokens(float(past), kv, x, self.tokens[task.step, task.layer])[task.op]
+    def counts(self, cell: Cell, past: int) -> dict[str, float]:
+        """Tokens of each sized operation of a cell at the optimum, of `past` that it reads."""
+        _, layer = cell
+        kv, x = self.resident_kv.get(layer, 0.0), self.resident_x.get(layer, 0.0)
+        return sized_tokens(float(past), kv, x, self.tokens[cell])
 
 
 class Moment(NamedTuple):
@@ -210,8 +211,9 @@ class ScheduleLP:
 
     def seconds(self, at: Relaxation, costs: CostModel, lines: PiecewiseLinearCosts) -> list[float]:
         """Seconds of every task at an optimum's fractional counts, under other costs."""
+        counts = {cell: at.counts(cell, self._contexts[cell]) for cell in self.tokens}
         return [
-            lines.at(task.op, at.count(task, self._contexts[task.step, task.layer]), task.layer)
+            lines.at(task.op, counts[task.step, task.layer][task.op], task.layer)
             if task.op in self._sized
             else costs.estimate(task).seconds
             for task in self.graph.tasks

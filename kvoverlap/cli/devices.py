@@ -3,20 +3,15 @@
 from dataclasses import asdict
 from pathlib import Path
 
-from kvoverlap.cli.options import (
+from kvoverlap.cli.device_options import (
     PRINT_ONLY,
-    AssumeLike,
     Device,
-    Json,
     Link,
-    NewFile,
     PlanDevice,
-    PlanFile,
-    Repeats,
-    Seed,
     TimelineOutput,
     device_for,
 )
+from kvoverlap.cli.options import AssumeLike, Json, NewFile, PlanFile, Repeats, Seed
 from kvoverlap.cli.output import print_json, progress, say, table
 from kvoverlap.cli.reports import report_timeline, say_restore
 from kvoverlap.cli.table_errors import print_table_errors

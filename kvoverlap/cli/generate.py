@@ -9,16 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from kvoverlap.cli.options import (
-    PRINT_ONLY,
-    AssumeLike,
-    Count,
-    Link,
-    PlanDevice,
-    TimelineOutput,
-    device_for,
-    match_dtype,
-)
+from kvoverlap.cli.device_options import PRINT_ONLY, Link, PlanDevice, TimelineOutput, device_for
+from kvoverlap.cli.options import AssumeLike, Count, match_dtype
 from kvoverlap.cli.output import note, out, print_json, progress, say
 from kvoverlap.cli.tokenizer import TextCodec, check_prompts, read_prompt_ids
 from measure.calibrate import DECODES, DEFAULT_DTYPE, link_pace, measure_profile

@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import errno
-import gc
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -20,10 +19,6 @@ from sim.files import VERSION
 
 if TYPE_CHECKING:
     from cyclopts import App
-
-GARBAGE_THRESHOLD = 200_000
-"""A long job has a million small objects that live until the end. Garbage collection among them
-took a seventh of the planning time."""
 
 UNWRITABLE = (errno.EPIPE, errno.ENOSPC, errno.EIO, errno.EDQUOT)
 """Errors of a standard output whose reader or disk space is gone."""
@@ -97,7 +92,6 @@ def main(
     Args:
         interrupted: whether Ctrl-C was pressed; some libraries turn it into an error of their own.
     """
-    gc.set_threshold(GARBAGE_THRESHOLD)
     given = sys.argv[1:] if arguments is None else list(arguments)
     try:
         result = None if answer_at_once(given) else parse_and_run(given)

@@ -10,7 +10,7 @@ annotations of a verb at every start, and as texts they would be compiled again,
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from cyclopts import Parameter, Token
 
@@ -19,8 +19,7 @@ from sim.catalog import find_hardware, find_model, find_runtime
 from sim.engine.api import NO_NUMBA, check_engine, fast_engine_installed
 from sim.errors import BadInput, UnknownName
 from sim.files import check_writable
-from sim.graph.jobs import KV, RestoreRequest, Workload
-from sim.lanes import TIERS
+from sim.graph.jobs import Workload
 from sim.machine.links import COPY_KINDS
 from sim.machine.profile import HardwareProfile
 from sim.machine.runtime import Runtime as ServingRuntime
@@ -34,9 +33,6 @@ from sim.machine.what_if import (
 )
 from sim.model.spec import ModelSpec
 from sim.units import parse_bytes, parse_count, parse_counts, parse_rate
-
-if TYPE_CHECKING:
-    from sim.results.recording import Recording
 
 
 def parsed_by(parse: Callable[[str, str], Any]) -> Callable[[Any, Sequence[Token]], Any]:
@@ -144,24 +140,6 @@ Dtype = Annotated[
 Batch = Annotated[Count, Parameter(help="Sequences that are decoded together.")]
 Prompt = Annotated[Count, Parameter(help="Tokens of each prompt, such as 4K (4096).")]
 Gen = Annotated[Count, Parameter(help="Decode steps.")]
-Device = Annotated[
-    str, Parameter(help="auto, cpu or cuda. auto is cuda if this machine has a GPU, else cpu.")
-]
-PlanDevice = Annotated[
-    str,
-    Parameter(
-        help="auto, cpu or cuda. auto is the device that the profile was measured on, or this "
-        "machine's if the profile was not measured."
-    ),
-]
-Link = Annotated[
-    str | None,
-    Parameter(
-        metavar="RATE",
-        help="Rate of the cpu device's emulated link, such as 0.4GB/s. By default the profile's, "
-        "or one at which loading and recomputing take about the same time.",
-    ),
-]
 Repeats = Annotated[Count, Parameter(help="Measured repeats of every case, after warm-ups.")]
 Seed = Annotated[
     int,
@@ -362,125 +340,8 @@ class StepJob:
         return None if bits == UNQUANTISED else bits
 
 
-@Parameter(name="*")
-@dataclass(frozen=True, kw_only=True)
-class DecodeJob(StepJob):
-    """Several decode steps of one or several batches."""
-
-    gen: Gen = 1
-    n_batches: Annotated[
-        Count,
-        Parameter(help="Batches of --batch sequences that share each loaded layer (column)."),
-    ] = 1
-
-    def workload(self, model: ModelSpec) -> Workload:
-        bits = self.host_kv_bits(model)
-        return Workload(self.batch, self.prompt, self.gen, self.n_batches, bits)
-
-
-@Parameter(name="*")
-@dataclass(frozen=True, kw_only=True)
-class RestoreJob:
-    """A request whose prompt has a cached prefix."""
-
-    prompt: Prompt
-    cached: Annotated[
-        Count | None,
-        Parameter(
-            help="Leading tokens whose KV is cached. By default all but the last, which is always "
-            "computed."
-        ),
-    ] = None
-    tier: Annotated[
-        str,
-        Parameter(
-            help="Location of the cached KV: dram, ssd or net with the profile's rates, or a "
-            "link's rate: 4GiB/s, or a number of Gbps as published restore measurements count "
-            "them (32 is 4 GiB/s)."
-        ),
-    ] = "dram"
-    chunk: Annotated[
-        Count, Parameter(help="Tokens of an engine step, those of other requests included.")
-    ] = 512
-    io_chunk: Annotated[Count, Parameter(help="Tokens of one load.")] = 128
-    cached_data: Annotated[
-        str,
-        Parameter(
-            help="What is stored of the cached tokens. kv: K and V, as serving runtimes do. kv+x: "
-            "the attention inputs X too, from which layer-wise and joint may project K and V."
-        ),
-    ] = KV
-    gpu_share: Annotated[
-        Decimal, Parameter(help="Fraction of every engine step that the restore gets.")
-    ] = 1.0
-    kv_bits: CachedKvBits | None = None
-
-    def request(self, model: ModelSpec) -> RestoreRequest:
-        """The request as the planner reads it; a tier given as a rate is `net`."""
-        return RestoreRequest(
-            prompt_tokens=self.prompt,
-            cached_tokens=self.prompt - 1 if self.cached is None else self.cached,
-            tier=self.tier if self.tier in TIERS else "net",
-            chunk_tokens=self.chunk,
-            io_chunk_tokens=self.io_chunk,
-            gpu_share=self.gpu_share,
-            tier_kv_bits=cached_kv_bits(self.kv_bits, model),
-        )
-
-
-@Parameter(name="*")
-@dataclass(frozen=True, kw_only=True)
-class DeviceOptions:
-    """The device to measure, its emulated link, and the random tensors."""
-
-    device: Device = "auto"
-    link: Link = None
-    seed: Seed = 0
-
-
-def check_distinct(*paths: Path | None) -> None:
-    """Refuse outputs that would overwrite each other."""
-    given = [path.resolve() for path in paths if path is not None]
-    for path in given:
-        if given.count(path) > 1 and not path.is_char_device():
-            raise BadInput(f"two outputs go to {path}; give each a name of its own.")
-
-
-@Parameter(name="*")
-@dataclass(frozen=True, kw_only=True)
-class TimelineOutput:
-    """Where timelines go."""
-
-    output: Annotated[
-        OutputFile | None,
-        Parameter(
-            name=["--output", "-o"], help="Write the timelines here, for `kvoverlap compare`."
-        ),
-    ] = None
-    trace: Annotated[
-        OutputFile | None,
-        Parameter(help="Write a Chrome trace here; open it at ui.perfetto.dev."),
-    ] = None
-    json: Json = False
-
-    def __post_init__(self) -> None:
-        check_distinct(self.output, self.trace)
-
-    def write(self, recording: "Recording") -> None:
-        """Write the chosen files."""
-        if self.output is not None:
-            recording.save(self.output)
-        if self.trace is not None:
-            from sim.results.trace import write_trace
-
-            write_trace(recording.typical, self.trace, recording.source)
-
-
 UNQUANTISED = 16
 """Bits of K and V that are not quantised, whatever the dtype."""
-
-PRINT_ONLY = TimelineOutput()
-THIS_DEVICE = DeviceOptions()
 
 
 def match_dtype(model: ModelSpec, hardware: HardwareProfile, chosen: bool) -> ModelSpec:
@@ -517,14 +378,3 @@ def installed_engine(name: str) -> str:
         note(f"{NO_NUMBA} Simulating with SimPy.")
         return "simpy"
     return name
-
-
-def device_for(hardware: HardwareProfile, device: str) -> str:
-    """Kind of the device to run on; `auto` is the one that the profile was measured on, if any."""
-    from hw import resolve_device
-
-    made_for = hardware.device_kind
-    kind = resolve_device(made_for if device == "auto" and made_for != "none" else device)
-    if kind != made_for:
-        note(f"the plan was made for {hardware.name}; this run measures the {kind} device")
-    return kind

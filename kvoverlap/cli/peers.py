@@ -5,13 +5,13 @@ from typing import Any
 
 from cyclopts import Parameter
 
+from kvoverlap.cli.device_options import PlanDevice
 from kvoverlap.cli.options import (
     AssumeLike,
     Batch,
     Gen,
     Json,
     Model,
-    PlanDevice,
     Prompt,
     Repeats,
     Seed,

@@ -7,12 +7,13 @@ from cyclopts import Parameter
 
 from kvoverlap.cli.options import (
     Count,
-    DecodeJob,
     Engine,
+    Gen,
     Json,
     MachineOptions,
     ModelOptions,
     PlanOutput,
+    StepJob,
     installed_engine,
 )
 from kvoverlap.cli.output import note, policy_table, print_json, progress, say, table
@@ -23,10 +24,28 @@ from planner.job import Job, PlanOptions
 from planner.parts import PART_NAMES
 from planner.task_times import beyond_calibration, describe_sources
 from sim.engine.api import AUTO
+from sim.graph.jobs import Workload
+from sim.model.spec import ModelSpec
 from sim.units import counted, ms, percent
 
 LONG_JOB_LAYERS = 1000
 """Layers over all steps from which planning takes long enough to say so."""
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class DecodeJob(StepJob):
+    """Several decode steps of one or several batches."""
+
+    gen: Gen = 1
+    n_batches: Annotated[
+        Count,
+        Parameter(help="Batches of --batch sequences that share each loaded layer (column)."),
+    ] = 1
+
+    def workload(self, model: ModelSpec) -> Workload:
+        bits = self.host_kv_bits(model)
+        return Workload(self.batch, self.prompt, self.gen, self.n_batches, bits)
 
 
 @Parameter(name="*")

@@ -8,7 +8,8 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from kvoverlap.cli.accuracy import print_accuracy
-from kvoverlap.cli.options import THIS_DEVICE, Decimal, DeviceOptions, Json, OutputFile, Repeats
+from kvoverlap.cli.device_options import THIS_DEVICE, DeviceOptions
+from kvoverlap.cli.options import Decimal, Json, OutputFile, Repeats
 from kvoverlap.cli.output import note, print_json, progress, say
 from kvoverlap.cli.peers import print_other_systems
 from measure.calibrate import DEFAULT_DTYPE

@@ -7,12 +7,16 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from kvoverlap.cli.options import (
+    CachedKvBits,
+    Count,
+    Decimal,
     Engine,
     Json,
     MachineOptions,
     ModelOptions,
     PlanOutput,
-    RestoreJob,
+    Prompt,
+    cached_kv_bits,
     installed_engine,
 )
 from kvoverlap.cli.output import policy_table, print_json, say, table
@@ -23,13 +27,65 @@ from planner.restore.replanning import Adaptation
 from planner.task_times import beyond_calibration, describe_sources
 from sim.engine.api import AUTO, fast_engine_installed
 from sim.errors import BadInput
+from sim.graph.jobs import KV, RestoreRequest
 from sim.lanes import TIERS
 from sim.machine.availability import ALWAYS, Availability
+from sim.model.spec import ModelSpec
 from sim.units import ms
 
 LONG_CHUNKS = 256
 """I/O chunks of a prompt from which planning under a trace takes longer than the fast engine takes
 to start."""
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class RestoreJob:
+    """A request whose prompt has a cached prefix."""
+
+    prompt: Prompt
+    cached: Annotated[
+        Count | None,
+        Parameter(
+            help="Leading tokens whose KV is cached. By default all but the last, which is always "
+            "computed."
+        ),
+    ] = None
+    tier: Annotated[
+        str,
+        Parameter(
+            help="Location of the cached KV: dram, ssd or net with the profile's rates, or a "
+            "link's rate: 4GiB/s, or a number of Gbps as published restore measurements count "
+            "them (32 is 4 GiB/s)."
+        ),
+    ] = "dram"
+    chunk: Annotated[
+        Count, Parameter(help="Tokens of an engine step, those of other requests included.")
+    ] = 512
+    io_chunk: Annotated[Count, Parameter(help="Tokens of one load.")] = 128
+    cached_data: Annotated[
+        str,
+        Parameter(
+            help="What is stored of the cached tokens. kv: K and V, as serving runtimes do. kv+x: "
+            "the attention inputs X too, from which layer-wise and joint may project K and V."
+        ),
+    ] = KV
+    gpu_share: Annotated[
+        Decimal, Parameter(help="Fraction of every engine step that the restore gets.")
+    ] = 1.0
+    kv_bits: CachedKvBits | None = None
+
+    def request(self, model: ModelSpec) -> RestoreRequest:
+        """The request as the planner reads it; a tier given as a rate is `net`."""
+        return RestoreRequest(
+            prompt_tokens=self.prompt,
+            cached_tokens=self.prompt - 1 if self.cached is None else self.cached,
+            tier=self.tier if self.tier in TIERS else "net",
+            chunk_tokens=self.chunk,
+            io_chunk_tokens=self.io_chunk,
+            gpu_share=self.gpu_share,
+            tier_kv_bits=cached_kv_bits(self.kv_bits, model),
+        )
 
 
 @Parameter(name="*")

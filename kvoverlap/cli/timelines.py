@@ -5,15 +5,13 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from kvoverlap.cli.device_options import PRINT_ONLY, TimelineOutput, check_distinct
 from kvoverlap.cli.options import (
-    PRINT_ONLY,
     Engine,
     Gate,
     Json,
     OutputFile,
     PlanFile,
-    TimelineOutput,
-    check_distinct,
     installed_engine,
     parse_seed,
     parsed_by,

@@ -6,16 +6,8 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from kvoverlap.cli.options import (
-    THIS_DEVICE,
-    AssumeLike,
-    Count,
-    Counts,
-    DeviceOptions,
-    Gate,
-    Json,
-    Repeats,
-)
+from kvoverlap.cli.device_options import THIS_DEVICE, DeviceOptions
+from kvoverlap.cli.options import AssumeLike, Count, Counts, Gate, Json, Repeats
 from kvoverlap.cli.output import print_json, progress, say
 from kvoverlap.cli.reports import print_adaptation_report, print_decode_report, print_restore_report
 from measure.validation import ValidationRequest, check_out_folder

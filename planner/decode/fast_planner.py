@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
+from math import inf
 from typing import TYPE_CHECKING
 
 from planner.decode.planner import DecodePlanner
@@ -60,11 +61,13 @@ class ShortcutPlanner(DecodePlanner):
         cells = {(step, at): count for step, row in enumerate(rows) for at, count in enumerate(row)}
         return Relaxation(bound.seconds, cells, {}, {}, {}, (), 0.0, None)
 
-    def _planned_makespan_s(self, split: Sequence[Sequence[int]], residency: Residency) -> float:
+    def _planned_makespan_s(
+        self, split: Sequence[Sequence[int]], residency: Residency, below_s: float = inf
+    ) -> float:
         """As in `DecodePlanner`; splits with the same tasks are simulated on the same graph."""
         problem = self.problem
         if self._chain_of_whole is None or problem.engine != "fast":
-            return super()._planned_makespan_s(split, residency)
+            return super()._planned_makespan_s(split, residency, below_s)
         past, (row,) = problem.contexts[0], split
         moved = [problem.model.layer_context(layer, past) - made for layer, made in enumerate(row)]
         there = tuple((made > 0, left > 0) for made, left in zip(row, moved, strict=True))

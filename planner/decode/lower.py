@@ -423,6 +423,8 @@ def _recomputed_later(
     model: ModelSpec, layer: int, contexts: Sequence[int], split: Split, residency: Residency
 ) -> set[int]:
     """Positions of the steps' new tokens that a later step recomputes in `layer`."""
+    if len(contexts) == 1:
+        return set()
     changes: Counter[int] = Counter()
     for past, row in zip(contexts, split, strict=True):
         if row[layer]:

@@ -179,11 +179,7 @@ def _choice_plan(planner: DecodePlanner, policy: str, choice: DecodeChoice) -> D
         worth = sensitivities(problem, DecodeProblem.program, (planner.program, planner.relaxation))
     else:
         worth = sensitivities(problem, lambda other: other.program_of_choice(choice))
-    if problem.covers_all_steps:
-        objective_s = problem.program_of_choice(choice).solve().objective_s
-    else:
-        objective_s = problem.longest_path_s(timeline.graph)
-    return _plan(planner, policy, choice, timeline, objective_s, worth)
+    return _plan(planner, policy, choice, timeline, worth)
 
 
 def _other_system_plan(
@@ -212,8 +208,7 @@ def _other_system_plan(
     first = replace(workload, gen_tokens=min(2, workload.gen_tokens))
     start = other_system_graph(policy, model, first, choice.residency)
     worth = sensitivities(problem, lambda other: other.program_of(start))
-    objective_s = problem.longest_path_s(timeline.graph)
-    return _plan(planner, policy, choice, timeline, objective_s, worth)
+    return _plan(planner, policy, choice, timeline, worth)
 
 
 def _plan(
@@ -221,7 +216,6 @@ def _plan(
     policy: str,
     choice: DecodeChoice,
     timeline: Timeline,
-    lp_objective_s: float,
     worth: tuple[Sensitivity, ...],
 ) -> DecodePlan:
     """The plan with its bound and the makespan of every policy.
@@ -240,7 +234,7 @@ def _plan(
         workload=problem.workload,
         steps=step_splits(problem.model, problem.workload, choice.split, choice.residency),
         makespan_s=timeline.makespan_s,
-        lp_objective_s=lp_objective_s,
+        lp_objective_s=problem.longest_path_s(timeline.graph),
         lower_bound_s=planner.lower_bound_s(),
         baselines={
             **{name: _simulated_s(problem, problem.choice_of(name)) for name in BASELINES},

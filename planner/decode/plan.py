@@ -55,9 +55,9 @@ class DecodePlan(Plan, kind="plan"):
     """A split with its prediction, and everything needed to lower and simulate it again.
 
     Args:
-        lp_objective_s: the LP's value at these whole token counts, every task alone on its lane;
-            for a job longer than the LP, the longest path through the graph, which is the same.
-            Of several GPUs, with links as fast as when all of them copy at once.
+        lp_objective_s: the LP's value at these whole token counts: the longest path through the
+            graph, every task alone on its lane. Of several GPUs, with links as fast as when all of
+            them copy at once.
         makespan_s: the simulated makespan, sharing and interference included.
         lower_bound_s: no split of this workload on this machine is faster, by the LP.
         sensitivities: what 10 % more of each part of the machine would save; the split of an `lp`

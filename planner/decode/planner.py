@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 REFINED_ABOVE = 1e-3
 """Relative distance between simulated makespan and lower bound above which shifts are tried."""
 
+ROUNDING = 1e-9
+"""Relative difference of two sums of the same seconds."""
+
 
 class DecodePlanner:
     """Finds the best split of a problem."""
@@ -143,15 +146,16 @@ class DecodePlanner:
         """
         bound_s = self._uncontended.relaxation.objective_s
         found: dict[tuple[tuple[int, ...], ...], float] = {}
+        best, best_s = 0, inf
 
         def makespan(shift: int) -> float:
             split = whole_tokens(rows, limits, shift)
             key = tuple(map(tuple, split))
             if key not in found:
-                found[key] = self._planned_makespan_s(split, residency)
+                found[key] = self._planned_makespan_s(split, residency, best_s)
             return found[key]
 
-        best, best_s = 0, makespan(0)
+        best_s = makespan(best)
         stride = max(1, self.problem.workload.max_tokens // 8)
         if not any(shifts(count) for row in rows for count in row):
             stride = 0
@@ -164,8 +168,16 @@ class DecodePlanner:
                 stride //= 2
         return whole_tokens(rows, limits, best), best_s
 
-    def _planned_makespan_s(self, split: Sequence[Sequence[int]], residency: Residency) -> float:
-        """Simulated makespan of the planned steps; infinite if they do not fit the memory."""
+    def _planned_makespan_s(
+        self, split: Sequence[Sequence[int]], residency: Residency, below_s: float = inf
+    ) -> float:
+        """Simulated makespan of the planned steps; infinite if they do not fit the memory.
+
+        Args:
+            below_s: a makespan that a bound shows to be longer may be infinite too.
+        """
+        if self._uncontended.problem.lane_work_s(split, residency) * (1 - ROUNDING) > below_s:
+            return inf
         return self.problem.planned_s(split, residency)
 
     def _whole_residency(self, relaxed: Relaxation) -> Residency:
@@ -217,7 +229,8 @@ class DecodePlanner:
             if model.loads_rows(layer)
         )
         fixed_s = {COMPUTE: 0.0, H2D: 0.0}
-        for task in problem.simulate([[0] * model.n_layers] * len(pasts)).graph.tasks:
+        nothing = DecodeChoice([[0] * model.n_layers] * len(pasts), problem.least_resident)
+        for task in problem.graph_of(nothing).tasks:
             if task.lane in fixed_s and task.op not in SIZED_OPS:
                 fixed_s[task.lane] += problem.costs.estimate(task).seconds
         return lane_work_bound(

@@ -12,7 +12,7 @@ from planner.decode.lower import SCHEDULES, Split, check_size, lower, replicate
 from planner.decode.policies import baseline_split
 from planner.decode.rounding import planned_steps, whole_part
 from planner.decode.split import DecodeChoice, Residency, evenly_spaced, keeps_part
-from planner.lp.costs import PiecewiseLinearCosts
+from planner.lp.costs import SIZED_OPS, PiecewiseLinearCosts, sized_tokens
 from planner.lp.memory import MemoryBudget
 from sim.cost.model import CostModel
 from sim.engine.api import AUTO, simulate
@@ -21,9 +21,9 @@ from sim.engine.sharing import representative_machine, streaming_share
 from sim.errors import BadInput, UnknownName
 from sim.graph.jobs import Workload
 from sim.graph.memory import Footprint, check_fits, check_weights, footprint
-from sim.graph.tasks import TaskGraph
+from sim.graph.tasks import LANE_OF_OP, TaskGraph
 from sim.graph.timeline import Timeline, earliest_schedule
-from sim.lanes import D2H, H2D
+from sim.lanes import COMPUTE, D2H, H2D
 from sim.machine.profile import HardwareProfile
 from sim.model.spec import ModelSpec
 
@@ -187,11 +187,12 @@ class DecodeProblem:
         split, residency = choice.split, choice.residency
         key = (tuple(map(tuple, split)), residency)
         if key not in self._timelines:
-            self._timelines[key] = self._simulated(self._whole_graph(split, residency))
+            self._timelines[key] = self._simulated(self.graph_of(choice))
         return self._timelines[key]
 
-    def _whole_graph(self, split: Split, residency: Residency) -> TaskGraph:
+    def graph_of(self, choice: DecodeChoice) -> TaskGraph:
         """The graph of the whole job on one GPU."""
+        split, residency = choice.split, choice.residency
         if self.covers_all_steps:
             return self.shortened(split, residency)
         key = (tuple(map(tuple, split)), residency, None)
@@ -225,6 +226,32 @@ class DecodeProblem:
         graph = self.shortened(split, residency)
         return self._simulated(graph).makespan_s if self.fits(graph) else inf
 
+    def lane_work_s(self, split: Split, residency: Residency) -> float:
+        """Lower bound on `planned_s` of one GPU: the work of the compute lane or the link, without
+        waiting. Loads of weights are left out."""
+        model, batches = self.model, self.workload.n_batches
+        work_s = {COMPUTE: self._fixed_compute_s, H2D: 0.0}
+        for past, row in zip(self.contexts, split, strict=True):
+            for layer, count in enumerate(row):
+                if not model.splits(layer) or residency.holds_whole(layer, self.workload):
+                    continue
+                kv, x = residency.kv_tokens[layer], residency.x_tokens[layer]
+                attended = model.layer_context(layer, past)
+                for op, tokens in sized_tokens(attended, kv, x, count).items():
+                    work_s[LANE_OF_OP[op]] += batches * self.lines.seconds(op, tokens, layer)
+        return max(work_s.values())
+
+    @cached_property
+    def _fixed_compute_s(self) -> float:
+        """Seconds of the compute tasks that every split has, over the planned steps."""
+        nothing = Residency.nothing(self.model)
+        graph = self.shortened([[0] * self.model.n_layers] * len(self.contexts), nothing)
+        return sum(
+            self.costs.estimate(task).seconds
+            for task in graph.tasks
+            if task.lane == COMPUTE and task.op not in SIZED_OPS
+        )
+
     def choice_of(self, policy: str) -> DecodeChoice:
         """The choice of a policy that needs no search; the same for all in unified memory."""
         if self.hardware.memory.unified:
@@ -237,7 +264,7 @@ class DecodeProblem:
 
     def makespan_s(self, choice: DecodeChoice) -> float:
         """Simulated makespan; infinite if the choice does not fit the memory."""
-        fits = self.fits(self._whole_graph(choice.split, choice.residency))
+        fits = self.fits(self.graph_of(choice))
         return self.timeline(choice).makespan_s if fits else inf
 
     def shortened(

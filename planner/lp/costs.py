@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import TypeVar
 
 from sim.cost.model import CostModel
+
+Tokens = TypeVar("Tokens", int, float)
 
 SIZED_OPS = (
     "load_x",
@@ -15,6 +18,26 @@ SIZED_OPS = (
     "dequantise",
 )
 """Operations whose token count is a variable."""
+
+
+def sized_tokens(past: Tokens, kv: Tokens, x: Tokens, recomputed: Tokens) -> dict[str, Tokens]:
+    """Tokens of each sized operation of a layer in one step.
+
+    Args:
+        past: tokens that the layer attends to.
+        kv, x: of these, with resident K and V, or X.
+        recomputed: from X, resident or loaded.
+    """
+    loaded = past - kv - recomputed
+    return {
+        "load_x": recomputed - x,
+        "load_kv": loaded,
+        "place_kv": kv,
+        "recompute_resident": x,
+        "recompute": recomputed - x,
+        "dequantise": loaded,
+    }
+
 
 Line = tuple[float, float]
 """(seconds at zero tokens, seconds per further token)."""

@@ -1,25 +1,32 @@
 """The decode schedule as a linear program whose optimum is the makespan of the graph.
 
-Variables: the start of every task and, per step and layer, how many tokens are recomputed; if
-device memory allows it, also how many tokens of each layer keep K and V, or X, on the device.
-Rows: resident data fits the memory; a task starts after each of its deps and after its lane's
-previous task; the time of a task whose size is being chosen is at least every line of its convex
-cost hull. Where costs are straight lines the hull is the cost, and the optimum is the simulated
-makespan; elsewhere the hull is below the cost and the optimum is a lower bound.
+Variables: the start of every task that waits for several others and, per step and layer, how many
+tokens are recomputed; if device memory allows it, also how many tokens of each layer keep K and V,
+or X, on the device. Rows: resident data fits the memory; a task starts after each of its deps and
+after its lane's previous task; the time of a task whose size is being chosen is at least every line
+of its convex cost hull. Where costs are straight lines the hull is the cost, and the optimum is the
+simulated makespan; elsewhere the hull is below the cost and the optimum is a lower bound.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import highspy  # noqa: F401 - pulp takes an interrupt of this import for its absence
 import pulp
 
-from planner.lp.costs import SIZED_OPS, PiecewiseLinearCosts
-from planner.lp.memory import DEVICE_ROW, Cell, MemoryBudget, MemoryRows, ResidentVariables
+from planner.lp.costs import SIZED_OPS, PiecewiseLinearCosts, sized_tokens
+from planner.lp.memory import (
+    DEVICE_ROW,
+    Cell,
+    MemoryBudget,
+    MemoryRows,
+    ResidentVariables,
+    Terms,
+)
 from planner.lp.solver import Basis, solve_to_optimum
 from sim.cost.model import CostModel
 from sim.engine.launch import launch_times
@@ -32,6 +39,11 @@ MAKESPAN_UNITS = 1e3
 _MAY_VANISH = ("load_x", "place_kv", "recompute_resident")
 _VANISH_BEHIND_PAUSE = ("load_kv", "place_kv", "recompute_resident", "recompute", "dequantise")
 """No pause is guaranteed after the first and before the second."""
+
+_WEIGHT_LOADS = ("load_kv_weights", "load_weights")
+
+Lane = tuple[int, str]
+"""(device, lane)."""
 
 Key = TypeVar("Key")
 
@@ -61,18 +73,27 @@ class Relaxation:
     memory_worth_s: float
     basis: Basis | None
 
-    def count(self, task: Task, past: int) -> float:
-        """Tokens of a sized task at the optimum."""
-        kv, x = self.resident_kv.get(task.layer, 0.0), self.resident_x.get(task.layer, 0.0)
-        recomputed = self.tokens[task.step, task.layer]
-        return {
-            "load_x": recomputed - x,
-            "load_kv": past - kv - recomputed,
-            "dequantise": past - kv - recomputed,
-            "place_kv": kv,
-            "recompute_resident": x,
-            "recompute": recomputed - x,
-        }[task.op]
+    def counts(self, cell: Cell, past: int) -> dict[str, float]:
+        """Tokens of each sized operation of a cell at the optimum, of `past` that it reads."""
+        _, layer = cell
+        kv, x = self.resident_kv.get(layer, 0.0), self.resident_x.get(layer, 0.0)
+        return sized_tokens(float(past), kv, x, self.tokens[cell])
+
+
+class Moment(NamedTuple):
+    """A time of the schedule: seconds, less what variables take off, in the unit of the LP."""
+
+    seconds: float
+    less: Terms
+
+    def plus(self, seconds: float, less: Terms) -> Moment:
+        """A later moment."""
+        if self.less and less:
+            sums = dict(self.less)
+            for variable, factor in less:
+                sums[variable] = sums.get(variable, 0.0) + factor
+            less = list(sums.items())
+        return Moment(self.seconds + seconds, less or self.less)
 
 
 class ScheduleLP:
@@ -113,18 +134,23 @@ class ScheduleLP:
         }
         self._fixed_s = [costs.estimate(task).seconds for task in graph.tasks]
         self._unit_s = max(sum(self._fixed_s), 1e-12) / MAKESPAN_UNITS
-        launched_s = launch_times(graph, costs, free_ops=self._sized)
+        self._lines = lines
         self.problem = pulp.LpProblem("decode", pulp.LpMinimize)
-        self._timed: dict[str, int] = {}
+        self._end_rows: list[list[str]] = [[] for _ in graph.tasks]
+        self._cost_rows: dict[int, list[str]] = {}
+        self._begins_with_end_of: dict[int, int] = {}
         add = self.problem.add_variable
-        sized = {(task.step, task.layer): task for task in graph.tasks if task.op in self._sized}
+        sized = [task for task in graph.tasks if task.op in self._sized]
+        self._straight = lines is not None and all(
+            len(lines.of(task.op, task.layer)) == 1 for task in sized
+        )
         self.tokens = {
             (step, layer): add(
                 f"recomputed_s{step}_L{layer}",
                 0,
                 self._contexts[step, layer] if graph.model.splits(layer) else 0,
             )
-            for step, layer in sized
+            for step, layer in dict.fromkeys((task.step, task.layer) for task in sized)
         }
         self._budget = budget
         placed = {task.layer: None for task in graph.tasks if task.op == "place_kv"}
@@ -136,22 +162,12 @@ class ScheduleLP:
             {layer: add(f"kept_x_L{layer}", 0, prompt) for layer in layers},
             {layer: add(f"kept_weights_L{layer}", 0, 1) for layer in moved if weights_stay},
         )
-        self._start = [
-            add(f"start_{_name(task)}", ready / self._unit_s)
-            for task, ready in zip(graph.tasks, launched_s, strict=True)
-        ]
-        self._duration = {
-            at: add(f"time_{_name(task)}", 0)
-            for at, task in enumerate(graph.tasks)
-            if task.op in self._sized
-        }
         self.makespan = add("makespan", 0)
         self.problem.setObjective(self.makespan)
-        if lines is not None:
-            self._cost_rows(lines)
+        durations = [self._duration(at) for at in range(len(graph.tasks))]
         if budget is not None and lines is not None:
             MemoryRows(self.problem, graph, contexts, self.tokens, self.resident, budget)
-        self._order_rows()
+        self._order(durations, launch_times(graph, costs, free_ops=self._sized))
 
     @property
     def chooses_residency(self) -> bool:
@@ -195,23 +211,26 @@ class ScheduleLP:
 
     def seconds(self, at: Relaxation, costs: CostModel, lines: PiecewiseLinearCosts) -> list[float]:
         """Seconds of every task at an optimum's fractional counts, under other costs."""
+        counts = {cell: at.counts(cell, self._contexts[cell]) for cell in self.tokens}
         return [
-            lines.at(task.op, at.count(task, self._contexts[task.step, task.layer]), task.layer)
+            lines.at(task.op, counts[task.step, task.layer][task.op], task.layer)
             if task.op in self._sized
             else costs.estimate(task).seconds
             for task in self.graph.tasks
         ]
 
-    def _row(self, name: str, terms: list[tuple[pulp.LpVariable, float]], least: float) -> None:
+    def _row(self, name: str, terms: Terms, least: float) -> None:
         expression = pulp.LpAffineExpression(terms)
         self.problem.addConstraint(expression >= least, name)
 
-    def _time_row(
-        self, name: str, terms: list[tuple[pulp.LpVariable, float]], least_s: float
+    def _not_before(
+        self, name: str, target: pulp.LpVariable, earlier: Moment, pause_s: float = 0.0
     ) -> None:
-        self._row(name, terms, least_s / self._unit_s)
+        """target >= earlier + pause"""
+        least = (earlier.seconds + pause_s) / self._unit_s
+        self._row(name, [(target, 1.0), *earlier.less], least)
 
-    def _count(self, task: Task) -> tuple[float, list[tuple[pulp.LpVariable, float]]]:
+    def _count(self, task: Task) -> tuple[float, Terms]:
         """Tokens of a sized task: a constant and variables with their factors."""
         recomputed = (self.tokens[task.step, task.layer], 1.0)
         chosen = task.layer in self.resident.kv
@@ -227,16 +246,26 @@ class ScheduleLP:
                 return float(self._contexts[task.step, task.layer]), others
         return 0.0, [recomputed, *((variable, -1.0) for variable, _ in x)]
 
-    def _cost_rows(self, lines: PiecewiseLinearCosts) -> None:
-        """time >= seconds at zero + slope * tokens, for each line of the hull."""
-        for at, duration in self._duration.items():
-            task = self.graph.tasks[at]
-            constant, counts = self._count(task)
-            for number, (base, slope) in enumerate(lines.of(task.op, task.layer)):
-                name = f"cost_{_name(task)}_{number}"
-                scaled = [(count, -factor * slope / self._unit_s) for count, factor in counts]
-                self._time_row(name, [(duration, 1.0), *scaled], base + slope * constant)
-                self._timed[name] = at
+    def _duration(self, at: int) -> Moment:
+        """Time of a task; of a sized one at least every line of its cost, as a variable if any cost
+        has several."""
+        task, seconds = self.graph.tasks[at], self._fixed_s[at]
+        if self._lines is None or task.op not in self._sized:
+            stays = task.op in _WEIGHT_LOADS and task.layer in self.resident.weights
+            saved = [(self.resident.weights[task.layer], seconds / self._unit_s)] if stays else []
+            return Moment(seconds, saved)
+        constant, counts = self._count(task)
+        lines = []
+        for base, slope in self._lines.of(task.op, task.layer):
+            less = [(count, -factor * slope / self._unit_s) for count, factor in counts]
+            lines.append(Moment(base + slope * constant, less))
+        if self._straight:
+            return lines[0]
+        duration = self.problem.add_variable(f"time_{_name(task)}", 0)
+        self._cost_rows[at] = [f"cost_{_name(task)}_{number}" for number in range(len(lines))]
+        for name, line in zip(self._cost_rows[at], lines, strict=True):
+            self._not_before(name, duration, line)
+        return Moment(0.0, [(duration, -1.0)])
 
     def _memory_worth_s(self) -> float:
         if self._budget is None or not self.chooses_residency:
@@ -244,29 +273,61 @@ class ScheduleLP:
         dual = self.problem.get_constraint_by_name(DEVICE_ROW).pi or 0.0
         return float(dual) * self._unit_s / self._budget.unit_bytes
 
-    def _order_rows(self) -> None:
-        """start(task) >= end of each dep and of the task before it on its lane."""
-        tasks = self.graph.tasks
-        followed: set[int] = set()
-        last_on_lane: dict[tuple[int, str], int] = {}
-        for at, task in enumerate(tasks):
-            lane = (task.device, task.lane)
-            before = {
-                dep
-                for dep in self.graph.dep_indices[at]
-                if (tasks[dep].device, tasks[dep].lane) != lane
-                and (self._empty_load_waits or not self._may_be_empty(task))
-            }
-            if lane in last_on_lane:
-                before.add(last_on_lane[lane])
-            for earlier in sorted(before):
-                pause_s = certain_pause_s(self._dispatch, tasks[earlier], task, bool(self._sized))
-                self._after(earlier, self._start[at], _name(task), pause_s)
-            followed |= before
+    def _order(self, durations: Sequence[Moment], launched_s: Sequence[float]) -> None:
+        """start(task) >= launch, and >= end of each task for which it waits.
+
+        A task that waits for one only, and is launched before its end, starts with its end.
+        """
+        names, waits = list(map(_name, self.graph.tasks)), list(self._waits())
+        ends: list[Moment] = []
+        sure_s = list(launched_s)
+        for at, (ready_s, pauses_s, duration) in enumerate(
+            zip(launched_s, waits, durations, strict=True)
+        ):
+            earlier, pause_s = next(iter(pauses_s.items()), (-1, 0.0))
+            if not pauses_s:
+                ends.append(duration.plus(ready_s, []))
+            elif len(pauses_s) == 1 and sure_s[earlier] + pause_s >= ready_s:
+                ends.append(ends[earlier].plus(pause_s + duration.seconds, duration.less))
+                self._begins_with_end_of[at] = earlier
+            else:
+                start = self.problem.add_variable(f"start_{names[at]}", ready_s / self._unit_s)
+                for earlier, pause_s in sorted(pauses_s.items()):
+                    row = f"after_{names[earlier]}__{names[at]}"
+                    self._end_rows[earlier].append(row)
+                    self._not_before(row, start, ends[earlier], pause_s)
+                ends.append(Moment(duration.seconds, [(start, -1.0), *duration.less]))
+            if not duration.less:
+                sure_s[at] += duration.seconds
+        for at in sorted(set(range(len(ends))).difference(*waits)):
+            row = f"after_{names[at]}__end"
+            self._end_rows[at].append(row)
+            self._not_before(row, self.makespan, ends[at])
+
+    def _waits(self) -> Iterator[dict[int, float]]:
+        """For each task those for which it waits, with the pause in seconds after each.
+
+        A dep is left out if the task's lane waits already for that one or a later one of its lane.
+        """
+        tasks, sized = self.graph.tasks, bool(self._sized)
+        lanes = [(task.device, task.lane) for task in tasks]
+        last_on_lane: dict[Lane, int] = {}
+        waited: dict[tuple[Lane, Lane], tuple[int, float]] = {}
+        for at, (task, lane) in enumerate(zip(tasks, lanes, strict=True)):
+            pauses_s = {}
+            deps = [dep for dep in self.graph.dep_indices[at] if lanes[dep] != lane]
+            if not self._empty_load_waits and self._may_be_empty(task):
+                deps = []
+            for dep in sorted(deps, reverse=True):
+                pause_s = certain_pause_s(self._dispatch, tasks[dep], task, sized)
+                known, known_s = waited.get((lane, lanes[dep]), (-1, 0.0))
+                if dep > known or pause_s > known_s:
+                    waited[lane, lanes[dep]] = dep, pause_s
+                    pauses_s[dep] = pause_s
+            if (last := last_on_lane.get(lane)) is not None:
+                pauses_s[last] = certain_pause_s(self._dispatch, tasks[last], task, sized)
             last_on_lane[lane] = at
-        for at in range(len(tasks)):
-            if at not in followed:
-                self._after(at, self.makespan, "end", 0.0)
+            yield pauses_s
 
     def _may_be_empty(self, task: Task) -> bool:
         """Whether a load may have 0 tokens where other layers load: X, and rows of short layers."""
@@ -276,26 +337,17 @@ class ScheduleLP:
         rows = [self._contexts[task.step, layer] for layer in range(model.n_layers)]
         return rows[task.layer] < max(rows)
 
-    def _after(
-        self, earlier: int, target: pulp.LpVariable, target_name: str, pause_s: float
-    ) -> None:
-        task = self.graph.tasks[earlier]
-        name = f"after_{_name(task)}__{target_name}"
-        terms = [(target, 1.0), (self._start[earlier], -1.0)]
-        if earlier in self._duration:
-            self._time_row(name, [*terms, (self._duration[earlier], -1.0)], pause_s)
-            return
-        seconds = self._fixed_s[earlier]
-        if task.op in ("load_kv_weights", "load_weights") and task.layer in self.resident.weights:
-            terms.append((self.resident.weights[task.layer], seconds / self._unit_s))
-        self._time_row(name, terms, seconds + pause_s)
-        self._timed[name] = earlier
-
     def _task_weights(self) -> tuple[float, ...]:
         """Weight of each task: the duals of the rows that carry its time."""
-        weights = [0.0] * len(self.graph.tasks)
-        for name, at in self._timed.items():
-            weights[at] += self.problem.get_constraint_by_name(name).pi or 0.0
+
+        def duals(rows: Sequence[str]) -> float:
+            return sum(self.problem.get_constraint_by_name(name).pi or 0.0 for name in rows)
+
+        weights = list(map(duals, self._end_rows))
+        for at, earlier in reversed(self._begins_with_end_of.items()):
+            weights[earlier] += weights[at]
+        for at, rows in self._cost_rows.items():
+            weights[at] = duals(rows)
         return tuple(weights)
 
     def _prefer_even(self) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import chain
 from math import inf
 from typing import NamedTuple
 
@@ -20,10 +19,10 @@ _STATUS = {
 
 
 class Basis(NamedTuple):
-    """The variables, by name, and the rows that determine an optimum: HiGHS's status of each."""
+    """The variables and rows that determine an optimum: names, and HiGHS's status of each."""
 
-    variables: dict[str, highspy.HighsBasisStatus]
-    rows: list[highspy.HighsBasisStatus]
+    variables: list[str]
+    found: highspy.HighsBasis
 
 
 class _Highs(pulp.HiGHS):  # type: ignore[misc]
@@ -67,10 +66,12 @@ def _start(
     """A basis as HiGHS holds it; variables and rows that it does not have are new."""
     start = highspy.HighsBasis()
     start.valid = True
+    known = dict(zip(basis.variables, basis.found.col_status, strict=True))
     new = highspy.HighsBasisStatus.kLower
-    start.col_status = [basis.variables.get(one.name, new) for one in columns]
-    added = len(rows) - len(basis.rows)
-    start.row_status = [*basis.rows, *[highspy.HighsBasisStatus.kBasic] * added]
+    start.col_status = [known.get(one.name, new) for one in columns]
+    known_rows = list(basis.found.row_status)
+    added = len(rows) - len(known_rows)
+    start.row_status = [*known_rows, *[highspy.HighsBasisStatus.kBasic] * added]
     return start
 
 
@@ -88,15 +89,16 @@ def _model(
     model.row_lower_ = [-inf if (low := one.getLb()) is None else low for one in rows]
     model.row_upper_ = [inf if (high := one.getUb()) is None else high for one in rows]
     position = {one: at for at, one in enumerate(columns)}
-    filled = [[term for term in row.items() if term[1] != 0] for row in rows]
-    starts = [0]
-    for terms in filled:
-        starts.append(starts[-1] + len(terms))
+    starts, index, values = [0], list[int](), list[float]()
+    for row in rows:
+        for variable, factor in row.items():
+            if factor != 0:
+                index.append(position[variable])
+                values.append(factor)
+        starts.append(len(index))
     matrix = model.a_matrix_
     matrix.format_ = highspy.MatrixFormat.kRowwise
-    matrix.start_ = starts
-    matrix.index_ = [position[variable] for variable, _ in chain.from_iterable(filled)]
-    matrix.value_ = [factor for _, factor in chain.from_iterable(filled)]
+    matrix.start_, matrix.index_, matrix.value_ = starts, index, values
     return model
 
 
@@ -121,6 +123,5 @@ def solve_to_optimum(problem: pulp.LpProblem, basis: Basis | None = None) -> Bas
             f"the LP {problem.name!r} ended {pulp.LpStatus[status]!r} instead of optimal; report "
             "the plan's inputs as a defect."
         )
-    found = problem.solverModel.getBasis()
-    names = (one.name for one in solver.columns)
-    return Basis(dict(zip(names, found.col_status, strict=True)), list(found.row_status))
+    names = [one.name for one in solver.columns]
+    return Basis(names, problem.solverModel.getBasis())

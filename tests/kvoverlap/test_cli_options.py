@@ -10,7 +10,8 @@ import pytest
 from golden.freeze import call as command
 
 from kvoverlap.cli.main import VERBS, command_line
-from kvoverlap.cli.options import DecodeJob, MachineOptions
+from kvoverlap.cli.options import MachineOptions
+from kvoverlap.cli.plan import DecodeJob
 from sim.catalog import find_hardware
 from sim.errors import KvOverlapError
 

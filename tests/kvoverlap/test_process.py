@@ -68,6 +68,8 @@ def test_a_closed_or_full_output_ends_in_one_sentence_at_most(shell, verb, statu
 SMALL = ["--model", "opt-125m", "--hardware", "kvpr-a100", "--prompt", "64"]
 FILES = {"gzip", "tomllib", "pydantic", "rich", "torch", "pyarrow", "numba"}
 LP = {"pulp", "highspy", "numpy"}
+OTHER_VERBS = {"hw", "measure", "planner.sweep", "sim.service", "sim.traces"}
+DEVICES = {"kvoverlap.cli.device_options"}
 
 
 @pytest.mark.parametrize(
@@ -75,8 +77,14 @@ LP = {"pulp", "highspy", "numpy"}
     [
         (["--help"], FILES | LP | {"simpy", "cyclopts", "planner", "sim.model.spec"}),
         (["models"], FILES | LP | {"simpy", "cyclopts", "planner", "statistics"}),
-        (["restore", *SMALL], FILES | LP | {"planner.decode", "statistics"}),
-        (["plan", *SMALL, "--batch", "2"], FILES | {"planner.restore.plan", "planner.advice"}),
+        (
+            ["restore", *SMALL],
+            FILES | LP | OTHER_VERBS | DEVICES | {"planner.decode", "statistics"},
+        ),
+        (
+            ["plan", *SMALL, "--batch", "2"],
+            FILES | OTHER_VERBS | DEVICES | {"simpy", "planner.restore.plan", "planner.advice"},
+        ),
         (["advise", *SMALL, "--batch", "2"], {"torch", "pyarrow", "pydantic", "rich", "numba"}),
     ],
 )

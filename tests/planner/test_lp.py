@@ -127,7 +127,9 @@ def test_where_costs_are_bent_the_bound_still_holds_for_any_split(
     job = replace(job, kv_bits=kv_bits)
     planner = DecodePlanner(DecodeProblem(model, hardware, job))
     split = data.draw(splits(model, job))
-    assert planner.lower_bound_s() <= planner.problem.simulate(split).makespan_s * (1 + 1e-9)
+    makespan_s = planner.problem.simulate(split).makespan_s * (1 + 1e-9)
+    assert planner.lower_bound_s() <= makespan_s
+    assert planner.problem.lane_work_s(split, planner.problem.least_resident) <= makespan_s
 
 
 @given(models(), straight_machines(), JOBS, st.sampled_from([1e-4, 1e-2, 1e2, 1e4]))
@@ -206,7 +208,8 @@ def test_a_large_model_with_many_equal_optima_gets_an_even_split():
 
 
 def test_names_are_unique_and_readable():
-    problem = schedule_lp(tiny_model(), machine(), Workload(2, 8, 2)).problem
+    bent = find_hardware("cpu-xeon-opt-125m")
+    problem = schedule_lp(tiny_model(), bent, Workload(2, 8, 2)).problem
     variables = [variable.name for variable in problem.variables()]
     rows = [row.name for row in problem.constraints()]
     for names in (variables, rows):
@@ -217,6 +220,17 @@ def test_names_are_unique_and_readable():
     expected = {"cost_s0_L1_recompute_0", "after_s0_L0_load_kv__s0_L0_attention"}
     assert expected <= set(rows)
     assert "after_s1_head__end" in rows
+
+
+def test_only_starts_that_wait_for_several_tasks_are_variables_where_costs_are_straight():
+    lp = schedule_lp(tiny_model(), machine(), Workload(2, 8, 1))
+    several = {"L0_recompute", "L0_attention", "L1_recompute", "L1_attention", "L1_store_kv"}
+    assert {variable.name for variable in lp.problem.variables()} == {
+        "makespan",
+        "recomputed_s0_L0",
+        "recomputed_s0_L1",
+        *(f"start_s0_{task}" for task in several),
+    }
 
 
 def test_an_lp_without_a_solution_is_an_error_and_not_a_plan_of_zeros():

@@ -130,6 +130,8 @@ def test_no_uniform_residency_beats_the_plan(model, hardware, job, frac):
                 kept = Residency((kv,) * n, (x,) * n)
                 split = [[count] * n] * job.gen_tokens
                 timeline = planner.problem.simulate(split, kept)
+                work_s = planner.problem.lane_work_s(split, kept)
+                assert work_s <= timeline.makespan_s * (1 + 1e-9)
                 if footprint(timeline.graph).device_bytes <= hardware.memory.device_bytes:
                     assert best_s <= timeline.makespan_s * 1.005 + 2 * one_token_s
                     assert planner.lower_bound_s() <= timeline.makespan_s * (1 + 1e-9)

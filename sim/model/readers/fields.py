@@ -20,7 +20,7 @@ SIZED = re.compile(
 )
 """Names of fields that may change bytes or FLOPs, so that a reader has to know them."""
 
-IRRELEVANT = re.compile(
+IRRELEVANT = (
     r"^_|dropout|^(vision|visual|image|video|audio|img|mm|media|projector|patch|vocoder|talker)|"
     r"_token_(id|index)$|nextn|^(use_)?mtp|num_mtp|index_share_for_mtp|^initializer|_init$|"
     r"^(embd|embed)_|^output_(attentions|hidden_states|router)|chunk_size_feed_forward|"
@@ -43,7 +43,8 @@ IRRELEVANT = re.compile(
     r"interleave$|nope_layer|shared_expert_overlap|vision_|_image|expert_bias|tie_"
 )
 """Names of fields that change neither bytes nor FLOPs by a thousandth: norms, biases, activations,
-routing scores, draft layers, other modalities, training."""
+routing scores, draft layers, other modalities, training. `re` compiles it for the first config that
+has a field to try, because that takes 3 ms."""
 
 
 @dataclass
@@ -143,7 +144,7 @@ class Config:
             if key not in self.known
             and value not in (None, False, 0, "", [], {})
             and SIZED.search(key.lower())
-            and not IRRELEVANT.search(key.lower())
+            and not re.search(IRRELEVANT, key.lower())
         ]
 
 

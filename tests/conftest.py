@@ -58,8 +58,10 @@ TRANSFORMERS = (
 ONE_WORKER = {
     "test_browser_lanes": "test_browser",
     **dict.fromkeys(TRANSFORMERS, "transformers"),
+    **{path.stem: "pages" for path in (Path(__file__).parent / "dashboard").glob("test_dash*.py")},
 }
-"""Files that run in one worker: they share a server and a browser, or a slow import."""
+"""Files that run in one worker: they share a server and a browser, a slow import, or the processes
+that compute the answers of pages."""
 
 gc.disable()  # a third of the time of imports, whose objects stay
 

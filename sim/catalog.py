@@ -109,10 +109,15 @@ def hub_id(model: ModelSpec) -> str:
 def _find_model(name_or_path: str, assume_like: str | None) -> ModelSpec:
     shipped = DATA / "models" / f"{name_or_path.lower()}.json"
     if "/" not in name_or_path and _exists(shipped):
-        return load_model_config(shipped)
+        return _shipped_model(shipped)
     if _exists(Path(name_or_path)):
         return load_model_config(name_or_path, assume_like=assume_like)
     raise UnknownName("model", name_or_path, model_names(), "A path to a config.json works too.")
+
+
+@cache
+def _shipped_model(path: Path) -> ModelSpec:
+    return load_model_config(path)
 
 
 def _names(folder: str) -> list[str]:

@@ -128,6 +128,8 @@ INK, DARK = "black", 0.179
 """Text on colours of a luminance of at least `DARK`; white has more contrast on darker ones."""
 
 Settings = Mapping[str, object]
+"""Plotly's settings of an axis or of a layout."""
+
 NONE: Settings = {}
 
 Box = tuple[float, float, float, float]
@@ -182,7 +184,12 @@ def style_rows(
     Args:
         x_axis, y_axis, layout: plotly's settings, which replace those of all such figures.
     """
-    x_usual = {"showgrid": True, "zeroline": False, "rangemode": "tozero"}
+    x_usual = {
+        "showgrid": True,
+        "zeroline": False,
+        "rangemode": "tozero",
+        "separatethousands": True,
+    }
     y_usual = {
         "tickmode": "array",
         "tickvals": list(rows),
@@ -192,9 +199,13 @@ def style_rows(
         "showgrid": False,
         "zeroline": False,
     }
-    usual = {"barmode": "overlay", "height": round(ROW_PX * (rows[-1] + 1)) + AXIS_PX}
-    x_axis = {**x_usual, "separatethousands": True, **x_axis}
-    _lay_out(figure, {**usual, "xaxis": x_axis, "yaxis": {**y_usual, **y_axis}, **layout})
+    usual = {
+        "barmode": "overlay",
+        "height": round(ROW_PX * (rows[-1] + 1)) + AXIS_PX,
+        "xaxis": {**x_usual, **x_axis},
+        "yaxis": {**y_usual, **y_axis},
+    }
+    _lay_out(figure, {**usual, **layout})
 
 
 def style_curves(
@@ -210,10 +221,13 @@ def style_curves(
     Args:
         x_axis, y_axis, layout: plotly's settings, which replace those of all such figures.
     """
-    usual = {"zeroline": False, "separatethousands": True}
-    x_axis = {"title": x_title, **usual, **x_axis}
-    y_axis = {"title": y_title, **usual, **y_axis}
-    _lay_out(figure, {"height": CURVE_PX, "xaxis": x_axis, "yaxis": y_axis, **layout})
+    axis = {"zeroline": False, "separatethousands": True}
+    usual = {
+        "height": CURVE_PX,
+        "xaxis": {"title": x_title, **axis, **x_axis},
+        "yaxis": {"title": y_title, **axis, **y_axis},
+    }
+    _lay_out(figure, {**usual, **layout})
 
 
 def _lay_out(figure: go.Figure, layout: Settings) -> None:

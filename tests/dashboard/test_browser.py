@@ -102,9 +102,9 @@ def visit(page, url):
 
 
 def open_page(page, address, name):
-    """Choose a page in the menu, which loads less than its address, and asks of a small model."""
+    """Choose a page in the menu, which loads less than its address."""
     if page.url == "about:blank":
-        visit(page, f"{address}/plan?{SMALL}")
+        visit(page, f"{address}/glossary")
     page.get_by_role("link", name=name, exact=True).click()
     arrive(page, name)
 

@@ -29,17 +29,17 @@ Part = TypeVar("Part", ComputePart, LinkPart)
 
 def model_names() -> list[str]:
     """Names of the shipped models."""
-    return _names("models")
+    return list(_names("models"))
 
 
 def hardware_names() -> list[str]:
     """Names of the shipped machines that are whole; DEVICE+LINK names compose others."""
-    return _names("hardware")
+    return list(_names("hardware"))
 
 
 def compute_names() -> list[str]:
     """Devices that a machine can be composed of."""
-    return _names("hardware/compute")
+    return list(_names("hardware/compute"))
 
 
 def link_names() -> list[str]:
@@ -49,7 +49,7 @@ def link_names() -> list[str]:
 
 def runtime_names() -> list[str]:
     """Serving runtimes that come with the program."""
-    return _names("runtimes")
+    return list(_names("runtimes"))
 
 
 def find_runtime(name_or_path: str) -> Runtime:
@@ -109,15 +109,21 @@ def hub_id(model: ModelSpec) -> str:
 def _find_model(name_or_path: str, assume_like: str | None) -> ModelSpec:
     shipped = DATA / "models" / f"{name_or_path.lower()}.json"
     if "/" not in name_or_path and _exists(shipped):
-        return load_model_config(shipped)
+        return _shipped_model(shipped)
     if _exists(Path(name_or_path)):
         return load_model_config(name_or_path, assume_like=assume_like)
     raise UnknownName("model", name_or_path, model_names(), "A path to a config.json works too.")
 
 
-def _names(folder: str) -> list[str]:
+@cache
+def _shipped_model(path: Path) -> ModelSpec:
+    return load_model_config(path)
+
+
+@cache
+def _names(folder: str) -> tuple[str, ...]:
     files = (DATA / folder).iterdir()
-    return sorted(path.stem for path in files if path.suffix in (".json", DATA_SHEET))
+    return tuple(sorted(path.stem for path in files if path.suffix in (".json", DATA_SHEET)))
 
 
 def find_hardware(name_or_path: str) -> HardwareProfile:
@@ -188,7 +194,7 @@ def find_link(name_or_path: str) -> LinkPart:
     raises as `find_compute` does."""
     if name_or_path[:1].isdigit():
         return plain_link(name_or_path)
-    return _find_part("links", name_or_path, _names("hardware/links"), LinkPart.load)
+    return _find_part("links", name_or_path, list(_names("hardware/links")), LinkPart.load)
 
 
 @cache

@@ -25,6 +25,7 @@ from sim.results.accuracy import RecordedCase
 FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking")
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 START_S = 60.0
+TIMEOUT_MS = 90_000
 POLLING_MS = 100
 """Between looks at a page; a look at every frame takes the browser more CPU time than the page."""
 STILL = """
@@ -106,6 +107,24 @@ def browser():
             yield opened
         finally:
             opened.close()
+
+
+@contextmanager
+def watched(visitor):
+    """A new tab, and its script errors and requests to other machines."""
+    made = visitor.new_page()
+    made.set_default_timeout(TIMEOUT_MS)
+    faults = []
+    made.on("pageerror", lambda error: faults.append(str(error)))
+    made.on("request", lambda request: faults.extend(_elsewhere(request.url)))
+    yield made, faults
+    made.close()
+    assert not faults
+
+
+def _elsewhere(url: str) -> list[str]:
+    local = ("http://127.0.0.1", "ws://127.0.0.1", "data:", "blob:", "https://ui.perfetto.dev")
+    return [] if url.startswith(local) else [url]
 
 
 def resolve(page) -> None:

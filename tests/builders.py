@@ -220,6 +220,12 @@ def make_plan(
     return planner.make_plan(Job(model, hardware, workload), chosen)
 
 
+def policy_s(model: ModelSpec, hardware: HardwareProfile, workload: Workload, policy: str) -> float:
+    """The makespan of a policy's plan, without the other parts of a plan: bounds, baselines."""
+    problem = DecodeProblem(model, hardware, workload, gpus=model.tensor_parallel)
+    return problem.timeline(problem.choice_of(policy)).makespan_s
+
+
 @st.composite
 def random_graphs(draw, max_tasks: int = 12, devices: int = 1) -> TaskGraph:
     """Any graph of whole-second tasks: random lanes and random deps on earlier tasks."""

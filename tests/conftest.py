@@ -22,22 +22,20 @@ providers._get_local_constants = lambda: providers._local_constants
 LONGEST = (
     "test_browser",
     "test_browser_lanes",
+    "test_dashboard_pages",
     "test_documents",
     "test_cli_record",
     "test_sweep_kill",
-    "test_restore_matrix",
-    "test_dashboard_pages",
-    "test_fast",
     "test_golden",
+    "test_restore_matrix",
+    "test_fast",
     "test_cli_validate",
     "test_sweep",
-    "test_datasheets",
     "test_cli_restore_runs",
     "test_races",
     "test_wheel",
     "test_planning",
     "test_residency",
-    "test_dashboard_jobs",
 )
 """Files whose tests take longest, in CPU time. They start first: a worker that begins one of them
 when the others are done would keep `make test` waiting."""
@@ -58,8 +56,10 @@ TRANSFORMERS = (
 ONE_WORKER = {
     "test_browser_lanes": "test_browser",
     **dict.fromkeys(TRANSFORMERS, "transformers"),
+    **{path.stem: "pages" for path in (Path(__file__).parent / "dashboard").glob("test_dash*.py")},
 }
-"""Files that run in one worker: they share a server and a browser, or a slow import."""
+"""Files that run in one worker: they share a server and a browser, a slow import, or the processes
+that compute the answers of pages."""
 
 gc.disable()  # a third of the time of imports, whose objects stay
 

@@ -7,4 +7,6 @@ from typing import Any
 
 
 def __getattr__(name: str) -> Any:
+    if name.startswith("_"):  # pytest looks for marks of fixtures in every module
+        raise AttributeError(name)
     return getattr(import_module("transformers"), name)

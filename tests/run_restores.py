@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from tiny import OPT, simulated
@@ -35,6 +36,7 @@ def request(prompt: int = 45, cached: int = 41, **changes) -> RestoreRequest:
     return RestoreRequest(prompt_tokens=prompt, **{**usual, **changes})
 
 
+@cache
 def policy_graphs(model: ModelSpec, job: RestoreRequest) -> dict[str, TaskGraph]:
     """A graph of every form: no loads, loads only, claims, one split, layers, and all at once."""
     cached, layers = job.cached_tokens, model.n_layers

@@ -16,6 +16,7 @@ from dashboard.figures.style import (
     dots,
     line,
     log_ticks,
+    rule,
     style_curves,
     style_rows,
 )
@@ -54,9 +55,8 @@ def predicted_against_measured(cases: Sequence[CaseAccuracy]) -> go.Figure:
         group = [case for case in cases if _kind(case.policy) == policy]
         if group:
             figure.add_trace(_dots(policy, group))
-    style_curves(figure, "measured makespan (ms)", "predicted makespan (ms)", 480)
-    figure.update_xaxes(**log_ticks(low, high))
-    figure.update_yaxes(**log_ticks(low, high))
+    titles, axis = ("measured makespan (ms)", "predicted makespan (ms)"), log_ticks(low, high)
+    style_curves(figure, *titles, axis, axis, height=480)
     return figure
 
 
@@ -130,8 +130,12 @@ def errors_by_case(cases: Sequence[CaseAccuracy]) -> go.Figure:
     spread = [50 * case.spread_frac for case in cases]
     ours.error_x = {"array": spread, "color": MUTED, "thickness": 2, "width": 3}
     figure = go.Figure([tolerance, naive, ours])
-    style_rows(figure, [case.name.rpartition("/")[2] for case in cases], rows or [0])
-    figure.update_layout(height=110 + CASE_PX * len(cases))
-    figure.add_vline(x=0, line={"color": MUTED, "width": 1})
-    figure.update_xaxes(title="prediction error (%)", rangemode="normal")
+    style_rows(
+        figure,
+        [case.name.rpartition("/")[2] for case in cases],
+        rows or [0],
+        {"title": "prediction error (%)", "rangemode": "normal"},
+        height=110 + CASE_PX * len(cases),
+        shapes=[rule("x", 0, width=1)],
+    )
     return figure

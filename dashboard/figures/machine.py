@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 
 from dashboard.data.calibration import RateCurve, Subject
 from dashboard.data.residuals import spread_by_size
-from dashboard.figures.style import MUTED, POLICY_COLOUR, area, dots, line, style_curves
+from dashboard.figures.style import MUTED, POLICY_COLOUR, area, dots, line, rule, style_curves
 
 CURVE_COLOURS = (POLICY_COLOUR["lp"], POLICY_COLOUR["kvpr"])
 TASK_COLOUR = "#e07b39"
@@ -64,12 +64,11 @@ def rate_curves(
                     line={"color": "white", "width": 1},
                 )
             )
-    style_curves(figure, f"size ({subject.x_title})", f"rate ({subject.rate_title})")
-    _size_axis(figure, curves)
+    y_axis: dict[str, object] = {"rangemode": "tozero"}
     if _far_apart(curves):
-        figure.update_yaxes(type="log", exponentformat="none", dtick=1)
-    else:
-        figure.update_yaxes(rangemode="tozero")
+        y_axis = {"type": "log", "exponentformat": "none", "dtick": 1}
+    titles = f"size ({subject.x_title})", f"rate ({subject.rate_title})"
+    style_curves(figure, *titles, _size_axis(curves), y_axis)
     return figure
 
 
@@ -96,10 +95,15 @@ def sample_residuals(subject: Subject, curves: Sequence[RateCurve]) -> go.Figure
 def _residual_axes(
     figure: go.Figure, subject: Subject, curves: Sequence[RateCurve], y_title: str
 ) -> go.Figure:
-    figure.add_hline(y=0, line={"color": MUTED, "width": 1})
-    style_curves(figure, f"size ({subject.x_title})", y_title, 260)
-    _size_axis(figure, curves)
-    figure.update_layout(showlegend=True)
+    style_curves(
+        figure,
+        f"size ({subject.x_title})",
+        y_title,
+        _size_axis(curves),
+        height=260,
+        showlegend=True,
+        shapes=[rule("y", 0, width=1)],
+    )
     return figure
 
 
@@ -135,11 +139,11 @@ def residual_dots(subject: Subject, tasks: pd.DataFrame, curves: Sequence[RateCu
     return _residual_axes(figure, subject, curves, "predicted / measured - 1 (%)")
 
 
-def _size_axis(figure: go.Figure, curves: Sequence[RateCurve]) -> None:
+def _size_axis(curves: Sequence[RateCurve]) -> dict[str, object]:
     """A logarithmic axis over what the curves span."""
     low, high = min(curve.x[0] for curve in curves), max(curve.x[-1] for curve in curves)
     ends = [log10(low) - 0.1, log10(high) + 0.1]
-    figure.update_xaxes(type="log", exponentformat="SI", dtick=1, range=ends)
+    return {"type": "log", "exponentformat": "SI", "dtick": 1, "range": ends}
 
 
 def _far_apart(curves: Sequence[RateCurve]) -> bool:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import plotly.graph_objects as go
 
-from dashboard.figures.style import MUTED, bars, style_rows, text_colour
+from dashboard.figures.style import bars, rule, style_rows, text_colour
 from sim.graph.memory import Footprint
 from sim.machine.profile import Memory
 
@@ -102,11 +102,16 @@ def memory_bars(uses: Mapping[str, tuple[MemoryUse, Memory]]) -> go.Figure:
         f"{name}: {total / GIB:,.1f} of {_gib(capacity)}"
         for (name, *_), total, capacity in zip(rows, totals, capacities, strict=True)
     ]
-    style_rows(figure, names, list(range(len(rows))))
-    figure.update_layout(barmode="stack", uniformtext={"minsize": 10, "mode": "hide"})
     most = max(1.0, *(total / one for total, one in zip(totals, capacities, strict=True)))
-    figure.update_xaxes(title="part of the capacity", tickformat=".0%", range=[0, 1.03 * most])
-    figure.add_vline(1.0, line={"color": MUTED, "dash": "dot"})
+    style_rows(
+        figure,
+        names,
+        list(range(len(rows))),
+        {"title": "part of the capacity", "tickformat": ".0%", "range": [0, 1.03 * most]},
+        barmode="stack",
+        uniformtext={"minsize": 10, "mode": "hide"},
+        shapes=[rule("x", 1.0, dash="dot")],
+    )
     return figure
 
 

@@ -70,11 +70,10 @@ def split_map(steps: Sequence[StepSplit]) -> go.Figure:
             ),
         )
     )
-    style_curves(
-        figure, "layer", "decode step", min(MAX_MAP_PX, 150 + PIXELS_PER_STEP * len(steps))
-    )
-    figure.update_yaxes(autorange="reversed", showgrid=False, tickformat="d", dtick=_tick(steps))
-    figure.update_xaxes(showgrid=False, tickformat="d")
+    whole = {"showgrid": False, "tickformat": "d"}
+    y_axis = {"autorange": "reversed", "dtick": _tick(steps), **whole}
+    height = min(MAX_MAP_PX, 150 + PIXELS_PER_STEP * len(steps))
+    style_curves(figure, "layer", "decode step", whole, y_axis, height=height)
     return figure
 
 
@@ -90,9 +89,8 @@ def split_by_layer(step: StepSplit) -> go.Figure:
         if any(counts) or way != "resident":
             hover = f"layer %{{x}}: %{{y:,}} tokens {way}"
             figure.add_trace(columns(way, counts, colour, hover))
-    style_curves(figure, "layer", f"past tokens in step {step.step}", 300)
-    figure.update_layout(barmode="stack", bargap=0.15)
-    figure.update_xaxes(showgrid=False, tickformat="d")
+    x_axis, y_title = {"showgrid": False, "tickformat": "d"}, f"past tokens in step {step.step}"
+    style_curves(figure, "layer", y_title, x_axis, height=300, barmode="stack", bargap=0.15)
     return figure
 
 
@@ -109,6 +107,8 @@ def policy_bars(
         "load-all",
         [POLICY_COLOUR.get(name, MUTED) for name in ordered],
         "predicted makespan (ms)",
+        [f"<b>{name}</b>" if name == chosen else name for name in ordered],
+        showlegend=True,
     )
     if lower_bound_s is not None:
         bound = f"no split is faster than {ms(lower_bound_s)}"
@@ -118,8 +118,6 @@ def policy_bars(
             y += [row - 1 + half, row - half, None]
         x = [None if one is None else lower_bound_s * 1e3 for one in y]
         figure.add_trace(line(bound, x, y, color=MUTED, dash="dot"))
-    figure.update_yaxes(ticktext=[f"<b>{name}</b>" if name == chosen else name for name in ordered])
-    figure.update_layout(showlegend=True)
     return figure
 
 
@@ -149,11 +147,10 @@ def sensitivity_bars(sensitivities: Sequence[Sensitivity]) -> go.Figure:
             )
         )
     labels = [" ".join(PART_NAMES[one.part]) for one in sensitivities]
-    style_rows(figure, labels, rows)
-    figure.update_layout(barmode="group", bargap=0.25)
     values = [one for bar in figure.data for one in bar.x]
-    longest = LABEL_ROOM * max(1.0, *values)
-    figure.update_xaxes(title="part of the makespan saved (%)", range=[min(0.0, *values), longest])
+    ends = [min(0.0, *values), LABEL_ROOM * max(1.0, *values)]
+    x_axis = {"title": "part of the makespan saved (%)", "range": ends}
+    style_rows(figure, labels, rows, x_axis, barmode="group", bargap=0.25)
     return figure
 
 

@@ -17,6 +17,7 @@ from dashboard.figures.style import (
     RESTORE_COLOUR,
     SHARE_SCALE,
     Box,
+    Settings,
     dots,
     hatching,
     line,
@@ -83,9 +84,9 @@ def crossover_curves(points: pd.DataFrame, x_title: str, here: float | None) -> 
         figure.add_trace(dots(name, [at_x], [at_ms], hover, **CROSS))
     if here is not None:
         figure.add_trace(vertical_line(here, *span, f"set now: {here:,.4g} {unit}"))
-    _style(figure, x_title, "predicted makespan (ms)", span)
     labels = [f"{value:,.3g}" for value in x]
-    figure.update_xaxes(type="log", tickvals=x, ticktext=labels, showgrid=False)
+    x_axis = {"type": "log", "tickvals": x, "ticktext": labels, "showgrid": False}
+    _style(figure, x_title, "predicted makespan (ms)", x_axis, span)
     return figure
 
 
@@ -121,9 +122,9 @@ def ttft_curves(points: pd.DataFrame, x_title: str, here: float) -> go.Figure:
     for trace in _crosses(points):
         figure.add_trace(trace)
     figure.add_trace(vertical_line(here, *span, f"set now: {here:,.4g} GiB/s"))
-    _style(figure, x_title, "time to first token (ms)", span)
     rates = points["gib_per_s"].tolist()
-    figure.update_xaxes(**log_ticks(rates[0], rates[-1]))
+    x_axis = log_ticks(rates[0], rates[-1])
+    _style(figure, x_title, "time to first token (ms)", x_axis, span)
     return figure
 
 
@@ -156,9 +157,11 @@ def _add_policies(
         figure.add_trace(line(name, x, y, hover, color=colours[name], width=width))
 
 
-def _style(figure: go.Figure, x_title: str, y_title: str, span: tuple[float, float]) -> None:
-    style_curves(figure, x_title, y_title, 440)
-    figure.update_yaxes(**log_ticks(span[0] / Y_MARGIN, span[1] * Y_MARGIN))
+def _style(
+    figure: go.Figure, x_title: str, y_title: str, x_axis: Settings, span: tuple[float, float]
+) -> None:
+    y_axis = log_ticks(span[0] / Y_MARGIN, span[1] * Y_MARGIN)
+    style_curves(figure, x_title, y_title, x_axis, y_axis, height=440)
 
 
 def heat_map(points: pd.DataFrame, measure: Measure, x_title: str, y_title: str) -> go.Figure:
@@ -194,14 +197,16 @@ def heat_map(points: pd.DataFrame, measure: Measure, x_title: str, y_title: str)
     ]
     if outside:
         figure.add_trace(hatching(outside))
-    style_curves(figure, x_title, y_title, 110 + 40 * max(6, len(rows)))
-    for axis, values in ((figure.update_xaxes, columns), (figure.update_yaxes, rows)):
-        axis(
-            tickvals=list(range(len(values))),
-            ticktext=[f"{value:,.4g}" for value in values],
-            showgrid=False,
-            range=[-0.5, len(values) - 0.5],
-        )
+    axes = [
+        {
+            "tickvals": list(range(len(values))),
+            "ticktext": [f"{value:,.4g}" for value in values],
+            "showgrid": False,
+            "range": [-0.5, len(values) - 0.5],
+        }
+        for values in (columns, rows)
+    ]
+    style_curves(figure, x_title, y_title, *axes, height=110 + 40 * max(6, len(rows)))
     return figure
 
 

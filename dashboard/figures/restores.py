@@ -235,10 +235,15 @@ def _mark_end(figure: go.Figure, timeline: Timeline, what: str) -> None:
 
 
 def _style_walk(figure: go.Figure, prompt_tokens: int) -> None:
-    style_curves(figure, "time since the request (ms)", "token of the prompt", WALK_PX)
-    figure.update_layout(barmode="overlay")
-    figure.update_xaxes(rangemode="tozero")
-    figure.update_yaxes(range=[0, prompt_tokens], tickformat=",d")
+    style_curves(
+        figure,
+        "time since the request (ms)",
+        "token of the prompt",
+        {"rangemode": "tozero"},
+        {"range": [0, prompt_tokens], "tickformat": ",d"},
+        height=WALK_PX,
+        barmode="overlay",
+    )
 
 
 def sources_by_layer(split: RestoreSplit, model: ModelSpec, request: RestoreRequest) -> go.Figure:
@@ -271,10 +276,16 @@ def sources_by_layer(split: RestoreSplit, model: ModelSpec, request: RestoreRequ
                 ],
             )
         )
-    style_curves(figure, "layer", "token of the prompt", 340)
-    figure.update_layout(barmode="overlay", bargap=0.08)
-    figure.update_xaxes(showgrid=False, tickformat="d")
-    figure.update_yaxes(range=[0, request.prompt_tokens], tickformat=",d")
+    style_curves(
+        figure,
+        "layer",
+        "token of the prompt",
+        {"showgrid": False, "tickformat": "d"},
+        {"range": [0, request.prompt_tokens], "tickformat": ",d"},
+        height=340,
+        barmode="overlay",
+        bargap=0.08,
+    )
     return figure
 
 
@@ -301,8 +312,6 @@ def availability_steps(trace: Availability, lanes: Sequence[str], end_s: float) 
                 shape="hv",
             )
         )
-    style_curves(figure, "time since the request (ms)", "available (%)", 200)
-    figure.update_xaxes(rangemode="tozero")
-    figure.update_yaxes(rangemode="tozero")
-    figure.update_layout(showlegend=True)
+    titles, axis = ("time since the request (ms)", "available (%)"), {"rangemode": "tozero"}
+    style_curves(figure, *titles, axis, axis, height=200, showlegend=True)
     return figure

@@ -41,9 +41,9 @@ def breakdown_bars(predicted: Timeline, measured: Timeline) -> go.Figure:
             for value, total in zip(seconds, totals, strict=True)
         ]
         figure.add_trace(_stacked(part, colour, [value * 1e3 for value in seconds], [0, 1], labels))
-    style_rows(figure, list(SOURCES), [0, 1])
-    figure.update_layout(barmode="stack", uniformtext={"minsize": 11, "mode": "hide"})
-    figure.update_xaxes(title="part of the makespan (ms)")
+    x_axis = {"title": "part of the makespan (ms)"}
+    fitted = {"minsize": 11, "mode": "hide"}
+    style_rows(figure, list(SOURCES), [0, 1], x_axis, barmode="stack", uniformtext=fitted)
     return figure
 
 
@@ -72,9 +72,12 @@ def lane_use_bars(predicted: Timeline, measured: Timeline) -> go.Figure:
         labels = [f"{value:,.1f} ms" for value in x]
         colour = CAUSE_COLOUR.get(what, MUTED)
         figure.add_trace(_stacked(what, colour, x, list(spent[what]), labels))
-    style_rows(figure, [f"{lane} {source}" for lane, source in rows], list(rows.values()))
-    figure.update_layout(barmode="stack", uniformtext={"minsize": 10, "mode": "hide"})
-    figure.update_xaxes(title="time of the lane (ms)")
+    labels, x_axis = (
+        [f"{lane} {source}" for lane, source in rows],
+        {"title": "time of the lane (ms)"},
+    )
+    fitted = {"minsize": 10, "mode": "hide"}
+    style_rows(figure, labels, list(rows.values()), x_axis, barmode="stack", uniformtext=fitted)
     return figure
 
 

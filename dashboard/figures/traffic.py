@@ -53,8 +53,8 @@ def hit_rate_curves(sizes: Sequence[str], rates: Mapping[str, Sequence[float]]) 
     for at, (policy, values) in enumerate(rates.items()):
         shown = [100 * value for value in values]
         _add_curve(figure, policy, SYMBOLS[at], sizes, shown, "%{y:.1f} % hits")
-    style_curves(figure, "host cache of each instance", "hit rate (% of prompt tokens)")
-    _name_sizes(figure, sizes)
+    x_title, y_title = "host cache of each instance", "hit rate (% of prompt tokens)"
+    style_curves(figure, x_title, y_title, _named_sizes(sizes))
     return figure
 
 
@@ -89,13 +89,12 @@ def ttft_by_size(
             hovertemplate="%{text}: more lowers the p90 by less than 5 %<extra></extra>",
         )
     )
-    style_curves(figure, "host cache of each instance", f"p90 of TTFT ({unit})")
-    _name_sizes(figure, sizes)
     every = [scale * value for values in p90_s.values() for value in values]
+    y_axis: dict[str, object] = {"rangemode": "tozero"}
     if max(every) > WIDE * min(every):
-        figure.update_yaxes(**log_ticks(min(every) / MARGIN, max(every) * MARGIN))
-    else:
-        figure.update_yaxes(rangemode="tozero")
+        y_axis = log_ticks(min(every) / MARGIN, max(every) * MARGIN)
+    x_title, y_title = "host cache of each instance", f"p90 of TTFT ({unit})"
+    style_curves(figure, x_title, y_title, _named_sizes(sizes), y_axis)
     return figure
 
 
@@ -118,15 +117,14 @@ def _add_curve(
     figure.add_trace(curve)
 
 
-def _name_sizes(figure: go.Figure, sizes: Sequence[str]) -> None:
-    """Sizes at equal distances."""
-    last = len(sizes) - 1
-    figure.update_xaxes(
-        tickmode="array",
-        tickvals=list(range(len(sizes))),
-        ticktext=list(sizes),
-        range=[-0.25, last + 0.25],
-    )
+def _named_sizes(sizes: Sequence[str]) -> dict[str, object]:
+    """An axis of sizes at equal distances."""
+    return {
+        "tickmode": "array",
+        "tickvals": list(range(len(sizes))),
+        "ticktext": list(sizes),
+        "range": [-0.25, len(sizes) - 0.75],
+    }
 
 
 def service_lanes(timeline: ServiceTimeline, zero_s: float) -> go.Figure:
@@ -165,16 +163,16 @@ def service_lanes(timeline: ServiceTimeline, zero_s: float) -> go.Figure:
         for instance, lane in lanes
     ]
     last = max(place.values(), default=float(n_rows))
-    style_rows(figure, labels, list(place.values()) or [0.0])
     middle = [(n_rows - 1) / 2] if n_rows else []
-    figure.update_yaxes(
-        tickvals=[*middle, *place.values()],
-        ticktext=[*(["requests"] if n_rows else []), *labels],
-        range=[last + 1.2, -0.8],
-    )
-    figure.update_layout(height=round(REQUEST_PX * (last + 2)) + 110)
     start_s, end_s = timeline.start_s - zero_s, timeline.end_s - zero_s
-    figure.update_xaxes(title="time since the first arrival (s)", range=[start_s, end_s])
+    style_rows(
+        figure,
+        [*(["requests"] if n_rows else []), *labels],
+        [*middle, *place.values()] or [0.0],
+        {"title": "time since the first arrival (s)", "range": [start_s, end_s]},
+        {"range": [last + 1.2, -0.8]},
+        height=round(REQUEST_PX * (last + 2)) + 110,
+    )
     return figure
 
 

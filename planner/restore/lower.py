@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import pairwise
+from typing import NamedTuple
 
 from planner.restore.split import RestoreSplit
 from sim.graph.jobs import RestoreRequest
@@ -53,14 +53,19 @@ def two_ended_graph(model: ModelSpec, request: RestoreRequest) -> TaskGraph:
     return lowering.graph()
 
 
-def split_graph(model: ModelSpec, request: RestoreRequest, split: RestoreSplit) -> TaskGraph:
+def split_graph(
+    model: ModelSpec, request: RestoreRequest, split: RestoreSplit, sizes: TaskSizes | None = None
+) -> TaskGraph:
     """The graph of a split.
+
+    Args:
+        sizes: of this request, which the graphs of several splits can share.
 
     Raises:
         BadInput: the split is not one of this request.
     """
     split.check(model, request)
-    lowering = _Lowering(model, request)
+    lowering = _Lowering(model, request, sizes)
     lowering.staircase(split)
     if split.by_layer:
         lowering.by_layer(split)
@@ -78,8 +83,7 @@ Part = tuple[int, Span]
 """Kind and span of a layer."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Block:
+class _Block(NamedTuple):
     """A range of tokens in `layers` layers from `layer` on."""
 
     start: int
@@ -92,19 +96,64 @@ class _Block:
         return self.stop - self.start
 
 
-class _Lowering:
+class TaskSizes:
+    """Bytes and FLOPs of the tasks of one request, each counted once."""
+
     def __init__(self, model: ModelSpec, request: RestoreRequest) -> None:
+        self._model = model
+        self.loads = Loads(model, request)
+        self._parts: dict[tuple[int, int], tuple[tuple[Part, int], ...]] = {}
+        self._part_flops: dict[tuple[Part, int, int], int] = {}
+        self._loaded: dict[tuple[str, _Block], tuple[str, int]] = {}
+        kinds = range(len(model.kinds))
+        self._product_flops = [product_flops(model, kind) for kind in kinds]
+        self._project_flops = [compute_flops("recompute", 1, 1, model, 1, kind) for kind in kinds]
+
+    def loaded(self, kind: str, block: _Block) -> tuple[str, int]:
+        """What a load of a block is called after its operation, and its bytes."""
+        if (kind, block) not in self._loaded:
+            where = (block.layer, block.layers, block.start, block.stop)
+            rows = self.loads.rows(*where)
+            at = f"L{block.layer}.{rows.start}" if block.layers == 1 else f"{rows.start}"
+            n_bytes = rows.n_rows * self._model.x_token_bytes
+            if kind == "kv":
+                n_bytes = self.loads.kv_bytes(*where)
+            self._loaded[kind, block] = at, n_bytes
+        return self._loaded[kind, block]
+
+    def prefill_flops(self, block: _Block) -> int:
+        """FLOPs of a prefill; layers of one kind and span have the same, which are counted once."""
+        where = block.layer, block.layers
+        if where not in self._parts:
+            layers = range(block.layer, block.layer + block.layers)
+            counted = Counter((self._model.kind_of[at], self._model.span(at)) for at in layers)
+            self._parts[where] = tuple(counted.items())
+        flops = 0
+        for part, count in self._parts[where]:
+            key = part, block.start, block.stop
+            if key not in self._part_flops:
+                kind, span = part
+                attention = self._model.kinds[kind].attention
+                scores = prefill_attention_flops(attention, block.start, block.n_tokens, span)
+                self._part_flops[key] = block.n_tokens * self._product_flops[kind] + scores
+            flops += count * self._part_flops[key]
+        return flops
+
+    def project_flops(self, block: _Block) -> int:
+        """FLOPs of a projection of K and V from X."""
+        return block.n_tokens * self._project_flops[self._model.kind_of[block.layer]]
+
+
+class _Lowering:
+    def __init__(
+        self, model: ModelSpec, request: RestoreRequest, sizes: TaskSizes | None = None
+    ) -> None:
         self.model = model
         self.request = request
-        self.loads = Loads(model, request)
+        self.sizes = sizes or TaskSizes(model, request)
         self.tier_lane = LANE_OF_TIER.get(request.tier)
         self.tasks: list[Task] = []
         self.staged: list[str] = []
-        self._parts: dict[tuple[int, int], tuple[tuple[Part, int], ...]] = {}
-        self._part_flops: dict[tuple[Part, int, int], int] = {}
-        kinds = range(len(model.kinds))
-        self.product_flops = [product_flops(model, kind) for kind in kinds]
-        self.project_flops = [compute_flops("recompute", 1, 1, model, 1, kind) for kind in kinds]
 
     def graph(self) -> TaskGraph:
         """The graph with the output head as its last task."""
@@ -129,7 +178,7 @@ class _Lowering:
 
         The last range begins at `start`, even if no layer needs the first of its tokens.
         """
-        size, needed = self.request.io_chunk_tokens, max(start, self.loads.first)
+        size, needed = self.request.io_chunk_tokens, max(start, self.sizes.loads.first)
         needed -= needed % size
         chunks = list(_pieces(needed, self.request.cached_tokens, size))
         return (
@@ -157,7 +206,7 @@ class _Lowering:
         for layer, (first, count) in enumerate(
             zip(split.computed_tokens, split.projected_tokens, strict=True)
         ):
-            first = max(first, self.loads.firsts[layer])
+            first = max(first, self.sizes.loads.firsts[layer])
             blocks = [_Block(*piece, layer) for piece in _pieces(first, first + count, size)]
             loads.append([(self.load("x", block), block) for block in blocks])
         last: list[str] = []
@@ -175,44 +224,21 @@ class _Lowering:
                 self.prefill(_Block(start, stop, layer), (arrived,) if arrived else ())
 
     def prefill(self, block: _Block, deps: tuple[str, ...] = (), claim: str = "") -> None:
-        flops = self._prefill_flops(block)
+        flops = self.sizes.prefill_flops(block)
         name = f"prefill.{block.start}"
         if block.layers < self.model.n_layers:
             name = f"L{block.layer}.{name}"
         self._add(name, "prefill", block, deps=deps, flops=flops, claim=claim)
 
-    def _prefill_flops(self, block: _Block) -> int:
-        """FLOPs of a prefill; layers of one kind and span have the same, which are counted once."""
-        where = block.layer, block.layers
-        if where not in self._parts:
-            layers = range(block.layer, block.layer + block.layers)
-            counted = Counter((self.model.kind_of[at], self.model.span(at)) for at in layers)
-            self._parts[where] = tuple(counted.items())
-        flops = 0
-        for part, count in self._parts[where]:
-            key = part, block.start, block.stop
-            if key not in self._part_flops:
-                kind, span = part
-                attention = self.model.kinds[kind].attention
-                scores = prefill_attention_flops(attention, block.start, block.n_tokens, span)
-                self._part_flops[key] = block.n_tokens * self.product_flops[kind] + scores
-            flops += count * self._part_flops[key]
-        return flops
-
     def project(self, block: _Block, loaded: str) -> None:
         """K and V of tokens from their X."""
-        flops = block.n_tokens * self.project_flops[self.model.kind_of[block.layer]]
+        flops = self.sizes.project_flops(block)
         name = f"L{block.layer}.project.{block.start}"
         self._add(name, "recompute", block, deps=(loaded,), flops=flops)
 
     def load(self, kind: str, block: _Block, claim: str = "") -> str:
         """Both legs of one chunk; returns the name of the one that ends on the device."""
-        where = (block.layer, block.layers, block.start, block.stop)
-        rows = self.loads.rows(*where)
-        n_bytes = rows.n_rows * self.model.x_token_bytes
-        if kind == "kv":
-            n_bytes = self.loads.kv_bytes(*where)
-        at = f"L{block.layer}.{rows.start}" if block.layers == 1 else f"{rows.start}"
+        at, n_bytes = self.sizes.loaded(kind, block)
         deps: tuple[str, ...] = ()
         slot = -1
         if self.tier_lane is not None:

@@ -25,7 +25,7 @@ from operator import attrgetter
 from typing import Literal
 
 from planner.restore.balance import Rates
-from planner.restore.lower import compute_only_graph, split_graph, two_ended_graph
+from planner.restore.lower import TaskSizes, compute_only_graph, split_graph, two_ended_graph
 from planner.restore.split import RestoreSplit
 from sim.cost.model import CostModel
 from sim.engine.api import AUTO, simulate
@@ -214,7 +214,7 @@ class RestorePlanner:
     def graph(self, split: RestoreSplit) -> TaskGraph:
         """The graph of a split, built once."""
         if split not in self._graphs:
-            self._graphs[split] = split_graph(self.model, self.request, split)
+            self._graphs[split] = split_graph(self.model, self.request, split, self._sizes)
         return self._graphs[split]
 
     def _simulated(
@@ -230,6 +230,11 @@ class RestorePlanner:
         if split not in self._splits:
             self._splits[split] = self._simulated("split", self.graph(split), split)
         return self._splits[split]
+
+    @cached_property
+    def _sizes(self) -> TaskSizes:
+        """Sizes of tasks, which the graphs of all splits share."""
+        return TaskSizes(self.model, self.request)
 
     @cached_property
     def _costs(self) -> CostModel:

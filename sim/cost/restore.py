@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cached_property
 from math import ceil
 from typing import NamedTuple
 
@@ -58,6 +59,7 @@ class RestoreCosts:
         self.dispatch = hardware.dispatch.in_turn()
         self._hardware = hardware
         self._block = hardware.restore or Restore()
+        self._copied: dict[tuple[str, int, int], Estimate] = {}
         self._matmul_estimates: dict[tuple[int, int], Estimate] = {}
         self._state_estimates: dict[tuple[int, int, int], list[Estimate]] = {}
         self._prompts: dict[tuple[int, int], tuple[float, bool] | None] = {}
@@ -92,9 +94,13 @@ class RestoreCosts:
         """Time of a copy of rows of several layers; a CUDA device copies each layer by one call."""
         if self._hardware.device_kind != "cuda":
             return self.operations.copy(lane, n_bytes)
-        link = self._hardware.links.of(lane)
-        one_s, inside = link.copy_s(n_bytes / layers)
-        return Estimate(self.dispatch.copy_task_s + layers * one_s, link.source, inside)
+        key = lane, n_bytes, layers
+        if key not in self._copied:
+            link = self._hardware.links.of(lane)
+            one_s, inside = link.copy_s(n_bytes / layers)
+            seconds = self.dispatch.copy_task_s + layers * one_s
+            self._copied[key] = Estimate(seconds, link.source, inside)
+        return self._copied[key]
 
     def launch_s(self, task: Task) -> float:  # noqa: ARG002
         """Host time to queue `task`; the launch of its kernels is part of the task itself.
@@ -114,7 +120,7 @@ class RestoreCosts:
     def _kernels(self, op: str, rows: int, kind: int) -> list[Kernel]:
         return kernels(op, rows, 1, self.model, 1, kind=kind)
 
-    @property
+    @cached_property
     def lookup_s(self) -> float:
         """Seconds from the request to the first byte that moves."""
         lookup = self._block.lookup_s
@@ -368,10 +374,12 @@ class RestoreCosts:
         return self._prompts[n_tokens, kind]
 
     def _tier_copy(self, lane: str, n_bytes: int) -> Estimate:
-        tier = self._block.tier(lane)
-        return Estimate(
-            tier.chunk_s + n_bytes / tier.bytes_per_s.value, tier.bytes_per_s.source, True
-        )
+        key = lane, n_bytes, 1
+        if key not in self._copied:
+            tier = self._block.tier(lane)
+            seconds = tier.chunk_s + n_bytes / tier.bytes_per_s.value
+            self._copied[key] = Estimate(seconds, tier.bytes_per_s.source, True)
+        return self._copied[key]
 
 
 class _Part(NamedTuple):

@@ -67,7 +67,7 @@ def simulate(
     """
     check_engine(engine)
     if engine == "fast":
-        return _compiled(graph, hardware, availability, release_s)
+        return _compiled(graph, hardware, availability, release_s, costs)
     one, seen = (graph, hardware) if release_s else representative_device(graph, hardware)
     known = costs if one is graph else None  # else of another machine
     uncontended, seen = Uncontended.on(seen, one, known)
@@ -75,7 +75,7 @@ def simulate(
     reference = reference or any(task.claim for task in one.tasks)
     if engine == AUTO and reference and len(graph.tasks) >= FAST_FROM_TASKS:
         with suppress(BadInput):
-            return _compiled(graph, hardware, availability, release_s)
+            return _compiled(graph, hardware, availability, release_s, costs)
     durations = list(map(uncontended.seconds, one.tasks))
     dispatch, launched_s = uncontended.costs.dispatch, launch_times(one, uncontended.costs)
     for at, earliest_s in released(one, release_s).items():
@@ -99,13 +99,14 @@ def _compiled(
     hardware: HardwareProfile,
     availability: Availability,
     release_s: Mapping[str, float] | None,
+    costs: CostModel | None,
 ) -> Timeline:
     """The timeline of the fast engine."""
     if not fast_engine_installed():
         raise BadInput(NO_NUMBA)
     from sim.engine.fast.job import FastJob
 
-    return FastJob.of(graph, hardware, availability, release_s).timeline()
+    return FastJob.of(graph, hardware, availability, release_s, costs).timeline()
 
 
 def replay(graph: TaskGraph, durations_s: Sequence[float], hardware: HardwareProfile) -> Timeline:

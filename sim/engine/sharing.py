@@ -109,7 +109,8 @@ class Uncontended:
         return cls(costs, hardware.uplinks), replace(hardware, uplinks=())
 
     def seconds(self, task: Task) -> float:
-        return max(self.costs.estimate(task).seconds, crossing_s(task, self.uplinks))
+        own_s = self.costs.estimate(task).seconds
+        return max(own_s, crossing_s(task, self.uplinks)) if self.uplinks else own_s
 
 
 def slows_down(graph: TaskGraph, hardware: HardwareProfile, availability: Availability) -> bool:

@@ -222,18 +222,20 @@ def earliest_schedule(
         gap_s: pause of a lane between two tasks.
         handover_s: from the end of a task to the start of one on another lane that waits for it.
     """
-    start = [0.0] * len(graph.tasks)
-    end = [0.0] * len(graph.tasks)
+    lanes = [(task.device, task.lane) for task in graph.tasks]
+    start: list[float] = []
+    end: list[float] = []
     free: dict[tuple[int, str], float] = {}
-    for at, task in enumerate(graph.tasks):
-        lane = (task.device, task.lane)
-        earliest = max(free.get(lane, 0.0), launched_s[at])
-        for dep in graph.dep_indices[at]:
-            if (graph.tasks[dep].device, graph.tasks[dep].lane) != lane:
-                earliest = max(earliest, end[dep] + handover_s)
-        start[at] = earliest
-        end[at] = earliest + durations_s[at]
-        free[lane] = end[at] + gap_s
+    each = zip(lanes, graph.dep_indices, launched_s, durations_s, strict=True)
+    for lane, deps, earliest, duration_s in each:
+        if free.get(lane, 0.0) > earliest:
+            earliest = free[lane]
+        for dep in deps:
+            if lanes[dep] != lane and end[dep] + handover_s > earliest:
+                earliest = end[dep] + handover_s
+        start.append(earliest)
+        end.append(earliest + duration_s)
+        free[lane] = end[-1] + gap_s
     return Timeline(graph, tuple(start), tuple(end))
 
 

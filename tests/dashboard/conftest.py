@@ -3,22 +3,39 @@
 from __future__ import annotations
 
 import pytest
-from browser import STILL, browser, make_restore_run, make_run, serve
+from browser import STILL, browser, make_restore_run, make_run, serve, watched
+from streamlit import config
 from streamlit.components.v2.component_manager import BidiComponentManager
+from streamlit.testing.v1 import local_script_runner
+from streamlit.testing.v1.local_script_runner import LocalScriptRunner
 
 from sim import Workload
 
 
 @pytest.fixture(scope="session", autouse=True)
-def no_search_for_components():
-    """No page has a component of another package; every AppTest reads all metadata to find some."""
+def quick_app_tests():
+    """AppTest without work of its own: the look for components of other packages, of which no page
+    has any, a look every millisecond whether the script has ended, and the compilation of a page
+    with Streamlit's magic, which the dashboard turns off."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(BidiComponentManager, "discover_and_register_components", _nothing)
+        patch.setattr(local_script_runner, "require_widgets_deltas", _ended)
+        config.set_option("runner.magicEnabled", False)
         yield
 
 
 def _nothing(_manager: object, *, start_file_watching: bool = True) -> None:
     del start_file_watching
+
+
+def _ended(runner: LocalScriptRunner, timeout: float) -> None:
+    """Wait until a script has ended, as AppTest does, without looking again and again."""
+    thread = runner._script_thread
+    thread.join(timeout)
+    if thread.is_alive():
+        runner.request_stop()
+        runner.join()
+        raise RuntimeError(f"the script took longer than {timeout} s")
 
 
 @pytest.fixture(scope="session")
@@ -43,3 +60,19 @@ def visitor():
         made = chrome.new_context(viewport={"width": 1440, "height": 900}, accept_downloads=True)
         made.add_init_script(STILL)
         yield made
+
+
+@pytest.fixture(scope="session")
+def tab(visitor):
+    """One tab and its faults: pages open sooner there than in a new tab, which compiles Streamlit's
+    and Plotly's programs again."""
+    with watched(visitor) as made:
+        yield made
+
+
+@pytest.fixture
+def page(tab):
+    """The tab, without script errors and without requests to another machine."""
+    made, faults = tab
+    yield made
+    assert not faults

@@ -5,15 +5,16 @@ import gzip
 import json
 import os
 import time
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from browser import (
     POLLING_MS,
     STILL,
+    TIMEOUT_MS,
     chromium,
     resolve,
+    watched,
     worker_processes,
 )
 
@@ -39,7 +40,6 @@ PAGES = (
     "Glossary",
 )
 CANVAS = ".st-key-lanes canvas.main[data-drawn]"
-TIMEOUT_MS = 90_000
 PHONE = {
     "viewport": {"width": 390, "height": 844},
     "user_agent": "Mozilla/5.0 (Linux; Android 14) AppleWebKit/537.36 Chrome/130.0 Mobile Safari",
@@ -73,34 +73,6 @@ def phone(visitor):
     return page
 
 
-@contextmanager
-def watched(visitor):
-    """A page, and its script errors and requests to other machines."""
-    made = visitor.new_page()
-    made.set_default_timeout(TIMEOUT_MS)
-    faults = []
-    made.on("pageerror", lambda error: faults.append(str(error)))
-    made.on("request", lambda request: faults.extend(elsewhere(request.url)))
-    yield made, faults
-    made.close()
-    assert not faults
-
-
-@pytest.fixture(scope="module")
-def tab(visitor):
-    """One tab, in which pages open sooner than in a new one."""
-    with watched(visitor) as made:
-        yield made
-
-
-@pytest.fixture
-def page(tab):
-    """The tab, without script errors and without requests to another machine."""
-    made, faults = tab
-    yield made
-    assert not faults
-
-
 @pytest.fixture(scope="module")
 def timeline(tab, address):
     """The timeline of one case, opened once for all tests that look at it."""
@@ -112,11 +84,6 @@ def timeline(tab, address):
     visit(made, f"{address}/timeline?run=demo&case={CASE}")
     made.locator(CANVAS).wait_for()
     return made
-
-
-def elsewhere(url):
-    local = ("http://127.0.0.1", "ws://127.0.0.1", "data:", "blob:", "https://ui.perfetto.dev")
-    return [] if url.startswith(local) else [url]
 
 
 @pytest.fixture(scope="module")

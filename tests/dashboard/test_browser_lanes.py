@@ -34,32 +34,31 @@ def bars(case):
     return bars_of(paired_lanes(*runs, estimates=case.estimates))
 
 
-@pytest.fixture(scope="module")
-def opened(visitor, address):
-    page = visitor.new_page()
-    page.set_viewport_size({"width": 1280, "height": 1000})
-    page.set_default_timeout(90_000)
-    faults = []
-    page.on("pageerror", lambda error: faults.append(str(error)))
-    yield page, f"{address}/timeline?run=demo&case={CASE}"
-    page.close()
-    assert not faults
+@pytest.fixture(scope="module", autouse=True)
+def timeline(tab, address):
+    made, _ = tab
+    usual = made.viewport_size
+    made.set_viewport_size({"width": 1280, "height": 1000})
+    show(made, f"{address}/timeline?run=demo&case={CASE}")
+    yield
+    made.set_viewport_size(usual)
+
+
+def show(page, address):
+    page.goto(address)
+    resolve(page)
+    page.locator(CANVAS).wait_for()
 
 
 @pytest.fixture
-def page(opened):
+def page(page):
     """The whole timeline; the zoom of the test before is undone."""
-    made, address = opened
-    if made.url == "about:blank":
-        made.goto(address)
-        resolve(made)
-        made.locator(CANVAS).wait_for()
-    made.locator(CANVAS).focus()
-    made.keyboard.press("0")
-    made.keyboard.press("Escape")
-    made.locator(CANVAS).scroll_into_view_if_needed()
-    made.wait_for_timeout(400)  # the address follows the zoom once it rests
-    return made
+    page.locator(CANVAS).focus()
+    page.keyboard.press("0")
+    page.keyboard.press("Escape")
+    page.locator(CANVAS).scroll_into_view_if_needed()
+    page.wait_for_timeout(400)  # the address follows the zoom once it rests
+    return page
 
 
 def window(page):
@@ -93,12 +92,8 @@ def test_keys_zoom_and_move_and_the_zoom_is_part_of_the_link(page, case):
     assert window(page)[1] - window(page)[0] == pytest.approx(total / 1.35)
     page.wait_for_url("**zoom=*")
     kept, link = window(page), page.url
-    other = page.context.new_page()
-    other.goto(link)
-    resolve(other)
-    other.locator(CANVAS).wait_for()
-    assert window(other) == pytest.approx(kept, abs=1e-3), "the link opens the same time"
-    other.close()
+    show(page, link)
+    assert window(page) == pytest.approx(kept, abs=1e-3), "the link opens the same time"
 
 
 def test_the_zoom_is_kept_when_a_control_changes(page):

@@ -11,7 +11,7 @@ from sim.machine.profile import Memory
 
 def curves(*names):
     figure = go.Figure([line(name, [0, 1], [0, 1]) for name in names])
-    style_curves(figure, "time since the start of the whole run (ms)", "rate", 300)
+    style_curves(figure, "time since the start of the whole run (ms)", "rate", height=300)
     return figure
 
 

@@ -24,6 +24,7 @@ import hw.backends
 import hw.calibrate.speed_probe
 import measure.decode_grid
 import measure.restore_grid
+import planner.lp.schedule  # noqa: F401  # now: a first import in a test leaves cycles with its frames
 from hw import DecodeExecutor, open_backend
 from measure.decode_grid import DecodeGrid, GridOptions
 from measure.grid import Grid

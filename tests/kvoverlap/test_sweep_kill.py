@@ -21,7 +21,7 @@ from sim.errors import BadInput
 MANY = {
     **SMALL,
     "grid": {
-        "link.bandwidth": [f"{rate}GB/s" for rate in range(10, 110, 8)],
+        "link.bandwidth": [f"{rate}GB/s" for rate in range(10, 110, 20)],
         "policy": ["lp", "kvpr"],
     },
     "zip": {"batch": [2, 8, 16], "gen": [1, 1, 2]},

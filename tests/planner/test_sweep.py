@@ -9,7 +9,7 @@ from unittest.mock import patch
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from builders import make_plan
+from builders import make_plan, policy_s
 from golden.freeze import call as call_in
 from studies import RESTORE, SMALL, TRAFFIC, toml
 
@@ -269,7 +269,7 @@ def test_the_summary_has_the_best_point_and_the_crossover(tmp_path):
 
     def makespan_s(policy):
         hardware = with_rate(find_hardware("kvpr-a100"), "link.bandwidth", turn.at_bytes_per_s)
-        return make_plan(find_model("opt-6.7b"), hardware, Workload(8, 512, 1), policy).makespan_s
+        return policy_s(find_model("opt-6.7b"), hardware, Workload(8, 512, 1), policy)
 
     assert makespan_s("load-all") == pytest.approx(makespan_s("recompute-all"), rel=0.05)
 

@@ -14,6 +14,7 @@ from builders import (
     machine,
     make_plan,
     models,
+    policy_s,
     straight_machines,
     tiny_model,
     workloads,
@@ -140,8 +141,8 @@ def test_experts_are_divided_as_a_whole_or_in_width():
     assert flops == [2 * 4 * 2 * 3 * 16 * 3] * 2
     assert shapes[1].touched(4) == pytest.approx(shapes[0].touched(4) / 2)
     fast = machine(gemm_bytes_per_s=1e6, all_reduce=FREE)
-    steps_s = [make_plan(part, fast, JOB, "resident").makespan_s for part in (width, experts)]
-    assert max(steps_s) < make_plan(whole, fast, JOB, "resident").makespan_s
+    steps_s = [policy_s(part, fast, JOB, "resident") for part in (width, experts)]
+    assert max(steps_s) < policy_s(whole, fast, JOB, "resident")
     for gpus, expert_gpus, words in ((4, 3, "must divide --tp"), (1, 2, "must divide --tp")):
         with pytest.raises(BadInput, match=words):
             whole.shard(gpus, expert_gpus)
@@ -159,7 +160,7 @@ def test_experts_are_divided_as_a_whole_or_in_width():
 def test_more_gpus_are_never_slower_with_free_all_reduces(model, hardware, job, policy):
     free = replace(hardware, all_reduce=FREE)
     sizes = [1, *(n for n in model.tensor_parallel_sizes if n <= model.n_kv_heads)]
-    seconds = [make_plan(model.shard(n), free, job, policy).makespan_s for n in sizes]
+    seconds = [policy_s(model.shard(n), free, job, policy) for n in sizes]
     assert all(after <= before * (1 + 1e-9) for before, after in pairwise(seconds))
 
 

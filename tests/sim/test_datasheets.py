@@ -6,6 +6,7 @@ from dataclasses import replace
 from functools import cache
 
 import pytest
+from builders import policy_s
 
 from planner import Job, Plan, PlanOptions, make_plan
 from planner.advice import advise, describe, headline
@@ -61,7 +62,7 @@ def resident(model, machine, prompt=1024):
 
 @cache
 def resident_step_s(name, model):
-    return resident(model, find_hardware(name)).baselines["resident"]
+    return policy_s(model, find_hardware(name), Workload(1, 1024, 1), "resident")
 
 
 def test_every_device_without_a_table_is_listed_here():

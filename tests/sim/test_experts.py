@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from builders import MOE, machine, make_plan, tiny_model
+from builders import MOE, machine, policy_s, tiny_model
 
 from sim import find_hardware, find_model
 from sim.cost.model import CostModel
@@ -83,7 +83,7 @@ def test_the_mlp_of_a_layer_is_priced_by_the_table_of_its_bits():
 def test_a_faster_device_decodes_experts_no_slower(batch):
     model, job = find_model("deepseek-v2-lite"), Workload(batch, 2048, 1)
     names = ["a100-sxm-80g+pcie4-x16", "h100-sxm+pcie5-x16", "h200+pcie5-x16", "b200+pcie5-x16"]
-    steps_s = [make_plan(model, find_hardware(one), job, "resident").makespan_s for one in names]
+    steps_s = [policy_s(model, find_hardware(one), job, "resident") for one in names]
     assert steps_s == sorted(steps_s, reverse=True)
     for name, step_s in zip(names, steps_s, strict=True):
         passed = model.n_layers * batch * 2048 * model.kv_token_bytes

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from sim.cost.model import CostModel
 from sim.engine.fast.graph_arrays import GraphArrays, arrays_of
 from sim.engine.fast.known import check_known
 from sim.engine.fast.loops import (
@@ -63,13 +64,21 @@ class FastJob:
         hardware: HardwareProfile,
         availability: Availability = ALWAYS,
         release_s: Mapping[str, float] | None = None,
+        costs: CostModel | None = None,
     ) -> FastJob:
-        """Raises BadInput where an argument uses a field that this engine does not read."""
+        """The job of a graph.
+
+        Args:
+            costs: of this machine and job, if they are known.
+
+        Raises:
+            BadInput: an argument uses a field that this engine does not read.
+        """
         links = hardware.links
         parts = [hardware, links, links.h2d, links.d2h, links.host, hardware.dispatch]
         check_known([*parts, *hardware.interference, *hardware.uplinks])
         check_known([availability, *availability.steps])
-        uncontended, shared = Uncontended.on(hardware, graph)
+        uncontended, shared = Uncontended.on(hardware, graph, costs)
         runs = np.empty(len(graph.tasks), RUN)
         sharing = sharing_of(arrays_of(graph), shared, availability)
         kind_costs = kind_costs_of(arrays_of(graph), uncontended)

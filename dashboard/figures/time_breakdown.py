@@ -72,12 +72,9 @@ def lane_use_bars(predicted: Timeline, measured: Timeline) -> go.Figure:
         labels = [f"{value:,.1f} ms" for value in x]
         colour = CAUSE_COLOUR.get(what, MUTED)
         figure.add_trace(_stacked(what, colour, x, list(spent[what]), labels))
-    labels, x_axis = (
-        [f"{lane} {source}" for lane, source in rows],
-        {"title": "time of the lane (ms)"},
-    )
-    fitted = {"minsize": 10, "mode": "hide"}
-    style_rows(figure, labels, list(rows.values()), x_axis, barmode="stack", uniformtext=fitted)
+    names = [f"{lane} {source}" for lane, source in rows]
+    x_axis, fitted = {"title": "time of the lane (ms)"}, {"minsize": 10, "mode": "hide"}
+    style_rows(figure, names, list(rows.values()), x_axis, barmode="stack", uniformtext=fitted)
     return figure
 
 

@@ -240,8 +240,9 @@ def _say_disturbed(report: dict[str, Any]) -> None:
     say(
         f"{report['disturbed_runs']} of {report['runs']} runs were disturbed (reference matmuls "
         f"around them differed by over {percent(STEADY_FRAC)}, or others had more than half of the "
-        f"core); of each case the {report['repeats']} least disturbed count; other processes had "
-        f"{percent(1 - report['median_core_share'])} of the compute core"
+        f"core). Corrected errors are over all runs; measured is the median of the "
+        f"{report['repeats']} least disturbed. Other processes had "
+        f"{percent(1 - report['median_core_share'])} of the compute core."
     )
 
 

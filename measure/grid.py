@@ -146,7 +146,8 @@ class Grid:
     A machine's speed drifts. Just before a setting is planned, reference matmuls show the machine's
     present speed, and the plans are for that speed. The runs of the plans are interleaved, with the
     matmuls before and after each run, and each run is judged by the speed around it. Disturbed runs
-    are repeated. All runs are judged; the least disturbed are recorded.
+    are repeated, and so are plans whose errors differ from run to run. All runs are judged; the
+    least disturbed are recorded.
 
     Args:
         until_s: moment on `time.monotonic()` after which no round of runs ends, except that every
@@ -223,12 +224,12 @@ class Grid:
         plans = setting.plans(hardware)
         predicted = {name: plan.simulate() for name, plan in plans.items()}
         checks: dict[str, dict[str, Any]] = {}
-        shown: set[str] = set()
+        judged: dict[str, list[JudgedRun]] = {name: [] for name in plans}
 
-        def show_first(name: str, run: MeasuredRun) -> None:
-            if name not in shown:
-                shown.add(name)
-                progress.note(_first_result(name, judge_run(plans[name], setting.hardware, run)))
+        def judge(name: str, run: MeasuredRun) -> None:
+            judged[name].append(judge_run(plans[name], setting.hardware, run))
+            if len(judged[name]) == 1:
+                progress.note(_first_result(name, judged[name][0]))
 
         with setting.ready(predicted) as ready:
             progress("warming up")
@@ -244,13 +245,13 @@ class Grid:
                 progress,
                 EXTRA_REPEATS[kind],
                 min(self.until_s, repeats_until_s),
-                show_first,
+                judge,
+                lambda name: Judgement(judged[name]).is_settled,
             )
             environments = {name: one.environment() for name, one in ready.items()}
         cases = []
         for name in runs.runs:
             plan, counted = plans[name], runs.least_disturbed(name, self.repeats)
-            judged = Judgement([judge_run(plan, setting.hardware, run) for run in runs.runs[name]])
             measured = Recording(
                 "measured",
                 hardware,
@@ -264,7 +265,9 @@ class Grid:
                 measured = replace(measured, hardware=typical_machine)
             comparison = compare(Recording("predicted", hardware, (predicted[name],)), measured)
             cases.append(
-                setting.case_type(name, plan, measured, predicted[name], comparison, judged)
+                setting.case_type(
+                    name, plan, measured, predicted[name], comparison, Judgement(judged[name])
+                )
             )
         return SettingResult(setting.name, cases, drift, runs)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf
 from statistics import median
 from time import monotonic
@@ -23,8 +23,8 @@ STEADY_FRAC = 0.1
 UNEXPLAINED_FRAC = 0.2
 """About the fraction of the core time lost to others by which a run differs from its correction."""
 
-EXTRA_REPEATS = {"cpu": 4, "cuda": 6}
-"""Repeats that only disturbed plans run, by kind of device."""
+EXTRA_REPEATS = {"cpu": 8, "cuda": 6}
+"""Most repeats of plans whose runs were disturbed or differ too much, by kind of device."""
 
 MIN_REPEATS = 2
 """Runs of every plan, even after the time is over."""
@@ -38,9 +38,11 @@ LINK = "link"
 COPY = "copy"
 """Name of an emulated link among the parts of a machine."""
 
+ATTENTION = "attention"
+"""Name of a CPU's attention among the parts of a machine."""
+
 Speed = dict[str, float]
-"""For each part of the machine: time of its reference matmuls or copy / their time in the
-profile."""
+"""For each part of the machine: time of its reference work or copy / their time in the profile."""
 
 
 @dataclass(frozen=True)
@@ -48,12 +50,10 @@ class MeasuredRun:
     """One run of a plan, with the machine's speed around it.
 
     Args:
-        round: number of the repeat; runs of one round are neighbours in time.
         before, after: samples of the speed probe.
         core_share: fraction of the compute tasks' time in which they had their core.
     """
 
-    round: int
     timeline: Timeline
     before: Speed
     after: Speed
@@ -111,7 +111,7 @@ class InterleavedRuns:
 def present_machine(
     hardware: HardwareProfile, probe: SpeedProbe, kind: str, samples: int
 ) -> tuple[HardwareProfile, Speed]:
-    """The machine to plan for, and its speed by the reference matmuls.
+    """The machine to plan for, and its speed by the reference work.
 
     A shared CPU slows down for minutes: plans are for a machine as slow as it is now. A GPU keeps
     its speed, and other users disturb its link for milliseconds: plans are for the profile, and the
@@ -124,12 +124,16 @@ def present_machine(
 
 
 def machine_at(hardware: HardwareProfile, speed: Speed) -> HardwareProfile:
-    """The machine whose matmuls and emulated copies take `speed` times as long as in its profile.
+    """The machine whose kernels and emulated copies take `speed` times as long as in its profile.
 
-    A real link keeps its own pace.
+    Attention without a speed of its own changes as the other memory-bound kernels do. A real link
+    keeps its own pace.
     """
-    for part in _compute_parts(speed):
+    attention = hardware.attention
+    for part in (part for part in ("flops", "hbm") if part in speed):
         hardware = hardware.with_faster(part, 1 / speed[part])
+    if ATTENTION in speed:
+        hardware = replace(hardware, attention=attention.faster(1 / speed[ATTENTION]))
     return hardware.with_faster("link", 1 / speed[COPY]) if COPY in speed else hardware
 
 
@@ -141,17 +145,19 @@ def run_interleaved(
     extra_repeats: int = 1,
     until_s: float = inf,
     finished: Callable[[str, MeasuredRun], None] = lambda *_: None,
+    settled: Callable[[str], bool] = lambda _: True,
 ) -> InterleavedRuns:
     """Run every plan `repeats` times in turn, with the speed probe before and after each run.
 
-    Disturbed runs are repeated while the time allows.
+    Plans with disturbed runs, and those that are not settled, run again while the time allows.
 
     Args:
         runners: run a plan once; give its timeline and its share of the compute core.
-        extra_repeats: repeats for the disturbed plans.
+        extra_repeats: most repeats of these plans.
         until_s: moment on `time.monotonic()` after which no repeat ends but the first
             `MIN_REPEATS`, as far as the time of the last repeat tells.
         finished: called after each run.
+        settled: whether the finished runs of a plan agree well enough with each other.
 
     Raises:
         KeyboardInterrupt: before the first run ended.
@@ -164,6 +170,7 @@ def run_interleaved(
             name
             for name in runners
             if sum(run.disturbed_frac <= STEADY_FRAC for run in runs[name]) < repeats
+            or not settled(name)
         ]
         ends_s = monotonic() + sum(took_s.get(name, 0.0) for name in wanting)
         if not wanting or (number >= MIN_REPEATS and ends_s > until_s):
@@ -180,7 +187,7 @@ def run_interleaved(
                 timeline, core_share = runners[name]()
                 after = probe.sample()
                 took_s[name] = monotonic() - begun_s
-                run = MeasuredRun(number, timeline, before, after, core_share)
+                run = MeasuredRun(timeline, before, after, core_share)
                 runs[name].append(run)
                 finished(name, run)
                 before = after

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from math import sqrt
+from math import hypot, sqrt
 from operator import attrgetter
 from statistics import median, stdev
 
@@ -15,6 +15,9 @@ from sim.units import percent
 
 MAX_NOISE_FRAC = 0.04
 """Largest noise of a case's error at which the error is called one."""
+
+SETTLED_NOISE_FRAC = 0.015
+"""Noise of a case's error at which no further run is needed."""
 
 MIN_JUDGED_FRAC = 0.75
 """Fraction of the cases that have to be judged before the machine is."""
@@ -80,6 +83,16 @@ class Judgement:
         return median(run.overlap_error_points for run in self.runs)
 
     @property
+    def corrected_s(self) -> float:
+        """Median of the makespans at the speed that the plan was made for."""
+        return median(run.corrected_s for run in self.runs)
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether further runs would hardly change the error."""
+        return self.noise_frac is not None and self.noise_frac <= SETTLED_NOISE_FRAC
+
+    @property
     def is_judged(self) -> bool:
         """Whether enough runs were steady, and the noise is low enough to call the error one.
 
@@ -92,11 +105,11 @@ class Judgement:
 
 @dataclass(frozen=True, slots=True)
 class Regret:
-    """How much slower one plan is than another, in runs of the same round.
+    """How much slower one plan is than another, at the same speed of the machine.
 
     Args:
-        frac: median over the rounds of the ratio of corrected times, minus 1.
-        noise_frac: standard error of that ratio; None after a single round.
+        frac: ratio of the corrected times, minus 1.
+        noise_frac: standard error of that ratio; None after a single run of one of them.
     """
 
     other: str
@@ -105,27 +118,23 @@ class Regret:
 
     @property
     def measured_frac(self) -> float:
-        """`frac` where it exceeds twice its noise; else 0, as the rounds show no difference."""
+        """`frac` where it exceeds twice its noise; else 0, as the runs show no difference."""
         shown = self.noise_frac is not None and self.frac > 2 * self.noise_frac
         return self.frac if shown else 0.0
 
 
-def regret(name: str, one: Judgement, other: Judgement) -> Regret | None:
-    """Compare two plans round by round; None if they share no round."""
-    times_s = {run.run.round: run.corrected_s for run in other.runs}
-    ratios = [
-        run.corrected_s / times_s[run.run.round] for run in one.runs if run.run.round in times_s
-    ]
-    if not ratios:
-        return None
-    return Regret(name, median(ratios) - 1.0, standard_error(ratios))
+def regret(name: str, one: Judgement, other: Judgement) -> Regret:
+    """Compare the runs of two plans."""
+    frac = one.corrected_s / other.corrected_s - 1.0
+    if one.noise_frac is None or other.noise_frac is None:
+        return Regret(name, frac, None)
+    return Regret(name, frac, hypot(one.noise_frac, other.noise_frac))
 
 
-def largest(regrets: Iterable[Regret | None]) -> Regret:
+def largest(regrets: Iterable[Regret]) -> Regret:
     """The largest regret that exceeds its noise, or else the largest of all."""
-    found = [one for one in regrets if one is not None]
     order = attrgetter("measured_frac", "frac")
-    return max(found, key=order, default=Regret("lp", 0.0, 0.0))
+    return max(regrets, key=order, default=Regret("lp", 0.0, 0.0))
 
 
 def why_not_judged(

@@ -125,7 +125,7 @@ def decode_summary(
         for shape in shapes
     ]
     corrected = {shape.name: _corrected_regret(shape.cases) for shape in shapes}
-    by_rounds = [one.measured_frac for one in corrected.values()]
+    measured_fracs = [one.measured_frac for one in corrected.values()]
     return _summary(
         shapes,
         left_out,
@@ -136,8 +136,8 @@ def decode_summary(
             "median_naive_error_frac": median(abs(one.naive_error_frac) for one in comparisons),
             "lp_measured_regret_frac": max(regrets),
             "lp_fastest_in": _in_shapes(regrets),
-            "lp_corrected_regret_frac": max(by_rounds),
-            "lp_corrected_fastest_in": _in_shapes(by_rounds),
+            "lp_corrected_regret_frac": max(measured_fracs),
+            "lp_corrected_fastest_in": _in_shapes(measured_fracs),
             "lp_corrected_regrets": {name: asdict(one) for name, one in corrected.items()},
         },
     )

@@ -16,18 +16,27 @@ from sim.model.spec import ModelSpec
 
 
 def samplers(bench: Bench, models: Sequence[ModelSpec], ranges: SampledRanges) -> Samplers:
-    """Attention of each head shape over K and V that were just copied to the device."""
+    """Attention of each head shape over the sampled batches and contexts."""
     found: Samplers = {}
     for model in models:
-        layer = Kernels(one_layer(model, bench.backend.device), 1)
-        heads = layer.weights.layers[0].attention
-        for batch in ranges.batches:
-            queries = bench.random(batch, *query_shape(model))
-            for context in ranges.contexts_of(model):
-                shape = (context, batch, *kv_shape(model))
-                found["attention", *heads_of(model), batch, context] = partial(
-                    bench.after_copy, shape, partial(layer.attend.step, heads, queries)
-                )
+        found |= decodes(bench, model, ranges.batches, ranges.contexts_of(model))
+    return found
+
+
+def decodes(
+    bench: Bench, model: ModelSpec, batches: Sequence[int], contexts: Sequence[int]
+) -> Samplers:
+    """Attention of a model's heads over K and V that were just copied to the device."""
+    layer = Kernels(one_layer(model, bench.backend.device), 1)
+    heads = layer.weights.layers[0].attention
+    found: Samplers = {}
+    for batch in batches:
+        queries = bench.random(batch, *query_shape(model))
+        for context in contexts:
+            shape = (context, batch, *kv_shape(model))
+            found["attention", *heads_of(model), batch, context] = partial(
+                bench.after_copy, shape, partial(layer.attend.step, heads, queries)
+            )
     return found
 
 

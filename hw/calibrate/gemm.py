@@ -1,4 +1,4 @@
-"""Matmuls of decode steps, recomputation, prefill and the speed probe."""
+"""Matmuls of decode steps, recomputation and prefill."""
 
 from __future__ import annotations
 
@@ -16,10 +16,6 @@ from sim.model.spec import ModelSpec
 
 LAYER_OPS = ("qkv", "attention", "mlp")
 
-RECOMPUTED_ROWS = 512
-DECODED_ROWS = 4
-"""Rows of the matmuls that the speed probe times."""
-
 
 def samplers(bench: Bench, models: Sequence[ModelSpec], ranges: SampledRanges) -> Samplers:
     """Matmuls of decode steps, and the K/V projection up to `max_rows` rows."""
@@ -28,8 +24,6 @@ def samplers(bench: Bench, models: Sequence[ModelSpec], ranges: SampledRanges) -
         found |= matmuls(bench, model, ranges.decoded_rows, (*LAYER_OPS, "head"))
     for model in models:
         found |= recomputations(bench, model, ranges.recomputed_rows)
-        for probed in probed_matmuls(bench, model, ranges.max_rows).values():
-            found |= probed
     return found
 
 
@@ -48,18 +42,6 @@ def recomputations(bench: Bench, model: ModelSpec, rows: Sequence[int]) -> Sampl
     """K/V projections of `rows` rows of X that were just copied to the device."""
     n, k = model.kv_token_size, model.hidden_size
     return {("gemm", n, k, m): partial(bench.matmul_after_copy, m, n, k) for m in rows}
-
-
-def probed_matmuls(bench: Bench, model: ModelSpec, max_rows: int) -> dict[str, Samplers]:
-    """Matmuls by the rate that bounds them: one recomputation (`flops`), a decode step (`hbm`).
-
-    Args:
-        max_rows: rows of the largest recomputation that the profile knows.
-    """
-    return {
-        "flops": recomputations(bench, model, [min(RECOMPUTED_ROWS, max_rows)]),
-        "hbm": matmuls(bench, model, [DECODED_ROWS]),
-    }
 
 
 def matrices(model: ModelSpec, ops: Sequence[str] = LAYER_OPS) -> list[tuple[int, int]]:

@@ -1,13 +1,15 @@
 """Measure the rates and times of a device that the cost model needs, as a HardwareProfile.
 
 All points are sampled in several passes over the whole list, so that a disturbance of some
-seconds affects one pass of many points instead of all samples of one. A profile holds the medians,
-or the least where others can only slow a point down, and the samples.
+seconds affects one pass of many points instead of all samples of one. The kernels of a CPU are
+sampled beside reference work (see `hw.calibrate.reference`). A profile holds the medians, or the
+least where others can only slow a point down, and the samples.
 """
 
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -20,6 +22,8 @@ from hw.backends import Backend
 from hw.calibrate import attention, elementwise, experts, gemm, lanes, restores
 from hw.calibrate.bench import Bench
 from hw.calibrate.ranges import SampledRanges
+from hw.calibrate.reference import Beside, references
+from hw.calibrate.tables import Samplers
 from hw.model.weights import TORCH_DTYPE, check_runnable
 from sim.machine.profile import HardwareProfile, Memory
 from sim.machine.provenance import Point, Samples
@@ -35,14 +39,6 @@ than matmuls that wait for memory, and take longer."""
 
 WARM_UP_S = 1.0
 """Seconds of matmuls before the first sample: clocks rise and libraries load."""
-
-UNDISTURBED = {
-    "cpu": ("gemm", "experts", "attention", "prefill", "quantise", "dequantise"),
-    "cuda": ("link",),
-}
-"""Points, by kind of device, whose value is the least of their samples: other jobs on a shared
-host can only slow them down. On a CPU they do so by half for seconds, and medians of some points
-would then be of the slow machine and others of the fast one."""
 
 SILENT = Silent()
 
@@ -135,11 +131,13 @@ def _sample(
 ) -> dict[Point, list[float]]:
     """The samples of every point from `PASSES` passes."""
     kind = bench.backend.kind
-    kernels = {
-        point: sampler
-        for block in (gemm, attention, elementwise, experts)
-        for point, sampler in block.samplers(bench, models, ranges).items()
-    }
+    kernels: Samplers = {}
+    for block in (gemm, attention, elementwise, experts):
+        kernels |= block.samplers(bench, models, ranges)
+    reference_parts = [references(bench, model, ranges.max_rows) for model in models]
+    for points in (points for parts in reference_parts for points in parts.values()):
+        kernels |= points
+    beside = Beside(reference_parts[0]) if kind == "cpu" else None
     _warm_up(bench)
     with ExitStack() as stack:
         others = lanes.samplers(bench, models, ranges)
@@ -147,19 +145,21 @@ def _sample(
             # some matmuls of prefill are recomputations too, whose samplers count
             kernels = {**restores.samplers(bench, models, ranges), **kernels}
             others |= stack.enter_context(restores.disk_samplers(bench))
-        everything = {**kernels, **others}
-        samples: dict[Point, list[float]] = {point: [] for point in everything}
+        samples: dict[Point, list[float]] = defaultdict(list)
         begun_s = perf_counter()
         for number in range(PASSES[kind]):
             spent_s = perf_counter() - begun_s
             if number and spent_s * (number + 1) / number > max_s:
                 break
-            points = kernels if number % LANES_EVERY[kind] else everything
+            points = kernels if number % LANES_EVERY[kind] else {**kernels, **others}
             for done, (point, sampler) in enumerate(points.items()):
                 fraction = (number + done / len(points)) / PASSES[kind]
                 progress(f"pass {number + 1} of {PASSES[kind]}", fraction)
-                samples[point] += sampler()
-    return samples
+                if beside is not None and point in kernels:
+                    beside.sample(point, sampler)
+                else:
+                    samples[point] += sampler()
+    return samples if beside is None else samples | beside.samples()
 
 
 def _warm_up(bench: Bench) -> None:
@@ -169,5 +169,8 @@ def _warm_up(bench: Bench) -> None:
 
 
 def value(point: Point, samples: Sequence[float], kind: str) -> float:
-    """The value of a point: the median of its samples, or the least if it is undisturbed."""
-    return min(samples) if point[0] in UNDISTURBED[kind] else median(samples)
+    """The value of a point: the median of its samples.
+
+    Of copies over a real link the least, because other jobs can only slow them down.
+    """
+    return min(samples) if (point[0], kind) == ("link", "cuda") else median(samples)

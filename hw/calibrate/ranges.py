@@ -54,7 +54,7 @@ class SampledRanges:
         """Rows of the recomputations that are sampled, up to `max_rows`."""
         powers = {2**power for power in range(4, self.max_rows.bit_length())}
         between = {3 * 2**power for power in range(7, 14)}
-        rows = {*self._rows_of_batches(), self.max_rows, *powers, *between}
+        rows = {*self.decoded_rows, self.max_rows, *powers, *between}
         return sorted(m for m in rows if m <= self.max_rows)
 
     def _rows_of_batches(self) -> list[int]:

@@ -1,4 +1,4 @@
-"""The present speed of a machine against its profile, from a few matmuls and copies."""
+"""The present speed of a machine against its profile, from reference work and copies."""
 
 from __future__ import annotations
 
@@ -10,12 +10,16 @@ import torch
 
 from hw.backends import Backend
 from hw.calibrate.bench import MAX_EVICTED_BYTES, SLOTS, Bench, rotation_copies
-from hw.calibrate.gemm import RECOMPUTED_ROWS, matmuls, matrices, probed_matmuls, shape_of
+from hw.calibrate.gemm import matmuls, matrices, shape_of
+from hw.calibrate.reference import ATTENTION, FLOPS, RECOMPUTED_ROWS, references
 from hw.model.weights import TORCH_DTYPE
 from sim.cost.operations import OperationCosts
 from sim.graph.jobs import Workload
 from sim.lanes import H2D
 from sim.machine.profile import HardwareProfile
+from sim.machine.provenance import Point
+from sim.model.kernels import DecodeAttention
+from sim.model.operations import kernels
 from sim.model.spec import ModelSpec
 
 LINK_BYTES = 2**24
@@ -29,13 +33,14 @@ RECENT_SAMPLES = 48
 
 
 class SpeedProbe:
-    """Times of the matmuls of `probed_matmuls`, to be sampled between measurements.
+    """Times of the reference work of `references`, to be sampled between measurements.
 
     Part `link`, which only a real link has, is the time of one copy to the device; part `copy` is
     the same for an emulated link.
 
     Args:
-        step_tokens: tokens of a restore's step, whose matmuls are then part `flops`.
+        step_tokens: tokens of a restore's step, whose matmuls are then part `flops`; a step's
+            attention changes its speed as its matmuls do.
 
     Attributes:
         keeps_speed: the device does, so that a sample after one run serves the next run too.
@@ -57,11 +62,12 @@ class SpeedProbe:
         largest = max(slot, model.layer_weight_bytes // model.element_bytes)
         bench = Bench(backend, TORCH_DTYPE[model.dtype], largest, slot, model.layer_weight_bytes)
         self._bench = bench
-        parts = probed_matmuls(bench, model, max_rows)
+        parts = references(bench, model, max_rows)
         if step_tokens is not None:
-            parts["flops"] = matmuls(bench, model, [step_tokens])
+            parts[FLOPS] = matmuls(bench, model, [step_tokens])
+            parts.pop(ATTENTION, None)
         self._profiled_s = {
-            part: sum(costs.matmul(shape_of(point)).seconds for point in points)
+            part: sum(_profiled_s(point, costs) for point in points)
             for part, points in parts.items()
         }
         self._samplers = {part: list(points.values()) for part, points in parts.items()}
@@ -79,12 +85,13 @@ class SpeedProbe:
         slot = RECOMPUTED_ROWS * max(model.kv_token_size, model.hidden_size) * model.element_bytes
         largest = max(slot, model.layer_weight_bytes, MAX_EVICTED_BYTES)
         cold = sum(size * rotation_copies(size, kind) for size in sizes)
-        return cold + (1 + SLOTS) * largest + SLOTS * slot
+        attention = model.layer_weight_bytes if kind == "cpu" else 0
+        return cold + attention + (1 + SLOTS) * largest + SLOTS * slot
 
     def sample(self, before_run: bool = False) -> dict[str, float]:
         """For each part, its time now divided by its time in the profile.
 
-        Matmuls are in processor time. Of the copies the mean counts, because some are late.
+        Compute is in processor time. Of the copies the mean counts, because some are late.
 
         Args:
             before_run: take the large matmuls last, so that they are next to the run that follows;
@@ -120,3 +127,12 @@ class SpeedProbe:
             part: one if part in ("link", "copy") else one / core_share
             for part, one in drift.items()
         }
+
+
+def _profiled_s(point: Point, costs: OperationCosts) -> float:
+    """Seconds of a reference point in the profile."""
+    if point[0] == "gemm":
+        return costs.matmul(shape_of(point)).seconds
+    batch, context = map(int, point[-2:])
+    launched = kernels("attention", 1, context, costs.model, batch)
+    return sum(costs.kernel(one).seconds for one in launched if isinstance(one, DecodeAttention))

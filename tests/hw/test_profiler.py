@@ -94,12 +94,12 @@ def test_a_profile_file_holds_all_of_the_profile(profile, tmp_path):
     assert (found, found.samples) == (profile, profile.samples)
 
 
-def test_others_can_only_slow_down_a_core_and_a_real_link():
+def test_others_can_only_slow_down_a_real_link():
     found = {
-        kind: [value((name,), [3.0, 1.0, 2.5], kind) for name in ("gemm", "link", "gap")]
+        kind: [value((name,), [3.0, 1.0, 2.5], kind) for name in ("gemm", "link")]
         for kind in ("cpu", "cuda")
     }
-    assert found == {"cpu": [1.0, 2.5, 2.5], "cuda": [2.5, 1.0, 2.5]}
+    assert found == {"cpu": [2.5, 2.5], "cuda": [2.5, 1.0]}
 
 
 def test_every_time_of_the_profile_is_of_its_samples(device, profile):
@@ -134,6 +134,7 @@ def test_every_time_of_the_profile_is_of_its_samples(device, profile):
             for first_keys, seconds in zip(table.grid.columns, row, strict=True):
                 times["prefill", *heads, int(n_tokens), int(first_keys)] = seconds
     others = {point[0] for point in medians.keys() - times.keys()}
+    others -= {"attention"}  # of reference work
     in_turn = {"turn"} if device == "cuda" else set()
     assert others == {"pace", "task", "kernel", "copy", "tier"} | in_turn
 

@@ -33,7 +33,9 @@ def hardware(device, **rates):
 @pytest.mark.parametrize("model", [OPT, LLAMA], ids=lambda model: model.name)
 def test_every_part_of_the_machine_has_a_speed(backend, device, model, step_tokens):
     probe = SpeedProbe(backend, model, hardware(device), step_tokens)
-    parts = {"flops", "hbm", "link" if device == "cuda" else "copy"}
+    parts = {"flops", "hbm", "link"} if device == "cuda" else {"flops", "hbm", "copy"}
+    if device == "cpu" and step_tokens is None:
+        parts.add("attention")
     sample, drift = probe.sample(), probe.drift(2)
     assert set(sample) == set(drift) == parts
     assert all(0 < ratio < float("inf") for ratio in (*sample.values(), *drift.values()))

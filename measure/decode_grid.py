@@ -29,7 +29,7 @@ FIXED_FRACS = (0.25, 0.75)
 """Fixed splits of the grid: recomputed fractions of the prompt."""
 
 PROBE_SAMPLES = 5
-"""Samples of reference matmuls before each shape is planned."""
+"""Samples of reference kernels before each shape is planned."""
 
 
 @dataclass(frozen=True)

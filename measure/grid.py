@@ -105,7 +105,7 @@ class PreparedSetting:
         name: of the setting in reports.
         title: name in progress texts.
         hardware: the profile; plans are for this machine at its present speed.
-        probe_samples: samples of the reference matmuls before the plans are made.
+        probe_samples: samples of the reference kernels before the plans are made.
         case_type: class of its results.
         plans: makes the plans to measure, by case name.
         ready: puts the simulated plans on the device; leaving the context frees their memory.
@@ -143,7 +143,7 @@ class SettingResult:
 class Grid:
     """Measures settings, each by all of its plans.
 
-    A machine's speed drifts. Just before a setting is planned, reference matmuls show the machine's
+    A machine's speed drifts. Just before a setting is planned, reference kernels show the machine's
     present speed, and the plans are for that speed. The runs of the plans are interleaved, with the
     matmuls before and after each run, and each run is judged by the speed around it. Disturbed runs
     are repeated, and so are plans whose errors differ from run to run. All runs are judged; the

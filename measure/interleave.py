@@ -42,7 +42,7 @@ ATTENTION = "attention"
 """Name of a CPU's attention among the parts of a machine."""
 
 Speed = dict[str, float]
-"""For each part of the machine: time of its reference work or copy / their time in the profile."""
+"""For each part of the machine: time of its reference kernels or copy / that in the profile."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ class InterleavedRuns:
 def present_machine(
     hardware: HardwareProfile, probe: SpeedProbe, kind: str, samples: int
 ) -> tuple[HardwareProfile, Speed]:
-    """The machine to plan for, and its speed by the reference work.
+    """The machine to plan for, and its speed by the reference kernels.
 
     A shared CPU slows down for minutes: plans are for a machine as slow as it is now. A GPU keeps
     its speed, and other users disturb its link for milliseconds: plans are for the profile, and the

@@ -29,7 +29,7 @@ RATE_FACTORS = {"dram": (0.5, 1.0, 2.0), "ssd": (0.7, 1.5)}
 """Rates of each tier, as multiples of the rate at which loading takes as long as computing."""
 
 PROBE_SAMPLES = 5
-"""Samples of reference matmuls before each setting is planned."""
+"""Samples of reference kernels before each setting is planned."""
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 All points are sampled in several passes over the whole list, so that a disturbance of some
 seconds affects one pass of many points instead of all samples of one. The kernels of a CPU are
-sampled beside reference work (see `hw.calibrate.reference`). A profile holds the medians, or the
+sampled beside reference kernels (`hw.calibrate.reference`). A profile holds the medians, or the
 least where others can only slow a point down, and the samples.
 """
 
@@ -152,6 +152,8 @@ def _sample(
             if number and spent_s * (number + 1) / number > max_s:
                 break
             points = kernels if number % LANES_EVERY[kind] else {**kernels, **others}
+            if beside is not None:
+                beside.begin_pass()
             for done, (point, sampler) in enumerate(points.items()):
                 fraction = (number + done / len(points)) / PASSES[kind]
                 progress(f"pass {number + 1} of {PASSES[kind]}", fraction)

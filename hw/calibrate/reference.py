@@ -1,4 +1,4 @@
-"""Reference work: kernels that are sampled again and again to show how fast a machine is now.
+"""Reference kernels, sampled again and again to show how fast a machine is now.
 
 One kernel for each part of the machine that bounds others. Two things use it: a profile of a CPU
 samples it beside every other kernel, and the speed probe samples it around runs.
@@ -49,7 +49,7 @@ def references(bench: Bench, model: ModelSpec, max_rows: int) -> dict[str, Sampl
 
 
 def bounding_part(point: Point) -> str:
-    """The part of a CPU whose reference work changes its speed as the kernel of `point` does."""
+    """The part of a CPU whose reference kernel slows down as the kernel of `point` does."""
     kind = point[0]
     if kind == "attention":
         return ATTENTION
@@ -59,10 +59,10 @@ def bounding_part(point: Point) -> str:
 
 
 class Beside:
-    """Samples of kernels on a machine whose speed changes, each relative to reference work.
+    """Samples of kernels on a machine whose speed changes, each relative to a reference kernel.
 
     On a shared host a CPU takes 1.0 or about 1.7 times its least time, and changes within some
-    hundred milliseconds. A kernel and the reference work just before and after it are slowed down
+    hundred milliseconds. A kernel and the reference kernel just before and after it are slowed down
     alike, so their ratio is that of an undisturbed machine.
 
     Args:
@@ -75,8 +75,12 @@ class Beside:
         self._ratios: dict[Point, list[float]] = defaultdict(list)
         self._latest: str | None = None
 
+    def begin_pass(self) -> None:
+        """Other things were sampled since the latest reference kernel."""
+        self._latest = None
+
     def sample(self, point: Point, sampler: Sampler) -> None:
-        """Sample a kernel, and its reference work just before and after it."""
+        """Sample a kernel, and its reference kernel just before and after it."""
         part = bounding_part(point)
         reference, _ = self._references[part]
         if part != self._latest:
@@ -94,7 +98,7 @@ class Beside:
         return self._reference_s[part][-1]
 
     def samples(self) -> dict[Point, list[float]]:
-        """Seconds of each kernel on a machine whose reference work takes its least time."""
+        """Seconds of each kernel on a machine whose reference kernels take their least time."""
         least_s = {part: min(seconds) for part, seconds in self._reference_s.items() if seconds}
         found = {self._references[part][0]: [seconds] for part, seconds in least_s.items()}
         for point, ratios in self._ratios.items():

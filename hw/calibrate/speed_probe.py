@@ -1,4 +1,4 @@
-"""The present speed of a machine against its profile, from reference work and copies."""
+"""The present speed of a machine against its profile, from reference kernels and copies."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ RECENT_SAMPLES = 48
 
 
 class SpeedProbe:
-    """Times of the reference work of `references`, to be sampled between measurements.
+    """Times of the reference kernels, to be sampled between measurements.
 
     Part `link`, which only a real link has, is the time of one copy to the device; part `copy` is
     the same for an emulated link.

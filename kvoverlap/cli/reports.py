@@ -238,7 +238,7 @@ def _say_errors(report: dict[str, Any]) -> None:
 
 def _say_disturbed(report: dict[str, Any]) -> None:
     say(
-        f"{report['disturbed_runs']} of {report['runs']} runs were disturbed (reference matmuls "
+        f"{report['disturbed_runs']} of {report['runs']} runs were disturbed (reference kernels "
         f"around them differed by over {percent(STEADY_FRAC)}, or others had more than half of the "
         f"core). Corrected errors are over all runs; measured is the median of the "
         f"{report['repeats']} least disturbed. Other processes had "

@@ -134,7 +134,7 @@ def test_every_time_of_the_profile_is_of_its_samples(device, profile):
             for first_keys, seconds in zip(table.grid.columns, row, strict=True):
                 times["prefill", *heads, int(n_tokens), int(first_keys)] = seconds
     others = {point[0] for point in medians.keys() - times.keys()}
-    others -= {"attention"}  # of reference work
+    others -= {"attention"}  # of reference kernels
     in_turn = {"turn"} if device == "cuda" else set()
     assert others == {"pace", "task", "kernel", "copy", "tier"} | in_turn
 

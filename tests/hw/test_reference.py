@@ -1,4 +1,4 @@
-"""Kernels sampled beside reference work, on machines whose speed is simulated."""
+"""Kernels sampled beside a reference kernel, on machines whose speed is simulated."""
 
 from __future__ import annotations
 
@@ -38,6 +38,7 @@ def test_a_core_that_is_slowed_down_for_a_while_gives_the_times_of_a_free_one(
     host = Host([1.7, 1.0], mean_samples)
     beside = Beside({"flops": {REFERENCE: host.sampler(0.010)}})
     for _ in range(9):
+        beside.begin_pass()
         for factor in (1, 2, 4, 8, 16):
             beside.sample(("gemm", 64, 32, 512 * factor), host.sampler(0.010 * factor))
     for point, seconds in beside.samples().items():
@@ -45,7 +46,7 @@ def test_a_core_that_is_slowed_down_for_a_while_gives_the_times_of_a_free_one(
 
 
 def test_a_host_that_is_slow_all_the_time_has_a_consistent_profile():
-    """All times are of its slow core; the speed probe measures the same reference work."""
+    """All times are of its slow core; the speed probe measures the same reference kernels."""
     host = Host([1.7])
     beside = Beside({"flops": {REFERENCE: host.sampler(0.010)}})
     beside.sample(KERNEL, host.sampler(0.020))

@@ -88,6 +88,7 @@ class Case(ABC):
             "corrected_error_frac": self.judgement.error_frac,
             "corrected_noise_frac": self.judgement.noise_frac,
             "corrected_overlap_error_points": self.judgement.overlap_error_points,
+            "corrected_overlap_noise_points": self.judgement.overlap_noise_points,
             "judged": self.judgement.is_judged,
         }
         return {**facts, **self.job_facts(), **self.comparison.to_dict(), **corrected}
@@ -145,12 +146,12 @@ class Grid:
 
     A machine's speed drifts. Just before a setting is planned, reference kernels show the machine's
     present speed, and the plans are for that speed. The runs of the plans are interleaved, with the
-    matmuls before and after each run, and each run is judged by the speed around it. Disturbed runs
-    are repeated, and so are plans whose errors differ from run to run. All runs are judged; the
-    least disturbed are recorded.
+    kernels before and after each run, and each run is judged by the speed around it. Plans whose
+    errors differ from run to run, or whose real link was disturbed, run again. All runs are judged;
+    the least disturbed are recorded.
 
     Args:
-        until_s: moment on `time.monotonic()` after which no round of runs ends, except that every
+        until_s: moment on `time.monotonic()` after which no run ends, except that every
             plan runs `MIN_REPEATS` times.
 
     Attributes:
@@ -202,7 +203,7 @@ class Grid:
         """Prepare one setting; plan, run and compare its cases.
 
         Args:
-            repeats_until_s: moment after which no round of runs ends but the first `MIN_REPEATS`.
+            repeats_until_s: moment after which no run ends but the first `MIN_REPEATS`.
 
         Raises:
             DoesNotFit: the setting needs more memory than the device has.
@@ -246,7 +247,7 @@ class Grid:
                 EXTRA_REPEATS[kind],
                 min(self.until_s, repeats_until_s),
                 judge,
-                lambda name: Judgement(judged[name]).is_settled,
+                lambda name: Judgement(judged[name]).is_settled(self.repeats),
             )
             environments = {name: one.environment() for name, one in ready.items()}
         cases = []

@@ -24,7 +24,7 @@ UNEXPLAINED_FRAC = 0.2
 """About the fraction of the core time lost to others by which a run differs from its correction."""
 
 EXTRA_REPEATS = {"cpu": 8, "cuda": 6}
-"""Most repeats of plans whose runs were disturbed or differ too much, by kind of device."""
+"""Most repeats of plans that are not settled, by kind of device."""
 
 MIN_REPEATS = 2
 """Runs of every plan, even after the time is over."""
@@ -149,15 +149,15 @@ def run_interleaved(
 ) -> InterleavedRuns:
     """Run every plan `repeats` times in turn, with the speed probe before and after each run.
 
-    Plans with disturbed runs, and those that are not settled, run again while the time allows.
+    Plans that are not settled run again while the time allows.
 
     Args:
         runners: run a plan once; give its timeline and its share of the compute core.
         extra_repeats: most repeats of these plans.
-        until_s: moment on `time.monotonic()` after which no repeat ends but the first
-            `MIN_REPEATS`, as far as the time of the last repeat tells.
+        until_s: moment on `time.monotonic()` after which no run ends but the first `MIN_REPEATS`
+            of each plan, as far as the time of its last run tells.
         finished: called after each run.
-        settled: whether the finished runs of a plan agree well enough with each other.
+        settled: whether the runs of a plan, at least `repeats`, suffice.
 
     Raises:
         KeyboardInterrupt: before the first run ended.
@@ -166,19 +166,13 @@ def run_interleaved(
     took_s: dict[str, float] = {}
     most = repeats + extra_repeats
     for number in range(most):
-        wanting = [
-            name
-            for name in runners
-            if sum(run.disturbed_frac <= STEADY_FRAC for run in runs[name]) < repeats
-            or not settled(name)
-        ]
-        ends_s = monotonic() + sum(took_s.get(name, 0.0) for name in wanting)
-        if not wanting or (number >= MIN_REPEATS and ends_s > until_s):
-            break
+        wanting = [name for name in runners if number < repeats or not settled(name)]
         progress(f"round {number + 1}", number / most)
         try:
             after: Speed | None = None
             for name in wanting:
+                if number >= MIN_REPEATS and monotonic() + took_s[name] > until_s:
+                    return InterleavedRuns(runs)
                 begun_s = monotonic()
                 if after is None or not probe.keeps_speed:
                     before = probe.sample(before_run=True)

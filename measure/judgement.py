@@ -8,16 +8,20 @@ from math import hypot, sqrt
 from operator import attrgetter
 from statistics import median, stdev
 
-from measure.interleave import MIN_REPEATS, STEADY_FRAC, MeasuredRun, machine_at
+from measure.interleave import LINK, MIN_REPEATS, STEADY_FRAC, MeasuredRun, machine_at
 from planner import Plan
 from sim.machine.profile import HardwareProfile
 from sim.units import percent
 
 MAX_NOISE_FRAC = 0.04
-"""Largest noise of a case's error at which the error is called one."""
+"""Largest noise of a case's error at which the error is called one, and of its overlap error / 100.
+"""
 
 SETTLED_NOISE_FRAC = 0.015
-"""Noise of a case's error at which no further run is needed."""
+"""Noise of both at which no further run is needed."""
+
+STUDENT = (1.84, 1.32, 1.20, 1.14, 1.11, 1.09, 1.08, 1.07, 1.06)
+"""Half widths of the interval that holds 68 % of Student's t, for 2 values and more."""
 
 MIN_JUDGED_FRAC = 0.75
 """Fraction of the cases that have to be judged before the machine is."""
@@ -40,7 +44,11 @@ class JudgedRun:
 
     @property
     def is_steady(self) -> bool:
-        return self.run.disturbed_frac <= STEADY_FRAC
+        """Whether a real link kept its pace; on a CPU the noise of the errors shows disturbances.
+
+        Others can slow a link down in all of a plan's runs, which then agree.
+        """
+        return LINK not in self.run.before or self.run.disturbed_frac <= STEADY_FRAC
 
 
 def judge_run(plan: Plan, hardware: HardwareProfile, run: MeasuredRun) -> JudgedRun:
@@ -56,9 +64,15 @@ def judge_run(plan: Plan, hardware: HardwareProfile, run: MeasuredRun) -> Judged
     return JudgedRun(run, plan.makespan_s / ratio, ratio - 1.0, 100 * overlap_frac)
 
 
-def standard_error(values: Sequence[float]) -> float | None:
-    """Noise of the middle of some values; a single one says nothing about it."""
-    return stdev(values) / sqrt(len(values)) if len(values) > 1 else None
+def noise(values: Sequence[float]) -> float | None:
+    """Standard error of the middle of some values; a single one says nothing about it.
+
+    A few values are widened to the same confidence of 68 %, by Student's t.
+    """
+    if len(values) < 2:
+        return None
+    widened = STUDENT[min(len(values) - 2, len(STUDENT) - 1)]
+    return widened * stdev(values) / sqrt(len(values))
 
 
 @dataclass(frozen=True)
@@ -74,8 +88,8 @@ class Judgement:
 
     @property
     def noise_frac(self) -> float | None:
-        """Standard error of the errors."""
-        return standard_error([run.error_frac for run in self.runs])
+        """Standard error of `error_frac`."""
+        return noise([run.error_frac for run in self.runs])
 
     @property
     def overlap_error_points(self) -> float:
@@ -83,14 +97,22 @@ class Judgement:
         return median(run.overlap_error_points for run in self.runs)
 
     @property
+    def overlap_noise_points(self) -> float | None:
+        """Standard error of `overlap_error_points`.
+
+        A plan that waits for its link takes as long on a slow core as on a fast one, and overlaps
+        more.
+        """
+        return noise([run.overlap_error_points for run in self.runs])
+
+    @property
     def corrected_s(self) -> float:
         """Median of the makespans at the speed that the plan was made for."""
         return median(run.corrected_s for run in self.runs)
 
-    @property
-    def is_settled(self) -> bool:
-        """Whether further runs would hardly change the error."""
-        return self.noise_frac is not None and self.noise_frac <= SETTLED_NOISE_FRAC
+    def is_settled(self, repeats: int) -> bool:
+        """Whether there are enough steady runs, and further ones would hardly change the error."""
+        return self._is_sure(repeats, SETTLED_NOISE_FRAC)
 
     @property
     def is_judged(self) -> bool:
@@ -99,8 +121,15 @@ class Judgement:
         Speed that changes within a run leaves no trace in the samples around it, but in the
         errors: those of one plan then differ from run to run.
         """
-        steady, noise_frac = sum(run.is_steady for run in self.runs), self.noise_frac
-        return steady >= MIN_REPEATS and noise_frac is not None and noise_frac <= MAX_NOISE_FRAC
+        return self._is_sure(MIN_REPEATS, MAX_NOISE_FRAC)
+
+    def _is_sure(self, repeats: int, most_noise_frac: float) -> bool:
+        if sum(run.is_steady for run in self.runs) < repeats:
+            return False
+        noise_frac, points = self.noise_frac, self.overlap_noise_points
+        if noise_frac is None or points is None:
+            return False
+        return max(noise_frac, points / 100) <= most_noise_frac
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +187,6 @@ def why_not_judged(
     return (
         f"This machine is too unsteady to judge: the same matmul varied by "
         f"{percent(spread_frac(matmuls))}, other processes had {percent(lost_frac)} of the compute "
-        f"core, and {judged} of {n_cases} cases had {MIN_REPEATS} steady runs and an error with at "
-        f"most {percent(MAX_NOISE_FRAC)} of noise. Close other programs and run it again."
+        f"core, and {judged} of {n_cases} cases had an error with at most "
+        f"{percent(MAX_NOISE_FRAC)} of noise. Close other programs and run it again."
     )

@@ -16,6 +16,7 @@ from statistics import mean, median
 from time import perf_counter
 
 import torch
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from hw.backends import Backend, Handle
@@ -69,6 +70,8 @@ MIN_ROTATION = {"cpu": 4, "cuda": 2}
 MAX_ROTATION = 256
 
 OVERHEAD_TASKS = 50
+COLD_STARTS = 25
+"""Tasks that show what a task takes in addition to its kernels."""
 
 SUSTAINED_S = 0.2
 SUSTAINED_FLOPS = 2e10
@@ -143,23 +146,48 @@ class Bench:
 
     @cached_property
     def compute_task_s(self) -> float:
-        """Device seconds of a compute task in addition to its kernels: events and start-up."""
+        """Device seconds of a compute task in addition to its kernels: events, cold caches."""
+        if self.backend.kind == "cpu":
+            return self._cold_start_s()
         return self._task_overhead_s(COMPUTE, self._small_matmul())
 
     @cached_property
     def copy_task_s(self) -> float:
-        """Device seconds of a copy task in addition to its copy."""
-        return self._task_overhead_s(H2D, self.copy_work(H2D, 2**20))
-
-    def _task_overhead_s(self, lane: str, work: Work) -> float:
-        """Seconds of a task with one call of `work`, minus the seconds of one call back to back.
+        """Device seconds of a copy task in addition to its copy.
 
         0 on a CPU, where the lane's own thread takes the time.
         """
         if self.backend.kind == "cpu":
             return 0.0
+        return self._task_overhead_s(H2D, self.copy_work(H2D, 2**20))
+
+    def _task_overhead_s(self, lane: str, work: Work) -> float:
+        """Seconds of a task with one call of `work`, minus the seconds of one call back to back."""
         call_s = min(self.back_to_back(lane, work))
         return max(0.0, median(self._samples(lane, work, 1, OVERHEAD_TASKS)) - call_s)
+
+    def _cold_start_s(self) -> float:
+        """Seconds that an operation of a decode step takes longer behind other work than in a loop.
+
+        A task that follows another finds little of its code in the core's caches. The operation is
+        a norm, a matmul, a copy and a residual, as many kernels as most operations have.
+        """
+        weights, x, out = cycle(self.cold(1024, 1024)), self.random(4, 1024), self.out(4, 1024)
+        normed = self.out(4, 1024, slot=1)
+
+        def operation() -> None:
+            normed.copy_(F.layer_norm(x, (1024,)))
+            torch.mm(normed, next(weights), out=out)
+            out.add_(x)
+
+        longer_s = []
+        for _ in range(COLD_STARTS):
+            (loop_s,) = self._samples(COMPUTE, operation, 4, 1)
+            self.backend.begin()
+            self.backend.launch(COMPUTE, self._evict)
+            (alone_s,) = self._finish([self.backend.launch(COMPUTE, operation)])
+            longer_s.append(alone_s - loop_s / 4)
+        return max(0.0, median(longer_s))
 
     def _small_matmul(self) -> Work:
         a, b, c = self.random(256, 1024), self.random(1024, 1024), self.out(256, 1024)

@@ -167,21 +167,27 @@ class Grid:
         settings: Sequence[T],
         prepare: Callable[[T, Progress], AbstractContextManager[PreparedSetting]],
         progress: Progress,
+        weights: Sequence[float] = (),
     ) -> list[SettingResult]:
-        """Measure one setting after another; repeats fill an equal part of the time left.
+        """Measure one setting after another; the repeats of each fill its part of the time left.
+
+        Args:
+            weights: relative times of one repeat, by default equal.
 
         Raises:
             KvOverlapError: the time allowed no setting.
         """
-        share = 1 / len(settings)
+        shares = [weight / sum(weights) for weight in weights] or [1 / len(settings)] * len(
+            settings
+        )
         results: list[SettingResult] = []
-        for number, setting in enumerate(settings):
-            part = Part(progress, "", number * share, share)
+        for number, (setting, share) in enumerate(zip(settings, shares, strict=True)):
+            part = Part(progress, "", sum(shares[:number]), share)
             now_s = monotonic()
             if results and now_s > self.until_s:
                 self.left_out.append(f"setting {number + 1} left out: no time was left.")
                 continue
-            part_s = (self.until_s - now_s) / (len(settings) - number)
+            part_s = (self.until_s - now_s) * share / sum(shares[number:])
             try:
                 results.append(self.measure(partial(prepare, setting), part, now_s + part_s))
             except OutOfTime as error:

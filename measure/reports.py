@@ -18,6 +18,9 @@ from sim.machine.profile import HardwareProfile
 from sim.model.spec import ModelSpec
 from sim.progress import Progress
 
+OVERHEAD_TOKENS = 600
+"""A decode of about so many tokens takes as long as the samples and checks around it."""
+
 
 def measure_decodes(
     spec: ModelSpec,
@@ -34,7 +37,8 @@ def measure_decodes(
 
     with open_backend(kind, hardware.links.h2d.paced_bytes_per_s) as backend:
         decodes = DecodeGrid(spec, hardware, backend, jobs, seed, progress, GridOptions(schedule))
-        shapes = grid.measure_all(jobs, decodes.prepare, progress)
+        weights = [OVERHEAD_TOKENS + job.batch_size * job.prompt_tokens for job in jobs]
+        shapes = grid.measure_all(jobs, decodes.prepare, progress, weights)
     report = decode_summary(shapes, hardware, grid.left_out)
     return [case for shape in shapes for case in shape.cases], report
 

@@ -166,14 +166,22 @@ def run_interleaved(
     took_s: dict[str, float] = {}
     most = repeats + extra_repeats
     for number in range(most):
-        wanting = [name for name in runners if number < repeats or not settled(name)]
+        now_s = monotonic()
+        wanting = [
+            name
+            for name in runners
+            if number < MIN_REPEATS
+            or (now_s + took_s[name] <= until_s and (number < repeats or not settled(name)))
+        ]
+        if not wanting:
+            break
         progress(f"round {number + 1}", number / most)
         try:
             after: Speed | None = None
             for name in wanting:
-                if number >= MIN_REPEATS and monotonic() + took_s[name] > until_s:
-                    return InterleavedRuns(runs)
                 begun_s = monotonic()
+                if number >= MIN_REPEATS and begun_s + took_s[name] > until_s:
+                    continue
                 if after is None or not probe.keeps_speed:
                     before = probe.sample(before_run=True)
                 else:

@@ -116,8 +116,8 @@ def metrics(question: TrafficQuestion, answers: TrafficAnswers) -> list[Metric]:
         _latency("TPOT p90", run.tpot_s, f"Time of each later token ({where})."),
         Metric(
             "Goodput",
-            percent(run.goodput.fraction),
-            f"of requests within {' and '.join(limits)}" if limits else "no limits set",
+            percent(run.goodput.fraction) if limits else "no limits",
+            f"of requests within {' and '.join(limits)}" if limits else "of TTFT and TPOT are set",
             "Requests that keep the limits of TTFT and time per token. Rejected ones do not.",
         ),
     ]

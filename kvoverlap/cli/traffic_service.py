@@ -186,7 +186,8 @@ def serve_trace(
     if json:
         print_json(_answer(trace, service, found, price, sizes))
         return
-    _print(trace, service, found, price, sizes)
+    has_limits = options.ttft_slo is not None or options.tpot_slo is not None
+    _print(trace, service, found, price, sizes, has_limits)
     if output is not None:
         say(f"\nrequests written to {output}")
 
@@ -305,6 +306,7 @@ def _print(
     found: dict[str, TrafficAnswer],
     price: dict[str, float],
     sizes: Sequence[float] | None,
+    has_limits: bool,
 ) -> None:
     costs = service.costs
     gpus = costs.model.tensor_parallel
@@ -328,16 +330,20 @@ def _print(
         if run.rejected:
             say(f"{name}: {run.rejected:,} requests are too long for GPU memory or the model")
     say("")
-    _print_times(found, "policy" if sizes is None else "host cache", price)
+    _print_times(found, "policy" if sizes is None else "host cache", price, has_limits)
     say("")
     _print_work(found, "policy" if sizes is None else "host cache", one)
     if sizes is not None and (best := _enough(found, sizes)) is not None:
         say(f"\nMore than {_size(best)} of host cache does not lower the p90 of TTFT by 5 %.")
 
 
-def _print_times(found: dict[str, TrafficAnswer], what: str, price: dict[str, float]) -> None:
+def _print_times(
+    found: dict[str, TrafficAnswer], what: str, price: dict[str, float], has_limits: bool
+) -> None:
+    """The table of latencies; the goodput only where a latency has a limit."""
     columns = [what, "hit rate", "TTFT p50", "p90", "p99", "TPOT p50", "p90", "queue p90"]
-    columns += ["goodput", "tokens/s", *(["price/M tokens"] if price else [])]
+    columns += [*(["goodput"] if has_limits else []), "tokens/s"]
+    columns += ["price/M tokens"] if price else []
     rows = []
     for name, one in found.items():
         rows.append(
@@ -347,7 +353,7 @@ def _print_times(found: dict[str, TrafficAnswer], what: str, price: dict[str, fl
                 *(_cell(one.ttft_s, key) for key in ("p50", "p90", "p99")),
                 *(_cell(one.tpot_s, key) for key in ("p50", "p90")),
                 _cell(one.queue_s, "p90"),
-                percent(one.goodput.fraction),
+                *([percent(one.goodput.fraction)] if has_limits else []),
                 f"{one.output_tokens_per_s:,.0f}",
                 *([f"{price[name]:.3f}" if name in price else ""] if price else []),
             )

@@ -114,6 +114,19 @@ def test_no_repeat_begins_that_would_end_too_late(monkeypatch, until_s, rounds):
     assert busy.runs == list("ab") * rounds
 
 
+def test_a_long_plan_that_would_end_too_late_leaves_the_time_to_shorter_ones(monkeypatch):
+    busy = Machine([])
+    long, short = busy.runner("a"), busy.runner("b")
+
+    def twice_as_long() -> tuple[Timeline, float]:
+        busy.now_s += 10.0
+        return long()
+
+    monkeypatch.setattr(measure.interleave, "monotonic", lambda: busy.now_s)
+    run_interleaved({"a": twice_as_long, "b": short}, busy, 3, Silent(), until_s=75.0)
+    assert (busy.runs, busy.now_s) == (list("ababb"), 70.0)
+
+
 def test_each_finished_run_is_reported(monkeypatch):
     seen: list[str] = []
     Machine([]).measure(monkeypatch, finished=lambda name, _: seen.append(name))

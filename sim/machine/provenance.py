@@ -88,6 +88,9 @@ gap / handover                                     seconds between two tasks of 
 turn                                               seconds between two tasks that the host hands
                                                    over one after the other
 ================================================== =============================================
+
+Kernels of a CPU are at the speed at which reference kernels, sampled beside them, take their least
+time.
 """
 
 

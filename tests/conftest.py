@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,16 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Hypothesis draws some values from constants in the modules that are imported, so that the examples
 # of a test would depend on which tests ran before it in the same process.
 providers._get_local_constants = lambda: providers._local_constants
+
+if hasattr(os, "sched_setaffinity"):
+    set_affinity = os.sched_setaffinity
+
+    def set_affinity_of_main_thread(pid, cores):
+        """Lanes are threads; those of several workers, all pinned to one core, would wait."""
+        if threading.current_thread() is threading.main_thread():
+            set_affinity(pid, cores)
+
+    os.sched_setaffinity = set_affinity_of_main_thread
 
 LONGEST = (
     "test_browser",

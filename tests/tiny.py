@@ -176,6 +176,7 @@ CONFIG = {
 def shorten_samples(patch: pytest.MonkeyPatch) -> None:
     """Samples of a few calls, on few operands."""
     patch.setattr(hw.calibrate.bench, "SAMPLE_S", 1e-4)
+    patch.setattr(hw.calibrate.bench, "COLD_STARTS", 2)
     patch.setattr(hw.calibrate.bench, "BURST_S", {"cpu": 1e-3, "cuda": 1e-3})
     patch.setattr(hw.calibrate.bench, "ROTATION_BYTES", 2**20)
 

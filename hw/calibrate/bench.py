@@ -33,6 +33,9 @@ CORE_REPEATS = 1
 """Samples of one kernel of a CPU in one pass: its speed changes from one pass to the next more than
 within a pass."""
 
+WARM_UPS = {"cpu": 1, "cuda": 2}
+"""Runs on a slot that was just copied before the first that counts."""
+
 SAMPLE_S = 2e-3
 """Minimum length of a sample; shorter work is repeated inside the sample."""
 
@@ -296,14 +299,15 @@ class Bench:
         overhead_s = self.compute_task_s
         handles: list[Handle] = []
         self.backend.begin()
-        for number in range(2 + self._repeats(COMPUTE)):
+        warm_ups = WARM_UPS[self.backend.kind]
+        for number in range(warm_ups + self._repeats(COMPUTE)):
             slot = slots[number % SLOTS]
             filled = self.backend.launch(
                 H2D, partial(slot.copy_, host, non_blocking=True), handles[-1:]
             )
             self.backend.launch(COMPUTE, self._evict, [filled])
             handles.append(self.backend.launch(COMPUTE, partial(work, slot.view(*shape))))
-        return [max(MIN_SAMPLE_S, one - overhead_s) for one in self._finish(handles)[2:]]
+        return [max(MIN_SAMPLE_S, one - overhead_s) for one in self._finish(handles)[warm_ups:]]
 
     def matmul(self, m: int, n: int, k: int) -> list[float]:
         """Seconds of `[m, k] x [k, n]` on activations that are still in a cache."""

@@ -40,6 +40,7 @@ def reduced_profile(device, models, max_rows, progress=lambda _text, _done: None
         patch.setattr(hw.calibrate.profiler, "WARM_UP_S", 0.01)
         patch.setattr(hw.calibrate.bench, "REPEATS", 1)
         patch.setattr(hw.calibrate.bench, "SAMPLE_S", 1e-4)
+        patch.setattr(hw.calibrate.bench, "COLD_STARTS", 2)
         patch.setattr(hw.calibrate.bench, "ROTATION_BYTES", 2**22)
         ranges = SampledRanges(MAX_BATCH, max_rows, (16, 64), (256, 4096, 2**16, 2**20))
         return profile_device(backend, models, "here", ranges, pace, progress)

@@ -20,6 +20,7 @@ from sim.machine.links import Link
 def short_bench(monkeypatch):
     """Samples of one call, on few operands."""
     monkeypatch.setattr(hw.calibrate.bench, "SAMPLE_S", 1e-4)
+    monkeypatch.setattr(hw.calibrate.bench, "COLD_STARTS", 2)
     monkeypatch.setattr(hw.calibrate.bench, "ROTATION_BYTES", 2**20)
 
 

@@ -250,7 +250,7 @@ class Grid:
                 setting.probe,
                 self.repeats,
                 progress,
-                EXTRA_REPEATS[kind],
+                EXTRA_REPEATS,
                 min(self.until_s, repeats_until_s),
                 judge,
                 lambda name: Judgement(judged[name]).is_settled(self.repeats),

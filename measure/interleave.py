@@ -23,8 +23,8 @@ STEADY_FRAC = 0.1
 UNEXPLAINED_FRAC = 0.2
 """About the fraction of the core time lost to others by which a run differs from its correction."""
 
-EXTRA_REPEATS = {"cpu": 8, "cuda": 6}
-"""Most repeats of plans that are not settled, by kind of device."""
+EXTRA_REPEATS = 6
+"""Most further repeats of plans that are not settled."""
 
 MIN_REPEATS = 2
 """Runs of every plan, even after the time is over."""

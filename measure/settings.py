@@ -62,7 +62,7 @@ class RecordingOptions:
     @property
     def expected_repeats(self) -> int:
         """Repeats to expect: half of the extra ones run."""
-        return self.repeats + (EXTRA_REPEATS[self.kind] + 1) // 2
+        return self.repeats + EXTRA_REPEATS // 2
 
     def measure(self, prepare: PrepareSetting, spec: ModelSpec) -> dict[str, Any]:
         """Measure a setting and write its cases; returns the environment.

@@ -12,6 +12,7 @@ from builders import machine
 import hw.calibrate.bench
 import hw.calibrate.profiler
 import measure.decode_grid
+import measure.grid
 import measure.restore_grid
 from hw import (
     SAMPLED,
@@ -204,8 +205,9 @@ SMALL = {**CONFIG, "num_hidden_layers": 2}
 
 
 def shorten_grids(patch: pytest.MonkeyPatch) -> None:
-    """Profiles and speed probes of a few short samples."""
+    """Profiles and speed probes of a few short samples, and no further repeats."""
     shorten_profiles(patch)
+    patch.setattr(measure.grid, "EXTRA_REPEATS", 0)
     patch.setattr(measure.decode_grid, "PROBE_SAMPLES", 1)
     patch.setattr(measure.restore_grid, "PROBE_SAMPLES", 1)
 

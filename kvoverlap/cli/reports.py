@@ -127,7 +127,7 @@ def print_decode_report(report: dict[str, Any]) -> None:
         f"{report['max_corrected_overlap_error_points']:.1f}"
     )
     say(
-        "corrected, in runs next to each other: the lp plan was the fastest measured, within twice "
+        "corrected, over all runs: the lp plan was the fastest measured, within twice "
         f"the noise, in {report['lp_corrected_fastest_in']}; at worst "
         f"{percent(report['lp_corrected_regret_frac'])} slower than the best"
     )

@@ -177,9 +177,8 @@ class Grid:
         Raises:
             KvOverlapError: the time allowed no setting.
         """
-        shares = [weight / sum(weights) for weight in weights] or [1 / len(settings)] * len(
-            settings
-        )
+        weights = weights or [1.0] * len(settings)
+        shares = [weight / sum(weights) for weight in weights]
         results: list[SettingResult] = []
         for number, (setting, share) in enumerate(zip(settings, shares, strict=True)):
             part = Part(progress, "", sum(shares[:number]), share)

@@ -130,7 +130,7 @@ def machine_at(hardware: HardwareProfile, speed: Speed) -> HardwareProfile:
     keeps its own pace.
     """
     attention = hardware.attention
-    for part in (part for part in ("flops", "hbm") if part in speed):
+    for part in [part for part in ("flops", "hbm") if part in speed]:
         hardware = hardware.with_faster(part, 1 / speed[part])
     if ATTENTION in speed:
         hardware = replace(hardware, attention=attention.faster(1 / speed[ATTENTION]))
@@ -190,8 +190,8 @@ def run_interleaved(
                 after = probe.sample()
                 took_s[name] = monotonic() - begun_s
                 run = MeasuredRun(timeline, before, after, core_share)
+                finished(name, run)  # before it counts: Ctrl-C leaves no run unjudged
                 runs[name].append(run)
-                finished(name, run)
                 before = after
         except KeyboardInterrupt:
             measured = {name: some for name, some in runs.items() if some}

@@ -65,9 +65,9 @@ def judge_run(plan: Plan, hardware: HardwareProfile, run: MeasuredRun) -> Judged
 
 
 def noise(values: Sequence[float]) -> float | None:
-    """Standard error of the middle of some values; a single one says nothing about it.
+    """Standard error of the mean of some values; None for a single one.
 
-    A few values are widened to the same confidence of 68 %, by Student's t.
+    That of a few values is widened to the same confidence of 68 %, by Student's t.
     """
     if len(values) < 2:
         return None
@@ -88,7 +88,7 @@ class Judgement:
 
     @property
     def noise_frac(self) -> float | None:
-        """Standard error of `error_frac`."""
+        """Standard error of the runs' `error_frac`."""
         return noise([run.error_frac for run in self.runs])
 
     @property
@@ -98,7 +98,7 @@ class Judgement:
 
     @property
     def overlap_noise_points(self) -> float | None:
-        """Standard error of `overlap_error_points`.
+        """Standard error of the runs' `overlap_error_points`.
 
         A plan that waits for its link takes as long on a slow core as on a fast one, and overlaps
         more.

@@ -34,7 +34,7 @@ CORE_REPEATS = 1
 within a pass."""
 
 WARM_UPS = {"cpu": 1, "cuda": 2}
-"""Runs on a slot that was just copied before the first that counts."""
+"""Uncounted first runs on slots that were just copied."""
 
 SAMPLE_S = 2e-3
 """Minimum length of a sample; shorter work is repeated inside the sample."""
@@ -74,7 +74,7 @@ MAX_ROTATION = 256
 
 OVERHEAD_TASKS = 50
 COLD_STARTS = 25
-"""Tasks that show what a task takes in addition to its kernels."""
+"""Tasks whose median gives the extra time of an operation behind other work."""
 
 SUSTAINED_S = 0.2
 SUSTAINED_FLOPS = 2e10
@@ -170,7 +170,7 @@ class Bench:
         return max(0.0, median(self._samples(lane, work, 1, OVERHEAD_TASKS)) - call_s)
 
     def _cold_start_s(self) -> float:
-        """Seconds that an operation of a decode step takes longer behind other work than in a loop.
+        """Extra seconds of a decode step's operation behind other work, compared with a loop of it.
 
         A task that follows another finds little of its code in the core's caches. The operation is
         a norm, a matmul, a copy and a residual, as many kernels as most operations have.

@@ -2,8 +2,8 @@
 
 All points are sampled in several passes over the whole list, so that a disturbance of some
 seconds affects one pass of many points instead of all samples of one. The kernels of a CPU are
-sampled beside reference kernels (`hw.calibrate.reference`). A profile holds the medians, or the
-least where others can only slow a point down, and the samples.
+sampled relative to reference kernels (`hw.calibrate.reference`). A profile holds the samples and
+their medians, of copies over a real link the least.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from hw.backends import Backend
 from hw.calibrate import attention, elementwise, experts, gemm, lanes, restores
 from hw.calibrate.bench import Bench
 from hw.calibrate.ranges import SampledRanges
-from hw.calibrate.reference import Beside, references
+from hw.calibrate.reference import RelativeSamples, references
 from hw.calibrate.tables import Samplers
 from hw.model.weights import TORCH_DTYPE, check_runnable
 from sim.machine.profile import HardwareProfile, Memory
@@ -137,7 +137,7 @@ def _sample(
     reference_parts = [references(bench, model, ranges.max_rows) for model in models]
     for points in (points for parts in reference_parts for points in parts.values()):
         kernels |= points
-    beside = Beside(reference_parts[0]) if kind == "cpu" else None
+    relative = RelativeSamples(reference_parts[0]) if kind == "cpu" else None
     _warm_up(bench)
     with ExitStack() as stack:
         others = lanes.samplers(bench, models, ranges)
@@ -152,16 +152,16 @@ def _sample(
             if number and spent_s * (number + 1) / number > max_s:
                 break
             points = kernels if number % LANES_EVERY[kind] else {**kernels, **others}
-            if beside is not None:
-                beside.begin_pass()
+            if relative is not None:
+                relative.begin_pass()
             for done, (point, sampler) in enumerate(points.items()):
                 fraction = (number + done / len(points)) / PASSES[kind]
                 progress(f"pass {number + 1} of {PASSES[kind]}", fraction)
-                if beside is not None and point in kernels:
-                    beside.sample(point, sampler)
+                if relative is not None and point in kernels:
+                    relative.sample(point, sampler)
                 else:
                     samples[point] += sampler()
-    return samples if beside is None else samples | beside.samples()
+    return samples if relative is None else samples | relative.samples()
 
 
 def _warm_up(bench: Bench) -> None:

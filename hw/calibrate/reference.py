@@ -1,7 +1,7 @@
 """Reference kernels, sampled again and again to show how fast a machine is now.
 
-One kernel for each part of the machine that bounds others. Two things use it: a profile of a CPU
-samples it beside every other kernel, and the speed probe samples it around runs.
+Each part of the machine that bounds kernels has one. The profile of a CPU samples it just before
+and after every kernel, and the speed probe just before and after every run.
 """
 
 from __future__ import annotations
@@ -58,12 +58,12 @@ def bounding_part(point: Point) -> str:
     return HBM
 
 
-class Beside:
-    """Samples of kernels on a machine whose speed changes, each relative to a reference kernel.
+class RelativeSamples:
+    """Samples of kernels relative to reference kernels, on a machine whose speed changes.
 
-    On a shared host a CPU takes 1.0 or about 1.7 times its least time, and changes within some
-    hundred milliseconds. A kernel and the reference kernel just before and after it are slowed down
-    alike, so their ratio is that of an undisturbed machine.
+    A CPU of a shared host becomes slower and faster again within some hundred milliseconds. A
+    kernel and the reference kernel just before and after it slow down alike, so the ratio of their
+    times is that of an undisturbed machine.
 
     Args:
         parts: points by part, from `references`. The first of each part is the reference.

@@ -89,8 +89,8 @@ turn                                               seconds between two tasks tha
                                                    over one after the other
 ================================================== =============================================
 
-Kernels of a CPU are at the speed at which reference kernels, sampled beside them, take their least
-time.
+Kernels of a CPU are sampled relative to reference kernels. Their seconds hold for the speed at
+which the reference kernels take their least time.
 """
 
 

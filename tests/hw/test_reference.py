@@ -1,4 +1,4 @@
-"""Kernels sampled beside a reference kernel, on machines whose speed is simulated."""
+"""Kernels sampled relative to reference kernels, on machines whose speed is simulated."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from statistics import median
 
 import pytest
 
-from hw.calibrate.reference import Beside, bounding_part
+from hw.calibrate.reference import RelativeSamples, bounding_part
 from hw.calibrate.tables import Sampler
 
 REFERENCE = ("gemm", 64, 32, 512)
@@ -36,21 +36,21 @@ def test_a_core_that_is_slowed_down_for_a_while_gives_the_times_of_a_free_one(
     mean_samples, tolerance_frac
 ):
     host = Host([1.7, 1.0], mean_samples)
-    beside = Beside({"flops": {REFERENCE: host.sampler(0.010)}})
+    relative = RelativeSamples({"flops": {REFERENCE: host.sampler(0.010)}})
     for _ in range(9):
-        beside.begin_pass()
+        relative.begin_pass()
         for factor in (1, 2, 4, 8, 16):
-            beside.sample(("gemm", 64, 32, 512 * factor), host.sampler(0.010 * factor))
-    for point, seconds in beside.samples().items():
+            relative.sample(("gemm", 64, 32, 512 * factor), host.sampler(0.010 * factor))
+    for point, seconds in relative.samples().items():
         assert median(seconds) == pytest.approx(0.010 * int(point[-1]) / 512, tolerance_frac)
 
 
 def test_a_host_that_is_slow_all_the_time_has_a_consistent_profile():
     """All times are of its slow core; the speed probe measures the same reference kernels."""
     host = Host([1.7])
-    beside = Beside({"flops": {REFERENCE: host.sampler(0.010)}})
-    beside.sample(KERNEL, host.sampler(0.020))
-    assert beside.samples() == {REFERENCE: [0.017], KERNEL: [pytest.approx(0.034)]}
+    relative = RelativeSamples({"flops": {REFERENCE: host.sampler(0.010)}})
+    relative.sample(KERNEL, host.sampler(0.020))
+    assert relative.samples() == {REFERENCE: [0.017], KERNEL: [pytest.approx(0.034)]}
 
 
 def test_kernels_change_their_speed_with_what_bounds_them():

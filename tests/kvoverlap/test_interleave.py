@@ -127,6 +127,19 @@ def test_a_long_plan_that_would_end_too_late_leaves_the_time_to_shorter_ones(mon
     assert (busy.runs, busy.now_s) == (list("ababb"), 70.0)
 
 
+def test_ctrl_c_while_a_run_is_judged_leaves_only_judged_runs(monkeypatch):
+    judged_names: list[str] = []
+
+    def judge(name: str, _: MeasuredRun) -> None:
+        if len(judged_names) == 3:
+            raise KeyboardInterrupt
+        judged_names.append(name)
+
+    found = Machine([]).measure(monkeypatch, finished=judge)
+    assert found.interrupted
+    assert {name: len(runs) for name, runs in found.runs.items()} == {"a": 2, "b": 1}
+
+
 def test_each_finished_run_is_reported(monkeypatch):
     seen: list[str] = []
     Machine([]).measure(monkeypatch, finished=lambda name, _: seen.append(name))

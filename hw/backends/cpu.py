@@ -220,13 +220,13 @@ class CpuBackend:
         self._local.lane = lane
         with torch.inference_mode():
             while (job := jobs.get()) is not None:
+                handle = job[-1]
                 try:
                     self._run(*job)
                 except BaseException as failure:  # handed to the thread that waits in finish
                     self._failure = failure
-                finally:
-                    job[-1].done.set()
-                del job  # the idle thread must not keep the buffers of the last run alive
+                del job  # whoever waits may count on the memory of finished work being free
+                handle.done.set()
 
     def _run(
         self,

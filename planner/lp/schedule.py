@@ -27,7 +27,7 @@ from planner.lp.memory import (
     ResidentVariables,
     Terms,
 )
-from planner.lp.solver import Basis, solve_to_optimum
+from planner.lp.solver import Basis, Start, lower_limits, solve_to_optimum
 from sim.cost.model import CostModel
 from sim.engine.launch import launch_times
 from sim.graph.tasks import Task, TaskGraph
@@ -136,8 +136,9 @@ class ScheduleLP:
         self._unit_s = max(sum(self._fixed_s), 1e-12) / MAKESPAN_UNITS
         self._lines = lines
         self.problem = pulp.LpProblem("decode", pulp.LpMinimize)
-        self._end_rows: list[list[str]] = [[] for _ in graph.tasks]
-        self._cost_rows: dict[int, list[str]] = {}
+        self._rows: list[pulp.LpConstraint] = []
+        self._end_rows: list[list[pulp.LpConstraint]] = [[] for _ in graph.tasks]
+        self._cost_rows: dict[int, list[pulp.LpConstraint]] = {}
         self._begins_with_end_of: dict[int, int] = {}
         add = self.problem.add_variable
         sized = [task for task in graph.tasks if task.op in self._sized]
@@ -182,22 +183,28 @@ class ScheduleLP:
 
         Args:
             choose: False skips the second choice, where only the makespan is wanted.
-            start: optimum of the same LP on another machine.
+            start: optimum of the same LP on another machine; by default the solver starts from the
+                schedule that recomputes and keeps nothing.
 
         Raises:
             PlannerFailed: the solver stopped without an optimum.
         """
-        basis = solve_to_optimum(self.problem, None if start is None else start.basis)
+        known = None if start is None else start.basis
+        limits = lower_limits(self._rows, {}) if known is None else {}
+        basis = solve_to_optimum(self.problem, Start(known, limits))
         objective_s = float(self.makespan.value()) * self._unit_s
         weights = self._task_weights()
         worth_s = self._memory_worth_s()
         if self.tokens and choose:
             self.makespan.upBound = self.makespan.value() * (1 + 1e-7)
+            changes: list[pulp.LpConstraint] = []
             if self.resident.weights:
                 self.problem.setObjective(-pulp.lpSum(self.resident.weights.values()))
             else:
-                self._prefer_even()
-            solve_to_optimum(self.problem, basis)
+                changes = self._prefer_even()
+            chosen = (self.tokens, self.resident.kv, self.resident.x)
+            found = {one: float(one.value()) for kind in chosen for one in kind.values()}
+            solve_to_optimum(self.problem, Start(basis, lower_limits(changes, found)))
         return Relaxation(
             objective_s,
             _values(self.tokens),
@@ -219,16 +226,20 @@ class ScheduleLP:
             for task in self.graph.tasks
         ]
 
-    def _row(self, name: str, terms: Terms, least: float) -> None:
+    def _row(self, name: str, terms: Terms, least: float) -> pulp.LpConstraint:
         expression = pulp.LpAffineExpression(terms)
-        self.problem.addConstraint(expression >= least, name)
+        row = pulp.LpConstraint(expression, pulp.LpConstraintGE, name, least)
+        self.problem.addConstraint(row)
+        return row
 
     def _not_before(
         self, name: str, target: pulp.LpVariable, earlier: Moment, pause_s: float = 0.0
-    ) -> None:
+    ) -> pulp.LpConstraint:
         """target >= earlier + pause"""
         least = (earlier.seconds + pause_s) / self._unit_s
-        self._row(name, [(target, 1.0), *earlier.less], least)
+        row = self._row(name, [(target, 1.0), *earlier.less], least)
+        self._rows.append(row)
+        return row
 
     def _count(self, task: Task) -> tuple[float, Terms]:
         """Tokens of a sized task: a constant and variables with their factors."""
@@ -262,9 +273,10 @@ class ScheduleLP:
         if self._straight:
             return lines[0]
         duration = self.problem.add_variable(f"time_{_name(task)}", 0)
-        self._cost_rows[at] = [f"cost_{_name(task)}_{number}" for number in range(len(lines))]
-        for name, line in zip(self._cost_rows[at], lines, strict=True):
-            self._not_before(name, duration, line)
+        self._cost_rows[at] = [
+            self._not_before(f"cost_{_name(task)}_{number}", duration, line)
+            for number, line in enumerate(lines)
+        ]
         return Moment(0.0, [(duration, -1.0)])
 
     def _memory_worth_s(self) -> float:
@@ -293,16 +305,15 @@ class ScheduleLP:
             else:
                 start = self.problem.add_variable(f"start_{names[at]}", ready_s / self._unit_s)
                 for earlier, pause_s in sorted(pauses_s.items()):
-                    row = f"after_{names[earlier]}__{names[at]}"
+                    name = f"after_{names[earlier]}__{names[at]}"
+                    row = self._not_before(name, start, ends[earlier], pause_s)
                     self._end_rows[earlier].append(row)
-                    self._not_before(row, start, ends[earlier], pause_s)
                 ends.append(Moment(duration.seconds, [(start, -1.0), *duration.less]))
             if not duration.less:
                 sure_s[at] += duration.seconds
         for at in sorted(set(range(len(ends))).difference(*waits)):
-            row = f"after_{names[at]}__end"
+            row = self._not_before(f"after_{names[at]}__end", self.makespan, ends[at])
             self._end_rows[at].append(row)
-            self._not_before(row, self.makespan, ends[at])
 
     def _waits(self) -> Iterator[dict[int, float]]:
         """For each task those for which it waits, with the pause in seconds after each.
@@ -340,8 +351,8 @@ class ScheduleLP:
     def _task_weights(self) -> tuple[float, ...]:
         """Weight of each task: the duals of the rows that carry its time."""
 
-        def duals(rows: Sequence[str]) -> float:
-            return sum(self.problem.get_constraint_by_name(name).pi or 0.0 for name in rows)
+        def duals(rows: Sequence[pulp.LpConstraint]) -> float:
+            return sum(row.pi or 0.0 for row in rows)
 
         weights = list(map(duals, self._end_rows))
         for at, earlier in reversed(self._begins_with_end_of.items()):
@@ -350,22 +361,26 @@ class ScheduleLP:
             weights[at] = duals(rows)
         return tuple(weights)
 
-    def _prefer_even(self) -> None:
+    def _prefer_even(self) -> list[pulp.LpConstraint]:
         """Among optimal splits, ask for the one that changes least from layer to layer.
 
         There are many optima, because only the total work of both lanes is tight. An even split
         needs the smallest staging slots and loses least when a real task is late.
+
+        Returns:
+            The rows that were added.
         """
-        changes = []
+        changes, rows = [], []
         resident = self.resident
         for kind, variables in (("", self.tokens), ("kv_", resident.kv), ("x_", resident.x)):
             for number, (before, after) in enumerate(pairwise(variables.values())):
                 change = self.problem.add_variable(f"change_{kind}{number}", 0)
                 for sign, side in ((1.0, "up"), (-1.0, "down")):
                     terms = [(change, 1.0), (after, -sign), (before, sign)]
-                    self._row(f"{side}_{kind}{number}", terms, 0.0)
+                    rows.append(self._row(f"{side}_{kind}{number}", terms, 0.0))
                 changes.append(change)
         self.problem.setObjective(pulp.lpSum(changes))
+        return rows
 
 
 def certain_pause_s(dispatch: Dispatch, earlier: Task, later: Task, sized: bool) -> float:

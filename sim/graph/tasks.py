@@ -9,7 +9,6 @@ are alternatives: the first to start does the work, and the others do what is le
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -156,6 +155,8 @@ class TaskGraph:
         later version does not change the hash of a graph that does not use it. So is what decides
         no task: how the model computes.
         """
+        import hashlib  # loads OpenSSL, which most commands do not need
+
         model = set_fields(replace(self.model, arithmetic=PLAIN))
         setting = [self.schedule, self.slots, model, set_fields(self.workload)]
         lines = [json.dumps(setting, sort_keys=True), *map(_identity, self.tasks)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from functools import partial
 from itertools import pairwise
 
 import pytest
@@ -117,6 +118,19 @@ def test_a_backend_works_again_after_a_failed_run(cpu):
     cpu.launch(H2D, lambda: ran.append("again"))
     cpu.finish()
     assert ran == ["again"]
+
+
+def test_memory_of_finished_work_is_free(cpu):
+    class Operand:
+        def __del__(self):
+            time.sleep(0.05)
+            freed.append(True)
+
+    freed: list[bool] = []
+    cpu.begin()
+    cpu.launch(COMPUTE, partial(id, Operand()))
+    cpu.finish()
+    assert freed
 
 
 def test_times_count_from_the_latest_begin(cpu):

@@ -6,6 +6,7 @@ import re
 from dataclasses import replace
 from itertools import pairwise
 
+import pulp
 import pytest
 from builders import (
     bent_machines,
@@ -29,6 +30,7 @@ from planner.decode.problem import DecodeProblem
 from planner.lp.costs import SIZED_OPS, PiecewiseLinearCosts
 from planner.lp.lane_bound import Course, lane_work_bound
 from planner.lp.schedule import ScheduleLP
+from planner.lp.solver import lower_limits, solve_to_optimum
 from sim.catalog import find_hardware, find_model
 from sim.cost.model import CostModel
 from sim.errors import PlannerFailed
@@ -231,6 +233,46 @@ def test_only_starts_that_wait_for_several_tasks_are_variables_where_costs_are_s
         "recomputed_s0_L1",
         *(f"start_s0_{task}" for task in several),
     }
+
+
+@pytest.mark.parametrize(("given_value", "rows"), [(0.0, "bc"), (3.0, "bd"), (4.0, "d")])
+def test_a_row_limits_a_variable_if_no_other_demands_more(given_value, rows):
+    problem = pulp.LpProblem("three", pulp.LpMinimize)
+    given, first, last = (problem.add_variable(name, 0) for name in ("given", "first", "last"))
+    demands = {
+        "a": first + given >= 2,
+        "b": first + 2 * given >= 8,
+        "c": last - first >= 1,
+        "d": last >= 4,
+    }
+    limits = lower_limits(demands.values(), {given: given_value})
+    assert {name for name, row in demands.items() if row in limits.values()} == set(rows)
+    assert all(next(iter(row)) is variable for variable, row in limits.items())
+
+
+@given(models(), straight_machines(), JOBS)
+@examples(20)
+def test_the_solver_starts_from_the_schedule_that_loads_everything(model, hardware, job):
+    assume(job.prompt_tokens > 1)
+    lp = schedule_lp(model, hardware, job)
+    for count in lp.tokens.values():
+        count.upBound = 0
+    loaded_s = lp.solve(choose=False).objective_s
+    assert lp.problem.solverModel.getInfo().simplex_iteration_count == 0
+    problem = DecodeProblem(model, hardware, job)
+    graph = problem.simulate(uniform(model, job, 0)).graph
+    assert loaded_s == pytest.approx(problem.longest_path_s(graph), rel=1e-6)
+
+
+@given(models(), bent_machines(), straight_machines(), JOBS)
+@examples(20)
+def test_the_optimum_does_not_depend_on_the_start(model, hardware, other, job):
+    lp = schedule_lp(model, hardware, job)
+    solve_to_optimum(lp.problem)
+    makespan = lp.makespan.value()
+    for start in (None, schedule_lp(model, other, job).solve(choose=False)):
+        lp.solve(choose=False, start=start)
+        assert lp.makespan.value() == pytest.approx(makespan, rel=1e-7)
 
 
 def test_an_lp_without_a_solution_is_an_error_and_not_a_plan_of_zeros():

@@ -23,7 +23,7 @@ Limits: TypeAlias = Mapping[pulp.LpVariable, pulp.LpConstraint]
 """The row that determines the value of each variable which is above its lower bound."""
 
 _PRIMAL_SIMPLEX = 4
-"""HiGHS's number of it."""
+"""HiGHS's number for it."""
 
 
 class Basis(NamedTuple):
@@ -51,9 +51,9 @@ class _Highs(pulp.HiGHS):  # type: ignore[misc]
 
     PuLP's own class has no start, and passes a program column by column and row by row, which takes
     several times as long as the solution. Presolve is off. It finds little on these programs, and
-    takes forty times as long as the solution on the long and narrow program of the bound. The
-    starts are feasible or nearly so; the primal simplex method goes on from there in a third of the
-    time of the dual one.
+    takes forty times as long as the solution on the long and narrow program of the bound. A start
+    is a feasible vertex or close to one, from which the primal simplex method needs less time than
+    the dual one.
     """
 
     def __init__(self, start: Start | None) -> None:
@@ -106,11 +106,13 @@ def _basis(
 def lower_limits(
     rows: Iterable[pulp.LpConstraint], values: Mapping[pulp.LpVariable, float]
 ) -> Limits:
-    """The rows that bound their first variable from below, where all are as small as possible.
+    """For the first variable of each row, the row that demands the most of it.
+
+    Variables that no row lifts above their lower bound are left out.
 
     Args:
-        rows: each of the form `variable + others >= least`; the others are in `values`, or the
-            first of an earlier row, or at their lower bound.
+        rows: each of the form `variable + others >= least`. The others have a value in `values`,
+            or are first in an earlier row, or are at their lower bound.
     """
     found, limits = dict(values), {}
     for row in rows:

@@ -3,7 +3,7 @@
     python benchmarks/noisy_neighbour.py [--runs 3] [--minutes 2.5] [--seed 0] [--json]
 
 The competing process works for 20 to 50 % of a core for some seconds and pauses for some, on a
-schedule that a seed fixes. Every run has the doctor's steadiness beside it, measured just before.
+schedule that a seed fixes. The doctor measures the machine's steadiness just before each run.
 """
 
 from __future__ import annotations

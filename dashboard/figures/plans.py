@@ -31,7 +31,7 @@ from sim.units import ms, percent
 PIXELS_PER_STEP = 22
 MAX_MAP_PX = 420
 LABEL_ROOM = 1.2
-"""Length of the axis over that of the longest bar, after which its label stands."""
+"""Length of the axis over that of the longest bar, so that its label fits after it."""
 
 
 def split_map(steps: Sequence[StepSplit]) -> go.Figure:

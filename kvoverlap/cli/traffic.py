@@ -178,7 +178,7 @@ def traffic(
 
     With --model and --hardware the requests run through a service: GPU memory,
     a host cache and tiers behind it, continuous batching. The answer is TTFT and
-    time per token, beside those of other ways to restore. With --hit-rates it is
+    time per token, compared with other ways to restore. With --hit-rates it is
     the hit rate of one pool, without time.
 
     For example:

@@ -161,7 +161,7 @@ def serve_trace(
     """Run the trace through the service and print what came out.
 
     Args:
-        sizes: of the host cache, one run each; None for the policies beside each other.
+        sizes: of the host cache, one run each; None to compare the policies.
         to: the table to write, and whether JSON is printed.
     """
     (output, json), (model, hardware) = to, served_by

@@ -101,9 +101,9 @@ class Step:
 
     Args:
         start_s: from the start of the trace.
-        measures: of the work that it launched, and of the work without a known launch that lies in
-            its annotation. A copy is hidden by the kernels of any step. `span_s` runs from the
-            start of the annotation to its end or that of the last work it launched.
+        measures: of the work that it launched, and of the work without a known launch in its
+            annotation. A copy is hidden by the kernels of any step. `span_s` runs from the start of
+            the annotation to its end or that of the last work it launched.
     """
 
     name: str

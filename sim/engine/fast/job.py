@@ -188,8 +188,8 @@ def sharing_of(
         pace[:, at] = np.array([availability.course(lane)]).T
     for entry in slowing:
         if entry.lane in lanes and entry.while_busy in lanes:
-            beside = busy >> lanes.index(entry.while_busy) & 1 == 1
-            pace[:, lanes.index(entry.lane), beside] *= entry.rate
+            other_runs = busy >> lanes.index(entry.while_busy) & 1 == 1
+            pace[:, lanes.index(entry.lane), other_runs] *= entry.rate
     capacity = np.zeros((len(lanes), len(uplinks)))
     for at, lane in enumerate(lanes):
         if lane in COPY_LANES:

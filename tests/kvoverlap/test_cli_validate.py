@@ -189,10 +189,10 @@ def test_each_run_is_judged_by_the_speed_around_it(validate, monkeypatch):
 
 
 class UnsteadyProbe(SlowedProbe):
-    """Reference kernels that take twice as long around every other run."""
+    """Reference kernels that take eight times as long around every other run."""
 
     def sample(self, before_run: bool = False) -> dict[str, float]:
-        self.ratio = 3.0 - self.ratio if before_run else self.ratio
+        self.ratio = 9.0 - self.ratio if before_run else self.ratio
         return {"flops": self.ratio, "hbm": self.ratio}
 
 

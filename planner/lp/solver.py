@@ -22,8 +22,7 @@ _STATUS = {
 Limits: TypeAlias = Mapping[pulp.LpVariable, pulp.LpConstraint]
 """The row that determines the value of each variable which is above its lower bound."""
 
-_PRIMAL_SIMPLEX = 4
-"""HiGHS's number for it."""
+_PRIMAL_SIMPLEX = int(highspy.simplex_constants.SimplexStrategy.kSimplexStrategyPrimal)
 
 
 class Basis(NamedTuple):
@@ -106,7 +105,7 @@ def _basis(
 def lower_limits(
     rows: Iterable[pulp.LpConstraint], values: Mapping[pulp.LpVariable, float]
 ) -> Limits:
-    """For the first variable of each row, the row that demands the most of it.
+    """The strictest row for each variable that comes first in a row.
 
     Variables that no row lifts above their lower bound are left out.
 
